@@ -1,0 +1,31 @@
+"""AlignTok: pretrained vision encoders, aligned into the image tokenizers of latent diffusion models.
+
+Importing this package is cheap: torch and the model libraries load when a component is first built.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from aligntok.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+#: Marks a plugin's implementation of :func:`aligntok.plugins.hookspecs.aligntok_register`.
+hookimpl = pluggy.HookimplMarker("aligntok")
+
+
+def load_tokenizer(source: Any, **kwargs: Any) -> Tokenizer:
+    """Load a tokenizer from a saved folder, a hub id, a training work folder or a published VA-VAE checkpoint.
+
+    See :func:`aligntok.training.loading.load_tokenizer` for what each source may be and the errors raised.
+    """
+    from aligntok.training.loading import load_tokenizer as load
+
+    return load(source, **kwargs)
+
+
+__all__ = ["__version__", "hookimpl", "load_tokenizer"]

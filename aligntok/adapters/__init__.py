@@ -1,0 +1,1 @@
+"""Adapters: the encoder's features to the latent."""

@@ -1,0 +1,59 @@
+"""Adapters that treat every position alike, so that a latent keeps its place and its grid."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aligntok.adapters.contract import Adapter
+from aligntok.errors import ConfigError
+
+
+class MLPAdapter(Adapter):
+    """Two 1x1 layers with GELU between: (N, in_dim, h, w) to (N, latent_dim, h, w) (paper, Eq. 3 and App. A).
+
+    hidden_dim: None for 2 * latent_dim, which gives the paper's 67,680 parameters for 1024 to 32.
+    """
+
+    def __init__(self, in_dim: int, latent_dim: int, hidden_dim: int | None = None) -> None:
+        super().__init__(in_dim=in_dim, latent_dim=latent_dim)
+        hidden_dim = 2 * latent_dim if hidden_dim is None else hidden_dim
+        if hidden_dim < 1:
+            raise ConfigError(f"MLPAdapter: hidden_dim={hidden_dim} must be at least 1")
+        self.fc1 = nn.Conv2d(in_dim, hidden_dim, 1)
+        self.fc2 = nn.Conv2d(hidden_dim, latent_dim, 1)
+
+    def forward(self, features: Tensor) -> Tensor:  # (N, C, h, w)
+        """Return latents (N, d, h, w)."""
+        self.check_features(features)
+        return self.fc2(F.gelu(self.fc1(features)))
+
+
+class LinearAdapter(Adapter):
+    """One 1x1 layer: (N, in_dim, h, w) to (N, latent_dim, h, w)."""
+
+    def __init__(self, in_dim: int, latent_dim: int) -> None:
+        super().__init__(in_dim=in_dim, latent_dim=latent_dim)
+        self.fc = nn.Conv2d(in_dim, latent_dim, 1)
+
+    def forward(self, features: Tensor) -> Tensor:  # (N, C, h, w)
+        """Return latents (N, d, h, w)."""
+        self.check_features(features)
+        return self.fc(features)
+
+
+class IdentityAdapter(Adapter):
+    """Features as they are, for encoders that give the latent themselves. Raises ConfigError if the widths differ."""
+
+    def __init__(self, in_dim: int, latent_dim: int) -> None:
+        super().__init__(in_dim=in_dim, latent_dim=latent_dim)
+        if in_dim != latent_dim:
+            raise ConfigError(
+                f"IdentityAdapter cannot turn {in_dim} channels into a latent of {latent_dim}; "
+                f"set latent_dim={in_dim}, or use the adapter 'linear' or 'mlp'"
+            )
+
+    def forward(self, features: Tensor) -> Tensor:  # (N, C, h, w)
+        """Return the features, unchanged."""
+        self.check_features(features)
+        return features

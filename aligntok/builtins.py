@@ -1,0 +1,40 @@
+"""The built-in plugin: every shipped name and its class, imported when it is first built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aligntok import hookimpl
+
+if TYPE_CHECKING:
+    from aligntok.registry import Registries
+
+
+@hookimpl
+def aligntok_register(registries: Registries) -> None:
+    """Register everything that AlignTok ships, exactly as an outside plugin does."""
+    registries.encoders.add("timm", "aligntok.encoders.timm.TimmEncoder")
+    registries.encoders.add("dinov2", "aligntok.encoders.foundation.DINOv2Encoder")
+    registries.encoders.add("mae", "aligntok.encoders.foundation.MAEEncoder")
+    registries.encoders.add("siglip2", "aligntok.encoders.foundation.SigLIP2Encoder")
+    registries.encoders.add("open_clip", "aligntok.encoders.open_clip.OpenCLIPEncoder")
+    registries.encoders.add("ldm_cnn", "aligntok.encoders.ldm_cnn.LDMEncoder")
+
+    registries.adapters.add("mlp", "aligntok.adapters.pointwise.MLPAdapter")
+    registries.adapters.add("linear", "aligntok.adapters.pointwise.LinearAdapter")
+    registries.adapters.add("identity", "aligntok.adapters.pointwise.IdentityAdapter")
+
+    registries.decoders.add("ldm_cnn", "aligntok.decoders.ldm_cnn.LDMDecoder")
+    registries.decoders.add("vit_cnn", "aligntok.decoders.vit_cnn.ViTCNNDecoder")
+
+    registries.discriminators.add("patchgan", "aligntok.discriminators.patchgan.PatchGAN")
+
+    registries.losses.add("l1", "aligntok.losses.reconstruction.L1Loss")
+    registries.losses.add("lpips", "aligntok.losses.reconstruction.LPIPSLoss")
+    registries.losses.add("gan", "aligntok.losses.adversarial.GANLoss")
+    registries.losses.add("semantic_preservation", "aligntok.losses.semantic.SemanticPreservationLoss")
+    registries.losses.add("vf", "aligntok.losses.semantic.VisionFoundationLoss")
+    registries.losses.add("kl", "aligntok.losses.posterior.KLLoss")
+
+    registries.datasets.add("images", "aligntok.data.images.ImageDataset")
+    registries.metrics.add("reconstruction", "aligntok.evaluation.reconstruction.ReconstructionMetric")

@@ -1,0 +1,117 @@
+"""The data set of images in a folder or a zip archive."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from aligntok.data.sampler import SampleRequest, sample_rng
+from aligntok.data.sources import open_source
+from aligntok.data.transforms import (
+    center_crop,
+    decode_image,
+    parse_image_size,
+    random_crop,
+    random_hflip,
+    resize_to_cover,
+    to_tensor,
+)
+from aligntok.errors import ConfigError, DataError
+
+logger = logging.getLogger("aligntok.data")
+
+
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Images under `root`: a folder (class folders or flat, any depth) or a .zip of the same.
+
+    An item is ``dict(images=float32 (3, H, W) in [-1, 1], label=class index or -1, index=place in the data set)``.
+    The image is resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped: at random
+    and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. `split` chooses a subfolder. Random
+    choices follow from `seed` and the sample number of the :class:`SampleRequest` asked for; a plain integer asks for
+    that image with the same integer as its sample number.
+
+    An unreadable image is replaced by the next readable one (its label and index come with it), logged once, and
+    counted in `num_unreadable`, across the workers of this process. More than `max_unreadable` different ones (None:
+    1 % of the images, rounded up) are an error. Large JPEGs are decoded at a fraction of their size for training,
+    never below twice the target, and in full for evaluation.
+
+    Raises DataError for a missing or empty folder or zip, an empty class folder, a damaged archive, too many
+    unreadable images; ConfigError for a wrong `image_size`, `max_unreadable` or `seed`.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        image_size: int | Sequence[int] = 256,
+        train: bool = True,
+        split: str | None = None,
+        hflip: bool = True,
+        max_unreadable: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.size = parse_image_size(image_size)
+        self.train = train
+        self.hflip = hflip
+        self.seed = seed
+        self.source = open_source(root, split)
+        self.class_names = self.source.class_names
+        self.max_unreadable = math.ceil(len(self) / 100) if max_unreadable is None else max_unreadable
+        if self.max_unreadable < 0 or seed < 0:
+            raise ConfigError(f"max_unreadable {max_unreadable} and seed {seed} must not be negative")
+        # One flag an image in shared memory: workers set them without a lock, and setting one twice counts once.
+        self._unreadable = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def num_unreadable(self) -> int:
+        """How many different images could not be read so far, in this process and its workers."""
+        return int(self._unreadable.sum(dtype=torch.int64))
+
+    def __getitem__(self, request: SampleRequest | int) -> dict[str, Any]:
+        index, sample_number = request if isinstance(request, SampleRequest) else (request, None)
+        index = range(len(self))[index]
+        image, shown = self._read_or_next(index)
+        image = resize_to_cover(image, self.size)
+        if self.train:
+            rng = sample_rng(self.seed, index if sample_number is None else sample_number)
+            image = random_crop(image, self.size, rng)
+            image = random_hflip(image, rng) if self.hflip else image
+        else:
+            image = center_crop(image, self.size)
+        return {"images": to_tensor(image), "label": int(self.source.labels[shown]), "index": shown}
+
+    def _read_or_next(self, index: int) -> tuple[Image.Image, int]:
+        for candidate in chain(range(index, len(self)), range(index)):
+            image = self._read(candidate)
+            if image is not None:
+                return image, candidate
+        raise DataError(f"{self.source.where}: not one of {len(self)} images can be read")
+
+    def _read(self, index: int) -> Image.Image | None:
+        try:
+            return decode_image(self.source.read(index), draft_side=2 * max(self.size) if self.train else None)
+        except Exception as error:  # Pillow raises nearly anything for a damaged file
+            self._note_unreadable(index, error)
+            return None
+
+    def _note_unreadable(self, index: int, error: Exception) -> None:
+        if self._unreadable[index]:
+            return
+        self._unreadable[index] = 1
+        name, count = self.source.names[index], self.num_unreadable
+        logger.warning("%s: cannot read %s (%s), taking the next image instead", self.source.where, name, error)
+        if count > self.max_unreadable:
+            raise DataError(
+                f"{self.source.where}: {count} of {len(self)} images cannot be read, {name} the latest ({error}); "
+                f"{self.max_unreadable} are allowed: repair or remove the files, or raise `max_unreadable`"
+            ) from error

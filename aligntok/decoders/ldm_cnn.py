@@ -1,0 +1,75 @@
+"""The convolutional decoder of latent diffusion (Rombach et al. 2022), as VA-VAE and AlignTok use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aligntok.decoders.contract import Decoder
+from aligntok.ops.ldm_blocks import Middle, UpLevel, check_shape_options, group_norm, set_block_checkpointing
+
+
+class LDMDecoder(Decoder):
+    """Latents (N, d, h, w) to images (N, out_ch, h*f, w*f), f = 2**(len(ch_mult) - 1); 41.42 M parameters by default.
+
+    ch: width at full resolution; ch_mult: its multiple at each level, full resolution first; num_res_blocks: residual
+    blocks a level, plus one. Attention follows every block of the levels whose side, for square images of `resolution`
+    pixels, is in `attn_resolutions`; it stays at those levels whatever the size of the images, and the middle part
+    always has it. tanh_out: end in tanh, so that images cannot leave [-1, 1]. Parameter names are those of published
+    LDM and VA-VAE checkpoints under `decoder.`, plus `post_quant_conv`. Raises ConfigError for widths that cannot be
+    normalised in 32 groups, and for latents of another width.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 32,
+        ch: int = 128,
+        ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        attn_resolutions: Sequence[int] = (16,),
+        resolution: int = 256,
+        dropout: float = 0.0,
+        out_ch: int = 3,
+        tanh_out: bool = False,
+    ) -> None:
+        check_shape_options("LDMDecoder", ch_mult, num_res_blocks, latent_dim)
+        super().__init__(latent_dim=latent_dim, upsample_factor=2 ** (len(ch_mult) - 1))
+        self.tanh_out = tanh_out
+        widths = [ch * mult for mult in ch_mult]
+        self.post_quant_conv = nn.Conv2d(latent_dim, latent_dim, 1)
+        self.conv_in = nn.Conv2d(latent_dim, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], dropout)
+        self.up = nn.ModuleList(
+            UpLevel(
+                widths[min(level + 1, len(widths) - 1)],
+                width,
+                num_res_blocks + 1,
+                resolution // 2**level in attn_resolutions,
+                dropout,
+                is_last=level == 0,
+            )
+            for level, width in enumerate(widths)
+        )
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], out_ch, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:  # (N, d, h, w)
+        self.check_latents(latents)
+        x = self.mid(self.conv_in(self.post_quant_conv(latents)))  # (N, ch*ch_mult[-1], h, w)
+        for level in reversed(self.up):
+            x = level(x)
+        x = self.conv_out(F.silu(self.norm_out(x)))  # (N, out_ch, h*f, w*f)
+        return torch.tanh(x) if self.tanh_out else x
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of `conv_out`, where LDM balances its adversarial loss."""
+        return cast(nn.Parameter, self.conv_out.weight)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
+        set_block_checkpointing(self, enable)

@@ -1,0 +1,1 @@
+"""Encoders: pretrained vision models, images -> features on the tokenizer's grid."""

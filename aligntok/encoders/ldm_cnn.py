@@ -1,0 +1,111 @@
+"""The convolutional encoder of latent diffusion (Rombach et al. 2022): the baseline that starts from random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aligntok.encoders.contract import Encoder
+from aligntok.errors import ConfigError, WeightsError
+from aligntok.ops.ldm_blocks import DownLevel, Middle, check_shape_options, group_norm, set_block_checkpointing
+from aligntok.ops.weight_files import load_exactly, read_tensors
+
+
+class LDMEncoder(Encoder):
+    """Images (N, 3, H, W) to moments (N, 2*d, H/f, W/f), f = 2**(len(ch_mult) - 1); 28.41 M parameters by default.
+
+    With double_z the channels are means, then log-variances, of the latent; without it they are the latent (N, d, ...).
+    ch, ch_mult, num_res_blocks, attn_resolutions, resolution, dropout: as in the LDM decoder, with one residual block
+    a level fewer. pretrained: False for random weights, or a local .safetensors, .pt, .ckpt or .pth file with this
+    encoder's weights, by its own names or inside a published autoencoder (`encoder.*`, `quant_conv.*`).
+    downsample_factor: f, only checked. Raises ConfigError for options that do not fit one another, and WeightsError
+    for weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 32,
+        ch: int = 128,
+        ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        attn_resolutions: Sequence[int] = (16,),
+        resolution: int = 256,
+        dropout: float = 0.0,
+        double_z: bool = True,
+        pretrained: bool | str | Path = False,
+        downsample_factor: int | None = None,
+    ) -> None:
+        check_shape_options("LDMEncoder", ch_mult, num_res_blocks, latent_dim)
+        factor = _checked_factor(downsample_factor, ch_mult)
+        moments = 2 * latent_dim if double_z else latent_dim
+        super().__init__(downsample_factor=factor, stride=factor, out_dim=moments, mean=(0.5,) * 3, std=(0.5,) * 3)
+        widths = [ch * mult for mult in ch_mult]
+        self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
+        self.down = nn.ModuleList(
+            DownLevel(
+                widths[level - 1] if level else ch,
+                width,
+                num_res_blocks,
+                resolution // 2**level in attn_resolutions,
+                dropout,
+                is_last=level == len(widths) - 1,
+            )
+            for level, width in enumerate(widths)
+        )
+        self.mid = Middle(widths[-1], dropout)
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], moments, 3, padding=1)
+        self.quant_conv = nn.Conv2d(moments, moments, 1)
+        if pretrained:
+            self.load_pretrained(pretrained)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images as they are: this network takes [-1, 1]."""
+        return images
+
+    def backbone_features(self, pixels: Tensor) -> Tensor:  # (N, 3, H, W)
+        x = self.conv_in(pixels)
+        for level in self.down:
+            x = level(x)
+        x = self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.quant_conv(x)  # (N, 2*d, H/f, W/f)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of `conv_out`, where VA-VAE balances its losses (Yao et al. 2025)."""
+        return cast(nn.Parameter, self.conv_out.weight)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
+        set_block_checkpointing(self, enable)
+
+    def load_pretrained(self, source: bool | str | Path) -> None:
+        """Load weights from a local file. Raises WeightsError when there is none or it does not fit."""
+        if source is True:
+            raise WeightsError(
+                "LDMEncoder has no weights on any hub; give pretrained=False for random weights, or a local file "
+                "with the keys of a published LDM or VA-VAE checkpoint"
+            )
+        who = type(self).__name__
+        load_exactly(self, _own_keys(read_tensors(str(source), who)), who, source)
+
+
+def _own_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """This encoder's part of a published autoencoder, by this encoder's names; its own state dict as it is."""
+    published = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
+    quant = {key: value for key, value in tensors.items() if key.startswith("quant_conv.")}
+    return {**published, **quant} if published else dict(tensors)
+
+
+def _checked_factor(given: int | None, ch_mult: Sequence[int]) -> int:
+    factor = 2 ** (len(ch_mult) - 1)
+    if given not in (None, factor):
+        raise ConfigError(
+            f"LDMEncoder: downsample_factor={given} does not fit ch_mult={tuple(ch_mult)}, whose factor is {factor}; "
+            "give one multiplier per halving, plus one"
+        )
+    return factor

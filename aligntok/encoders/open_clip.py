@@ -1,0 +1,282 @@
+"""Any open_clip image tower as an encoder; the text tower is never built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import _build_vision_tower
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from aligntok.encoders import weights
+from aligntok.encoders.contract import Encoder, last_weight
+from aligntok.encoders.timm import build_backbone, checkpoint_blocks, choose_level, intermediate
+from aligntok.errors import ConfigError, WeightsError, suggestion
+
+HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+class OpenCLIPEncoder(Encoder):
+    """An open_clip image tower's patch features (N, C, H/f, W/f); pooling, projection and text part are left out.
+
+    model_name: one of open_clip.list_models(). pretrained: True for the published weights where there is one set of
+    them, the tag of a set, False for random ones, or a local file (the whole model's or the image tower's).
+    downsample_factor: f. stride: p, of a CNN tower the stage whose features are taken (by default the deepest with
+    p <= f); of a ViT the patch. out_index: which block or stage, instead of the last one of that stride. final_norm:
+    apply the tower's last norm where it has one for the patches. antialias: see Encoder.
+
+    Raises ConfigError for an unknown model, tag, stride or block, and WeightsError when the weights can't be had or
+    don't fit.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        pretrained: bool | str | os.PathLike[str] = True,
+        downsample_factor: int = 16,
+        stride: int | None = None,
+        out_index: int | None = None,
+        final_norm: bool = True,
+        antialias: bool = False,
+    ) -> None:
+        config = model_config(model_name)
+        tag = chosen_tag(model_name, pretrained)
+        published = open_clip.get_pretrained_cfg(model_name, tag or _any_tag(model_name))
+        tensors, source = image_tensors(model_name, tag, pretrained)
+        # Some sets were trained with QuickGELU under a plain model name; a file or random weights go by the name.
+        quick_gelu = bool(config.get("quick_gelu") or (tag and published.get("quick_gelu")))
+        tower = build_tower(model_name, config, quick_gelu, tensors, source)
+        index = choose_level(tower, downsample_factor, stride, out_index, who=f"open_clip model '{model_name}'")
+        tower.keep(index, final_norm)
+        super().__init__(
+            downsample_factor=downsample_factor,
+            stride=tower.feature_info[index]["reduction"],
+            out_dim=tower.feature_info[index]["num_chs"],
+            mean=published.get("mean") or OPENAI_DATASET_MEAN,
+            std=published.get("std") or OPENAI_DATASET_STD,
+            antialias=antialias,
+        )
+        self.model_name = model_name
+        self.backbone = tower
+
+    def backbone_features(self, pixels: Tensor) -> Tensor:
+        return self.backbone(pixels)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return last_weight(self.backbone)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute block by block where the tower can, and otherwise the whole of it; gradients stay the same."""
+        if not self.backbone.set_grad_checkpointing(enable):
+            super().set_grad_checkpointing(enable)
+
+
+class Tower(nn.Module):
+    """An image tower reduced to its features. `feature_info` lists what can be taken, as timm's models do."""
+
+    feature_info: list[dict[str, int]]
+
+    def keep(self, index: int, final_norm: bool) -> None:
+        """Drop what comes after block or stage `index`."""
+        raise NotImplementedError
+
+    def set_grad_checkpointing(self, enable: bool) -> bool:
+        """Checkpoint block by block; False when this tower can't."""
+        raise NotImplementedError
+
+
+class TimmTower(Tower):
+    """A timm model in open_clip's clothes."""
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.feature_info = [dict(level) for level in trunk.feature_info]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return intermediate(self.trunk, pixels, self.index, self.final_norm)
+
+    def keep(self, index: int, final_norm: bool) -> None:
+        self.index, self.final_norm = index, final_norm
+        self.trunk.prune_intermediate_layers([index], prune_norm=not final_norm, prune_head=True)
+
+    def set_grad_checkpointing(self, enable: bool) -> bool:
+        return checkpoint_blocks(self.trunk, enable)
+
+
+class PatchTower(Tower):
+    """open_clip's own ViT, with its parameter names, for images of any size."""
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        self.grid = visual.grid_size
+        self.conv1 = visual.conv1
+        self.class_embedding = visual.class_embedding
+        self.positional_embedding = visual.positional_embedding
+        self.ln_pre = visual.ln_pre
+        self.transformer = visual.transformer
+        # An attentional pooler stands between the blocks and the last norm, which then is not one of the patches.
+        self.ln_post = visual.ln_post if visual.attn_pool is None else nn.Identity()
+        width = visual.conv1.out_channels
+        level = {"num_chs": width, "reduction": visual.patch_size[0]}
+        self.feature_info = [dict(level) for _ in visual.transformer.resblocks]
+
+    def forward(self, pixels: Tensor) -> Tensor:  # (N, 3, h*p, w*p)
+        patches = self.conv1(pixels)  # (N, C, h, w)
+        n, c, h, w = patches.shape
+        x = torch.cat([self.class_embedding.expand(n, 1, c), patches.flatten(2).mT], dim=1)  # (N, 1 + h*w, C)
+        x = x + weights.resample_position_grid(self.positional_embedding, (h, w), self.grid)
+        x = self.ln_post(self.transformer(self.ln_pre(x)))
+        return x[:, 1:].mT.reshape(n, c, h, w)
+
+    def keep(self, index: int, final_norm: bool) -> None:
+        self.transformer.prune_intermediate_layers([index])
+        if not final_norm:
+            self.ln_post = nn.Identity()
+
+    def set_grad_checkpointing(self, enable: bool) -> bool:
+        self.transformer.grad_checkpointing = enable
+        return True
+
+
+class ResNetTower(Tower):
+    """OpenAI's modified ResNet without its attention pooling."""
+
+    conv1: nn.Module
+    bn1: nn.Module
+    act1: nn.Module
+    conv2: nn.Module
+    bn2: nn.Module
+    act2: nn.Module
+    conv3: nn.Module
+    bn3: nn.Module
+    act3: nn.Module
+    avgpool: nn.Module
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        for name in ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool"):
+            setattr(self, name, getattr(visual, name))
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            setattr(self, name, getattr(visual, name))
+        self.grad_checkpointing = False
+        self.stages = ["layer1", "layer2", "layer3", "layer4"]
+        width = visual.conv3.out_channels
+        self.feature_info = [{"num_chs": width * 4 * 2**i, "reduction": 4 * 2**i} for i in range(4)]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.act1(self.bn1(self.conv1(pixels)))
+        x = self.act2(self.bn2(self.conv2(x)))
+        x = self.avgpool(self.act3(self.bn3(self.conv3(x))))  # (N, width, H/4, W/4)
+        for stage in map(self.get_submodule, self.stages):
+            recompute = self.grad_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(stage, x, use_reentrant=False) if recompute else stage(x)
+        return x
+
+    def keep(self, index: int, final_norm: bool) -> None:
+        for name in self.stages[index + 1 :]:
+            delattr(self, name)
+        self.stages = self.stages[: index + 1]
+
+    def set_grad_checkpointing(self, enable: bool) -> bool:
+        self.grad_checkpointing = enable
+        return True
+
+
+def model_config(model_name: str) -> dict[str, Any]:
+    """open_clip's config of a model. Raises ConfigError, with the nearest name, if there is none."""
+    known = open_clip.list_models()
+    config = open_clip.get_model_config(model_name) if model_name in known else None
+    if config is None:
+        raise ConfigError(
+            f"open_clip {open_clip.__version__} has no model '{model_name}'\n  {suggestion(model_name, known)}"
+            "See open_clip.list_models()"
+        )
+    return config
+
+
+def chosen_tag(model_name: str, pretrained: bool | str | os.PathLike[str]) -> str:
+    """The pretrained tag that is meant, or '' for random weights or a file. Raises ConfigError if that is not clear."""
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    if pretrained is True:
+        if len(tags) == 1:
+            return tags[0]
+        raise ConfigError(
+            f"open_clip model '{model_name}' has {len(tags)} sets of pretrained weights; choose one with pretrained=, "
+            f"or give a file: {', '.join(tags) or '(none published)'}"
+        )
+    if pretrained is False or os.path.exists(pretrained):
+        return ""
+    name = os.fspath(pretrained)
+    if open_clip.pretrained.is_pretrained_cfg(model_name, name):
+        return name
+    raise WeightsError(
+        f"open_clip model '{model_name}': pretrained={name!r} is neither a file nor one of its tags\n"
+        f"  {suggestion(name, tags)}Tags: {', '.join(tags) or 'none'}"
+    )
+
+
+def image_tensors(
+    model_name: str, tag: str, pretrained: bool | str | os.PathLike[str]
+) -> tuple[dict[str, Tensor] | None, str]:
+    """The image tower's tensors, named as in the tower, and the file they come from; (None, "") for random ones."""
+    if pretrained is False:
+        return None, ""
+    who = f"open_clip model '{model_name}'"
+    path = _published_file(model_name, tag, who) if tag else pretrained
+    tensors = weights.read_state_dict(os.fspath(path), who)  # type: ignore[arg-type]
+    visual = {key.removeprefix("visual."): value for key, value in tensors.items() if key.startswith("visual.")}
+    return visual or tensors, os.fspath(path)  # type: ignore[arg-type]
+
+
+def _published_file(model_name: str, tag: str, who: str) -> str | os.PathLike[str]:
+    published = open_clip.get_pretrained_cfg(model_name, tag)
+    if not published.get("hf_hub"):
+        return weights.url_file(published["url"], who)
+    repo, filename = os.path.split(published["hf_hub"])
+    if not filename:
+        return weights.hub_file(repo, HUB_FILES, who)
+    return weights.hub_file(repo, (os.path.splitext(filename)[0] + ".safetensors", filename), who)
+
+
+def _any_tag(model_name: str) -> str:
+    # Random weights and a file say nothing of the mean and std that the tower expects; its published sets do.
+    return (open_clip.list_pretrained_tags_by_model(model_name) or [""])[0]
+
+
+def build_tower(
+    model_name: str,
+    config: dict[str, Any],
+    quick_gelu: bool,
+    tensors: Mapping[str, Tensor] | None,
+    source: str,
+) -> Any:
+    """Build the image tower of a config, with `tensors` as weights if given. Raises WeightsError if they don't fit."""
+    vision = config["vision_cfg"]
+    if name := vision.get("timm_model_name"):
+        trunk = None if tensors is None else {k.removeprefix("trunk."): v for k, v in _trunk_only(tensors).items()}
+        return TimmTower(build_backbone(name, trunk, source))
+    visual = _build_vision_tower(config["embed_dim"], vision, quick_gelu)
+    tower: Tower = PatchTower(visual) if hasattr(visual, "transformer") else ResNetTower(visual)
+    if tensors is not None:
+        weights.load_weights(tower, _on_grid(tower, tensors), f"open_clip model '{model_name}'", source)
+    return tower
+
+
+def _trunk_only(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    trunk = {key: value for key, value in tensors.items() if key.startswith("trunk.")}
+    return trunk or tensors
+
+
+def _on_grid(tower: Tower, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    table = tensors.get("positional_embedding")
+    if not isinstance(tower, PatchTower) or table is None:
+        return tensors
+    return {**tensors, "positional_embedding": weights.resample_position_grid(table, tower.grid)}

@@ -1,0 +1,265 @@
+"""Any timm model as an encoder: plain ViTs, Eva ViTs (DINOv3, Perception Encoder), and CNNs at a chosen stride."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from aligntok.encoders import weights
+from aligntok.encoders.contract import Encoder, last_weight
+from aligntok.errors import ConfigError, WeightsError, suggestion
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+# What a model must be told to take images of any size, by family; a family that takes none of it needs none of it.
+ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+
+
+class TimmEncoder(Encoder):
+    """A timm model's intermediate features (N, C, H/f, W/f); what comes after them is dropped.
+
+    model_name: any of timm's, with or without a pretrained tag. pretrained: True for the published weights, False for
+    random ones, or a local .safetensors, .bin or .pth file; position tables are resampled to the model's grid.
+    downsample_factor: f. stride: p, of CNNs and pyramids the level whose features are taken (by default the deepest
+    with p <= f); of a ViT the patch. out_index: which block or level, instead of the last one of that stride.
+    final_norm: apply the backbone's last norm where it has one. image_size: pixels that a ViT's position grid is made
+    for (by default the pretrained one). model_args: further keywords of timm. antialias: see Encoder.
+
+    Dropout and stochastic depth are off unless `model_args` asks for them. Raises ConfigError for an unknown model,
+    stride or block, and WeightsError when the weights can't be had or don't fit.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        pretrained: bool | str | os.PathLike[str] = True,
+        downsample_factor: int = 16,
+        stride: int | None = None,
+        out_index: int | None = None,
+        final_norm: bool = True,
+        image_size: int | tuple[int, int] | None = None,
+        model_args: dict[str, Any] | None = None,
+        antialias: bool = False,
+    ) -> None:
+        check_model_name(model_name)
+        tensors, source = pretrained_tensors(model_name, pretrained)
+        backbone = build_backbone(model_name, tensors, source, image_size=image_size, model_args=model_args)
+        index = choose_level(backbone, downsample_factor, stride, out_index, who=f"timm model '{model_name}'")
+        super().__init__(
+            downsample_factor=downsample_factor,
+            stride=backbone.feature_info[index]["reduction"],
+            out_dim=backbone.feature_info[index]["num_chs"],
+            mean=backbone.pretrained_cfg["mean"],
+            std=backbone.pretrained_cfg["std"],
+            antialias=antialias,
+        )
+        self.model_name = model_name
+        self.out_index = index
+        self.final_norm = final_norm
+        backbone.prune_intermediate_layers([index], prune_norm=not final_norm, prune_head=True)
+        self.backbone = backbone
+
+    def backbone_features(self, pixels: Tensor) -> Tensor:
+        return intermediate(self.backbone, pixels, self.out_index, self.final_norm)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return last_weight(self.backbone)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute block by block where the model can, and otherwise the whole of it; gradients stay the same."""
+        if not checkpoint_blocks(self.backbone, enable):
+            super().set_grad_checkpointing(enable)
+
+
+def intermediate(backbone: Any, pixels: Tensor, index: int, norm: bool) -> Tensor:
+    """Features (N, C, h, w) after block or level `index` of a timm model. Raises ConfigError for a size it refuses."""
+    try:
+        features = backbone.forward_intermediates(
+            pixels, indices=[index], norm=norm, stop_early=True, intermediates_only=True
+        )
+    except AssertionError as error:  # how timm's models refuse a size or an option
+        raise ConfigError(
+            f"{type(backbone).__name__} refuses {pixels.shape[-2]} x {pixels.shape[-1]} pixels: {error}\n"
+            "  a model of fixed size needs image_size=(height, width), one without a last norm final_norm=False"
+        ) from error
+    return features[0]
+
+
+def checkpoint_blocks(backbone: Any, enable: bool) -> bool:
+    """Turn timm's own gradient checkpointing on or off; False when this model has none."""
+    try:
+        backbone.set_grad_checkpointing(enable)
+    except (AssertionError, AttributeError):  # how timm's models say that they have none
+        return False
+    return True
+
+
+def check_model_name(model_name: str) -> None:
+    """Raise ConfigError, with the nearest name, unless timm has a model (and pretrained tag) of that name."""
+    architecture, _, tag = model_name.partition(".")
+    if not timm.is_model(architecture):
+        raise ConfigError(
+            f"timm {timm.__version__} has no model '{model_name}'\n  {suggestion(architecture, timm.list_models())}"
+            f"See timm.list_models('*{architecture[:8]}*')"
+        )
+    known = timm.list_pretrained(f"{architecture}.*")
+    if tag and model_name not in known:
+        raise ConfigError(
+            f"timm model '{architecture}' has no pretrained tag '{tag}'\n  {suggestion(model_name, known)}"
+            f"Known: {', '.join(known) or 'none'}"
+        )
+
+
+def pretrained_tensors(
+    model_name: str, pretrained: bool | str | os.PathLike[str]
+) -> tuple[dict[str, Tensor] | None, str]:
+    """The weights that `pretrained` asks for, with the file they come from; (None, "") for random ones."""
+    if pretrained is False:
+        return None, ""
+    who = f"timm model '{model_name}'"
+    path = _published_file(model_name, who) if pretrained is True else pretrained
+    return weights.read_state_dict(path, who), os.fspath(path)
+
+
+def _published_file(model_name: str, who: str) -> str | os.PathLike[str]:
+    published = timm.get_pretrained_cfg(model_name)
+    if published is not None and published.hf_hub_id:
+        names = (published.hf_hub_filename,) if published.hf_hub_filename else HUB_FILES
+        return weights.hub_file(published.hf_hub_id, names, who)
+    if published is not None and published.url:
+        url = published.url
+        return weights.url_file(url if isinstance(url, str) else url[0], who)
+    raise WeightsError(
+        f"{who}: no weights are published under this name; give a pretrained tag "
+        f'(timm.list_pretrained), a file as pretrained="/path/file.safetensors", or pretrained=False'
+    )
+
+
+def build_backbone(
+    model_name: str,
+    tensors: Mapping[str, Tensor] | None,
+    source: str,
+    image_size: int | tuple[int, int] | None = None,
+    model_args: dict[str, Any] | None = None,
+) -> Any:
+    """Build a timm model without classifier, for images of any size, with `tensors` as its weights if given.
+
+    Raises ConfigError for keywords that the model does not take, WeightsError for weights of another model.
+    """
+    options: dict[str, Any] = {"num_classes": 0, **(model_args or {})}
+    if image_size is not None:
+        options["img_size"] = image_size
+    if tensors is None:
+        backbone = _create(model_name, options)
+    else:
+        backbone = _create_with_weights(model_name, options, _without_classifier(model_name, tensors), source)
+    if not hasattr(backbone, "prune_intermediate_layers") or not hasattr(backbone, "feature_info"):
+        raise ConfigError(f"timm model '{model_name}' gives no intermediate features; choose another")
+    if not any("drop" in option for option in options):
+        _stop_dropout(backbone)
+    return backbone
+
+
+def _create(model_name: str, options: dict[str, Any]) -> Any:
+    for any_size in ANY_SIZE:
+        try:
+            return timm.create_model(model_name, **{**any_size, **options})
+        except TypeError as error:
+            if any(key in str(error) for key in any_size):
+                continue
+            raise ConfigError(f"timm model '{model_name}' cannot be built with {options}: {error}") from error
+    raise AssertionError("the last way of ANY_SIZE has no key to refuse")
+
+
+def _create_with_weights(model_name: str, options: dict[str, Any], tensors: dict[str, Tensor], source: str) -> Any:
+    who = f"timm model '{model_name}'"
+    try:
+        backbone = _create(model_name, _loading(options, tensors))
+    except RuntimeError as error:
+        extra = weights.unexpected_keys(str(error))
+        if not extra or not _is_another_part(extra, tensors) or weights.missing_keys(str(error)):
+            raise weights.misfit_of(error, who, source) from error
+        kept = {key: value for key, value in tensors.items() if key not in extra}
+        return _create_with_weights(model_name, options, kept, source)
+    except (KeyError, ValueError, IndexError, AssertionError) as error:  # timm's converter met names it does not know
+        raise WeightsError(f"{who}: {source} does not fit this model: {type(error).__name__}: {error}") from error
+    # The tensors were passed inside the model's own config, where they would stay in memory.
+    backbone.pretrained_cfg.pop("state_dict", None)
+    _check_loaded(backbone, model_name, tensors, who, source)
+    return backbone
+
+
+def _loading(options: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    # timm's own path converts original checkpoints and resamples position tables; num_classes as the model's keeps
+    # its loading strict.
+    overlay = {"state_dict": tensors, "num_classes": options["num_classes"], "source": ""}
+    return {**options, "pretrained": True, "pretrained_cfg_overlay": overlay}
+
+
+def _is_another_part(extra: list[str], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the surplus is parts of their own, as a pooling head is, and not more blocks of a deeper model."""
+    kept = {key.split(".")[0] for key in tensors if key not in extra}
+    return all(key.split(".")[0] not in kept - {"head"} for key in extra) and all(key in tensors for key in extra)
+
+
+def _without_classifier(model_name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    published = timm.get_pretrained_cfg(model_name)
+    names = (published.classifier if published else None) or ()
+    dropped = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    return {key: value for key, value in tensors.items() if not key.startswith(dropped)}
+
+
+def _check_loaded(backbone: nn.Module, model_name: str, tensors: Mapping[str, Tensor], who: str, source: str) -> None:
+    # timm loads SigLIP models without pooling head non-strictly, to pass over the head: what is missing goes unsaid.
+    if "siglip" not in model_name:
+        return
+    given = {key.removeprefix("visual.trunk.") for key in tensors}
+    own = list(backbone.state_dict())
+    if missing := [key for key in own if key not in given]:
+        raise weights.misfit(who, source, missing=missing, unexpected=[key for key in tensors if key not in own])
+
+
+def _stop_dropout(backbone: nn.Module) -> None:
+    for module in backbone.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0
+
+
+def choose_level(backbone: Any, downsample_factor: int, stride: int | None, out_index: int | None, who: str) -> int:
+    """Which block or level to take: `out_index` if given, else the last one of `stride`.
+
+    Without either, the last one of the deepest stride that is at most f. Raises ConfigError, listing what there is.
+    """
+    strides = [level["reduction"] for level in backbone.feature_info]
+    if out_index is not None:
+        return _checked_index(out_index, strides, stride, who)
+    wanted = stride or max((s for s in strides if s <= downsample_factor), default=min(strides))
+    if len(set(strides)) == 1 and stride is None:
+        wanted = strides[0]
+    if wanted not in strides:
+        raise ConfigError(
+            f"{who} has no features of stride {stride}; allowed: {', '.join(map(str, sorted(set(strides))))}"
+        )
+    return len(strides) - 1 - strides[::-1].index(wanted)
+
+
+def _checked_index(out_index: int, strides: list[int], stride: int | None, who: str) -> int:
+    if not -len(strides) <= out_index < len(strides):
+        raise ConfigError(
+            f"{who} has no out_index={out_index}; allowed: 0 to {len(strides) - 1}, or negative from the end"
+        )
+    index = out_index % len(strides)
+    if stride is not None and strides[index] != stride:
+        raise ConfigError(
+            f"{who}: out_index={out_index} has stride {strides[index]}, not stride={stride}; give one of the two"
+        )
+    return index

@@ -1,0 +1,112 @@
+"""Processes: starting them under torchrun (NCCL on GPU, gloo on CPU), and what they exchange."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.registry import MODEL_WRAPPERS
+from torch import Tensor, nn
+
+
+def start_processes() -> str:
+    """Join the process group that torchrun's environment describes, if any; return mmengine's launcher name.
+
+    mmengine 0.10.7 calls ``torch.cuda.set_device`` on a machine without a GPU, so the group is made here first.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return "none"
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return "pytorch"
+
+
+def world() -> tuple[int, int]:
+    """Return (rank, number of processes): (0, 1) without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def is_first() -> bool:
+    """Tell whether this process is the one that writes files and prints."""
+    return world()[0] == 0
+
+
+def barrier() -> None:
+    """Wait until every process is here; nothing to wait for without a process group."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """Replace `tensor`, in place, by its mean over all processes, and return it."""
+    size = world()[1]
+    if size > 1:
+        dist.all_reduce(tensor)
+        tensor /= size
+    return tensor
+
+
+class GradientReduction:
+    """Averages gradients over processes part by part, each part's exchange running while the next is computed."""
+
+    def __init__(self) -> None:
+        self._running: list[tuple[Any, Tensor, list[Tensor]]] = []
+
+    def start(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Begin to average the gradients of `parameters`; a collective call, in the same order on every process.
+
+        A parameter that got no gradient here gets a zero one first, since another process may have one for it.
+        """
+        size = world()[1]
+        trained = [p for p in parameters if p.requires_grad]
+        if size == 1 or not trained:
+            return
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in trained if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        self._running.append((dist.all_reduce(flat, async_op=True), flat, gradients))
+
+    def finish(self) -> None:
+        """Wait for every exchange and put the means in place."""
+        size = world()[1]
+        for work, flat, gradients in self._running:
+            work.wait()
+            flat /= size
+            pieces = flat.split([g.numel() for g in gradients])
+            torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
+        self._running.clear()
+
+
+@MODEL_WRAPPERS.register_module()
+class SelfReducing(nn.Module):
+    """mmengine's model wrapper for a model that averages its own gradients (it walks its graph part by part).
+
+    All it does is to give every process the first one's weights.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+        share_weights([*module.parameters(), *module.buffers()])
+
+    def train_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.train_step(*args, **kwargs)
+
+    def val_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.val_step(*args, **kwargs)
+
+
+def share_weights(tensors: Sequence[Tensor]) -> None:
+    """Give every process the first one's values, in place."""
+    if world()[1] > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)

@@ -1,0 +1,134 @@
+"""Exponential moving averages of the power-function profile, and averages of any width afterwards.
+
+After Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models" (EDM2), Sec. 3 and App. C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aligntok.errors import ConfigError
+
+PartStates = dict[str, dict[str, Tensor]]
+
+
+def gamma_from_sigma_rel(sigma_rel: float) -> float:
+    """Return the exponent gamma of a profile of relative width sigma_rel (EDM2, Eq. 17 and App. C.1).
+
+    sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)); the largest real root. Raises ConfigError outside
+    (0, 0.28], where the profile is no longer one of positive gamma.
+    """
+    if not 0 < sigma_rel <= 0.28:
+        raise ConfigError(f"EMA width sigma_rel={sigma_rel}; it must lie in (0, 0.28], 0.05 and 0.10 are usual")
+    t = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
+
+
+def power_function_beta(sigma_rel: float, step: int) -> float:
+    """Return the decay at update number `step` (1, 2, ...): beta(t) = (1 - 1/t)^(gamma + 1) (EDM2, Eq. 19)."""
+    return (1 - 1 / step) ** (gamma_from_sigma_rel(sigma_rel) + 1)
+
+
+def post_hoc_coefficients(
+    steps: Sequence[int], sigma_rels: Sequence[float], out_step: int, out_sigma_rel: float
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the weights, one a snapshot, whose sum is the average of width `out_sigma_rel` at `out_step`.
+
+    `steps` and `sigma_rels` say when and of which width each snapshot is. Least squares between the profiles, all in
+    closed form (EDM2, App. C.2), then scaled to sum to one, so that the result is an average; float64, (snapshots,).
+    """
+    gammas = np.array([gamma_from_sigma_rel(s) for s in sigma_rels])
+    times = np.array(steps, dtype=np.float64)
+    between = _profile_product(times[:, None], gammas[:, None], times[None], gammas[None])
+    wanted = _profile_product(times, gammas, np.float64(out_step), np.float64(gamma_from_sigma_rel(out_sigma_rel)))
+    coefficients = np.linalg.solve(between, wanted)
+    return coefficients / coefficients.sum()
+
+
+def _profile_product(t_a: Any, gamma_a: Any, t_b: Any, gamma_b: Any) -> Any:
+    """Inner product over time of two profiles p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1), tau in [0, t]."""
+    earlier, gamma_earlier = np.minimum(t_a, t_b), np.where(t_a < t_b, gamma_b, gamma_a)
+    later = np.maximum(t_a, t_b)
+    # int_0^min ... = (ga+1)(gb+1)/(ga+gb+1) * (min/max)^(gamma of the later) / max, written so that nothing overflows
+    ratio = (earlier / later) ** gamma_earlier
+    return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * ratio / later
+
+
+def synthesise(snapshots: Iterable[tuple[float, PartStates]]) -> PartStates:
+    """Return the weighted sum of snapshots, given as (coefficient, state); float64 inside, read one at a time."""
+    total: PartStates = {}
+    kinds: dict[str, dict[str, torch.dtype]] = {}
+    for coefficient, parts in snapshots:
+        for part, state in parts.items():
+            into = total.setdefault(part, {})
+            for name, value in state.items():
+                kinds.setdefault(part, {})[name] = value.dtype
+                into[name] = into.get(name, torch.zeros((), dtype=torch.float64)) + coefficient * value.double()
+    return {part: {n: v.to(kinds[part][n]) for n, v in state.items()} for part, state in total.items()}
+
+
+class PowerFunctionEMA:
+    """Averages of the trained parts' parameters, of several widths at once.
+
+    `parts` maps a part's name to its module; averages are float32 on the parameters' device. `step` counts updates.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module], sigma_rels: Iterable[float]) -> None:
+        self.parts = dict(parts)
+        self.sigma_rels = tuple(sigma_rels)
+        self.step = 0
+        self._gammas = [gamma_from_sigma_rel(s) for s in self.sigma_rels]
+        self._names = [(part, n) for part, m in self.parts.items() for n, p in m.named_parameters() if p.requires_grad]
+        self._averages = [[p.detach().clone() for p in self._parameters()] for _ in self.sigma_rels]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for m in self.parts.values() for p in m.parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the present parameters in; a fused update a width."""
+        self.step += 1
+        now = self._parameters()
+        for gamma, averages in zip(self._gammas, self._averages, strict=True):
+            beta = (1 - 1 / self.step) ** (gamma + 1)
+            torch._foreach_lerp_(averages, now, 1 - beta)
+
+    def state(self, sigma_rel: float) -> PartStates:
+        """Return the averaged parameters of one width, by part. Raises ConfigError for a width that is not kept."""
+        if sigma_rel not in self.sigma_rels:
+            raise ConfigError(f"no EMA of width {sigma_rel} is kept; kept: {', '.join(map(str, self.sigma_rels))}")
+        averages = self._averages[self.sigma_rels.index(sigma_rel)]
+        state: PartStates = {part: {} for part in self.parts}
+        for (part, name), value in zip(self._names, averages, strict=True):
+            state[part][name] = value
+        return state
+
+    @torch.no_grad()
+    def exchange(self, sigma_rel: float) -> None:
+        """Swap parameters and averages of one width; a second call swaps them back, bit for bit."""
+        averages = self._averages[self.sigma_rels.index(sigma_rel)]
+        for parameter, average in zip(self._parameters(), averages, strict=True):
+            held = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(held)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain types and tensors: the update count, and every width's averages by part."""
+        return {"step": self.step, "averages": {str(s): self.state(s) for s in self.sigma_rels}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state. Raises ConfigError if it holds other widths."""
+        if sorted(state["averages"]) != sorted(map(str, self.sigma_rels)):
+            raise ConfigError(
+                f"the checkpoint holds EMA widths {', '.join(state['averages'])}, "
+                f"but ema.sigma_rels is {list(self.sigma_rels)}; set it to the checkpoint's"
+            )
+        self.step = state["step"]
+        for sigma_rel, averages in zip(self.sigma_rels, self._averages, strict=True):
+            saved = state["averages"][str(sigma_rel)]
+            torch._foreach_copy_(averages, [saved[part][name] for part, name in self._names])

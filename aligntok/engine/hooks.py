@@ -1,0 +1,204 @@
+"""What happens between training steps: EMA, checkpoints, scalars, the progress line, pictures."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch import Tensor
+from tqdm import tqdm
+
+from aligntok.data.files import write_atomically
+from aligntok.engine.checkpoints import write_json, write_snapshot
+from aligntok.engine.distributed import is_first, mean_over_processes
+from aligntok.engine.grids import reconstruction_grid
+
+
+@HOOKS.register_module()
+class EMAUpdateHook(Hook):
+    """Keeps the averages up to date, saves snapshots of them, and validates with them.
+
+    `snapshot_every` steps apart, all widths are written to ``ema_snapshots/`` (None: never); `inference` is the width
+    that validation uses, as the exported tokenizer does.
+    """
+
+    priority = "HIGH"
+
+    def __init__(self, inference: float, snapshot_every: int | None = None) -> None:
+        self.inference = inference
+        self.snapshot_every = snapshot_every
+
+    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        runner.ema.update()
+        step = runner.iter + 1
+        if self.snapshot_every and step % self.snapshot_every == 0 and is_first():
+            write_snapshot(runner.stage_dir, step, runner.ema.state_dict()["averages"])
+
+    def before_val_epoch(self, runner: Any) -> None:
+        runner.ema.exchange(self.inference)
+
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+        runner.ema.exchange(self.inference)
+
+
+@HOOKS.register_module()
+class StepCheckpointHook(Hook):
+    """Writes a checkpoint every `every` steps and after the last."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        step = runner.iter + 1
+        if step % self.every == 0 or step == runner.max_iters:
+            runner.save_step(step)
+
+
+@HOOKS.register_module()
+class ScalarsHook(Hook):
+    """Writes losses, ratios, gradient norms, learning rates and images/s every `every` steps, averaged over processes.
+
+    They go to TensorBoard and ``scalars.json`` through mmengine's visualizer; the progress hook shows the newest.
+    """
+
+    priority = "BELOW_NORMAL"
+
+    def __init__(self, every: int, global_batch_size: int) -> None:
+        self.every = every
+        self.global_batch_size = global_batch_size
+        self._since = time.monotonic()
+        self._steps = 0
+
+    def before_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        if self._steps == 0:
+            self._since = time.monotonic()
+
+    def after_train_iter(self, runner: Any, *args: Any, outputs: Any = None, **kwargs: Any) -> None:
+        self._steps += 1
+        step = runner.iter + 1
+        if step % self.every and step != runner.max_iters:
+            return
+        scalars = average_scalars(outputs)
+        scalars["images_per_second"] = self._steps * self.global_batch_size / (time.monotonic() - self._since)
+        for side, rates in runner.optim_wrapper.get_lr().items():
+            scalars[f"lr/{side.split('.')[0]}"] = rates[0]
+        self._steps = 0
+        runner.message_hub.update_info("scalars", scalars)
+        if is_first():
+            runner.visualizer.add_scalars(scalars, step=step)
+            runner.logger.info("step %d  %s", step, "  ".join(f"{k} {v:.4g}" for k, v in scalars.items()))
+
+    def before_val_epoch(self, runner: Any) -> None:
+        self._steps = 0
+
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+        if is_first() and metrics:
+            runner.visualizer.add_scalars(dict(metrics), step=runner.iter)
+            result = {"step": runner.iter, "seconds": runner.seconds, "metrics": dict(metrics)}
+            write_json(runner.stage_dir / "result.json", result)
+
+
+def average_scalars(outputs: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the logged values as numbers, averaged over processes in one exchange."""
+    names = list(outputs)
+    values = torch.stack([outputs[name].detach().float().reshape(()).cpu() for name in names])
+    device = next((v.device for v in outputs.values() if v.is_cuda), values.device)
+    return dict(zip(names, mean_over_processes(values.to(device)).tolist(), strict=True))
+
+
+@HOOKS.register_module()
+class ProgressHook(Hook):
+    """Shows a live bar with ETA, images/s and losses on a terminal, or a line every `every` steps otherwise."""
+
+    priority = "LOWEST"
+
+    def __init__(self, name: str, every: int, global_batch_size: int) -> None:
+        self.name = name
+        self.every = every
+        self.global_batch_size = global_batch_size
+        self._bar: Any = None
+
+    def before_train_epoch(self, runner: Any) -> None:
+        if is_first():
+            live = sys.stderr.isatty()
+            options: dict[str, Any] = dict(disable=not live, dynamic_ncols=True, leave=True)
+            self._bar = tqdm(total=runner.max_iters, initial=runner.iter, desc=self.name, unit="step", **options)
+            self._first, self._began = runner.iter, time.monotonic()
+
+    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        if self._bar is None:
+            return
+        self._bar.update()
+        step = runner.iter + 1
+        if step % self.every == 0 or step == runner.max_iters:
+            text = self._describe(runner.message_hub.get_info("scalars"))
+            if self._bar.disable:
+                print(f"{self.name}: step {step}/{runner.max_iters}  {self._eta(runner, step)}  {text}", flush=True)
+            else:
+                self._bar.set_postfix_str(text)
+
+    def _describe(self, scalars: Mapping[str, float]) -> str:
+        losses = [f"{k.split('/')[1]} {v:.3f}" for k, v in scalars.items() if k.startswith("loss/")]
+        return "  ".join([f"{scalars['images_per_second']:.1f} images/s", *losses])
+
+    def _eta(self, runner: Any, step: int) -> str:
+        seconds = (time.monotonic() - self._began) / (step - self._first) * (runner.max_iters - step)
+        return f"ETA {tqdm.format_interval(round(seconds))}"
+
+    def after_train_epoch(self, runner: Any, metrics: Any = None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@HOOKS.register_module()
+class ReconstructionGridHook(Hook):
+    """Writes input | reconstruction | error of fixed held-out images every `every` steps and after the last.
+
+    `images` (N, 3, H, W) in [-1, 1]; the PNG goes to ``pictures/``, the same to TensorBoard. Uses the EMA weights of
+    width `inference` where the stage keeps any.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, images: Tensor, every: int | None, inference: float | None) -> None:
+        self.images = images
+        self.every = every
+        self.inference = inference
+
+    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        step = runner.iter + 1
+        due = step == runner.max_iters or (self.every is not None and step % self.every == 0)
+        if not due or not is_first():
+            return
+        grid = self._draw(runner)
+        picture = to_picture(grid)
+        path = runner.stage_dir / "pictures" / f"step_{step:08d}.png"
+        write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+        runner.visualizer.add_image("reconstruction", np.asarray(picture), step=step)
+
+    def _draw(self, runner: Any) -> Tensor:
+        model = runner.trained_model
+        if self.inference is not None:
+            runner.ema.exchange(self.inference)
+        model.eval()
+        pairs = [pair for image in self.images for pair in model.val_step({"images": image[None]})]
+        model.train()
+        if self.inference is not None:
+            runner.ema.exchange(self.inference)
+        return reconstruction_grid([p["images"].cpu() for p in pairs], [p["reconstruction"].cpu() for p in pairs])
+
+
+def to_picture(grid: Tensor) -> Any:
+    """Turn (3, H, W) in [-1, 1] into a Pillow image."""
+    from PIL import Image
+
+    pixels = ((grid.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -1,0 +1,40 @@
+"""The errors a user can meet. Each message says who, what was given, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AlignTokError(Exception):
+    """Base of every error that a user's input can cause; tools print it without a traceback and exit with 2."""
+
+
+class ConfigError(AlignTokError, ValueError):
+    """A config, an option or a combination of components that cannot work."""
+
+
+class DataError(AlignTokError):
+    """Images or shards that are missing, empty or unreadable."""
+
+
+class WeightsError(AlignTokError):
+    """Pretrained weights that cannot be reached, or that do not fit the model."""
+
+
+class CheckpointError(AlignTokError):
+    """A checkpoint that is missing, damaged, or of another shape."""
+
+
+class UnknownComponentError(AlignTokError, LookupError):
+    """A registry has no component of that name."""
+
+
+class PluginError(AlignTokError):
+    """A plugin that cannot be used as it is."""
+
+
+def suggestion(given: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean 'x'? "`` for the nearest known name, or an empty string when nothing is near."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"did you mean '{near[0]}'? " if near else ""

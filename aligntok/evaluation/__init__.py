@@ -1,0 +1,1 @@
+"""Numbers about tokenizers that can be trusted; the same code online and offline."""

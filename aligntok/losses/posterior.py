@@ -1,0 +1,24 @@
+"""The variational term of the baselines; AlignTok itself has none."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from aligntok.losses.contract import Loss
+
+
+class KLLoss(Loss):
+    """KL divergence of the encoder's diagonal Gaussian from N(0, 1): summed over an image, mean over the batch.
+
+    As in LDM (Rombach et al. 2022): log-variances are clamped to [-30, 20]. The baselines weigh it 1e-6.
+    """
+
+    at = "moments"
+    inputs = ("moments",)
+
+    def forward(self, moments: Tensor) -> Tensor:  # (N, 2*d, h, w)
+        """Return the loss, a float32 scalar."""
+        mean, logvar = moments.float().chunk(2, dim=1)
+        logvar = logvar.clamp(-30.0, 20.0)
+        divergence = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)  # KL(N(m, s^2) || N(0, 1)) per element
+        return divergence.flatten(1).sum(dim=1).mean()

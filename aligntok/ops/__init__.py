@@ -1,0 +1,1 @@
+"""Tensor work that several components share: attention, rotary positions, the convolutional blocks of LDM."""

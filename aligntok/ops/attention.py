@@ -1,0 +1,99 @@
+"""Attention behind one function: xformers on CUDA when it can run, PyTorch's own otherwise."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aligntok.errors import ConfigError
+
+BACKENDS = ("xformers", "sdpa")
+ENVIRONMENT_VARIABLE = "ALIGNTOK_ATTENTION"
+
+# Head widths and dtypes that xformers has refused in this process, so that each is tried once.
+_refused: set[tuple[torch.dtype, int]] = set()
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None) -> Tensor:
+    """Softmax attention, scaled by 1/sqrt(dim): q, k, v (B, heads, tokens, dim) to (B, heads, tokens, dim).
+
+    backend: "xformers" or "sdpa" to force one; None reads the environment variable ALIGNTOK_ATTENTION, and without it
+    takes xformers on CUDA when it has an operator for these tensors. Raises ConfigError for an unknown backend, and
+    when xformers is forced where it cannot run.
+    """
+    forced = backend or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    if forced is None and not _suits_xformers(q):
+        return F.scaled_dot_product_attention(q, k, v)
+    if _choose(forced, _device_type(q)) == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v)
+    try:
+        return _xformers_attention(q, k, v)
+    except NotImplementedError as error:
+        if forced:
+            raise ConfigError(
+                f"attention backend 'xformers' was forced, but has no operator for {q.dtype} heads of width "
+                f"{q.shape[-1]} here: {str(error).strip().splitlines()[0]}\n  use 'sdpa', or leave the choice open"
+            ) from error
+        _refused.add((q.dtype, q.shape[-1]))
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def _device_type(q: Tensor) -> str:
+    return q.device.type
+
+
+def _suits_xformers(q: Tensor) -> bool:
+    return _device_type(q) == "cuda" and (q.dtype, q.shape[-1]) not in _refused
+
+
+def _choose(forced: str | None, device_type: str) -> str:
+    """Name the backend to use on a device, or raise ConfigError when the forced one is unknown or cannot run there."""
+    if forced is None:
+        return "xformers" if memory_efficient_attention() else "sdpa"
+    if forced not in BACKENDS:
+        raise ConfigError(f"unknown attention backend '{forced}'; allowed: {', '.join(BACKENDS)}")
+    if forced == "sdpa":
+        return forced
+    if device_type != "cuda":
+        raise ConfigError(
+            f"attention backend 'xformers' was forced (argument or {ENVIRONMENT_VARIABLE}), but it has no operator for "
+            f"the device '{device_type}'; use 'sdpa', or leave the choice open"
+        )
+    if memory_efficient_attention() is None:
+        raise ConfigError(
+            f"attention backend 'xformers' was forced (argument or {ENVIRONMENT_VARIABLE}), but xformers cannot be "
+            "imported; install it (pip install xformers), or use 'sdpa'"
+        )
+    return forced
+
+
+@cache
+def memory_efficient_attention() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """Return xformers' attention function, or None when it cannot be imported. Imported at the first call only."""
+    # xformers 0.0.35 logs six lines at import when it was built for another torch; its operators may still run.
+    logger = logging.getLogger("xformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from xformers.ops import memory_efficient_attention as found
+    except Exception:  # a build for another torch can fail in any way; SDPA does the same work
+        return None
+    finally:
+        logger.setLevel(level)
+    return found
+
+
+def _xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    function = memory_efficient_attention()
+    assert function is not None
+    # xformers wants (B, tokens, heads, dim).
+    return function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)

@@ -1,0 +1,170 @@
+"""Building blocks of latent diffusion's convolutional autoencoder (Rombach et al. 2022), by their published names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aligntok.errors import ConfigError
+from aligntok.ops.attention import attention
+from aligntok.ops.checkpointing import run_block
+
+NORM_GROUPS = 32
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with 32 groups. Raises ConfigError when `channels` is not a multiple of 32."""
+    if channels % NORM_GROUPS:
+        raise ConfigError(
+            f"{channels} channels cannot be normalised in {NORM_GROUPS} groups; "
+            f"choose ch and ch_mult so that each product is a multiple of {NORM_GROUPS}"
+        )
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
+
+
+def check_shape_options(who: str, ch_mult: Sequence[int], num_res_blocks: int, latent_dim: int) -> None:
+    """Raise ConfigError when the options of an LDM encoder or decoder describe no network."""
+    if not ch_mult or min(ch_mult) < 1:
+        raise ConfigError(f"{who}: ch_mult={tuple(ch_mult)} must be one or more positive whole numbers")
+    for name, value in (("num_res_blocks", num_res_blocks), ("latent_dim", latent_dim)):
+        if value < 1:
+            raise ConfigError(f"{who}: {name}={value} must be at least 1")
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions with a residual path: (N, in, h, w) to (N, out, h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        self.changes_width = in_channels != out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return h + (self.nin_shortcut(x) if self.changes_width else x)
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions, with a residual path: (N, C, h, w) to (N, C, h, w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        out = attention(_to_tokens(self.q(h)), _to_tokens(self.k(h)), _to_tokens(self.v(h)))  # (N, 1, h*w, C)
+        return x + self.proj_out(out.squeeze(1).transpose(1, 2).reshape(x.shape))
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    """(N, C, h, w) to (N, 1, h*w, C), laid out as the fused attention kernels need it."""
+    return x.flatten(2).transpose(1, 2).contiguous().unsqueeze(1)
+
+
+class Upsample(nn.Module):
+    """Twice the size by repeating pixels, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Downsample(nn.Module):
+    """Half the size by a strided 3x3 convolution, padded at the right and at the bottom only, as published."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by attention where `use_attention`."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, use_attention: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        widths = [in_channels, *[out_channels] * num_blocks]
+        self.block = nn.ModuleList(ResnetBlock(*pair, dropout) for pair in pairwise(widths))
+        self.attn = nn.ModuleList(AttnBlock(out_channels) for _ in range(num_blocks if use_attention else 0))
+        self.grad_checkpointing = False
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        """Apply every block: (N, in, h, w) to (N, out, h, w)."""
+        for i, block in enumerate(self.block):
+            x = run_block(block, x, self.grad_checkpointing)
+            if len(self.attn):
+                x = run_block(self.attn[i], x, self.grad_checkpointing)
+        return x
+
+
+class DownLevel(Level):
+    """A level of the encoder; halves the size at its end unless it is the last."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, use_attention: bool, dropout: float, is_last: bool
+    ) -> None:
+        super().__init__(in_channels, out_channels, num_blocks, use_attention, dropout)
+        self.downsample = None if is_last else Downsample(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.run_blocks(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class UpLevel(Level):
+    """A level of the decoder; doubles the size at its end unless it is the last."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, use_attention: bool, dropout: float, is_last: bool
+    ) -> None:
+        super().__init__(in_channels, out_channels, num_blocks, use_attention, dropout)
+        self.upsample = None if is_last else Upsample(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.run_blocks(x)
+        return x if self.upsample is None else self.upsample(x)
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution: (N, C, h, w) to (N, C, h, w)."""
+
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels, dropout)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in (self.block_1, self.attn_1, self.block_2):
+            x = run_block(block, x, self.grad_checkpointing)
+        return x
+
+
+def set_block_checkpointing(module: nn.Module, enable: bool) -> None:
+    """Turn gradient checkpointing on or off in every level and middle part below `module`."""
+    for part in module.modules():
+        if isinstance(part, (Level, Middle)):
+            part.grad_checkpointing = enable

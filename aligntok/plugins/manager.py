@@ -1,0 +1,103 @@
+"""Finds, loads and records plugins: the built-in one first, then the entry points of group ``aligntok`` by name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import fields
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+import aligntok
+from aligntok.errors import ConfigError, PluginError
+from aligntok.plugins import hookspecs
+from aligntok.registry import PLUGIN_RECORDS, ComponentRegistry, Origin, PluginRecord, Registries, shelves
+
+GROUP = "aligntok"
+BUILTINS = Origin(plugin="builtins", distribution="aligntok", version=aligntok.__version__)
+
+
+class Shelf:
+    """Holds back what one plugin adds until all of it is known to be good, so a plugin gets in whole or not at all."""
+
+    def __init__(self, name: str, registry: ComponentRegistry) -> None:
+        self.name = name
+        self.registry = registry
+        self.held: dict[str, type | str] = {}
+
+    def add(self, name: str, component: type | str) -> None:
+        """Add a component class, or its import string, under `name`. Raises ConfigError if the name is taken."""
+        if name in self.held:
+            raise ConfigError(f"{self.registry.kind} name '{name}' is added twice by the same plugin")
+        if name in self.registry.module_dict:
+            owner = self.registry.origins.get(name)
+            raise ConfigError(
+                f"{self.registry.kind} name '{name}' is taken by {owner.distribution if owner else 'another plugin'}"
+            )
+        self.held[name] = component
+
+    def commit(self, origin: Origin) -> list[str]:
+        for name, component in self.held.items():
+            self.registry.add(name, component, origin)
+        return [f"{self.name}:{name}" for name in self.held]
+
+
+def register_plugin(manager: pluggy.PluginManager, plugin: Any, origin: Origin) -> PluginRecord:
+    """Let one plugin add its components. What it raises is recorded, and nothing of it is kept."""
+    record = PluginRecord(origin)
+    PLUGIN_RECORDS.append(record)
+    held = {name: Shelf(name, registry) for name, registry in shelves().items()}
+    try:
+        manager.register(plugin, name=origin.plugin)
+        others = [other for other in manager.get_plugins() if other is not plugin]
+        registries = Registries(**{f.name: held[f.name] for f in fields(Registries)})
+        called = manager.subset_hook_caller("aligntok_register", remove_plugins=others)
+        if not called.get_hookimpls():
+            raise PluginError("it implements no aligntok_register hook; decorate the function with @aligntok.hookimpl")
+        called(registries=registries)
+    except Exception as error:  # whatever a plugin does wrong must not keep the others out
+        record.error = f"{type(error).__name__}: {error}"
+        return record
+    record.components = [added for shelf in held.values() for added in shelf.commit(origin)]
+    return record
+
+
+def load_plugins() -> list[PluginRecord]:
+    """Load the built-in plugin and the chosen installed ones, and return what became of each.
+
+    The environment variable ALIGNTOK_LOAD_PLUGINS chooses: unset all, '' none, otherwise names separated by commas.
+    """
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    builtins = importlib.import_module("aligntok.builtins")
+    record = register_plugin(manager, builtins, BUILTINS)
+    if record.error:  # a defect of ours, not of a user's plugin
+        raise RuntimeError(f"the built-in plugin {record}")
+    for point in _chosen(sorted(entry_points(group=GROUP), key=lambda point: point.name)):
+        _load_entry_point(manager, point)
+    return PLUGIN_RECORDS
+
+
+def _chosen(found: list[EntryPoint]) -> list[EntryPoint]:
+    wanted = os.environ.get("ALIGNTOK_LOAD_PLUGINS")
+    if wanted is None:
+        return found
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in sorted(set(names) - {point.name for point in found}):
+        error = f"ALIGNTOK_LOAD_PLUGINS asks for it, but no such plugin is installed; found: {[p.name for p in found]}"
+        PLUGIN_RECORDS.append(PluginRecord(Origin(name, name, "(not installed)"), error=error))
+    return [point for point in found if point.name in names]
+
+
+def _load_entry_point(manager: pluggy.PluginManager, point: EntryPoint) -> None:
+    distribution = point.dist.name if point.dist else point.name
+    version = point.dist.version if point.dist else "(unknown version)"
+    origin = Origin(point.name, distribution, version)
+    try:
+        plugin = point.load()
+    except Exception as error:  # a broken plugin is reported where its component is asked for, not here
+        PLUGIN_RECORDS.append(PluginRecord(origin, error=f"{type(error).__name__}: {error}"))
+        return
+    register_plugin(manager, plugin, origin)

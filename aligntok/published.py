@@ -1,0 +1,101 @@
+"""Published checkpoints of other tokenizers, read into ours: VA-VAE and other KL autoencoders in LDM's layout."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from aligntok.errors import WeightsError
+from aligntok.tokenizer import Tokenizer
+
+_OURS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+# The published 1x1 convolutions stand beside encoder and decoder; ours are inside them.
+_RENAMED = {"quant_conv.": "encoder.quant_conv.", "post_quant_conv.": "decoder.post_quant_conv."}
+
+
+def load_ldm_autoencoder(path: str | os.PathLike[str], resolution: int = 256) -> Tokenizer:
+    """Load a published VA-VAE (or LDM KL autoencoder) checkpoint, ``.pt``, ``.ckpt`` or ``.safetensors``.
+
+    Keys may stand under ``state_dict``; those of losses and of the foundation model are ignored; every width is read
+    off the shapes. `resolution` is the image side it was trained at, which places its attention. Nothing is unpickled
+    with code execution. Returns a variational Tokenizer in eval mode.
+
+    Raises WeightsError when the file is damaged, unsafe, or no such autoencoder.
+    """
+    weights = read_weights(path)
+    ours = {key: value for key, value in weights.items() if key.startswith(_OURS)}
+    needed = {"encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight", "post_quant_conv.weight"}
+    if missing := needed - set(ours):
+        raise WeightsError(
+            f"{path} is no LDM-style autoencoder: it lacks {', '.join(sorted(missing))}; "
+            f"its keys begin with {', '.join(sorted({key.split('.')[0] for key in weights})[:8])}"
+        )
+    widths = _widths(ours, resolution)
+    tokenizer = Tokenizer(
+        encoder={"type": "ldm_cnn", **widths},
+        adapter={"type": "identity"},
+        decoder={"type": "ldm_cnn", **widths},
+        latent_dim=widths["latent_dim"],
+        downsample_factor=2 ** (len(widths["ch_mult"]) - 1),
+        variational=True,
+    )
+    try:
+        tokenizer.load_state_dict({_our_name(key): value.float() for key, value in ours.items()})
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit the autoencoder its shapes describe ({widths}): {error}") from error
+    return tokenizer.eval()
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a flat state dict from a safetensors or torch file, unwrapping ``state_dict``; never runs pickled code."""
+    try:
+        if Path(path).suffix == ".safetensors":
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"no such file: {path}") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"{path} cannot be read as plain tensors ({reason}); it is damaged, or holds objects that would run code. "
+            "Convert it to safetensors with the tool that made it"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+    if not isinstance(found, Mapping):
+        raise WeightsError(f"{path} holds a {type(found).__name__}, not a state dict")
+    return {key: value for key, value in found.items() if isinstance(value, Tensor)}
+
+
+def _our_name(key: str) -> str:
+    for published, ours in _RENAMED.items():
+        if key.startswith(published):
+            return ours + key[len(published) :]
+    return key
+
+
+def _widths(weights: Mapping[str, Tensor], resolution: int) -> dict[str, Any]:
+    """Read the keywords of our LDM encoder and decoder off the shapes of the published tensors."""
+    ch = weights["encoder.conv_in.weight"].shape[0]
+    levels = 1 + max(int(key.split(".")[2]) for key in weights if key.startswith("encoder.down."))
+    blocks = 1 + max(int(key.split(".")[4]) for key in weights if key.startswith("encoder.down.0.block."))
+    multipliers = [weights[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // ch for i in range(levels)]
+    attended = [i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in weights]
+    return {
+        "ch": ch,
+        "ch_mult": multipliers,
+        "num_res_blocks": blocks,
+        "attn_resolutions": [resolution // 2**i for i in attended],
+        "resolution": resolution,
+        "latent_dim": weights["post_quant_conv.weight"].shape[1],
+    }

@@ -1,0 +1,187 @@
+"""Every registry, one line each. Components come from pluggy plugins, the built-in one included, at the first look-up."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.registry import Registry
+from mmengine.utils import get_object_from_string
+
+from aligntok.errors import ConfigError, UnknownComponentError, suggestion
+
+# Imported (by name, so that nothing here depends on it) when a registry is first looked into; it loads the plugins.
+_AUTOLOAD = ["aligntok.plugins.autoload"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a component comes from: the plugin's entry-point name, its distribution and version."""
+
+    plugin: str
+    distribution: str
+    version: str
+
+
+@dataclass
+class PluginRecord:
+    """What became of one plugin: the components it added as 'shelf:name', or the error that kept it out."""
+
+    origin: Origin
+    components: list[str] = field(default_factory=list)
+    error: str | None = None
+
+    def __str__(self) -> str:
+        state = f"failed to load: {self.error}" if self.error else f"{len(self.components)} components"
+        return f"{self.origin.distribution} {self.origin.version} {state}"
+
+
+#: Every plugin met so far in this process, in loading order.
+PLUGIN_RECORDS: list[PluginRecord] = []
+
+
+class ComponentRegistry(Registry):
+    """An mmengine registry whose entries may be import strings, and whose misses say what is known and what failed.
+
+    ``add("name", "package.module.Class")`` costs nothing until the component is asked for.
+    """
+
+    def __init__(self, name: str, kind: str, parent: Registry | None = None) -> None:
+        super().__init__(name, parent=parent, scope="aligntok", locations=_AUTOLOAD)
+        self.kind = kind
+        self.origins: dict[str, Origin] = {}
+
+    def add(self, name: str, component: type | str, origin: Origin | None = None) -> None:
+        """Register a class or its import string under a new name. Raises ConfigError if the name is taken."""
+        if name in self._module_dict:
+            owner = self.origins.get(name)
+            raise ConfigError(
+                f"{self.kind} name '{name}' is taken"
+                + (f" by {owner.distribution} {owner.version}" if owner else "")
+                + "; choose another name"
+            )
+        self._module_dict[name] = component
+        if origin:
+            self.origins[name] = origin
+
+    def get(self, key: str) -> Any:
+        """Return the component's class, importing it now if it was registered by import string.
+
+        A name with a dot is any importable class; a name unknown here is looked for in mmengine's parent registry,
+        if there is one. Raises UnknownComponentError otherwise.
+        """
+        self.import_from_location()
+        found = self._module_dict.get(key)
+        if isinstance(found, str):
+            found = self._resolve(key, found)
+        if found is None and "." in key:
+            found = get_object_from_string(key)
+        if found is None and self.parent is not None:
+            found = self.parent.get(key)
+        if found is None:
+            raise UnknownComponentError(self._missing(key))
+        return found
+
+    def _resolve(self, key: str, path: str) -> Any:
+        found = get_object_from_string(path)
+        if found is None:
+            origin = self.origins.get(key)
+            raise UnknownComponentError(
+                f"{self.kind} '{key}' is registered as {path}, which cannot be imported"
+                + (f"; reinstall {origin.distribution} {origin.version}" if origin else "")
+            )
+        self._module_dict[key] = found
+        return found
+
+    def _missing(self, key: str) -> str:
+        known = list(self)
+        failed = "; ".join(str(record) for record in PLUGIN_RECORDS if record.error)
+        article = "an" if self.kind[0] in "aeiou" else "a"
+        return (
+            f"no {self.kind} named '{key}'; {suggestion(key, known)}known: {', '.join(known) or 'none'}; "
+            + (f"{failed}; fix or remove that plugin, or " if failed else "")
+            + f"install a plugin that gives {article} {self.kind} of that name (`aligntok plugins list`)"
+        )
+
+    def build(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        """Build a component from ``dict(type=name, **keywords)``; an object that is built already is returned as is.
+
+        Raises ConfigError when the keywords are not the component's, and whatever the component itself raises.
+        """
+        if not isinstance(cfg, dict):
+            return cfg
+        options = {**kwargs, **cfg}
+        name = options.pop("type", None)
+        if name is None:
+            raise ConfigError(f"{self.kind} config {dict(cfg)} has no 'type'; known: {', '.join(self)}")
+        component = self.get(name) if isinstance(name, str) else name
+        check_keywords(component, options, who=f"{self.kind} '{name}'")
+        return component(**options)
+
+    def __iter__(self) -> Iterator[str]:
+        self.import_from_location()
+        return iter(sorted(self._module_dict))
+
+    def __contains__(self, key: object) -> bool:
+        self.import_from_location()
+        return key in self._module_dict
+
+    def __len__(self) -> int:
+        self.import_from_location()
+        return len(self._module_dict)
+
+
+def check_keywords(component: Any, options: dict[str, Any], who: str, also: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError when `options` has a keyword that `component` does not take, naming the nearest one it does.
+
+    `also` are names that whoever asks takes for itself.
+    """
+    parameters = inspect.signature(component).parameters
+    without_own = getattr(component.__init__, "__qualname__", "") == "Module.__init__"  # torch's, which refuses them late
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and not without_own:
+        return
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [*(p.name for p in parameters.values() if p.kind in named), *also]
+    for key in options:
+        if key not in known:
+            allowed = ", ".join(known) or "none"
+            raise ConfigError(f"{who} takes no keyword '{key}'\n  {suggestion(key, known)}Known here: {allowed}")
+
+
+ENCODERS = ComponentRegistry("encoder", "encoder")  # pretrained vision models: images -> features
+ADAPTERS = ComponentRegistry("adapter", "adapter")  # features -> latents
+DECODERS = ComponentRegistry("decoder", "decoder")  # latents -> images
+LOSSES = ComponentRegistry("loss", "loss")  # what the tokenizer minimises
+DISCRIMINATORS = ComponentRegistry("discriminator", "discriminator")  # images -> patch logits
+GENERATORS = ComponentRegistry("generator", "generator")  # diffusion transformers on the latents
+TEXT_ENCODERS = ComponentRegistry("text_encoder", "text encoder")  # prompts -> embeddings
+DATASETS = ComponentRegistry("dataset", "dataset", parent=MMENGINE_DATASETS)  # sources of images or latents
+METRICS = ComponentRegistry("metric", "metric", parent=MMENGINE_METRICS)  # numbers about images or latents
+HOOKS = ComponentRegistry("hook", "hook", parent=MMENGINE_HOOKS)  # what happens between training steps
+
+
+@dataclass(frozen=True)
+class Registries:
+    """One shelf a registry: what a plugin's ``aligntok_register`` is given (each shelf has ``add(name, class)``)."""
+
+    encoders: Any = ENCODERS
+    adapters: Any = ADAPTERS
+    decoders: Any = DECODERS
+    losses: Any = LOSSES
+    discriminators: Any = DISCRIMINATORS
+    generators: Any = GENERATORS
+    text_encoders: Any = TEXT_ENCODERS
+    datasets: Any = DATASETS
+    metrics: Any = METRICS
+    hooks: Any = HOOKS
+
+
+def shelves() -> dict[str, ComponentRegistry]:
+    """Return every registry by its shelf name, in the order users see them."""
+    registries = Registries()
+    return {f.name: getattr(registries, f.name) for f in fields(registries)}

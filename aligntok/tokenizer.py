@@ -1,0 +1,221 @@
+"""Tokenizer = encoder + adapter + decoder: images to latents and back, saved and shared as one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from torch import Tensor, nn
+
+import aligntok
+from aligntok.errors import ConfigError, UnknownComponentError, WeightsError
+from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, ComponentRegistry
+
+PARTS = ("encoder", "adapter", "decoder")
+
+
+class Tokenizer(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="aligntok",
+    tags=["aligntok", "image-tokenizer", "autoencoder"],
+    license="apache-2.0",
+):
+    """An image tokenizer for latent diffusion (paper, Sec. 3.2): z = A(E(x)), x_hat = D(z).
+
+    Args:
+        encoder: ``dict(type=name, ...)`` of the encoder registry, or a module that keeps the encoder contract.
+        adapter: the same for the adapter; ``in_dim`` is filled in from the encoder.
+        decoder: the same for the decoder.
+        latent_dim: channels d of a latent.
+        downsample_factor: f, image pixels per latent pixel along a side.
+        variational: the adapter gives mean and log-variance (2 d channels) of a Gaussian posterior, as in the VAE
+            baselines. AlignTok itself has none.
+        plugins: where each component came from when the tokenizer was saved; used to explain what is missing.
+
+    Raises:
+        ConfigError: encoder, adapter and decoder do not fit one another.
+        UnknownComponentError: a component is not installed.
+    """
+
+    def __init__(
+        self,
+        encoder: Mapping[str, Any] | nn.Module,
+        adapter: Mapping[str, Any] | nn.Module | None = None,
+        decoder: Mapping[str, Any] | nn.Module | None = None,
+        latent_dim: int = 32,
+        downsample_factor: int = 16,
+        variational: bool = False,
+        plugins: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.downsample_factor = downsample_factor
+        self.variational = variational
+        given = {"encoder": encoder, "adapter": adapter or {"type": "mlp"}, "decoder": decoder or {"type": "ldm_cnn"}}
+        with _explaining_plugins(plugins):
+            self.encoder, config = _build(
+                ENCODERS, given["encoder"], downsample_factor=downsample_factor, latent_dim=latent_dim
+            )
+            adapted = latent_dim * (2 if variational else 1)
+            self.adapter, adapter_config = _build(
+                ADAPTERS, given["adapter"], in_dim=self.encoder.out_dim, latent_dim=adapted
+            )
+            self.decoder, decoder_config = _build(DECODERS, given["decoder"], latent_dim=latent_dim)
+        configs = {"encoder": config, "adapter": adapter_config, "decoder": decoder_config}
+        self._check_fit()
+        self._hub_mixin_config = self._describe(configs)
+
+    def _check_fit(self) -> None:
+        for part, factor in (("encoder", self.encoder.downsample_factor), ("decoder", self.decoder.upsample_factor)):
+            if factor != self.downsample_factor:
+                raise ConfigError(
+                    f"{part} {type(getattr(self, part)).__name__} scales by {factor}, "
+                    f"but the tokenizer's downsample_factor is {self.downsample_factor}; "
+                    "set downsample_factor and the decoder's ch_mult (2 ** (levels - 1)) to one value"
+                )
+
+    def _describe(self, configs: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
+        """Return what rebuilds this tokenizer without pretrained weights, or None if a part came as a module."""
+        if any(config is None for config in configs.values()):
+            return None
+        plugins = {}
+        for part, registry in zip(PARTS, (ENCODERS, ADAPTERS, DECODERS), strict=True):
+            origin = registry.origins.get((configs[part] or {})["type"])
+            if origin:
+                plugins[part] = {"distribution": origin.distribution, "version": origin.version}
+        return {
+            **configs,
+            "latent_dim": self.latent_dim,
+            "downsample_factor": self.downsample_factor,
+            "variational": self.variational,
+            "plugins": plugins,
+            "aligntok_version": aligntok.__version__,
+        }
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What rebuilds this tokenizer (JSON types). Raises ConfigError if a part was given as a module."""
+        if self._hub_mixin_config is None:
+            raise ConfigError(
+                "this tokenizer has a part that was given as a module, so no config can describe it; "
+                "register the class in a plugin and build it by dict(type=name, ...)"
+            )
+        return self._hub_mixin_config
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Return the adapter's output: latents, or mean and log-variance along channels if variational."""
+        return self.adapter(self.encoder(images))
+
+    def latents_from(self, moments: Tensor, sample: bool = False) -> Tensor:
+        """Return the latents (N, d, h, w) of an adapter's output: itself, or the posterior's mean or a sample of it."""
+        if not self.variational:
+            return moments
+        mean, log_variance = moments.chunk(2, dim=1)
+        if not sample:
+            return mean
+        return mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * torch.randn_like(mean)
+
+    def encode(self, images: Tensor, sample: bool = False) -> Tensor:
+        """Turn images (N, 3, H, W) in [-1, 1], H and W multiples of f, into latents (N, d, H/f, W/f).
+
+        `sample` draws from the posterior of a variational tokenizer instead of taking its mean.
+        """
+        return self.latents_from(self.moments(images), sample)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents (N, d, h, w) into images (N, 3, h f, w f), nominally in [-1, 1] and not clamped."""
+        return self.decoder(latents)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Encode and decode images (N, 3, H, W) in [-1, 1]; the same shape, not clamped."""
+        return self.decode(self.encode(images))
+
+    forward = reconstruct
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> str | None:
+        """Write model.safetensors, config.json and a model card; each file is replaced whole, the config last.
+
+        Takes the keywords of huggingface_hub's ``ModelHubMixin.save_pretrained``; returns the commit's address if
+        ``push_to_hub=True``. Raises ConfigError if a part was given as a module.
+        """
+        config = self.config
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        push = kwargs.pop("push_to_hub", False)
+        repo_id = kwargs.pop("repo_id", None)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+            super().save_pretrained(temporary, config=config, **({} if push else kwargs))
+            for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json"):
+                with open(file, "rb+") as written:
+                    os.fsync(written.fileno())
+                os.replace(file, folder / file.name)
+        return self.push_to_hub(repo_id or folder.name, **kwargs) if push else None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Tokenizer:
+        """Load a saved tokenizer, in eval mode, from a folder or a hub id.
+
+        Raises WeightsError when neither is there, the hub cannot be reached, or the weights do not fit the config.
+        """
+        source = str(pretrained_model_name_or_path)
+        if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
+            raise WeightsError(f"{source} has no config.json, so it is no saved tokenizer; found: {_listing(source)}")
+        try:
+            return super().from_pretrained(source, **kwargs)
+        except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise WeightsError(
+                f"cannot load a tokenizer from '{source}': {_first_line(error)}\n"
+                "  give a folder written by save_pretrained, or the id of a hub repository that you can reach"
+            ) from error
+        except RuntimeError as error:
+            raise WeightsError(f"the weights in '{source}' do not fit its config.json: {error}") from error
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> Tokenizer:  # type: ignore[override]
+        return super()._from_pretrained(strict=strict, **kwargs)
+
+
+def _build(registry: ComponentRegistry, given: Any, **defaults: Any) -> tuple[Any, dict[str, Any] | None]:
+    """Build a part, with those defaults filled in that it takes; also return the config that rebuilds it."""
+    if isinstance(given, nn.Module):
+        return given, None
+    if not isinstance(given, Mapping) or "type" not in given:
+        raise ConfigError(f"{registry.kind} must be dict(type=name, ...) or a module, not {given!r}")
+    name = given["type"]
+    parameters = inspect.signature(registry.get(name)).parameters
+    config = {**{key: value for key, value in defaults.items() if key in parameters}, **given}
+    saved = {**config, "pretrained": False} if "pretrained" in parameters else config
+    return registry.build(config), json.loads(json.dumps(saved))
+
+
+@contextlib.contextmanager
+def _explaining_plugins(plugins: Mapping[str, Any] | None) -> Iterator[None]:
+    """Add, to the error about a component that is not installed, the packages a saved tokenizer was made with."""
+    try:
+        yield
+    except UnknownComponentError as error:
+        others = {(p["distribution"], p["version"]) for p in (plugins or {}).values()}
+        needed = ", ".join(f"{d}=={v}" for d, v in sorted(others) if d != "aligntok")
+        if not needed:
+            raise
+        raise UnknownComponentError(f"{error}\n  this tokenizer was saved with: {needed}; install it") from error
+
+
+def _listing(folder: str) -> str:
+    return ", ".join(sorted(os.listdir(folder))[:10]) or "nothing"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

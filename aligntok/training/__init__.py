@@ -1,0 +1,1 @@
+"""What is trained and how: the alignment model, its stages as data, and the run."""

@@ -1,0 +1,232 @@
+"""The model that a stage trains: a tokenizer, its losses, a discriminator, and a frozen teacher where one is needed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from aligntok.engine.distributed import GradientReduction, world
+from aligntok.engine.loops import StepBatch
+from aligntok.errors import ConfigError
+from aligntok.registry import DISCRIMINATORS, ENCODERS
+from aligntok.tokenizer import PARTS, Tokenizer
+from aligntok.training.chain import Chain, run_forward
+from aligntok.training.objective import Objective
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+
+
+class Teacher(nn.Module):
+    """Frozen encoder, and adapter if latents are compared: the targets E*(x) and A*(E*(x)) of paper Eq. 4."""
+
+    def __init__(self, encoder: nn.Module, adapter: nn.Module | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.adapter = adapter
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return teacher_features (N, C, h, w), and teacher_latents (N, d, h, w) if there is an adapter."""
+        features = self.encoder(images)
+        targets = {"teacher_features": features.float()}
+        if self.adapter is not None:
+            targets["teacher_latents"] = self.adapter(features).float()
+        return targets
+
+
+@MODELS.register_module()
+class AlignmentModel(BaseModel):
+    """A tokenizer in training, whatever the stage: what a stage is, its config says.
+
+    Args:
+        tokenizer: keywords of :class:`aligntok.tokenizer.Tokenizer`.
+        losses: ``{name: dict(type=..., weight=..., start_step=..., balance=dict(at=...), ...)}``.
+        trains: which of encoder, adapter, decoder are trained. The others run in eval mode, without gradients.
+        discriminator: config of the discriminator; needed, and trained, iff a loss takes its logits.
+        teacher: None, "start" (the encoder and adapter that the stage starts from), or an encoder config.
+        precision: "fp32", or "bf16" autocast (weights, optimiser and ratios stay float32).
+        grad_checkpointing: recompute activations of encoder and decoder in the backward pass.
+        seed: with the step, the source of every random number that the model draws.
+
+    Raises ConfigError when these do not fit one another.
+    """
+
+    tokenizer_parts = PARTS
+
+    def __init__(
+        self,
+        tokenizer: Mapping[str, Any],
+        losses: Mapping[str, Mapping[str, Any]],
+        trains: Iterable[str],
+        discriminator: Mapping[str, Any] | None = None,
+        teacher: str | Mapping[str, Any] | None = None,
+        precision: str = "fp32",
+        grad_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.trains = tuple(trains)
+        if not self.trains or set(self.trains) - set(PARTS):
+            raise ConfigError(f"trains={list(self.trains)}; it must name one or more of {', '.join(PARTS)}")
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
+        self.tokenizer = Tokenizer(**tokenizer)
+        self.objective = Objective(losses, self.trains)
+        self.discriminator = self._build_discriminator(discriminator)
+        self.teacher = self._build_teacher(teacher)
+        self.dtype = PRECISIONS[precision]
+        self.seed = seed
+        for name in PARTS:
+            getattr(self.tokenizer, name).requires_grad_(name in self.trains)
+        if grad_checkpointing:
+            self.tokenizer.encoder.set_grad_checkpointing(True)
+            self.tokenizer.decoder.set_grad_checkpointing(True)
+        self.train()
+
+    def _build_discriminator(self, config: Mapping[str, Any] | None) -> Any:
+        if not self.objective.needs("fake_logits"):
+            return None
+        if config is None:
+            raise ConfigError("a loss takes the discriminator's logits, but discriminator is None; give its config")
+        return DISCRIMINATORS.build(dict(config))
+
+    def _build_teacher(self, config: str | Mapping[str, Any] | None) -> Teacher | None:
+        latents = self.objective.needs("teacher_latents")
+        if not latents and not self.objective.needs("teacher_features"):
+            return None
+        if config == "start":
+            adapter = copy.deepcopy(self.tokenizer.adapter) if latents else None
+            return Teacher(copy.deepcopy(self.tokenizer.encoder), adapter)
+        if isinstance(config, Mapping) and not latents:
+            return Teacher(ENCODERS.build(dict(config)), None)
+        raise ConfigError(
+            f"a loss compares with a teacher's {'latents' if latents else 'features'}, but teacher is {config!r}; "
+            "set teacher='start' (what the stage starts from)" + ("" if latents else " or an encoder config")
+        )
+
+    def start_teacher(self) -> None:
+        """Give the teacher the weights that encoder and adapter have now."""
+        if self.teacher is None:
+            return
+        for name, part in self.teacher.named_children():
+            part.load_state_dict(getattr(self.tokenizer, name).state_dict())
+
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """Return the parts that change in this stage: of the tokenizer, the discriminator, losses with weights."""
+        parts: dict[str, nn.Module] = {name: getattr(self.tokenizer, name) for name in PARTS if name in self.trains}
+        if self.discriminator is not None:
+            parts["discriminator"] = self.discriminator
+        for name, loss in self.objective.losses.items():
+            if any(p.requires_grad for p in loss.parameters()):
+                parts[f"loss_{name}"] = loss
+        return parts
+
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """Return the parts that stay as the stage found them, the teacher's included; losses rebuild themselves."""
+        parts = {name: getattr(self.tokenizer, name) for name in PARTS if name not in self.trains}
+        if self.teacher is not None:
+            parts.update({f"teacher_{name}": part for name, part in self.teacher.named_children()})
+        return parts
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; what the stage does not train stays in eval mode."""
+        super().train(mode)
+        for name in PARTS:
+            if name not in self.trains:
+                getattr(self.tokenizer, name).eval()
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def train_step(self, data: StepBatch, optim_wrapper: Any) -> dict[str, Tensor]:
+        """Do one optimiser step of generator side and discriminator, from one forward pass a micro-batch.
+
+        Every process calls it with its share of the same step. Returns what to log, averaged over micro-batches.
+        """
+        self._seed_step(data.step)
+        reduction = GradientReduction()
+        logs: list[dict[str, Tensor]] = []
+        for i, batch in enumerate(data.micro_batches):
+            finished = reduction if i == len(data.micro_batches) - 1 else None
+            images = batch["images"].to(self._device(), non_blocking=True)
+            logs.append(self._backward(images, data.step, 1 / len(data.micro_batches), finished))
+        reduction.finish()
+        averaged = {key: torch.stack([log[key] for log in logs]).mean() for key in logs[0]}
+        return {**averaged, **optim_wrapper.step_parts(self.trained_parts())}
+
+    def _backward(
+        self, images: Tensor, step: int, scale: float, reduction: GradientReduction | None
+    ) -> dict[str, Tensor]:
+        """Walk the graph once, part by part; each part's exchange between processes starts when its gradients are in."""
+        decoder, encoder = self.tokenizer.decoder, self.tokenizer.encoder
+        with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            chain = run_forward(self.tokenizer, images, self.trains)
+            inputs = self._loss_inputs(images, chain, step)
+            logs = self.objective.pull_on_image(chain, inputs, decoder.last_layer, step, scale)
+            logs.update(self._backward_discriminator(images, inputs.get("fake_logits"), step, scale))
+            self._start(reduction, [self.discriminator, *self.objective.losses.values()])
+            chain.backward_decoder()
+            self._start(reduction, [decoder])
+            logs.update(self.objective.pull_on_encoder(chain, inputs, encoder.last_layer, step, scale))
+            chain.backward_encoder()
+            self._start(reduction, [self.tokenizer.adapter, encoder])
+        return logs
+
+    def _loss_inputs(self, images: Tensor, chain: Chain, step: int) -> dict[str, Tensor]:
+        inputs = {"images": images, **chain.leaves}
+        if self.teacher is not None and any(self.objective.needs(f"teacher_{x}", step) for x in ("features", "latents")):
+            inputs.update(self.teacher(images))
+        if self.objective.needs("fake_logits", step):
+            inputs["fake_logits"] = self.discriminator(chain.leaves["reconstruction"])
+        return inputs
+
+    def _backward_discriminator(
+        self, images: Tensor, fake_logits: Tensor | None, step: int, scale: float
+    ) -> dict[str, Tensor]:
+        """Give the discriminator its gradients; the logits of the reconstruction served the generator side already."""
+        if fake_logits is None:
+            return {}
+        (loss,) = (self.objective.loss(t) for t in self.objective.active(step) if "fake_logits" in self._inputs(t.name))
+        real_logits = self.discriminator(images)
+        value = loss.discriminator_loss(real_logits, fake_logits)
+        parameters = list(self.discriminator.parameters())
+        (value * scale).backward(inputs=parameters)
+        return {
+            "loss/discriminator": value.detach(),
+            "logits/real": real_logits.detach().float().mean(),
+            "logits/fake": fake_logits.detach().float().mean(),
+        }
+
+    def _inputs(self, name: str) -> tuple[str, ...]:
+        return self.objective.losses[name].inputs  # type: ignore[union-attr, return-value]
+
+    @staticmethod
+    def _start(reduction: GradientReduction | None, parts: Iterable[nn.Module | None]) -> None:
+        if reduction is not None:
+            reduction.start(p for part in parts if part is not None for p in part.parameters())
+
+    def _seed_step(self, step: int) -> None:
+        """Make what is drawn in a step follow from (seed, step, rank): nothing to save, nothing to lose on resume."""
+        torch.manual_seed((self.seed * 1_000_003 + step) * 4_096 + world()[0])
+
+    def _device(self) -> torch.device:
+        return next(self.tokenizer.parameters()).device
+
+    @torch.no_grad()
+    def val_step(self, data: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+        """Reconstruct a batch; returns one ``dict(images=..., reconstruction=...)`` of (3, H, W) tensors an image."""
+        images = data["images"].to(self._device())
+        reconstructions = self.tokenizer.reconstruct(images).float()
+        return [dict(images=x, reconstruction=y) for x, y in zip(images, reconstructions, strict=True)]
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Tensor:
+        """Reconstruct images (N, 3, H, W); mmengine's other modes have no use here."""
+        return self.tokenizer.reconstruct(inputs)

@@ -1,0 +1,74 @@
+"""The tensors between the parts of a tokenizer, cut apart so that a backward pass can go part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from aligntok.tokenizer import Tokenizer
+
+#: Tensors that a loss can pull on, from the encoder to the image.
+ENCODER_SIDE = ("features", "moments", "latents")
+
+
+@dataclass
+class Chain:
+    """One forward pass: images -> features -> moments -> latents | -> reconstruction.
+
+    The decoder ran on a detached copy of the latents, and the losses run on detached copies of everything
+    (`leaves`), so that each part's backward pass is one call with the gradients that were combined above it.
+    features (N, C, h, w), moments (N, d or 2d, h, w), latents (N, d, h, w), reconstruction (N, 3, H, W).
+    """
+
+    tensors: dict[str, Tensor]
+    leaves: dict[str, Tensor]
+    arriving: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, gradient: Tensor) -> None:
+        """Add a gradient to those that arrive at tensor `name`."""
+        self.arriving[name] = self.arriving[name] + gradient if name in self.arriving else gradient
+
+    def backward_decoder(self) -> None:
+        """Walk the decoder once: its parameters get their gradients, the latents what arrives from the image."""
+        gradient = self.arriving.pop("reconstruction")
+        reconstruction = self.tensors["reconstruction"]
+        if not reconstruction.requires_grad:
+            return
+        reconstruction.backward(gradient.to(reconstruction.dtype))
+        latents = self.leaves["latents"]
+        if latents.grad is not None:
+            self.add("latents", latents.grad)
+            latents.grad = None
+
+    def backward_encoder(self) -> None:
+        """Walk adapter and encoder once, with everything that arrives at latents, moments and features."""
+        names = [name for name in ENCODER_SIDE if name in self.arriving and self.tensors[name].requires_grad]
+        if names:
+            gradients = [self.arriving[name].to(self.tensors[name].dtype) for name in names]
+            torch.autograd.backward([self.tensors[name] for name in names], gradients)
+
+
+def run_forward(tokenizer: Tokenizer, images: Tensor, trains: Iterable[str]) -> Chain:
+    """Run the tokenizer on images (N, 3, H, W); what lies before the first trained part runs without a graph.
+
+    The latents of a variational tokenizer are sampled. The leaves are float32, whatever autocast made of the tensors.
+    """
+    trained = set(trains)
+    with torch.set_grad_enabled("encoder" in trained):
+        features = tokenizer.encoder(images)
+    with torch.set_grad_enabled(bool(trained & {"encoder", "adapter"})):
+        moments = tokenizer.adapter(features)
+        latents = tokenizer.latents_from(moments, sample=True)
+    tensors = {"features": features, "moments": moments, "latents": latents}
+    leaves = {name: _leaf(tensor, tensor.requires_grad) for name, tensor in tensors.items()}
+    with torch.set_grad_enabled(latents.requires_grad or "decoder" in trained):
+        tensors["reconstruction"] = tokenizer.decoder(leaves["latents"])
+    leaves["reconstruction"] = _leaf(tensors["reconstruction"], True)
+    return Chain(tensors, leaves)
+
+
+def _leaf(tensor: Tensor, requires_grad: bool) -> Tensor:
+    return tensor.detach().float().requires_grad_(requires_grad)

@@ -1,0 +1,62 @@
+"""The gradient-ratio weights of the adaptive losses (paper, App. A), exact and nearly free.
+
+A step walks the graph once, from the image to the encoder: the gradients of the losses at a tensor are combined there,
+and only the combination goes on through the part below. What a weight needs besides is the gradient of each loss at
+one last layer, which lies right below the tensor, so no part is walked a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from aligntok.engine.distributed import mean_over_processes
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Which part's last layer a loss balances at, and the bounds of its weight.
+
+    `at` is "decoder" or "encoder"; `max_ratio` is the largest weight and `eps` the addition to the divisor.
+    """
+
+    at: str
+    max_ratio: float = 1e4
+    eps: float = 1e-4
+
+
+def gradient_ratio(reference: Tensor, other: Tensor, max_ratio: float = 1e4, eps: float = 1e-4) -> Tensor:
+    """Weight that makes `other` pull as hard as `reference` at one parameter (paper, App. A; LDM's adaptive weight).
+
+    Both are gradients of the same parameter, any shape, averaged over processes. Returns a float32 scalar in
+    [0, max_ratio] without gradient; 0 when `reference` is 0, finite when `other` is 0.
+    """
+    ratio = reference.detach().float().norm() / (other.detach().float().norm() + eps)  # r = |grad L_ref| / |grad L_other|
+    return ratio.clamp(0, max_ratio)
+
+
+def gradient_at(parameter: nn.Parameter, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """Return the gradient of `parameter` (its shape) when `outputs` receive `gradients`; the graph is kept.
+
+    Zero when the parameter has no part in the outputs.
+    """
+    (found,) = torch.autograd.grad(outputs, [parameter], gradients, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(parameter) if found is None else found
+
+
+def ratio_at(
+    parameter: nn.Parameter,
+    reference: tuple[Sequence[Tensor], Sequence[Tensor]],
+    other: tuple[Sequence[Tensor], Sequence[Tensor]],
+    balance: Balance,
+) -> Tensor:
+    """Return the gradient ratio at `parameter` of the whole batch, over all processes.
+
+    `reference` and `other` are (tensors above the parameter, gradients arriving at them); a collective call.
+    """
+    both = torch.stack([gradient_at(parameter, *reference), gradient_at(parameter, *other)]).float()
+    mean_over_processes(both)
+    return gradient_ratio(both[0], both[1], balance.max_ratio, balance.eps)

@@ -1,0 +1,121 @@
+"""Tokenizers from wherever they are: a saved folder, a hub id, a training work folder, a published checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from aligntok.engine.checkpoints import list_checkpoints, read_parts, read_snapshots
+from aligntok.engine.ema import post_hoc_coefficients, synthesise
+from aligntok.errors import CheckpointError, ConfigError, WeightsError
+from aligntok.published import load_ldm_autoencoder
+from aligntok.tokenizer import PARTS, Tokenizer
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+
+
+def load_tokenizer(source: str | os.PathLike[str], **kwargs: Any) -> Tokenizer:
+    """Load a tokenizer, in eval mode on the CPU.
+
+    `source` is one of: a folder that ``Tokenizer.save_pretrained`` wrote; a training work folder or one of its stages
+    (the furthest stage's newest checkpoint, EMA weights where the stage uses them; keywords `weights`="raw"|"ema" and
+    `sigma_rel`); a published VA-VAE or other LDM-style checkpoint file (keyword `resolution`, 256 by default); a
+    Hugging Face hub id (keywords of ``from_pretrained``). Nothing is unpickled with code execution.
+
+    Raises WeightsError or CheckpointError when there is no tokenizer there, or it is damaged.
+    """
+    path = Path(source)
+    if path.is_file():
+        if path.suffix not in CHECKPOINT_SUFFIXES:
+            raise WeightsError(f"{path} is no checkpoint file; those end in {', '.join(CHECKPOINT_SUFFIXES)}")
+        return load_ldm_autoencoder(path, **kwargs)
+    if not path.is_dir():
+        if path.suffix in CHECKPOINT_SUFFIXES or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
+            raise WeightsError(f"no such file or folder: {source}")
+        return Tokenizer.from_pretrained(str(source), **kwargs)
+    if (path / "config.json").is_file():
+        return Tokenizer.from_pretrained(path, **kwargs)
+    return load_stage_tokenizer(_furthest_stage(path), **kwargs)
+
+
+def load_stage_tokenizer(
+    folder: str | os.PathLike[str], weights: str | None = None, sigma_rel: float | None = None
+) -> Tokenizer:
+    """Load the tokenizer of a stage's folder from its newest checkpoint.
+
+    `weights` None takes the EMA (of width `sigma_rel`, or the stage's inference width) where the stage keeps one.
+    """
+    description = Path(folder) / "stage.json"
+    try:
+        stage = json.loads(description.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{description} cannot be read ({error}), so the stage's model is unknown") from error
+    tokenizer = Tokenizer(**{k: v for k, v in stage["tokenizer"].items() if k != "aligntok_version"})
+    states = read_parts(folder, weights or ("ema" if stage["ema"] else "raw"), sigma_rel)
+    for part in PARTS:
+        getattr(tokenizer, part).load_state_dict(states[part])
+    return tokenizer.eval()
+
+
+def _furthest_stage(folder: Path) -> Path:
+    """Return the last stage of a work folder that has a checkpoint; the folder itself if it is a stage's."""
+    candidates = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
+    trained = [c for c in candidates if (c / "stage.json").is_file() and list_checkpoints(c)]
+    if not trained:
+        raise WeightsError(
+            f"{folder} is neither a saved tokenizer (no config.json) nor a work folder with a checkpoint; "
+            f"it has: {', '.join(sorted(os.listdir(folder))[:10]) or 'nothing'}"
+        )
+    return trained[-1]
+
+
+def export_tokenizer(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    weights: str | None = None,
+    sigma_rel: float | None = None,
+) -> Path:
+    """Write the tokenizer of `source` (see :func:`load_tokenizer`) as a folder and return it.
+
+    For a work folder, `weights` and `sigma_rel` choose; an EMA width that was not kept is rebuilt from the furthest
+    stage's snapshots. Raises CheckpointError if there are none, ConfigError if it would overwrite another folder.
+    """
+    target = Path(out)
+    if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or a saved tokenizer's")
+    chosen = {key: value for key, value in (("weights", weights), ("sigma_rel", sigma_rel)) if value is not None}
+    path = Path(source)
+    if chosen and not (path.is_dir() and not (path / "config.json").is_file()):
+        raise ConfigError(f"--weights and --sigma-rel choose among a work folder's weights; {source} is none")
+    tokenizer = load_tokenizer(source, **chosen) if not _needs_synthesis(path, sigma_rel) else None
+    if tokenizer is None:
+        assert sigma_rel is not None
+        tokenizer = synthesise_tokenizer(_furthest_stage(path), sigma_rel)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+def synthesise_tokenizer(folder: Path, sigma_rel: float) -> Tokenizer:
+    """Return a stage's tokenizer with EMA weights of any width, at its last snapshot (EDM2, App. C.2)."""
+    snapshots = read_snapshots(folder)
+    if not snapshots:
+        raise CheckpointError(
+            f"{folder} keeps neither an EMA of width {sigma_rel} nor snapshots to make one from; "
+            "set ema.snapshot_every for the stage"
+        )
+    steps, widths = [s for s, _, _ in snapshots], [w for _, w, _ in snapshots]
+    coefficients = post_hoc_coefficients(steps, widths, max(steps), sigma_rel)
+    averaged = synthesise((float(c), parts) for c, (_, _, parts) in zip(coefficients, snapshots, strict=True))
+    tokenizer = load_stage_tokenizer(folder, weights="raw")
+    for part, state in averaged.items():
+        getattr(tokenizer, part).load_state_dict(state, strict=False)
+    return tokenizer
+
+
+def _needs_synthesis(path: Path, sigma_rel: float | None) -> bool:
+    if sigma_rel is None:
+        return False
+    stage = json.loads((_furthest_stage(path) / "stage.json").read_text())
+    return sigma_rel not in (stage["ema"] or {}).get("sigma_rel", [])

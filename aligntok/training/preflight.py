@@ -1,0 +1,199 @@
+"""What a run is going to do, found out before its first step: parts, batches, steps, disk; on the meta device."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from aligntok.data.sampler import per_process_batch
+from aligntok.engine.optim import check_optimizer
+from aligntok.errors import ConfigError
+from aligntok.registry import (
+    ADAPTERS,
+    DATASETS,
+    DECODERS,
+    DISCRIMINATORS,
+    ENCODERS,
+    HOOKS,
+    LOSSES,
+    ComponentRegistry,
+    check_keywords,
+)
+from aligntok.training.alignment import AlignmentModel
+from aligntok.training.stages import Stage
+
+_OPTIMIZER_STATES = {"SGD": 0, "Adam": 2, "AdamW": 2, "RAdam": 2, "NAdam": 2}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage will do. Parameters by part, as (trainable, frozen); bytes of a checkpoint and of the frozen file.
+
+    `epochs` is None where the number of training images is unknown.
+    """
+
+    name: str
+    parameters: dict[str, tuple[int, int]]
+    global_batch: str
+    steps: int
+    images_seen: int
+    epochs: float | None
+    checkpoint_bytes: int
+    frozen_bytes: int
+
+    @property
+    def trainable(self) -> int:
+        """All parameters that the stage trains."""
+        return sum(trainable for trainable, _ in self.parameters.values())
+
+    @property
+    def frozen(self) -> int:
+        """All parameters that it holds but does not train."""
+        return sum(frozen for _, frozen in self.parameters.values())
+
+
+def build_on_meta(stage: Stage) -> AlignmentModel:
+    """Build a stage's model on the meta device: right in every shape and keyword, without data or weights."""
+    settings = stage.model_settings
+    model = dict(settings["tokenizer"])
+    for part, registry in (("encoder", ENCODERS), ("adapter", ADAPTERS), ("decoder", DECODERS)):
+        if part in model:
+            model[part] = without_weights(registry, model[part])
+    settings["tokenizer"] = model
+    settings["losses"] = {name: without_weights(LOSSES, loss) for name, loss in settings["losses"].items()}
+    settings["discriminator"] = without_weights(DISCRIMINATORS, settings["discriminator"])
+    settings["teacher"] = without_weights(ENCODERS, settings["teacher"])
+    with torch.device("meta"):
+        return AlignmentModel(**settings)
+
+
+def without_weights(registry: ComponentRegistry, config: Any) -> Any:
+    """Return a component's config with ``pretrained=False`` if the component takes that keyword."""
+    if not isinstance(config, Mapping) or "type" not in config:
+        return config
+    takes = inspect.signature(registry.get(config["type"])).parameters
+    return {**config, "pretrained": False} if "pretrained" in takes else dict(config)
+
+
+def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> StagePlan:
+    """Plan one stage for a number of processes and, if known, of training images. Raises ConfigError."""
+    model = build_on_meta(stage)
+    _check_rest(stage, model)
+    batch, accumulation = stage["global_batch_size"], stage["accumulation"]
+    each = per_process_batch(batch, processes, accumulation)
+    known = num_images or stage["data"]["num_images"]
+    seen = stage["steps"] * batch
+    return StagePlan(
+        name=stage.name,
+        parameters=_count_parameters(model),
+        global_batch=f"{batch} = {processes} process{'es' if processes > 1 else ''} x {accumulation} micro x {each}",
+        steps=stage["steps"],
+        images_seen=seen,
+        epochs=seen / known if known else None,
+        checkpoint_bytes=_checkpoint_bytes(model, stage),
+        frozen_bytes=sum(_bytes(part) for part in model.frozen_parts().values()),
+    )
+
+
+def _check_rest(stage: Stage, model: AlignmentModel) -> None:
+    """Check what the model does not: optimisers, data sets, hooks. Raises ConfigError."""
+    where, f = f"stage '{stage.name}'", model.tokenizer.downsample_factor
+    for key in ("optimizer", "discriminator_optimizer"):
+        check_optimizer(stage[key], f"{where}, {key}")
+    for split in ("train", "val"):
+        data = stage["data"][split]
+        if data is None:
+            continue
+        options = {key: value for key, value in data.items() if key != "type"}
+        check_keywords(DATASETS.get(data["type"]), options, who=f"{where}, data.{split}: {DATASETS.kind} '{data['type']}'")
+        side = data.get("image_size", f)
+        if any(length % f for length in (side if isinstance(side, (list, tuple)) else [side])):
+            raise ConfigError(f"{where}: data.{split}.image_size={side}; its sides must be multiples of f = {f}")
+    for hook in stage["hooks"]:
+        if not isinstance(hook, Mapping) or "type" not in hook:
+            raise ConfigError(f"{where}: hooks holds {hook!r}; each must be dict(type=..., ...)")
+        HOOKS.get(str(hook["type"]))
+
+
+def _count_parameters(model: AlignmentModel) -> dict[str, tuple[int, int]]:
+    parts: dict[str, nn.Module] = {
+        **{name: getattr(model.tokenizer, name) for name in model.tokenizer_parts},
+        **({"discriminator": model.discriminator} if model.discriminator is not None else {}),
+        **{f"loss: {name}": loss for name, loss in model.objective.losses.items()},
+        **({"teacher": model.teacher} if model.teacher is not None else {}),
+    }
+    counted = {name: _trainable_and_frozen(part) for name, part in parts.items()}
+    return {name: count for name, count in counted.items() if any(count)}
+
+
+def _trainable_and_frozen(part: nn.Module) -> tuple[int, int]:
+    trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in part.parameters()) - trainable
+
+
+def _checkpoint_bytes(model: AlignmentModel, stage: Stage) -> int:
+    parts = model.trained_parts()
+    states = {
+        side: _OPTIMIZER_STATES.get(stage[key]["type"], 2)
+        for side, key in ((True, "discriminator_optimizer"), (False, "optimizer"))
+    }
+    widths = len(stage["ema"]["sigma_rel"]) if stage["ema"] else 0
+    total = 0
+    for name, part in parts.items():
+        averaged = widths if name in model.tokenizer_parts else 0
+        total += _bytes(part) + (states[name == "discriminator"] + averaged) * _bytes(part, buffers=False)
+    return total
+
+
+def _bytes(part: nn.Module, buffers: bool = True) -> int:
+    tensors = part.state_dict().values() if buffers else part.parameters()
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def print_plan(plans: Sequence[StagePlan], console: Console | None = None) -> None:
+    """Print what every stage will do, one column a stage."""
+    table = Table(title="What each stage trains", title_justify="left")
+    table.add_column("", style="bold")
+    for plan in plans:
+        table.add_column(plan.name, justify="right")
+    for part in dict.fromkeys(part for plan in plans for part in plan.parameters):
+        table.add_row(part, *(_describe_count(plan.parameters.get(part)) for plan in plans))
+    table.add_section()
+    rows: list[tuple[str, Any]] = [
+        ("trainable / frozen", lambda p: f"{_millions(p.trainable)} / {_millions(p.frozen)}"),
+        ("images a step", lambda p: p.global_batch),
+        ("steps", lambda p: f"{p.steps:,}"),
+        ("= epochs", lambda p: "unknown" if p.epochs is None else f"{p.epochs:.2f}"),
+        ("= images seen", lambda p: f"{p.images_seen:,}"),
+        ("disk a checkpoint", lambda p: _size(p.checkpoint_bytes)),
+        ("disk once (frozen)", lambda p: _size(p.frozen_bytes)),
+    ]
+    for label, describe in rows:
+        table.add_row(label, *(describe(plan) for plan in plans))
+    (console or Console()).print(table)
+
+
+def _describe_count(count: tuple[int, int] | None) -> str:
+    if count is None:
+        return "-"
+    trainable, frozen = count
+    return _millions(trainable) + " trained" if trainable else _millions(frozen) + " frozen"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,200 @@
+"""The run: stages in order, finished ones skipped, an unfinished one gone on with, a tokenizer at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset, default_collate
+
+from aligntok.data.sampler import GlobalBatchSampler
+from aligntok.engine import hooks as engine_hooks
+from aligntok.engine.checkpoints import PartStates, finished_steps, read_parts, write_json
+from aligntok.engine.distributed import SelfReducing, barrier, is_first, start_processes, world
+from aligntok.engine.loops import ShareValLoop, StepLoop
+from aligntok.engine.optim import PartOptimizersConstructor
+from aligntok.engine.runner import StageRunner
+from aligntok.errors import ConfigError
+from aligntok.registry import DATASETS, HOOKS, METRICS
+from aligntok.training.alignment import AlignmentModel
+from aligntok.training.loading import load_stage_tokenizer
+from aligntok.training.preflight import plan_stage, print_plan
+from aligntok.training.report import print_summary
+from aligntok.training.stages import Stage, expand_stages
+
+
+def run(config: Mapping[str, Any], only_stage: str | None = None, dry_run: bool = False) -> Path | None:
+    """Train the stages of a config and return the folder of the finished tokenizer.
+
+    Started again, it skips stages that are finished and goes on with the one that is not. `only_stage` runs one by
+    name; `dry_run` prints the plan, on the meta device, and stops: it needs neither data nor weights. Returns None
+    when no tokenizer is finished. Raises AlignTokError's kinds before the first step wherever they can be known.
+    """
+    stages = expand_stages(config)
+    chosen = _choose(stages, only_stage)
+    if dry_run:
+        print_plan([plan_stage(stage, world()[1]) for stage in chosen])
+        return None
+    launcher = start_processes()
+    datasets = [build_datasets(stage) for stage in chosen]
+    plans = [plan_stage(stage, world()[1], len(sets[0])) for stage, sets in zip(chosen, datasets, strict=True)]
+    if is_first():
+        print_plan(plans)
+    for stage, (train, val) in zip(chosen, datasets, strict=True):
+        if finished_steps(stage.folder) >= stage["steps"]:
+            _say(f"{stage.name}: finished already, skipped")
+            continue
+        run_stage(stage, train, val, launcher)
+    return _finish(config, stages)
+
+
+def run_stage(stage: Stage, train: Any, val: Any, launcher: str = "none") -> StageRunner:
+    """Train one stage to its end, from its start or from its newest checkpoint."""
+    folder = stage.start_folder
+    if folder is not None and not finished_steps(folder):
+        raise ConfigError(f"stage '{stage.name}' starts from {folder}, which has no checkpoint; train that stage first")
+    runner = build_runner(stage, train, val, launcher)
+    if is_first():
+        description = {"stage": stage.name, "tokenizer": runner.trained_model.tokenizer.config, **stage.settings}
+        write_json(stage.folder / "stage.json", description)
+    runner.train()
+    return runner
+
+
+def build_runner(stage: Stage, train: Any, val: Any, launcher: str = "none") -> StageRunner:
+    """Build the mmengine run of a stage."""
+    rank, processes = world()
+    sampler = GlobalBatchSampler(
+        len(train), stage["global_batch_size"], stage.seed, rank, processes, stage["accumulation"]
+    )
+    schedule = {"autoencoder": [{"by_epoch": False, **s} for s in stage["schedule"]]} if stage["schedule"] else None
+    every = stage["validation"]["every"]
+    return StageRunner(
+        model={"type": AlignmentModel.__name__, **stage.model_settings},
+        work_dir=str(stage.folder),
+        train_dataloader=_loader(train, stage["data"]["workers"], batch_sampler=sampler),
+        train_cfg={"type": StepLoop.__name__, "max_iters": stage["steps"], "val_interval": every},
+        optim_wrapper={
+            "constructor": PartOptimizersConstructor.__name__,
+            "autoencoder": stage["optimizer"],
+            "discriminator": stage["discriminator_optimizer"],
+            "clip_grad_norm": stage["clip_grad_norm"],
+            "max_skipped": stage["max_skipped_steps"],
+        },
+        param_scheduler=schedule,
+        default_hooks={name: None for name in ("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")},
+        custom_hooks=_hooks(stage, val),
+        launcher=launcher,
+        randomness={"seed": stage.seed},
+        experiment_name=f"{stage.folder.parent.name}_{stage.folder.name}",
+        visualizer={
+            "type": "Visualizer",
+            "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
+        },
+        cfg={"model_wrapper_cfg": {"type": SelfReducing.__name__}} if launcher != "none" else {},
+        start=_start(stage),
+        ema=stage["ema"],
+        keep=stage["checkpoint"]["keep"],
+        **_validation(stage, val),
+    )
+
+
+def _choose(stages: Sequence[Stage], name: str | None) -> list[Stage]:
+    chosen = [stage for stage in stages if name in (None, stage.name)]
+    if not chosen:
+        raise ConfigError(f"no stage named '{name}'; the config has: {', '.join(s.name for s in stages)}")
+    return chosen
+
+
+def build_datasets(stage: Stage) -> tuple[Any, Any]:
+    """Build the data sets of a stage, training and held-out (None without one). Raises DataError or ConfigError."""
+    data = stage["data"]
+    for split in ("train", "val"):
+        if data[split] is not None and data[split]["type"] == "images" and "root" not in data[split]:
+            raise ConfigError(
+                "data_root is not set, so there is nothing to train on; "
+                "add --cfg-options data_root=/path/to/images (a folder or a zip)"
+            )
+    train = DATASETS.build({"train": True, "seed": stage.seed, **data["train"]})
+    if data["val"] is None:
+        return train, None
+    val = DATASETS.build({"train": False, **data["val"]})
+    wanted = stage["validation"]["num_images"]
+    return train, Subset(val, range(min(wanted, len(val)))) if wanted else val
+
+
+def _loader(dataset: Any, workers: int, **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        collate_fn=default_collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+        **options,
+    )
+
+
+def _validation(stage: Stage, val: Any) -> dict[str, Any]:
+    if val is None:
+        return {}
+    settings, (rank, processes) = stage["validation"], world()
+    shares = Subset(val, range(rank, len(val), processes))
+    metric = METRICS.build({"type": "reconstruction", "perceptual": settings["perceptual"]})
+    return {
+        "val_dataloader": _loader(shares, min(2, stage["data"]["workers"]), batch_size=settings["batch_size"]),
+        "val_cfg": {"type": ShareValLoop.__name__, "num_images": len(val)},
+        "val_evaluator": [metric],
+    }
+
+
+def _hooks(stage: Stage, val: Any) -> list[Any]:
+    log, ema, batch = stage["log"], stage["ema"], stage["global_batch_size"]
+    inference = ema["inference"] if ema else None
+    hooks: list[Any] = [
+        engine_hooks.ScalarsHook(log["every"], batch),
+        engine_hooks.ProgressHook(stage.name, log["every"], batch),
+        engine_hooks.StepCheckpointHook(stage["checkpoint"]["every"]),
+        *(HOOKS.build(dict(hook)) for hook in stage["hooks"]),
+    ]
+    if ema:
+        hooks.append(engine_hooks.EMAUpdateHook(inference, ema["snapshot_every"]))
+    if val is not None and log["pictures"]:
+        shown = [val[i]["images"] for i in range(min(log["pictures"], len(val)))]
+        hooks.append(engine_hooks.ReconstructionGridHook(shown, log["pictures_every"], inference))
+    return hooks
+
+
+def _start(stage: Stage) -> Any:
+    folder = stage.start_folder
+    if folder is None:
+        return None
+
+    def read() -> PartStates:
+        return read_parts(folder, stage["start"]["weights"])
+
+    return read
+
+
+def _finish(config: Mapping[str, Any], stages: Sequence[Stage]) -> Path | None:
+    """Export the tokenizer once the last stage is finished, and print the table of all that are."""
+    if is_first():
+        print_summary(stages)
+    if finished_steps(stages[-1].folder) < stages[-1]["steps"]:
+        return None
+    folder = Path(config["work_dir"]) / "tokenizer"
+    if is_first():
+        load_stage_tokenizer(stages[-1].folder).save_pretrained(folder)
+        print(f"Tokenizer: {folder}   (aligntok.load_tokenizer('{folder}'))")
+        pictures = sorted((stages[-1].folder / "pictures").glob("*.png"))
+        if pictures:
+            print(f"Reconstructions of held-out images: {pictures[-1]}")
+    barrier()
+    return folder
+
+
+def _say(text: str) -> None:
+    if is_first():
+        print(text, flush=True)
+

@@ -1,0 +1,60 @@
+"""Small AlignTok, EfficientNet-Lite0, f8d16, Tiny-ImageNet at 64 pixels: three stages in about an hour on two cores.
+
+    python tools/train.py configs/demo/tiny_imagenet_f8d16.py --cfg-options data_root=tiny_imagenet.zip
+
+The archive (or folder) holds train/ and val/ of class folders. Needs the packages aligntok-efficientnet-lite (a real
+ImageNet encoder) and aligntok-st-lpips (a perceptual loss), both under plugins/. Our own recipe, not the paper's.
+"""
+
+_base_ = ["../_base_/runtime.py"]
+
+model = dict(
+    encoder=dict(type="efficientnet_lite0"),
+    adapter=dict(type="mlp", hidden_dim=64),
+    decoder=dict(
+        type="ldm_cnn", ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=1, attn_resolutions=(8,), resolution=64
+    ),
+    latent_dim=16,
+    downsample_factor=8,
+)
+discriminator = dict(type="patchgan", base_channels=32, norm="group")
+losses = dict(
+    l1=dict(type="l1", weight=1.0),
+    st_lpips=dict(type="st_lpips", net="alex", weight=1.0),
+    gan=dict(type="gan", kind="hinge", weight=0.1, balance=dict(at="decoder")),
+)
+optimizer = dict(type="Adam", lr=5e-4, betas=(0.5, 0.9))
+discriminator_optimizer = dict(type="Adam", lr=2e-4, betas=(0.5, 0.9))
+ema = dict(sigma_rel=[0.05, 0.10], inference=0.05)
+global_batch_size = 16
+data = dict(
+    train=dict(type="images", split="train", image_size=64),
+    val=dict(type="images", split="val", image_size=64),
+    workers=1,
+)
+validation = dict(num_images=500, batch_size=50, perceptual=dict(type="st_lpips", net="vgg"))
+checkpoint = dict(every=500)
+log = dict(every=50, pictures_every=1000, pictures=12)
+
+stages = [
+    dict(
+        name="latent_alignment",
+        steps=2000,
+        trains=["adapter", "decoder"],
+        losses=dict(gan=dict(start_step=1500)),
+    ),
+    dict(
+        name="perceptual_alignment",
+        steps=3000,
+        start=dict(stage="latent_alignment", weights="raw"),
+        trains=["encoder", "adapter", "decoder"],
+        teacher="start",
+        losses=dict(semantic=dict(type="semantic_preservation", weight=1.0, balance=dict(at="encoder"))),
+    ),
+    dict(
+        name="decoder_refinement",
+        steps=1500,
+        start=dict(stage="perceptual_alignment", weights="ema"),
+        trains=["decoder"],
+    ),
+]

@@ -1,0 +1,11 @@
+"""An AlignTok plugin: it names its components, and where they are imported from when first built."""
+
+from aligntok import hookimpl
+from aligntok.registry import Registries
+
+
+@hookimpl
+def aligntok_register(registries: Registries) -> None:
+    """Add one encoder and one loss."""
+    registries.encoders.add("my_encoder", "aligntok_template.encoder.MyEncoder")
+    registries.losses.add("my_loss", "aligntok_template.loss.MyLoss")

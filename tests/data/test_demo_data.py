@@ -1,0 +1,53 @@
+"""The demo's photographs come out of installed packages, the same ones each time."""
+
+import hashlib
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+TOOL = Path(__file__).parents[2] / "tools" / "make_demo_data.py"
+
+
+def make(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+    runpy.run_path(str(TOOL), run_name="__main__")
+
+
+def contents(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*/*")}
+
+
+@pytest.fixture
+def installed():
+    for package in ("skimage", "foolbox"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+
+
+@pytest.mark.usefixtures("installed")
+def test_photographs_are_written_whole_and_held_out_ones_kept_apart(monkeypatch, tmp_path):
+    make(monkeypatch, tmp_path, "--tiles", "2")
+    tiled = contents(tmp_path)
+    make(monkeypatch, tmp_path)
+    written = contents(tmp_path)
+    train = {path.stem for path in (tmp_path / "train").iterdir()}
+    held_out = {path.stem for path in (tmp_path / "val").iterdir()}
+    assert (len(train), len(held_out)) == (25, 6)
+    assert not train & held_out
+    assert {name: digest for name, digest in tiled.items() if "_tile" not in name} == written
+    assert len(tiled) == 31 + 4 * 25
+    for path in tmp_path.glob("*/*.png"):
+        with Image.open(path) as image:
+            assert image.mode == "RGB"
+            assert 300 <= min(image.size) <= 512
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        make(monkeypatch, tmp_path)
+    assert "skimage is not installed; install them with: pip install" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""Decoding and cropping: upright RGB whatever the file, the same pixels as torchvision, bounds kept."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from aligntok.data import transforms
+from aligntok.errors import ConfigError
+
+
+def encode(image, file_format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def noise(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "CMYK", "1"])
+def test_every_mode_becomes_rgb(mode):
+    image = Image.new("L", (6, 4), 255).convert("RGB").convert(mode)
+    image.paste(0, (0, 0, 3, 4)) if mode in ("L", "1") else None
+    decoded = transforms.decode_image(encode(image, "TIFF"))
+    assert (decoded.mode, decoded.size) == ("RGB", (6, 4))
+    assert np.asarray(decoded)[1, 5].tolist() == [255, 255, 255]
+    assert np.asarray(decoded)[1, 0].tolist() == ([0, 0, 0] if mode in ("L", "1") else [255, 255, 255])
+
+
+@pytest.mark.parametrize(("pixels", "file_format"), [(np.uint16, "PNG"), (np.uint16, "TIFF"), (np.int32, "TIFF")])
+def test_sixteen_bit_grey_keeps_its_high_byte(pixels, file_format):
+    image = Image.fromarray(np.full((4, 6), 200 * 256 + 7, pixels))
+    decoded = transforms.decode_image(encode(image, file_format))
+    assert decoded.mode == "RGB"
+    assert set(np.asarray(decoded).flat) == {200}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_transparency_is_laid_on_white(mode):
+    if mode in ("P", "RGB"):
+        data = encode(Image.new("RGB", (5, 5)).convert(mode), transparency=0 if mode == "P" else (0, 0, 0))
+    else:
+        data = encode(Image.new("RGBA", (5, 5), (0, 0, 0, 0)).convert(mode))
+    assert np.asarray(transforms.decode_image(data)).min() == 255
+
+
+def test_exif_orientation_is_undone():
+    image, exif = Image.new("RGB", (40, 20)), Image.Exif()
+    image.paste("white", (0, 0, 20, 20))
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    decoded = transforms.decode_image(encode(image, "JPEG", exif=exif, quality=95))
+    assert decoded.size == (20, 40)
+    assert np.asarray(decoded)[2, 10].min() > 240
+    assert np.asarray(decoded)[37, 10].max() < 15
+
+
+def test_floating_point_images_are_refused():
+    with pytest.raises(ValueError, match="range"):
+        transforms.decode_image(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+
+
+def test_a_draft_is_smaller_but_never_below_its_side():
+    data = encode(noise(1024, 800), "JPEG")
+    assert transforms.decode_image(data, draft_side=200).size == (256, 200)
+    assert transforms.decode_image(data, draft_side=201).size == (512, 400)
+    assert transforms.decode_image(data).size == (1024, 800)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (64, 64), (47, 300), (333, 77)])
+def test_evaluation_crop_has_torchvisions_pixels(size):
+    image = noise(*size)
+    reference = v2.Compose([v2.Resize(64, v2.InterpolationMode.BICUBIC), v2.CenterCrop(64)])(image)
+    ours = transforms.center_crop(transforms.resize_to_cover(image, (64, 64)), (64, 64))
+    assert np.array_equal(np.asarray(ours), np.asarray(reference))
+
+
+@pytest.mark.parametrize("size", [(32, 64), (64, 32), (48, 48)])
+@pytest.mark.parametrize("shape", [(100, 30), (30, 100), (8, 8), (200, 201), (1, 90)])
+def test_resizing_covers_the_target_and_touches_it(shape, size):
+    resized = transforms.resize_to_cover(noise(*shape), size)
+    assert resized.height >= size[0]
+    assert resized.width >= size[1]
+    assert resized.height == size[0] or resized.width == size[1]
+
+
+def test_random_crops_reach_every_place_and_stay_inside():
+    image = Image.fromarray(np.arange(3 * 4, dtype=np.uint8).reshape(3, 4))
+    corners = {
+        int(np.asarray(transforms.random_crop(image, (2, 2), np.random.default_rng(seed)))[0, 0]) for seed in range(99)
+    }
+    assert corners == {0, 1, 2, 4, 5, 6}
+
+
+def test_flips_come_up_half_of_the_time():
+    image = Image.fromarray(np.array([[0, 255]], np.uint8))
+    rng = np.random.default_rng(0)
+    flipped = [int(np.asarray(transforms.random_hflip(image, rng))[0, 0] == 255) for _ in range(400)]
+    assert 150 < sum(flipped) < 250
+
+
+def test_tensor_spans_minus_one_to_one():
+    tensor = transforms.to_tensor(Image.fromarray(np.array([[[0, 127, 255]]], np.uint8)))
+    assert tensor.shape == (3, 1, 1)
+    assert tensor.dtype == torch.float32
+    torch.testing.assert_close(tensor.flatten(), torch.tensor([-1.0, 127 / 127.5 - 1, 1.0]))
+
+
+@pytest.mark.parametrize("wrong", [0, (64,), (64, -8), (64, 32, 3), (64.5, 64)])
+def test_a_wrong_image_size_is_refused(wrong):
+    with pytest.raises(ConfigError, match="image_size"):
+        transforms.parse_image_size(wrong)
+    assert transforms.parse_image_size([32, 64]) == (32, 64)

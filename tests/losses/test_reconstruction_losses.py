@@ -1,0 +1,158 @@
+import time
+import urllib.error
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from aligntok.errors import ConfigError, WeightsError
+from aligntok.losses import perceptual_weights, reconstruction
+from aligntok.losses.reconstruction import L1Loss, LPIPSLoss
+
+
+@pytest.fixture(scope="module")
+def lpips_loss():
+    return LPIPSLoss("alex", pretrained=False)
+
+
+def images(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def published_lpips(net):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's, about the arguments lpips 0.1.4 gives it
+        import lpips
+
+        return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+
+
+def test_l1_is_the_mean_over_all_elements():
+    loss = L1Loss()(torch.zeros(2, 3, 4, 6), torch.full((2, 3, 4, 6), -0.5))
+    assert loss.item() == 0.5
+
+
+def test_l1_of_half_precision_is_summed_in_float32():
+    loss = L1Loss()(torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4, dtype=torch.bfloat16))
+    assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("loss", [L1Loss(), LPIPSLoss("alex", pretrained=False)])
+def test_images_of_unlike_shape_are_not_broadcast(loss):
+    assert (loss.at, loss.inputs) == ("reconstruction", ("images", "reconstruction"))
+    with pytest.raises(ConfigError, match="shapes must agree"):
+        loss(torch.zeros(2, 3, 32, 32), torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(("net", "count"), [("vgg", 14_716_160), ("alex", 2_470_848)])
+def test_lpips_has_its_published_size_all_frozen(net, count):
+    with torch.device("meta"):
+        loss = LPIPSLoss(net, pretrained=False)
+        assert loss(torch.zeros(1, 3, 32, 48), torch.zeros(1, 3, 32, 48)).shape == ()
+    assert sum(p.numel() for p in loss.parameters()) == count
+    assert not any(p.requires_grad for p in loss.parameters())
+
+
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_lpips_is_the_published_metric(net, tmp_path):
+    published = published_lpips(net)
+    file = tmp_path / "lpips.safetensors"
+    save_file({k: v for k, v in published.state_dict().items() if k.startswith("net.")}, file)
+    x, y = images(2, 3, 40, 56), images(2, 3, 40, 56, seed=1)
+    y_hat = y.clone().requires_grad_()
+    loss = LPIPSLoss(net, weights=file)(x, y_hat)
+    expected = published(x, y.requires_grad_()).mean()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(y_hat.grad, y.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_torchvisions_file_is_a_trunk_too(tmp_path, lpips_loss):
+    features = {f"features.{k.partition('.')[2]}": v for k, v in lpips_loss.net.state_dict().items()}
+    torch.save({**features, "classifier.1.weight": torch.zeros(2)}, tmp_path / "alexnet.pth")
+    loss = LPIPSLoss("alex", weights=tmp_path / "alexnet.pth")
+    x, y = images(1, 3, 32, 32), images(1, 3, 32, 32, seed=1)
+    assert torch.equal(loss(x, y), lpips_loss(x, y))
+
+
+def test_torchvisions_file_is_found_in_the_hub_folder(tmp_path, lpips_loss, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    features = {f"features.{k.partition('.')[2]}": v for k, v in lpips_loss.net.state_dict().items()}
+    torch.save(features, folder / "alexnet-owt-7be5be79.pth")
+    x, y = images(1, 3, 32, 32), images(1, 3, 32, 32, seed=1)
+    assert torch.equal(LPIPSLoss("alex")(x, y), lpips_loss(x, y))
+
+
+def test_offline_names_the_file_to_place_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match=r"place that file at .*/hub/checkpoints/vgg16-397923af\.pth"):
+        LPIPSLoss()
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_network_that_hangs_or_fails_is_not_waited_for(tmp_path, monkeypatch, silent):
+    def urlopen(*args, **kwargs):
+        if silent:
+            time.sleep(2)
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(perceptual_weights.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(perceptual_weights, "PROBE_SECONDS", 0.2)
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match="cannot be reached from here"):
+        LPIPSLoss("alex")
+    assert time.monotonic() - start < 1.5
+
+
+def test_a_file_of_another_network_is_refused(tmp_path, lpips_loss):
+    save_file(lpips_loss.net.state_dict(), tmp_path / "alex.safetensors")
+    with pytest.raises(WeightsError, match="does not fit"):
+        LPIPSLoss("vgg", weights=tmp_path / "alex.safetensors")
+
+
+def test_lpips_stays_in_eval_mode(lpips_loss):
+    assert not any(module.training for module in lpips_loss.train().modules())
+
+
+def test_lpips_is_zero_for_equal_images_and_gradients_are_finite(lpips_loss):
+    x = images(1, 3, 48, 32)
+    y = x.clone().requires_grad_()
+    loss = lpips_loss(x, y)
+    loss.backward()
+    assert loss.item() == 0
+    assert y.grad.isfinite().all()
+
+
+def test_a_position_without_activations_has_a_finite_gradient():
+    x = torch.zeros(1, 4, 2, 2, requires_grad=True)
+    reconstruction._unit_length(x).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("net", "smallest"), [("vgg", 16), ("alex", 31)])
+def test_the_smallest_images_work_and_smaller_ones_are_refused(net, smallest):
+    with torch.device("meta"):
+        loss = LPIPSLoss(net, pretrained=False)
+        x = torch.zeros(1, 3, smallest, 64)
+        assert loss(x, x).shape == ()
+        with pytest.raises(ConfigError, match=f"at least {smallest} pixels a side"):
+            loss(x[:, :, 1:], x[:, :, 1:])
+
+
+def test_an_unknown_net_is_refused():
+    with pytest.raises(ConfigError, match="unknown net 'squeeze'; allowed: vgg, alex"):
+        LPIPSLoss("squeeze")
+
+
+def test_building_lpips_says_nothing(capfd):
+    LPIPSLoss("alex", pretrained=False)
+    assert capfd.readouterr() == ("", "")

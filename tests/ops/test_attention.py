@@ -1,0 +1,145 @@
+import subprocess
+import sys
+import types
+from importlib.util import find_spec
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from aligntok.errors import ConfigError
+from aligntok.ops import attention as module
+from aligntok.ops.attention import attention
+
+
+@pytest.fixture
+def qkv():
+    return [torch.randn(2, 3, tokens, 8) for tokens in (5, 7, 7)]  # (B, heads, tokens, dim)
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    monkeypatch.delenv("ALIGNTOK_ATTENTION", raising=False)
+    monkeypatch.setattr(module, "_refused", set())
+    module.memory_efficient_attention.cache_clear()
+    yield
+    module.memory_efficient_attention.cache_clear()
+
+
+@pytest.fixture
+def calls():
+    return []
+
+
+@pytest.fixture
+def stand_in(monkeypatch, calls):
+    """A library that imports like xformers, in its layout (B, tokens, heads, dim), and notes its calls."""
+
+    def memory_efficient_attention(q, k, v):
+        calls.append(tuple(q.shape))
+        weights = torch.einsum("bqhd,bkhd->bhqk", q, k).div(q.shape[-1] ** 0.5).softmax(-1)
+        return torch.einsum("bhqk,bkhd->bqhd", weights, v)
+
+    _install(monkeypatch, memory_efficient_attention)
+
+
+def _install(monkeypatch, function):
+    ops = types.ModuleType("xformers.ops")
+    ops.memory_efficient_attention = function
+    package = types.ModuleType("xformers")
+    package.ops = ops
+    monkeypatch.setitem(sys.modules, "xformers", package)
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    monkeypatch.setattr(module, "_device_type", lambda q: "cuda")
+
+
+def test_cpu_takes_sdpa_and_never_imports_xformers():
+    code = (
+        "import sys, torch; from aligntok.ops.attention import attention; x = torch.randn(1, 2, 3, 4);"
+        "attention(x, x, x); sys.exit('xformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-W", "error", "-c", code], check=False).returncode == 0
+
+
+def test_cpu_result_is_softmax_attention(qkv):
+    q, k, v = qkv
+    expected = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v
+    torch.testing.assert_close(attention(q, k, v), expected)
+
+
+@pytest.mark.usefixtures("stand_in", "on_cuda")
+@pytest.mark.parametrize("backend", [None, "xformers"])
+def test_cuda_takes_xformers_in_its_own_layout(qkv, calls, backend):
+    out = attention(*qkv, backend=backend)
+    assert calls == [(2, 5, 3, 8)]
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(*qkv))
+
+
+@pytest.mark.usefixtures("stand_in", "on_cuda")
+def test_the_environment_forces_a_backend(qkv, calls, monkeypatch):
+    monkeypatch.setenv("ALIGNTOK_ATTENTION", "sdpa")
+    attention(*qkv)
+    assert calls == []
+
+
+@pytest.mark.usefixtures("stand_in", "on_cuda")
+def test_the_argument_outranks_the_environment(qkv, calls, monkeypatch):
+    monkeypatch.setenv("ALIGNTOK_ATTENTION", "sdpa")
+    attention(*qkv, backend="xformers")
+    assert len(calls) == 1
+
+
+@pytest.mark.usefixtures("on_cuda")
+def test_without_xformers_cuda_takes_sdpa(qkv, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    torch.testing.assert_close(attention(*qkv), F.scaled_dot_product_attention(*qkv))
+
+
+@pytest.mark.usefixtures("on_cuda")
+def test_tensors_that_xformers_refuses_go_to_sdpa_after_one_try(qkv, calls, monkeypatch):
+    def refuse(q, k, v):
+        calls.append(1)
+        raise NotImplementedError("No operator found\nfor these inputs")
+
+    _install(monkeypatch, refuse)
+    for _ in range(3):
+        torch.testing.assert_close(attention(*qkv), F.scaled_dot_product_attention(*qkv))
+    assert len(calls) == 1
+    with pytest.raises(ConfigError, match=r"operator for torch\.float32 heads of width 8 here: No operator found"):
+        attention(*qkv, backend="xformers")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_forcing_xformers_on_cpu_is_a_clear_error(qkv, monkeypatch):
+    monkeypatch.setenv("ALIGNTOK_ATTENTION", "xformers")
+    with pytest.raises(ConfigError, match=r"no operator for the device 'cpu'; use 'sdpa'"):
+        attention(*qkv)
+
+
+@pytest.mark.usefixtures("on_cuda")
+def test_forcing_xformers_that_is_not_installed_is_a_clear_error(qkv, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    with pytest.raises(ConfigError, match="pip install xformers"):
+        attention(*qkv, backend="xformers")
+
+
+def test_an_unknown_backend_is_refused(qkv):
+    with pytest.raises(ConfigError, match="unknown attention backend 'flash'; allowed: xformers, sdpa"):
+        attention(*qkv, backend="flash")
+
+
+@pytest.mark.skipif(not find_spec("xformers"), reason="xformers is not installed")
+def test_importing_the_real_library_says_nothing():
+    code = "from aligntok.ops.attention import memory_efficient_attention as find; print(find().__module__)"
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("xformers.ops")
+    assert result.stderr == ""
+
+
+def test_it_compiles_into_one_graph(qkv):
+    compiled = torch.compile(attention, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*qkv), attention(*qkv))

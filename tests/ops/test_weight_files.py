@@ -1,0 +1,52 @@
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from aligntok.errors import WeightsError
+from aligntok.ops.weight_files import load_exactly, read_tensors
+
+
+class Hostile:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code in the file was run')",))
+
+
+@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: {"state_dict": t, "epoch": 1}])
+def test_tensors_are_read_from_torch_files(tmp_path, wrap):
+    torch.save(wrap({"a": torch.ones(2), "step": 3}), tmp_path / "w.pt")
+    assert {k: v.tolist() for k, v in read_tensors(tmp_path / "w.pt", "X").items()} == {"a": [1.0, 1.0]}
+
+
+def test_tensors_are_read_from_safetensors(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
+    assert list(read_tensors(tmp_path / "w.safetensors", "X")) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_damaged_file_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"not weights at all")
+    with pytest.raises(WeightsError, match=rf"Who: .*{name} cannot be read as weights"):
+        read_tensors(tmp_path / name, "Who")
+
+
+def test_no_file_runs_code(tmp_path):
+    torch.save({"a": Hostile()}, tmp_path / "new.pt")
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(Hostile(), protocol=2))
+    for name in ("new.pt", "old.pt"):
+        with pytest.raises(WeightsError, match="cannot be read"):
+            read_tensors(tmp_path / name, "X")
+
+
+def test_something_else_is_not_a_state_dict(tmp_path):
+    torch.save([torch.ones(1)], tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="holds a list"):
+        read_tensors(tmp_path / "w.pt", "X")
+
+
+def test_what_does_not_fit_is_listed():
+    given = {"weight": torch.zeros(3, 2), "extra": torch.zeros(1)}
+    with pytest.raises(WeightsError, match=r"missing bias; unknown extra; weight is \(3, 2\), not \(2, 2\)"):
+        load_exactly(nn.Linear(2, 2), given, "X", "w.pt")

@@ -1,0 +1,272 @@
+"""The plugin author's kit passes sound components and names each promise that a broken one breaks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aligntok.plugins import testing
+from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, LOSSES, Registry
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Many small operations: a second thread costs more than it brings, above all on busy cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Sound(nn.Module):
+    """An encoder that keeps every promise; the broken ones each break one."""
+
+    downsample_factor = stride = 16
+    out_dim = 4
+
+    def __init__(self, pretrained: bool = True) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 16, 16)
+        self.checkpointing = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images).tanh()
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.body.weight
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.checkpointing = enable
+
+
+class WrongShape(Sound):
+    out_dim = 5
+
+
+class SquareOnly(Sound):
+    def forward(self, images):
+        return super().forward(images).mT
+
+
+class NoFactor(Sound):
+    stride = None
+
+
+class Random(Sound):
+    def forward(self, images):
+        return super().forward(images) + torch.rand(1)
+
+
+class DependsOnTheBatch(Sound):
+    def forward(self, images):
+        x = super().forward(images)
+        return x - x.mean(0, keepdim=True) * self.training
+
+
+class Dead(Sound):
+    def __init__(self, pretrained=True):
+        super().__init__(pretrained)
+        self.unused = nn.Linear(2, 2)
+
+
+class Multiplied(Sound):
+    def __init__(self, pretrained=True):
+        super().__init__(pretrained)
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return super().forward(images) + 0 * self.gain
+
+
+class Detached(Sound):
+    def forward(self, images):
+        return super().forward(images.detach())
+
+
+class Unsaved(Sound):
+    def __init__(self, pretrained=True):
+        super().__init__(pretrained)
+        self.register_buffer("offset", torch.rand(1), persistent=False)
+
+    def forward(self, images):
+        return super().forward(images) + self.offset
+
+
+class Drifting(Sound):
+    def __init__(self, pretrained=True):
+        super().__init__(pretrained)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, images):
+        self.seen += 1
+        return super().forward(images)
+
+
+class Unfreezable(Sound):
+    def forward(self, images):
+        return super().forward(images.requires_grad_() if torch.is_grad_enabled() else images)
+
+
+class NotOnMeta(Sound):
+    def __init__(self, pretrained=True):
+        super().__init__(pretrained)
+        self.scale = self.body.weight.std().item()
+
+
+class Allocates(Sound):
+    def __init__(self, pretrained=True):
+        super().__init__(pretrained)
+        self.register_buffer("table", torch.zeros(3, device="cpu"))
+
+
+class WrongLastLayer(Sound):
+    @property
+    def last_layer(self):
+        return nn.Parameter(torch.zeros(1))
+
+
+class WrongCheckpointing(Sound):
+    def forward(self, images):
+        return super().forward(images) * (2 if self.checkpointing else 1)
+
+
+class Absolute(nn.Module):
+    """A loss that keeps every promise, both sides."""
+
+    at: object = "reconstruction"
+    inputs: object = ("reconstruction", "images")
+
+    def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+        return (reconstruction - images).abs().mean()
+
+    def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        return (1 - real).relu().mean() + (1 + fake).relu().mean()
+
+
+class NotAScalar(Absolute):
+    def forward(self, reconstruction, images):
+        return (reconstruction - images).abs().mean((1, 2, 3))
+
+
+class NotANumber(Absolute):
+    def forward(self, reconstruction, images):
+        return (reconstruction - images).sum() * float("nan")
+
+
+class Nowhere(Absolute):
+    at = "pixels"
+
+
+class UnknownInput(Absolute):
+    inputs = ("reconstruction", "photographs")
+
+
+class WrongPlace(Absolute):
+    at = "latents"
+
+
+class DetachedLoss(Absolute):
+    def forward(self, reconstruction, images):
+        return (reconstruction.detach() - images).abs().mean()
+
+
+class OneSided(Absolute):
+    def discriminator_loss(self, real, fake):
+        return (1 - real).relu().mean()
+
+
+def registered(monkeypatch, registry: Registry, component: type) -> str:
+    len(registry)  # loads the plugins, so that they stay when this one goes
+    monkeypatch.setitem(registry._module_dict, "under_test", component)
+    return "under_test"
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [
+        (WrongShape, r"must make \(2, 5, 4, 6\), it makes \(2, 4, 4, 6\)"),
+        (SquareOnly, r"must make \(2, 4, 4, 6\), it makes \(2, 4, 6, 4\)"),
+        (NoFactor, "stride must be a positive int"),
+        (Random, "depend on the others in the batch, or on chance|drawn at random"),
+        (DependsOnTheBatch, "depend on the others in the batch"),
+        (Dead, r"no gradient reaches unused.weight, unused.bias"),
+        (Multiplied, "no gradient reaches gain"),
+        (Detached, "no gradient reaches its input 0"),
+        (Unsaved, "something is not saved"),
+        (Drifting, "a forward pass still changes seen"),
+        (Unfreezable, "still wants a gradient"),
+        (NotOnMeta, "does not build on the meta device"),
+        (Allocates, "still allocates table"),
+        (WrongLastLayer, "last_layer must be one of its parameters"),
+        (WrongCheckpointing, "with gradient checkpointing the gradient of body"),
+    ],
+)
+def test_a_broken_encoder_is_caught_at_the_promise_it_breaks(monkeypatch, component, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.check_encoder(registered(monkeypatch, ENCODERS, component))
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [
+        (NotAScalar, "must return one finite number"),
+        (NotANumber, "must return one finite number"),
+        (Nowhere, "`at` must be one of reconstruction, latents"),
+        (UnknownInput, "`inputs` must be a tuple of names among images"),
+        (WrongPlace, "takes neither 'latents'"),
+        (DetachedLoss, "no gradient reaches any input or parameter"),
+        (OneSided, "pull at the real and at the fake logits"),
+    ],
+)
+def test_a_broken_loss_is_caught_at_the_promise_it_breaks(monkeypatch, component, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.check_loss(registered(monkeypatch, LOSSES, component))
+
+
+def test_sound_components_of_a_plugin_pass(monkeypatch):
+    testing.check_encoder(registered(monkeypatch, ENCODERS, Sound))
+    testing.check_loss(registered(monkeypatch, LOSSES, Absolute))
+
+
+def test_an_image_size_off_the_encoders_grid_is_the_callers_mistake(monkeypatch):
+    with pytest.raises(AssertionError, match="must be of multiples of f = 16"):
+        testing.check_encoder(registered(monkeypatch, ENCODERS, Sound), image_size=(60, 96))
+
+
+@pytest.mark.parametrize(("name", "latent_dim"), [("mlp", 8), ("linear", 8), ("identity", 12)])
+def test_built_in_adapters_pass(name, latent_dim):
+    testing.check_adapter(name, latent_dim=latent_dim)
+
+
+def test_built_in_decoders_discriminators_and_losses_pass():
+    testing.check_decoder("ldm_cnn", ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, image_size=(16, 24))
+    testing.check_discriminator("patchgan")
+    testing.check_loss("l1")
+    testing.check_loss("gan")
+    testing.check_loss("semantic_preservation")
+    testing.check_loss("kl")
+    testing.check_loss("vf", latent_dim=testing.LATENT_DIM, feature_dim=testing.FEATURE_DIM)
+
+
+@pytest.mark.parametrize(
+    ("registry", "check", "expected"),
+    [
+        (ADAPTERS, testing.check_adapter, r"adapter 'under_test': .* must make"),
+        (DECODERS, testing.check_decoder, r"decoder 'under_test': .* must make"),
+        (DISCRIMINATORS, testing.check_discriminator, r"discriminator 'under_test': logits must be"),
+    ],
+)
+def test_the_other_kinds_are_held_to_their_shapes(monkeypatch, registry, check, expected):
+    class Flat(nn.Module):
+        upsample_factor = 16
+
+        def __init__(self, in_dim: int = 3, latent_dim: int = 8) -> None:
+            super().__init__()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)
+
+    with pytest.raises(AssertionError, match=expected):
+        check(registered(monkeypatch, registry, Flat))

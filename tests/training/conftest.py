@@ -1,0 +1,125 @@
+"""A tiny run: photographs made on the spot, models of a few thousand weights, and a config file that says so."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+#: f8 on 32-pixel images; two-block ViT, group norm everywhere but in the discriminator.
+MODEL = dict(
+    encoder=dict(
+        type="timm",
+        model_name="vit_tiny_patch16_224",
+        pretrained=False,
+        model_args=dict(depth=2, embed_dim=48, num_heads=3),
+    ),
+    adapter=dict(type="mlp"),
+    decoder=dict(type="ldm_cnn", ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, attn_resolutions=(), resolution=32),
+    latent_dim=4,
+    downsample_factor=8,
+)
+DISCRIMINATOR = dict(type="patchgan", base_channels=16, num_layers=2)
+LOSSES = dict(l1=dict(type="l1"), gan=dict(type="gan", weight=0.5, balance=dict(at="decoder")))
+SEMANTIC = dict(type="semantic_preservation", weight=1.0, balance=dict(at="encoder"))
+STAGES = [
+    dict(
+        name="latent_alignment",
+        trains=["adapter", "decoder"],
+        losses=dict(gan=dict(start_step=2)),
+    ),
+    dict(
+        name="perceptual_alignment",
+        start=dict(stage="latent_alignment", weights="raw"),
+        teacher="start",
+        losses=dict(semantic=SEMANTIC),
+    ),
+    dict(
+        name="decoder_refinement",
+        trains=["decoder"],
+        start=dict(stage="perceptual_alignment", weights="ema"),
+    ),
+]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """One thread a process: the same sums in the same order, and no fight for cores with a test beside this one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny():
+    """Keywords of a tiny tokenizer, its losses, discriminator and three stages; copies, to be changed at will."""
+    return copy.deepcopy(
+        dict(model=MODEL, discriminator=DISCRIMINATOR, losses=LOSSES, semantic=SEMANTIC, stages=STAGES)
+    )
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """A folder with train/ and val/: pictures of a sky, a ground and a few things on it, with noise."""
+    root = tmp_path_factory.mktemp("photographs")
+    for split, count in (("train", 20), ("val", 6)):
+        (root / split).mkdir()
+        for i in range(count):
+            _photograph(np.random.default_rng((len(split), i))).save(root / split / f"{i:02d}.png")
+    return root
+
+
+def _photograph(rng, size=(44, 40)):
+    width, height = size
+    sky, ground = rng.integers(60, 250, 3), rng.integers(0, 160, 3)
+    blend = (np.linspace(0, 1, height) ** rng.uniform(0.5, 3))[:, None, None]
+    pixels = np.broadcast_to(sky * (1 - blend) + ground * blend, (height, width, 3)) + rng.normal(0, 6, (height, width, 3))
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for _ in range(3):
+        x, y, side = rng.integers(0, width), rng.integers(0, height), rng.integers(6, 18)
+        draw.ellipse((x, y, x + side, y + side), fill=tuple(int(c) for c in rng.integers(0, 255, 3)))
+    return picture
+
+
+@pytest.fixture
+def write_config(tmp_path, photographs):
+    """Write a config file of a tiny three-stage run (`steps` a stage); further keywords replace its keys."""
+
+    def write(name="tiny", steps=4, **changes):
+        config = dict(
+            data_root=str(photographs),
+            model=copy.deepcopy(MODEL),
+            discriminator=dict(DISCRIMINATOR),
+            losses=copy.deepcopy(LOSSES),
+            data=dict(
+                train=dict(split="train", image_size=32),
+                val=dict(split="val", image_size=32),
+                workers=0,
+            ),
+            global_batch_size=4,
+            optimizer=dict(lr=1e-3),
+            ema=dict(sigma_rel=[0.05, 0.10], inference=0.05),
+            checkpoint=dict(every=2),
+            log=dict(every=1, pictures=4),
+            validation=dict(perceptual=None, batch_size=4),
+            stages=[{"steps": steps, **copy.deepcopy(stage)} for stage in STAGES],
+        )
+        config.update(changes)
+        path = tmp_path / f"{name}.py"
+        path.write_text('"""A tiny run."""\n' + "".join(f"{key} = {value!r}\n" for key, value in config.items()))
+        return str(path)
+
+    return write

@@ -1,0 +1,238 @@
+"""What a training step touches, and what it leaves alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aligntok.engine.loops import StepBatch
+from aligntok.engine.optim import PartOptimizersConstructor
+from aligntok.errors import AlignTokError, ConfigError
+from aligntok.training.alignment import AlignmentModel
+from aligntok.training.stages import expand_stages
+
+PARTS = ("encoder", "adapter", "decoder")
+KINDS = {0: "latent_alignment", 1: "perceptual_alignment", 2: "decoder_refinement"}
+
+
+class Visits:
+    """Counts the forward passes of modules, and keeps their mode and whether they left a graph behind."""
+
+    def __init__(self, **modules):
+        self.count = dict.fromkeys(modules, 0)
+        self.training, self.graph = {}, {}
+        for name, module in modules.items():
+            module.register_forward_hook(lambda m, given, out, name=name: self._see(name, m, out))
+
+    def _see(self, name, module, out):
+        self.count[name] += 1
+        self.training[name] = module.training
+        self.graph[name] = out.requires_grad
+
+
+@pytest.fixture
+def stage_model(tiny):
+    """Build the model of one of the three stages, by index, as its config says; keywords replace those of the model."""
+
+    def build(index, **changes):
+        config = dict(work_dir="x", seed=0, data_root=None, **{k: tiny[k] for k in ("model", "discriminator", "losses")})
+        stages = [{**stage, "steps": 4} for stage in tiny["stages"]]
+        model = AlignmentModel(**{**expand_stages({**config, "stages": stages})[index].model_settings, **changes})
+        model.start_teacher()
+        return model
+
+    return build
+
+
+def optimizers(model, **changes):
+    adam = dict(type="Adam", lr=1e-2, betas=(0.5, 0.9))
+    config = dict(autoencoder=adam, discriminator=adam, clip_grad_norm=None, max_skipped=2)
+    return PartOptimizersConstructor({**config, **changes})(model)
+
+
+def train(model, steps, first=0, size=(32, 32), optim=None):
+    """Real steps on noise; returns what the last one logged."""
+    optim = optim or optimizers(model)
+    model.train()
+    for step in range(first, first + steps):
+        images = torch.rand(2, 3, *size) * 2 - 1
+        logs = model.train_step(StepBatch(step, [{"images": images}]), optim)
+    return logs
+
+
+def copied(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(state, other):
+    return all(torch.equal(state[name], other[name]) for name in state)
+
+
+@pytest.mark.parametrize("index", KINDS, ids=KINDS.values())
+def test_what_a_stage_does_not_train_does_not_change_by_one_bit(stage_model, index):
+    model = stage_model(index)
+    parts = {**{name: getattr(model.tokenizer, name) for name in PARTS}, "discriminator": model.discriminator}
+    before = {name: copied(part) for name, part in parts.items()}
+    frozen_before = {name: copied(part) for name, part in model.frozen_parts().items()}
+    train(model, 4)
+    trained = (*model.trains, "discriminator")
+    for name, part in parts.items():
+        assert same(before[name], part.state_dict()) == (name not in trained), name
+    for name, part in model.frozen_parts().items():
+        assert same(frozen_before[name], part.state_dict()), name
+    assert set(model.frozen_parts()) >= set(PARTS) - set(model.trains)
+
+
+@pytest.mark.parametrize("index", KINDS, ids=KINDS.values())
+def test_frozen_parts_run_in_eval_mode_and_without_a_graph(stage_model, index):
+    model = stage_model(index)
+    parts = {name: getattr(model.tokenizer, name) for name in PARTS}
+    if model.teacher is not None:
+        parts.update(teacher_encoder=model.teacher.encoder, teacher_adapter=model.teacher.adapter)
+    visits = Visits(**parts)
+    train(model, 1, first=3)
+    for name in parts:
+        trained = name in model.trains
+        assert (visits.training[name], visits.graph[name]) == (trained, trained), name
+    for part in model.frozen_parts().values():
+        assert all(p.grad is None and not p.requires_grad for p in part.parameters())
+
+
+@pytest.mark.parametrize("index", KINDS, ids=KINDS.values())
+def test_a_step_is_one_forward_of_encoder_and_decoder_and_two_of_the_discriminator(stage_model, index):
+    model = stage_model(index)
+    visits = Visits(**{name: getattr(model.tokenizer, name) for name in PARTS}, discriminator=model.discriminator)
+    train(model, 3, first=2)
+    assert visits.count == {"encoder": 3, "adapter": 3, "decoder": 3, "discriminator": 6}
+
+
+def test_the_gan_is_absent_before_its_start_step(stage_model):
+    model = stage_model(0)
+    before = copied(model.discriminator)
+    visits = Visits(discriminator=model.discriminator)
+    optim = optimizers(model)
+    logs = train(model, 2, optim=optim)
+    assert visits.count["discriminator"] == 0
+    assert same(before, model.discriminator.state_dict())
+    assert optim["discriminator"].optimizer.state_dict()["state"] == {}
+    assert not any("gan" in name or name.startswith("logits") or name == "loss/discriminator" for name in logs)
+    logs = train(model, 1, first=2, optim=optim)
+    assert visits.count["discriminator"] == 2
+    assert {"loss/gan", "ratio/gan", "loss/discriminator", "logits/real", "logits/fake"} <= set(logs)
+    assert not same(before, model.discriminator.state_dict())
+
+
+def test_the_teacher_is_what_the_stage_starts_from(stage_model):
+    model = stage_model(1)
+    with torch.no_grad():  # as loading the start's weights would
+        for parameter in model.tokenizer.parameters():
+            parameter.add_(0.1)
+    model.start_teacher()
+    for name, part in model.teacher.named_children():
+        assert same(part.state_dict(), getattr(model.tokenizer, name).state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    model.eval()
+    assert torch.equal(model.teacher(images)["teacher_latents"], model.tokenizer.encode(images))
+    logs = train(model, 1)
+    assert float(logs["loss/semantic"]) == 0
+    assert float(train(model, 2, first=1)["loss/semantic"]) > 0
+
+
+def test_a_semantic_loss_on_features_keeps_no_second_adapter(stage_model, tiny):
+    losses = dict(l1=dict(type="l1"), semantic={**tiny["semantic"], "on": "features"})
+    model = stage_model(1, losses=losses)
+    assert model.teacher.adapter is None
+    assert set(model.frozen_parts()) == {"teacher_encoder"}
+    assert "loss/semantic" in train(model, 1)
+
+
+def test_without_a_loss_that_needs_them_there_is_neither_teacher_nor_discriminator(stage_model):
+    model = stage_model(1, losses=dict(l1=dict(type="l1")))
+    assert model.teacher is None
+    assert model.discriminator is None
+    assert set(train(model, 1)) == {"loss/l1", "skipped_step", *(f"grad_norm/{part}" for part in PARTS)}
+
+
+def test_a_gan_without_a_discriminator_is_a_config_error(stage_model):
+    with pytest.raises(ConfigError, match="takes the discriminator's logits, but discriminator is None"):
+        stage_model(1, discriminator=None)
+
+
+def test_loss_weights_are_trained_and_the_teacher_may_be_another_encoder(stage_model, tiny):
+    """VA-VAE's loss: a projection of its own, learned, towards the features of a frozen encoder."""
+    losses = dict(
+        l1=dict(type="l1"), vf=dict(type="vf", latent_dim=4, feature_dim=48, weight=0.1, balance=dict(at="encoder"))
+    )
+    teacher = {**tiny["model"]["encoder"], "downsample_factor": 8}
+    model = stage_model(1, losses=losses, teacher=teacher, discriminator=None)
+    projection, target = copied(model.objective.losses["vf"]), copied(model.teacher)
+    logs = train(model, 2)
+    assert {"loss/vf", "ratio/vf", "grad_norm/loss_vf"} <= set(logs)
+    assert not same(projection, model.objective.losses["vf"].state_dict())
+    assert same(target, model.teacher.state_dict())
+
+
+def test_images_need_not_be_square(stage_model):
+    assert float(train(stage_model(1), 1, size=(32, 56))["loss/l1"]) > 0
+
+
+def test_a_variational_tokenizer_trains_on_samples_that_follow_from_the_step(stage_model, tiny):
+    losses = dict(l1=dict(type="l1"), kl=dict(type="kl", weight=1e-3))
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = stage_model(1, tokenizer={**tiny["model"], "variational": True}, losses=losses)
+        torch.manual_seed(1)
+        logs = train(model, 2)
+        runs.append(copied(model.tokenizer))
+    assert same(*runs)
+    assert float(logs["loss/kl"]) > 0
+
+
+@pytest.mark.parametrize("poison", ["reconstruction", "parameter"])
+def test_a_step_that_is_not_finite_is_left_out_and_too_many_stop_the_run(stage_model, poison):
+    model = stage_model(1)
+    optim = optimizers(model)
+    train(model, 1, optim=optim)
+    before = copied(model)
+    images = torch.full((2, 3, 32, 32), float("nan")) if poison == "reconstruction" else torch.rand(2, 3, 32, 32)
+    if poison == "parameter":
+        model.objective.losses["l1"].forward = lambda images, reconstruction: reconstruction.sum() * float("inf")
+    for step in (1, 2):
+        logs = model.train_step(StepBatch(step, [{"images": images}]), optim)
+        assert float(logs["skipped_step"]) == 1
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    weights = {name: tensor for name, tensor in before.items() if not name.endswith(statistics)}
+    assert same(weights, model.state_dict())
+    with pytest.raises(AlignTokError, match=r"3 steps in a row had gradients that are not finite .*parts: encoder"):
+        model.train_step(StepBatch(3, [{"images": images}]), optim)
+
+
+def test_clipping_bounds_each_side_as_a_whole(stage_model):
+    model = stage_model(1)
+    sgd = dict(type="SGD", lr=1.0)
+    before = copied(model.tokenizer)
+    logs = train(model, 1, optim=optimizers(model, autoencoder=sgd, discriminator=sgd, clip_grad_norm=1e-3))
+    assert max(float(logs[f"grad_norm/{part}"]) for part in PARTS) > 1e-3
+    moved = torch.stack([(t - before[n]).double().square().sum() for n, t in model.tokenizer.state_dict().items()])
+    assert float(moved.sum().sqrt()) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_bf16_autocast_keeps_weights_ratios_and_losses_in_float32(stage_model):
+    model = stage_model(1, precision="bf16")
+    seen = []
+    model.tokenizer.decoder.conv_in.register_forward_hook(lambda m, given, out: seen.append(out.dtype))
+    logs = train(model, 2)
+    assert set(seen) == {torch.bfloat16}
+    assert {logs[name].dtype for name in ("ratio/gan", "ratio/semantic", "loss/l1")} == {torch.float32}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_validation_gives_each_image_with_its_reconstruction(stage_model):
+    model = stage_model(1).eval()
+    images = torch.rand(3, 3, 32, 40) * 2 - 1
+    pairs = model.val_step({"images": images})
+    assert len(pairs) == 3
+    assert torch.equal(torch.stack([pair["images"] for pair in pairs]), images)
+    with torch.no_grad():
+        assert torch.equal(torch.stack([pair["reconstruction"] for pair in pairs]), model(images))

@@ -1,0 +1,219 @@
+"""The adaptive weights: their formula, and gradients that are those of the plain, expensive way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from aligntok.engine.loops import StepBatch
+from aligntok.training.alignment import AlignmentModel
+from aligntok.training.gradient_ratio import Balance, gradient_at, gradient_ratio, ratio_at
+
+LPIPS = dict(type="lpips", pretrained=False, weight=1.0)
+CNN = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, attn_resolutions=(), resolution=32)
+
+
+class Gradients:
+    """Stands where the optimisers do: keeps the gradients of a step, by parameter name, and clears them."""
+
+    def step_parts(self, parts):
+        self.found = {}
+        for part, module in parts.items():
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad:
+                    self.found[f"{part}.{name}"] = parameter.grad
+                    parameter.grad = None
+        return {}
+
+
+def gradients_of_step(model, batches, step=0):
+    """Gradients and logs of one training step."""
+    keeper = Gradients()
+    logs = model.train_step(StepBatch(step, [{"images": images} for images in batches]), keeper)
+    return keeper.found, logs
+
+
+def build(tiny, **changes):
+    """A model in mid-training of stage 2: the student is no longer its teacher."""
+    settings = dict(
+        tokenizer=tiny["model"],
+        losses={**tiny["losses"], "semantic": tiny["semantic"]},
+        trains=("encoder", "adapter", "decoder"),
+        discriminator=tiny["discriminator"],
+        teacher="start",
+    )
+    model = AlignmentModel(**{**settings, **changes})
+    model.start_teacher()
+    with torch.no_grad():
+        for parameter in model.tokenizer.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def norm_ratio(reference, other, parameter):
+    """How much harder one loss pulls at a parameter than another, by two walks of the whole graph."""
+    pulls = [torch.autograd.grad(loss, parameter, retain_graph=True)[0].norm() for loss in (reference, other)]
+    return (pulls[0] / (pulls[1] + 1e-4)).clamp(0, 1e4).detach()
+
+
+def peers_way(model, images, gan_weight, semantic_weight, on="latents", distance="l2"):
+    """One joined graph: four extra autograd.grad calls for the ratios, then one backward of the total."""
+    tokenizer, discriminator = model.tokenizer, model.discriminator
+    features = tokenizer.encoder(images)
+    latents = tokenizer.adapter(features)
+    reconstruction = tokenizer.decoder(latents)
+    loss = (images - reconstruction).abs().mean()
+    if "lpips" in model.objective.losses:
+        loss = loss + model.objective.losses["lpips"](images, reconstruction)
+    adversarial = -discriminator(reconstruction).mean()
+    gan_ratio = norm_ratio(loss, adversarial, tokenizer.decoder.last_layer)
+    loss = loss + gan_weight * gan_ratio * adversarial
+    with torch.no_grad():
+        target = model.teacher.encoder(images)
+        target = model.teacher.adapter(target) if on == "latents" else target
+    student = latents if on == "latents" else features
+    if distance == "l2":
+        semantic = (student - target).square().mean()
+    else:
+        semantic = (1 - F.cosine_similarity(student, target, dim=1)).mean()
+    semantic_ratio = norm_ratio(loss, semantic, tokenizer.encoder.last_layer)
+    total = loss + semantic_weight * semantic_ratio * semantic
+    parts = {name: getattr(tokenizer, name) for name in ("encoder", "adapter", "decoder")}
+    named = {f"{part}.{n}": p for part, module in parts.items() for n, p in module.named_parameters()}
+    gradients = dict(zip(named, torch.autograd.grad(total, list(named.values())), strict=True))
+    real, fake = discriminator(images), discriminator(reconstruction.detach())
+    value = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    own = {f"discriminator.{n}": p for n, p in discriminator.named_parameters()}
+    gradients |= dict(zip(own, torch.autograd.grad(value, list(own.values())), strict=True))
+    return gradients, {"ratio/gan": gan_ratio, "ratio/semantic": semantic_ratio}
+
+
+def assert_same_gradients(found, expected):
+    """Each parameter's to 1e-5 of its part's largest: some, such as a bias before a norm, are 0 but for rounding."""
+    assert found.keys() == expected.keys()
+    for part in {name.split(".")[0] for name in expected}:
+        names = [name for name in expected if name.split(".")[0] == part]
+        largest = max(float(expected[name].abs().max()) for name in names)
+        assert largest > 0, part
+        for name in names:
+            difference = float((found[name] - expected[name]).abs().max())
+            assert difference <= 1e-5 * largest, f"{name}: {difference} of {largest}"
+
+
+@pytest.mark.parametrize("encoder", ["vit", "cnn"])
+@pytest.mark.parametrize("perceptual", [False, True])
+def test_one_walk_gives_the_gradients_of_the_peers_way(tiny, encoder, perceptual):
+    if encoder == "cnn":
+        tiny["model"]["encoder"] = CNN
+    losses = {**tiny["losses"], "semantic": {**tiny["semantic"], "weight": 2.0}}
+    if perceptual:
+        losses["lpips"] = LPIPS
+    model = build(tiny, losses=losses)
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    expected, ratios = peers_way(model, images, gan_weight=0.5, semantic_weight=2.0)
+    found, logs = gradients_of_step(model, [images])
+    for name, ratio in ratios.items():
+        torch.testing.assert_close(logs[name], ratio, rtol=1e-5, atol=0)
+    assert_same_gradients(found, expected)
+
+
+@pytest.mark.parametrize(("on", "distance"), [("features", "l2"), ("latents", "cosine")])
+def test_the_ablations_of_the_semantic_loss_agree_too(tiny, on, distance):
+    semantic = {**tiny["semantic"], "on": on, "distance": distance}
+    model = build(tiny, losses={**tiny["losses"], "semantic": semantic})
+    images = torch.rand(3, 3, 32, 48) * 2 - 1
+    expected, _ = peers_way(model, images, gan_weight=0.5, semantic_weight=1.0, on=on, distance=distance)
+    found, _ = gradients_of_step(model, [images])
+    assert_same_gradients(found, expected)
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny):
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    runs = []
+    for enable in (False, True):
+        torch.manual_seed(3)
+        runs.append(gradients_of_step(build(tiny, grad_checkpointing=enable), [images])[0])
+    assert_same_gradients(runs[1], runs[0])
+
+
+def test_two_micro_batches_of_four_are_one_of_eight_when_weights_are_fixed(tiny):
+    losses = {**tiny["losses"], "semantic": tiny["semantic"], "lpips": LPIPS}
+    for loss in losses.values():
+        loss["balance"] = None
+    # Group norm sees one image at a time; batch norm would see micro-batches.
+    discriminator = dict(type="patchgan", base_channels=32, num_layers=2, norm="group")
+    model = build(tiny, losses=losses, discriminator=discriminator)
+    images = torch.rand(8, 3, 32, 32) * 2 - 1
+    whole, whole_logs = gradients_of_step(model, [images])
+    halves, logs = gradients_of_step(model, [images[:4], images[4:]])
+    assert_same_gradients(halves, whole)
+    assert logs.keys() == whole_logs.keys()
+    for name in whole_logs:
+        torch.testing.assert_close(logs[name], whole_logs[name], rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_keeps_the_ratio_of_each_micro_step(tiny):
+    """The eps of the ratio must not weigh more because the gradients of a micro-step are scaled down."""
+    model = build(tiny)
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    _, once = gradients_of_step(model, [images])
+    _, twice = gradients_of_step(model, [images, images])
+    for name in ("ratio/gan", "ratio/semantic"):
+        torch.testing.assert_close(twice[name], once[name], rtol=1e-5, atol=0)
+
+
+def test_ratio_is_the_quotient_of_the_norms():
+    reference, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
+    assert float(gradient_ratio(reference, other)) == pytest.approx(5 / 2.0001, rel=1e-6)
+    assert float(gradient_ratio(reference, other, eps=1.0)) == pytest.approx(5 / 3, rel=1e-6)
+
+
+def test_ratio_is_finite_when_a_norm_is_zero_and_stays_in_its_bounds():
+    zero, one = torch.zeros(3), torch.ones(3)
+    assert float(gradient_ratio(zero, one)) == 0
+    assert float(gradient_ratio(zero, zero)) == 0
+    assert float(gradient_ratio(one, zero)) == 1e4
+    assert float(gradient_ratio(one, zero, max_ratio=2.5)) == 2.5
+    assert float(gradient_ratio(one, zero, max_ratio=1e8)) == pytest.approx(3**0.5 / 1e-4, rel=1e-5)
+
+
+def test_ratio_carries_no_gradient_and_is_float32():
+    reference, other = (torch.ones(3, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    ratio = gradient_ratio(reference, other)
+    assert not ratio.requires_grad
+    assert ratio.dtype == torch.float32
+    assert ratio.shape == ()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    pulls=st.tuples(st.floats(0, 1e6, width=32), st.floats(0, 1e6, width=32)),
+    max_ratio=st.floats(1e-3, 1e6),
+    eps=st.floats(1e-6, 1),
+)
+def test_ratio_is_bounded_and_evens_out_the_pulls(pulls, max_ratio, eps):
+    reference, other = (torch.tensor([float(pull), 0.0]) for pull in pulls)
+    ratio = float(gradient_ratio(reference, other, max_ratio, eps))
+    assert 0 <= ratio <= max_ratio * (1 + 1e-6)
+    assert ratio * pulls[1] <= pulls[0] * (1 + 1e-5)  # never harder than the reference
+
+
+def test_gradient_at_is_autograds_and_keeps_the_graph():
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3)
+    out = layer(x)
+    gradient = torch.randn(4, 2)
+    found = gradient_at(layer.weight, [out], [gradient])
+    torch.testing.assert_close(found, gradient.T @ x)
+    assert torch.equal(found, gradient_at(layer.weight, [out], [gradient]))
+
+
+def test_a_parameter_without_a_part_in_the_outputs_gets_zero_and_a_finite_ratio():
+    layer, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    x = torch.randn(4, 3)
+    pull = ([layer(x)], [torch.ones(4, 2)])
+    assert torch.equal(gradient_at(other.weight, *pull), torch.zeros(2, 3))
+    assert float(ratio_at(other.weight, pull, pull, Balance(at="decoder"))) == 0

@@ -1,0 +1,232 @@
+"""Stages are data: what a config's stages become, and what is said about each mistake in them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aligntok.errors import AlignTokError, ConfigError
+from aligntok.training.config import TOP_KEYS, check_config, fill_defaults, load_config
+from aligntok.training.preflight import plan_stage
+from aligntok.training.stages import expand_stages, merge, stage_folder
+
+
+@pytest.fixture
+def config(tiny):
+    """A checked config of the tiny three-stage run, without data."""
+    return dict(
+        work_dir="runs/x",
+        seed=7,
+        data_root="photos",
+        model=tiny["model"],
+        discriminator=tiny["discriminator"],
+        losses=tiny["losses"],
+        data=dict(train=dict(image_size=32), val=None),
+        global_batch_size=4,
+        stages=[{**stage, "steps": 3 + i} for i, stage in enumerate(tiny["stages"])],
+    )
+
+
+def mistake(config, **changes):
+    """The message of the error that a changed config meets before anything is trained."""
+    changed = {**config, **changes}
+    with pytest.raises(AlignTokError) as caught:
+        check_config(changed, "a.py")
+        for stage in expand_stages(changed):
+            plan_stage(stage, processes=1)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def one_stage(**changes):
+    return [{"name": "only", "steps": 1, **changes}]
+
+
+def test_a_stage_is_the_top_of_the_config_with_its_own_dicts_merged_in(config):
+    first, second, third = expand_stages(config)
+    assert [stage.name for stage in (first, second, third)] == [stage["name"] for stage in config["stages"]]
+    assert [stage["steps"] for stage in (first, second, third)] == [3, 4, 5]
+    assert first["losses"]["gan"] == {**config["losses"]["gan"], "start_step": 2}
+    assert "start_step" not in second["losses"]["gan"]
+    assert list(second["losses"]) == ["l1", "gan", "semantic"]
+    assert first["trains"] == ["adapter", "decoder"]
+    assert second["trains"] == ["encoder", "adapter", "decoder"]
+    assert [stage.seed for stage in (first, second, third)] == [7, 8, 9]
+    assert [str(stage.folder) for stage in (first, third)] == ["runs/x/1_latent_alignment", "runs/x/3_decoder_refinement"]
+    assert first["data"]["train"] == {"type": "images", "root": "photos", "image_size": 32}
+
+
+def test_every_key_has_its_default_in_every_stage(config):
+    (stage,) = expand_stages({**config, "stages": one_stage(optimizer=dict(lr=3.0), ema=dict(inference=0.1))})
+    assert set(stage.settings) == set(TOP_KEYS) - {"work_dir", "seed", "data_root", "stages"}
+    assert stage["optimizer"] == {"type": "Adam", "lr": 3.0, "betas": (0.5, 0.9)}
+    assert stage["ema"] == {"sigma_rel": [0.05, 0.10], "inference": 0.1, "snapshot_every": None}
+
+
+def test_default_keywords_belong_to_the_default_type_only():
+    assert fill_defaults({"optimizer": {"type": "SGD", "lr": 1.0}})["optimizer"] == {"type": "SGD", "lr": 1.0}
+    assert fill_defaults({"ema": None})["ema"] is None
+
+
+def test_expanding_changes_nothing_and_gives_the_same_again(config):
+    before = copy.deepcopy(config)
+    first = expand_stages(config)
+    first[0].settings["losses"]["l1"]["weight"] = 9
+    first[0].settings["model"]["encoder"]["pretrained"] = "changed"
+    assert config == before
+    assert expand_stages(config)[1:] == first[1:]
+
+
+def test_delete_replaces_and_none_removes(config):
+    config["stages"][0]["losses"] = dict(gan=None)
+    config["stages"][1]["losses"] = dict(_delete_=True, l1=dict(type="l1", weight=3))
+    first, second, third = expand_stages(config)
+    assert list(first["losses"]) == ["l1"]
+    assert second["losses"] == {"l1": {"type": "l1", "weight": 3}}
+    assert list(third["losses"]) == ["l1", "gan"]
+
+
+def test_a_start_is_the_folder_of_the_stage_it_names(config):
+    first, second, third = expand_stages(config)
+    assert first.start_folder is None
+    assert (second.start_folder, third.start_folder) == (first.folder, second.folder)
+    assert third["start"]["weights"] == "ema"
+
+
+def test_weights_come_from_the_earlier_stage_and_not_from_a_hub(config):
+    config["model"]["encoder"]["pretrained"] = True
+    pretrained = [stage["model"]["encoder"]["pretrained"] for stage in expand_stages(config)]
+    assert pretrained == [True, False, False]
+
+
+def test_a_stage_can_begin_from_another_run(config, tmp_path):
+    for name in ("1_alignment", "2_latent_alignment"):
+        (tmp_path / name).mkdir()
+    start = dict(stage="alignment", work_dir=str(tmp_path))
+    (stage,) = expand_stages({**config, "stages": one_stage(start=start)})
+    assert stage.start_folder == tmp_path / "1_alignment"
+    start["stage"] = "refinement"
+    assert "which is not there" in mistake(config, stages=one_stage(start=start))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(global_bach_size=4), ["unknown key 'global_bach_size' in a.py", "did you mean 'global_batch_size'?"]),
+        (dict(ema=dict(sigma=0.1)), ["unknown key 'sigma' in a.py, ema", "Known keys here: inference, sigma_rel"]),
+        (dict(checkpoint=dict(evry=1)), ["a.py, checkpoint", "did you mean 'every'?"]),
+        (dict(data=dict(worker=1)), ["a.py, data", "did you mean 'workers'?"]),
+        (dict(model=dict(latent_dims=4)), ["unknown key 'latent_dims'", "did you mean 'latent_dim'?"]),
+        (dict(optimizer=dict(leaning_rate=1)), ["optimiser 'Adam' takes no keyword 'leaning_rate'", "lr"]),
+        (dict(optimizer=dict(type="Adm", lr=1)), ["no optimiser 'Adm'", "did you mean 'Adam'?"]),
+        (dict(discriminator=dict(type="patchgn")), ["no discriminator named 'patchgn'", "did you mean 'patchgan'?"]),
+        (dict(losses=dict(l1=dict(type="l1", wieght=1))), ["loss 'l1' takes no keyword 'wieght'", "did you mean 'weight'?"]),
+        (dict(data=dict(train=dict(image_sise=32))), ["data.train", "did you mean 'image_size'?"]),
+        (dict(losses=dict(l1=dict(type="l1"), gan=dict(type="gn"))), ["no loss named 'gn'", "did you mean 'gan'?"]),
+        (dict(hooks=[dict(type="nohook")]), ["no hook named 'nohook'"]),
+    ],
+)
+def test_a_typo_names_the_nearest_right_key(config, changes, said):
+    message = mistake(config, **changes)
+    for words in said:
+        assert words in message
+
+
+def test_a_typo_inside_a_stage_says_which_stage(config):
+    config["stages"][1]["step"] = 3
+    assert "unknown key 'step' in a.py, stages[1]" in mistake(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(stages=[]), "a.py has no stages"),
+        (dict(stages=["latent"]), "stages[0] is 'latent'; it must be dict(name=..., steps=..., ...)"),
+        (dict(stages=[dict(steps=1)]), "stages[0] has no name"),
+        (dict(stages=[dict(name="a/b", steps=1)]), "stages[0] has no name that a folder could have"),
+        (dict(stages=2 * one_stage()), "stages need different names, not ['only', 'only']"),
+        (dict(stages=[dict(name="only")]), "stage 'only': steps=None; it must be a whole number of at least 1"),
+        (dict(stages=one_stage(steps=0)), "steps=0"),
+        (dict(stages=one_stage(steps=1.5)), "steps=1.5 is float; it must be int"),
+        (dict(stages=one_stage(losses=dict(l1=None, gan=None, semantic=None))), "stage 'only' has no losses"),
+        (dict(stages=one_stage(start=dict(stage="later"))), "starts from stage 'later'; the stages before it: none"),
+        (dict(stages=one_stage(trains=["decodr"])), "trains=['decodr']"),
+        (dict(stages=one_stage(trains="decoder")), "trains='decoder' is str; it must be list or tuple"),
+        (dict(trains=["adapter"]), "balances at the decoder's last layer, but this stage trains only adapter"),
+        (dict(losses=dict(gan=dict(type="gan", balance=dict(at="encoder")))), "it balances at 'decoder', not at 'encoder'"),
+        (dict(losses=dict(gan=dict(type="gan", balance=dict(at="image")))), "it can balance at 'decoder' or 'encoder'"),
+        (dict(losses=dict(gan=dict(type="gan", balance="decoder"))), "balance of loss 'gan' must be dict(at="),
+        (dict(losses=dict(l1="l1")), "loss 'l1' must be dict(type=..., ...), not 'l1'"),
+        (dict(losses=dict(l1=dict(type="l1", weight="1"))), "loss 'l1': weight='1'; it must be a number"),
+        (dict(discriminator=None), "a loss takes the discriminator's logits, but discriminator is None"),
+        (dict(teacher=None), "a loss compares with a teacher's latents, but teacher is None"),
+        (dict(teacher="begin"), "teacher='begin'; it must be 'start'"),
+        (dict(precision="fp8"), "precision 'fp8' is unknown"),
+        (dict(global_batch_size=0), "global_batch_size=0; it must be at least 1"),
+        (dict(accumulation=0), "accumulation=0; it must be at least 1"),
+        (dict(accumulation=3), "global_batch_size 4 is not divisible by 3"),
+        (dict(checkpoint=dict(keep=0)), "checkpoint.keep=0; it must be at least 1"),
+        (dict(log=dict(pictures_every=0)), "log.pictures_every=0; it must be at least 1"),
+        (dict(clip_grad_norm=-1.0), "clip_grad_norm=-1.0; it must be at least 0"),
+        (dict(ema=dict(sigma_rel=[0.1])), "ema.inference=0.05 is not among the widths kept, sigma_rel=[0.1]"),
+        (dict(ema=dict(sigma_rel=[0.4], inference=0.4)), "EMA width sigma_rel=0.4; it must lie in (0, 0.28]"),
+        (dict(data=dict(train=dict(image_size=36), val=None)), "its sides must be multiples of f = 8"),
+        (dict(hooks=["progress"]), "hooks holds 'progress'; each must be dict(type=..., ...)"),
+    ],
+)
+def test_each_mistake_is_one_clear_error_before_training(config, changes, said):
+    config["stages"] = one_stage()
+    config["losses"]["semantic"] = dict(type="semantic_preservation", balance=dict(at="encoder"))
+    assert said in mistake(config, **{"teacher": "start", **changes})
+
+
+def test_weights_of_a_start_are_raw_or_ema(config):
+    config["stages"][1]["start"]["weights"] = "emma"
+    assert "start.weights is 'emma'; it must be 'raw' or 'ema'" in mistake(config)
+
+
+def test_factors_that_do_not_fit_are_an_error(config):
+    config["model"]["downsample_factor"] = 16
+    assert "decoder LDMDecoder scales by 8, but the tokenizer's downsample_factor is 16" in mistake(config)
+
+
+def test_options_of_the_command_line_are_checked_like_the_file(write_config):
+    path = write_config()
+    loaded = load_config(path, {"stages.1.steps": 9, "optimizer.lr": 0.5, "work_dir": "there"})
+    assert (loaded["stages"][1]["steps"], loaded["optimizer"]["lr"], loaded["work_dir"]) == (9, 0.5, "there")
+    with pytest.raises(ConfigError, match="did you mean 'seed'"):
+        load_config(path, {"sed": 1})
+    with pytest.raises(ConfigError, match="no config file nowhere.py"):
+        load_config("nowhere.py")
+
+
+def test_a_run_is_named_after_its_config_unless_told(write_config):
+    assert load_config(write_config("my_recipe"))["work_dir"] == "work_dirs/my_recipe"
+
+
+trees = st.recursive(
+    st.integers(0, 3), lambda below: st.dictionaries(st.sampled_from("abc"), below, max_size=3), max_leaves=6
+)
+dicts = st.dictionaries(st.sampled_from("abc"), trees, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(base=dicts, over=dicts)
+def test_merging_keeps_what_is_not_overridden_and_changes_neither(base, over):
+    copies = copy.deepcopy((base, over))
+    merged = merge(base, over)
+    assert (base, over) == copies
+    assert merge(merged, over) == merged
+    assert set(merged) == set(base) | set(over)
+    for key, value in over.items():
+        if not isinstance(value, dict):
+            assert merged[key] == value
+    for key in set(base) - set(over):
+        assert merged[key] == base[key]
+    assert merge(base, {**over, "a": {"_delete_": True, "b": 1}})["a"] == {"b": 1}
+
+
+def test_a_stage_folder_says_its_place_and_name():
+    assert stage_folder("runs", 1, "refine").name == "2_refine"

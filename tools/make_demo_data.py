@@ -1,0 +1,96 @@
+"""Write the demo's photographs: real ones that scikit-image and foolbox ship, so nothing is downloaded.
+
+    python tools/make_demo_data.py OUT [--tiles 2]
+
+OUT/train/*.png and OUT/val/*.png, the same files each time. Six varied photographs are held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from pathlib import Path
+
+from PIL import Image
+
+# Left out of what scikit-image ships: drawings, binary images, texture swatches, the second view of a stereo pair.
+SKIMAGE = {
+    *("astronaut", "camera", "chelsea", "coffee", "coins", "hubble_deep_field"),
+    *("ihc", "moon", "motorcycle_left", "retina", "rocket"),
+}
+HELD_OUT = {"chelsea", "coffee", "imagenet_05_853", "imagenet_07_609", "imagenet_15_99", "imagenet_18_317"}
+SHORT_SIDE = 512  # larger ones are shrunk: decoding them at every step would cost more than training on them
+
+_INSTALL = "install them with: pip install 'scikit-image>=0.25' foolbox==3.3.4"
+
+
+def shipped_photographs() -> list[Path]:
+    """Find the photographs inside the installed packages, without importing these (foolbox takes seconds).
+
+    Raises FileNotFoundError naming what to install.
+    """
+    found = [path for path in _data_folder("skimage").iterdir() if path.stem in SKIMAGE and _is_photograph(path)]
+    found += [path for path in _data_folder("foolbox").glob("imagenet_*") if _is_photograph(path)]
+    missing = (SKIMAGE | HELD_OUT) - {path.stem for path in found}
+    if missing:
+        raise FileNotFoundError(f"not shipped with these versions: {', '.join(sorted(missing))}; {_INSTALL}")
+    return sorted(found, key=lambda path: path.stem)
+
+
+def _is_photograph(path: Path) -> bool:
+    return path.suffix in (".png", ".jpg")
+
+
+def _data_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"{package} is not installed; {_INSTALL}")
+    return Path(spec.submodule_search_locations[0]) / "data"
+
+
+def write_photograph(source: Path, out: Path, tiles: int) -> int:
+    """Write one photograph as RGB, and its tiles x tiles parts if it is a training one. Returns the images written."""
+    with Image.open(source) as opened:
+        photo = opened.convert("RGB")
+    if min(photo.size) > SHORT_SIDE:
+        scale = SHORT_SIDE / min(photo.size)
+        photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
+    held_out = source.stem in HELD_OUT
+    target = out / ("val" if held_out else "train") / f"{source.stem}.png"
+    _save(photo, target)
+    width, height = photo.width // tiles, photo.height // tiles
+    corners = [(x * width, y * height) for y in range(tiles) for x in range(tiles)]
+    parts = [] if held_out or tiles == 1 else corners
+    for number, (left, top) in enumerate(parts):
+        part = photo.crop((left, top, left + width, top + height))
+        _save(part, target.with_name(f"{source.stem}_tile{number}of{tiles * tiles}.png"))
+    return 1 + len(parts)
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    image.save(unfinished, "PNG")
+    os.replace(unfinished, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("--tiles", type=int, default=1, help="also cut each training photograph into TILES x TILES")
+    args = parser.parse_args()
+    if args.tiles < 1:
+        parser.error(f"--tiles {args.tiles} must be at least 1")
+    try:
+        photographs = shipped_photographs()
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    for stale in args.out.glob("train/*_tile*of*.png"):  # of an earlier call with another --tiles
+        stale.unlink()
+    count = sum(write_photograph(path, args.out, args.tiles) for path in photographs)
+    print(f"{count} images of {len(photographs)} photographs in {args.out}, {len(HELD_OUT)} of them held out in val/")
+
+
+if __name__ == "__main__":
+    main()
