@@ -34,7 +34,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     An item is ``dict(images=float32 (3, H, W) in [-1, 1], label=class index or -1, index=place in the data set)``.
     The image is resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped: at random
-    and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. `split` chooses a subfolder. Random
+    and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. With `short_side` the image's short side is resized to that instead, so that crops are
+    parts of a larger picture. `split` chooses a subfolder. Random
     choices follow from `seed` and the sample number of the :class:`SampleRequest` asked for; a plain integer asks for
     that image with the same integer as its sample number.
 
@@ -56,8 +57,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
         hflip: bool = True,
         max_unreadable: int | None = None,
         seed: int = 0,
+        short_side: int | None = None,
     ) -> None:
         self.size = parse_image_size(image_size)
+        self.cover = self.size if short_side is None else (short_side, short_side)
+        if short_side is not None and short_side < max(self.size):
+            raise ConfigError(f"short_side {short_side} is smaller than a side of the crop {self.size}; raise it")
         self.train = train
         self.hflip = hflip
         self.seed = seed
@@ -81,7 +86,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         index, sample_number = request if isinstance(request, SampleRequest) else (request, None)
         index = range(len(self))[index]
         image, shown = self._read_or_next(index)
-        image = resize_to_cover(image, self.size)
+        image = resize_to_cover(image, self.cover)
         if self.train:
             rng = sample_rng(self.seed, index if sample_number is None else sample_number)
             image = random_crop(image, self.size, rng)
@@ -99,7 +104,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def _read(self, index: int) -> Image.Image | None:
         try:
-            return decode_image(self.source.read(index), draft_side=2 * max(self.size) if self.train else None)
+            return decode_image(self.source.read(index), draft_side=2 * max(self.cover) if self.train else None)
         except Exception as error:  # Pillow raises nearly anything for a damaged file
             self._note_unreadable(index, error)
             return None

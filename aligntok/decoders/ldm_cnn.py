@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.decoders.contract import Decoder
-from aligntok.ops.ldm_blocks import Middle, UpLevel, check_shape_options, group_norm, set_block_checkpointing
+from aligntok.ops.ldm_blocks import Middle, UpLevel, check_shape_options, group_norm, regroup, set_block_checkpointing
 
 
 class LDMDecoder(Decoder):
@@ -19,7 +19,8 @@ class LDMDecoder(Decoder):
     ch: width at full resolution; ch_mult: its multiple at each level, full resolution first; num_res_blocks: residual
     blocks a level, plus one. Attention follows every block of the levels whose side, for square images of `resolution`
     pixels, is in `attn_resolutions`; it stays at those levels whatever the size of the images, and the middle part
-    always has it. tanh_out: end in tanh, so that images cannot leave [-1, 1]. Parameter names are those of published
+    always has it. tanh_out: end in tanh, so that images cannot leave [-1, 1]. norm_groups: groups of every group norm,
+    fewer for narrow networks. Parameter names are those of published
     LDM and VA-VAE checkpoints under `decoder.`, plus `post_quant_conv`. Raises ConfigError for widths that cannot be
     normalised in 32 groups, and for latents of another width.
     """
@@ -35,6 +36,7 @@ class LDMDecoder(Decoder):
         dropout: float = 0.0,
         out_ch: int = 3,
         tanh_out: bool = False,
+        norm_groups: int = 32,
     ) -> None:
         check_shape_options("LDMDecoder", ch_mult, num_res_blocks, latent_dim)
         super().__init__(latent_dim=latent_dim, upsample_factor=2 ** (len(ch_mult) - 1))
@@ -56,6 +58,7 @@ class LDMDecoder(Decoder):
         )
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], out_ch, 3, padding=1)
+        regroup(self, norm_groups)
 
     def forward(self, latents: Tensor) -> Tensor:  # (N, d, h, w)
         self.check_latents(latents)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aligntok.encoders.contract import Encoder
 from aligntok.errors import ConfigError, WeightsError
-from aligntok.ops.ldm_blocks import DownLevel, Middle, check_shape_options, group_norm, set_block_checkpointing
+from aligntok.ops.ldm_blocks import DownLevel, Middle, check_shape_options, group_norm, regroup, set_block_checkpointing
 from aligntok.ops.weight_files import load_exactly, read_tensors
 
 
@@ -19,8 +19,8 @@ class LDMEncoder(Encoder):
     """Images (N, 3, H, W) to moments (N, 2*d, H/f, W/f), f = 2**(len(ch_mult) - 1); 28.41 M parameters by default.
 
     With double_z the channels are means, then log-variances, of the latent; without it they are the latent (N, d, ...).
-    ch, ch_mult, num_res_blocks, attn_resolutions, resolution, dropout: as in the LDM decoder, with one residual block
-    a level fewer. pretrained: False for random weights, or a local .safetensors, .pt, .ckpt or .pth file with this
+    ch, ch_mult, num_res_blocks, attn_resolutions, resolution, dropout, norm_groups: as in the LDM decoder, with one
+    residual block a level fewer. pretrained: False for random weights, or a local .safetensors, .pt, .ckpt or .pth file with this
     encoder's weights, by its own names or inside a published autoencoder (`encoder.*`, `quant_conv.*`).
     downsample_factor: f, only checked. Raises ConfigError for options that do not fit one another, and WeightsError
     for weights that cannot be had.
@@ -38,6 +38,7 @@ class LDMEncoder(Encoder):
         double_z: bool = True,
         pretrained: bool | str | Path = False,
         downsample_factor: int | None = None,
+        norm_groups: int = 32,
     ) -> None:
         check_shape_options("LDMEncoder", ch_mult, num_res_blocks, latent_dim)
         factor = _checked_factor(downsample_factor, ch_mult)
@@ -60,6 +61,7 @@ class LDMEncoder(Encoder):
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], moments, 3, padding=1)
         self.quant_conv = nn.Conv2d(moments, moments, 1)
+        regroup(self, norm_groups)
         if pretrained:
             self.load_pretrained(pretrained)
 

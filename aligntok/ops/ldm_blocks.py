@@ -25,6 +25,19 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
 
 
+def regroup(module: nn.Module, groups: int) -> None:
+    """Change every group normalisation inside `module` to `groups` groups; the weights stay what they are.
+
+    With narrow networks the published 32 groups are one channel each, so that a picture's overall colour is lost at
+    every block. Raises ConfigError unless `groups` divides 32.
+    """
+    if groups < 1 or NORM_GROUPS % groups:
+        raise ConfigError(f"norm_groups={groups}; it must be 1, 2, 4, 8, 16 or 32")
+    for norm in module.modules():
+        if isinstance(norm, nn.GroupNorm):
+            norm.num_groups = groups
+
+
 def check_shape_options(who: str, ch_mult: Sequence[int], num_res_blocks: int, latent_dim: int) -> None:
     """Raise ConfigError when the options of an LDM encoder or decoder describe no network."""
     if not ch_mult or min(ch_mult) < 1:

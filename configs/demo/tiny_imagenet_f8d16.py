@@ -12,7 +12,7 @@ model = dict(
     encoder=dict(type="efficientnet_lite0"),
     adapter=dict(type="mlp", hidden_dim=64),
     decoder=dict(
-        type="ldm_cnn", ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=1, attn_resolutions=(8,), resolution=64
+        type="ldm_cnn", ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, attn_resolutions=(8,), resolution=64, norm_groups=8
     ),
     latent_dim=16,
     downsample_factor=8,
@@ -26,7 +26,7 @@ losses = dict(
 optimizer = dict(type="Adam", lr=5e-4, betas=(0.5, 0.9))
 discriminator_optimizer = dict(type="Adam", lr=2e-4, betas=(0.5, 0.9))
 ema = dict(sigma_rel=[0.05, 0.10], inference=0.05)
-global_batch_size = 16
+global_batch_size = 8
 data = dict(
     train=dict(type="images", split="train", image_size=64),
     val=dict(type="images", split="val", image_size=64),
@@ -39,13 +39,13 @@ log = dict(every=50, pictures_every=1000, pictures=12)
 stages = [
     dict(
         name="latent_alignment",
-        steps=2000,
+        steps=1500,
         trains=["adapter", "decoder"],
-        losses=dict(gan=dict(start_step=1500)),
+        losses=dict(gan=dict(start_step=1000)),
     ),
     dict(
         name="perceptual_alignment",
-        steps=3000,
+        steps=2500,
         start=dict(stage="latent_alignment", weights="raw"),
         trains=["encoder", "adapter", "decoder"],
         teacher="start",
@@ -53,7 +53,7 @@ stages = [
     ),
     dict(
         name="decoder_refinement",
-        steps=1500,
+        steps=1000,
         start=dict(stage="perceptual_alignment", weights="ema"),
         trains=["decoder"],
     ),

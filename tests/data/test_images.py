@@ -135,6 +135,8 @@ def test_a_damaged_zip_entry_is_skipped_like_an_unreadable_file(classes, tmp_pat
     with zipfile.ZipFile(archive) as opened:
         content[opened.getinfo("ant/0.png").header_offset + 200] ^= 0xFF
     archive.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checksum of ant/0\.png in .* does not match"):
+        open_source(archive).read(0)
     dataset = ImageDataset(archive, 16)
     assert dataset[0]["index"] == 1
     assert dataset.num_unreadable == 1
@@ -239,6 +241,16 @@ def test_a_pickled_source_reads_the_same_bytes(classes, tmp_path):
     data = source.read(7)
     assert pickle.loads(pickle.dumps(source)).read(7) == data == (classes / "bee" / "3.png").read_bytes()
     assert list(source.names) == list(open_source(classes).names)
+
+
+def test_a_forked_process_opens_the_archive_anew(classes, tmp_path, monkeypatch):
+    source = open_source(pack(classes, tmp_path / "photos.zip"))
+    source.read(0)
+    inherited = source._handle
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as if in a child: the position of an open file is shared with it
+    source.read(0)
+    assert source._handle is not inherited
+    assert inherited.closed
 
 
 def test_names_that_are_not_utf8_survive(tmp_path):

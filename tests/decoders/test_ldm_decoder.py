@@ -106,3 +106,16 @@ def test_options_that_describe_no_network_are_refused(wrong):
 def test_latents_of_another_width_are_refused():
     with pytest.raises(ConfigError, match=r"takes latents \(N, 4, h, w\), was given \(1, 5, 2, 2\)"):
         LDMDecoder(**TINY)(torch.zeros(1, 5, 2, 2))
+
+
+def test_norm_groups_changes_every_norm_and_no_weight() -> None:
+    plain, grouped = LDMDecoder(4, 32, (1, 2), 1, (), 32), LDMDecoder(4, 32, (1, 2), 1, (), 32, norm_groups=8)
+    assert {m.num_groups for m in grouped.modules() if isinstance(m, torch.nn.GroupNorm)} == {8}
+    grouped.load_state_dict(plain.state_dict())
+    latents = torch.randn(1, 4, 4, 4)
+    assert not torch.allclose(plain(latents), grouped(latents))
+
+
+def test_norm_groups_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ConfigError, match="norm_groups=5"):
+        LDMDecoder(4, 32, (1, 2), 1, (), 32, norm_groups=5)

@@ -45,11 +45,11 @@ def test_every_family_keeps_the_encoders_contract(options):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("dinov2", {"size": "small", "out_index": 1}),
-        ("dinov2", {"size": "small", "registers": True, "out_index": 1}),
+        ("dinov2", {"size": "small", "model_args": {"depth": 2}}),
+        ("dinov2", {"size": "small", "registers": True, "model_args": {"depth": 2}}),
         ("dinov2", {"size": "giant", "model_args": {"depth": 1, "embed_dim": 96}}),
-        ("mae", {"size": "base", "out_index": 0}),
-        ("siglip2", {"size": "base", "out_index": 0}),
+        ("mae", {"size": "base", "model_args": {"depth": 1, "embed_dim": 192}}),
+        ("siglip2", {"size": "base", "model_args": {"depth": 1, "embed_dim": 192}}),
     ],
     ids=str,
 )

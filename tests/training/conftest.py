@@ -94,32 +94,38 @@ def _photograph(rng, size=(44, 40)):
     return picture
 
 
-@pytest.fixture
-def write_config(tmp_path, photographs):
-    """Write a config file of a tiny three-stage run (`steps` a stage); further keywords replace its keys."""
+@pytest.fixture(scope="session")
+def config_source(photographs):
+    """Text of the config of a tiny three-stage run (`steps` a stage); further keywords replace its keys."""
 
-    def write(name="tiny", steps=4, **changes):
+    def source(steps=4, **changes):
         config = dict(
             data_root=str(photographs),
-            model=copy.deepcopy(MODEL),
-            discriminator=dict(DISCRIMINATOR),
-            losses=copy.deepcopy(LOSSES),
-            data=dict(
-                train=dict(split="train", image_size=32),
-                val=dict(split="val", image_size=32),
-                workers=0,
-            ),
+            model=MODEL,
+            discriminator=DISCRIMINATOR,
+            losses=LOSSES,
+            data=dict(train=dict(split="train", image_size=32), val=dict(split="val", image_size=32), workers=0),
             global_batch_size=4,
             optimizer=dict(lr=1e-3),
             ema=dict(sigma_rel=[0.05, 0.10], inference=0.05),
             checkpoint=dict(every=2),
             log=dict(every=1, pictures=4),
             validation=dict(perceptual=None, batch_size=4),
-            stages=[{"steps": steps, **copy.deepcopy(stage)} for stage in STAGES],
+            stages=[{"steps": steps, **stage} for stage in STAGES],
         )
-        config.update(changes)
+        lines = [f"{key} = {value!r}\n" for key, value in {**config, **changes}.items()]
+        return '"""A tiny run."""\n' + "".join(lines)
+
+    return source
+
+
+@pytest.fixture
+def write_config(tmp_path, config_source):
+    """Write such a config to a file and return its path."""
+
+    def write(name="tiny", **changes):
         path = tmp_path / f"{name}.py"
-        path.write_text('"""A tiny run."""\n' + "".join(f"{key} = {value!r}\n" for key, value in config.items()))
+        path.write_text(config_source(**changes))
         return str(path)
 
     return write

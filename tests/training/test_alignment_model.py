@@ -189,14 +189,14 @@ def test_a_variational_tokenizer_trains_on_samples_that_follow_from_the_step(sta
     assert float(logs["loss/kl"]) > 0
 
 
-@pytest.mark.parametrize("poison", ["reconstruction", "parameter"])
+@pytest.mark.parametrize("poison", ["images", "loss"])
 def test_a_step_that_is_not_finite_is_left_out_and_too_many_stop_the_run(stage_model, poison):
     model = stage_model(1)
     optim = optimizers(model)
     train(model, 1, optim=optim)
     before = copied(model)
-    images = torch.full((2, 3, 32, 32), float("nan")) if poison == "reconstruction" else torch.rand(2, 3, 32, 32)
-    if poison == "parameter":
+    images = torch.full((2, 3, 32, 32), float("nan")) if poison == "images" else torch.rand(2, 3, 32, 32)
+    if poison == "loss":
         model.objective.losses["l1"].forward = lambda images, reconstruction: reconstruction.sum() * float("inf")
     for step in (1, 2):
         logs = model.train_step(StepBatch(step, [{"images": images}]), optim)

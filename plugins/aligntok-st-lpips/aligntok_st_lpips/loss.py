@@ -85,10 +85,8 @@ class STLPIPSLoss(Loss):
 
 
 def _unit_length(x: Tensor, eps: float = 1e-10) -> Tensor:
-    """x / (|x| + eps) over the channels, with gradient 0 and not NaN where all of them are 0."""
-    squared = x.square().sum(dim=1, keepdim=True)
-    norm = torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
-    return x / (norm + eps)
+    """x / (|x| + eps) over the channels; vector_norm's gradient is 0, not NaN, where all of them are 0."""
+    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + eps)
 
 
 def _packaged_file(net: str) -> Path:

@@ -70,6 +70,14 @@ def test_flat_and_equal_images_give_zero_and_finite_gradients(loss, level):
     assert reconstruction.grad.isfinite().all()
 
 
+def test_gradients_are_finite_where_every_channel_is_zero():
+    loss = LOSSES.build({"type": "st_lpips", "net": "alex", "pretrained": False})
+    loss.net.slice5[0].bias.fill_(-1e3)  # the last stage's ReLU now lets nothing through
+    images, noisy = images_and_noisy(32, 32)
+    loss(images, noisy.requires_grad_()).backward()
+    assert noisy.grad.isfinite().all()
+
+
 def test_a_gradient_step_brings_the_reconstruction_nearer(quick_loss):
     images, noisy = images_and_noisy(24, 24)
     reconstruction = noisy.requires_grad_()

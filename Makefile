@@ -1,0 +1,43 @@
+# `make demo` and `make test` do their own set-up, in .venv (VENV=/elsewhere to share one between clones).
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.aligntok-$(shell cat pyproject.toml plugins/*/pyproject.toml | cksum | cut -d' ' -f1)
+PLUGINS := $(wildcard plugins/aligntok-*)
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help demo test check docs install clean
+
+help:
+	@echo "make demo    install, train the three stages on real photographs, write pictures and a tokenizer"
+	@echo "make test    install, then everything CI runs: lint, types, layers, tests, docs"
+	@echo "make check   the quick part of it: lint, types, layers"
+	@echo "make docs    build the documentation into docs/_build/html"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	tools/make_environment.sh $(PYTHON) $(VENV) $(PLUGINS)
+	rm -f $(VENV)/.aligntok-*
+	touch $@
+
+demo: $(STAMP)
+	tools/demo.sh $(BIN)
+
+test: $(STAMP) check
+	$(BIN)/python -m pytest
+	$(MAKE) docs
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PATH="$(abspath $(BIN)):$$PATH" lint-imports
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+clean:
+	rm -rf docs/_build docs/api/generated docs/components.md work_dirs/demo

@@ -1,0 +1,512 @@
+"""A whole tiny run: three stages end to end, interrupted, gone on with, and loaded again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from PIL import Image
+from safetensors.torch import load_file
+
+import aligntok
+from aligntok.cli import export, train
+from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_checkpoint, read_frozen, read_parts
+from aligntok.engine.ema import PowerFunctionEMA
+from aligntok.errors import CheckpointError, ConfigError, WeightsError
+from aligntok.registry import HOOKS
+from aligntok.training import loading
+from aligntok.training.config import load_config
+from aligntok.training.preflight import plan_stage
+from aligntok.training.run import run
+from aligntok.training.stages import expand_stages
+
+STEPS = 4
+FOLDERS = ("1_latent_alignment", "2_perceptual_alignment", "3_decoder_refinement")
+TRAIN_TOOL = Path(__file__).parents[2] / "tools" / "train.py"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, config_source):
+    """A finished run, made once and only looked at: (work folder, config file, what was printed)."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.py").write_text(config_source(steps=STEPS))
+    command = [sys.executable, "-W", "error", str(TRAIN_TOOL), str(folder / "tiny.py"), "--work-dir", str(folder / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return folder / "run", str(folder / "tiny.py"), done.stdout
+
+
+@pytest.fixture
+def copy_of_finished(finished, tmp_path):
+    """A copy of the finished run, to be spoilt: (work folder, config file)."""
+    shutil.copytree(finished[0], tmp_path / "copy")
+    return tmp_path / "copy", finished[1]
+
+
+class Interruption(Hook):
+    """Raises after a step, before that step's checkpoint; `at` is (stage's folder, step) or None."""
+
+    priority = "HIGHEST"
+    at = None
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if (runner.stage_dir.name, runner.iter + 1) == self.at:
+            raise KeyboardInterrupt("pulled the plug")
+
+
+@pytest.fixture
+def interruption(monkeypatch):
+    """The hook under the name 'interruption', to be armed."""
+    list(HOOKS)  # loads the plugins first
+    monkeypatch.setitem(HOOKS.module_dict, "interruption", Interruption)
+    monkeypatch.setattr(Interruption, "at", None)
+    return Interruption
+
+
+def start(config, work_dir, *more):
+    return train([str(config), "--work-dir", str(work_dir), *more])
+
+
+def newest(folder):
+    """What the newest checkpoint of a stage holds, but for the time it took."""
+    content = read_checkpoint(list_checkpoints(folder)[-1][1])
+    del content["seconds"]
+    return content
+
+
+def same(a, b):
+    """Whether two nests of dicts, lists and tensors are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def same_runs(a, b):
+    return all(same(newest(a / folder), newest(b / folder)) for folder in FOLDERS)
+
+
+def modified(folder):
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def tensors(tokenizer):
+    return tokenizer.state_dict()
+
+
+# What a finished run leaves
+
+
+def test_a_run_ends_with_a_tokenizer_that_anyone_can_load(finished):
+    work_dir, _, _ = finished
+    shared, trained = aligntok.load_tokenizer(work_dir / "tokenizer"), aligntok.load_tokenizer(work_dir)
+    assert same(tensors(shared), tensors(trained))
+    assert not shared.training
+    images = torch.rand(2, 3, 32, 48) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(shared.reconstruct(images), trained.reconstruct(images))
+    assert shared.encode(images).shape == (2, 4, 4, 6)
+
+
+def test_the_tokenizer_is_the_last_stages_averages_and_what_it_froze(finished):
+    work_dir, _, _ = finished
+    weights = tensors(aligntok.load_tokenizer(work_dir))
+    averages = newest(work_dir / FOLDERS[2])["ema"]["averages"]["0.05"]["decoder"]
+    frozen = read_frozen(work_dir / FOLDERS[2])
+    for name, tensor in weights.items():
+        part, key = name.split(".", 1)
+        assert torch.equal(tensor, averages[key] if part == "decoder" else frozen[part][key]), name
+
+
+def test_it_says_what_it_will_do_and_what_it_reached(finished):
+    work_dir, _, printed = finished
+    for words in ("What each stage trains", "0.22 M trained", "4 = 1 process x 1 micro x 4", "= epochs", "disk a checkpoint"):
+        assert words in printed
+    for stage in ("latent_alignment", "perceptual_alignment", "decoder_refinement"):
+        assert f"{stage}: step {STEPS}/{STEPS}" in printed
+    assert "ETA" in printed
+    assert "images/s" in printed
+    assert f"Tokenizer: {work_dir / 'tokenizer'}" in printed
+    assert "PSNR (dB)" in printed
+
+
+def test_each_stage_leaves_its_result(finished):
+    for folder in FOLDERS:
+        result = json.loads((finished[0] / folder / "result.json").read_text())
+        assert result["step"] == STEPS
+        assert result["seconds"] > 0
+        assert 0 < result["metrics"]["reconstruction/psnr"] < 100
+        assert result["metrics"]["reconstruction/images"] == 6
+
+
+def test_the_result_is_that_of_the_tokenizer_that_is_shared(finished, photographs):
+    from aligntok.data.images import ImageDataset
+    from aligntok.evaluation.reconstruction import psnr
+
+    tokenizer = aligntok.load_tokenizer(finished[0])
+    images = [item["images"] for item in ImageDataset(photographs, 32, train=False, split="val")]
+    with torch.no_grad():
+        values = [psnr(image, tokenizer.reconstruct(image[None])[0]) for image in images]
+    result = json.loads((finished[0] / FOLDERS[2] / "result.json").read_text())
+    assert result["metrics"]["reconstruction/psnr"] == pytest.approx(np.mean(values), abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own generated protobuf code
+def test_tensorboard_has_every_loss_ratio_norm_and_rate(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    common = {"images_per_second", "skipped_step", "lr/autoencoder", "lr/discriminator", "reconstruction/psnr"}
+    gan = {"loss/l1", "loss/gan", "loss/discriminator", "logits/real", "logits/fake", "ratio/gan"}
+    semantic = {"loss/semantic", "ratio/semantic", "grad_norm/encoder", "grad_norm/adapter"}
+    expected = (gan | {"grad_norm/adapter"}, gan | semantic, gan)
+    for folder, names in zip(FOLDERS, expected, strict=True):
+        (file,) = (finished[0] / folder).rglob("events.out.tfevents.*")
+        events = EventAccumulator(str(file)).Reload()
+        found = events.Tags()
+        assert common | names | {"grad_norm/decoder", "grad_norm/discriminator"} <= set(found["scalars"])
+        assert [event.step for event in events.Scalars("loss/l1")] == list(range(1, STEPS + 1))
+        assert found["images"] == ["reconstruction"]
+    assert "ratio/semantic" not in set(found["scalars"])
+
+
+def test_pictures_show_input_reconstruction_and_error(finished, photographs):
+    from aligntok.data.images import ImageDataset
+
+    first = ImageDataset(photographs, 32, train=False, split="val")[0]["images"]
+    for folder in FOLDERS:
+        (path,) = (finished[0] / folder / "pictures").glob("*.png")
+        pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 127.5 - 1
+        assert pixels.shape == (3, 4 * 32 + 3 * 4, 3 * 32 + 2 * 4)  # four rows of three, gaps of four
+        given, shown, error = (pixels[:, :32, x : x + 32] for x in (0, 36, 72))
+        torch.testing.assert_close(given, first, rtol=0, atol=0.005)
+        torch.testing.assert_close(error, ((given - shown).abs() * 2 - 1).clamp(max=1), rtol=0, atol=0.03)
+
+
+def test_checkpoints_hold_what_changes_and_nothing_else(finished):
+    trained = ({"adapter", "decoder"}, {"encoder", "adapter", "decoder"}, {"decoder"})
+    for folder, parts in zip(FOLDERS, trained, strict=True):
+        content = newest(finished[0] / folder)
+        assert set(content["parts"]) == parts | {"discriminator"}
+        assert set(content["ema"]["averages"]) == {"0.05", "0.1"}
+        assert set(content["ema"]["averages"]["0.1"]) == parts
+        frozen = set(read_frozen(finished[0] / folder))
+        assert frozen == {"encoder", "adapter", "decoder"} - parts | (
+            {"teacher_encoder", "teacher_adapter"} if len(parts) == 3 else set()
+        )
+
+
+def test_checkpoints_take_the_disk_that_was_announced(finished):
+    work_dir, config, _ = finished
+    for stage in expand_stages(load_config(config, {"work_dir": str(work_dir)})):
+        plan = plan_stage(stage, processes=1)
+        checkpoint, frozen = list_checkpoints(stage.folder)[-1][1], stage.folder / "frozen.safetensors"
+        assert checkpoint.stat().st_size == pytest.approx(plan.checkpoint_bytes, rel=0.05)
+        assert frozen.stat().st_size == pytest.approx(plan.frozen_bytes, rel=0.05)
+
+
+def test_only_so_many_checkpoints_stay(finished):
+    for folder in FOLDERS:
+        assert [step for step, _ in list_checkpoints(finished[0] / folder)] == [2, 4]
+
+
+# From stage to stage
+
+
+def test_the_discriminator_goes_on_from_stage_to_stage(finished, tmp_path):
+    """The first step of stage 2 begins with stage 1's last discriminator: with no steps between, they are equal."""
+    work_dir, config, _ = finished
+    for before, after in zip(FOLDERS, FOLDERS[1:], strict=False):
+        old = newest(work_dir / before)["parts"]["discriminator"]
+        # A learning rate of 0 leaves what the stage began with in its own checkpoint.
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(work_dir, tmp_path / "run")
+        for folder in FOLDERS[FOLDERS.index(after) :]:
+            shutil.rmtree(tmp_path / "run" / folder)
+        still = ["--cfg-options", f"stages.{FOLDERS.index(after)}.steps=1", "discriminator_optimizer.lr=0.0"]
+        assert start(config, tmp_path / "run", "--stage", after[2:], *still) == 0
+        new = newest(tmp_path / "run" / after)["parts"]["discriminator"]
+        weights = [name for name in old if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+        assert all(torch.equal(old[name], new[name]) for name in weights)
+        assert all(new[n] > old[n] for n in old if n.endswith("num_batches_tracked"))
+
+
+def test_stage_two_starts_from_raw_weights_and_its_teacher_is_that_start(finished):
+    raw = read_parts(finished[0] / FOLDERS[0], "raw")
+    frozen = read_frozen(finished[0] / FOLDERS[1])
+    assert same(frozen["teacher_encoder"], raw["encoder"])
+    assert same(frozen["teacher_adapter"], raw["adapter"])
+    assert not same(read_parts(finished[0] / FOLDERS[0], "ema")["adapter"], raw["adapter"])
+
+
+def test_stage_three_freezes_the_averaged_encoder_and_adapter_of_stage_two(finished):
+    averaged = read_parts(finished[0] / FOLDERS[1], "ema")
+    for part in ("encoder", "adapter"):
+        assert same(read_parts(finished[0] / FOLDERS[2], "raw")[part], averaged[part])
+        assert same(read_parts(finished[0] / FOLDERS[2], "ema")[part], averaged[part])
+        assert not same(newest(finished[0] / FOLDERS[1])["parts"][part], averaged[part])
+
+
+# Again, interrupted, damaged
+
+
+def test_a_second_run_skips_finished_stages_and_writes_nothing_in_them(copy_of_finished, capsys):
+    work_dir, config = copy_of_finished
+    before = {folder: modified(work_dir / folder) for folder in FOLDERS}
+    weights = tensors(aligntok.load_tokenizer(work_dir / "tokenizer"))
+    assert start(config, work_dir) == 0
+    assert capsys.readouterr().out.count("finished already, skipped") == 3
+    assert {folder: modified(work_dir / folder) for folder in FOLDERS} == before
+    assert same(weights, tensors(aligntok.load_tokenizer(work_dir / "tokenizer")))
+
+
+@pytest.mark.parametrize("at", [(FOLDERS[0], 1), (FOLDERS[1], 3), (FOLDERS[2], 4)], ids=lambda at: f"{at[0]}-{at[1]}")
+def test_an_interrupted_run_ends_bit_identical(finished, write_config, tmp_path, interruption, at):
+    config = write_config(steps=STEPS, hooks=[dict(type="interruption")])
+    interruption.at = at
+    with pytest.raises(KeyboardInterrupt):
+        start(config, tmp_path / "run")
+    assert finished_steps(tmp_path / "run" / at[0]) < at[1]
+    assert not (tmp_path / "run" / "tokenizer").exists()
+    interruption.at = None
+    assert start(config, tmp_path / "run") == 0
+    assert same_runs(tmp_path / "run", finished[0])
+    assert same(load_file(tmp_path / "run/tokenizer/model.safetensors"), load_file(finished[0] / "tokenizer/model.safetensors"))
+
+
+def test_a_run_interrupted_twice_in_one_stage_ends_bit_identical(finished, write_config, tmp_path, interruption):
+    config = write_config(steps=STEPS, hooks=[dict(type="interruption")], checkpoint=dict(every=1, keep=1))
+    for step in (2, 4):
+        interruption.at = (FOLDERS[1], step)
+        with pytest.raises(KeyboardInterrupt):
+            start(config, tmp_path / "run")
+        assert finished_steps(tmp_path / "run" / FOLDERS[1]) == step - 1
+    interruption.at = None
+    assert start(config, tmp_path / "run") == 0
+    assert same_runs(tmp_path / "run", finished[0])
+
+
+def test_more_steps_go_on_where_fewer_ended(finished, tmp_path):
+    config = finished[1]
+    assert start(config, tmp_path / "run", "--stage", "latent_alignment", "--cfg-options", "stages.0.steps=3") == 0
+    assert start(config, tmp_path / "run", "--stage", "latent_alignment") == 0
+    assert same(newest(tmp_path / "run" / FOLDERS[0]), newest(finished[0] / FOLDERS[0]))
+
+
+def test_a_schedule_goes_on_where_it_was(write_config, tmp_path):
+    schedule = [dict(type="LinearLR", start_factor=0.1, begin=0, end=4)]
+    config = write_config(steps=STEPS, schedule=schedule)
+    one = ["--stage", "latent_alignment"]
+    assert start(config, tmp_path / "whole", *one) == 0
+    assert start(config, tmp_path / "parts", *one, "--cfg-options", "stages.0.steps=2") == 0
+    assert start(config, tmp_path / "parts", *one) == 0
+    whole, parts = (newest(tmp_path / name / FOLDERS[0]) for name in ("whole", "parts"))
+    assert same(whole, parts)
+    assert whole["optimizers"]["autoencoder"]["param_groups"][0]["lr"] == pytest.approx(1e-3, rel=0.3)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_truncated_newest_checkpoint_is_reported_and_the_one_before_used(finished, copy_of_finished, caplog, stage):
+    work_dir, config = copy_of_finished
+    damaged = list_checkpoints(work_dir / FOLDERS[stage])[-1][1]
+    os.truncate(damaged, damaged.stat().st_size * 2 // 3)
+    assert start(config, work_dir) == 0
+    reports = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any(str(damaged) in text and "damaged or incomplete" in text and "one before" in text for text in reports)
+    assert same_runs(work_dir, finished[0])
+
+
+def test_a_stage_of_which_every_checkpoint_is_damaged_begins_anew(finished, copy_of_finished):
+    work_dir, config = copy_of_finished
+    for _, path in list_checkpoints(work_dir / FOLDERS[2]):
+        path.write_bytes(b"")
+    assert start(config, work_dir) == 0
+    assert same_runs(work_dir, finished[0])
+
+
+def test_a_checkpoint_of_another_shape_is_one_clear_error(copy_of_finished, capsys):
+    work_dir, config = copy_of_finished
+    shutil.rmtree(work_dir / FOLDERS[2])
+    assert start(config, work_dir, "--cfg-options", "model.latent_dim=8") == 2
+    assert "what the stage starts from does not fit the config's" in capsys.readouterr().err
+
+
+def test_workers_and_micro_batches_of_data_do_not_change_a_step(finished, tmp_path):
+    options = ["--stage", "latent_alignment", "--cfg-options", "data.workers=2"]
+    assert start(finished[1], tmp_path / "run", *options) == 0
+    assert same(newest(tmp_path / "run" / FOLDERS[0]), newest(finished[0] / FOLDERS[0]))
+
+
+def test_runs_of_one_name_in_one_process_do_not_share_files(finished, tmp_path):
+    """mmengine keeps loggers and visualizers by name, and its names change only every second."""
+    options = ["--stage", "latent_alignment", "--cfg-options", "stages.0.steps=1"]
+    for folder in ("a", "b"):
+        assert start(finished[1], tmp_path / folder / "run", *options) == 0
+    for folder in ("a", "b"):
+        stage = tmp_path / folder / "run" / FOLDERS[0]
+        assert len(list(stage.rglob("events.out.tfevents.*"))) == 1
+        (log,) = stage.rglob("*.log")
+        assert log.read_text().count("step 1 ") == 1
+
+
+# Planning, choosing, mistakes
+
+
+def test_a_dry_run_needs_neither_data_nor_weights_and_prints_every_stage(write_config, tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    model = {**tiny["model"], "encoder": {"type": "dinov2", "pretrained": True, "downsample_factor": 8}}
+    losses = {**tiny["losses"], "lpips": dict(type="lpips")}
+    config = write_config(
+        data_root=None, model=model, losses=losses, data=dict(train=dict(image_size=32), num_images=1000)
+    )
+    assert start(config, tmp_path / "run", "--dry-run") == 0
+    printed = "".join(capsys.readouterr().out.split())
+    for words in ("What each stage trains", "304.37 M", "14.72 M frozen", "= epochs", "disk a checkpoint"):
+        assert "".join(words.split()) in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_names_every_stage_in_full_on_a_narrow_terminal(write_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert start(write_config(), tmp_path / "run", "--dry-run") == 0
+    assert "…" not in capsys.readouterr().out
+
+
+def test_one_stage_can_be_run_alone(finished, tmp_path, capsys):
+    config = finished[1]
+    assert start(config, tmp_path / "run", "--stage", "latent_alignment") == 0
+    assert [path.name for path in sorted((tmp_path / "run").iterdir())] == [FOLDERS[0]]
+    assert same(newest(tmp_path / "run" / FOLDERS[0]), newest(finished[0] / FOLDERS[0]))
+    capsys.readouterr()
+    assert start(config, tmp_path / "run", "--stage", "decoder_refinement") == 2
+    assert f"starts from {tmp_path / 'run' / FOLDERS[1]}, which has no checkpoint; train that stage first" in (
+        capsys.readouterr().err
+    )
+    assert start(config, tmp_path / "run", "--stage", "refinement") == 2
+    assert "no stage named 'refinement'; the config has: latent_alignment, perceptual_" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("data_root=None", "data_root is not set"),
+        ("data_root=/nowhere/photos", "/nowhere/photos"),
+        ("global_bach_size=4", "did you mean 'global_batch_size'?"),
+        ("global_batch_size=4 accumulation=3", "is not divisible by 3"),
+        ("steps", "--cfg-options takes key=value, not 'steps'"),
+        ("validation.perceptual.type=lpips", "vgg16"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_status_two(write_config, tmp_path, option, said):
+    config = write_config(validation=dict(perceptual={}))
+    command = [sys.executable, str(TRAIN_TOOL), config, "--work-dir", str(tmp_path / "run"), "--cfg-options", *option.split()]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TORCH_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# Choosing weights of a run
+
+
+def test_raw_weights_or_any_kept_width_can_be_asked_for(finished):
+    work_dir, _, _ = finished
+    content = newest(work_dir / FOLDERS[2])
+    for chosen, decoder in (
+        (dict(weights="raw"), content["parts"]["decoder"]),
+        (dict(sigma_rel=0.1), content["ema"]["averages"]["0.1"]["decoder"]),
+    ):
+        assert same(tensors(aligntok.load_tokenizer(work_dir, **chosen).decoder), decoder)
+    with pytest.raises(CheckpointError, match=r"keeps no EMA of width 0\.2; it keeps 0\.05, 0\.1"):
+        aligntok.load_tokenizer(work_dir, sigma_rel=0.2)
+    with pytest.raises(CheckpointError, match="'raw' or 'ema'"):
+        aligntok.load_tokenizer(work_dir, weights="average")
+
+
+def test_a_stage_can_be_loaded_by_its_own_folder(finished):
+    stage = finished[0] / FOLDERS[1]
+    assert same(tensors(aligntok.load_tokenizer(stage).encoder), read_parts(stage, "ema")["encoder"])
+
+
+def test_without_averages_the_raw_weights_are_the_tokenizer(write_config, tmp_path):
+    config = write_config(steps=1, ema=None)
+    assert start(config, tmp_path / "run", "--stage", "latent_alignment") == 0
+    stage = tmp_path / "run" / FOLDERS[0]
+    assert same(tensors(aligntok.load_tokenizer(stage).decoder), newest(stage)["parts"]["decoder"])
+    with pytest.raises(CheckpointError, match="keeps no EMA"):
+        aligntok.load_tokenizer(stage, weights="ema")
+
+
+def test_an_average_of_another_width_is_made_from_snapshots(write_config, tmp_path, monkeypatch):
+    """Post hoc, close to the same width tracked all along."""
+    ema = dict(sigma_rel=[0.05, 0.10], inference=0.05, snapshot_every=2)
+    config = write_config(steps=12, ema=ema, checkpoint=dict(every=100), validation=dict(perceptual=None, num_images=1))
+    tracked = {}
+    update = PowerFunctionEMA.update
+
+    def update_both(self):
+        if "ema" not in tracked:
+            tracked["ema"] = PowerFunctionEMA(self.parts, [0.075])
+        update(self)
+        update(tracked["ema"])
+
+    monkeypatch.setattr(PowerFunctionEMA, "update", update_both)
+    assert start(config, tmp_path / "run", "--stage", "latent_alignment") == 0
+    assert export([str(tmp_path / "run"), str(tmp_path / "out"), "--sigma-rel", "0.075"]) == 0
+    made, raw = (aligntok.load_tokenizer(tmp_path / name).decoder for name in ("out", "run"))
+    direct = tracked["ema"].state(0.075)["decoder"]
+    error = sum(float((made.state_dict()[n] - t).square().sum()) for n, t in direct.items())
+    distance = sum(float((raw.state_dict()[n] - t).square().sum()) for n, t in direct.items())
+    assert 0 < error < 0.1 * distance
+
+
+def test_a_width_without_snapshots_says_what_to_set(finished, tmp_path, capsys):
+    assert export([str(finished[0]), str(tmp_path / "out"), "--sigma-rel", "0.07"]) == 2
+    assert "set ema.snapshot_every" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_is_the_runs_tokenizer_and_overwrites_nothing_else(finished, tmp_path, capsys):
+    assert export([str(finished[0]), str(tmp_path / "out")]) == 0
+    assert same(load_file(tmp_path / "out/model.safetensors"), load_file(finished[0] / "tokenizer/model.safetensors"))
+    assert export([str(finished[0]), str(tmp_path / "out"), "--weights", "raw"]) == 0
+    assert export([str(finished[0]), str(tmp_path)]) == 2
+    assert "is a folder with other things in it" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="choose among a work folder's weights"):
+        loading.export_tokenizer(tmp_path / "out", tmp_path / "again", weights="raw")
+
+
+def test_the_furthest_stage_is_the_tenth_not_the_ninth(finished, tmp_path):
+    shutil.copytree(finished[0] / FOLDERS[0], tmp_path / "9_a")
+    shutil.copytree(finished[0] / FOLDERS[2], tmp_path / "10_b")
+    assert same(tensors(aligntok.load_tokenizer(tmp_path)), tensors(aligntok.load_tokenizer(tmp_path / "10_b")))
+
+
+def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(WeightsError, match=r"neither a saved tokenizer .* it has: notes\.txt"):
+        aligntok.load_tokenizer(tmp_path)
+    with pytest.raises(WeightsError, match="no such file or folder"):
+        aligntok.load_tokenizer(tmp_path / "nowhere.pt")
+    with pytest.raises(WeightsError, match="is no checkpoint file"):
+        aligntok.load_tokenizer(tmp_path / "notes.txt")
+
+
+def test_run_returns_the_tokenizers_folder(copy_of_finished):
+    work_dir, config = copy_of_finished
+    loaded = load_config(config, {"work_dir": str(work_dir)})
+    assert run(loaded) == work_dir / "tokenizer"
+    assert run(loaded, dry_run=True) is None

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Make a virtual environment with AlignTok, its plugins and the tools of `make test`.
+#   tools/make_environment.sh PYTHON VENV PLUGIN_FOLDER...
+set -euo pipefail
+python=$1 venv=$2
+shift 2
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    { echo "AlignTok needs Python 3.10 or newer; $python is $("$python" --version). Say PYTHON=python3.x" >&2; exit 2; }
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
+
+echo "Installing into $venv (about 7 GB, most of it PyTorch; some minutes) ..."
+# torch and torchvision first: they must come from one release, and everything else accepts what is there.
+"${pip[@]}" "torch==2.14.1" "torchvision==0.29.1"
+"${pip[@]}" --editable ".[demo,docs,dev]"
+for plugin in "$@"; do "${pip[@]}" --no-deps --editable "$plugin"; done
