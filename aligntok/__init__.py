@@ -5,6 +5,7 @@ Importing this package is cheap: torch and the model libraries load when a compo
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -23,9 +24,8 @@ def load_tokenizer(source: Any, **kwargs: Any) -> Tokenizer:
 
     See :func:`aligntok.training.loading.load_tokenizer` for what each source may be and the errors raised.
     """
-    from aligntok.training.loading import load_tokenizer as load
-
-    return load(source, **kwargs)
+    # Imported by name: this package stands above all its parts, and they import it for the hook marker and the version.
+    return importlib.import_module("aligntok.training.loading").load_tokenizer(source, **kwargs)
 
 
 __all__ = ["__version__", "hookimpl", "load_tokenizer"]

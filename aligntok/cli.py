@@ -56,7 +56,11 @@ def train(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work-dir", help="where everything is written (default: work_dirs/<config name>)")
     parser.add_argument("--dry-run", action="store_true", help="print what each stage would do, and stop")
     parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override config keys, e.g. seed=1 stages.0.steps=10"
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override config keys, e.g. seed=1 stages.0.steps=10",
     )
     given = parser.parse_args(arguments)
     options = parse_options(given.cfg_options)

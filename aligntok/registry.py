@@ -1,4 +1,4 @@
-"""Every registry, one line each. Components come from pluggy plugins, the built-in one included, at the first look-up."""
+"""Every registry, one line each. Components come from pluggy plugins, the built-in one too, at the first look-up."""
 
 from __future__ import annotations
 
@@ -142,7 +142,9 @@ def check_keywords(component: Any, options: dict[str, Any], who: str, also: tupl
     `also` are names that whoever asks takes for itself.
     """
     parameters = inspect.signature(component).parameters
-    without_own = getattr(component.__init__, "__qualname__", "") == "Module.__init__"  # torch's, which refuses them late
+    without_own = (
+        getattr(component.__init__, "__qualname__", "") == "Module.__init__"
+    )  # torch's, which refuses them late
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and not without_own:
         return
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

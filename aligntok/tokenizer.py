@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -110,7 +110,7 @@ class Tokenizer(
                 "this tokenizer has a part that was given as a module, so no config can describe it; "
                 "register the class in a plugin and build it by dict(type=name, ...)"
             )
-        return self._hub_mixin_config
+        return cast("dict[str, Any]", self._hub_mixin_config)
 
     def moments(self, images: Tensor) -> Tensor:
         """Return the adapter's output: latents, or mean and log-variance along channels if variational."""
@@ -183,7 +183,7 @@ class Tokenizer(
             raise WeightsError(f"the weights in '{source}' do not fit its config.json: {error}") from error
 
     @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> Tokenizer:  # type: ignore[override]
+    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> Tokenizer:
         return super()._from_pretrained(strict=strict, **kwargs)
 
 

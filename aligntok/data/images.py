@@ -34,10 +34,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     An item is ``dict(images=float32 (3, H, W) in [-1, 1], label=class index or -1, index=place in the data set)``.
     The image is resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped: at random
-    and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. With `short_side` the image's short side is resized to that instead, so that crops are
-    parts of a larger picture. `split` chooses a subfolder. Random
-    choices follow from `seed` and the sample number of the :class:`SampleRequest` asked for; a plain integer asks for
-    that image with the same integer as its sample number.
+    and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. With `short_side` the image's
+    short side is resized to that instead, so that crops are parts of a larger picture. `split` chooses a subfolder.
+    Random choices follow from `seed` and the sample number of the :class:`SampleRequest` asked for; a plain integer
+    asks for that image with the same integer as its sample number.
 
     An unreadable image is replaced by the next readable one (its label and index come with it), logged once, and
     counted in `num_unreadable`, across the workers of this process. More than `max_unreadable` different ones (None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
+from aligntok.data.buckets import BucketIndices, BucketSchedule
 from aligntok.errors import ConfigError
 
 # First word of a random stream's key, so that the streams drawn from one seed are independent of one another.
@@ -27,9 +28,9 @@ def sample_rng(seed: int, sample_number: int) -> np.random.Generator:
     return np.random.default_rng((_SAMPLE_STREAM, seed, sample_number))
 
 
-def epoch_order(dataset_len: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Return the order in which an epoch visits the images: a permutation of range(dataset_len)."""
-    return np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(dataset_len)
+def epoch_order(dataset_len: int, seed: int, epoch: int, bucket: int = 0) -> npt.NDArray[np.int64]:
+    """Return the order in which a pass visits the images of a bucket: a permutation of range(dataset_len)."""
+    return np.random.default_rng((_ORDER_STREAM, seed, epoch, bucket)).permutation(dataset_len)
 
 
 class GlobalBatchSampler(Sampler[list[SampleRequest]]):
@@ -41,10 +42,13 @@ class GlobalBatchSampler(Sampler[list[SampleRequest]]):
     micro-steps is the same global batch whatever the split. Yields one list of `per_process` requests a micro-step:
     an optimiser step takes `accumulation` of them.
 
+    With `buckets`, the bucket of each image, every global batch is within one bucket; each bucket then has such a
+    sequence of its own, and :class:`aligntok.data.buckets.BucketSchedule` says whose turn it is.
+
     `start_step` is where to go on after an interruption (settable until iteration starts); `num_steps` the number of
     optimiser steps of the whole run, counted from 0 and not from `start_step` (None: endless). Without `shuffle` the
-    images come in their own order. Raises ConfigError when the global batch cannot be split evenly, or an argument
-    is out of range.
+    images come in their own order, bucket by bucket. Raises ConfigError when the global batch cannot be split evenly,
+    or an argument is out of range.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class GlobalBatchSampler(Sampler[list[SampleRequest]]):
         start_step: int = 0,
         shuffle: bool = True,
         num_steps: int | None = None,
+        buckets: BucketIndices | None = None,
     ) -> None:
         _check_at_least_one(dataset_len=dataset_len, world_size=world_size, accumulation=accumulation)
         if not 0 <= rank < world_size or start_step < 0 or seed < 0:
@@ -65,6 +70,8 @@ class GlobalBatchSampler(Sampler[list[SampleRequest]]):
                 f"GlobalBatchSampler: rank {rank} must lie in [0, {world_size}), "
                 f"start_step {start_step} and seed {seed} must not be negative"
             )
+        if buckets is not None and len(buckets) != dataset_len:
+            raise ConfigError(f"GlobalBatchSampler: buckets of {len(buckets)} images for a data set of {dataset_len}")
         self.per_process = per_process_batch(global_batch_size, world_size, accumulation)
         self.dataset_len = dataset_len
         self.global_batch_size = global_batch_size
@@ -75,8 +82,9 @@ class GlobalBatchSampler(Sampler[list[SampleRequest]]):
         self.start_step = start_step
         self.shuffle = shuffle
         self.num_steps = num_steps
-        self._epoch = -1
-        self._order = np.arange(dataset_len)
+        self._members = _members(buckets, dataset_len)
+        self._schedule = BucketSchedule([len(m) for m in self._members], global_batch_size, seed, shuffle)
+        self._orders: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
 
     def __iter__(self) -> Iterator[list[SampleRequest]]:
         step = self.start_step
@@ -94,14 +102,30 @@ class GlobalBatchSampler(Sampler[list[SampleRequest]]):
     def batch(self, step: int, micro_step: int = 0) -> list[SampleRequest]:
         """Return what this rank sees in one micro-step of one optimiser step."""
         share = micro_step * self.world_size + self.rank
-        first = step * self.global_batch_size + share * self.per_process
-        return [SampleRequest(self._index(n), n) for n in range(first, first + self.per_process)]
+        first = share * self.per_process
+        bucket, nth = self._schedule.at(step)
+        return [
+            SampleRequest(
+                self._index(bucket, nth * self.global_batch_size + position), step * self.global_batch_size + position
+            )
+            for position in range(first, first + self.per_process)
+        ]
 
-    def _index(self, sample_number: int) -> int:
-        epoch, position = divmod(sample_number, self.dataset_len)
-        if self.shuffle and epoch != self._epoch:  # drawing the order of ten million images takes about half a second
-            self._epoch, self._order = epoch, epoch_order(self.dataset_len, self.seed, epoch)
-        return int(self._order[position])
+    def _index(self, bucket: int, position: int) -> int:
+        epoch, place = divmod(position, len(self._members[bucket]))
+        if not self.shuffle:
+            return int(self._members[bucket][place])
+        if bucket not in self._orders or self._orders[bucket][0] != epoch:  # half a second for ten million images
+            order = epoch_order(len(self._members[bucket]), self.seed, epoch, bucket)
+            self._orders[bucket] = (epoch, self._members[bucket][order])
+        return int(self._orders[bucket][1][place])
+
+
+def _members(buckets: BucketIndices | None, dataset_len: int) -> list[npt.NDArray[np.int64]]:
+    """Return the images of each bucket; all of them, without buckets."""
+    if buckets is None:
+        return [np.arange(dataset_len)]
+    return [np.flatnonzero(buckets == bucket) for bucket in range(int(buckets.max()) + 1)]
 
 
 def per_process_batch(global_batch_size: int, world_size: int, accumulation: int = 1) -> int:

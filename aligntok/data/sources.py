@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import struct
 import zipfile
@@ -40,6 +42,10 @@ class PackedNames:
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))
 
+    def digest(self) -> str:
+        """Return a fingerprint of the list."""
+        return hashlib.sha256(self._bytes + self._ends.tobytes()).hexdigest()
+
     def __getitem__(self, index: int) -> str:
         start, end = self._ends[index], self._ends[index + 1]
         return self._bytes[start:end].decode("utf-8", "surrogateescape")
@@ -74,6 +80,10 @@ class ImageSource(ABC):
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image. Raises OSError or ValueError when they cannot be had."""
 
+    @abstractmethod
+    def open(self, index: int) -> BinaryIO:
+        """Open one encoded image, to read its header; safe in several threads at once. Raises as `read` does."""
+
 
 class FolderSource(ImageSource):
     """Images in a folder or its subfolder `split`, recursively, following links.
@@ -94,6 +104,10 @@ class FolderSource(ImageSource):
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image. Raises OSError when its file cannot be read."""
         return (self.root / self.names[index]).read_bytes()
+
+    def open(self, index: int) -> BinaryIO:
+        """Open one encoded image. Raises OSError when its file cannot be read."""
+        return (self.root / self.names[index]).open("rb")
 
 
 class ZipSource(ImageSource):
@@ -122,8 +136,15 @@ class ZipSource(ImageSource):
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image. Raises OSError or ValueError when they are damaged."""
+        return self._read_entry(self._own_handle(), index)
+
+    def open(self, index: int) -> BinaryIO:
+        """Open one encoded image, read in full. Raises OSError or ValueError when it is damaged."""
+        with self.path.open("rb") as archive:  # threads would move a common handle under one another
+            return io.BytesIO(self._read_entry(archive, index))
+
+    def _read_entry(self, archive: BinaryIO, index: int) -> bytes:
         offset, size, method, checksum = map(int, self._table[index])
-        archive = self._own_handle()
         archive.seek(offset)
         header = archive.read(_ZIP_LOCAL_HEADER.size)
         if not header.startswith(b"PK\x03\x04") or len(header) < _ZIP_LOCAL_HEADER.size:

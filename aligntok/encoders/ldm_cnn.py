@@ -20,8 +20,8 @@ class LDMEncoder(Encoder):
 
     With double_z the channels are means, then log-variances, of the latent; without it they are the latent (N, d, ...).
     ch, ch_mult, num_res_blocks, attn_resolutions, resolution, dropout, norm_groups: as in the LDM decoder, with one
-    residual block a level fewer. pretrained: False for random weights, or a local .safetensors, .pt, .ckpt or .pth file with this
-    encoder's weights, by its own names or inside a published autoencoder (`encoder.*`, `quant_conv.*`).
+    residual block a level fewer. pretrained: False for random weights, or a local .safetensors, .pt, .ckpt or .pth
+    file with this encoder's weights, by its own names or inside a published autoencoder (`encoder.*`, `quant_conv.*`).
     downsample_factor: f, only checked. Raises ConfigError for options that do not fit one another, and WeightsError
     for weights that cannot be had.
     """

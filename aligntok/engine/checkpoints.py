@@ -42,10 +42,12 @@ def list_checkpoints(stage_dir: str | os.PathLike[str]) -> list[tuple[int, Path]
 
 
 def write_checkpoint(stage_dir: str | os.PathLike[str], step: int, content: Mapping[str, Any], keep: int) -> Path:
-    """Write a checkpoint atomically, then remove all but the newest `keep`."""
+    """Write a checkpoint atomically, then remove all but the newest `keep`, and later ones, which could not be read."""
     path = checkpoint_path(stage_dir, step)
     write_atomically(path, lambda temporary: torch.save({"format": FORMAT, "step": step, **content}, temporary))
-    for _, old in list_checkpoints(stage_dir)[:-keep]:
+    found = list_checkpoints(stage_dir)
+    later = [old for number, old in found if number > step]
+    for old in [*later, *(old for _, old in found[: len(found) - len(later) - keep])]:
         old.unlink(missing_ok=True)
     return path
 
@@ -72,8 +74,9 @@ def read_newest(stage_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def finished_steps(stage_dir: str | os.PathLike[str]) -> int:
-    """Return the step of the newest checkpoint by name, 0 without any."""
-    return max((step for step, _ in list_checkpoints(stage_dir)), default=0)
+    """Return the step of the newest checkpoint that can be read, 0 without any."""
+    content = read_newest(stage_dir)
+    return content["step"] if content else 0
 
 
 def part_states(parts: Mapping[str, nn.Module]) -> PartStates:

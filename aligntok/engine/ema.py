@@ -86,7 +86,7 @@ class PowerFunctionEMA:
         self._names = [(part, n) for part, m in self.parts.items() for n, p in m.named_parameters() if p.requires_grad]
         self._averages = [[p.detach().clone() for p in self._parameters()] for _ in self.sigma_rels]
 
-    def _parameters(self) -> list[nn.Parameter]:
+    def _parameters(self) -> list[Tensor]:
         return [p for m in self.parts.values() for p in m.parameters() if p.requires_grad]
 
     @torch.no_grad()

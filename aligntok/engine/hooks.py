@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -162,13 +162,13 @@ class ProgressHook(Hook):
 class ReconstructionGridHook(Hook):
     """Writes input | reconstruction | error of fixed held-out images every `every` steps and after the last.
 
-    `images` (N, 3, H, W) in [-1, 1]; the PNG goes to ``pictures/``, the same to TensorBoard. Uses the EMA weights of
-    width `inference` where the stage keeps any.
+    `images` are (3, H, W) in [-1, 1], of any sizes; the PNG goes to ``pictures/``, the same to
+    TensorBoard. Uses the EMA weights of width `inference` where the stage keeps any.
     """
 
     priority = "LOW"
 
-    def __init__(self, images: Tensor, every: int | None, inference: float | None) -> None:
+    def __init__(self, images: Sequence[Tensor], every: int | None, inference: float | None) -> None:
         self.images = images
         self.every = every
         self.inference = inference
@@ -182,7 +182,9 @@ class ReconstructionGridHook(Hook):
         picture = to_picture(grid)
         path = runner.stage_dir / "pictures" / f"step_{step:08d}.png"
         write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
-        runner.visualizer.add_image("reconstruction", np.asarray(picture), step=step)
+        runner.visualizer.get_backend("TensorboardVisBackend").add_image(
+            "reconstruction", np.asarray(picture), step=step
+        )
 
     def _draw(self, runner: Any) -> Tensor:
         model = runner.trained_model

@@ -48,7 +48,7 @@ class StepLoop(IterBasedTrainLoop):
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
             micro_batches = [next(batches) for _ in range(sampler.accumulation)]
-            self.run_iter(StepBatch(self._iter, micro_batches))  # type: ignore[arg-type]
+            self.run_iter(StepBatch(self._iter, micro_batches))
             due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
             if self.runner.val_loop is not None and due:
                 self.runner.val_loop.run()

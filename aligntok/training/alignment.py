@@ -165,7 +165,7 @@ class AlignmentModel(BaseModel):
     def _backward(
         self, images: Tensor, step: int, scale: float, reduction: GradientReduction | None
     ) -> dict[str, Tensor]:
-        """Walk the graph once, part by part; each part's exchange between processes starts when its gradients are in."""
+        """Walk the graph once, part by part; a part's exchange between processes starts when its gradients are in."""
         decoder, encoder = self.tokenizer.decoder, self.tokenizer.encoder
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             chain = run_forward(self.tokenizer, images, self.trains)
@@ -182,7 +182,9 @@ class AlignmentModel(BaseModel):
 
     def _loss_inputs(self, images: Tensor, chain: Chain, step: int) -> dict[str, Tensor]:
         inputs = {"images": images, **chain.leaves}
-        if self.teacher is not None and any(self.objective.needs(f"teacher_{x}", step) for x in ("features", "latents")):
+        if self.teacher is not None and any(
+            self.objective.needs(f"teacher_{x}", step) for x in ("features", "latents")
+        ):
             inputs.update(self.teacher(images))
         if self.objective.needs("fake_logits", step):
             inputs["fake_logits"] = self.discriminator(chain.leaves["reconstruction"])
@@ -206,7 +208,7 @@ class AlignmentModel(BaseModel):
         }
 
     def _inputs(self, name: str) -> tuple[str, ...]:
-        return self.objective.losses[name].inputs  # type: ignore[union-attr, return-value]
+        return self.objective.losses[name].inputs  # type: ignore[return-value]
 
     @staticmethod
     def _start(reduction: GradientReduction | None, parts: Iterable[nn.Module | None]) -> None:

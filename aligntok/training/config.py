@@ -27,7 +27,7 @@ _NONE = type(None)
 
 DATA_KEYS = {
     "train": Key({"type": "images"}, "Data set to train on: a registry name and its keywords; `root` is `data_root`."),
-    "val": Key({"type": "images"}, "Held-out data set, shown as the training one but cropped in the middle; None: none.",
+    "val": Key({"type": "images"}, "Held-out data set, as the training one but cropped in the middle; None: none.",
                (dict, _NONE)),
     "num_images": Key(None, "Training images of the nominal data set, from which `--dry-run` counts epochs.",
                       (int, _NONE)),
@@ -40,7 +40,9 @@ START_KEYS = {
 }
 EMA_KEYS = {
     "sigma_rel": Key([0.05, 0.10], "Relative widths that are kept (EDM2's power-function profile).", (list, tuple)),
-    "inference": Key(0.05, "The width used for validation, pictures, 'ema' starts and the exported tokenizer.", _NUMBER),
+    "inference": Key(
+        0.05, "The width used for validation, pictures, 'ema' starts and the exported tokenizer.", _NUMBER
+    ),
     "snapshot_every": Key(None, "Steps between snapshots for post-hoc widths; None: none.", (int, _NONE)),
 }
 CHECKPOINT_KEYS = {
@@ -174,7 +176,7 @@ def _check(config: Mapping[str, Any], known: Mapping[str, Key], where: str) -> N
             allowed = " or ".join("None" if kind is _NONE else kind.__name__ for kind in kinds)
             raise ConfigError(f"{where}: {key}={value!r} is {type(value).__name__}; it must be {allowed}")
         below = known[key].below
-        if below is not None and value is not None:
+        if below is not None and isinstance(value, Mapping):
             _check({k: v for k, v in value.items() if k != "_delete_"}, below, f"{where}, {key}")
 
 

@@ -34,7 +34,9 @@ def gradient_ratio(reference: Tensor, other: Tensor, max_ratio: float = 1e4, eps
     Both are gradients of the same parameter, any shape, averaged over processes. Returns a float32 scalar in
     [0, max_ratio] without gradient; 0 when `reference` is 0, finite when `other` is 0.
     """
-    ratio = reference.detach().float().norm() / (other.detach().float().norm() + eps)  # r = |grad L_ref| / |grad L_other|
+    ratio = reference.detach().float().norm() / (
+        other.detach().float().norm() + eps
+    )  # r = |grad L_ref| / |grad L_other|
     return ratio.clamp(0, max_ratio)
 
 

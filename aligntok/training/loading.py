@@ -61,7 +61,7 @@ def load_stage_tokenizer(
 
 def _furthest_stage(folder: Path) -> Path:
     """Return the last stage of a work folder that has a checkpoint; the folder itself if it is a stage's."""
-    candidates = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
+    candidates = [folder, *sorted(folder.glob("[0-9]*_*"), key=_place)] if folder.is_dir() else []
     trained = [c for c in candidates if (c / "stage.json").is_file() and list_checkpoints(c)]
     if not trained:
         raise WeightsError(
@@ -69,6 +69,12 @@ def _furthest_stage(folder: Path) -> Path:
             f"it has: {', '.join(sorted(os.listdir(folder))[:10]) or 'nothing'}"
         )
     return trained[-1]
+
+
+def _place(folder: Path) -> int:
+    """Return the number that a stage's folder begins with; -1 for other folders."""
+    number = folder.name.partition("_")[0]
+    return int(number) if number.isdecimal() else -1
 
 
 def export_tokenizer(

@@ -44,7 +44,9 @@ class Objective(nn.Module):
         self.losses = nn.ModuleDict()
         for name, config in losses.items():
             if not isinstance(config, Mapping) or "type" not in config:
-                raise ConfigError(f"loss '{name}' must be dict(type=..., ...), not {config!r}; known: {', '.join(LOSSES)}")
+                raise ConfigError(
+                    f"loss '{name}' must be dict(type=..., ...), not {config!r}; known: {', '.join(LOSSES)}"
+                )
             options = dict(config)
             term = _build_term(name, options, trains)
             self.terms.append(term)
@@ -155,7 +157,9 @@ def _build_term(name: str, options: dict[str, Any], trains: tuple[str, ...]) -> 
     own = {key: options.pop(key) for key in _TERM_KEYS if key in options}
     for key, kinds in (("weight", (int, float)), ("start_step", (int,))):
         if not isinstance(own.get(key, 0), kinds):
-            raise ConfigError(f"loss '{name}': {key}={own[key]!r}; it must be a number" + " of steps" * (kinds == (int,)))
+            raise ConfigError(
+                f"loss '{name}': {key}={own[key]!r}; it must be a number" + " of steps" * (kinds == (int,))
+            )
     balance = own.pop("balance", None)
     if balance is not None:
         balance = _build_balance(name, balance)

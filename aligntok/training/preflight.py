@@ -112,7 +112,9 @@ def _check_rest(stage: Stage, model: AlignmentModel) -> None:
         if data is None:
             continue
         options = {key: value for key, value in data.items() if key != "type"}
-        check_keywords(DATASETS.get(data["type"]), options, who=f"{where}, data.{split}: {DATASETS.kind} '{data['type']}'")
+        check_keywords(
+            DATASETS.get(data["type"]), options, who=f"{where}, data.{split}: {DATASETS.kind} '{data['type']}'"
+        )
         side = data.get("image_size", f)
         if any(length % f for length in (side if isinstance(side, (list, tuple)) else [side])):
             raise ConfigError(f"{where}: data.{split}.image_size={side}; its sides must be multiples of f = {f}")
@@ -162,7 +164,7 @@ def print_plan(plans: Sequence[StagePlan], console: Console | None = None) -> No
     table = Table(title="What each stage trains", title_justify="left")
     table.add_column("", style="bold")
     for plan in plans:
-        table.add_column(plan.name, justify="right")
+        table.add_column(plan.name, justify="right", overflow="fold")
     for part in dict.fromkeys(part for plan in plans for part in plan.parameters):
         table.add_row(part, *(_describe_count(plan.parameters.get(part)) for plan in plans))
     table.add_section()

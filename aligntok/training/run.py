@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from aligntok.training.loading import load_stage_tokenizer
 from aligntok.training.preflight import plan_stage, print_plan
 from aligntok.training.report import print_summary
 from aligntok.training.stages import Stage, expand_stages
+
+_RUNS = count()
 
 
 def run(config: Mapping[str, Any], only_stage: str | None = None, dry_run: bool = False) -> Path | None:
@@ -67,9 +70,15 @@ def build_runner(stage: Stage, train: Any, val: Any, launcher: str = "none") -> 
     """Build the mmengine run of a stage."""
     rank, processes = world()
     sampler = GlobalBatchSampler(
-        len(train), stage["global_batch_size"], stage.seed, rank, processes, stage["accumulation"]
+        len(train),
+        stage["global_batch_size"],
+        stage.seed,
+        rank,
+        processes,
+        stage["accumulation"],
+        num_steps=stage["steps"],
     )
-    schedule = {"autoencoder": [{"by_epoch": False, **s} for s in stage["schedule"]]} if stage["schedule"] else None
+    schedule = {"autoencoder": [{"by_epoch": False, **s} for s in stage["schedule"] or []], "discriminator": []}
     every = stage["validation"]["every"]
     return StageRunner(
         model={"type": AlignmentModel.__name__, **stage.model_settings},
@@ -83,12 +92,13 @@ def build_runner(stage: Stage, train: Any, val: Any, launcher: str = "none") -> 
             "clip_grad_norm": stage["clip_grad_norm"],
             "max_skipped": stage["max_skipped_steps"],
         },
-        param_scheduler=schedule,
-        default_hooks={name: None for name in ("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")},
+        param_scheduler=schedule if stage["schedule"] else None,
+        default_hooks=dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")),
         custom_hooks=_hooks(stage, val),
         launcher=launcher,
         randomness={"seed": stage.seed},
-        experiment_name=f"{stage.folder.parent.name}_{stage.folder.name}",
+        # mmengine 0.10.7 tells runs apart by whole seconds: two would share a log (ends with mmengine > 0.10.7).
+        experiment_name=f"{stage.folder.parent.name}_{stage.folder.name}_{next(_RUNS)}",
         visualizer={
             "type": "Visualizer",
             "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
@@ -159,7 +169,7 @@ def _hooks(stage: Stage, val: Any) -> list[Any]:
         *(HOOKS.build(dict(hook)) for hook in stage["hooks"]),
     ]
     if ema:
-        hooks.append(engine_hooks.EMAUpdateHook(inference, ema["snapshot_every"]))
+        hooks.append(engine_hooks.EMAUpdateHook(ema["inference"], ema["snapshot_every"]))
     if val is not None and log["pictures"]:
         shown = [val[i]["images"] for i in range(min(log["pictures"], len(val)))]
         hooks.append(engine_hooks.ReconstructionGridHook(shown, log["pictures_every"], inference))
@@ -197,4 +207,3 @@ def _finish(config: Mapping[str, Any], stages: Sequence[Stage]) -> Path | None:
 def _say(text: str) -> None:
     if is_first():
         print(text, flush=True)
-

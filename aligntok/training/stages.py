@@ -14,7 +14,14 @@ from aligntok.training.config import STAGE_KEYS, check_model_keys, fill_defaults
 
 # The least that numbers of a stage may be; those that may be None are not checked then.
 _AT_LEAST = {
-    ("global_batch_size", "accumulation", "checkpoint.every", "checkpoint.keep", "log.every", "validation.batch_size"): 1,
+    (
+        "global_batch_size",
+        "accumulation",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "log.every",
+        "validation.batch_size",
+    ): 1,
     ("log.pictures_every", "validation.every", "validation.num_images", "ema.snapshot_every", "data.num_images"): 1,
     ("log.pictures", "data.workers", "max_skipped_steps", "clip_grad_norm"): 0,
 }
@@ -53,7 +60,9 @@ def expand_stages(config: Mapping[str, Any]) -> list[Stage]:
     Raises ConfigError for settings that cannot work.
     """
     base = {key: config[key] for key in STAGE_KEYS if key in config}
-    folders = {stage["name"]: stage_folder(config["work_dir"], i, stage["name"]) for i, stage in enumerate(config["stages"])}
+    folders = {
+        stage["name"]: stage_folder(config["work_dir"], i, stage["name"]) for i, stage in enumerate(config["stages"])
+    }
     stages: list[Stage] = []
     for i, overrides in enumerate(config["stages"]):
         settings = fill_defaults(merge(base, {key: value for key, value in overrides.items() if key != "name"}))
@@ -97,7 +106,9 @@ def _resolve_start(settings: dict[str, Any], earlier: Mapping[str, Path], where:
         folders = sorted(Path(start["work_dir"]).glob("[0-9]*_*"))
         found = [folder for folder in folders if folder.name.partition("_")[2] == start["stage"]]
         if not found:
-            raise ConfigError(f"{where} starts from stage '{start['stage']}' in {start['work_dir']}, which is not there")
+            raise ConfigError(
+                f"{where} starts from stage '{start['stage']}' in {start['work_dir']}, which is not there"
+            )
         start["folder"] = str(found[0])
     elif start["stage"] in earlier:
         start["folder"] = str(earlier[start["stage"]])

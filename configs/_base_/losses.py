@@ -1,4 +1,4 @@
-"""L_rec of the paper's Eq. 1; lambda_p = 1 and lambda_GAN = 0.5 are the convention of VA-VAE, which the paper follows."""
+"""L_rec of the paper's Eq. 1; lambda_p = 1 and lambda_GAN = 0.5 are VA-VAE's convention, which the paper follows."""
 
 losses = dict(
     l1=dict(type="l1", weight=1.0),

@@ -12,7 +12,13 @@ model = dict(
     encoder=dict(type="efficientnet_lite0"),
     adapter=dict(type="mlp", hidden_dim=64),
     decoder=dict(
-        type="ldm_cnn", ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, attn_resolutions=(8,), resolution=64, norm_groups=8
+        type="ldm_cnn",
+        ch=32,
+        ch_mult=(1, 1, 2, 4),
+        num_res_blocks=1,
+        attn_resolutions=(8,),
+        resolution=64,
+        norm_groups=8,
     ),
     latent_dim=16,
     downsample_factor=8,

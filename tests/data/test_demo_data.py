@@ -36,7 +36,7 @@ def test_photographs_are_written_whole_and_held_out_ones_kept_apart(monkeypatch,
     written = contents(tmp_path)
     train = {path.stem for path in (tmp_path / "train").iterdir()}
     held_out = {path.stem for path in (tmp_path / "val").iterdir()}
-    assert (len(train), len(held_out)) == (25, 6)
+    assert (len(train), len(held_out)) == (27, 4)
     assert not train & held_out
     assert {name: digest for name, digest in tiled.items() if "_tile" not in name} == written
     assert len(tiled) == 31 + 4 * 25

@@ -85,7 +85,9 @@ def _photograph(rng, size=(44, 40)):
     width, height = size
     sky, ground = rng.integers(60, 250, 3), rng.integers(0, 160, 3)
     blend = (np.linspace(0, 1, height) ** rng.uniform(0.5, 3))[:, None, None]
-    pixels = np.broadcast_to(sky * (1 - blend) + ground * blend, (height, width, 3)) + rng.normal(0, 6, (height, width, 3))
+    pixels = np.broadcast_to(sky * (1 - blend) + ground * blend, (height, width, 3)) + rng.normal(
+        0, 6, (height, width, 3)
+    )
     picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     for _ in range(3):

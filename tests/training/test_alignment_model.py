@@ -35,7 +35,9 @@ def stage_model(tiny):
     """Build the model of one of the three stages, by index, as its config says; keywords replace those of the model."""
 
     def build(index, **changes):
-        config = dict(work_dir="x", seed=0, data_root=None, **{k: tiny[k] for k in ("model", "discriminator", "losses")})
+        config = dict(
+            work_dir="x", seed=0, data_root=None, **{k: tiny[k] for k in ("model", "discriminator", "losses")}
+        )
         stages = [{**stage, "steps": 4} for stage in tiny["stages"]]
         model = AlignmentModel(**{**expand_stages({**config, "stages": stages})[index].model_settings, **changes})
         model.start_teacher()

@@ -54,7 +54,10 @@ def test_a_stage_is_the_top_of_the_config_with_its_own_dicts_merged_in(config):
     assert first["trains"] == ["adapter", "decoder"]
     assert second["trains"] == ["encoder", "adapter", "decoder"]
     assert [stage.seed for stage in (first, second, third)] == [7, 8, 9]
-    assert [str(stage.folder) for stage in (first, third)] == ["runs/x/1_latent_alignment", "runs/x/3_decoder_refinement"]
+    assert [str(stage.folder) for stage in (first, third)] == [
+        "runs/x/1_latent_alignment",
+        "runs/x/3_decoder_refinement",
+    ]
     assert first["data"]["train"] == {"type": "images", "root": "photos", "image_size": 32}
 
 
@@ -122,7 +125,10 @@ def test_a_stage_can_begin_from_another_run(config, tmp_path):
         (dict(optimizer=dict(leaning_rate=1)), ["optimiser 'Adam' takes no keyword 'leaning_rate'", "lr"]),
         (dict(optimizer=dict(type="Adm", lr=1)), ["no optimiser 'Adm'", "did you mean 'Adam'?"]),
         (dict(discriminator=dict(type="patchgn")), ["no discriminator named 'patchgn'", "did you mean 'patchgan'?"]),
-        (dict(losses=dict(l1=dict(type="l1", wieght=1))), ["loss 'l1' takes no keyword 'wieght'", "did you mean 'weight'?"]),
+        (
+            dict(losses=dict(l1=dict(type="l1", wieght=1))),
+            ["loss 'l1' takes no keyword 'wieght'", "did you mean 'weight'?"],
+        ),
         (dict(data=dict(train=dict(image_sise=32))), ["data.train", "did you mean 'image_size'?"]),
         (dict(losses=dict(l1=dict(type="l1"), gan=dict(type="gn"))), ["no loss named 'gn'", "did you mean 'gan'?"]),
         (dict(hooks=[dict(type="nohook")]), ["no hook named 'nohook'"]),
@@ -155,7 +161,10 @@ def test_a_typo_inside_a_stage_says_which_stage(config):
         (dict(stages=one_stage(trains=["decodr"])), "trains=['decodr']"),
         (dict(stages=one_stage(trains="decoder")), "trains='decoder' is str; it must be list or tuple"),
         (dict(trains=["adapter"]), "balances at the decoder's last layer, but this stage trains only adapter"),
-        (dict(losses=dict(gan=dict(type="gan", balance=dict(at="encoder")))), "it balances at 'decoder', not at 'encoder'"),
+        (
+            dict(losses=dict(gan=dict(type="gan", balance=dict(at="encoder")))),
+            "it balances at 'decoder', not at 'encoder'",
+        ),
         (dict(losses=dict(gan=dict(type="gan", balance=dict(at="image")))), "it can balance at 'decoder' or 'encoder'"),
         (dict(losses=dict(gan=dict(type="gan", balance="decoder"))), "balance of loss 'gan' must be dict(at="),
         (dict(losses=dict(l1="l1")), "loss 'l1' must be dict(type=..., ...), not 'l1'"),
