@@ -25,7 +25,7 @@ demo: $(STAMP)
 	tools/demo.sh $(BIN)
 
 test: $(STAMP) check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 	$(MAKE) docs
 
 check: $(STAMP)

@@ -39,7 +39,9 @@ class AspectBuckets:
         several = not isinstance(image_size, (int, str)) and all(isinstance(s, (list, tuple)) for s in image_size)
         self.sizes = tuple(parse_image_size(s) for s in (image_size if several else [image_size]))  # type: ignore[union-attr, arg-type]
         if not 0 < len(self.sizes) < UNREADABLE or len(set(self.sizes)) < len(self.sizes):
-            raise ConfigError(f"image_size={image_size!r}: give one to {UNREADABLE - 1} different (height, width) pairs")
+            raise ConfigError(
+                f"image_size={image_size!r}: give one to {UNREADABLE - 1} different (height, width) pairs"
+            )
         self._log_ratios = [math.log(height / width) for height, width in self.sizes]
 
     def __len__(self) -> int:
@@ -60,10 +62,12 @@ def read_upright_size(source: ImageSource, index: int) -> tuple[int, int]:
         return image.size if turned else (image.height, image.width)
 
 
-def assign_buckets(source: ImageSource, buckets: AspectBuckets, indices: Sequence[int] | None = None) -> BucketIndices:
+def assign_buckets(
+    source: ImageSource, buckets: AspectBuckets, indices: Sequence[int] | None = None, progress: bool = True
+) -> BucketIndices:
     """Return the bucket of each image of `indices` (None: all), UNREADABLE where the header cannot be read.
 
-    Reads headers with a pool of threads, and shows progress on stderr when it takes more than a few seconds.
+    Reads headers with a pool of threads, and with `progress` shows how far it is on stderr after the first seconds.
     """
     indices = range(len(source)) if indices is None else indices
 
@@ -71,11 +75,10 @@ def assign_buckets(source: ImageSource, buckets: AspectBuckets, indices: Sequenc
         return [_assign(source, buckets, index) for index in indices[start : start + _CHUNK]]
 
     found = np.empty(len(indices), dtype=np.uint8)
-    interval = 0.5 if sys.stderr.isatty() else 30.0  # a log file gets a line every half minute
-    title = f"{source.where}: reading image sizes"
+    options = {"delay": 3, "mininterval": 0.5 if sys.stderr.isatty() else 30.0}  # seconds; a log file gets fewer lines
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(total=len(found), desc=title, unit="image", delay=3, mininterval=interval, leave=False) as bar,
+        tqdm(total=len(found), desc="reading image sizes", unit="image", disable=not progress, **options) as bar,
     ):
         starts = range(0, len(found), _CHUNK)
         for start, chunk in zip(starts, pool.map(assign, starts), strict=True):
@@ -105,7 +108,7 @@ def batches_in_buckets(buckets: BucketIndices, batch_size: int) -> Iterator[list
 
 
 class BucketSchedule:
-    """Which bucket each optimiser step takes, and the how-manieth step of that bucket it is: a function of (seed, step).
+    """Which bucket each optimiser step takes, and the how-manieth of that bucket it is, from (seed, step) alone.
 
     A bucket of n images is an endless stream of passes over them, cut into batches of B. A step belongs to the epoch
     in which its first image's pass lies, so bucket b has ``ceil((e + 1) * n / B) - ceil(e * n / B)`` steps in epoch e:

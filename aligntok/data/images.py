@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from aligntok.data.buckets import AspectBuckets, BucketIndices, assign_buckets, place_unreadable
 from aligntok.data.sampler import SampleRequest, sample_rng
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import (
     center_crop,
     decode_image,
-    parse_image_size,
     random_crop,
     random_hflip,
     resize_to_cover,
@@ -34,15 +34,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     An item is ``dict(images=float32 (3, H, W) in [-1, 1], label=class index or -1, index=place in the data set)``.
     The image is resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped: at random
-    and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. With `short_side` the image's
-    short side is resized to that instead, so that crops are parts of a larger picture. `split` chooses a subfolder.
-    Random choices follow from `seed` and the sample number of the :class:`SampleRequest` asked for; a plain integer
-    asks for that image with the same integer as its sample number.
+    and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. With `short_side` the image's short
+    side is resized to that instead, so that crops are parts of a larger picture. `split` chooses a subfolder. Random
+    choices follow from `seed` and the sample number of the :class:`SampleRequest` asked for; a plain integer asks for
+    that image with the same integer as its sample number.
 
-    An unreadable image is replaced by the next readable one (its label and index come with it), logged once, and
-    counted in `num_unreadable`, across the workers of this process. More than `max_unreadable` different ones (None:
-    1 % of the images, rounded up) are an error. Large JPEGs are decoded at a fraction of their size for training,
-    never below twice the target, and in full for evaluation.
+    With a list of (H, W) pairs as `image_size`, each image is cropped to that of the nearest aspect ratio (`buckets`
+    says which), so batches must be of one bucket: give `buckets` to :class:`GlobalBatchSampler`.
+
+    An unreadable image is replaced by the next readable one of its bucket (its label and index come with it), logged
+    once, and counted in `num_unreadable`, across the workers of this process. More than `max_unreadable` different
+    ones (None: 1 % of the images, rounded up) are an error. Large JPEGs are decoded at a fraction of their size for
+    training, never below twice the target, and in full for evaluation.
 
     Raises DataError for a missing or empty folder or zip, an empty class folder, a damaged archive, too many
     unreadable images; ConfigError for a wrong `image_size`, `max_unreadable` or `seed`.
@@ -51,7 +54,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         root: str | os.PathLike[str],
-        image_size: int | Sequence[int] = 256,
+        image_size: int | Sequence[int] | Sequence[Sequence[int]] = 256,
         train: bool = True,
         split: str | None = None,
         hflip: bool = True,
@@ -59,10 +62,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         short_side: int | None = None,
     ) -> None:
-        self.size = parse_image_size(image_size)
-        self.cover = self.size if short_side is None else (short_side, short_side)
-        if short_side is not None and short_side < max(self.size):
-            raise ConfigError(f"short_side {short_side} is smaller than a side of the crop {self.size}; raise it")
+        self.shapes = AspectBuckets(image_size)
+        self.short_side = short_side
+        longest = max(max(size) for size in self.shapes.sizes)
+        if short_side is not None and short_side < longest:
+            raise ConfigError(f"short_side {short_side} is smaller than a side of the crop, {longest}; raise it")
         self.train = train
         self.hflip = hflip
         self.seed = seed
@@ -71,6 +75,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.max_unreadable = math.ceil(len(self) / 100) if max_unreadable is None else max_unreadable
         if self.max_unreadable < 0 or seed < 0:
             raise ConfigError(f"max_unreadable {max_unreadable} and seed {seed} must not be negative")
+        self._buckets: BucketIndices | None = None
         # One flag an image in shared memory: workers set them without a lock, and setting one twice counts once.
         self._unreadable = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
 
@@ -82,29 +87,57 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """How many different images could not be read so far, in this process and its workers."""
         return int(self._unreadable.sum(dtype=torch.int64))
 
+    @property
+    def buckets(self) -> BucketIndices | None:
+        """Which of ``shapes.sizes`` each image is cropped to; None when there is only one.
+
+        Found from the images' headers at the first use, unless it was set. Images without a readable one count as of
+        the first bucket in use. Raises ConfigError when set for another number of images.
+        """
+        if self._buckets is None and len(self.shapes) > 1:
+            self._buckets = place_unreadable(assign_buckets(self.source, self.shapes))
+        return self._buckets
+
+    @buckets.setter
+    def buckets(self, found: BucketIndices) -> None:
+        if len(found) != len(self) or found.max() >= len(self.shapes):
+            raise ConfigError(
+                f"{self.source.where}: buckets for {len(found)} images, of {len(self)} with {self.shapes.sizes}"
+            )
+        self._buckets = found
+
     def __getitem__(self, request: SampleRequest | int) -> dict[str, Any]:
         index, sample_number = request if isinstance(request, SampleRequest) else (request, None)
         index = range(len(self))[index]
-        image, shown = self._read_or_next(index)
-        image = resize_to_cover(image, self.cover)
+        size = self._size(index)
+        cover = size if self.short_side is None else (self.short_side, self.short_side)
+        image, shown = self._read_or_next(index, draft_side=2 * max(cover) if self.train else None)
+        image = resize_to_cover(image, cover)
         if self.train:
             rng = sample_rng(self.seed, index if sample_number is None else sample_number)
-            image = random_crop(image, self.size, rng)
+            image = random_crop(image, size, rng)
             image = random_hflip(image, rng) if self.hflip else image
         else:
-            image = center_crop(image, self.size)
+            image = center_crop(image, size)
         return {"images": to_tensor(image), "label": int(self.source.labels[shown]), "index": shown}
 
-    def _read_or_next(self, index: int) -> tuple[Image.Image, int]:
+    def _size(self, index: int) -> tuple[int, int]:
+        return self.shapes.sizes[0 if self.buckets is None else int(self.buckets[index])]
+
+    def _read_or_next(self, index: int, draft_side: int | None) -> tuple[Image.Image, int]:
+        buckets = self.buckets
         for candidate in chain(range(index, len(self)), range(index)):
-            image = self._read(candidate)
+            if buckets is not None and buckets[candidate] != buckets[index]:
+                continue
+            image = self._read(candidate, draft_side)
             if image is not None:
                 return image, candidate
-        raise DataError(f"{self.source.where}: not one of {len(self)} images can be read")
+        which = f"{len(self)} images" if buckets is None else f"the images cropped to {self._size(index)}"
+        raise DataError(f"{self.source.where}: not one of {which} can be read")
 
-    def _read(self, index: int) -> Image.Image | None:
+    def _read(self, index: int, draft_side: int | None) -> Image.Image | None:
         try:
-            return decode_image(self.source.read(index), draft_side=2 * max(self.cover) if self.train else None)
+            return decode_image(self.source.read(index), draft_side)
         except Exception as error:  # Pillow raises nearly anything for a damaged file
             self._note_unreadable(index, error)
             return None

@@ -44,6 +44,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Return the sum of `tensor` over all processes, on its own device, wherever the backend exchanges."""
+    if world()[1] == 1:
+        return tensor
+    total = tensor.to("cuda" if dist.get_backend() == "nccl" else tensor.device, copy=True)
+    dist.all_reduce(total)
+    return total.to(tensor.device)
+
+
 def mean_over_processes(tensor: Tensor) -> Tensor:
     """Replace `tensor`, in place, by its mean over all processes, and return it."""
     size = world()[1]

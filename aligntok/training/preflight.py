@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from aligntok.data.buckets import AspectBuckets
 from aligntok.data.sampler import per_process_batch
 from aligntok.engine.optim import check_optimizer
 from aligntok.errors import ConfigError
@@ -122,6 +123,16 @@ def _check_rest(stage: Stage, model: AlignmentModel) -> None:
         if not isinstance(hook, Mapping) or "type" not in hook:
             raise ConfigError(f"{where}: hooks holds {hook!r}; each must be dict(type=..., ...)")
         HOOKS.get(str(hook["type"]))
+
+
+def _check_sizes(data: Mapping[str, Any], f: int, who: str) -> None:
+    """Raise ConfigError unless every size that a data set crops to (its default, if none is given) fits f."""
+    default = inspect.signature(DATASETS.get(data["type"])).parameters.get("image_size")
+    given = data.get("image_size", default.default if default else None)
+    for size in AspectBuckets(given).sizes if given is not None else ():
+        if any(side % f for side in size):
+            near = tuple(max(1, round(side / f)) * f for side in size)
+            raise ConfigError(f"{who}: image_size {size}; its sides must be multiples of f = {f}, such as {near}")
 
 
 def _count_parameters(model: AlignmentModel) -> dict[str, tuple[int, int]]:

@@ -28,7 +28,7 @@ def print_summary(stages: Sequence[Stage], console: Console | None = None) -> No
     names = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
     table = Table(title="Reconstruction of held-out images", title_justify="left")
     for heading in ("stage", "steps", *(_HEADINGS.get(name.split("/")[-1], name) for name in names), "seconds"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
+        table.add_column(heading, justify="left" if heading == "stage" else "right", overflow="fold")
     for stage, result in results.items():
         values = [_format(name, result["metrics"].get(name)) for name in names]
         table.add_row(stage, f"{result['step']:,}", *values, f"{result['seconds']:,.0f}")

@@ -7,11 +7,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset, default_collate
 
+from aligntok.data.buckets import batches_in_buckets
 from aligntok.data.sampler import GlobalBatchSampler
 from aligntok.engine import hooks as engine_hooks
+from aligntok.engine.buckets import find_buckets
 from aligntok.engine.checkpoints import PartStates, finished_steps, read_parts, write_json
 from aligntok.engine.distributed import SelfReducing, barrier, is_first, start_processes, world
 from aligntok.engine.loops import ShareValLoop, StepLoop
@@ -77,6 +80,7 @@ def build_runner(stage: Stage, train: Any, val: Any, launcher: str = "none") -> 
         processes,
         stage["accumulation"],
         num_steps=stage["steps"],
+        buckets=find_buckets(train, stage.folder.parent),
     )
     schedule = {"autoencoder": [{"by_epoch": False, **s} for s in stage["schedule"] or []], "discriminator": []}
     every = stage["validation"]["every"]
@@ -151,9 +155,12 @@ def _validation(stage: Stage, val: Any) -> dict[str, Any]:
         return {}
     settings, (rank, processes) = stage["validation"], world()
     shares = Subset(val, range(rank, len(val), processes))
+    buckets, batch_size = find_buckets(val, stage.folder.parent), settings["batch_size"]
+    one_size = np.zeros(len(val), dtype=np.uint8)
+    batches = batches_in_buckets((one_size if buckets is None else buckets)[rank::processes], batch_size)
     metric = METRICS.build({"type": "reconstruction", "perceptual": settings["perceptual"]})
     return {
-        "val_dataloader": _loader(shares, min(2, stage["data"]["workers"]), batch_size=settings["batch_size"]),
+        "val_dataloader": _loader(shares, min(2, stage["data"]["workers"]), batch_sampler=list(batches)),
         "val_cfg": {"type": ShareValLoop.__name__, "num_images": len(val)},
         "val_evaluator": [metric],
     }

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -243,7 +244,7 @@ def test_only_so_many_checkpoints_stay(finished):
 def test_the_discriminator_goes_on_from_stage_to_stage(finished, tmp_path):
     """A learning rate of 0 leaves what a stage began with in its own checkpoint."""
     work_dir, config, _ = finished
-    for i, (before, after) in enumerate(zip(FOLDERS, FOLDERS[1:], strict=False)):
+    for i, (before, after) in enumerate(pairwise(FOLDERS)):
         old = newest(work_dir / before)["parts"]["discriminator"]
         shutil.copytree(work_dir / before, tmp_path / before)
         still = ["--cfg-options", f"stages.{i + 1}.steps=1", "discriminator_optimizer.lr=0.0"]

@@ -30,13 +30,15 @@ def config(tiny):
     )
 
 
+def plan_run(config):
+    check_config(config, "a.py")
+    return [plan_stage(stage, processes=1) for stage in expand_stages(config)]
+
+
 def mistake(config, **changes):
     """The message of the error that a changed config meets before anything is trained."""
-    changed = {**config, **changes}
     with pytest.raises(AlignTokError) as caught:
-        check_config(changed, "a.py")
-        for stage in expand_stages(changed):
-            plan_stage(stage, processes=1)
+        plan_run({**config, **changes})
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
