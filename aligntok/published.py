@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from aligntok.errors import WeightsError
+from aligntok.ops.weight_files import read_tensors
 from aligntok.tokenizer import Tokenizer
 
 _OURS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
@@ -24,13 +20,13 @@ _RENAMED = {"quant_conv.": "encoder.quant_conv.", "post_quant_conv.": "decoder.p
 def load_ldm_autoencoder(path: str | os.PathLike[str], resolution: int = 256) -> Tokenizer:
     """Load a published VA-VAE (or LDM KL autoencoder) checkpoint, ``.pt``, ``.ckpt`` or ``.safetensors``.
 
-    Keys may stand under ``state_dict``; those of losses and of the foundation model are ignored; every width is read
-    off the shapes. `resolution` is the image side it was trained at, which places its attention. Nothing is unpickled
-    with code execution. Returns a variational Tokenizer in eval mode.
+    Weights may be nested (see ``read_tensors``); those of losses and of the foundation model are ignored; every width
+    is read off the shapes. `resolution` is the image side it was trained at, which places its attention. Nothing is
+    unpickled with code execution. Returns a variational Tokenizer in eval mode.
 
     Raises WeightsError when the file is damaged, unsafe, or no such autoencoder.
     """
-    weights = read_weights(path)
+    weights = read_tensors(path, "published autoencoder")
     ours = {key: value for key, value in weights.items() if key.startswith(_OURS)}
     needed = {"encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight", "post_quant_conv.weight"}
     if missing := needed - set(ours):
@@ -52,29 +48,6 @@ def load_ldm_autoencoder(path: str | os.PathLike[str], resolution: int = 256) ->
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit the autoencoder its shapes describe ({widths}): {error}") from error
     return tokenizer.eval()
-
-
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a flat state dict from a safetensors or torch file, unwrapping ``state_dict``; never runs pickled code."""
-    try:
-        if Path(path).suffix == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"no such file: {path}") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(
-            f"{path} cannot be read as plain tensors ({reason}); it is damaged, or holds objects that would run code. "
-            "Convert it to safetensors with the tool that made it"
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-    if not isinstance(found, Mapping):
-        raise WeightsError(f"{path} holds a {type(found).__name__}, not a state dict")
-    return {key: value for key, value in found.items() if isinstance(value, Tensor)}
 
 
 def _our_name(key: str) -> str:

@@ -21,6 +21,23 @@ from aligntok.errors import ConfigError, UnknownComponentError, WeightsError
 from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, ComponentRegistry
 
 PARTS = ("encoder", "adapter", "decoder")
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+An image tokenizer for latent diffusion, made with AlignTok: a pretrained vision encoder, an adapter and a decoder.
+
+```python
+import aligntok
+
+tokenizer = aligntok.load_tokenizer("this repository's id")
+latents = tokenizer.encode(images)  # images (N, 3, H, W) in [-1, 1]
+images = tokenizer.decode(latents)
+```
+
+`config.json` names the parts and the packages that give them. The licence is that of the pretrained encoder's weights
+and of the training images; fill it in.
+"""
 
 
 class Tokenizer(
@@ -28,7 +45,7 @@ class Tokenizer(
     PyTorchModelHubMixin,
     library_name="aligntok",
     tags=["aligntok", "image-tokenizer", "autoencoder"],
-    license="apache-2.0",
+    model_card_template=MODEL_CARD,
 ):
     """An image tokenizer for latent diffusion (paper, Sec. 3.2): z = A(E(x)), x_hat = D(z).
 
@@ -151,10 +168,11 @@ class Tokenizer(
         config = self.config
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        push = kwargs.pop("push_to_hub", False)
-        repo_id = kwargs.pop("repo_id", None)
+        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
+        kwargs.pop("config", None)  # push_to_hub hands ours back
+        card = {"model_card_kwargs": kwargs.get("model_card_kwargs")}
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            super().save_pretrained(temporary, config=config, **({} if push else kwargs))
+            super().save_pretrained(temporary, config=config, **card)
             for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json"):
                 with open(file, "rb+") as written:
                     os.fsync(written.fileno())

@@ -7,7 +7,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,9 @@ class AspectBuckets:
     """
 
     def __init__(self, image_size: int | Sequence[int] | Sequence[Sequence[int]]) -> None:
-        several = not isinstance(image_size, (int, str)) and all(isinstance(s, (list, tuple)) for s in image_size)
-        self.sizes = tuple(parse_image_size(s) for s in (image_size if several else [image_size]))  # type: ignore[union-attr, arg-type]
+        given: Any = image_size
+        several = isinstance(given, (list, tuple)) and all(isinstance(size, (list, tuple)) for size in given)
+        self.sizes = tuple(parse_image_size(size) for size in (given if several else [given]))
         if not 0 < len(self.sizes) < UNREADABLE or len(set(self.sizes)) < len(self.sizes):
             raise ConfigError(
                 f"image_size={image_size!r}: give one to {UNREADABLE - 1} different (height, width) pairs"

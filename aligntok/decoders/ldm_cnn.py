@@ -20,9 +20,9 @@ class LDMDecoder(Decoder):
     blocks a level, plus one. Attention follows every block of the levels whose side, for square images of `resolution`
     pixels, is in `attn_resolutions`; it stays at those levels whatever the size of the images, and the middle part
     always has it. tanh_out: end in tanh, so that images cannot leave [-1, 1]. norm_groups: groups of every group norm,
-    fewer for narrow networks. Parameter names are those of published
-    LDM and VA-VAE checkpoints under `decoder.`, plus `post_quant_conv`. Raises ConfigError for widths that cannot be
-    normalised in 32 groups, and for latents of another width.
+    fewer for narrow networks. Parameter names are those of published LDM and VA-VAE checkpoints under `decoder.`, plus
+    `post_quant_conv`. Raises ConfigError for widths that cannot be normalised in that many groups, and for latents of
+    another width.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from aligntok.encoders import weights
 from aligntok.encoders.contract import Encoder, last_weight
 from aligntok.encoders.timm import build_backbone, checkpoint_blocks, choose_level, intermediate
 from aligntok.errors import ConfigError, WeightsError, suggestion
+from aligntok.ops.weight_files import read_tensors
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
@@ -231,7 +232,7 @@ def image_tensors(
         return None, ""
     who = f"open_clip model '{model_name}'"
     path = _published_file(model_name, tag, who) if tag else pretrained
-    tensors = weights.read_state_dict(os.fspath(path), who)  # type: ignore[arg-type]
+    tensors = read_tensors(os.fspath(path), who)  # type: ignore[arg-type]
     visual = {key.removeprefix("visual."): value for key, value in tensors.items() if key.startswith("visual.")}
     return visual or tensors, os.fspath(path)  # type: ignore[arg-type]
 

@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from aligntok.encoders import weights
 from aligntok.encoders.contract import Encoder, last_weight
 from aligntok.errors import ConfigError, WeightsError, suggestion
+from aligntok.ops.weight_files import read_tensors
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # What a model must be told to take images of any size, by family; a family that takes none of it needs none of it.
@@ -125,7 +126,7 @@ def pretrained_tensors(
         return None, ""
     who = f"timm model '{model_name}'"
     path = _published_file(model_name, who) if pretrained is True else pretrained
-    return weights.read_state_dict(path, who), os.fspath(path)
+    return read_tensors(path, who), os.fspath(path)
 
 
 def _published_file(model_name: str, who: str) -> str | os.PathLike[str]:

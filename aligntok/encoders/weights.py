@@ -1,4 +1,4 @@
-"""Pretrained weights: found on disk, fetched from a hub, read without running code, and checked against the model."""
+"""Pretrained weights: found on disk, fetched from a hub, and checked against the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,57 +19,7 @@ from aligntok.errors import WeightsError
 
 #: How long the hub may take to answer before it counts as unreachable, in seconds.
 PROBE_SECONDS = 3.0
-#: Where a checkpoint keeps its weights, in the order of preference; the averaged ones are what models are released for.
-CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "teacher")
-WRAPPERS = ("_orig_mod.", "module.")  # what torch.compile and DistributedDataParallel put before every name
 SHOWN = 4
-
-
-def read_state_dict(path: str | os.PathLike[str], who: str) -> dict[str, Tensor]:
-    """Read tensors by name from a .safetensors file, or from a torch file (.bin, .pth, .pt) without unpickling code.
-
-    A nested checkpoint gives its weights (`CONTAINERS`), and wrapper prefixes are taken off. `who` names the model in
-    the error. Raises WeightsError when the file is missing, unreadable, or holds no tensors.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise WeightsError(
-            f"{who}: no weights file at {file}; give pretrained= the path of a .safetensors, .bin or .pth file"
-        )
-    try:
-        loaded = _read(file)
-    except Exception as error:  # damaged files raise whatever the format's reader happens to
-        raise WeightsError(
-            f"{who}: cannot read {file}: {type(error).__name__}: {_first_line(error)}\n"
-            "  allowed: safetensors, or a torch file of plain tensors (weights_only); nothing in it is ever executed"
-        ) from error
-    tensors = {_unwrapped(key): value for key, value in _inner(loaded).items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(f"{who}: {file} holds no tensors by name; a state dict is needed")
-    return tensors
-
-
-def _read(file: Path) -> Any:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _inner(loaded: Any) -> dict[str, Any]:
-    if not isinstance(loaded, Mapping):
-        return {}
-    for name in CONTAINERS:
-        if isinstance(loaded.get(name), Mapping):
-            return _inner(loaded[name])
-    return dict(loaded)
-
-
-def _unwrapped(key: str) -> str:
-    while key.startswith(WRAPPERS):
-        key = key.split(".", 1)[1]
-    return key
 
 
 def hub_file(repo: str, filenames: Sequence[str], who: str) -> Path:

@@ -66,32 +66,32 @@ class GradientReduction:
     """Averages gradients over processes part by part, each part's exchange running while the next is computed."""
 
     def __init__(self) -> None:
-        self._running: list[tuple[Any, Tensor, list[Tensor]]] = []
+        self._running: list[tuple[Any, Tensor, list[nn.Parameter]]] = []
 
     def start(self, parameters: Iterable[nn.Parameter]) -> None:
         """Begin to average the gradients of `parameters`; a collective call, in the same order on every process.
 
-        A parameter that got no gradient here gets a zero one first, since another process may have one for it.
+        A parameter without a gradient here takes part with zero, since another process may have one for it; one
+        without any on every process stays without, so that optimisers pass it over as they do in one process.
         """
         size = world()[1]
         trained = [p for p in parameters if p.requires_grad]
         if size == 1 or not trained:
             return
-        for parameter in trained:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in trained if p.grad is not None]
-        flat = torch.cat([g.reshape(-1) for g in gradients])
-        self._running.append((dist.all_reduce(flat, async_op=True), flat, gradients))
+        present = trained[0].new_tensor([float(p.grad is not None) for p in trained])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        flat = torch.cat([*(g.reshape(-1) for g in gradients), present])
+        self._running.append((dist.all_reduce(flat, async_op=True), flat, trained))
 
     def finish(self) -> None:
         """Wait for every exchange and put the means in place."""
         size = world()[1]
-        for work, flat, gradients in self._running:
+        for work, flat, parameters in self._running:
             work.wait()
             flat /= size
-            pieces = flat.split([g.numel() for g in gradients])
-            torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
+            *means, present = flat.split([*(p.numel() for p in parameters), len(parameters)])
+            for parameter, mean, somewhere in zip(parameters, means, present.tolist(), strict=True):
+                parameter.grad = mean.view_as(parameter) if somewhere else None
         self._running.clear()
 
 

@@ -77,7 +77,9 @@ class PartOptimizers(OptimWrapperDict):
 
 def _grad_norm(part: nn.Module) -> Tensor:
     gradients = [p.grad for p in part.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    if not gradients:  # on the part's device, so that norms can be stacked
+        return torch.zeros((), device=next(part.parameters()).device)
+    return torch.nn.utils.get_total_norm(gradients)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -16,26 +17,25 @@ NORM_GROUPS = 32
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with 32 groups. Raises ConfigError when `channels` is not a multiple of 32."""
-    if channels % NORM_GROUPS:
-        raise ConfigError(
-            f"{channels} channels cannot be normalised in {NORM_GROUPS} groups; "
-            f"choose ch and ch_mult so that each product is a multiple of {NORM_GROUPS}"
-        )
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
+    """Group normalisation; the network that holds it sets the groups (:func:`regroup`), 32 as published."""
+    return nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels, eps=1e-6)
 
 
 def regroup(module: nn.Module, groups: int) -> None:
-    """Change every group normalisation inside `module` to `groups` groups; the weights stay what they are.
+    """Give every group normalisation inside `module` this number of groups; the weights stay what they are.
 
-    With narrow networks the published 32 groups are one channel each, so that a picture's overall colour is lost at
-    every block. Raises ConfigError unless `groups` divides 32.
+    In narrow networks the published 32 groups are one channel each, which takes a picture's overall colour away at
+    every block. Raises ConfigError unless `groups` divides all widths.
     """
-    if groups < 1 or NORM_GROUPS % groups:
-        raise ConfigError(f"norm_groups={groups}; it must be 1, 2, 4, 8, 16 or 32")
     for norm in module.modules():
-        if isinstance(norm, nn.GroupNorm):
-            norm.num_groups = groups
+        if not isinstance(norm, nn.GroupNorm):
+            continue
+        if groups < 1 or norm.num_channels % groups:
+            raise ConfigError(
+                f"{norm.num_channels} channels cannot be normalised in norm_groups={groups} groups; "
+                f"choose ch and ch_mult so that each product is a multiple of it, or another norm_groups"
+            )
+        norm.num_groups = groups
 
 
 def check_shape_options(who: str, ch_mult: Sequence[int], num_res_blocks: int, latent_dim: int) -> None:

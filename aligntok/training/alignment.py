@@ -172,7 +172,8 @@ class AlignmentModel(BaseModel):
             inputs = self._loss_inputs(images, chain, step)
             logs = self.objective.pull_on_image(chain, inputs, decoder.last_layer, step, scale)
             logs.update(self._backward_discriminator(images, inputs.get("fake_logits"), step, scale))
-            self._start(reduction, [self.discriminator, *self.objective.losses.values()])
+            adversary = self.discriminator if "fake_logits" in inputs else None
+            self._start(reduction, [adversary, *self.objective.losses.values()])
             chain.backward_decoder()
             self._start(reduction, [decoder])
             logs.update(self.objective.pull_on_encoder(chain, inputs, encoder.last_layer, step, scale))

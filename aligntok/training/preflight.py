@@ -113,12 +113,9 @@ def _check_rest(stage: Stage, model: AlignmentModel) -> None:
         if data is None:
             continue
         options = {key: value for key, value in data.items() if key != "type"}
-        check_keywords(
-            DATASETS.get(data["type"]), options, who=f"{where}, data.{split}: {DATASETS.kind} '{data['type']}'"
-        )
-        side = data.get("image_size", f)
-        if any(length % f for length in (side if isinstance(side, (list, tuple)) else [side])):
-            raise ConfigError(f"{where}: data.{split}.image_size={side}; its sides must be multiples of f = {f}")
+        who = f"{where}, data.{split}: {DATASETS.kind} '{data['type']}'"
+        check_keywords(DATASETS.get(data["type"]), options, who=who)
+        _check_sizes(data, f, who)
     for hook in stage["hooks"]:
         if not isinstance(hook, Mapping) or "type" not in hook:
             raise ConfigError(f"{where}: hooks holds {hook!r}; each must be dict(type=..., ...)")
@@ -128,8 +125,10 @@ def _check_rest(stage: Stage, model: AlignmentModel) -> None:
 def _check_sizes(data: Mapping[str, Any], f: int, who: str) -> None:
     """Raise ConfigError unless every size that a data set crops to (its default, if none is given) fits f."""
     default = inspect.signature(DATASETS.get(data["type"])).parameters.get("image_size")
-    given = data.get("image_size", default.default if default else None)
-    for size in AspectBuckets(given).sizes if given is not None else ():
+    given = data.get("image_size", None if default is None else default.default)
+    if given in (None, inspect.Parameter.empty):
+        return
+    for size in AspectBuckets(given).sizes:
         if any(side % f for side in size):
             near = tuple(max(1, round(side / f)) * f for side in size)
             raise ConfigError(f"{who}: image_size {size}; its sides must be multiples of f = {f}, such as {near}")

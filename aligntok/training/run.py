@@ -84,6 +84,7 @@ def build_runner(stage: Stage, train: Any, val: Any, launcher: str = "none") -> 
     )
     schedule = {"autoencoder": [{"by_epoch": False, **s} for s in stage["schedule"] or []], "discriminator": []}
     every = stage["validation"]["every"]
+    validation = _validation(stage, val)  # finds the held-out images' buckets, before the hooks take pictures
     return StageRunner(
         model={"type": AlignmentModel.__name__, **stage.model_settings},
         work_dir=str(stage.folder),
@@ -111,7 +112,7 @@ def build_runner(stage: Stage, train: Any, val: Any, launcher: str = "none") -> 
         start=_start(stage),
         ema=stage["ema"],
         keep=stage["checkpoint"]["keep"],
-        **_validation(stage, val),
+        **validation,
     )
 
 

@@ -93,7 +93,7 @@ def test_checkpointing_gives_the_same_gradients_and_keeps_less():
 
 
 def test_widths_that_have_no_32_groups_are_refused():
-    with pytest.raises(ConfigError, match="multiple of 32"):
+    with pytest.raises(ConfigError, match="norm_groups=32"):
         LDMDecoder(**{**TINY, "ch": 20})
 
 

@@ -10,15 +10,6 @@ from aligntok.encoders.contract import Encoder, last_weight
 from aligntok.errors import ConfigError
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small operations: a second thread costs more than it brings, above all on busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Patches(Encoder):
     """One strided convolution and a batch norm."""
 

@@ -12,16 +12,6 @@ from aligntok.encoders.open_clip import OpenCLIPEncoder
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.plugins.testing import check_encoder
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small operations: a second thread costs more than it brings, above all on busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 TEXT = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1}
 TOWERS = {
     "tiny-vit": {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 3},

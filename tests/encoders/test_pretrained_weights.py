@@ -19,15 +19,6 @@ TINY = "vit_tiny_patch16_224"
 SHORT = {"depth": 2}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small operations: a second thread costs more than it brings, above all on busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def saved(path, model_name=TINY, wrap=None, **options):
     """Save random weights of a timm model at `path` and return them."""
     tensors = timm.create_model(model_name, **{**SHORT, **options}).state_dict()
@@ -101,14 +92,14 @@ def test_a_file_of_another_size_is_refused_with_both_sides(tmp_path, options, me
 
 
 def test_a_missing_or_damaged_file_is_named(tmp_path):
-    with pytest.raises(WeightsError, match=r"no weights file at .*nothing\.pth"):
+    with pytest.raises(WeightsError, match=r"no weights at .*nothing\.pth"):
         TimmEncoder(TINY, pretrained=str(tmp_path / "nothing.pth"))
     for name in ("a.safetensors", "a.pth"):
         (tmp_path / name).write_bytes(b"not weights at all")
-        with pytest.raises(WeightsError, match=f"cannot read .*{name}"):
+        with pytest.raises(WeightsError, match=f"{name} cannot be read as weights"):
             TimmEncoder(TINY, pretrained=str(tmp_path / name))
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(WeightsError, match="holds no tensors"):
+    with pytest.raises(WeightsError, match="holds a list"):
         TimmEncoder(TINY, pretrained=str(tmp_path / "list.pth"))
 
 
@@ -125,7 +116,7 @@ class Hostile:
 @pytest.mark.parametrize("save", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))])
 def test_a_file_that_would_run_code_is_refused_unrun(tmp_path, save):
     save({"x": torch.zeros(1), "y": Hostile(tmp_path / "ran")}, tmp_path / "evil.pth")
-    with pytest.raises(WeightsError, match="cannot read"):
+    with pytest.raises(WeightsError, match="cannot be read"):
         TimmEncoder(TINY, pretrained=str(tmp_path / "evil.pth"))
     assert not (tmp_path / "ran").exists()
 

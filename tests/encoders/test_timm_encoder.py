@@ -13,15 +13,6 @@ from aligntok.plugins.testing import check_encoder
 TINY = "vit_tiny_patch16_224"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small operations: a second thread costs more than it brings, above all on busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize(
     "options",
     [

@@ -14,8 +14,16 @@ class Hostile:
         return (exec, ("raise SystemExit('code in the file was run')",))
 
 
-@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: {"state_dict": t, "epoch": 1}])
-def test_tensors_are_read_from_torch_files(tmp_path, wrap):
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: t,
+        lambda t: {"state_dict": t, "epoch": 1},
+        lambda t: {"model": {"a": torch.zeros(2)}, "state_dict_ema": t},
+        lambda t: {"teacher": {"model": {f"module._orig_mod.{key}": value for key, value in t.items()}}},
+    ],
+)
+def test_tensors_are_read_from_torch_files_however_nested(tmp_path, wrap):
     torch.save(wrap({"a": torch.ones(2), "step": 3}), tmp_path / "w.pt")
     assert {k: v.tolist() for k, v in read_tensors(tmp_path / "w.pt", "X").items()} == {"a": [1.0, 1.0]}
 
@@ -40,10 +48,16 @@ def test_no_file_runs_code(tmp_path):
             read_tensors(tmp_path / name, "X")
 
 
-def test_something_else_is_not_a_state_dict(tmp_path):
-    torch.save([torch.ones(1)], tmp_path / "w.pt")
-    with pytest.raises(WeightsError, match="holds a list"):
+@pytest.mark.parametrize(("content", "said"), [([torch.ones(1)], "holds a list"), ({"epoch": 1}, "holds no tensors")])
+def test_something_else_is_not_a_state_dict(tmp_path, content, said):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=said):
         read_tensors(tmp_path / "w.pt", "X")
+
+
+def test_a_missing_file_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(WeightsError, match=r"Who: no weights at .*absent\.pt; place the file there"):
+        read_tensors(tmp_path / "absent.pt", "Who")
 
 
 def test_what_does_not_fit_is_listed():

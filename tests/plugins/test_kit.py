@@ -10,15 +10,6 @@ from aligntok.plugins import testing
 from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, LOSSES, Registry
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small operations: a second thread costs more than it brings, above all on busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Sound(nn.Module):
     """An encoder that keeps every promise; the broken ones each break one."""
 

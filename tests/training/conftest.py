@@ -48,15 +48,6 @@ STAGES = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """One thread a process: the same sums in the same order, and no fight for cores with a test beside this one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import aligntok
-from aligntok.engine.checkpoints import read_parts
+from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint
 
 TRAIN_TOOL = Path(__file__).parents[2] / "tools" / "train.py"
 FOLDERS = ("1_latent_alignment", "2_perceptual_alignment", "3_decoder_refinement")
@@ -37,10 +37,17 @@ def scalars(stage):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+# A leaky ReLU whose input is 0 but for rounding has one of two slopes, and a GAN with large steps makes much of it. So
+# the steps are small, and the seed is one whose first steps have no such input. Adam's eps does the same for gradients
+# that are 0 but for rounding (biases before a norm).
+ADAM = dict(type="Adam", lr=1e-4, betas=(0.5, 0.9), eps=1e-4)
+SETTINGS = dict(steps=3, seed=1, optimizer=ADAM, discriminator_optimizer=ADAM)
+
+
 @pytest.mark.slow
 def test_two_processes_log_the_losses_of_one_and_end_at_its_weights(write_config, tmp_path):
-    # Six held-out images in two processes, and a batch norm over both: adaptive weights on, every stage.
-    config = write_config(steps=4)
+    """Adaptive weights on, a GAN that begins in the middle of stage 1, a batch norm over both processes."""
+    config = write_config(**SETTINGS)
     printed = launch(2, config, tmp_path / "two")
     launch(1, config, tmp_path / "one")
     assert "4 = 2 processes x 1 micro x 2" in " ".join(printed.replace("│", " ").split())
@@ -51,27 +58,33 @@ def test_two_processes_log_the_losses_of_one_and_end_at_its_weights(write_config
         for a, b in zip(one, two, strict=True):
             assert a.keys() == b.keys()
             for name in a.keys() - NOT_OF_THE_MODEL:
-                assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-5), f"{folder} step {a['step']}: {name}"
+                loss = name.startswith(("loss/", "logits/"))
+                assert b[name] == pytest.approx(a[name], rel=1e-5 if loss else 1e-4, abs=1e-5), f"{folder} {name} {a}"
         assert any("ratio/gan" in line for line in two)
     assert any("ratio/semantic" in line for line in scalars(tmp_path / "two" / FOLDERS[1]))
-    first, second = (read_parts(tmp_path / run / FOLDERS[2], "ema") for run in ("one", "two"))
-    for part in ("encoder", "adapter", "decoder"):
-        for name, tensor in first[part].items():
-            torch.testing.assert_close(second[part][name], tensor, rtol=0, atol=1e-4)
+    first, second = (newest(tmp_path / run / FOLDERS[2]) for run in ("one", "two"))
+    assert_close(first["parts"], second["parts"])
+    assert_close(first["ema"]["averages"], second["ema"]["averages"])
+    steps = [[s["step"] for s in run["optimizers"]["discriminator"]["state"].values()] for run in (first, second)]
+    assert steps[0] == steps[1]
     assert aligntok.load_tokenizer(tmp_path / "two").latent_dim == 4
 
 
+def newest(stage):
+    return read_checkpoint(list_checkpoints(stage)[-1][1])
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
-def test_two_processes_go_on_with_what_one_began(write_config, tmp_path):
-    config = write_config(steps=4)
-    stage = ["--stage", "latent_alignment"]
-    launch(1, config, tmp_path / "run", *stage, "--cfg-options", "stages.0.steps=2")
-    launch(2, config, tmp_path / "run", *stage)
-    launch(1, config, tmp_path / "one", *stage)
-    found, expected = (read_parts(tmp_path / run / FOLDERS[0]) for run in ("run", "one"))
-    for part, state in expected.items():
-        for name, tensor in state.items():
-            torch.testing.assert_close(found[part][name], tensor, rtol=0, atol=1e-4, check_dtype=True)
+def test_optimisers_pass_over_what_has_no_gradient_yet_in_any_number_of_processes(write_config, tmp_path):
+    """Before the GAN begins the discriminator's Adam must not count steps: its bias correction would be another."""
+    config = write_config(**SETTINGS)
+    launch(2, config, tmp_path / "run", "--stage", "latent_alignment")
+    state = newest(tmp_path / "run" / FOLDERS[0])["optimizers"]["discriminator"]["state"]
+    assert {float(entry["step"]) for entry in state.values()} == {1.0}  # it begins at the third of three steps
 
 
 @pytest.mark.slow

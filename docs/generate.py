@@ -1,0 +1,118 @@
+"""Write the pages that come from the code: components, configuration keys, one API page a package.
+
+    python docs/generate.py
+
+`make docs` calls it. The same code gives the same pages; each is replaced whole, and only when it changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aligntok
+from aligntok.data.files import write_atomically
+from aligntok.registry import ComponentRegistry, shelves
+from aligntok.training.config import STAGE_KEYS, TOP_KEYS, Key
+
+DOCS = Path(__file__).parent
+API = DOCS / "api" / "generated"
+
+
+def components_page() -> str:
+    """Return the page of every component of every registry, with the keywords it takes in a config."""
+    text = "# Components\n\nEverything that the installed plugins register, the built-in one among them.\n"
+    text += "A config names a component by `type`; the values shown are the defaults, `...` must be given.\n"
+    for shelf, registry in shelves().items():
+        text += f"\n## {shelf}\n\n"
+        if registry.parent is not None:
+            text += f"mmengine's own {registry.kind} classes can be named here as well.\n\n"
+        text += "\n".join(_component(registry, name) for name in registry) or f"No {registry.kind} yet.\n"
+    return text
+
+
+def _component(registry: ComponentRegistry, name: str) -> str:
+    component, origin = registry.get(name), registry.origins[name]
+    path = f"`{component.__module__}.{component.__qualname__}`"
+    link = f"{{py:class}}{path}" if path.startswith("`aligntok.") else path
+    source = f"{link}, from {origin.distribution} {origin.version}."
+    keywords = [_keyword(p) for p in inspect.signature(component).parameters.values()]
+    example = "\n".join(["dict(", f'    type="{name}",', *keywords, ")"])
+    return f"### `{name}`\n\n{source}\n{_first_paragraph(component)}\n\n```python\n{example}\n```\n"
+
+
+def _keyword(parameter: inspect.Parameter) -> str:
+    empty = inspect.Parameter.empty
+    value = "..." if parameter.default is empty else repr(parameter.default).replace("'", '"')
+    annotation = inspect.formatannotation(parameter.annotation).strip("'")
+    return f"    {parameter.name}={value}," + ("" if parameter.annotation is empty else f"  # {annotation}")
+
+
+def _first_paragraph(component: Any) -> str:
+    paragraph = " ".join((inspect.getdoc(component) or "").split("\n\n")[0].split())
+    return _markdown(re.sub(r":\w+:`~?([^`]+)`", r"`\1`", paragraph))
+
+
+def _markdown(text: str) -> str:
+    """Return plain text whose code is in backquotes as Markdown."""
+    parts = re.split(r"(`+[^`]+`+)", text)
+    parts[::2] = [re.sub(r"([*_|<\[\]])", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def keys_page() -> str:
+    """Return the page of every key of a config."""
+    stage = {key: TOP_KEYS[key] for key in TOP_KEYS if key in STAGE_KEYS}
+    top = {key: TOP_KEYS[key] for key in TOP_KEYS if key not in STAGE_KEYS}
+    text = "# Every key of a config\n\nMade from the tables that check configs (`aligntok/training/config.py`).\n"
+    text += f"An unknown key is an error.\n\n## Of a run\n\n{_table(top)}\n## Of a stage\n\n"
+    text += "Set at the top of a config they hold for all stages; in a stage, for that one.\n"
+    return text + f"A stage also has its `name`.\n\n{_table(stage)}"
+
+
+def _table(keys: Mapping[str, Key]) -> str:
+    rows = ["| key | default | may be | meaning |", "|---|---|---|---|"]
+    for name, key in _flat(keys):
+        kinds = " or ".join("None" if kind is type(None) else kind.__name__ for kind in key.kinds)
+        default = "" if key.below else f"`{key.default!r}`"
+        rows.append(f"| `{name}` | {default} | {kinds} | {_markdown(key.doc)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _flat(keys: Mapping[str, Key], prefix: str = "") -> Iterator[tuple[str, Key]]:
+    for name, key in keys.items():
+        yield prefix + name, key
+        yield from _flat(key.below or {}, f"{prefix}{name}.")
+
+
+def api_pages() -> dict[str, str]:
+    """Return one page a package, by file name: every public module of it, from the docstrings."""
+    found = [m for m in pkgutil.walk_packages(aligntok.__path__, "aligntok.") if "._" not in m.name]
+    pages = {name: [name] for name in ("aligntok", *(m.name for m in found if m.ispkg))}
+    for module in sorted(m.name for m in found if not m.ispkg):
+        pages[module.rpartition(".")[0]].append(module)
+    return {f"{package}.md": _api_page(package, members) for package, members in sorted(pages.items())}
+
+
+def _api_page(package: str, modules: list[str]) -> str:
+    sections = [f"```{{eval-rst}}\n.. automodule:: {module}\n```\n" for module in modules]
+    titles = [f"# {package}\n", *(f"## {module}\n" for module in modules[1:])]
+    return "\n".join(f"{title}\n{section}" for title, section in zip(titles, sections, strict=True))
+
+
+def main() -> None:
+    pages = {DOCS / "components.md": components_page(), DOCS / "configuration_keys.md": keys_page()}
+    pages.update({API / name: text for name, text in api_pages().items()})
+    for stale in set(API.glob("*.md")) - set(pages):
+        stale.unlink()
+    for path, text in pages.items():
+        if not path.is_file() or path.read_text() != text:
+            write_atomically(path, lambda temporary, text=text: temporary.write_text(text))
+
+
+if __name__ == "__main__":
+    main()

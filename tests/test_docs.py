@@ -1,0 +1,173 @@
+"""The documentation builds without a warning, leaves nothing out, and its Python code runs."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aligntok.cli import train
+from aligntok.registry import ENCODERS, LOSSES, shelves
+from aligntok.training.config import ONE_STAGE_KEYS, TOP_KEYS, load_config
+from aligntok.training.stages import expand_stages
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+EXECUTED = ["README.md", "docs/quickstart.md", "docs/stages.md", "docs/plugins.md"]
+NEEDED = ((ENCODERS, "efficientnet_lite0"), (ENCODERS, "my_encoder"), (LOSSES, "st_lpips"), (LOSSES, "my_loss"))
+TINY_RUN = """
+_base_ = ["configs/demo/photographs_f8d16.py"]
+model = dict(encoder=dict(pretrained=False), decoder=dict(attn_resolutions=()))
+discriminator = dict(base_channels=32, num_layers=2)
+losses = dict(st_lpips=None)
+data = dict(workers=0)
+global_batch_size = 2
+validation = dict(perceptual=None)
+log = dict(pictures=1)
+stages = _base_.stages
+for stage in stages:
+    stage["steps"] = 1
+del stage
+"""
+
+
+def python_blocks(page):
+    return PYTHON.findall((ROOT / page).read_text())
+
+
+# The site
+
+
+def recipe():
+    """The commands of `make docs`, as make would run them."""
+    shown = subprocess.run(["make", "-n", "docs"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [line for line in shown.splitlines() if "docs/generate.py" in line or "-m sphinx" in line]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site, and what building it printed; the pages that come from the code are written where they belong."""
+    out = tmp_path_factory.mktemp("site")
+    generate, build = (shlex.split(command)[1:] for command in recipe())
+    assert {"-W", "--keep-going"} <= set(build), "warnings are errors"
+    build[build.index("docs/_build/html")] = str(out / "html")
+    printed = ""
+    for command in (generate, [*build, "-d", str(out / "doctrees")]):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        printed += done.stdout + done.stderr
+    return out / "html", printed
+
+
+@pytest.mark.slow
+def test_the_site_builds_offline_without_a_warning(site):
+    folder, printed = site
+    assert "warning" not in printed.lower()
+    assert (folder / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_page_needs_nothing_from_the_network_to_be_read(site):
+    pages = list(site[0].rglob("*.html"))
+    assert len(pages) > 15
+    for page in pages:
+        loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?:[^\"]+)", page.read_text())
+        assert not loaded, page
+    assert "<math " in (site[0] / "stages.html").read_text()
+
+
+@pytest.mark.slow
+def test_every_component_and_every_key_is_on_its_page(site):
+    components = text_of(site[0] / "components.html")
+    for shelf, registry in shelves().items():
+        assert f"\n{shelf}" in components
+        for name in registry:
+            assert f'type="{name}",' in components
+            assert registry.get(name).__name__ in components
+    keys = (site[0] / "configuration_keys.html").read_text()
+    for name in names_of({**TOP_KEYS, **ONE_STAGE_KEYS}):
+        assert f'<span class="pre">{name}</span>' in keys, name
+
+
+def text_of(page):
+    return html.unescape(re.sub(r"<[^>]+>", "", page.read_text()))
+
+
+def names_of(keys, prefix="") -> Iterator[str]:
+    for name, key in keys.items():
+        yield prefix + name
+        yield from names_of(key.below or {}, f"{prefix}{name}.")
+
+
+@pytest.mark.slow
+def test_the_same_code_gives_the_same_pages(site):
+    pages = [DOCS / "components.md", DOCS / "configuration_keys.md", *(DOCS / "api/generated").glob("*.md")]
+    before = {page: (page.stat().st_mtime_ns, page.read_text()) for page in pages}
+    subprocess.run([sys.executable, "docs/generate.py"], cwd=ROOT, check=True, timeout=120)
+    assert {page: (page.stat().st_mtime_ns, page.read_text()) for page in pages} == before
+
+
+@pytest.mark.slow
+def test_the_api_has_a_section_for_every_public_module(site):
+    text = "".join(page.read_text() for page in (site[0] / "api/generated").glob("*.html"))
+    for path in (ROOT / "aligntok").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        assert f'id="module-{module}"' in text, module
+
+
+# The code in it
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder like that of a reader who has run the demo: configs, photographs, and a run of one step a stage."""
+    for registry, name in NEEDED:
+        if name not in registry:
+            pytest.skip(f"no {registry.kind} '{name}' here: the plugins under plugins/ are not installed")
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    rng = np.random.default_rng(0)
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        path = folder / "work_dirs/demo/photographs" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (160, 240, 3), dtype=np.uint8)).save(path)
+    (folder / "tiny_run.py").write_text(TINY_RUN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train(["tiny_run.py", "--cfg-options", "data_root=work_dirs/demo/photographs"]) == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", EXECUTED)
+def test_the_python_blocks_of_a_page_run_in_order(page, finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    torch.manual_seed(0)
+    blocks, names = python_blocks(page), {}
+    assert blocks
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{page}, Python block {number + 1}", "exec"), names)
+
+
+@pytest.mark.parametrize("block", python_blocks("docs/configuration.md"))
+def test_a_config_shown_in_the_documentation_is_one(block, tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "shown.py").write_text(block)
+    assert expand_stages(load_config(tmp_path / "shown.py"))
+
+
+def test_the_tutorials_code_is_the_templates():
+    text = (DOCS / "plugins.md").read_text()
+    shown = set(re.findall(r"\{literalinclude\} \.\./(plugins/aligntok-template/\S+)", text))
+    code = {str(path.relative_to(ROOT)) for path in (ROOT / "plugins/aligntok-template").rglob("*.py")}
+    assert shown == {path for path in code if "/build/" not in path} | {"plugins/aligntok-template/pyproject.toml"}

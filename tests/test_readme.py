@@ -1,0 +1,210 @@
+"""What the README and the documentation tell a reader to type works, and what they link to is there.
+
+Small commands are run; large recipes with --dry-run; those that would install things are only looked at. A command that
+this file does not know is a failure: teach it, or leave the command out.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aligntok import cli
+from aligntok.registry import ENCODERS, LOSSES
+
+ROOT = Path(__file__).parents[1]
+GENERATED = {"docs/components.md", "docs/configuration_keys.md"}
+WRITTEN = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - GENERATED
+PAGES = sorted({"README.md", "CONTRIBUTING.md", "CHANGELOG.md", *WRITTEN})
+FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LANGUAGES = {"sh", "python", "text", "{toctree}", "{literalinclude}"}
+#: Quick enough for a test, and still every stage, picture and table of the demo.
+SHORTER = ["global_batch_size=2", "data.workers=0", "validation.perceptual=None", "log.every=1"]
+
+
+def blocks(page, language):
+    return [text for found, text in FENCE.findall((ROOT / page).read_text()) if found == language]
+
+
+def commands(page):
+    return [line.strip() for block in blocks(page, "sh") for line in block.splitlines() if line.strip()]
+
+
+def config_docstrings():
+    """Commands of the configs' docstrings, each in one line."""
+    for path in sorted((ROOT / "configs").rglob("*.py")):
+        text = path.read_text().split('"""')[1].replace("\\\n", " ")
+        yield from (line.strip() for line in text.splitlines() if re.match(r" +(python|torchrun) ", line))
+
+
+EVERY = sorted({*(c for page in PAGES for c in commands(page)), *config_docstrings()})
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A folder that looks like a clone, to run commands in; the demo's photographs and a short run are there."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in (
+        "aligntok",
+        "benchmarks",
+        "configs",
+        "docs",
+        "plugins",
+        "tests",
+        "tools",
+        "Makefile",
+        "pyproject.toml",
+    ):
+        (folder / name).symlink_to(ROOT / name)
+    for kind, registry, name in (("encoder", ENCODERS, "efficientnet_lite0"), ("loss", LOSSES, "st_lpips")):
+        if name not in registry:
+            pytest.skip(f"no {kind} '{name}' here: the plugins under plugins/ are not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in blocks_of_the_demo():
+            assert run(command) == 0, command
+    shutil.copytree(folder / "work_dirs/demo/run", folder / "work_dirs/my_run")
+    return folder
+
+
+def blocks_of_the_demo():
+    (block,) = (b for b in blocks("docs/quickstart.md", "sh") if "make_demo_data.py" in b)
+    return block.splitlines()
+
+
+def run(command):
+    """Run one command line as far as a test can, and return its exit status."""
+    words = shlex.split(command)
+    while words and "=" in words[0]:
+        words.pop(0)  # an environment variable: what it does is tested with the plugins
+    tool = words[0] if words[0] != "python" else words[1]
+    for known, runner in RUNNERS.items():
+        if tool == known:
+            return runner(words[words.index(known) + 1 :])
+    raise AssertionError(f"no test knows how to run: {command}")
+
+
+def run_train(arguments):
+    extra = ["--dry-run"]
+    arguments = [word.replace("=...", "=/the/reader's/images") for word in arguments]
+    if "configs/demo/photographs_f8d16.py" in arguments and "--dry-run" not in arguments:
+        stages = [f"stages.{i}.steps=3" for i in range(3)]
+        extra = ["--cfg-options", *arguments[arguments.index("--cfg-options") + 1 :], *SHORTER, *stages]
+        extra += ["ema.snapshot_every=1", "checkpoint.every=3", "log.pictures=2", "validation.num_images=2"]
+        arguments = arguments[: arguments.index("--cfg-options")]
+    elif "--dry-run" in arguments:
+        extra = []
+    # Options go before --cfg-options, which takes everything after it.
+    return cli.train([*arguments[:1], *extra, *arguments[1:]])
+
+
+def run_torchrun(words):
+    (tool,) = (i for i, word in enumerate(words) if word.endswith(".py") and word.startswith("tools/"))
+    assert words[tool] == "tools/train.py"
+    assert all(re.fullmatch(r"--n(nodes|proc_per_node)=\d+", word) for word in words[:tool])
+    return run_train(words[tool + 1 :])
+
+
+def run_demo_data(arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["make_demo_data.py", *arguments])
+        runpy.run_path("tools/make_demo_data.py", run_name="__main__")
+    return 0
+
+
+def run_help(tool):
+    """Check a long command's options by the help that it prints."""
+
+    def check(arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [tool, *arguments, "--help"])
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(tool, run_name="__main__")
+        return ended.value.code
+
+    return check
+
+
+def run_make(arguments):
+    done = subprocess.run(["make", "-n", *arguments], capture_output=True, text=True, timeout=60)
+    return done.returncode
+
+
+def run_aligntok(arguments):
+    if arguments[0] == "export":
+        shutil.rmtree(arguments[2], ignore_errors=True)
+    return cli.main(arguments)
+
+
+def look_at_paths(words):
+    """Do nothing but check that the paths which a command reads are there, or are folders that `make` makes."""
+    paths = [word.split("[")[0] for word in words if "/" in word or word.startswith(".")]
+    missing = [path for path in paths if not path.startswith((".venv", "../")) and not Path(path).exists()]
+    assert not missing, missing
+    return 0
+
+
+RUNNERS = {
+    "make": run_make,
+    "tools/train.py": run_train,
+    "torchrun": run_torchrun,
+    "tools/make_demo_data.py": run_demo_data,
+    "tools/export.py": lambda arguments: run_aligntok(["export", *arguments]),
+    "benchmarks/adaptive_weights.py": run_help("benchmarks/adaptive_weights.py"),
+    "aligntok": run_aligntok,
+    "pip": look_at_paths,
+    "cp": look_at_paths,
+    "source": look_at_paths,
+    "pytest": look_at_paths,
+    "tensorboard": look_at_paths,
+    "pre-commit": lambda arguments: int(not (ROOT / ".pre-commit-config.yaml").is_file()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", EVERY)
+def test_a_documented_command_works(command, clone, monkeypatch, capsys):
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("COLUMNS", "120")
+    if command in blocks_of_the_demo():
+        return  # run already, when the clone was made
+    assert run(command) == 0, capsys.readouterr().err
+
+
+def test_the_readme_leads_with_the_two_commands_and_the_papers_recipe():
+    assert commands("README.md")[:2] == ["make demo", "make test"]
+    paper = "torchrun --nproc_per_node=8 tools/train.py configs/aligntok_dinov2_f16d32.py --cfg-options data_root="
+    assert any(command.startswith(paper) for command in commands("README.md"))
+
+
+def test_a_command_that_nobody_tried_is_found_out():
+    with pytest.raises(AssertionError, match="no test knows how to run: frobnicate now"):
+        run("frobnicate now")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_is_of_a_kind_that_is_checked(page):
+    found = {language for language, _ in FENCE.findall((ROOT / page).read_text())}
+    assert found <= LANGUAGES
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_files_lead_somewhere(page):
+    text = FENCE.sub("", (ROOT / page).read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path = target.partition("#")[0]
+        if path and not target.startswith("https://") and f"docs/{path}" not in GENERATED:
+            assert (ROOT / page).parent.joinpath(path).exists(), target
+
+
+def test_the_readme_lists_every_config():
+    listed = set(re.findall(r"\]\((configs/[^)]+)\)", (ROOT / "README.md").read_text()))
+    configs = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py")}
+    assert listed == {path for path in configs if "/_base_/" not in path}
