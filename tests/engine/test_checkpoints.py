@@ -1,0 +1,172 @@
+"""Checkpoints are whole or absent, plain, and few."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from aligntok.engine import checkpoints
+from aligntok.engine.checkpoints import (
+    checkpoint_path,
+    finished_steps,
+    list_checkpoints,
+    load_parts,
+    part_states,
+    read_checkpoint,
+    read_frozen,
+    read_newest,
+    read_parts,
+    read_snapshots,
+    write_checkpoint,
+    write_frozen,
+    write_snapshot,
+)
+from aligntok.errors import CheckpointError
+
+
+class Bomb:
+    """Leaves a file behind if it is ever unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def content(value=0.0, **more):
+    return {"parts": {"decoder": {"weight": torch.full((4,), value)}}, "ema": None, **more}
+
+
+def steps(folder):
+    return [step for step, _ in list_checkpoints(folder)]
+
+
+def test_what_is_written_is_read_without_pickled_code(tmp_path):
+    given = content(1.5, optimizers={"lr": 1e-4, "betas": (0.5, 0.9), "state": {0: {"step": torch.tensor(3.0)}}})
+    path = write_checkpoint(tmp_path, 7, given, keep=2)
+    assert path == checkpoint_path(tmp_path, 7)
+    found = read_checkpoint(path)
+    assert found["step"] == 7
+    assert found["optimizers"] == given["optimizers"]
+    assert torch.equal(found["parts"]["decoder"]["weight"], given["parts"]["decoder"]["weight"])
+
+
+def test_only_the_newest_stay(tmp_path):
+    for step in (10, 20, 30, 100000000):
+        write_checkpoint(tmp_path, step, content(), keep=2)
+    assert steps(tmp_path) == [30, 100000000]
+    write_checkpoint(tmp_path, 100000001, content(), keep=1)
+    assert steps(tmp_path) == [100000001]
+
+
+def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, 1, content(1.0), keep=1)
+    save = torch.save
+
+    def fail_half_way(obj, path):
+        save(obj, path)
+        os.truncate(path, 100)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoints.torch, "save", fail_half_way)
+    for step in (1, 2):
+        with pytest.raises(OSError, match="no space"):
+            write_checkpoint(tmp_path, step, content(2.0), keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001.pt"]
+    assert float(read_newest(tmp_path)["parts"]["decoder"]["weight"][0]) == 1.0
+
+
+def test_a_damaged_newest_is_reported_and_the_one_before_used(tmp_path, caplog):
+    for step in (1, 2):
+        path = write_checkpoint(tmp_path, step, content(step), keep=2)
+    os.truncate(path, path.stat().st_size // 2)
+    assert read_newest(tmp_path)["step"] == 1
+    assert finished_steps(tmp_path) == 1
+    assert f"{path} cannot be read" in caplog.text
+    assert "the one before it is used" in caplog.text
+
+
+def test_going_on_from_before_a_damaged_one_keeps_what_is_written_now(tmp_path):
+    """With one checkpoint kept, the damaged later one must not push out the new one."""
+    for step in (2, 4):
+        path = write_checkpoint(tmp_path, step, content(step), keep=2)
+    path.write_bytes(path.read_bytes()[:200])
+    write_checkpoint(tmp_path, 3, content(3), keep=1)
+    assert steps(tmp_path) == [3]
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "half", "other"])
+def test_a_damaged_file_is_one_clear_error(tmp_path, damage):
+    path = write_checkpoint(tmp_path, 1, content(), keep=1)
+    if damage == "half":
+        os.truncate(path, path.stat().st_size // 2)
+    elif damage == "other":
+        torch.save({"state_dict": {}}, path)
+    else:
+        path.write_text("" if damage == "empty" else "nothing of the kind")
+    with pytest.raises(CheckpointError, match=r"step_00000001\.pt (cannot be read|is no checkpoint of this version)"):
+        read_checkpoint(path)
+
+
+def test_pickled_code_is_refused_and_not_run(tmp_path):
+    for saved in (torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))):
+        path = checkpoint_path(tmp_path, 1)
+        path.parent.mkdir(exist_ok=True)
+        saved({"format": 1, "step": 1, "bomb": Bomb(tmp_path / "ran")}, path)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_checkpoint(path)
+        assert not (tmp_path / "ran").exists()
+
+
+def test_without_checkpoints_nothing_is_finished(tmp_path):
+    assert read_newest(tmp_path) is None
+    assert finished_steps(tmp_path) == 0
+    with pytest.raises(CheckpointError, match="no checkpoint that can be read; train that stage first"):
+        read_parts(tmp_path)
+
+
+def test_frozen_parts_and_changing_ones_together_are_the_whole(tmp_path):
+    frozen = {"encoder": nn.Linear(2, 3), "teacher_encoder": nn.BatchNorm1d(3)}
+    write_frozen(tmp_path, frozen)
+    average = {"decoder": {"weight": torch.full((4,), 9.0)}}
+    averages = {"0.05": average, "0.1": {"decoder": {"weight": torch.full((4,), 8.0)}}}
+    ema = {"step": 1, "averages": averages}
+    write_checkpoint(tmp_path, 1, {**content(5.0), "ema": ema, "ema_inference": 0.05}, keep=1)
+    raw = read_parts(tmp_path)
+    assert set(raw) == {"encoder", "teacher_encoder", "decoder"}
+    assert torch.equal(raw["encoder"]["weight"], frozen["encoder"].weight)
+    assert raw["teacher_encoder"].keys() == frozen["teacher_encoder"].state_dict().keys()
+    values = [float(read_parts(tmp_path, "ema", width)["decoder"]["weight"][0]) for width in (None, 0.1)]
+    assert [float(raw["decoder"]["weight"][0]), *values] == [5.0, 9.0, 8.0]
+
+
+def test_a_missing_frozen_file_is_one_clear_error(tmp_path):
+    write_checkpoint(tmp_path, 1, content(), keep=1)
+    with pytest.raises(CheckpointError, match=r"frozen\.safetensors cannot be read"):
+        read_frozen(tmp_path)
+
+
+def test_a_stage_without_frozen_parts_can_be_read(tmp_path):
+    write_frozen(tmp_path, {})
+    assert read_frozen(tmp_path) == {}
+
+
+def test_parts_that_are_missing_or_of_another_shape_are_named():
+    states = part_states({"decoder": nn.Linear(2, 3)})
+    with pytest.raises(CheckpointError, match="here has no encoder; it has decoder"):
+        load_parts({"encoder": nn.Linear(2, 3)}, states, "here")
+    with pytest.raises(CheckpointError, match="the decoder in here does not fit the config's"):
+        load_parts({"decoder": nn.Linear(2, 4)}, states, "here")
+
+
+def test_snapshots_are_read_back_with_their_step_and_width(tmp_path):
+    for step in (5, 10):
+        write_snapshot(tmp_path, step, {"0.05": {"decoder": {"a.b": torch.full((2,), float(step))}}, "0.1": {}})
+    found = read_snapshots(tmp_path)
+    assert [(step, width) for step, width, _ in found] == [(5, 0.05), (10, 0.05)]
+    assert float(found[1][2]["decoder"]["a.b"][0]) == 10

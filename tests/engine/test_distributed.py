@@ -1,0 +1,104 @@
+"""What processes exchange, in one process and in two."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from aligntok.engine.distributed import (
+    GradientReduction,
+    SelfReducing,
+    barrier,
+    is_first,
+    mean_over_processes,
+    start_processes,
+    world,
+)
+from aligntok.engine.hooks import average_scalars
+
+# One of two processes; asserts for itself what must come out.
+WORKER = """
+import sys, torch, torch.distributed as dist
+from torch import nn
+from aligntok.engine.distributed import *
+from aligntok.engine.distributed import GradientReduction, SelfReducing
+from aligntok.engine.hooks import average_scalars
+torch.set_num_threads(1)
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/store", rank=rank, world_size=2)
+assert start_processes() == "none" and world() == (rank, 2) and is_first() == (rank == 0)
+assert mean_over_processes(torch.tensor([1.0, 3.0]) * (rank + 1)).tolist() == [1.5, 4.5]
+assert average_scalars({"a": torch.tensor(float(rank)), "b": torch.tensor(2.0)}) == {"a": 0.5, "b": 2.0}
+torch.manual_seed(rank)
+model = nn.ModuleList([nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2)])
+model[1].running_mean.fill_(rank)
+SelfReducing(model)
+same = torch.cat([t.flatten().float() for t in model.state_dict().values()])
+assert torch.equal(mean_over_processes(same.clone()), same) and model[1].running_mean.sum() == 0
+model[0].weight.grad = torch.full((2, 2), 1.0 + rank)
+if rank:
+    model[0].bias.grad = torch.full((2,), 4.0)
+model[1].weight.requires_grad_(False)
+reduction = GradientReduction()
+reduction.start(model[0].parameters())
+reduction.start(p for part in list(model)[1:] for p in part.parameters())
+reduction.finish()
+assert model[0].weight.grad.tolist() == [[1.5, 1.5], [1.5, 1.5]]
+assert model[0].bias.grad.tolist() == [2.0, 2.0]
+assert all(p.grad is None for part in list(model)[1:] for p in part.parameters())
+barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_average_what_they_have(tmp_path):
+    """A gradient that one process lacks counts as zero there; one that all lack stays absent."""
+    command = [sys.executable, "-W", "error", "-c", WORKER]
+    processes = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+
+
+def test_one_process_needs_no_group(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert start_processes() == "none"
+    assert world() == (0, 1)
+    assert is_first()
+    barrier()
+    x = torch.ones(3)
+    assert mean_over_processes(x) is x
+    assert x.tolist() == [1, 1, 1]
+
+
+def test_one_process_keeps_its_gradients():
+    layer = nn.Linear(2, 2)
+    layer.weight.grad = gradient = torch.ones(2, 2)
+    reduction = GradientReduction()
+    reduction.start(layer.parameters())
+    reduction.finish()
+    assert layer.weight.grad is gradient
+    assert layer.bias.grad is None
+
+
+def test_the_wrapper_hands_steps_through_and_keeps_the_names():
+    class Model(nn.Linear):
+        def train_step(self, data, optim_wrapper):
+            return data, optim_wrapper
+
+        def val_step(self, data):
+            return data
+
+    model = Model(2, 2)
+    wrapped = SelfReducing(model)
+    assert wrapped.train_step(1, optim_wrapper=2) == (1, 2)
+    assert wrapped.val_step(3) == 3
+    assert wrapped.module is model
+
+
+def test_scalars_become_numbers():
+    found = average_scalars({"loss/l1": torch.tensor(2.5, requires_grad=True), "skipped_step": torch.zeros(())})
+    assert found == pytest.approx({"loss/l1": 2.5, "skipped_step": 0})

@@ -1,0 +1,180 @@
+"""Weight averages of the power-function profile, and averages of any width afterwards."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from aligntok.engine.ema import (
+    PowerFunctionEMA,
+    gamma_from_sigma_rel,
+    post_hoc_coefficients,
+    power_function_beta,
+    synthesise,
+)
+from aligntok.errors import ConfigError
+
+
+@pytest.fixture
+def reference(shared_dir):
+    return json.loads((shared_dir / "reference/parity/index.json").read_text())["power_function_ema"]
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    return {"encoder": nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), "decoder": nn.Linear(4, 2)}
+
+
+def walk(parts, steps, *averages, seed=0):
+    """Train on noise: parameters drift and tremble; every average is updated after each step."""
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        with torch.no_grad():
+            for i, parameter in enumerate(p for part in parts.values() for p in part.parameters()):
+                parameter.add_(0.01 * np.sin(i + step / 40) + 0.02 * torch.randn(parameter.shape, generator=generator))
+        for average in averages:
+            average.update()
+
+
+def bits(parts):
+    return {f"{n}.{k}": t.clone() for n, part in parts.items() for k, t in part.state_dict().items()}
+
+
+def test_gammas_are_the_reference_ones(reference):
+    found = [gamma_from_sigma_rel(s) for s in reference["sigma_rel"]]
+    assert found == pytest.approx(reference["gamma"], rel=1e-9)
+
+
+def test_betas_are_the_reference_ones(reference):
+    steps = reference["beta_at_steps"]["t_next"]
+    found = [[power_function_beta(s, step) for step in steps] for s in reference["sigma_rel"]]
+    np.testing.assert_allclose(found, reference["beta_at_steps"]["beta"], rtol=1e-9)
+
+
+def test_post_hoc_coefficients_are_the_reference_ones(reference):
+    given = reference["post_hoc"]
+    for i, (step, sigma_rel) in enumerate(zip(given["out_step"], given["out_sigma_rel"], strict=True)):
+        found = post_hoc_coefficients(given["in_step"], given["in_sigma_rel"], step, sigma_rel)
+        expected = np.array(given["coefficients"])
+        expected = expected[i] if expected.shape[0] == len(given["out_step"]) else expected[:, i]
+        np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-6, atol=1e-9)
+        assert found.sum() == pytest.approx(1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sigma_rel=st.floats(0.005, 0.28))
+def test_gamma_is_the_root_of_the_widths_equation(sigma_rel):
+    gamma = gamma_from_sigma_rel(sigma_rel)
+    assert gamma > 0
+    assert (gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) == pytest.approx(sigma_rel**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("sigma_rel", [0, -0.1, 0.3, 1.0])
+def test_a_width_without_a_profile_is_an_error(sigma_rel):
+    with pytest.raises(ConfigError, match=r"must lie in \(0, 0\.28\]"):
+        gamma_from_sigma_rel(sigma_rel)
+
+
+def test_the_first_update_forgets_where_it_began_and_a_constant_stays(parts):
+    ema = PowerFunctionEMA(parts, [0.05, 0.2])
+    with torch.no_grad():
+        for parameter in parts["decoder"].parameters():
+            parameter.fill_(3)
+    for _ in range(5):
+        ema.update()
+        for sigma_rel in (0.05, 0.2):
+            assert all((value == 3).all() for value in ema.state(sigma_rel)["decoder"].values())
+
+
+def test_an_average_is_the_sum_with_power_function_weights(parts):
+    """beta written out: after T steps value t weighs in proportion to (t^(g+1) - (t-1)^(g+1))."""
+    ema, seen = PowerFunctionEMA(parts, [0.1]), []
+    for seed in range(12):
+        walk(parts, 1, ema, seed=seed)
+        seen.append(parts["decoder"].weight.detach().double().clone())
+    power = gamma_from_sigma_rel(0.1) + 1
+    weights = np.diff((np.arange(13) / 12) ** power)
+    expected = sum(float(w) * value for w, value in zip(weights, seen, strict=True))
+    torch.testing.assert_close(ema.state(0.1)["decoder"]["weight"].double(), expected, rtol=0, atol=1e-6)
+
+
+def test_several_widths_at_once_are_each_as_if_alone(parts):
+    together, alone = PowerFunctionEMA(parts, [0.05, 0.1]), [PowerFunctionEMA(parts, [s]) for s in (0.05, 0.1)]
+    walk(parts, 10, together, *alone)
+    for ema in alone:
+        (sigma_rel,) = ema.sigma_rels
+        torch.testing.assert_close(together.state(sigma_rel), ema.state(sigma_rel), rtol=0, atol=0)
+    assert not torch.equal(together.state(0.05)["decoder"]["weight"], together.state(0.1)["decoder"]["weight"])
+
+
+def test_only_trained_parameters_are_averaged(parts):
+    parts["encoder"][0].weight.requires_grad_(False)
+    names = set(PowerFunctionEMA(parts, [0.1]).state(0.1)["encoder"])
+    assert names == {"0.bias", "1.weight", "1.bias"}
+
+
+def test_exchanging_twice_changes_no_bit(parts):
+    ema = PowerFunctionEMA(parts, [0.05, 0.1])
+    walk(parts, 5, ema)
+    before, averages = bits(parts), {k: t.clone() for k, t in ema.state(0.05)["encoder"].items()}
+    ema.exchange(0.05)
+    now = parts["encoder"].state_dict()
+    assert all(torch.equal(now[name], value) for name, value in averages.items())
+    assert not torch.equal(now["0.weight"], before["encoder.0.weight"])
+    ema.exchange(0.05)
+    assert all(torch.equal(value, before[name]) for name, value in bits(parts).items())
+    assert all(torch.equal(ema.state(0.05)["encoder"][name], value) for name, value in averages.items())
+
+
+def test_a_saved_state_goes_on_bit_for_bit(parts):
+    first = PowerFunctionEMA(parts, [0.05, 0.1])
+    walk(parts, 4, first)
+    second = PowerFunctionEMA(parts, [0.05, 0.1])
+    second.load_state_dict(first.state_dict())
+    walk(parts, 3, first, second, seed=1)
+    assert second.step == first.step == 7
+    for sigma_rel in (0.05, 0.1):
+        torch.testing.assert_close(second.state(sigma_rel), first.state(sigma_rel), rtol=0, atol=0)
+
+
+def test_a_state_of_other_widths_is_refused(parts):
+    saved = PowerFunctionEMA(parts, [0.05]).state_dict()
+    with pytest.raises(ConfigError, match=r"holds EMA widths 0\.05, but"):
+        PowerFunctionEMA(parts, [0.1]).load_state_dict(saved)
+    with pytest.raises(ConfigError, match=r"no EMA of width 0\.2 is kept; kept: 0\.1"):
+        PowerFunctionEMA(parts, [0.1]).state(0.2)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.04, 0.075, 0.13])
+def test_snapshots_give_any_width_as_if_it_had_been_tracked(parts, sigma_rel):
+    kept, direct = PowerFunctionEMA(parts, [0.05, 0.10]), PowerFunctionEMA(parts, [sigma_rel])
+    steps, widths, snapshots = [], [], []
+    for number in range(8):
+        walk(parts, 100, kept, direct, seed=number)
+        for width in kept.sigma_rels:
+            state = {part: {k: t.clone() for k, t in s.items()} for part, s in kept.state(width).items()}
+            steps.append(kept.step)
+            widths.append(width)
+            snapshots.append(state)
+    coefficients = post_hoc_coefficients(steps, widths, 800, sigma_rel)
+    made = synthesise((float(c), state) for c, state in zip(coefficients, snapshots, strict=True))
+    tracked = direct.state(sigma_rel)
+    raw = {name: dict(part.named_parameters()) for name, part in parts.items()}
+
+    def distance(other):
+        return sum(float((other[p][n] - t).square().sum()) for p, s in tracked.items() for n, t in s.items()) ** 0.5
+
+    assert distance(made) < 0.03 * distance(raw)
+    assert made["decoder"]["weight"].dtype == torch.float32
+
+
+def test_coefficients_of_a_width_that_was_kept_pick_its_snapshot():
+    found = post_hoc_coefficients([500, 1000, 500, 1000], [0.05, 0.05, 0.1, 0.1], 1000, 0.1)
+    np.testing.assert_allclose(found, [0, 0, 0, 1], atol=1e-8)
