@@ -40,6 +40,8 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"--cfg-options takes key=value, not '{pair}'")
+        if value == "...":  # as the configs' own docstrings write it
+            raise ConfigError(f"{pair}: put a real value in place of the dots, such as {key}=/path/to/it")
         try:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

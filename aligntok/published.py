@@ -13,6 +13,10 @@ from aligntok.ops.weight_files import read_tensors
 from aligntok.tokenizer import Tokenizer
 
 _OURS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_NEEDED = {
+    *("encoder.conv_in.weight", "encoder.down.0.block.0.conv1.weight", "decoder.conv_out.weight"),
+    *("quant_conv.weight", "post_quant_conv.weight"),
+}
 # The published 1x1 convolutions stand beside encoder and decoder; ours are inside them.
 _RENAMED = {"quant_conv.": "encoder.quant_conv.", "post_quant_conv.": "decoder.post_quant_conv."}
 
@@ -28,8 +32,7 @@ def load_ldm_autoencoder(path: str | os.PathLike[str], resolution: int = 256) ->
     """
     weights = read_tensors(path, "published autoencoder")
     ours = {key: value for key, value in weights.items() if key.startswith(_OURS)}
-    needed = {"encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight", "post_quant_conv.weight"}
-    if missing := needed - set(ours):
+    if missing := _NEEDED - set(ours):
         raise WeightsError(
             f"{path} is no LDM-style autoencoder: it lacks {', '.join(sorted(missing))}; "
             f"its keys begin with {', '.join(sorted({key.split('.')[0] for key in weights})[:8])}"

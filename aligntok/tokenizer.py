@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import aligntok
@@ -99,6 +100,13 @@ class Tokenizer(
                     f"{part} {type(getattr(self, part)).__name__} scales by {factor}, "
                     f"but the tokenizer's downsample_factor is {self.downsample_factor}; "
                     "set downsample_factor and the decoder's ch_mult (2 ** (levels - 1)) to one value"
+                )
+        for part, channels in (("adapter", self.latent_dim * (1 + self.variational)), ("decoder", self.latent_dim)):
+            own = getattr(getattr(self, part), "latent_dim", channels)
+            if own != channels:
+                raise ConfigError(
+                    f"{part} {type(getattr(self, part)).__name__} has latent_dim {own}, but the tokenizer's latent_dim "
+                    f"{self.latent_dim} asks for {channels}; leave it out of the {part}'s config, or set both to one value"
                 )
 
     def _describe(self, configs: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -197,8 +205,8 @@ class Tokenizer(
                 f"cannot load a tokenizer from '{source}': {_first_line(error)}\n"
                 "  give a folder written by save_pretrained, or the id of a hub repository that you can reach"
             ) from error
-        except RuntimeError as error:
-            raise WeightsError(f"the weights in '{source}' do not fit its config.json: {error}") from error
+        except (RuntimeError, SafetensorError) as error:
+            raise WeightsError(f"the weights in '{source}' are damaged, or not of its config.json: {error}") from error
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> Tokenizer:

@@ -51,7 +51,8 @@ class ReconstructionMetric(BaseMetric):
         if self.distance is None:
             return 0.0
         self.distance.to(image.device)
-        return float(self.distance(reconstruction.clamp(-1, 1)[None], image[None]))
+        named = {"images": image[None], "reconstruction": reconstruction.clamp(-1, 1)[None]}
+        return float(self.distance(*(named[name] for name in self.distance.inputs)))
 
     def compute_metrics(self, results: Sequence[tuple[float, float]]) -> dict[str, float]:
         """Return the means over all images, and their number."""

@@ -61,7 +61,7 @@ def _cached_trunk(net: str) -> Path:
     if not _is_reachable(url):
         raise WeightsError(
             f"LPIPSLoss: the {net} trunk is not at {path}, and {url} cannot be reached from here\n"
-            f"  place that file at {path}, or give its path as weights=..."
+            f"  place that file at {path}, or give its path as pretrained=..."
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,8 +29,8 @@ class L1Loss(Loss):
 class LPIPSLoss(Loss):
     """Learned perceptual distance (Zhang et al. 2018, version 0.1), mean over the batch; 14.72 M frozen parameters.
 
-    net: "vgg" (VGG-16) or "alex" (AlexNet). weights: a local file of the trunk, torchvision's or an lpips state dict;
-    None for torchvision's, from the torch hub folder or, if it is not there, the network. pretrained: False leaves the
+    net: "vgg" (VGG-16) or "alex" (AlexNet). pretrained: True for torchvision's trunk, from the torch hub folder or, if
+    it is not there, the network; a local file of the trunk, torchvision's or an lpips state dict; False leaves the
     trunk random and asks for no file. Always in eval mode and without gradients of its own. Names are those of the
     lpips package, whose calibrated heads are used. Raises WeightsError at once when the trunk cannot be had, and
     ConfigError for images under 16 pixels a side (31 for "alex").
@@ -39,7 +39,7 @@ class LPIPSLoss(Loss):
     at = "reconstruction"
     inputs = ("images", "reconstruction")
 
-    def __init__(self, net: str = "vgg", weights: str | Path | None = None, pretrained: bool = True) -> None:
+    def __init__(self, net: str = "vgg", pretrained: bool | str | Path = True) -> None:
         if net not in TRUNKS:
             raise ConfigError(f"LPIPSLoss: unknown net '{net}'; allowed: {', '.join(TRUNKS)}")
         super().__init__()
@@ -49,8 +49,8 @@ class LPIPSLoss(Loss):
         self.net = Trunk(shape)
         self.lins = torch.nn.ModuleList(HeadLayer(width) for width in shape.widths)
         self.requires_grad_(False).eval()
-        if pretrained or weights is not None:
-            perceptual_weights.load_trunk(self.net, net, weights)
+        if pretrained:
+            perceptual_weights.load_trunk(self.net, net, None if pretrained is True else pretrained)
         if not self.scaling_layer.shift.is_meta:
             perceptual_weights.load_heads(self.lins, net)
 

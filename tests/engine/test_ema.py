@@ -166,7 +166,7 @@ def test_snapshots_give_any_width_as_if_it_had_been_tracked(parts, sigma_rel):
     coefficients = post_hoc_coefficients(steps, widths, 800, sigma_rel)
     made = synthesise((float(c), state) for c, state in zip(coefficients, snapshots, strict=True))
     tracked = direct.state(sigma_rel)
-    raw = {name: dict(part.named_parameters()) for name, part in parts.items()}
+    raw = {name: {n: p.detach() for n, p in part.named_parameters()} for name, part in parts.items()}
 
     def distance(other):
         return sum(float((other[p][n] - t).square().sum()) for p, s in tracked.items() for n, t in s.items()) ** 0.5

@@ -61,7 +61,7 @@ def test_lpips_is_the_published_metric(net, tmp_path):
     save_file({k: v for k, v in published.state_dict().items() if k.startswith("net.")}, file)
     x, y = images(2, 3, 40, 56), images(2, 3, 40, 56, seed=1)
     y_hat = y.clone().requires_grad_()
-    loss = LPIPSLoss(net, weights=file)(x, y_hat)
+    loss = LPIPSLoss(net, pretrained=file)(x, y_hat)
     expected = published(x, y.requires_grad_()).mean()
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -72,7 +72,7 @@ def test_lpips_is_the_published_metric(net, tmp_path):
 def test_torchvisions_file_is_a_trunk_too(tmp_path, lpips_loss):
     features = {f"features.{k.partition('.')[2]}": v for k, v in lpips_loss.net.state_dict().items()}
     torch.save({**features, "classifier.1.weight": torch.zeros(2)}, tmp_path / "alexnet.pth")
-    loss = LPIPSLoss("alex", weights=tmp_path / "alexnet.pth")
+    loss = LPIPSLoss("alex", pretrained=tmp_path / "alexnet.pth")
     x, y = images(1, 3, 32, 32), images(1, 3, 32, 32, seed=1)
     assert torch.equal(loss(x, y), lpips_loss(x, y))
 
@@ -116,7 +116,7 @@ def test_a_network_that_hangs_or_fails_is_not_waited_for(tmp_path, monkeypatch, 
 def test_a_file_of_another_network_is_refused(tmp_path, lpips_loss):
     save_file(lpips_loss.net.state_dict(), tmp_path / "alex.safetensors")
     with pytest.raises(WeightsError, match="does not fit"):
-        LPIPSLoss("vgg", weights=tmp_path / "alex.safetensors")
+        LPIPSLoss("vgg", pretrained=tmp_path / "alex.safetensors")
 
 
 def test_lpips_stays_in_eval_mode(lpips_loss):

@@ -1,0 +1,275 @@
+"""A tokenizer encodes, decodes, and is saved and shared as one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import aligntok
+from aligntok import tokenizer as tokenizer_module
+from aligntok.errors import ConfigError, UnknownComponentError, WeightsError
+from aligntok.registry import DECODERS
+from aligntok.tokenizer import Tokenizer
+
+ENCODER = dict(
+    type="timm",
+    model_name="vit_tiny_patch16_224",
+    pretrained=False,
+    model_args=dict(depth=1, embed_dim=48, num_heads=3),
+)
+DECODER = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, attn_resolutions=(), resolution=32)
+
+
+def build(**changes):
+    torch.manual_seed(0)
+    settings = dict(encoder=ENCODER, adapter=dict(type="mlp"), decoder=DECODER, latent_dim=5, downsample_factor=4)
+    return Tokenizer(**{**settings, **changes}).eval()
+
+
+def same(a, b):
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A saved tokenizer: (folder, the tokenizer)."""
+    tokenizer = build()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer", tokenizer
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+# Encoding and decoding
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 40), (44, 20)])
+def test_images_become_latents_of_their_grid_and_images_again(size):
+    tokenizer, images = build(), torch.rand(2, 3, *size) * 2 - 1
+    with torch.no_grad():
+        latents = tokenizer.encode(images)
+        assert latents.shape == (2, 5, size[0] // 4, size[1] // 4)
+        assert tokenizer.decode(latents).shape == images.shape
+        assert torch.equal(tokenizer.reconstruct(images), tokenizer.decode(latents))
+        assert torch.equal(tokenizer(images), tokenizer.reconstruct(images))
+
+
+def test_the_adapters_width_follows_the_encoder():
+    tokenizer = build(adapter=dict(type="linear"))
+    assert tokenizer.encoder.out_dim == 48
+    assert sum(p.numel() for p in tokenizer.adapter.parameters()) == 48 * 5 + 5
+
+
+def test_a_variational_tokenizer_takes_the_mean_or_a_sample():
+    tokenizer, images = build(variational=True), torch.rand(4, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        moments = tokenizer.moments(images)
+        mean, log_variance = moments.chunk(2, dim=1)
+        assert moments.shape == (4, 10, 8, 8)
+        assert torch.equal(tokenizer.encode(images), mean)
+        samples = torch.stack([tokenizer.encode(images, sample=True) for _ in range(200)])
+    deviation = torch.exp(0.5 * log_variance)
+    assert ((samples.mean(0) - mean).abs() < 6 * deviation / 200**0.5).all()
+    torch.testing.assert_close(samples.std(0).mean(), deviation.mean(), rtol=0.02, atol=0)
+
+
+def test_a_tokenizer_that_is_not_variational_has_nothing_to_sample():
+    tokenizer, images = build(), torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(tokenizer.encode(images, sample=True), tokenizer.encode(images))
+
+
+# Saving and loading
+
+
+def test_a_saved_tokenizer_comes_back_bit_for_bit(saved):
+    folder, tokenizer = saved
+    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
+    for loaded in (Tokenizer.from_pretrained(folder), aligntok.load_tokenizer(str(folder))):
+        assert same(loaded, tokenizer)
+        assert not loaded.training
+        assert loaded.config == tokenizer.config
+        images = torch.rand(1, 3, 16, 24)
+        with torch.no_grad():
+            assert torch.equal(loaded(images), tokenizer(images))
+
+
+def test_the_config_records_where_each_part_came_from(saved):
+    config = json.loads((saved[0] / "config.json").read_text())
+    here = {"distribution": "aligntok", "version": aligntok.__version__}
+    assert config["plugins"] == {"encoder": here, "adapter": here, "decoder": here}
+    assert config["aligntok_version"] == aligntok.__version__
+    assert config["encoder"] == {**ENCODER, "downsample_factor": 4}
+    assert (config["latent_dim"], config["downsample_factor"], config["variational"]) == (5, 4, False)
+
+
+def test_loading_never_asks_for_pretrained_weights(tmp_path):
+    """The encoder's own weights are in the folder: a machine without them, or a network, can load it."""
+    source = build().encoder.backbone.state_dict()
+    torch.save(source, tmp_path / "vit.pth")
+    tokenizer = build(encoder={**ENCODER, "pretrained": str(tmp_path / "vit.pth")})
+    tokenizer.save_pretrained(tmp_path / "saved")
+    (tmp_path / "vit.pth").unlink()
+    assert tokenizer.config["encoder"]["pretrained"] is False
+    assert same(Tokenizer.from_pretrained(tmp_path / "saved"), tokenizer)
+
+
+def test_saving_again_replaces_and_leaves_other_files(saved):
+    folder, tokenizer = saved
+    (folder / "notes.txt").write_text("mine")
+    with torch.no_grad():
+        tokenizer.decoder.last_layer.add_(1)
+    tokenizer.save_pretrained(folder)
+    assert same(Tokenizer.from_pretrained(folder), tokenizer)
+    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors", "notes.txt"]
+
+
+def test_a_failure_while_saving_leaves_the_old_tokenizer(saved, monkeypatch):
+    folder, tokenizer = saved
+    before = load_file(folder / "model.safetensors")
+    with torch.no_grad():
+        tokenizer.decoder.last_layer.add_(1)
+    monkeypatch.setattr(tokenizer_module.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        tokenizer.save_pretrained(folder)
+    after = load_file(folder / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_a_part_given_as_a_module_works_but_cannot_be_saved(tmp_path):
+    tokenizer = build(adapter=nn.Conv2d(48, 5, 1))
+    assert tokenizer(torch.rand(1, 3, 16, 16)).shape == (1, 3, 16, 16)
+    with pytest.raises(ConfigError, match="register the class in a plugin"):
+        tokenizer.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(downsample_factor=8), "decoder LDMDecoder scales by 4, but the tokenizer's downsample_factor is 8"),
+        (dict(decoder={**DECODER, "ch_mult": (1, 1)}), "decoder LDMDecoder scales by 2"),
+        (dict(encoder="timm"), "encoder must be dict(type=name, ...) or a module, not 'timm'"),
+        (dict(encoder=dict(model_name="vit")), "encoder must be dict(type=name, ...)"),
+        (dict(decoder={**DECODER, "latent_dim": 6}), "has latent_dim 6, but the tokenizer's latent_dim 5 asks for 5"),
+        (dict(adapter=dict(type="mlp", latent_dim=5), variational=True), "latent_dim 5 asks for 10; leave it out"),
+        (dict(adapter=dict(type="mlp", width=3)), "adapter 'mlp' takes no keyword 'width'"),
+        (dict(decoder=dict(type="ldm_cn")), "no decoder named 'ldm_cn'; did you mean 'ldm_cnn'?"),
+    ],
+)
+def test_parts_that_do_not_fit_are_one_clear_error(changes, said):
+    with pytest.raises((ConfigError, UnknownComponentError)) as caught:
+        build(**changes)
+    assert said in str(caught.value)
+
+
+def test_a_component_that_is_not_installed_names_the_package_that_has_it(saved):
+    folder, _ = saved
+    plugins = {"decoder": {"distribution": "aligntok-franca", "version": "0.3"}}
+    edit_config(folder, decoder={**DECODER, "type": "franca"}, plugins=plugins)
+    with pytest.raises(UnknownComponentError) as caught:
+        aligntok.load_tokenizer(folder)
+    assert "no decoder named 'franca'" in str(caught.value)
+    assert "this tokenizer was saved with: aligntok-franca==0.3; install it" in str(caught.value)
+
+
+def test_a_plugins_component_is_recorded_with_its_version(tmp_path, monkeypatch):
+    from aligntok.registry import Origin
+
+    monkeypatch.setitem(DECODERS.module_dict, "mine", DECODERS.get("ldm_cnn"))
+    monkeypatch.setitem(DECODERS.origins, "mine", Origin("mine", "aligntok-mine", "1.2"))
+    tokenizer = build(decoder={**DECODER, "type": "mine"})
+    assert tokenizer.config["plugins"]["decoder"] == {"distribution": "aligntok-mine", "version": "1.2"}
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other shape", "no config", "bad config"])
+def test_a_folder_that_is_not_whole_is_one_clear_error(saved, damage):
+    folder, tokenizer = saved
+    weights = folder / "model.safetensors"
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "truncated":
+        os.truncate(weights, weights.stat().st_size // 2)
+    elif damage == "other shape":
+        edit_config(folder, decoder={**tokenizer.config["decoder"], "ch": 64})
+    elif damage == "no config":
+        (folder / "config.json").unlink()
+    else:
+        (folder / "config.json").write_text("{")
+    with pytest.raises(WeightsError) as caught:
+        Tokenizer.from_pretrained(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_clear_error_at_once(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    began = time.monotonic()
+    with pytest.raises(WeightsError, match="cannot load a tokenizer from 'someone/aligntok-f16d32'") as caught:
+        aligntok.load_tokenizer("someone/aligntok-f16d32")
+    assert "or the id of a hub repository that you can reach" in str(caught.value)
+    assert time.monotonic() - began < 5
+
+
+# The hub
+
+
+class FakeHub:
+    """Stands in for huggingface_hub's client, and remembers what was uploaded."""
+
+    uploads = []
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def create_repo(self, repo_id, **kwargs):
+        return type("Created", (), {"repo_id": f"someone/{repo_id}"})()
+
+    def upload_folder(self, repo_id, folder_path, **kwargs):
+        files = {path.name: path.read_bytes() for path in type(self).path(folder_path).iterdir() if path.is_file()}
+        self.uploads.append((repo_id, files))
+        return f"https://hub/{repo_id}/commit/1"
+
+    @staticmethod
+    def path(folder):
+        from pathlib import Path
+
+        return Path(folder)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", FakeHub)
+    monkeypatch.setattr(FakeHub, "uploads", [])
+    return FakeHub
+
+
+def test_pushing_uploads_weights_config_and_card(hub, tmp_path):
+    tokenizer = build()
+    assert tokenizer.push_to_hub("mine") == "https://hub/someone/mine/commit/1"
+    ((repo_id, files),) = hub.uploads
+    assert repo_id == "someone/mine"
+    assert set(files) == {"README.md", "config.json", "model.safetensors"}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    assert same(Tokenizer.from_pretrained(tmp_path), tokenizer)
+    assert b"aligntok" in files["README.md"]
+
+
+def test_saving_can_push_as_well(hub, tmp_path):
+    assert build().save_pretrained(tmp_path / "mine", push_to_hub=True) == "https://hub/someone/mine/commit/1"
+    assert (tmp_path / "mine" / "config.json").is_file()
+    assert len(hub.uploads) == 1
