@@ -44,7 +44,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{pair}: put a real value in place of the dots, such as {key}=/path/to/it")
         try:
             options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval may raise
             options[key] = value
     return options
 

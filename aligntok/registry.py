@@ -142,9 +142,8 @@ def check_keywords(component: Any, options: dict[str, Any], who: str, also: tupl
     `also` are names that whoever asks takes for itself.
     """
     parameters = inspect.signature(component).parameters
-    without_own = (
-        getattr(component.__init__, "__qualname__", "") == "Module.__init__"
-    )  # torch's, which refuses them late
+    definer = next((c for c in getattr(component, "__mro__", ()) if "__init__" in vars(c)), component)
+    without_own = definer.__module__ == "torch.nn.modules.module"  # nn.Module's own, which refuses keywords late
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and not without_own:
         return
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -106,7 +106,7 @@ class Tokenizer(
             if own != channels:
                 raise ConfigError(
                     f"{part} {type(getattr(self, part)).__name__} has latent_dim {own}, but the tokenizer's latent_dim "
-                    f"{self.latent_dim} asks for {channels}; leave it out of the {part}'s config, or set both to one value"
+                    f"{self.latent_dim} asks for {channels}; leave it out of the {part}'s, or give both one value"
                 )
 
     def _describe(self, configs: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -178,7 +178,7 @@ class Tokenizer(
         folder.mkdir(parents=True, exist_ok=True)
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
         kwargs.pop("config", None)  # push_to_hub hands ours back
-        card = {"model_card_kwargs": kwargs.get("model_card_kwargs")}
+        card: dict[str, Any] = {"model_card_kwargs": kwargs.get("model_card_kwargs")}
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
             super().save_pretrained(temporary, config=config, **card)
             for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json"):

@@ -45,6 +45,8 @@ class StepLoop(IterBasedTrainLoop):
         sampler: Any = self.dataloader.batch_sampler
         sampler.start_step = self._iter
         batches = iter(self.dataloader)
+        if self._iter >= self._max_iters and self.runner.val_loop is not None:
+            self.runner.val_loop.run()  # it was stopped between its last step and the validation after it
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
             micro_batches = [next(batches) for _ in range(sampler.accumulation)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -16,7 +17,7 @@ from aligntok.data.sampler import GlobalBatchSampler
 from aligntok.engine import hooks as engine_hooks
 from aligntok.engine.buckets import find_buckets
 from aligntok.engine.checkpoints import PartStates, finished_steps, read_parts, write_json
-from aligntok.engine.distributed import SelfReducing, barrier, is_first, start_processes, world
+from aligntok.engine.distributed import SelfReducing, barrier, is_first, start_processes, sum_over_processes, world
 from aligntok.engine.loops import ShareValLoop, StepLoop
 from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StageRunner
@@ -49,11 +50,18 @@ def run(config: Mapping[str, Any], only_stage: str | None = None, dry_run: bool 
     if is_first():
         print_plan(plans)
     for stage, (train, val) in zip(chosen, datasets, strict=True):
-        if finished_steps(stage.folder) >= stage["steps"]:
+        if is_finished(stage, validated=val is not None):
             _say(f"{stage.name}: finished already, skipped")
             continue
         run_stage(stage, train, val, launcher)
     return _finish(config, stages)
+
+
+def is_finished(stage: Stage, validated: bool) -> bool:
+    """Tell whether a stage has done all its steps and, if it is `validated`, measured the result."""
+    done = finished_steps(stage.folder) >= stage["steps"]
+    result = stage.folder / "result.json"
+    return done and (not validated or (result.is_file() and json.loads(result.read_text())["step"] >= stage["steps"]))
 
 
 def run_stage(stage: Stage, train: Any, val: Any, launcher: str = "none") -> StageRunner:
@@ -66,6 +74,7 @@ def run_stage(stage: Stage, train: Any, val: Any, launcher: str = "none") -> Sta
         description = {"stage": stage.name, "tokenizer": runner.trained_model.tokenizer.config, **stage.settings}
         write_json(stage.folder / "stage.json", description)
     runner.train()
+    _report_unreadable(stage, train)
     return runner
 
 
@@ -210,6 +219,13 @@ def _finish(config: Mapping[str, Any], stages: Sequence[Stage]) -> Path | None:
             print(f"Reconstructions of held-out images: {pictures[-1]}")
     barrier()
     return folder
+
+
+def _report_unreadable(stage: Stage, dataset: Any) -> None:
+    """Say how many images could not be read, over all processes; each process saw its share of them."""
+    number = int(sum_over_processes(torch.tensor(getattr(dataset, "num_unreadable", 0))))
+    if number:
+        _say(f"{stage.name}: images that could not be read and were replaced: {number} (named above)")
 
 
 def _say(text: str) -> None:

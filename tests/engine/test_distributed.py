@@ -55,6 +55,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_average_what_they_have(tmp_path):
     """A gradient that one process lacks counts as zero there; one that all lack stays absent."""
     command = [sys.executable, "-W", "error", "-c", WORKER]

@@ -313,6 +313,17 @@ def test_a_run_interrupted_twice_in_one_stage_ends_bit_identical(finished, write
     assert same_runs(tmp_path / "run", finished[0])
 
 
+def test_a_stage_stopped_before_its_validation_is_validated_and_not_trained_again(copy_of_finished):
+    work_dir, config = copy_of_finished
+    result = work_dir / FOLDERS[0] / "result.json"
+    measured = json.loads(result.read_text())["metrics"]
+    result.unlink()
+    before = modified(work_dir / FOLDERS[0] / "checkpoints")
+    assert start(config, work_dir) == 0
+    assert json.loads(result.read_text())["metrics"] == measured
+    assert modified(work_dir / FOLDERS[0] / "checkpoints") == before
+
+
 def test_more_steps_go_on_where_fewer_ended(finished, tmp_path):
     config = finished[1]
     assert start(config, tmp_path / "run", "--stage", "latent_alignment", "--cfg-options", "stages.0.steps=3") == 0

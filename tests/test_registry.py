@@ -1,0 +1,161 @@
+"""Registries: components by name, imported when they are asked for, and clear about what is not there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import mmengine.hooks
+import pytest
+from torch import nn
+
+from aligntok.adapters.pointwise import MLPAdapter
+from aligntok.errors import AlignTokError, ConfigError, UnknownComponentError
+from aligntok.registry import (
+    ADAPTERS,
+    DATASETS,
+    DECODERS,
+    DISCRIMINATORS,
+    ENCODERS,
+    GENERATORS,
+    HOOKS,
+    LOSSES,
+    METRICS,
+    TEXT_ENCODERS,
+    ComponentRegistry,
+    Origin,
+    check_keywords,
+    shelves,
+)
+
+BUILT_IN = {
+    "encoders": {"dinov2", "mae", "siglip2", "timm", "open_clip", "ldm_cnn"},
+    "adapters": {"mlp", "linear", "identity"},
+    "decoders": {"ldm_cnn", "vit_cnn"},
+    "losses": {"l1", "lpips", "gan", "semantic_preservation", "kl", "vf"},
+    "discriminators": {"patchgan"},
+    "datasets": {"images"},
+    "metrics": {"reconstruction"},
+}
+
+
+@pytest.fixture
+def shelf():
+    return ComponentRegistry("widget", "widget")
+
+
+def test_every_shelf_is_there_under_its_name():
+    assert shelves() == {
+        "encoders": ENCODERS,
+        "adapters": ADAPTERS,
+        "decoders": DECODERS,
+        "losses": LOSSES,
+        "discriminators": DISCRIMINATORS,
+        "generators": GENERATORS,
+        "text_encoders": TEXT_ENCODERS,
+        "datasets": DATASETS,
+        "metrics": METRICS,
+        "hooks": HOOKS,
+    }
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_what_is_shipped_is_registered_and_can_be_imported(name):
+    registry = shelves()[name]
+    assert set(registry) >= BUILT_IN[name]
+    for component in BUILT_IN[name]:
+        assert isinstance(registry.get(component), type)
+        assert component in registry
+        assert registry.origins[component].distribution == "aligntok"
+
+
+def test_a_component_is_built_from_its_config():
+    adapter = ADAPTERS.build(dict(type="mlp", in_dim=6, latent_dim=3))
+    assert isinstance(adapter, MLPAdapter)
+    assert ADAPTERS.build(adapter) is adapter
+    dotted = ADAPTERS.build(dict(type="aligntok.adapters.pointwise.MLPAdapter", in_dim=6, latent_dim=3))
+    assert isinstance(dotted, MLPAdapter)
+    assert isinstance(ADAPTERS.build(dict(type=MLPAdapter, latent_dim=3), in_dim=6), MLPAdapter)
+
+
+def test_an_import_string_costs_nothing_until_it_is_asked_for(shelf):
+    shelf.add("lazy", "nowhere.to.be.Found", Origin("lazy", "aligntok-lazy", "2.0"))
+    assert list(shelf) == ["lazy"]
+    with pytest.raises(UnknownComponentError) as caught:
+        shelf.get("lazy")
+    assert str(caught.value) == (
+        "widget 'lazy' is registered as nowhere.to.be.Found, which cannot be imported; reinstall aligntok-lazy 2.0"
+    )
+
+
+def test_an_unknown_name_says_what_is_known_and_what_is_near():
+    with pytest.raises(LookupError) as caught:
+        ENCODERS.get("dinov3")
+    text = str(caught.value)
+    assert text.startswith("no encoder named 'dinov3'; did you mean 'dinov2'? known: ")
+    assert "siglip2" in text
+    assert "install a plugin that gives an encoder of that name (`aligntok plugins list`)" in text
+    assert isinstance(caught.value, AlignTokError)
+    with pytest.raises(UnknownComponentError, match="known: none"):
+        TEXT_ENCODERS.get("zzz") if not len(TEXT_ENCODERS) else ComponentRegistry("none", "none").get("zzz")
+
+
+def test_a_name_is_given_once(shelf):
+    shelf.add("a", nn.Linear, Origin("a", "aligntok-a", "1.0"))
+    with pytest.raises(ConfigError, match="widget name 'a' is taken by aligntok-a 1.0; choose another name"):
+        shelf.add("a", nn.Conv2d)
+    assert shelf.get("a") is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (dict(in_dim=3), "adapter config {'in_dim': 3} has no 'type'; known: identity, linear, mlp"),
+        (
+            dict(type="mlp", in_dim=3, laten_dim=4),
+            "adapter 'mlp' takes no keyword 'laten_dim'\n  did you mean 'latent_dim'?",
+        ),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_clear_error(config, said):
+    with pytest.raises(ConfigError) as caught:
+        ADAPTERS.build(config)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_module_without_keywords_takes_none_though_torch_would_say_so_late(monkeypatch, compiled):
+    if compiled:  # torch.compile puts a wrapper there for the rest of the process
+        original = nn.Module.__init__
+        monkeypatch.setattr(nn.Module, "__init__", lambda self, *args, **kwargs: original(self, *args, **kwargs))
+
+    class Bare(nn.Module):
+        pass
+
+    class Open(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+
+    check_keywords(Bare, {}, who="bare")
+    check_keywords(Open, {"anything": 1}, who="open")
+    with pytest.raises(ConfigError, match="bare takes no keyword 'width'\n  Known here: none"):
+        check_keywords(Bare, {"width": 1}, who="bare")
+    with pytest.raises(ConfigError, match="did you mean 'weight'"):
+        check_keywords(Bare, {"wieght": 1}, who="bare", also=("weight",))
+
+
+def test_mmengines_own_classes_are_found_behind_ours():
+    assert HOOKS.get("CheckpointHook") is mmengine.hooks.CheckpointHook
+    assert DATASETS.get("ConcatDataset").__name__ == "ConcatDataset"
+    assert "CheckpointHook" not in HOOKS
+    with pytest.raises(UnknownComponentError, match="no hook named 'ChekpointHook'"):
+        HOOKS.get("ChekpointHook")
+
+
+def test_a_component_is_built_in_a_bare_interpreter():
+    program = (
+        "from aligntok.registry import ADAPTERS; print(ADAPTERS.build(dict(type='linear', in_dim=2, latent_dim=3)))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("LinearAdapter")
