@@ -27,7 +27,7 @@ _NONE = type(None)
 
 DATA_KEYS = {
     "train": Key({"type": "images"}, "Data set to train on: a registry name and its keywords; `root` is `data_root`."),
-    "val": Key({"type": "images"}, "Held-out data set, as the training one but cropped in the middle; None: none.",
+    "val": Key(None, "Held-out data set, as the training one but cropped in the middle; None: none.",
                (dict, _NONE)),
     "num_images": Key(None, "Training images of the nominal data set, from which `--dry-run` counts epochs.",
                       (int, _NONE)),

@@ -155,5 +155,7 @@ def _check_widths(inference: float, widths: list[float], where: str) -> None:
 def _with_roots(data: dict[str, Any], data_root: str | None) -> dict[str, Any]:
     """Give each data set the run's data_root, unless it has a root of its own."""
     roots = {"root": data_root} if data_root is not None else {}
-    filled = {split: {**roots, **data[split]} for split in ("train", "val") if data[split] is not None}
+    filled = {
+        split: {"type": "images", **roots, **data[split]} for split in ("train", "val") if data[split] is not None
+    }
     return {**data, **filled}
