@@ -39,11 +39,11 @@ def test_photographs_are_written_whole_and_held_out_ones_kept_apart(monkeypatch,
     assert (len(train), len(held_out)) == (27, 4)
     assert not train & held_out
     assert {name: digest for name, digest in tiled.items() if "_tile" not in name} == written
-    assert len(tiled) == 31 + 4 * 25
+    assert len(tiled) == 31 + 4 * 27
     for path in tmp_path.glob("*/*.png"):
         with Image.open(path) as image:
             assert image.mode == "RGB"
-            assert 300 <= min(image.size) <= 512
+            assert min(image.size) == 256
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path, capsys):
