@@ -57,7 +57,7 @@ LOG_KEYS = {
 VALIDATION_KEYS = {
     "every": Key(None, "Steps between validations; None: only after the last step.", (int, _NONE)),
     "batch_size": Key(8, "Images of a validation batch in each process.", _INT),
-    "num_images": Key(None, "Use only the first so many held-out images; None: all.", (int, _NONE)),
+    "num_images": Key(None, "Use only so many held-out images, evenly spaced; None: all.", (int, _NONE)),
     "perceptual": Key({"type": "lpips"}, "Loss that measures the perceptual distance; None: none.", (dict, _NONE)),
 }
 

@@ -146,7 +146,13 @@ def build_datasets(stage: Stage) -> tuple[Any, Any]:
         return train, None
     val = DATASETS.build({"train": False, **data["val"]})
     wanted = stage["validation"]["num_images"]
-    return train, Subset(val, range(min(wanted, len(val)))) if wanted else val
+    return train, Subset(val, evenly_spaced(len(val), wanted)) if wanted else val
+
+
+def evenly_spaced(length: int, wanted: int) -> list[int]:
+    """Return `wanted` places spread over range(length), or all of them: data sets are sorted by class."""
+    number = min(wanted, length)
+    return [i * length // number for i in range(number)]
 
 
 def _loader(dataset: Any, workers: int, **options: Any) -> DataLoader[Any]:
@@ -188,7 +194,7 @@ def _hooks(stage: Stage, val: Any) -> list[Any]:
     if ema:
         hooks.append(engine_hooks.EMAUpdateHook(ema["inference"], ema["snapshot_every"]))
     if val is not None and log["pictures"]:
-        shown = [val[i]["images"] for i in range(min(log["pictures"], len(val)))]
+        shown = [val[i]["images"] for i in evenly_spaced(len(val), log["pictures"])]
         hooks.append(engine_hooks.ReconstructionGridHook(shown, log["pictures_every"], inference))
     return hooks
 

@@ -5,7 +5,8 @@
 The archive (or folder) holds train/ and val/ of class folders. Needs the packages aligntok-efficientnet-lite (a real
 ImageNet encoder) and aligntok-st-lpips (a perceptual loss), both under plugins/. Our own recipe, not the paper's:
 3,800 steps of 8 images = 30,400 images seen, 1.2 epochs of the 25,000 photographs of 50 classes.
-Expected (measured): held-out PSNR 16.8 dB after stage 1.
+Expected (measured by that command, 500 held-out images): PSNR 16.3 dB after stage 1, 17.6 after stage 2, 17.7 after
+stage 3; ST-LPIPS 0.489, 0.290, 0.270.
 """
 
 _base_ = ["../_base_/runtime.py"]

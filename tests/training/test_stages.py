@@ -241,3 +241,11 @@ def test_merging_keeps_what_is_not_overridden_and_changes_neither(base, over):
 
 def test_a_stage_folder_says_its_place_and_name():
     assert stage_folder("runs", 1, "refine").name == "2_refine"
+
+
+def test_held_out_images_are_taken_from_all_of_a_sorted_data_set():
+    from aligntok.training.run import evenly_spaced
+
+    assert evenly_spaced(10, 5) == [0, 2, 4, 6, 8]
+    assert evenly_spaced(7, 3) == [0, 2, 4]
+    assert evenly_spaced(3, 8) == [0, 1, 2]
