@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -68,7 +67,6 @@ def train(arguments: Sequence[str] | None = None) -> int:
     options = parse_options(given.cfg_options)
     if given.work_dir:
         options["work_dir"] = given.work_dir
-    _quieten()
 
     from aligntok.training.config import load_config
     from aligntok.training.run import run
@@ -86,7 +84,6 @@ def export(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", choices=["raw", "ema"], help="of a work folder (default: ema where it is kept)")
     parser.add_argument("--sigma-rel", type=float, help="EMA width; one that was not kept is made from the snapshots")
     given = parser.parse_args(arguments)
-    _quieten()
 
     from aligntok.training.loading import export_tokenizer
 
@@ -114,12 +111,6 @@ def plugins(arguments: Sequence[str] | None = None) -> int:
     found = list_plugins()
     print(json.dumps([plugin.as_dict() for plugin in found], indent=2) if given.json else "\n".join(map(str, found)))
     return 0
-
-
-def _quieten() -> None:
-    """Keep third-party notices that a user can do nothing about off the terminal."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 VERBS: dict[str, Command] = {"train": train, "export": export, "plugins": plugins}

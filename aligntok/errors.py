@@ -38,3 +38,8 @@ def suggestion(given: str, known: Iterable[str]) -> str:
     """Return ``"did you mean 'x'? "`` for the nearest known name, or an empty string when nothing is near."""
     near = difflib.get_close_matches(given, list(known), n=1)
     return f"did you mean '{near[0]}'? " if near else ""
+
+
+def first_line(error: object) -> str:
+    """Return the first line of an error's text (200 characters), or its class's name: a reason to quote in our own."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -58,6 +58,13 @@ class ComponentRegistry(Registry):
 
     def add(self, name: str, component: type | str, origin: Origin | None = None) -> None:
         """Register a class or its import string under a new name. Raises ConfigError if the name is taken."""
+        self.check_free(name)
+        self._module_dict[name] = component
+        if origin:
+            self.origins[name] = origin
+
+    def check_free(self, name: str) -> None:
+        """Raise ConfigError, naming the owner, if `name` is taken."""
         if name in self._module_dict:
             owner = self.origins.get(name)
             raise ConfigError(
@@ -65,9 +72,6 @@ class ComponentRegistry(Registry):
                 + (f" by {owner.distribution} {owner.version}" if owner else "")
                 + "; choose another name"
             )
-        self._module_dict[name] = component
-        if origin:
-            self.origins[name] = origin
 
     def get(self, key: str) -> Any:
         """Return the component's class, importing it now if it was registered by import string.

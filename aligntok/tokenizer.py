@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import aligntok
-from aligntok.errors import ConfigError, UnknownComponentError, WeightsError
+from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, first_line
 from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, ComponentRegistry
 
 PARTS = ("encoder", "adapter", "decoder")
@@ -202,7 +202,7 @@ class Tokenizer(
             if isinstance(error, ConfigError):
                 raise
             raise WeightsError(
-                f"cannot load a tokenizer from '{source}': {_first_line(error)}\n"
+                f"cannot load a tokenizer from '{source}': {first_line(error)}\n"
                 "  give a folder written by save_pretrained, or the id of a hub repository that you can reach"
             ) from error
         except (RuntimeError, SafetensorError) as error:
@@ -241,7 +241,3 @@ def _explaining_plugins(plugins: Mapping[str, Any] | None) -> Iterator[None]:
 
 def _listing(folder: str) -> str:
     return ", ".join(sorted(os.listdir(folder))[:10]) or "nothing"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 from pathlib import Path
 
 from PIL import Image
+
+from aligntok.data.files import replacing
 
 # Left out of what scikit-image ships: drawings, binary images, texture swatches, the second view of a stereo pair.
 SKIMAGE = {
@@ -69,10 +70,8 @@ def write_photograph(source: Path, out: Path, tiles: int) -> int:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    image.save(unfinished, "PNG", compress_level=1)  # lossless all the same, and quicker
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        image.save(unfinished, "PNG", compress_level=1)  # lossless all the same, and quicker
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.errors import WeightsError
+from aligntok.errors import WeightsError, first_line
 
 #: How long the hub may take to answer before it counts as unreachable, in seconds.
 PROBE_SECONDS = 3.0
@@ -48,7 +48,7 @@ def hub_file(repo: str, filenames: Sequence[str], who: str) -> Path:
             with suppress(EntryNotFoundError):
                 return Path(hf_hub_download(repo_id, filename, revision=revision or None))
     except Exception as error:  # gated or absent repositories, and a connection lost on the way
-        raise _unreachable(who, source, place, f"{type(error).__name__}: {_first_line(error)}") from error
+        raise _unreachable(who, source, place, f"{type(error).__name__}: {first_line(error)}") from error
     raise _unreachable(who, source, place, f"the repository has none of {', '.join(filenames)}")
 
 
@@ -66,7 +66,7 @@ def url_file(url: str, who: str) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(place), progress=False)
     except Exception as error:  # whatever goes wrong in a download is said the same way
-        raise _unreachable(who, url, place, f"{type(error).__name__}: {_first_line(error)}") from error
+        raise _unreachable(who, url, place, f"{type(error).__name__}: {first_line(error)}") from error
     return place
 
 
@@ -87,7 +87,7 @@ def unreachable(url: str) -> str:
             outcome[0] = f"{url} answers {error.code}" if error.code >= 500 else ""
             error.close()
         except OSError as error:
-            outcome[0] = f"{url}: {_first_line(getattr(error, 'reason', error))}"
+            outcome[0] = f"{url}: {first_line(getattr(error, 'reason', error))}"
 
     # In a thread of its own, because looking up a host name knows no timeout.
     thread = threading.Thread(target=probe, daemon=True)
@@ -139,7 +139,7 @@ def misfit_of(error: RuntimeError, who: str, source: object) -> WeightsError:
     shapes = [line.strip().removeprefix("size mismatch for ") for line in text.splitlines() if "size mismatch" in line]
     missing, unexpected = missing_keys(text), unexpected_keys(text)
     if not (shapes or missing or unexpected):
-        return WeightsError(f"{who}: {source} does not fit this model: {_first_line(error)}")
+        return WeightsError(f"{who}: {source} does not fit this model: {first_line(error)}")
     return misfit(who, source, missing=missing, unexpected=unexpected, other=shapes)
 
 
@@ -189,10 +189,6 @@ def _checkpoints() -> Path:
 
 def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0][:200]
 
 
 def _is_true(value: str | None) -> bool:

@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from aligntok.data.files import replacing, write_atomically
-from aligntok.errors import CheckpointError
+from aligntok.engine.ema import PartStates
+from aligntok.errors import CheckpointError, first_line
 
 logger = logging.getLogger("aligntok.engine")
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{8,})\.pt$")
-PartStates = dict[str, dict[str, Tensor]]
 
 
 def checkpoint_path(stage_dir: str | os.PathLike[str], step: int) -> Path:
@@ -57,7 +57,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); it is damaged or incomplete") from error
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); it is damaged or incomplete") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this version (format {FORMAT})")
     return content
@@ -107,7 +107,7 @@ def read_frozen(stage_dir: str | os.PathLike[str]) -> PartStates:
     try:
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({_first_line(error)})") from error
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)})") from error
     states: PartStates = {}
     for key, tensor in tensors.items():
         part, name = key.split("/", 1)
@@ -172,7 +172,3 @@ def _snapshot_widths(step: int, tensors: Mapping[str, Tensor]) -> Iterable[tuple
         width, part, name = key.split("/", 2)
         widths.setdefault(width, {}).setdefault(part, {})[name] = tensor
     return [(step, float(width), parts) for width, parts in widths.items()]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -31,11 +31,7 @@ class Shelf:
         """Add a component class, or its import string, under `name`. Raises ConfigError if the name is taken."""
         if name in self.held:
             raise ConfigError(f"{self.registry.kind} name '{name}' is added twice by the same plugin")
-        if name in self.registry.module_dict:
-            owner = self.registry.origins.get(name)
-            raise ConfigError(
-                f"{self.registry.kind} name '{name}' is taken by {owner.distribution if owner else 'another plugin'}"
-            )
+        self.registry.check_free(name)
         self.held[name] = component
 
     def commit(self, origin: Origin) -> list[str]:
