@@ -16,7 +16,7 @@ Command = Callable[[Sequence[str] | None], int]
 
 
 def reporting_errors(command: Command) -> Command:
-    """Turn a user's mistake into one message on stderr and exit status 2; a defect of ours keeps its traceback."""
+    """Turn a user's mistake into one message on stderr and its exit status; a defect of ours keeps its traceback."""
 
     @wraps(command)
     def wrapped(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def reporting_errors(command: Command) -> Command:
             return command(arguments)
         except AlignTokError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            return 2
+            return error.exit_status
 
     return wrapped
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class AlignTokError(Exception):
-    """Base of every error that a user's input can cause; tools print it without a traceback and exit with 2."""
+    """Base of every error that a user's input can cause; tools print it without a traceback, and exit with a status."""
+
+    exit_status = 2
 
 
 class ConfigError(AlignTokError, ValueError):
@@ -24,6 +26,20 @@ class WeightsError(AlignTokError):
 
 class CheckpointError(AlignTokError):
     """A checkpoint that is missing, damaged, or of another shape."""
+
+
+class DivergenceError(AlignTokError):
+    """Training whose losses or gradients stay out of bounds."""
+
+
+class ProcessError(AlignTokError):
+    """Another process of the same run failed, fell silent or was killed."""
+
+
+class Preempted(AlignTokError):
+    """SIGTERM came; the step was finished and a checkpoint written. The same command goes on from there."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class UnknownComponentError(AlignTokError, LookupError):

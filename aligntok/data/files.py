@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from aligntok.errors import ConfigError
 
 
 @contextmanager
@@ -25,6 +29,34 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _flush(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def claiming(folder: str | os.PathLike[str], wanted: bool = True) -> Iterator[None]:
+    """Hold a folder for this process (if `wanted`), so that no second run writes into it.
+
+    The claim ends with the process, however it ends. Raises ConfigError when another process holds it; where the file
+    system has no locks, nothing is held.
+    """
+    if not wanted:
+        yield
+        return
+    path = Path(folder) / ".claim"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder} is in use by another run ({path.read_text().strip() or 'just started'}); "
+                "wait for its end, or give another work_dir"
+            ) from None
+        except OSError:  # no locks here
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints: plain tensors and numbers that load without pickled code, written whole or not at all.
 
 A stage's folder holds ``checkpoints/step_00001000.pt`` (what changes: trained parts, optimisers, EMA, schedules) and,
-written once, ``frozen.safetensors`` (what the stage does not change: frozen parts and the teacher) and ``stage.json``.
+written once, ``frozen.safetensors`` (what the stage does not change: frozen parts, frozen weights of trained parts, the
+teacher) and ``stage.json``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ from aligntok.errors import CheckpointError, first_line
 
 logger = logging.getLogger("aligntok.engine")
 
-FORMAT = 1
+FORMAT = 2
+SPARE_BYTES = 64 << 20  # of disk, beside a checkpoint: for logs and pictures
 _NAME = re.compile(r"step_(\d{8,})\.pt$")
 
 
@@ -41,15 +44,55 @@ def list_checkpoints(stage_dir: str | os.PathLike[str]) -> list[tuple[int, Path]
     return sorted((int(m[1]), p) for p in found if (m := _NAME.search(p.name)))
 
 
-def write_checkpoint(stage_dir: str | os.PathLike[str], step: int, content: Mapping[str, Any], keep: int) -> Path:
-    """Write a checkpoint atomically, then remove all but the newest `keep`, and later ones, which could not be read."""
+def write_checkpoint(
+    stage_dir: str | os.PathLike[str], step: int, content: Mapping[str, Any], keep: int, keep_every: int | None = None
+) -> Path:
+    """Write a checkpoint atomically, then remove others.
+
+    What stays: the newest `keep`, and those at multiples of `keep_every` steps. Later ones, which could not be read
+    when the run went on from before them, go. Raises CheckpointError when the disk is too full; what was there stays.
+    """
     path = checkpoint_path(stage_dir, step)
-    write_atomically(path, lambda temporary: torch.save({"format": FORMAT, "step": step, **content}, temporary))
+    check_space(path, _size(content), f"the checkpoint of step {step}")
+    try:
+        write_atomically(path, lambda temporary: torch.save({"format": FORMAT, "step": step, **content}, temporary))
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError of its own
+        raise CheckpointError(
+            f"{path} could not be written ({first_line(error)}); the checkpoints before it are whole. "
+            "Make room and start the same command again"
+        ) from error
     found = list_checkpoints(stage_dir)
     later = [old for number, old in found if number > step]
-    for old in [*later, *(old for _, old in found[: len(found) - len(later) - keep])]:
+    earlier = found[: max(0, len(found) - len(later) - keep)]
+    for old in [*later, *(old for number, old in earlier if not keep_every or number % keep_every)]:
         old.unlink(missing_ok=True)
     return path
+
+
+def check_space(path: Path, needed: int, what: str) -> None:
+    """Raise CheckpointError unless the disk of `path` has room for `needed` bytes and a little more."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise CheckpointError(
+            f"{what} needs {needed / 1e9:.3g} GB, and {SPARE_BYTES / 1e9:.2g} GB should stay free, but the disk of "
+            f"{folder} has {free / 1e9:.3g} GB; make room, lower checkpoint.keep, or choose another work_dir"
+        )
+
+
+def _size(content: Any) -> int:
+    """Return the bytes of the tensors inside nested dicts and lists."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        return sum(_size(value) for value in content.values())
+    return sum(_size(value) for value in content) if isinstance(content, list | tuple) else 0
+
+
+def remove_leftovers(stage_dir: str | os.PathLike[str]) -> None:
+    """Remove what a process that was killed while writing left behind: temporary files, never read by anyone."""
+    for leftover in Path(stage_dir).rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -79,9 +122,14 @@ def finished_steps(stage_dir: str | os.PathLike[str]) -> int:
     return content["step"] if content else 0
 
 
-def part_states(parts: Mapping[str, nn.Module]) -> PartStates:
-    """Return the state dict of each part."""
-    return {name: dict(part.state_dict()) for name, part in parts.items()}
+def part_states(parts: Mapping[str, nn.Module], frozen: bool | None = None) -> PartStates:
+    """Return the state dict of each part: all of it, or only what is `frozen` in training, or only what is not."""
+    states: PartStates = {}
+    for name, part in parts.items():
+        fixed = {key for key, parameter in part.named_parameters() if not parameter.requires_grad}
+        state = part.state_dict()
+        states[name] = {key: t for key, t in state.items() if frozen is None or (key in fixed) == frozen}
+    return states
 
 
 def load_parts(parts: Mapping[str, nn.Module], states: Mapping[str, Mapping[str, Tensor]], source: object) -> None:
@@ -95,9 +143,12 @@ def load_parts(parts: Mapping[str, nn.Module], states: Mapping[str, Mapping[str,
             raise CheckpointError(f"the {name} in {source} does not fit the config's: {error}") from error
 
 
-def write_frozen(stage_dir: str | os.PathLike[str], parts: Mapping[str, nn.Module]) -> None:
-    """Write, once for the whole stage, the parts that it does not change."""
-    tensors = {f"{name}/{key}": t.contiguous() for name, s in part_states(parts).items() for key, t in s.items()}
+def write_frozen(
+    stage_dir: str | os.PathLike[str], frozen: Mapping[str, nn.Module], trained: Mapping[str, nn.Module]
+) -> None:
+    """Write, once a stage, what it does not change: the `frozen` parts, and frozen weights of `trained` ones."""
+    states = {**part_states(frozen), **part_states(trained, frozen=True)}
+    tensors = {f"{name}/{key}": t.contiguous() for name, state in states.items() for key, t in state.items()}
     write_atomically(Path(stage_dir) / "frozen.safetensors", lambda temporary: save_file(tensors, temporary))
 
 
@@ -124,7 +175,7 @@ def read_parts(stage_dir: str | os.PathLike[str], weights: str = "raw", sigma_re
     content = read_newest(stage_dir)
     if content is None:
         raise CheckpointError(f"{stage_dir} has no checkpoint that can be read; train that stage first")
-    states: PartStates = {**read_frozen(stage_dir), **content["parts"]}
+    states = join(read_frozen(stage_dir), content["parts"])
     if weights == "raw":
         return states
     if weights != "ema":
@@ -135,7 +186,12 @@ def read_parts(stage_dir: str | os.PathLike[str], weights: str = "raw", sigma_re
     averages = content["ema"]["averages"]
     if width not in averages:
         raise CheckpointError(f"{stage_dir} keeps no EMA of width {width}; it keeps {', '.join(averages)}")
-    return {part: {**state, **averages[width].get(part, {})} for part, state in states.items()}
+    return join(states, averages[width])
+
+
+def join(first: PartStates, second: PartStates) -> PartStates:
+    """Return the parts of both; tensors of one name are the second's."""
+    return {part: {**first.get(part, {}), **second.get(part, {})} for part in {**first, **second}}
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -22,7 +22,8 @@ def start_processes() -> str:
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # Tensors on the GPU go by NCCL; numbers that the CPU holds, such as votes, by gloo, which needs no GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return "pytorch"
 
 
@@ -45,12 +46,21 @@ def barrier() -> None:
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all processes, on its own device, wherever the backend exchanges."""
+    """Return the sum of `tensor` over all processes, on its own device."""
     if world()[1] == 1:
         return tensor
-    total = tensor.to("cuda" if dist.get_backend() == "nccl" else tensor.device, copy=True)
+    total = tensor.clone()
     dist.all_reduce(total)
-    return total.to(tensor.device)
+    return total
+
+
+def any_process(flag: bool) -> bool:
+    """Tell whether `flag` holds in any process; collective."""
+    if world()[1] == 1:
+        return flag
+    vote = torch.tensor(int(flag))
+    dist.all_reduce(vote, dist.ReduceOp.MAX)
+    return bool(vote)
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:

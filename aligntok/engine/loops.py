@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, ValLoop
 from torch.utils.data import DataLoader
+
+from aligntok.engine.preemption import sigterm_was_sent
+from aligntok.errors import AlignTokError, DataError, Preempted, first_line
 
 
 class StepBatch(NamedTuple):
@@ -47,17 +52,47 @@ class StepLoop(IterBasedTrainLoop):
         batches = iter(self.dataloader)
         if self._iter >= self._max_iters and self.runner.val_loop is not None:
             self.runner.val_loop.run()  # it was stopped between its last step and the validation after it
-        while self._iter < self._max_iters and not self.stop_training:
-            self.runner.model.train()
-            micro_batches = [next(batches) for _ in range(sampler.accumulation)]
-            self.run_iter(StepBatch(self._iter, micro_batches))
-            due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-            if self.runner.val_loop is not None and due:
-                self.runner.val_loop.run()
+        with explaining_loader_errors():  # a worker's death interrupts whatever the process is doing
+            while self._iter < self._max_iters and not self.stop_training:
+                self.runner.model.train()
+                self.run_iter(StepBatch(self._iter, [next(batches) for _ in range(sampler.accumulation)]))
+                if sigterm_was_sent():
+                    self._stop_early()
+                due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
+                if self.runner.val_loop is not None and due:
+                    self.runner.val_loop.run()
         del batches  # stops the workers
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
+
+    def _stop_early(self) -> None:
+        runner: Any = self.runner
+        if runner.saved_step != self._iter:
+            runner.save_step(self._iter)
+        raise Preempted(
+            f"stopped by SIGTERM after step {self._iter} of {self._max_iters} in {runner.work_dir}; a checkpoint is "
+            "written, and the same command goes on from it"
+        )
+
+
+@contextmanager
+def explaining_loader_errors() -> Iterator[None]:
+    """Turn what a data-loading process raises, or its death, into one DataError or ConfigError."""
+    try:
+        yield
+    except AlignTokError as error:
+        if "Original Traceback" not in str(error):
+            raise
+        reason = str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]  # the last line of the worker's
+        raise type(error)(reason) from None
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise DataError(
+            f"a data-loading process ended or got stuck ({first_line(error)}); it may have run out of memory (lower "
+            "data.workers), out of shared memory (enlarge /dev/shm), or wait for a disk (see data.timeout)"
+        ) from error
 
 
 @LOOPS.register_module()
@@ -77,8 +112,9 @@ class ShareValLoop(ValLoop):
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
-        for batch in self.dataloader:
-            self.evaluator.process(data_samples=self.runner.model.val_step(batch), data_batch=batch)
+        with explaining_loader_errors():
+            for batch in self.dataloader:
+                self.evaluator.process(data_samples=self.runner.model.val_step(batch), data_batch=batch)
         metrics: dict[str, float] = self.evaluator.evaluate(self.num_images)
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")

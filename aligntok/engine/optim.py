@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import Tensor, nn
 
-from aligntok.errors import AlignTokError, ConfigError, suggestion
+from aligntok.engine.distributed import any_process
+from aligntok.engine.guard import StepGuard
+from aligntok.errors import CheckpointError, ConfigError, first_line, suggestion
 from aligntok.registry import check_keywords
 
 SIDES = ("autoencoder", "discriminator")
@@ -30,32 +33,50 @@ def check_optimizer(config: Mapping[str, Any], where: str) -> None:
 
 
 class PartOptimizers(OptimWrapperDict):
-    """Steps both sides at once, after looking at the gradients: a step that is not finite is left out, and counted.
+    """Steps both sides at once, unless the guard leaves the step out.
 
-    `max_skipped` steps left out in a row stop the training (the last checkpoint is from before them).
+    `loss_scaling`: for fp16 autocast, gradients arrive multiplied by `loss_scale`, which follows what float16 can hold.
     """
 
-    def __init__(self, max_skipped: int, clip_grad_norm: float | None, **sides: OptimWrapper) -> None:
+    def __init__(
+        self, guard: StepGuard, clip_grad_norm: float | None, loss_scaling: torch.amp.GradScaler, **sides: OptimWrapper
+    ) -> None:
         super().__init__(**sides)
-        self.max_skipped = max_skipped
+        self.guard = guard
         self.clip_grad_norm = clip_grad_norm
-        self.skipped_in_a_row = 0
+        self.scaler = loss_scaling
+        self._settings = {side: _settings(wrapper.optimizer) for side, wrapper in sides.items()}
 
-    def step_parts(self, parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        """Apply the gradients of `parts` and clear them; return each part's gradient norm (before clipping)."""
+    def loss_scale(self, device: torch.device) -> Tensor:
+        """Return the scalar, on `device`, that this step's losses are to be multiplied with; 1 without fp16."""
+        return self.scaler.scale(torch.ones((), device=device))
+
+    def step_parts(self, parts: Mapping[str, nn.Module], losses: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Apply the gradients of `parts` and clear them; return each part's gradient norm (before clipping).
+
+        `losses` are this process's values; one that is not finite in any process leaves the step out in all. Raises
+        DivergenceError as :class:`aligntok.engine.guard.StepGuard` does.
+        """
+        sides = {side: [n for n in parts if (n == "discriminator") == (side == "discriminator")] for side in SIDES}
+        stepping = [side for side in self.optim_wrappers if _has_gradients(parts[name] for name in sides[side])]
+        if self.scaler.is_enabled():
+            for side in stepping:
+                self.scaler.unscale_(self[side].optimizer)
         norms = {name: _grad_norm(part) for name, part in parts.items()}
-        sides = {side: [n for n in norms if (n == "discriminator") == (side == "discriminator")] for side in SIDES}
-        finite = bool(torch.stack(list(norms.values())).isfinite().all())
-        for side, names in sides.items():
-            present = any(p.grad is not None for name in names for p in parts[name].parameters())
-            if finite and present and side in self:
-                self._clip([parts[name] for name in names], [norms[name] for name in names])
+        values = torch.stack([*norms.values(), *(loss.to(next(iter(norms.values()))) for loss in losses)]).tolist()
+        finite = not any_process(not all(math.isfinite(value) for value in values[len(norms) :]))
+        if self.guard.passes(dict(zip(norms, values, strict=False)), finite):
+            for side in stepping:
+                self._clip([parts[name] for name in sides[side]], [norms[name] for name in sides[side]])
                 self[side].step()
-            if side in self:
-                self[side].zero_grad()
-        self._count(finite, norms)
-        skipped = torch.tensor(float(not finite))
-        return {**{f"grad_norm/{name}": norm for name, norm in norms.items()}, "skipped_step": skipped}
+        if self.scaler.is_enabled() and stepping:
+            self.scaler.update()
+        for wrapper in self.optim_wrappers.values():
+            wrapper.zero_grad()
+        scalars = {f"grad_norm/{name}": norm for name, norm in norms.items()}
+        if self.scaler.is_enabled():
+            scalars["loss_scale"] = self.loss_scale(next(iter(norms.values())).device)
+        return {**scalars, "skipped_steps": torch.tensor(float(self.guard.skipped))}
 
     def _clip(self, parts: list[nn.Module], norms: list[Tensor]) -> None:
         if self.clip_grad_norm is None:
@@ -64,15 +85,53 @@ class PartOptimizers(OptimWrapperDict):
         factor = self.clip_grad_norm / (torch.stack(norms).norm() + 1e-6)
         torch._foreach_mul_(gradients, factor.clamp(max=1.0))
 
-    def _count(self, finite: bool, norms: Mapping[str, Tensor]) -> None:
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        if self.skipped_in_a_row > self.max_skipped:
-            broken = ", ".join(name for name, norm in norms.items() if not bool(norm.isfinite()))
-            raise AlignTokError(
-                f"{self.skipped_in_a_row} steps in a row had gradients that are not finite (parts: {broken}); "
-                f"max_skipped_steps allows {self.max_skipped}. Training stopped; the last checkpoint is from before. "
-                "Lower the learning rate, set clip_grad_norm, or train in fp32"
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain types and tensors: both optimisers, the guard, the loss scale."""
+        sides = {side: wrapper.optimizer.state_dict() for side, wrapper in self.optim_wrappers.items()}
+        return {"sides": sides, "guard": self.guard.state_dict(), "loss_scale": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state, with the settings (lr, betas, ...) of the config and not of the checkpoint.
+
+        Where a schedule moved the learning rate, it stays moved by the same factor. Raises CheckpointError when the
+        state is that of other optimisers or parameters.
+        """
+        if sorted(state["sides"]) != sorted(self.optim_wrappers):
+            raise CheckpointError(
+                f"the checkpoint has optimisers of {', '.join(state['sides'])}, the config of {', '.join(self.optim_wrappers)}; "
+                "set losses, discriminator and trains back, or train the stage anew in another work_dir"
             )
+        for side, saved in state["sides"].items():
+            optimizer = self[side].optimizer
+            try:
+                optimizer.load_state_dict(saved)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"the checkpoint's optimiser of the {side} does not fit the config's ({first_line(error)}); "
+                    "set optimizer, losses and trains back, or train the stage anew in another work_dir"
+                ) from error
+            _restore_settings(optimizer, self._settings[side])
+        self.guard.load_state_dict(state["guard"])
+        if self.scaler.is_enabled() and state["loss_scale"]:
+            self.scaler.load_state_dict(state["loss_scale"])
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+
+def _restore_settings(optimizer: torch.optim.Optimizer, settings: list[dict[str, Any]]) -> None:
+    for group, wanted in zip(optimizer.param_groups, settings, strict=True):
+        moved = group["lr"] / group["initial_lr"] if group.get("initial_lr") else 1.0
+        unchanged = group.get("initial_lr", group["lr"]) == wanted["lr"]
+        rate = group["lr"] if unchanged else wanted["lr"] * moved  # the division would cost a bit of exactness
+        group.update({**wanted, "lr": rate})
+        if "initial_lr" in group:
+            group["initial_lr"] = wanted["lr"]
+
+
+def _has_gradients(parts: Iterable[nn.Module]) -> bool:
+    return any(p.grad is not None for part in parts for p in part.parameters())
 
 
 def _grad_norm(part: nn.Module) -> Tensor:
@@ -86,7 +145,8 @@ def _grad_norm(part: nn.Module) -> Tensor:
 class PartOptimizersConstructor:
     """mmengine's constructor protocol: builds :class:`PartOptimizers` for a model that has ``trained_parts()``.
 
-    The config has one optimiser config a side (`autoencoder`, `discriminator`), `clip_grad_norm` and `max_skipped`.
+    The config has one optimiser config a side (`autoencoder`, `discriminator`), `clip_grad_norm`, and the guard's
+    `max_skipped` and `spike_factor`. Losses are scaled where the model computes in float16.
     """
 
     def __init__(self, optim_wrapper_cfg: Mapping[str, Any], paramwise_cfg: Any = None) -> None:
@@ -101,4 +161,7 @@ class PartOptimizersConstructor:
             if parameters:
                 optimizer = OPTIMIZERS.build({**self.config[side], "params": parameters})
                 sides[side] = OptimWrapper(optimizer)
-        return PartOptimizers(self.config["max_skipped"], self.config["clip_grad_norm"], **sides)
+        guard = StepGuard(self.config["max_skipped"], self.config["spike_factor"])
+        device = next(p for part in parts.values() for p in part.parameters()).device.type
+        scaling = torch.amp.GradScaler(device, enabled=getattr(model, "module", model).dtype == torch.float16)
+        return PartOptimizers(guard, self.config["clip_grad_norm"], scaling, **sides)

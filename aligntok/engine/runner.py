@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from mmengine.runner import Runner
 
 from aligntok.engine.checkpoints import (
     PartStates,
+    join,
     load_parts,
     part_states,
     read_frozen,
     read_newest,
+    remove_leftovers,
     write_checkpoint,
     write_frozen,
 )
@@ -24,11 +27,26 @@ from aligntok.engine.distributed import barrier, is_first
 from aligntok.engine.ema import PowerFunctionEMA
 
 
+@contextmanager
+def logging_the_end() -> Iterator[None]:
+    """Write the error that ends a run to the log of the stage that it was at; close that log afterwards."""
+    own = logging.getLogger("aligntok")
+    try:
+        yield
+    except BaseException as error:
+        if own.handlers:
+            own.error("%s: %s", type(error).__name__, error)
+        raise
+    finally:
+        own.handlers.clear()
+
+
 class StageRunner(Runner):
     """One stage as an mmengine run; its checkpoints, EMA and start are AlignTok's own.
 
     `start` returns the states of the parts that the stage begins from (None: as the model was built). `ema` is
-    ``dict(sigma_rel=[...], inference=width)`` or None; `keep` the number of checkpoints that stay.
+    ``dict(sigma_rel=[...], inference=width)`` or None; `keep` the number of checkpoints that stay, and `keep_every` the
+    steps between those that stay for good.
     """
 
     def __init__(
@@ -37,11 +55,14 @@ class StageRunner(Runner):
         start: Callable[[], PartStates] | None = None,
         ema: Mapping[str, Any] | None = None,
         keep: int = 2,
+        keep_every: int | None = None,
         **kwargs: Any,
     ) -> None:
         self._start = start
         self._ema_config = ema
         self.keep = keep
+        self.keep_every = keep_every
+        self.saved_step: int | None = None
         self.ema: PowerFunctionEMA | None = None
         self._seconds_before = 0.0
         self._began = time.monotonic()
@@ -58,17 +79,26 @@ class StageRunner(Runner):
         return self._seconds_before + time.monotonic() - self._began
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
-        """Build mmengine's logger; its details go to the log file, only warnings to the terminal."""
-        log = super().build_logger(log_level, log_file, **kwargs)
+        """Build mmengine's logger: a file for each process, warnings of the first one on the terminal too.
+
+        AlignTok's own loggers write to the same places. Errors go to the file alone: whoever ends on one prints it.
+        """
+        log = super().build_logger(log_level, log_file, distributed=True, **kwargs)
         for handler in log.handlers:
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.WARNING)
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(max(handler.level, logging.WARNING))
+                handler.addFilter(lambda record: record.levelno < logging.ERROR)
+        own = logging.getLogger("aligntok")
+        own.setLevel(logging.INFO)
+        own.handlers[:] = log.handlers
         return log
 
     def load_or_resume(self) -> None:
         """Go on from the stage's newest checkpoint that can be read, or begin the stage."""
         model = self.trained_model
         self._began = time.monotonic()
+        if is_first():
+            remove_leftovers(self.work_dir)
         content = read_newest(self.work_dir)
         if content is None:
             self._begin(model)
@@ -81,26 +111,28 @@ class StageRunner(Runner):
 
     def _begin(self, model: Any) -> None:
         if self._start is not None:
-            states = self._start()
-            wanted = {**model.trained_parts(), **model.frozen_parts()}
-            load_parts({n: p for n, p in wanted.items() if n in states}, states, "what the stage starts from")
+            model.load_start(self._start())
         model.start_teacher()
         if is_first():
-            write_frozen(self.work_dir, model.frozen_parts())
+            write_frozen(self.work_dir, model.frozen_parts(), model.trained_parts())
         barrier()
 
     def _go_on(self, model: Any, content: Mapping[str, Any]) -> None:
-        load_parts(model.frozen_parts(), read_frozen(self.work_dir), f"{self.work_dir}/frozen.safetensors")
-        load_parts(model.trained_parts(), content["parts"], f"the checkpoint of step {content['step']}")
+        states = join(read_frozen(self.work_dir), content["parts"])
+        source = f"the checkpoint of step {content['step']} in {self.work_dir}"
+        load_parts({**model.frozen_parts(), **model.trained_parts()}, states, source)
         optimizers: Any = self.optim_wrapper
         optimizers.load_state_dict(content["optimizers"])
         if self.ema is not None and content["ema"] is not None:
             self.ema.load_state_dict(content["ema"])
         for scheduler, state in zip(self._schedulers(), content["schedulers"], strict=True):
+            base_values = scheduler.base_values  # the config's learning rate, which may be another than it was
             scheduler.load_state_dict(state)
+            scheduler.base_values = base_values
         loop: Any = self.train_loop
         loop.start_at(content["step"])
         self._seconds_before = content["seconds"]
+        self.saved_step = content["step"]
         self.logger.info("going on after step %d", content["step"])
 
     def _schedulers(self) -> list[Any]:
@@ -112,14 +144,15 @@ class StageRunner(Runner):
         if is_first():
             optimizers: Any = self.optim_wrapper
             content = {
-                "parts": part_states(self.trained_model.trained_parts()),
+                "parts": part_states(self.trained_model.trained_parts(), frozen=False),
                 "optimizers": optimizers.state_dict(),
                 "schedulers": [scheduler.state_dict() for scheduler in self._schedulers()],
                 "ema": self.ema.state_dict() if self.ema else None,
                 "ema_inference": self._ema_config["inference"] if self._ema_config else None,
                 "seconds": self.seconds,
             }
-            write_checkpoint(self.work_dir, step, content, self.keep)
+            write_checkpoint(self.work_dir, step, content, self.keep, self.keep_every)
+        self.saved_step = step
         barrier()
 
     @property

@@ -12,15 +12,19 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from aligntok.engine.checkpoints import load_parts
+from aligntok.engine.compilation import compile_blocks
 from aligntok.engine.distributed import GradientReduction, world
+from aligntok.engine.ema import PartStates
 from aligntok.engine.loops import StepBatch
 from aligntok.errors import ConfigError
 from aligntok.registry import DISCRIMINATORS, ENCODERS
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.training.chain import Chain, run_forward
+from aligntok.training.lora import add_lora, with_lora, without_lora
 from aligntok.training.objective import Objective
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher(nn.Module):
@@ -52,8 +56,10 @@ class AlignmentModel(BaseModel):
         trains: which of encoder, adapter, decoder are trained. The others run in eval mode, without gradients.
         discriminator: config of the discriminator; needed, and trained, iff a loss takes its logits.
         teacher: None, "start" (the encoder and adapter that the stage starts from), or an encoder config.
-        precision: "fp32", or "bf16" autocast (weights, optimiser and ratios stay float32).
+        precision: "fp32", or "bf16" or "fp16" autocast (weights, optimiser and ratios stay float32).
         grad_checkpointing: recompute activations of encoder and decoder in the backward pass.
+        compile: True, or keywords of ``torch.compile``, to compile tokenizer and teacher block by block.
+        lora: None, or options of :func:`aligntok.training.lora.add_lora`: the encoder trains through low-rank updates.
         seed: with the step, the source of every random number that the model draws.
 
     Raises ConfigError when these do not fit one another.
@@ -70,6 +76,8 @@ class AlignmentModel(BaseModel):
         teacher: str | Mapping[str, Any] | None = None,
         precision: str = "fp32",
         grad_checkpointing: bool = False,
+        compile: bool | Mapping[str, Any] = False,
+        lora: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -86,9 +94,13 @@ class AlignmentModel(BaseModel):
         self.seed = seed
         for name in PARTS:
             getattr(self.tokenizer, name).requires_grad_(name in self.trains)
+        if lora is not None:
+            add_lora(self.tokenizer.encoder, self.trains, **lora)
         if grad_checkpointing:
             self.tokenizer.encoder.set_grad_checkpointing(True)
             self.tokenizer.decoder.set_grad_checkpointing(True)
+        if compile:
+            compile_blocks([self.tokenizer, self.teacher], {} if compile is True else compile)
         self.train()
 
     def _build_discriminator(self, config: Mapping[str, Any] | None) -> Any:
@@ -117,7 +129,14 @@ class AlignmentModel(BaseModel):
         if self.teacher is None:
             return
         for name, part in self.teacher.named_children():
-            part.load_state_dict(getattr(self.tokenizer, name).state_dict())
+            part.load_state_dict(without_lora(getattr(self.tokenizer, name).state_dict()))
+
+    def load_start(self, states: PartStates) -> None:
+        """Load what the stage starts from, where `states` has it. Raises CheckpointError for other shapes."""
+        parts = {**self.trained_parts(), **self.frozen_parts()}
+        wanted = {name: part for name, part in parts.items() if name in states}
+        fitting = {name: with_lora(states[name], part) for name, part in wanted.items()}
+        load_parts(wanted, fitting, "what the stage starts from")
 
     def trained_parts(self) -> dict[str, nn.Module]:
         """Return the parts that change in this stage: of the tokenizer, the discriminator, losses with weights."""
@@ -153,19 +172,24 @@ class AlignmentModel(BaseModel):
         """
         self._seed_step(data.step)
         reduction = GradientReduction()
+        scale = optim_wrapper.loss_scale(self._device()) / len(data.micro_batches)
         logs: list[dict[str, Tensor]] = []
         for i, batch in enumerate(data.micro_batches):
             finished = reduction if i == len(data.micro_batches) - 1 else None
             images = batch["images"].to(self._device(), non_blocking=True)
-            logs.append(self._backward(images, data.step, 1 / len(data.micro_batches), finished))
+            logs.append(self._backward(images, data.step, scale, finished))
         reduction.finish()
         averaged = {key: torch.stack([log[key] for log in logs]).mean() for key in logs[0]}
-        return {**averaged, **optim_wrapper.step_parts(self.trained_parts())}
+        losses = [value for key, value in averaged.items() if key.startswith("loss/")]
+        return {**averaged, **optim_wrapper.step_parts(self.trained_parts(), losses)}
 
     def _backward(
-        self, images: Tensor, step: int, scale: float, reduction: GradientReduction | None
+        self, images: Tensor, step: int, scale: Tensor | float, reduction: GradientReduction | None
     ) -> dict[str, Tensor]:
-        """Walk the graph once, part by part; a part's exchange between processes starts when its gradients are in."""
+        """Walk the graph once, part by part; a part's exchange between processes starts when its gradients are in.
+
+        `scale` multiplies every loss: the micro-batch's share of the step, times the loss scale of float16.
+        """
         decoder, encoder = self.tokenizer.decoder, self.tokenizer.encoder
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             chain = run_forward(self.tokenizer, images, self.trains)
@@ -192,7 +216,7 @@ class AlignmentModel(BaseModel):
         return inputs
 
     def _backward_discriminator(
-        self, images: Tensor, fake_logits: Tensor | None, step: int, scale: float
+        self, images: Tensor, fake_logits: Tensor | None, step: int, scale: Tensor | float
     ) -> dict[str, Tensor]:
         """Give the discriminator its gradients; the logits of the reconstruction served the generator side already."""
         if fake_logits is None:

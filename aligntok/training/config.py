@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aligntok.errors import ConfigError, suggestion
+from aligntok.training.lora import TARGETS
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ DATA_KEYS = {
     "num_images": Key(None, "Training images of the nominal data set, from which `--dry-run` counts epochs.",
                       (int, _NONE)),
     "workers": Key(4, "Data-loading processes of each training process.", _INT),
+    "timeout": Key(600, "Seconds to wait for a batch of the data-loading processes before the run ends.", _NUMBER),
 }  # fmt: skip
 START_KEYS = {
     "stage": Key(None, "Name of the earlier stage whose weights this one begins from.", (str, _NONE)),
@@ -47,7 +49,14 @@ EMA_KEYS = {
 }
 CHECKPOINT_KEYS = {
     "every": Key(5000, "Steps between checkpoints; one is always written after the last step.", _INT),
-    "keep": Key(2, "How many of a stage's checkpoints stay.", _INT),
+    "keep": Key(2, "How many of a stage's newest checkpoints stay.", _INT),
+    "keep_every": Key(None, "Checkpoints at multiples of so many steps stay for good; None: none do.", (int, _NONE)),
+}
+LORA_KEYS = {
+    "rank": Key(16, "Rank of the updates.", _INT),
+    "alpha": Key(32, "The updates are scaled by alpha / rank.", _NUMBER),
+    "dropout": Key(0.1, "Dropout before an update.", _NUMBER),
+    "targets": Key(TARGETS, "Regular expression that the names of the linear layers match as a whole.", _TEXT),
 }
 LOG_KEYS = {
     "every": Key(50, "Steps between scalars and progress lines.", _INT),
@@ -80,12 +89,19 @@ STAGE_KEYS = {
     "schedule": Key(None, "mmengine parameter schedulers of the autoencoder's learning rate, by step; None: constant.",
                     (list, _NONE)),
     "clip_grad_norm": Key(None, "Largest gradient norm of a side; None: no clipping.", (int, float, _NONE)),
-    "max_skipped_steps": Key(20, "Steps in a row with gradients that are not finite before training stops.", _INT),
+    "spike_factor": Key(30.0, "Leave a step out when a part's gradient norm is more than so many times its median over "
+                              "the last 100 steps; None: never.", (int, float, _NONE)),
+    "max_skipped_steps": Key(20, "Steps left out in a row, for a spike or for what is not finite, before training "
+                                 "stops.", _INT),
     "ema": Key({}, "Weight averages; None: none.", (dict, _NONE), EMA_KEYS),
     "global_batch_size": Key(64, "Images of one optimiser step, over all processes and micro-batches.", _INT),
     "accumulation": Key(1, "Micro-batches of one optimiser step.", _INT),
-    "precision": Key("fp32", "'fp32', or 'bf16' for autocast.", _TEXT),
+    "precision": Key("fp32", "'fp32', or 'bf16' or 'fp16' (with loss scaling) for autocast.", _TEXT),
     "grad_checkpointing": Key(False, "Recompute activations of encoder and decoder to save memory.", (bool,)),
+    "compile": Key(False, "Compile tokenizer and teacher block by block: True, or keywords of `torch.compile`.",
+                   (bool, dict)),
+    "lora": Key(None, "Train the encoder by low-rank updates (LoRA), which `start` and the export merge; None: all of "
+                      "its weights.", (dict, _NONE), LORA_KEYS),
     "data": Key({}, "Data sets and their loading.", _DICT, DATA_KEYS),
     "checkpoint": Key({}, "When checkpoints are written and how many stay.", _DICT, CHECKPOINT_KEYS),
     "log": Key({}, "Scalars and pictures.", _DICT, LOG_KEYS),
@@ -95,7 +111,9 @@ STAGE_KEYS = {
 TOP_KEYS = {
     "work_dir": Key(None, "Where everything is written; None: work_dirs/<the config's name>.", (str, _NONE)),
     "seed": Key(0, "Source of every random choice.", _INT),
-    "data_root": Key(None, "Folder or zip of images.", (str, _NONE)),
+    "data_root": Key(None, "Where the images are: a folder, a zip, WebDataset shards, parquet files, hf://owner/name.",
+                     (str, _NONE)),
+    "process_timeout": Key(120, "Seconds without a sign of life after which a process counts as failed.", _NUMBER),
     "stages": Key([], "The stages, in order: a name, steps, and whatever differs from the top of the config.", (list,)),
     **STAGE_KEYS,
 }  # fmt: skip

@@ -25,10 +25,10 @@ class Balance:
 
     at: str
     max_ratio: float = 1e4
-    eps: float = 1e-4
+    eps: float | Tensor = 1e-4
 
 
-def gradient_ratio(reference: Tensor, other: Tensor, max_ratio: float = 1e4, eps: float = 1e-4) -> Tensor:
+def gradient_ratio(reference: Tensor, other: Tensor, max_ratio: float = 1e4, eps: float | Tensor = 1e-4) -> Tensor:
     """Weight that makes `other` pull as hard as `reference` at one parameter (paper, App. A; LDM's adaptive weight).
 
     Both are gradients of the same parameter, any shape, averaged over processes. Returns a float32 scalar in

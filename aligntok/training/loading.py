@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from aligntok.engine.checkpoints import list_checkpoints, read_parts, read_snapshots
-from aligntok.engine.ema import post_hoc_coefficients, synthesise
+from aligntok.engine.checkpoints import join, list_checkpoints, read_parts, read_snapshots
+from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.published import load_ldm_autoencoder
 from aligntok.tokenizer import PARTS, Tokenizer
+from aligntok.training.lora import lora_scaling, without_lora
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
@@ -47,16 +48,33 @@ def load_stage_tokenizer(
 
     `weights` None takes the EMA (of width `sigma_rel`, or the stage's inference width) where the stage keeps one.
     """
-    description = Path(folder) / "stage.json"
-    try:
-        stage = json.loads(description.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{description} cannot be read ({error}), so the stage's model is unknown") from error
+    stage = _read_description(folder)
     tokenizer = Tokenizer(**{k: v for k, v in stage["tokenizer"].items() if k != "aligntok_version"})
-    states = read_parts(folder, weights or ("ema" if stage["ema"] else "raw"), sigma_rel)
+    states = read_merged_parts(folder, weights or ("ema" if stage["ema"] else "raw"), sigma_rel)
     for part in PARTS:
         getattr(tokenizer, part).load_state_dict(states[part])
     return tokenizer.eval()
+
+
+def read_merged_parts(
+    folder: str | os.PathLike[str], weights: str = "raw", sigma_rel: float | None = None
+) -> PartStates:
+    """Read every part of a stage as :func:`aligntok.engine.checkpoints.read_parts` does, low-rank updates merged."""
+    return _merged(read_parts(folder, weights, sigma_rel), folder)
+
+
+def _merged(states: PartStates, folder: str | os.PathLike[str]) -> PartStates:
+    lora = _read_description(folder).get("lora")
+    return {**states, "encoder": without_lora(states["encoder"], lora_scaling(lora))} if lora else states
+
+
+def _read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    description = Path(folder) / "stage.json"
+    try:
+        stage: dict[str, Any] = json.loads(description.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{description} cannot be read ({error}), so the stage's model is unknown") from error
+    return stage
 
 
 def _furthest_stage(folder: Path) -> Path:
@@ -115,8 +133,9 @@ def synthesise_tokenizer(folder: Path, sigma_rel: float) -> Tokenizer:
     coefficients = post_hoc_coefficients(steps, widths, max(steps), sigma_rel)
     averaged = synthesise((float(c), parts) for c, (_, _, parts) in zip(coefficients, snapshots, strict=True))
     tokenizer = load_stage_tokenizer(folder, weights="raw")
-    for part, state in averaged.items():
-        getattr(tokenizer, part).load_state_dict(state, strict=False)
+    states = _merged(join(read_parts(folder), averaged), folder)
+    for part in PARTS:
+        getattr(tokenizer, part).load_state_dict(states[part])
     return tokenizer
 
 

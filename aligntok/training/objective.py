@@ -73,7 +73,7 @@ class Objective(nn.Module):
         return any(name in self.loss(term).inputs for term in terms)
 
     def pull_on_image(
-        self, chain: Chain, inputs: Mapping[str, Tensor], last_layer: nn.Parameter, step: int, scale: float
+        self, chain: Chain, inputs: Mapping[str, Tensor], last_layer: nn.Parameter, step: int, scale: Tensor | float
     ) -> dict[str, Tensor]:
         """Leave at the reconstruction the combined gradient of the losses on it; return what to log.
 
@@ -92,7 +92,12 @@ class Objective(nn.Module):
         return logs
 
     def pull_on_encoder(
-        self, chain: Chain, inputs: Mapping[str, Tensor], last_layer: nn.Parameter | None, step: int, scale: float
+        self,
+        chain: Chain,
+        inputs: Mapping[str, Tensor],
+        last_layer: nn.Parameter | None,
+        step: int,
+        scale: Tensor | float,
     ) -> dict[str, Tensor]:
         """Add, to what arrives from the image, the gradients of the losses on latents, moments and features.
 
@@ -122,7 +127,7 @@ class Objective(nn.Module):
         inputs: Mapping[str, Tensor],
         reference: tuple[str, Tensor],
         last_layer: nn.Parameter,
-        scale: float,
+        scale: Tensor | float,
         logs: dict[str, Tensor],
     ) -> None:
         assert term.balance is not None
@@ -181,7 +186,7 @@ def _build_balance(name: str, config: Any) -> Balance:
 
 
 def _gradient(
-    total: Tensor, leaf: Tensor, parameters: list[nn.Parameter], scale: float, keep_graph: bool = False
+    total: Tensor, leaf: Tensor, parameters: list[nn.Parameter], scale: Tensor | float, keep_graph: bool = False
 ) -> Tensor:
     """Return the gradient of ``total * scale`` at `leaf`, and add those of `parameters` to their ``.grad``."""
     if not total.requires_grad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from aligntok.data.buckets import AspectBuckets
 from aligntok.data.sampler import per_process_batch
+from aligntok.engine.checkpoints import check_space, finished_steps, load_parts, read_parts
 from aligntok.engine.optim import check_optimizer
 from aligntok.errors import ConfigError
 from aligntok.registry import (
@@ -28,6 +30,7 @@ from aligntok.registry import (
     check_keywords,
 )
 from aligntok.training.alignment import AlignmentModel
+from aligntok.training.loading import read_merged_parts
 from aligntok.training.stages import Stage
 
 _OPTIMIZER_STATES = {"SGD": 0, "Adam": 2, "AdamW": 2, "RAdam": 2, "NAdam": 2}
@@ -148,6 +151,33 @@ def _count_parameters(model: AlignmentModel) -> dict[str, tuple[int, int]]:
 def _trainable_and_frozen(part: nn.Module) -> tuple[int, int]:
     trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)
     return trainable, sum(p.numel() for p in part.parameters()) - trainable
+
+
+def check_before_training(stages: Sequence[Stage], plans: Sequence[StagePlan]) -> None:
+    """Check what is on the disk already, and its room, before hours go by: nothing is written yet.
+
+    Raises CheckpointError when a stage would go on, or start, from weights of other shapes, or when the disk has no
+    room for what the stages write.
+    """
+    planned = {plan.name: plan for plan in plans}
+    needed = 0
+    for stage in stages:
+        plan = planned[stage.name]
+        needed += plan.frozen_bytes + plan.checkpoint_bytes * (stage["checkpoint"]["keep"] + 1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="for .*: copying from a non-meta parameter")  # shapes are enough
+            _check_shapes(stage)
+    if stages:
+        check_space(stages[0].folder, needed, "what these stages write")
+
+
+def _check_shapes(stage: Stage) -> None:
+    if finished_steps(stage.folder):
+        model = build_on_meta(stage)
+        parts = {**model.trained_parts(), **model.frozen_parts()}
+        load_parts(parts, read_parts(stage.folder), f"the newest checkpoint in {stage.folder}")
+    elif stage.start_folder is not None and finished_steps(stage.start_folder):
+        build_on_meta(stage).load_start(read_merged_parts(stage.start_folder))
 
 
 def _checkpoint_bytes(model: AlignmentModel, stage: Stage) -> int:

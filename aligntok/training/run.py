@@ -13,19 +13,23 @@ import torch
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from aligntok.data.buckets import batches_in_buckets
+from aligntok.data.files import claiming
 from aligntok.data.sampler import GlobalBatchSampler
 from aligntok.engine import hooks as engine_hooks
 from aligntok.engine.buckets import find_buckets
-from aligntok.engine.checkpoints import PartStates, finished_steps, read_parts, write_json
+from aligntok.engine.checkpoints import PartStates, finished_steps, write_json
 from aligntok.engine.distributed import SelfReducing, barrier, is_first, start_processes, sum_over_processes, world
+from aligntok.engine.failures import ending_together
 from aligntok.engine.loops import ShareValLoop, StepLoop
 from aligntok.engine.optim import PartOptimizersConstructor
-from aligntok.engine.runner import StageRunner
+from aligntok.engine.preemption import ignore_sigterm, noting_sigterm
+from aligntok.engine.runner import StageRunner, logging_the_end
 from aligntok.errors import ConfigError
 from aligntok.registry import DATASETS, HOOKS, METRICS
 from aligntok.training.alignment import AlignmentModel
-from aligntok.training.loading import load_stage_tokenizer
-from aligntok.training.preflight import plan_stage, print_plan
+from aligntok.training.changes import report_changes
+from aligntok.training.loading import load_stage_tokenizer, read_merged_parts
+from aligntok.training.preflight import check_before_training, plan_stage, print_plan
 from aligntok.training.report import print_summary
 from aligntok.training.stages import Stage, expand_stages
 
@@ -45,16 +49,26 @@ def run(config: Mapping[str, Any], only_stage: str | None = None, dry_run: bool 
         print_plan([plan_stage(stage, world()[1]) for stage in chosen])
         return None
     launcher = start_processes()
-    datasets = [build_datasets(stage) for stage in chosen]
-    plans = [plan_stage(stage, world()[1], len(sets[0])) for stage, sets in zip(chosen, datasets, strict=True)]
-    if is_first():
-        print_plan(plans)
-    for stage, (train, val) in zip(chosen, datasets, strict=True):
-        if is_finished(stage, validated=val is not None):
-            _say(f"{stage.name}: finished already, skipped")
-            continue
-        run_stage(stage, train, val, launcher)
-    return _finish(config, stages)
+    with logging_the_end(), noting_sigterm(), ending_together(config["process_timeout"]):
+        datasets = [build_datasets(stage) for stage in chosen]
+        plans = [plan_stage(stage, world()[1], len(sets[0])) for stage, sets in zip(chosen, datasets, strict=True)]
+        if is_first():
+            print_plan(plans)
+        left = [(stage, *sets) for stage, sets in zip(chosen, datasets, strict=True) if _is_left(stage, sets[1])]
+        check_before_training([stage for stage, _, _ in left], plans)
+        with claiming(config["work_dir"], wanted=is_first()):
+            for stage, train, val in left:
+                run_stage(stage, train, val, launcher)
+            return _finish(config, stages)
+
+
+def _is_left(stage: Stage, val: Any) -> bool:
+    """Tell whether a stage is still to be trained; report what differs from the settings it was trained with so far."""
+    finished = is_finished(stage, validated=val is not None)
+    report_changes(stage, finished)
+    if finished:
+        _say(f"{stage.name}: finished already, skipped")
+    return not finished
 
 
 def is_finished(stage: Stage, validated: bool) -> bool:
@@ -97,7 +111,7 @@ def build_runner(stage: Stage, train: Any, val: Any, launcher: str = "none") -> 
     return StageRunner(
         model={"type": AlignmentModel.__name__, **stage.model_settings},
         work_dir=str(stage.folder),
-        train_dataloader=_loader(train, stage["data"]["workers"], batch_sampler=sampler),
+        train_dataloader=_loader(train, stage["data"]["workers"], stage["data"]["timeout"], batch_sampler=sampler),
         train_cfg={"type": StepLoop.__name__, "max_iters": stage["steps"], "val_interval": every},
         optim_wrapper={
             "constructor": PartOptimizersConstructor.__name__,
@@ -105,6 +119,7 @@ def build_runner(stage: Stage, train: Any, val: Any, launcher: str = "none") -> 
             "discriminator": stage["discriminator_optimizer"],
             "clip_grad_norm": stage["clip_grad_norm"],
             "max_skipped": stage["max_skipped_steps"],
+            "spike_factor": stage["spike_factor"],
         },
         param_scheduler=schedule if stage["schedule"] else None,
         default_hooks=dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")),
@@ -121,6 +136,7 @@ def build_runner(stage: Stage, train: Any, val: Any, launcher: str = "none") -> 
         start=_start(stage),
         ema=stage["ema"],
         keep=stage["checkpoint"]["keep"],
+        keep_every=stage["checkpoint"]["keep_every"],
         **validation,
     )
 
@@ -155,10 +171,12 @@ def evenly_spaced(length: int, wanted: int) -> list[int]:
     return [i * length // number for i in range(number)]
 
 
-def _loader(dataset: Any, workers: int, **options: Any) -> DataLoader[Any]:
+def _loader(dataset: Any, workers: int, timeout: float, **options: Any) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         num_workers=workers,
+        timeout=timeout if workers else 0,
+        worker_init_fn=ignore_sigterm,
         collate_fn=default_collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
@@ -169,14 +187,14 @@ def _loader(dataset: Any, workers: int, **options: Any) -> DataLoader[Any]:
 def _validation(stage: Stage, val: Any) -> dict[str, Any]:
     if val is None:
         return {}
-    settings, (rank, processes) = stage["validation"], world()
+    settings, data, (rank, processes) = stage["validation"], stage["data"], world()
     shares = Subset(val, range(rank, len(val), processes))
     buckets, batch_size = find_buckets(val, stage.folder.parent), settings["batch_size"]
     one_size = np.zeros(len(val), dtype=np.uint8)
     batches = batches_in_buckets((one_size if buckets is None else buckets)[rank::processes], batch_size)
     metric = METRICS.build({"type": "reconstruction", "perceptual": settings["perceptual"]})
     return {
-        "val_dataloader": _loader(shares, min(2, stage["data"]["workers"]), batch_sampler=list(batches)),
+        "val_dataloader": _loader(shares, min(2, data["workers"]), data["timeout"], batch_sampler=list(batches)),
         "val_cfg": {"type": ShareValLoop.__name__, "num_images": len(val)},
         "val_evaluator": [metric],
     }
@@ -205,7 +223,7 @@ def _start(stage: Stage) -> Any:
         return None
 
     def read() -> PartStates:
-        return read_parts(folder, stage["start"]["weights"])
+        return read_merged_parts(folder, stage["start"]["weights"])
 
     return read
 

@@ -23,7 +23,8 @@ _AT_LEAST = {
         "validation.batch_size",
     ): 1,
     ("log.pictures_every", "validation.every", "validation.num_images", "ema.snapshot_every", "data.num_images"): 1,
-    ("log.pictures", "data.workers", "max_skipped_steps", "clip_grad_norm"): 0,
+    ("checkpoint.keep_every", "spike_factor", "lora.rank"): 1,
+    ("log.pictures", "data.workers", "data.timeout", "max_skipped_steps", "clip_grad_norm"): 0,
 }
 
 
@@ -49,7 +50,7 @@ class Stage:
     @property
     def model_settings(self) -> dict[str, Any]:
         """The keywords of :class:`aligntok.training.alignment.AlignmentModel`."""
-        taken = ("losses", "trains", "discriminator", "teacher", "precision", "grad_checkpointing")
+        taken = ("losses", "trains", "discriminator", "teacher", "precision", "grad_checkpointing", "compile", "lora")
         return {"tokenizer": self.settings["model"], "seed": self.seed, **{key: self.settings[key] for key in taken}}
 
 
@@ -132,6 +133,12 @@ def _check_stage(settings: Mapping[str, Any], where: str) -> None:
     for names, least in _AT_LEAST.items():
         for name in names:
             _check_at_least(settings, name, least, where)
+    every, keep_every = settings["checkpoint"]["every"], settings["checkpoint"]["keep_every"]
+    if keep_every and keep_every % every:
+        raise ConfigError(
+            f"{where}: checkpoint.keep_every={keep_every} is no multiple of checkpoint.every={every}, so nothing would "
+            f"be kept; {max(1, round(keep_every / every)) * every} would work"
+        )
     ema = settings["ema"]
     if ema is not None:
         _check_widths(ema["inference"], list(ema["sigma_rel"]), where)

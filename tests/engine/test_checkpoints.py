@@ -75,7 +75,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
 
     monkeypatch.setattr(checkpoints.torch, "save", fail_half_way)
     for step in (1, 2):
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(CheckpointError, match=r"could not be written \(no space left.*the checkpoints before it are"):
             write_checkpoint(tmp_path, step, content(2.0), keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001.pt"]
     assert float(read_newest(tmp_path)["parts"]["decoder"]["weight"][0]) == 1.0
@@ -132,7 +132,7 @@ def test_without_checkpoints_nothing_is_finished(tmp_path):
 
 def test_frozen_parts_and_changing_ones_together_are_the_whole(tmp_path):
     frozen = {"encoder": nn.Linear(2, 3), "teacher_encoder": nn.BatchNorm1d(3)}
-    write_frozen(tmp_path, frozen)
+    write_frozen(tmp_path, frozen, {})
     average = {"decoder": {"weight": torch.full((4,), 9.0)}}
     averages = {"0.05": average, "0.1": {"decoder": {"weight": torch.full((4,), 8.0)}}}
     ema = {"step": 1, "averages": averages}
@@ -152,7 +152,7 @@ def test_a_missing_frozen_file_is_one_clear_error(tmp_path):
 
 
 def test_a_stage_without_frozen_parts_can_be_read(tmp_path):
-    write_frozen(tmp_path, {})
+    write_frozen(tmp_path, {}, {})
     assert read_frozen(tmp_path) == {}
 
 

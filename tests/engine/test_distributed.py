@@ -101,5 +101,5 @@ def test_the_wrapper_hands_steps_through_and_keeps_the_names():
 
 
 def test_scalars_become_numbers():
-    found = average_scalars({"loss/l1": torch.tensor(2.5, requires_grad=True), "skipped_step": torch.zeros(())})
-    assert found == pytest.approx({"loss/l1": 2.5, "skipped_step": 0})
+    found = average_scalars({"loss/l1": torch.tensor(2.5, requires_grad=True), "skipped_steps": torch.zeros(())})
+    assert found == pytest.approx({"loss/l1": 2.5, "skipped_steps": 0})

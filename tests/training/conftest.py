@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+
+from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -122,3 +130,61 @@ def write_config(tmp_path, config_source):
         return str(path)
 
     return write
+
+
+FOLDERS = ("1_latent_alignment", "2_perceptual_alignment", "3_decoder_refinement")
+TRAIN_TOOL = Path(__file__).parents[2] / "tools" / "train.py"
+
+
+@pytest.fixture(scope="session")
+def tool():
+    """Start the training tool as a process, alone or under torchrun, and look at what it left."""
+    return SimpleNamespace(launch=launch, until=until, newest=newest, same=same, same_ends=same_ends, folders=FOLDERS)
+
+
+def launch(config, work_dir, *more, torchrun=(), **options):
+    """Start the tool; with `torchrun` arguments, under it. Returns the process, whose output is a pipe of lines."""
+    command = [sys.executable]
+    if torchrun:
+        command += ["-m", "torch.distributed.run", *torchrun]
+    command += [str(TRAIN_TOOL), str(config), "--work-dir", str(work_dir), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **options.pop("env", {})}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=environment, **{**pipes, **options})
+
+
+def until(process, text, seconds=120):
+    """Read the process's output up to the line that has `text` in it, or to its end; return what was read."""
+    read = []
+    ends = time.monotonic() + seconds
+    for line in process.stdout:
+        read.append(line)
+        if (text and text in line) or time.monotonic() > ends:
+            break
+    return "".join(read)
+
+
+def newest(folder):
+    """What the newest checkpoint of a stage holds, but for the time it took."""
+    content = read_checkpoint(list_checkpoints(folder)[-1][1])
+    del content["seconds"]
+    return content
+
+
+def same(a, b):
+    """Whether two nests of dicts, lists and tensors are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def same_ends(a, b, folders=FOLDERS):
+    """Whether two work folders end with the same checkpoints, measurements and tokenizer, bit for bit."""
+    tokenizers = [(run / "tokenizer" / "model.safetensors").read_bytes() for run in (a, b)]
+    measured = [[json.loads((run / f / "result.json").read_text())["metrics"] for f in folders] for run in (a, b)]
+    checkpoints = all(same(newest(a / folder), newest(b / folder)) for folder in folders)
+    return checkpoints and measured[0] == measured[1] and tokenizers[0] == tokenizers[1]

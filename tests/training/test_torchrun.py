@@ -66,7 +66,7 @@ def test_two_processes_log_the_losses_of_one_and_end_at_its_weights(write_config
     assert_close(first["parts"], second["parts"])
     assert_close(first["ema"]["averages"], second["ema"]["averages"])
     # The GAN begins at the third step: an Adam that had counted the first two would correct its bias otherwise.
-    adam = newest(tmp_path / "two" / FOLDERS[0])["optimizers"]["discriminator"]["state"]
+    adam = newest(tmp_path / "two" / FOLDERS[0])["optimizers"]["sides"]["discriminator"]["state"]
     assert {float(entry["step"]) for entry in adam.values()} == {1.0}
     assert aligntok.load_tokenizer(tmp_path / "two").latent_dim == 4
 

@@ -1,0 +1,48 @@
+"""torch.compile, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch._dynamo.config as dynamo_config
+import torch._functorch.config as functorch_config
+from torch import nn
+
+RECOMPILE_LIMIT = 64
+
+
+def compile_blocks(modules: Iterable[nn.Module | None], options: Mapping[str, Any]) -> None:
+    """Compile the blocks inside `modules`, in place; names of weights stay. `options` are keywords of torch.compile.
+
+    A block is an element of a module list or sequence, or a module with children that holds no such list. Blocks
+    compile faster than whole networks, equal ones once; and the last layers, where gradient ratios are found, stay
+    outside or in a small graph of their own, so that finding a ratio does not walk a whole compiled network backward.
+    """
+    # The ratio is found first and the block walked after it, so a graph's saved tensors must outlive one walk. torch
+    # 2.14 gives them away after the first unless this is off.
+    functorch_config.donated_buffer = False
+    # All blocks of a class share one count of compilations, and a decoder has blocks of many widths and sizes.
+    dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, RECOMPILE_LIMIT)
+    for module in modules:
+        if module is not None:
+            for block in blocks_of(module):
+                block.compile(**options)
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a module, outermost first; single layers are none."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        inside = list(child.children())
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            found += [element for element in inside if list(element.children())]
+        elif inside and not _holds_a_list(child):
+            found.append(child)
+        else:
+            found += blocks_of(child)
+    return found
+
+
+def _holds_a_list(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.ModuleList | nn.Sequential) for part in module.modules())

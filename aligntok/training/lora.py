@@ -1,0 +1,74 @@
+"""LoRA (Hu et al. 2022) on the encoder, as in the paper's ablation: added for a stage, merged where it leaves it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from aligntok.errors import ConfigError
+
+#: Attention and MLP layers of the transformer blocks of timm and open_clip; other encoders need `targets` of their own.
+TARGETS = r".*blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
+_BASE = ".base_layer."
+
+
+def add_lora(
+    encoder: nn.Module,
+    trains: Sequence[str],
+    rank: int = 16,
+    alpha: float = 32,
+    dropout: float = 0.1,
+    targets: str = TARGETS,
+) -> None:
+    """Put a low-rank update B A on every linear layer whose name matches `targets`; the layers themselves stay frozen.
+
+    The layer then gives W x + alpha / rank B A x, with A (rank, in) random and B (out, rank) zero at first. `dropout`
+    acts on x before A. Only the updates train. Raises ConfigError when the stage does not train the encoder, nothing
+    matches, or peft is not installed.
+    """
+    if "encoder" not in trains:
+        raise ConfigError(f"lora trains the encoder, but this stage trains only {', '.join(trains)}; set lora=None")
+    linear = [name for name, part in encoder.named_modules() if isinstance(part, nn.Linear)]
+    if not any(re.fullmatch(targets, name) for name in linear):
+        raise ConfigError(
+            f"lora: no linear layer of {type(encoder).__name__} matches targets={targets!r} as a whole; "
+            f"its layers: {', '.join(linear[:6]) or 'none'}{', ...' * (len(linear) > 6)}"
+        )
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ConfigError(f'lora needs peft ({error}): pip install "aligntok[lora]"') from error
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
+    inject_adapter_in_model(config, encoder)
+
+
+def with_lora(state: Mapping[str, Tensor], part: nn.Module) -> dict[str, Tensor]:
+    """Return a plain state under the names of `part`, whose updates stay as they are."""
+    own = part.state_dict()
+    if not any(_BASE in name for name in own):
+        return dict(state)
+    plain = {name.replace(_BASE, "."): name for name in own}
+    kept = {name: value for name, value in own.items() if "lora_" in name}
+    return {**kept, **{plain.get(name, name): value for name, value in state.items()}}
+
+
+def without_lora(state: Mapping[str, Tensor], scaling: float | None = None) -> dict[str, Tensor]:
+    """Return the state of the plain module: W + scaling B A where there is an update; without `scaling`, W alone."""
+    merged: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if "lora_" in name:
+            continue
+        if scaling is not None and name.endswith(f"{_BASE}weight"):
+            layer = name.removesuffix("base_layer.weight")
+            a, b = (state[f"{layer}lora_{x}.default.weight"] for x in "AB")  # (rank, in), (out, rank)
+            value = value + scaling * (b @ a)
+        merged[name.replace(_BASE, ".")] = value
+    return merged
+
+
+def lora_scaling(settings: Mapping[str, Any]) -> float:
+    """Return alpha / rank of a stage's `lora` settings."""
+    return float(settings["alpha"] / settings["rank"])

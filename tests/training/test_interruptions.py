@@ -1,0 +1,180 @@
+"""However a run is interrupted: killed, told to stop, bereft of its data; and what is left when the disk is full."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from aligntok.cli import train
+from aligntok.engine import checkpoints
+from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_newest
+from aligntok.training import run
+
+STEPS = 6
+STAGES = ("latent_alignment", "perceptual_alignment", "decoder_refinement")
+FIRST = "1_latent_alignment"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, config_source, tool):
+    """A run that nothing interrupted: (work folder, config file)."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.py").write_text(config_source(steps=STEPS))
+    process = tool.launch(folder / "tiny.py", folder / "run")
+    printed = until_end(process)
+    assert process.returncode == 0, printed
+    return folder / "run", folder / "tiny.py"
+
+
+def until_end(process, seconds=120):
+    printed, _ = process.communicate(timeout=seconds)
+    return printed
+
+
+def children(process):
+    """The processes that a process has started."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tool, tmp_path):
+    """SIGKILL some milliseconds after a random step of each stage: in a step, between two, or while a file is written."""
+    rng = random.Random(20)
+    for stage in STAGES:
+        process = tool.launch(whole[1], tmp_path / "run")
+        printed = tool.until(process, f"{stage}: step {rng.randint(1, STEPS - 1)}/{STEPS}")
+        time.sleep(rng.uniform(0, 0.06))
+        process.kill()
+        process.communicate()
+        assert f"{stage}: step" in printed, printed
+    process = tool.launch(whole[1], tmp_path / "run")
+    printed = until_end(process)
+    assert process.returncode == 0, printed
+    assert printed.count("finished already, skipped") >= 2 or "step" in printed
+    assert tool.same_ends(tmp_path / "run", whole[0])
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_75(whole, tool, tmp_path):
+    """It comes from the scheduler to every process of the job, those that load data too; twice in one run here."""
+    options = ["--cfg-options", "checkpoint.every=1000", "data.workers=2"]
+    for stage in (0, 1):
+        process = tool.launch(whole[1], tmp_path / "run", *options, start_new_session=True)
+        printed = tool.until(process, f"{STAGES[stage]}: step 2/{STEPS}")
+        os.killpg(process.pid, signal.SIGTERM)
+        printed += until_end(process)
+        assert process.returncode == 75, printed
+        (step,) = re.findall(rf"Preempted: stopped by SIGTERM after step (\d) of {STEPS}", printed)
+        assert finished_steps(tmp_path / "run" / tool.folders[stage]) == int(step) < STEPS
+        assert "Traceback" not in printed
+    process = tool.launch(whole[1], tmp_path / "run", *options)
+    printed = until_end(process)
+    assert process.returncode == 0, printed
+    assert tool.same_ends(tmp_path / "run", whole[0])
+
+
+@pytest.mark.slow
+def test_a_data_loading_process_that_dies_ends_the_run_with_the_reason(whole, tool, tmp_path):
+    options = ["--cfg-options", "data.workers=1", "stages.0.steps=100000", "checkpoint.every=1"]
+    process = tool.launch(whole[1], tmp_path / "run", *options)
+    printed = tool.until(process, f"{STAGES[0]}: step 3/")
+    (worker,) = children(process)
+    os.kill(worker, signal.SIGKILL)
+    printed += until_end(process, seconds=30)
+    assert process.returncode == 2, printed
+    assert "DataError: a data-loading process ended or got stuck (DataLoader worker" in printed
+    assert "Traceback" not in printed
+    assert read_newest(tmp_path / "run" / FIRST)["step"] >= 3
+    assert "DataError: a data-loading process" in logged(tmp_path / "run" / FIRST)
+
+
+def logged(stage):
+    return "".join(file.read_text() for file in stage.rglob("*.log"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_that_vanish_are_counted_and_too_many_end_the_run(
+    write_config, photographs, tmp_path, capsys, monkeypatch, workers
+):
+    """They are there when the run lists them, and gone when it reads them."""
+    shutil.copytree(photographs, tmp_path / "photographs")
+    files = sorted((tmp_path / "photographs" / "train").iterdir())
+    data = dict(train=dict(split="train", image_size=32, max_unreadable=2), val=None, workers=workers)
+    config = write_config(data_root=str(tmp_path / "photographs"), data=data, steps=STEPS)
+    vanishing = iter([files[:2], files[2:3]])
+    monkeypatch.setattr(run, "print_plan", lambda plans: [file.unlink() for file in next(vanishing)])
+    assert train([config, "--work-dir", str(tmp_path / "run"), "--stage", STAGES[0]]) == 0
+    assert "images that could not be read and were replaced: 2 (named above)" in capsys.readouterr().out
+    vanishing = iter([files[2:5]])
+    assert train([config, "--work-dir", str(tmp_path / "other"), "--stage", STAGES[0]]) == 2
+    printed = capsys.readouterr().err
+    assert re.search(r"DataError: .*: 3 of 18 images cannot be read", printed)
+    assert "Traceback" not in printed
+
+
+FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit then fails, as it does on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+from aligntok.cli import train
+raise SystemExit(train(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before_whole(whole, tool, tmp_path):
+    one = ["--stage", STAGES[0], "--cfg-options"]
+    assert train([str(whole[1]), "--work-dir", str(tmp_path / "run"), *one, "stages.0.steps=2"]) == 0
+    (_, path), size = list_checkpoints(tmp_path / "run" / FIRST)[-1], 1_000_000
+    assert path.stat().st_size > size
+    command = [
+        sys.executable,
+        "-c",
+        FULL_DISK,
+        str(size),
+        str(whole[1]),
+        "--work-dir",
+        str(tmp_path / "run"),
+        *one,
+        "seed=0",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "step_00000004.pt could not be written" in done.stderr
+    assert "the checkpoints before it are whole" in done.stderr
+    assert [step for step, _ in list_checkpoints(tmp_path / "run" / FIRST)] == [2]
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert train([str(whole[1]), "--work-dir", str(tmp_path / "run"), "--stage", STAGES[0]]) == 0
+    assert tool.same(tool.newest(tmp_path / "run" / FIRST), tool.newest(whole[0] / FIRST))
+
+
+def test_a_disk_without_room_is_found_before_training(whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: SimpleNamespace(free=50_000_000))
+    assert train([str(whole[1]), "--work-dir", str(tmp_path / "run")]) == 2
+    assert "what these stages write needs" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_in_one_folder_is_refused(whole, tool, tmp_path, capsys):
+    process = tool.launch(
+        whole[1], tmp_path / "run", "--cfg-options", "stages.0.steps=100000", "checkpoint.every=50000"
+    )
+    tool.until(process, "step 1/")
+    try:
+        assert train([str(whole[1]), "--work-dir", str(tmp_path / "run")]) == 2
+        assert f"is in use by another run (process {process.pid} on " in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.communicate()
+    assert train([str(whole[1]), "--work-dir", str(tmp_path / "run")]) == 0  # the claim ended with its process
