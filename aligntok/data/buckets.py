@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
-from tqdm import tqdm
 
-from aligntok.data.sources import ImageSource
+from aligntok.data.image_source import ImageSource
+from aligntok.data.progress import progress_bar
 from aligntok.data.transforms import parse_image_size
 from aligntok.errors import ConfigError
 
@@ -76,10 +75,9 @@ def assign_buckets(
         return [_assign(source, buckets, index) for index in indices[start : start + _CHUNK]]
 
     found = np.empty(len(indices), dtype=np.uint8)
-    options = {"delay": 3, "mininterval": 0.5 if sys.stderr.isatty() else 30.0}  # seconds; a log file gets fewer lines
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(total=len(found), desc="reading image sizes", unit="image", disable=not progress, **options) as bar,
+        progress_bar(len(found), "reading image sizes", "image", progress) as bar,
     ):
         starts = range(0, len(found), _CHUNK)
         for start, chunk in zip(starts, pool.map(assign, starts), strict=True):

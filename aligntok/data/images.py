@@ -1,4 +1,4 @@
-"""The data set of images in a folder or a zip archive."""
+"""The data set of images: in a folder, a zip archive, tar shards, parquet files or a Hugging Face data set."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ logger = logging.getLogger("aligntok.data")
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Images under `root`: a folder (class folders or flat, any depth) or a .zip of the same.
+    """Images at `root`: a folder (class folders or flat, any depth), a .zip of the same, WebDataset shards, parquet
+    files, or a Hugging Face data set, ``hf://owner/name`` among them; see :func:`aligntok.data.sources.open_source`.
 
     An item is ``dict(images=float32 (3, H, W) in [-1, 1], label=class index or -1, index=place in the data set)``.
     The image is resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped: at random
     and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. With `short_side` the image's short
-    side is resized to that instead, so that crops are parts of a larger picture. `split` chooses a subfolder. Random
-    choices follow from `seed` and the sample number of the :class:`SampleRequest` asked for; a plain integer asks for
-    that image with the same integer as its sample number.
+    side is resized to that instead, so that crops are parts of a larger picture. `split` chooses a subfolder, or the
+    files or the part of that name. Random choices follow from `seed` and the sample number of the
+    :class:`SampleRequest` asked for; a plain integer asks for that image with the same integer as its sample number.
 
     With a list of (H, W) pairs as `image_size`, each image is cropped to that of the nearest aspect ratio (`buckets`
     says which), so batches must be of one bucket: give `buckets` to :class:`GlobalBatchSampler`.
@@ -47,8 +48,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
     ones (None: 1 % of the images, rounded up) are an error. Large JPEGs are decoded at a fraction of their size for
     training, never below twice the target, and in full for evaluation.
 
-    Raises DataError for a missing or empty folder or zip, an empty class folder, a damaged archive, too many
-    unreadable images; ConfigError for a wrong `image_size`, `max_unreadable` or `seed`.
+    Raises DataError for a missing or empty source, an unknown split, an empty class folder, a damaged archive, too
+    many unreadable images; ConfigError for a wrong `image_size`, `max_unreadable` or `seed`.
     """
 
     def __init__(

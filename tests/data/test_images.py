@@ -99,7 +99,7 @@ def test_it_is_built_by_its_registry_name(classes):
 
 
 def test_a_missing_root_names_its_neighbour(classes):
-    with pytest.raises(DataError, match=r"no folder or zip of images at .*fotos; did you mean 'photos'\?"):
+    with pytest.raises(DataError, match=r"no file or folder of images at .*fotos; did you mean 'photos'\?"):
         ImageDataset(classes.parent / "fotos")
 
 
@@ -246,11 +246,11 @@ def test_a_pickled_source_reads_the_same_bytes(classes, tmp_path):
 def test_a_forked_process_opens_the_archive_anew(classes, tmp_path, monkeypatch):
     source = open_source(pack(classes, tmp_path / "photos.zip"))
     source.read(0)
-    inherited = source._handle
+    (inherited,) = source._open_files._handles.values()
     monkeypatch.setattr(os, "getpid", lambda: -1)  # as if in a child: the position of an open file is shared with it
     source.read(0)
-    assert source._handle is not inherited
     assert inherited.closed
+    assert source.read(0) == open_source(classes).read(0)
 
 
 def test_names_that_are_not_utf8_survive(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
 
     monkeypatch.setattr(checkpoints.torch, "save", fail_half_way)
     for step in (1, 2):
-        with pytest.raises(CheckpointError, match=r"could not be written \(no space left.*the checkpoints before it are"):
+        with pytest.raises(CheckpointError, match=r"could not be written \(no space left.*before it are whole"):
             write_checkpoint(tmp_path, step, content(2.0), keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001.pt"]
     assert float(read_newest(tmp_path)["parts"]["decoder"]["weight"][0]) == 1.0
@@ -170,3 +171,46 @@ def test_snapshots_are_read_back_with_their_step_and_width(tmp_path):
     found = read_snapshots(tmp_path)
     assert [(step, width) for step, width, _ in found] == [(5, 0.05), (10, 0.05)]
     assert float(found[1][2]["decoder"]["a.b"][0]) == 10
+
+
+def test_every_nth_checkpoint_stays_for_good(tmp_path):
+    for step in range(10, 80, 10):
+        write_checkpoint(tmp_path, step, content(), keep=2, keep_every=30)
+    assert steps(tmp_path) == [30, 60, 70]
+    write_checkpoint(tmp_path, 40, content(), keep=1, keep_every=30)  # it went on from before step 60
+    assert steps(tmp_path) == [30, 40]
+
+
+def test_the_room_for_a_checkpoint_is_looked_at_before_it_is_written(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, 1, content(), keep=1)
+    large = {"decoder": {"weight": torch.zeros(1000, 1000)}}
+    for free, fits in ((checkpoints.SPARE_BYTES + 8_000_100, True), (checkpoints.SPARE_BYTES + 7_999_000, False)):
+        monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        written = {"parts": large, "ema": {"averages": [large]}}
+        if fits:
+            write_checkpoint(tmp_path, 2, written, keep=1)
+        else:
+            with pytest.raises(CheckpointError, match=r"checkpoint of step 3 needs 0\.008 GB, .* make room"):
+                write_checkpoint(tmp_path, 3, written, keep=1)
+    assert steps(tmp_path) == [2]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    path = write_checkpoint(tmp_path, 1, content(), keep=1)
+    leftover = path.with_name(f".{path.name}.0a1b2c3d.tmp")
+    leftover.write_bytes(b"half")
+    checkpoints.remove_leftovers(tmp_path)
+    assert not leftover.exists()
+    assert steps(tmp_path) == [1]
+
+
+def test_frozen_weights_of_a_trained_part_are_written_once_and_joined(tmp_path):
+    part = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    part[0].weight.requires_grad_(False)
+    write_frozen(tmp_path, {}, {"encoder": part})
+    assert list(read_frozen(tmp_path)["encoder"]) == ["0.weight"]
+    changing = part_states({"encoder": part}, frozen=False)
+    assert "0.weight" not in changing["encoder"]
+    assert "1.running_mean" in changing["encoder"]
+    write_checkpoint(tmp_path, 1, {"parts": changing, "ema": None}, keep=1)
+    load_parts({"encoder": part}, read_parts(tmp_path), "here")

@@ -220,14 +220,69 @@ def test_clipping_bounds_each_side_as_a_whole(stage_model):
     assert float(moved.sum().sqrt()) == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_bf16_autocast_keeps_weights_ratios_and_losses_in_float32(stage_model):
-    model = stage_model(1, precision="bf16")
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_autocast_keeps_weights_ratios_and_losses_in_float32(stage_model, precision, dtype):
+    model = stage_model(1, precision=precision)
     seen = []
     model.tokenizer.decoder.conv_in.register_forward_hook(lambda m, given, out: seen.append(out.dtype))
     logs = train(model, 2)
-    assert set(seen) == {torch.bfloat16}
+    assert set(seen) == {dtype}
     assert {logs[name].dtype for name in ("ratio/gan", "ratio/semantic", "loss/l1")} == {torch.float32}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def seeded(stage_model, **changes):
+    """A stage-2 model of the same weights each time, and the same images after it."""
+    torch.manual_seed(5)
+    return stage_model(1, **changes)
+
+
+def test_fp16_gradients_are_those_of_fp32_but_for_rounding(stage_model):
+    """The loss scale multiplies every gradient, those that ratios are taken of too, and is divided out again."""
+    logs = [train(seeded(stage_model, precision=precision), 1) for precision in ("fp32", "fp16")]
+    assert float(logs[1]["loss_scale"]) == 2**16
+    for name in logs[0]:
+        if name.startswith(("grad_norm", "ratio/gan", "loss")):
+            assert float(logs[1][name]) == pytest.approx(float(logs[0][name]), rel=0.05, abs=1e-4), name
+
+
+def test_an_fp16_overflow_leaves_the_step_out_lowers_the_scale_and_both_are_saved(stage_model):
+    model = stage_model(1, precision="fp16")
+    optim = optimizers(model)
+    optim.loss_scale(torch.device("cpu"))
+    optim.scaler.update(2.0**31)
+    before = copied(model.tokenizer)
+    logs = train(model, 1, optim=optim)
+    assert same(before, model.tokenizer.state_dict())
+    assert (float(logs["skipped_steps"]), float(logs["loss_scale"])) == (1, 2.0**30)
+    other = optimizers(model)
+    other.load_state_dict(optim.state_dict())
+    assert float(other.loss_scale(torch.device("cpu"))) == 2.0**30
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks at it
+@pytest.mark.parametrize("options", [dict(), dict(grad_checkpointing=True)], ids=["plain", "checkpointing"])
+def test_a_compiled_model_takes_the_same_steps(stage_model, options):
+    """All of torch.compile but its last stage, code generation, which takes a minute."""
+    plain = seeded(stage_model)
+    logs = [train(plain, 2)]
+    compiled = seeded(stage_model, compile=dict(backend="aot_eager"), **options)
+    logs.append(train(compiled, 2))
+    for name in logs[0]:
+        assert float(logs[1][name]) == pytest.approx(float(logs[0][name]), rel=1e-4, abs=1e-6), name
+    state, other = plain.state_dict(), compiled.state_dict()
+    assert list(state) == list(other)
+    torch.testing.assert_close(other, state, rtol=0, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_without_a_gradient_leaves_the_step_out_too(stage_model):
+    model = stage_model(2)
+    model.objective.losses["l1"].forward = lambda images, reconstruction: (
+        reconstruction.mean() + (reconstruction.detach() * float("inf")).sum()
+    )
+    before = copied(model.tokenizer)
+    assert float(train(model, 1)["skipped_steps"]) == 1
+    assert same(before, model.tokenizer.state_dict())
 
 
 def test_validation_gives_each_image_with_its_reconstruction(stage_model):

@@ -48,7 +48,7 @@ def children(process):
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tool, tmp_path):
-    """SIGKILL some milliseconds after a random step of each stage: in a step, between two, or while a file is written."""
+    """SIGKILL milliseconds after a random step of each stage: in a step, between two, or while a file is written."""
     rng = random.Random(20)
     for stage in STAGES:
         process = tool.launch(whole[1], tmp_path / "run")

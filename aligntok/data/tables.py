@@ -1,0 +1,237 @@
+"""Images in the rows of a table: parquet files, a saved Hugging Face data set, or one of the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from glob import escape
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from aligntok.data.image_source import ImageSource, Labels
+from aligntok.data.splits import known_splits, several_splits, spellings
+from aligntok.errors import DataError, first_line
+
+_LABEL_NAMES = ("label", "cls")
+_ROWS_TRIED = 8  # to see whether a column of bytes holds images
+
+
+class RowSource(ImageSource):
+    """The rows of a Hugging Face data set with one column of images, in their order.
+
+    The image column is the one of the feature type Image; without one, the only column of structs with ``bytes``;
+    without that, the only column of bytes in which an image is among the first rows. The bytes are returned as they
+    are, or read from the file that ``path`` names where they are missing.
+
+    Labels are those of the ClassLabel or integer column called ``label`` or ``cls``, else of the only ClassLabel
+    column, else -1; ``class_names`` are the names that a ClassLabel has. ``names[i]`` is ``row i of ...``.
+
+    Raises DataError when no column or several could be the images, there is no row, or a label is below -1.
+    """
+
+    def __init__(self, where: str, dataset: Any) -> None:
+        self.column = _image_column(where, dataset)
+        if not len(dataset):
+            raise DataError(f"{where} holds no image: column '{self.column}' has no rows")
+        label = _label_column(dataset)
+        labels = None if label is None else _read_labels(where, dataset, label)
+        class_names = getattr(dataset.features[label], "names", ()) if label else ()
+        title = where.rstrip("/").rsplit("/", 1)[-1]
+        super().__init__(where, _RowNames(title, len(dataset), _stamp(dataset, labels)), labels, class_names)
+        self._rows = _column(dataset, self.column)
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of one image. Raises OSError or ValueError when they cannot be had."""
+        value = self._rows[index][self.column][0].as_py()
+        if isinstance(value, dict):
+            if value["bytes"] is None and value.get("path"):
+                return Path(value["path"]).read_bytes()
+            value = value["bytes"]
+        if value is None:
+            raise ValueError("the row holds neither bytes nor a path")
+        return bytes(value)
+
+    def open(self, index: int) -> BinaryIO:
+        """Open one encoded image, read in full. Raises OSError or ValueError when it cannot be had."""
+        return io.BytesIO(self.read(index))
+
+
+class _RowNames:
+    """The names of rows, made when they are asked for."""
+
+    def __init__(self, title: str, count: int, stamp: str) -> None:
+        self._title = title
+        self._count = count
+        self._stamp = stamp
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> str:
+        return f"row {range(self._count)[index]} of {self._title}"
+
+    def digest(self) -> str:
+        """Return a fingerprint of the rows."""
+        return self._stamp
+
+
+def open_parquet(where: str, files: Sequence[Path]) -> RowSource:
+    """Open parquet files, their rows one after the other.
+
+    The library `datasets` first writes all rows to an Arrow file in its cache (the environment's HF_DATASETS_CACHE),
+    as large as the parquet files: rows of that can be had in any order. A later call finds it there. Raises
+    DataError as :class:`RowSource` does, for a damaged file, and when the library is not installed.
+    """
+    load = _library().load_dataset
+    advice = "copy the files again; they must be parquet files with the same columns"
+    names = [escape(str(file)) for file in files]
+    return RowSource(where, _load(where, advice, lambda: load("parquet", data_files=names, split="train")))
+
+
+def open_saved(folder: Path, split: str) -> RowSource:
+    """Open what `save_to_disk` wrote: a data set, or the `split` of a dictionary of them.
+
+    Raises DataError as :class:`RowSource` does, for a damaged folder, an unknown split, and when the library
+    `datasets` is not installed.
+    """
+    library = _library()
+    where = f"{folder}:{split}".rstrip(":")
+    loaded = _load(where, "save the data set again with `save_to_disk`", lambda: library.load_from_disk(str(folder)))
+    if isinstance(loaded, dict):
+        return RowSource(where, _of_dictionary(str(folder), loaded, split))
+    if split and str(loaded.split) not in spellings(split):
+        raise DataError(
+            f"{folder} has no split '{split}': one data set was saved there, not a dictionary of splits; "
+            "leave `split` out, or save a DatasetDict"
+        )
+    return RowSource(where, loaded)
+
+
+def open_hub(name: str, split: str) -> RowSource:
+    """Open the data set ``owner/name`` of the Hugging Face hub, downloading it unless it is in the local cache.
+
+    Raises DataError as :class:`RowSource` does, when the data set cannot be had, and when the library `datasets` is
+    not installed.
+    """
+    load = _library().load_dataset
+    where = f"hf://{name}:{split}".rstrip(":")
+    advice = (
+        "check the name, the split and the connection, and for a gated data set `hf auth login`; "
+        "or download it elsewhere and give the folder"
+    )
+    if split:
+        return RowSource(where, _load(where, advice, lambda: _load_split(load, name, split)))
+    return RowSource(where, _of_dictionary(where, _load(where, advice, lambda: load(name)), split))
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            "parquet files and Hugging Face data sets need the library datasets, which is not here: "
+            'pip install "aligntok[parquet]"'
+        ) from error
+    return datasets
+
+
+def _load(where: str, advice: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # the library, pyarrow and the hub's client raise nearly anything
+        raise DataError(f"{where} cannot be opened ({first_line(error)}); {advice}") from error
+
+
+def _load_split(load: Callable[..., Any], name: str, split: str) -> Any:
+    unknown: list[ValueError] = []
+    for spelling in spellings(split):
+        try:
+            return load(name, split=spelling)
+        except ValueError as error:  # what datasets 3 to 5 raise for an unknown split, when all else has worked
+            unknown.append(error)
+    raise unknown[0]
+
+
+def _of_dictionary(where: str, loaded: dict[str, Any], split: str) -> Any:
+    if not split and len(loaded) > 1:
+        raise several_splits(where, loaded)
+    for name in spellings(split) if split else loaded:
+        if name in loaded:
+            return loaded[name]
+    raise DataError(f"{where} has no split '{split}'; {known_splits(split, loaded)}choose one of them with `split`")
+
+
+def _column(dataset: Any, name: str) -> Any:
+    """Return one column as Arrow data: a row is a slice of the memory-mapped file, and nothing is decoded."""
+    return dataset.select_columns([name]).with_format("arrow")
+
+
+def _image_column(where: str, dataset: Any) -> str:
+    for is_kind in (_is_image_feature, _is_struct_with_bytes, _is_bytes_of_images):
+        found = [name for name in dataset.features if is_kind(dataset, name)]
+        if len(found) == 1:
+            return str(found[0])
+        if found:
+            break
+    columns = ", ".join(f"{name} ({_kind(feature)})" for name, feature in dataset.features.items())
+    raise DataError(
+        f"{where}: {'several columns' if found else 'no column'} could be the images"
+        f"{': ' if found else ''}{', '.join(found)}; its columns are {columns or 'none'}. Save it with one column of "
+        "images: of the type Image, structs with `bytes` and `path`, or the encoded bytes themselves"
+    )
+
+
+def _is_image_feature(dataset: Any, name: str) -> bool:
+    return isinstance(dataset.features[name], _library().Image)
+
+
+def _is_struct_with_bytes(dataset: Any, name: str) -> bool:
+    return isinstance(dataset.features[name], dict) and "bytes" in dataset.features[name]
+
+
+def _is_bytes_of_images(dataset: Any, name: str) -> bool:
+    if getattr(dataset.features[name], "dtype", "") not in ("binary", "large_binary"):
+        return False
+    return any(map(_decodes, _column(dataset, name)[:_ROWS_TRIED][name].to_pylist()))
+
+
+def _decodes(data: bytes | None) -> bool:
+    try:
+        with Image.open(io.BytesIO(data or b"")):
+            return True
+    except Exception:  # Pillow raises nearly anything for what is no image
+        return False
+
+
+def _kind(feature: Any) -> str:
+    return "struct" if isinstance(feature, dict) else str(getattr(feature, "dtype", None) or type(feature).__name__)
+
+
+def _label_column(dataset: Any) -> str | None:
+    kinds = {name: getattr(feature, "dtype", "") for name, feature in dataset.features.items()}
+    named = [name for name in _LABEL_NAMES if str(kinds.get(name, "")).startswith(("int", "uint"))]
+    classes = [name for name, feature in dataset.features.items() if isinstance(feature, _library().ClassLabel)]
+    return named[0] if named else classes[0] if len(classes) == 1 else None
+
+
+def _read_labels(where: str, dataset: Any, name: str) -> Labels:
+    labels = _column(dataset, name)[:][name].cast("int64").fill_null(-1).to_numpy()
+    if labels.min() < -1 or labels.max() > np.iinfo(np.int32).max:
+        raise DataError(
+            f"{where}: column '{name}' holds {labels.min()} to {labels.max()}; class indices are 0, 1, ..., or -1"
+        )
+    return np.asarray(labels, dtype=np.int32)
+
+
+def _stamp(dataset: Any, labels: Labels | None) -> str:
+    # Not the library's own fingerprint: it follows the files' times, in which the copies of two nodes may differ.
+    sizes = [Path(file["filename"]).stat().st_size for file in dataset.cache_files]
+    described = f"{len(dataset)} {sizes} {sorted(dataset.features)} ".encode()
+    return hashlib.sha256(described + (b"" if labels is None else labels.tobytes())).hexdigest()

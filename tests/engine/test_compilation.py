@@ -1,0 +1,40 @@
+"""Which blocks are compiled."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from aligntok.engine.compilation import blocks_of, compile_blocks
+from aligntok.tokenizer import Tokenizer
+
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+
+def test_blocks_are_elements_of_lists_and_parts_without_lists_but_no_single_layers():
+    outer = nn.Module()
+    outer.first = nn.Linear(2, 2)
+    outer.branch = Branch()
+    outer.blocks = nn.Sequential(Branch(), nn.Linear(2, 2), nn.Sequential(Branch(), Branch()))
+    outer.deeper = nn.Module()
+    outer.deeper.levels = nn.ModuleList([Branch()])
+    outer.last = nn.Conv2d(1, 1, 1)
+    assert blocks_of(outer) == [outer.branch, outer.blocks[0], outer.blocks[2], outer.deeper.levels[0]]
+
+
+def test_the_last_layers_where_ratios_are_found_stay_small():
+    """A ratio walks what is compiled together with its last layer, so that must not be a whole network."""
+    encoder = dict(type="timm", model_name="vit_tiny_patch16_224", pretrained=False, model_args=dict(depth=3))
+    decoder = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, resolution=32)
+    tokenizer = Tokenizer(encoder=encoder, decoder=decoder, latent_dim=4, downsample_factor=2)
+    blocks = blocks_of(tokenizer)
+    for part in (tokenizer.encoder, tokenizer.decoder):
+        holding = [b for b in blocks if any(p is part.last_layer for p in b.parameters())]
+        assert sum(p.numel() for b in holding for p in b.parameters()) < 0.4 * sum(p.numel() for p in part.parameters())
+    names = list(tokenizer.state_dict())
+    compile_blocks([tokenizer, None], {"backend": "eager"})
+    assert list(tokenizer.state_dict()) == names
+    assert all(block._compiled_call_impl is not None for block in blocks)

@@ -1,0 +1,73 @@
+"""Which steps are left out, and when too many were."""
+
+from __future__ import annotations
+
+import pytest
+
+from aligntok.engine.guard import WINDOW, StepGuard
+from aligntok.errors import DivergenceError
+
+
+def settled(max_skipped=3, spike_factor=10.0):
+    """A guard that has seen enough of a part whose gradient norm is 1 or 2."""
+    guard = StepGuard(max_skipped, spike_factor)
+    for i in range(WINDOW):
+        assert guard.passes({"decoder": 1.0 + i % 2, "discriminator": 0.0}, True)
+    return guard
+
+
+def test_a_gradient_far_above_the_usual_is_a_spike_and_said_so(caplog):
+    guard = settled()
+    assert not guard.passes({"decoder": 16.0}, True)
+    assert "step left out (1 in a row): a gradient norm of 16 in decoder, 11 times the usual 1.5" in caplog.text
+    assert (guard.skipped, guard.skipped_in_a_row) == (1, 1)
+    assert guard.passes({"decoder": 14.0}, True)
+    assert (guard.skipped, guard.skipped_in_a_row) == (1, 0)
+
+
+def test_a_spike_does_not_change_what_is_usual():
+    guard = settled(max_skipped=1000)
+    for _ in range(2 * WINDOW):
+        assert not guard.passes({"decoder": 1e6}, True)
+
+
+def test_what_is_usual_follows_training():
+    guard = settled()
+    for i in range(600):
+        assert guard.passes({"decoder": 2.0 * 1.01**i}, True)
+
+
+def test_a_part_is_not_judged_before_it_is_known():
+    """A GAN that begins late, whose discriminator has had no gradients so far."""
+    guard = settled()
+    assert guard.passes({"decoder": 1.0, "discriminator": 500.0}, True)
+    assert StepGuard(3, 10.0).passes({"decoder": 1e9}, True)
+
+
+def test_without_a_factor_only_what_is_not_finite_is_left_out(caplog):
+    guard = settled(spike_factor=None)
+    assert guard.passes({"decoder": 1e9}, True)
+    assert not guard.passes({"decoder": float("nan"), "encoder": 1.0, "adapter": float("inf")}, True)
+    assert "gradients that are not finite (parts: decoder, adapter)" in caplog.text
+    assert not guard.passes({"decoder": 1.0}, False)
+    assert "a loss that is not finite" in caplog.text
+
+
+def test_too_many_in_a_row_stop_the_training():
+    guard = settled(max_skipped=2)
+    for _ in range(2):
+        assert not guard.passes({"decoder": 99.0}, True)
+    assert guard.passes({"decoder": 1.0}, True)
+    for _ in range(2):
+        assert not guard.passes({"decoder": 99.0}, True)
+    with pytest.raises(DivergenceError, match=r"3 steps in a row .* of 99 in decoder.* raise spike_factor"):
+        guard.passes({"decoder": 99.0}, True)
+
+
+def test_a_saved_state_goes_on():
+    guard, other = settled(), StepGuard(3, 10.0)
+    guard.passes({"decoder": 99.0}, True)
+    other.load_state_dict(guard.state_dict())
+    assert other.state_dict() == guard.state_dict()
+    assert not other.passes({"decoder": 16.0}, True)
+    assert other.skipped_in_a_row == 2

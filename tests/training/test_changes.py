@@ -1,0 +1,102 @@
+"""Going on with another config: what may change, what is reported, what is refused; all before the first step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from aligntok.cli import train
+from aligntok.engine.checkpoints import read_newest
+from aligntok.training.changes import changed_settings
+
+FIRST = "1_latent_alignment"
+ONE = ("--stage", "latent_alignment", "--cfg-options")
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, config_source):
+    """A stage after two of its four steps: (work folder, config file)."""
+    folder = tmp_path_factory.mktemp("begun")
+    (folder / "tiny.py").write_text(config_source(steps=4))
+    assert train([str(folder / "tiny.py"), "--work-dir", str(folder / "run"), *ONE, "stages.0.steps=2"]) == 0
+    return folder / "run", str(folder / "tiny.py")
+
+
+@pytest.fixture
+def go_on(begun, tmp_path):
+    """Go on with a copy of it and more options; returns the exit status."""
+    shutil.copytree(begun[0], tmp_path / "run")
+
+    def go(*options):
+        return train([begun[1], "--work-dir", str(tmp_path / "run"), *ONE, *options])
+
+    return go
+
+
+def test_nothing_is_said_of_what_does_not_matter(go_on, caplog):
+    free = ("stages.0.steps=3", "checkpoint.every=1", "data.workers=1", "accumulation=2", "log.every=3")
+    assert go_on(*free) == 0
+    assert "other settings" not in caplog.text
+
+
+def test_a_learning_rate_that_is_lowered_is_reported_and_holds(go_on, tmp_path, caplog):
+    assert go_on("optimizer.lr=1e-5", "losses.gan.weight=0.1") == 0
+    assert "was trained with other settings" in caplog.text
+    assert "optimizer.lr: 0.001 -> 1e-05" in caplog.text
+    assert "losses.gan.weight: 0.5 -> 0.1" in caplog.text
+    content = read_newest(tmp_path / "run" / FIRST)
+    assert content["step"] == 4
+    assert content["optimizers"]["sides"]["autoencoder"]["param_groups"][0]["lr"] == 1e-5
+    assert json.loads((tmp_path / "run" / FIRST / "stage.json").read_text())["optimizer"]["lr"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("optimizer.type=RAdam", "optimizer.type: 'Adam' -> 'RAdam'"),
+        ("schedule=[dict(type='LinearLR',start_factor=0.1,begin=0,end=4)]", None),
+        ("stages.0.trains=['decoder']", "trains: ['adapter', 'decoder'] -> ['decoder']"),
+    ],
+)
+def test_what_the_saved_state_depends_on_cannot_change(go_on, tmp_path, capsys, write_config, option, said):
+    before = (tmp_path / "run" / FIRST / "stage.json").read_text()
+    if said is None:
+        config = write_config(steps=4, schedule=[dict(type="LinearLR", start_factor=0.1, begin=0, end=4)])
+        assert train([config, "--work-dir", str(tmp_path / "run"), *ONE, "seed=0"]) == 2
+        said = "schedule: None -> "
+    else:
+        assert go_on(option) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "cannot change on the way. Set it back, or remove the folder" in printed
+    assert (tmp_path / "run" / FIRST / "stage.json").read_text() == before
+
+
+@pytest.mark.parametrize("option", ["model.latent_dim=8", "model.decoder.ch=64", "discriminator.base_channels=8"])
+def test_a_checkpoint_of_another_shape_is_found_before_training(go_on, tmp_path, capsys, option):
+    before = (tmp_path / "run" / FIRST / "stage.json").read_text()
+    assert go_on(option) == 2
+    printed = capsys.readouterr().err
+    assert "CheckpointError: the " in printed
+    assert "does not fit the config's" in printed
+    assert (tmp_path / "run" / FIRST / "stage.json").read_text() == before
+
+
+def test_a_finished_stage_of_other_settings_is_reported(go_on, caplog, capsys):
+    assert go_on("seed=0") == 0
+    caplog.clear()
+    assert go_on("optimizer.lr=1e-5", "optimizer.type=RAdam") == 0
+    assert "finished already, skipped" in capsys.readouterr().out
+    assert "remove its folder to train it again" in caplog.text
+
+
+def test_differences_are_named_by_their_keys():
+    old = {"optimizer": {"lr": 1e-4}, "losses": {"l1": {"type": "l1"}}, "steps": 5, "trains": ["decoder"], "gone": 1}
+    new = {"optimizer": {"lr": 1e-5}, "losses": {}, "steps": 9, "trains": ("decoder",), "ema": None}
+    assert changed_settings(old, new) == {
+        "optimizer.lr": (1e-4, 1e-5),
+        "losses.l1.type": ("l1", None),
+        "losses": (None, {}),
+    }

@@ -1,0 +1,128 @@
+"""One process fails, dies or hangs: all end, promptly, with the reason on every log, and the checkpoints are whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from aligntok.engine.checkpoints import finished_steps, read_newest
+
+FIRST = "1_latent_alignment"
+ENDLESS = ("--stage", "latent_alignment", "--cfg-options", "stages.0.steps=100000", "checkpoint.every=1")
+STEP = "latent_alignment: step 3/"
+
+
+def pair(tool, config, work_dir, *options):
+    """Two processes that torchrun would have started, without torchrun, which would end one when the other is gone."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    meeting = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    ranks = [dict(meeting, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
+    return [tool.launch(config, work_dir, *ENDLESS, *options, env=env) for env in ranks]
+
+
+def logs(stage, rank):
+    return "".join(path.read_text() for path in stage.rglob("*.log") if path.stem.endswith(f"rank{rank}"))
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def rank_of(pid):
+    variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return next((int(v.partition("=")[2]) for v in variables if v.startswith("RANK=")), None)
+
+
+def ranks_under(torchrun):
+    return {rank_of(pid): pid for pid in children(torchrun.pid) if rank_of(pid) is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_killed_process_takes_the_other_with_it(write_config, tool, tmp_path, dead):
+    processes = pair(tool, write_config(), tmp_path / "run")
+    tool.until(processes[0], STEP)
+    processes[dead].kill()
+    began = time.monotonic()
+    printed, _ = processes[1 - dead].communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert processes[1 - dead].returncode == 2, printed
+    assert "ProcessError: " in printed
+    assert "Traceback" not in printed
+    assert "ProcessError: " in logs(tmp_path / "run" / FIRST, 1 - dead)
+    assert read_newest(tmp_path / "run" / FIRST)["step"] >= 2
+    processes[dead].communicate()
+
+
+@pytest.mark.slow
+def test_a_process_that_falls_silent_is_missed(write_config, tool, tmp_path):
+    processes = pair(tool, write_config(), tmp_path / "run", "process_timeout=3")
+    tool.until(processes[0], STEP)
+    processes[1].send_signal(signal.SIGSTOP)
+    printed, _ = processes[0].communicate(timeout=60)
+    processes[1].kill()
+    processes[1].communicate()
+    said = "process 1 gave no sign of life for 3 s (process_timeout)"
+    assert processes[0].returncode == 2, printed
+    assert said in printed
+    assert said in logs(tmp_path / "run" / FIRST, 0)
+    assert read_newest(tmp_path / "run" / FIRST)["step"] >= 2
+
+
+@pytest.mark.slow
+def test_a_reason_in_one_process_reaches_the_log_of_every_other(write_config, tool, tmp_path):
+    """The reason is a data-loading process of the second that dies; torchrun is there, as in real life."""
+    torchrun = ("--standalone", "--nproc_per_node=2")
+    process = tool.launch(write_config(), tmp_path / "run", *ENDLESS, "data.workers=1", torchrun=torchrun)
+    tool.until(process, STEP)
+    (worker,) = [pid for pid in children(ranks_under(process)[1]) if rank_of(pid) == 1]
+    os.kill(worker, signal.SIGKILL)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, printed  # torchrun's own, whatever that of its processes
+    assert "DataError: a data-loading process ended or got stuck" in printed
+    assert "DataError: a data-loading process ended or got stuck" in logs(tmp_path / "run" / FIRST, 1)
+    assert "failed: DataError: a data-loading process ended or got stuck" in logs(tmp_path / "run" / FIRST, 0)
+    assert read_newest(tmp_path / "run" / FIRST)["step"] >= 2
+
+
+@pytest.mark.slow
+def test_torchrun_may_start_the_processes_again_and_they_go_on(write_config, tool, tmp_path):
+    """What the first life posted about its end must not end the second."""
+    torchrun = ("--standalone", "--nproc_per_node=2", "--max-restarts=1")
+    config = write_config(steps=12, checkpoint=dict(every=1))
+    process = tool.launch(config, tmp_path / "run", "--stage", "latent_alignment", torchrun=torchrun)
+    tool.until(process, STEP)
+    os.kill(ranks_under(process)[1], signal.SIGKILL)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    assert finished_steps(tmp_path / "run" / FIRST) == 12
+    assert "latent_alignment: step 12/12" in printed
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_stops_all_after_one_step_and_the_run_goes_on(write_config, tool, tmp_path):
+    torchrun = ("--standalone", "--nproc_per_node=2")
+    config, one = write_config(steps=40, checkpoint=dict(every=1000)), ("--stage", "latent_alignment")
+    process = tool.launch(config, tmp_path / "run", *one, torchrun=torchrun)
+    tool.until(process, STEP)
+    process.terminate()
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    step = finished_steps(tmp_path / "run" / FIRST)
+    assert 3 <= step < 40
+    for rank in (0, 1):
+        assert f"stopped by SIGTERM after step {step} of 40" in logs(tmp_path / "run" / FIRST, rank)
+    again = tool.launch(config, tmp_path / "run", *one, torchrun=torchrun)
+    printed, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, printed
+    whole = tool.launch(config, tmp_path / "whole", *one, torchrun=torchrun)
+    printed, _ = whole.communicate(timeout=120)
+    assert whole.returncode == 0, printed
+    assert tool.same(tool.newest(tmp_path / "run" / FIRST), tool.newest(tmp_path / "whole" / FIRST))
