@@ -148,6 +148,14 @@ def test_the_64_channel_adapter_is_twice_as_wide(plans):
     assert count(plans("configs/aligntok_dinov2_f16d64.py")[0], "adapter") == (1024 + 1) * 128 + (128 + 1) * 64
 
 
+def test_lora_trains_low_rank_updates_of_attention_and_mlp(plans):
+    plan = plans("configs/ablations/lora.py")[1]
+    trainable, frozen = plan.parameters["encoder"]
+    assert trainable == 6_291_456
+    assert frozen == count(plans(DEFAULT)[1], "encoder")
+    assert plan.checkpoint_bytes < plans(DEFAULT)[1].checkpoint_bytes / 3
+
+
 # The paper's schedules
 
 RATES = (1e-4, 1e-5, 1e-4)

@@ -108,7 +108,7 @@ def run_train(arguments):
 def run_torchrun(words):
     (tool,) = (i for i, word in enumerate(words) if word.endswith(".py") and word.startswith("tools/"))
     assert words[tool] == "tools/train.py"
-    assert all(re.fullmatch(r"--n(nodes|proc_per_node)=\d+", word) for word in words[:tool])
+    assert all(re.fullmatch(r"--(nnodes|nproc_per_node)=\d+|--rdzv-\w+=\S+", word) for word in words[:tool])
     return run_train(words[tool + 1 :])
 
 

@@ -96,9 +96,10 @@ class PartOptimizers(OptimWrapperDict):
         Where a schedule moved the learning rate, it stays moved by the same factor. Raises CheckpointError when the
         state is that of other optimisers or parameters.
         """
-        if sorted(state["sides"]) != sorted(self.optim_wrappers):
+        own = self.optim_wrappers
+        if sorted(state["sides"]) != sorted(own):
             raise CheckpointError(
-                f"the checkpoint has optimisers of {', '.join(state['sides'])}, the config of {', '.join(self.optim_wrappers)}; "
+                f"the checkpoint has optimisers of {', '.join(state['sides'])}, the config of {', '.join(own)}; "
                 "set losses, discriminator and trains back, or train the stage anew in another work_dir"
             )
         for side, saved in state["sides"].items():

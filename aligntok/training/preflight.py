@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from aligntok.data.buckets import AspectBuckets
 from aligntok.data.sampler import per_process_batch
-from aligntok.engine.checkpoints import check_space, finished_steps, load_parts, read_parts
+from aligntok.engine.checkpoints import check_space, finished_steps, load_parts, part_states, read_parts
 from aligntok.engine.optim import check_optimizer
 from aligntok.errors import ConfigError
 from aligntok.registry import (
@@ -102,7 +102,7 @@ def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> S
         images_seen=seen,
         epochs=seen / known if known else None,
         checkpoint_bytes=_checkpoint_bytes(model, stage),
-        frozen_bytes=sum(_bytes(part) for part in model.frozen_parts().values()),
+        frozen_bytes=_frozen_bytes(model),
     )
 
 
@@ -188,14 +188,19 @@ def _checkpoint_bytes(model: AlignmentModel, stage: Stage) -> int:
     }
     widths = len(stage["ema"]["sigma_rel"]) if stage["ema"] else 0
     total = 0
-    for name, part in parts.items():
+    for name, state in part_states(parts, frozen=False).items():
         averaged = widths if name in model.tokenizer_parts else 0
-        total += _bytes(part) + (states[name == "discriminator"] + averaged) * _bytes(part, buffers=False)
+        trained = [p for p in parts[name].parameters() if p.requires_grad]
+        total += _bytes(state.values()) + (states[name == "discriminator"] + averaged) * _bytes(trained)
     return total
 
 
-def _bytes(part: nn.Module, buffers: bool = True) -> int:
-    tensors = part.state_dict().values() if buffers else part.parameters()
+def _frozen_bytes(model: AlignmentModel) -> int:
+    frozen = {**part_states(model.frozen_parts()), **part_states(model.trained_parts(), frozen=True)}
+    return sum(_bytes(state.values()) for state in frozen.values())
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 

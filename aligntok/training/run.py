@@ -155,7 +155,7 @@ def build_datasets(stage: Stage) -> tuple[Any, Any]:
         if data[split] is not None and data[split]["type"] == "images" and "root" not in data[split]:
             raise ConfigError(
                 "data_root is not set, so there is nothing to train on; "
-                "add --cfg-options data_root=/path/to/images (a folder or a zip)"
+                "add --cfg-options data_root=/path/to/images (a folder, a zip, shards, parquet files, or hf://owner/name)"
             )
     train = DATASETS.build({"train": True, "seed": stage.seed, **data["train"]})
     if data["val"] is None:

@@ -1,0 +1,78 @@
+"""The SLURM job: a process for each task, and back into the queue when SIGTERM stopped it, only then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aligntok.engine.checkpoints import finished_steps
+
+ROOT = Path(__file__).parents[2]
+#: Starts a command as two tasks, hands SIGTERM on to them, and ends with the largest of their exit statuses.
+SRUN = f"""#!{sys.executable}
+import os, signal, subprocess, sys
+tasks = [dict(os.environ, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(int(os.environ["SLURM_NTASKS"]))]
+running = [subprocess.Popen(sys.argv[1:], env=env) for env in tasks]
+signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in running])
+sys.exit(max(task.wait() for task in running))
+"""
+SCONTROL = """#!/bin/sh
+if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$REQUEUED"; fi
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """A folder of stand-ins for SLURM's commands, and the environment of a job of two tasks."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    job = dict(SLURM_JOB_ID=str(os.getpid()), SLURM_NTASKS="2", SLURM_JOB_NODELIST="node1")
+    path = f"{commands}:{os.environ['PATH']}"
+    return {**os.environ, **job, "PATH": path, "REQUEUED": str(tmp_path / "requeued"), "OMP_NUM_THREADS": "1"}
+
+
+def submit(slurm, *arguments):
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(["bash", str(ROOT / "tools/slurm.sh"), *arguments], cwd=ROOT, env=slurm, **pipes)
+
+
+def srun_of(job):
+    (pid,) = (int(p) for p in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split())
+    return pid
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_up_goes_back_into_the_queue(slurm, tmp_path, write_config):
+    requeued, config = Path(slurm["REQUEUED"]), write_config()
+    options = ("--stage", "latent_alignment", "--work-dir", str(tmp_path / "run"))
+    job = submit(slurm, config, *options, "--cfg-options", "stages.0.steps=100000")
+    for line in job.stdout:
+        if "step 2/" in line:
+            break
+    os.kill(srun_of(job), signal.SIGTERM)
+    printed, _ = job.communicate(timeout=60)
+    assert job.returncode == 75, printed
+    assert requeued.read_text().split() == ["requeue", slurm["SLURM_JOB_ID"]]
+    step = finished_steps(tmp_path / "run" / "1_latent_alignment")
+    assert step >= 2
+    job = submit(slurm, config, *options, "--cfg-options", f"stages.0.steps={step + 1}")
+    printed, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, printed
+    assert f"step {step + 1}/{step + 1}" in printed
+    assert len(requeued.read_text().splitlines()) == 1
+
+
+def test_a_job_that_fails_stays_out_of_the_queue(slurm, tmp_path):
+    job = submit(slurm, str(tmp_path / "no_config.py"))
+    printed, _ = job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert "ConfigError: no config file" in printed
+    assert not Path(slurm["REQUEUED"]).exists()
