@@ -1,0 +1,127 @@
+"""docs/troubleshooting.md has an entry for every error and warning of the package, and none that is gone from it.
+
+A text is read off the code, with `…` for what is filled in; the message of an entry is one, shortened at its end.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+from aligntok import errors
+
+ROOT = Path(__file__).parents[1]
+TABLE = re.compile(r"^\| message \| cause \| cure \|\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
+CODE = re.compile(r"(`+) ?(.+?) ?\1(?!`)")
+ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+SAID = {"warning", "error", "_say"}  # calls that tell the user something and raise nothing
+FEWEST_LETTERS = 8  # of an entry: a shorter one would stand for texts that it was not written for
+#: Texts that are put together far from the call that raises or logs them, by that call.
+ELSEWHERE = {
+    "ProcessError(reason)": ["process … on … failed: …", "an exchange with another process broke off (…); that"],
+    "own.error('%s: %s', type(error).__name__, error)": [],  # any error at all, on its way out
+}
+
+
+@cache
+def package():
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in (ROOT / "aligntok").rglob("*.py")}
+
+
+@cache
+def returns():
+    """What each function returns, by its name: some put a message together."""
+    functions = [n for tree in package().values() for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    return {f.name: [n.value for n in ast.walk(f) if isinstance(n, ast.Return)] for f in functions}
+
+
+def called(node):
+    return getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+
+
+def texts(node):
+    """The texts that an expression may give, with `…` for what only the run knows."""
+    match node:
+        case ast.Constant():
+            return [re.sub(r"%[sd]", "…", str(node.value))]
+        case ast.JoinedStr():
+            return joined(node.values)
+        case ast.FormattedValue(value=ast.IfExp() | ast.BinOp(op=ast.Mult())):
+            return texts(node.value)
+        case ast.IfExp():
+            return texts(node.body) + texts(node.orelse)
+        case ast.BinOp(op=ast.Add()):
+            return joined([node.left, node.right])
+        case ast.BinOp(op=ast.Mult(), left=ast.Constant(value=str(text))):  # a plural's s, or nothing
+            return [text, ""]
+        case ast.Call(args=[ast.List(elts=parts)]) if called(node) == "join":
+            return joined(parts)
+        case ast.Call() if called(node) not in ERRORS and called(node) in returns():
+            return [text for value in returns()[called(node)] for text in texts(value)]
+    return ["…"]
+
+
+def joined(nodes):
+    return ["".join(parts) for parts in product(*map(texts, nodes))]
+
+
+def bare(text):
+    """A text without markup, line breaks, what stands for the place that it is about, and its open end."""
+    return re.sub(r"(… ?)+…", "…", " ".join(re.sub(r"[`\\]", "", text).split())).lstrip("…:, ").rstrip("… ")
+
+
+def spoken(trees):
+    """(place, text) of every error that is made and every line that is said."""
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if called(node) in ERRORS | SAID and node.args:
+                for text in ELSEWHERE.get(ast.unparse(node), texts(node.args[0])):
+                    yield f"{path}:{node.lineno}", bare(text) or ast.unparse(node)
+
+
+def entries():
+    """The messages of the page's tables: one or several, in backquotes, in the first column of each row."""
+    rows = "".join(TABLE.findall((ROOT / "docs/troubleshooting.md").read_text())).splitlines()
+    return [message for row in rows for _, message in CODE.findall(row.split(" | ")[0])]
+
+
+def without_entry(trees):
+    known = tuple(map(bare, entries()))
+    return [f"{place}: {text}" for place, text in spoken(trees) if not text.startswith(known)]
+
+
+def test_every_error_and_warning_has_an_entry():
+    missing = without_entry(package())
+    assert not missing, "docs/troubleshooting.md has no entry for\n" + "\n".join(missing)
+
+
+def test_every_entry_is_of_a_text_that_there_is():
+    strings = [n for tree in package().values() for n in ast.walk(tree) if isinstance(n, ast.Constant | ast.JoinedStr)]
+    known = {bare(text) for node in strings for text in texts(node)} | {text for _, text in spoken(package())}
+    gone = [entry for entry in entries() if not any(text.startswith(bare(entry)) for text in known)]
+    assert not gone, "nothing in aligntok says any more\n" + "\n".join(gone)
+
+
+def test_entries_are_many_different_and_long_enough_to_know_a_text_by():
+    assert len(set(entries())) == len(entries()) > 150
+    assert not [entry for entry in entries() if len(re.findall("[a-z]", bare(entry))) < FEWEST_LETTERS]
+
+
+def test_a_new_error_is_found_out():
+    code = """
+raise ConfigError(f"{who}: {count} apple{'s' * (count > 1)} " f"of {kind!r}" + (f" in {place}" if place else ""))
+logger.warning("%s: apples of %s", who, place)
+raise DataError(apples)
+"""
+    said = [
+        "2: apples of … in",
+        "2: apples of",
+        "2: apple of … in",
+        "2: apple of",
+        "3: apples of",
+        "4: DataError(apples)",
+    ]
+    assert without_entry({"new.py": ast.parse(code)}) == [f"new.py:{text}" for text in said]
