@@ -74,8 +74,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.source = open_source(root, split)
         self.class_names = self.source.class_names
         self.max_unreadable = math.ceil(len(self) / 100) if max_unreadable is None else max_unreadable
-        if self.max_unreadable < 0 or seed < 0:
-            raise ConfigError(f"max_unreadable {max_unreadable} and seed {seed} must not be negative")
+        for name, value in (("max_unreadable", self.max_unreadable), ("seed", seed)):
+            if value < 0:
+                raise ConfigError(f"{name}={value}; it must not be negative")
         self._buckets: BucketIndices | None = None
         # One flag an image in shared memory: workers set them without a lock, and setting one twice counts once.
         self._unreadable = torch.zeros(len(self), dtype=torch.uint8).share_memory_()

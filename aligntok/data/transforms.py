@@ -31,7 +31,8 @@ def decode_image(data: bytes, draft_side: int | None = None) -> Image.Image:
     with Image.open(io.BytesIO(data)) as opened:
         if draft_side is not None:
             opened.draft("RGB", (draft_side, draft_side))
-        return _to_rgb(ImageOps.exif_transpose(opened))
+        ImageOps.exif_transpose(opened, in_place=True)  # an image that needs no turning is not copied
+        return _to_rgb(opened)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

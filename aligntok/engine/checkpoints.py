@@ -102,16 +102,28 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({first_line(error)}); it is damaged or incomplete") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no checkpoint of this version (format {FORMAT})")
+        raise CheckpointError(
+            f"{path} is no checkpoint of this version (format {FORMAT}); go on with the version that wrote it, "
+            "or train in another work_dir"
+        )
     return content
 
 
 def read_newest(stage_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read the newest checkpoint of a stage that can be read, or None without any; damaged ones are reported."""
-    for _, path in reversed(list_checkpoints(stage_dir)):
+    """Read the newest checkpoint of a stage that can be read, or None without any; damaged ones are reported.
+
+    Raises CheckpointError when there are some and none can be read: to begin anew would overwrite them.
+    """
+    found = list_checkpoints(stage_dir)
+    for i, (_, path) in reversed([*enumerate(found)]):
         try:
             return read_checkpoint(path)
         except CheckpointError as error:
+            if i == 0:
+                raise CheckpointError(
+                    f"no checkpoint of {len(found)} in {path.parent} can be read: {error}. "
+                    "Restore one, or remove the stage's folder to train it anew"
+                ) from error
             logger.warning("%s; the one before it is used", error)
     return None
 
@@ -136,11 +148,17 @@ def load_parts(parts: Mapping[str, nn.Module], states: Mapping[str, Mapping[str,
     """Load the states of `parts`, each complete. Raises CheckpointError if one is missing or of another shape."""
     for name, part in parts.items():
         if name not in states:
-            raise CheckpointError(f"{source} has no {name}; it has {', '.join(states)}")
+            raise CheckpointError(
+                f"{source} has no {name}; it has {', '.join(states)}: set model, losses, discriminator and trains "
+                "back, or train in another work_dir"
+            )
         try:
             part.load_state_dict(states[name])
         except RuntimeError as error:
-            raise CheckpointError(f"the {name} in {source} does not fit the config's: {error}") from error
+            raise CheckpointError(
+                f"the {name} in {source} does not fit the config's: {error}\n"
+                "  set model and discriminator back, or train in another work_dir"
+            ) from error
 
 
 def write_frozen(
@@ -158,7 +176,9 @@ def read_frozen(stage_dir: str | os.PathLike[str]) -> PartStates:
     try:
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({first_line(error)})") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({first_line(error)}); copy the stage's folder whole, or train it anew"
+        ) from error
     states: PartStates = {}
     for key, tensor in tensors.items():
         part, name = key.split("/", 1)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 import torch._dynamo.config as dynamo_config
 import torch._functorch.config as functorch_config
 from torch import nn
+
+from aligntok.registry import check_keywords
 
 RECOMPILE_LIMIT = 64
 
@@ -18,7 +21,9 @@ def compile_blocks(modules: Iterable[nn.Module | None], options: Mapping[str, An
     A block is an element of a module list or sequence, or a module with children that holds no such list. Blocks
     compile faster than whole networks, equal ones once; and the last layers, where gradient ratios are found, stay
     outside or in a small graph of their own, so that finding a ratio does not walk a whole compiled network backward.
+    Raises ConfigError for a keyword that torch.compile does not take.
     """
+    check_keywords(torch.compile, dict(options), who="compile")
     # The ratio is found first and the block walked after it, so a graph's saved tensors must outlive one walk. torch
     # 2.14 gives them away after the first unless this is off.
     functorch_config.donated_buffer = False

@@ -95,13 +95,20 @@ class GradientReduction:
 
     def finish(self) -> None:
         """Wait for every exchange and put the means in place."""
+        if not self._running:
+            return
         size = world()[1]
+        means: list[Tensor] = []
+        present: list[Tensor] = []
         for work, flat, parameters in self._running:
             work.wait()
             flat /= size
-            *means, present = flat.split([*(p.numel() for p in parameters), len(parameters)])
-            for parameter, mean, somewhere in zip(parameters, means, present.tolist(), strict=True):
-                parameter.grad = mean.view_as(parameter) if somewhere else None
+            *parts, there = flat.split([*(p.numel() for p in parameters), len(parameters)])
+            means += parts
+            present.append(there)
+        everything = [parameter for _, _, parameters in self._running for parameter in parameters]
+        for parameter, mean, somewhere in zip(everything, means, torch.cat(present).tolist(), strict=True):
+            parameter.grad = mean.view_as(parameter) if somewhere else None
         self._running.clear()
 
 

@@ -126,7 +126,7 @@ class PowerFunctionEMA:
         if sorted(state["averages"]) != sorted(map(str, self.sigma_rels)):
             raise ConfigError(
                 f"the checkpoint holds EMA widths {', '.join(state['averages'])}, "
-                f"but ema.sigma_rels is {list(self.sigma_rels)}; set it to the checkpoint's"
+                f"but ema.sigma_rel is {list(self.sigma_rels)}; set it to the checkpoint's"
             )
         self.step = state["step"]
         for sigma_rel, averages in zip(self.sigma_rels, self._averages, strict=True):

@@ -54,7 +54,8 @@ class StepLoop(IterBasedTrainLoop):
             self.runner.val_loop.run()  # it was stopped between its last step and the validation after it
         with explaining_loader_errors():  # a worker's death interrupts whatever the process is doing
             while self._iter < self._max_iters and not self.stop_training:
-                self.runner.model.train()
+                if not self.runner.model.training:  # a validation was in between
+                    self.runner.model.train()
                 self.run_iter(StepBatch(self._iter, [next(batches) for _ in range(sampler.accumulation)]))
                 if sigterm_was_sent():
                     self._stop_early()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS, PARAM_SCHEDULERS
 from torch import Tensor, nn
 
 from aligntok.engine.distributed import any_process
@@ -30,6 +31,19 @@ def check_optimizer(config: Mapping[str, Any], where: str) -> None:
         )
     options = {key: value for key, value in config.items() if key != "type"}
     check_keywords(optimizer, options, who=f"{where}: optimiser '{config['type']}'")
+
+
+def check_schedule(schedulers: Iterable[Mapping[str, Any]], where: str) -> None:
+    """Raise ConfigError unless each ``dict(type=..., ...)`` is a parameter scheduler of mmengine that can be built."""
+    for config in schedulers:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        try:
+            PARAM_SCHEDULERS.build(dict(config), default_args={"optimizer": optimizer, "by_epoch": False})
+        except (TypeError, ValueError, KeyError, AssertionError, AttributeError) as error:
+            raise ConfigError(
+                f"{where}, schedule: {dict(config)} is no scheduler of mmengine ({first_line(error)}); each is "
+                "dict(type='LinearLR', start_factor=0.1, begin=0, end=1000) or the like, counted in steps"
+            ) from error
 
 
 class PartOptimizers(OptimWrapperDict):
@@ -160,9 +174,15 @@ class PartOptimizersConstructor:
             chosen = [part for name, part in parts.items() if (name == "discriminator") == (side == "discriminator")]
             parameters = [p for part in chosen for p in part.parameters() if p.requires_grad]
             if parameters:
-                optimizer = OPTIMIZERS.build({**self.config[side], "params": parameters})
+                optimizer = OPTIMIZERS.build({**_fused(self.config[side]), **self.config[side], "params": parameters})
                 sides[side] = OptimWrapper(optimizer)
         guard = StepGuard(self.config["max_skipped"], self.config["spike_factor"])
         device = next(p for part in parts.values() for p in part.parameters()).device.type
         scaling = torch.amp.GradScaler(device, enabled=getattr(model, "module", model).dtype == torch.float16)
         return PartOptimizers(guard, self.config["clip_grad_norm"], scaling, **sides)
+
+
+def _fused(config: Mapping[str, Any]) -> dict[str, bool]:
+    """One kernel for all of Adam's arithmetic, where the optimiser has one and the config says nothing else."""
+    takes = inspect.signature(OPTIMIZERS.get(config["type"])).parameters
+    return {"fused": True} if "fused" in takes and not config.get("foreach") else {}

@@ -49,6 +49,7 @@ class LPIPSLoss(Loss):
         self.net = Trunk(shape)
         self.lins = torch.nn.ModuleList(HeadLayer(width) for width in shape.widths)
         self.requires_grad_(False).eval()
+        self.net.to(memory_format=torch.channels_last)  # pooling and norms: faster there
         if pretrained:
             perceptual_weights.load_trunk(self.net, net, None if pretrained is True else pretrained)
         if not self.scaling_layer.shift.is_meta:

@@ -24,7 +24,7 @@ from aligntok.training.chain import Chain, run_forward
 from aligntok.training.lora import add_lora, with_lora, without_lora
 from aligntok.training.objective import Objective
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher(nn.Module):
@@ -56,7 +56,7 @@ class AlignmentModel(BaseModel):
         trains: which of encoder, adapter, decoder are trained. The others run in eval mode, without gradients.
         discriminator: config of the discriminator; needed, and trained, iff a loss takes its logits.
         teacher: None, "start" (the encoder and adapter that the stage starts from), or an encoder config.
-        precision: "fp32", or "bf16" or "fp16" autocast (weights, optimiser and ratios stay float32).
+        precision: "fp32", "tf32", or "bf16" or "fp16" autocast (weights, optimiser and ratios stay float32).
         grad_checkpointing: recompute activations of encoder and decoder in the backward pass.
         compile: True, or keywords of ``torch.compile``, to compile tokenizer and teacher block by block.
         lora: None, or options of :func:`aligntok.training.lora.add_lora`: the encoder trains through low-rank updates.
@@ -234,6 +234,13 @@ class AlignmentModel(BaseModel):
 
     def _inputs(self, name: str) -> tuple[str, ...]:
         return self.objective.losses[name].inputs  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def values(self, images: Tensor, step: int) -> dict[str, Tensor]:
+        """Return the value of each loss at a step for images (N, 3, H, W), without training."""
+        inputs = self._loss_inputs(images, run_forward(self.tokenizer, images, ()), step)
+        terms = self.objective.active(step)
+        return {t.name: self.objective.loss(t)(*(inputs[n] for n in self._inputs(t.name))) for t in terms}
 
     @staticmethod
     def _start(reduction: GradientReduction | None, parts: Iterable[nn.Module | None]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aligntok.errors import ConfigError, suggestion
+from aligntok.errors import ConfigError, first_line, suggestion
 from aligntok.training.lora import TARGETS
 
 
@@ -96,7 +96,8 @@ STAGE_KEYS = {
     "ema": Key({}, "Weight averages; None: none.", (dict, _NONE), EMA_KEYS),
     "global_batch_size": Key(64, "Images of one optimiser step, over all processes and micro-batches.", _INT),
     "accumulation": Key(1, "Micro-batches of one optimiser step.", _INT),
-    "precision": Key("fp32", "'fp32', or 'bf16' or 'fp16' (with loss scaling) for autocast.", _TEXT),
+    "precision": Key("fp32", "'fp32'; 'tf32' (matrix products of float32 in TF32 on GPUs); 'bf16' or 'fp16' (with loss "
+                             "scaling) for autocast.", _TEXT),
     "grad_checkpointing": Key(False, "Recompute activations of encoder and decoder to save memory.", (bool,)),
     "compile": Key(False, "Compile tokenizer and teacher block by block: True, or keywords of `torch.compile`.",
                    (bool, dict)),
@@ -129,12 +130,22 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> d
 
     if not Path(path).is_file():
         raise ConfigError(f"no config file {path}; the shipped ones are in configs/")
-    loaded = Config.fromfile(str(path))
+    try:
+        loaded = Config.fromfile(str(path))
+    except Exception as error:  # whatever the file's own code raises
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {first_line(error)}") from error
     for key in options or {}:
         first = key.split(".")[0]
         if first not in TOP_KEYS:
             raise ConfigError(_unknown(first, TOP_KEYS, "--cfg-options"))
-    loaded.merge_from_dict(dict(options or {}))
+    try:
+        loaded.merge_from_dict(dict(options or {}))
+    except (KeyError, IndexError, TypeError, AssertionError) as error:
+        given = " ".join(f"{key}={value}" for key, value in (options or {}).items())
+        raise ConfigError(
+            f"--cfg-options {given}: {first_line(error)}; dots lead into dicts and lists that the config has "
+            "(stages.0 is the first stage)"
+        ) from error
     config = loaded.to_dict()
     check_config(config, str(path))
     filled = {**{key: copy.deepcopy(known.default) for key, known in TOP_KEYS.items()}, **config}

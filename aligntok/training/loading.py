@@ -107,6 +107,8 @@ def export_tokenizer(
     stage's snapshots. Raises CheckpointError if there are none, ConfigError if it would overwrite another folder.
     """
     target = Path(out)
+    if target.is_file():
+        raise ConfigError(f"{target} is a file; give a new folder, or a saved tokenizer's")
     if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or a saved tokenizer's")
     chosen = {key: value for key, value in (("weights", weights), ("sigma_rel", sigma_rel)) if value is not None}

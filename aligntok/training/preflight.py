@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from aligntok.data.buckets import AspectBuckets
 from aligntok.data.sampler import per_process_batch
 from aligntok.engine.checkpoints import check_space, finished_steps, load_parts, part_states, read_parts
-from aligntok.engine.optim import check_optimizer
-from aligntok.errors import ConfigError
+from aligntok.engine.optim import check_optimizer, check_schedule
+from aligntok.errors import AlignTokError, ConfigError
 from aligntok.registry import (
     ADAPTERS,
     DATASETS,
@@ -111,6 +112,7 @@ def _check_rest(stage: Stage, model: AlignmentModel) -> None:
     where, f = f"stage '{stage.name}'", model.tokenizer.downsample_factor
     for key in ("optimizer", "discriminator_optimizer"):
         check_optimizer(stage[key], f"{where}, {key}")
+    check_schedule(stage["schedule"] or [], where)
     for split in ("train", "val"):
         data = stage["data"][split]
         if data is None:
@@ -118,23 +120,42 @@ def _check_rest(stage: Stage, model: AlignmentModel) -> None:
         options = {key: value for key, value in data.items() if key != "type"}
         who = f"{where}, data.{split}: {DATASETS.kind} '{data['type']}'"
         check_keywords(DATASETS.get(data["type"]), options, who=who)
-        _check_sizes(data, f, who)
+        sizes = _check_sizes(data, f, who)
+        if split == "train" and sizes:
+            _try_sizes(model, sizes, stage["steps"])
     for hook in stage["hooks"]:
         if not isinstance(hook, Mapping) or "type" not in hook:
             raise ConfigError(f"{where}: hooks holds {hook!r}; each must be dict(type=..., ...)")
         HOOKS.get(str(hook["type"]))
 
 
-def _check_sizes(data: Mapping[str, Any], f: int, who: str) -> None:
-    """Raise ConfigError unless every size that a data set crops to (its default, if none is given) fits f."""
+def _check_sizes(data: Mapping[str, Any], f: int, who: str) -> list[tuple[int, int]]:
+    """Return the sizes that a data set crops to (its default, if none is given); ConfigError unless they fit f."""
     default = inspect.signature(DATASETS.get(data["type"])).parameters.get("image_size")
     given = data.get("image_size", None if default is None else default.default)
     if given in (None, inspect.Parameter.empty):
-        return
-    for size in AspectBuckets(given).sizes:
+        return []
+    sizes = list(AspectBuckets(given).sizes)
+    for size in sizes:
         if any(side % f for side in size):
             near = tuple(max(1, round(side / f)) * f for side in size)
             raise ConfigError(f"{who}: image_size {size}; its sides must be multiples of f = {f}, such as {near}")
+    return sizes
+
+
+def _try_sizes(model: AlignmentModel, sizes: Sequence[tuple[int, int]], steps: int) -> None:
+    """Send images of the smallest and of the largest size through everything that the last step computes.
+
+    On the meta device, so only shapes are computed. Raises what components raise about them.
+    """
+    model.eval()  # a batch norm over all processes would have to exchange numbers
+    for size in {min(sizes, key=math.prod), max(sizes, key=math.prod)}:
+        try:
+            model.values(torch.empty(2, 3, *size, device="meta"), steps - 1)
+        except AlignTokError:
+            raise
+        except Exception:  # of a component that cannot run without data: its first step will tell
+            return
 
 
 def _count_parameters(model: AlignmentModel) -> dict[str, tuple[int, int]]:

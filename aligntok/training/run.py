@@ -107,6 +107,7 @@ def build_runner(stage: Stage, train: Any, val: Any, launcher: str = "none") -> 
     )
     schedule = {"autoencoder": [{"by_epoch": False, **s} for s in stage["schedule"] or []], "discriminator": []}
     every = stage["validation"]["every"]
+    torch.set_float32_matmul_precision("high" if stage["precision"] == "tf32" else "highest")
     validation = _validation(stage, val)  # finds the held-out images' buckets, before the hooks take pictures
     return StageRunner(
         model={"type": AlignmentModel.__name__, **stage.model_settings},

@@ -60,6 +60,8 @@ def expand_stages(config: Mapping[str, Any]) -> list[Stage]:
     Dicts of a stage are merged into the top's, key by key; ``_delete_=True`` in one replaces it; None removes a loss.
     Raises ConfigError for settings that cannot work.
     """
+    if config["seed"] < 0:
+        raise ConfigError(f"seed={config['seed']}; it must not be negative")
     base = {key: config[key] for key in STAGE_KEYS if key in config}
     folders = {
         stage["name"]: stage_folder(config["work_dir"], i, stage["name"]) for i, stage in enumerate(config["stages"])
@@ -101,14 +103,17 @@ def _resolve_start(settings: dict[str, Any], earlier: Mapping[str, Path], where:
     start = settings["start"]
     if start is None:
         return
+    if not start["stage"]:
+        raise ConfigError(f"{where}: start names no stage; give start=dict(stage=name, ...)")
     if start["weights"] not in ("raw", "ema"):
         raise ConfigError(f"{where}: start.weights is '{start['weights']}'; it must be 'raw' or 'ema'")
     if start["work_dir"] is not None:
         folders = sorted(Path(start["work_dir"]).glob("[0-9]*_*"))
         found = [folder for folder in folders if folder.name.partition("_")[2] == start["stage"]]
         if not found:
+            there = ", ".join(folder.name.partition("_")[2] for folder in folders)
             raise ConfigError(
-                f"{where} starts from stage '{start['stage']}' in {start['work_dir']}, which is not there"
+                f"{where} starts from stage '{start['stage']}' in {start['work_dir']}; stages there: {there or 'none'}"
             )
         start["folder"] = str(found[0])
     elif start["stage"] in earlier:
@@ -133,6 +138,8 @@ def _check_stage(settings: Mapping[str, Any], where: str) -> None:
     for names, least in _AT_LEAST.items():
         for name in names:
             _check_at_least(settings, name, least, where)
+    if settings["clip_grad_norm"] == 0:
+        raise ConfigError(f"{where}: clip_grad_norm=0 would take every gradient away; None switches clipping off")
     every, keep_every = settings["checkpoint"]["every"], settings["checkpoint"]["keep_every"]
     if keep_every and keep_every % every:
         raise ConfigError(

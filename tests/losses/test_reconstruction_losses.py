@@ -66,7 +66,8 @@ def test_lpips_is_the_published_metric(net, tmp_path):
     torch.testing.assert_close(loss, expected)
     loss.backward()
     expected.backward()
-    torch.testing.assert_close(y_hat.grad, y.grad, rtol=1e-4, atol=1e-7)
+    # Another memory layout rounds otherwise, and a maximum of two nearly equal values may then be the other one.
+    torch.testing.assert_close(y_hat.grad, y.grad, rtol=0, atol=1e-4 * float(y.grad.abs().max()))
 
 
 def test_torchvisions_file_is_a_trunk_too(tmp_path, lpips_loss):
@@ -114,7 +115,7 @@ def test_a_network_that_hangs_or_fails_is_not_waited_for(tmp_path, monkeypatch, 
 
 
 def test_a_file_of_another_network_is_refused(tmp_path, lpips_loss):
-    save_file(lpips_loss.net.state_dict(), tmp_path / "alex.safetensors")
+    save_file({k: v.contiguous() for k, v in lpips_loss.net.state_dict().items()}, tmp_path / "alex.safetensors")
     with pytest.raises(WeightsError, match="does not fit"):
         LPIPSLoss("vgg", pretrained=tmp_path / "alex.safetensors")
 

@@ -210,6 +210,19 @@ def test_a_step_that_is_not_finite_is_left_out_and_too_many_stop_the_run(stage_m
         model.train_step(StepBatch(3, [{"images": images}]), optim)
 
 
+@pytest.mark.parametrize("index", range(3))
+def test_every_gradient_lies_in_memory_as_its_parameter_does(stage_model, index):
+    """torch's fused Adam on CPU reads both in the order of memory, and would mix up weights that lie otherwise."""
+    model = stage_model(index)
+    optim = optimizers(model)
+    seen = []
+    optim.step_parts = lambda parts, losses: seen.extend(p for part in parts.values() for p in part.parameters()) or {}
+    train(model, 1, first=3, optim=optim)
+    with_gradients = [p for p in seen if p.grad is not None]
+    assert len(with_gradients) > 10
+    assert all(p.grad.stride() == p.stride() for p in with_gradients)
+
+
 def test_clipping_bounds_each_side_as_a_whole(stage_model):
     model = stage_model(1)
     sgd = dict(type="SGD", lr=1.0)

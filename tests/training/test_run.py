@@ -354,10 +354,16 @@ def test_a_truncated_newest_checkpoint_is_reported_and_the_one_before_used(finis
     assert same_runs(work_dir, finished[0])
 
 
-def test_a_stage_of_which_every_checkpoint_is_damaged_begins_anew(finished, copy_of_finished):
+def test_a_stage_of_which_every_checkpoint_is_damaged_is_not_overwritten(finished, copy_of_finished, capsys):
     work_dir, config = copy_of_finished
     for _, path in list_checkpoints(work_dir / FOLDERS[2]):
         path.write_bytes(b"")
+    before = modified(work_dir / FOLDERS[2])
+    assert start(config, work_dir) == 2
+    assert "no checkpoint of 2 in" in (printed := capsys.readouterr().err)
+    assert "Restore one, or remove the stage's folder to train it anew" in printed
+    assert modified(work_dir / FOLDERS[2]) == before
+    shutil.rmtree(work_dir / FOLDERS[2])
     assert start(config, work_dir) == 0
     assert same_runs(work_dir, finished[0])
 
@@ -435,6 +441,14 @@ def test_one_stage_can_be_run_alone(finished, tmp_path, capsys):
         ("global_bach_size=4", "did you mean 'global_batch_size'?"),
         ("global_batch_size=4 accumulation=3", "is not divisible by 3"),
         ("steps", "--cfg-options takes key=value, not 'steps'"),
+        ("stages.9.steps=1", "dots lead into dicts and lists that the config has"),
+        ("seed=-1", "seed=-1; it must not be negative"),
+        ("clip_grad_norm=0", "clip_grad_norm=0 would take every gradient away"),
+        ("checkpoint.keep_every=3", "is no multiple of checkpoint.every=2, so nothing would be kept; 4 would work"),
+        ("compile.mod=max-autotune", "did you mean 'mode'?"),
+        ("lora.rank=4", "lora trains the encoder, but this stage trains only adapter, decoder"),
+        ("precision=fp8", "precision 'fp8' is unknown; known: fp32, tf32, bf16, fp16"),
+        ("discriminator.num_layers=6", "PatchGAN"),
         ("validation.perceptual.type=lpips", "vgg16"),
     ],
 )

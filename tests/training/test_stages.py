@@ -65,7 +65,7 @@ def test_a_stage_is_the_top_of_the_config_with_its_own_dicts_merged_in(config):
 
 def test_every_key_has_its_default_in_every_stage(config):
     (stage,) = expand_stages({**config, "stages": one_stage(optimizer=dict(lr=3.0), ema=dict(inference=0.1))})
-    assert set(stage.settings) == set(TOP_KEYS) - {"work_dir", "seed", "data_root", "stages"}
+    assert set(stage.settings) == set(TOP_KEYS) - {"work_dir", "seed", "data_root", "process_timeout", "stages"}
     assert stage["optimizer"] == {"type": "Adam", "lr": 3.0, "betas": (0.5, 0.9)}
     assert stage["ema"] == {"sigma_rel": [0.05, 0.10], "inference": 0.1, "snapshot_every": None}
 
@@ -113,7 +113,7 @@ def test_a_stage_can_begin_from_another_run(config, tmp_path):
     (stage,) = expand_stages({**config, "stages": one_stage(start=start)})
     assert stage.start_folder == tmp_path / "1_alignment"
     start["stage"] = "refinement"
-    assert "which is not there" in mistake(config, stages=one_stage(start=start))
+    assert "stages there: alignment, latent_alignment" in mistake(config, stages=one_stage(start=start))
 
 
 @pytest.mark.parametrize(
@@ -249,3 +249,37 @@ def test_held_out_images_are_taken_from_all_of_a_sorted_data_set():
     assert evenly_spaced(10, 5) == [0, 2, 4, 6, 8]
     assert evenly_spaced(7, 3) == [0, 2, 4]
     assert evenly_spaced(3, 8) == [0, 1, 2]
+
+
+# What is found on the meta device, before anything is loaded
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            dict(schedule=[dict(type="LinearLR", start_facto=0.1)]),
+            "schedule: .*start_facto.* is no scheduler of mmengine",
+        ),
+        (dict(schedule=[dict(type="WarmLR")]), "schedule: .*WarmLR.* is no scheduler of mmengine"),
+        (dict(compile=dict(backnd="eager")), "compile takes no keyword 'backnd'\n  did you mean 'backend'"),
+        (
+            dict(losses=dict(lpips=dict(type="lpips", pretrained=False)), size=8),
+            "LPIPSLoss needs images of at least 16 pixels",
+        ),
+    ],
+)
+def test_what_would_fail_at_the_first_step_fails_before_it(tiny, change, said):
+    size = change.pop("size", 32)
+    data = dict(train=dict(type="images", root="nowhere", image_size=size))
+    base = dict(model=tiny["model"], losses=dict(l1=dict(type="l1")), data=data, discriminator=None)
+    config = {"work_dir": "w", "seed": 0, "stages": [dict(name="one", steps=2)], **base, **change}
+    with pytest.raises(ConfigError, match=said):
+        plan_stage(expand_stages(config)[0], processes=1)
+
+
+def test_a_config_that_python_cannot_read_is_one_clear_error(tmp_path):
+    for text in ("steps = (", "_base_ = ['nowhere.py']", "raise RuntimeError('x')"):
+        (tmp_path / "broken.py").write_text(text)
+        with pytest.raises(ConfigError, match=r"broken\.py cannot be read: \w+"):
+            load_config(tmp_path / "broken.py")

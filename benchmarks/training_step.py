@@ -1,0 +1,350 @@
+"""Where the time of a training step goes, by part, in each of the three stages; and what a step costs without a part.
+
+    python benchmarks/training_step.py [--stage 1|2|3|all] [--image-size 64] [--batch 4] [--workers 0] [--rounds 5]
+    python benchmarks/training_step.py --full-size --image-size 256 --batch 64 --cfg-options precision=bf16  # on a GPU
+
+The stages are those of a config (`--config`, the default recipe's), built as training builds them and fed with JPEGs
+made on the spot; weights are random. Without `--full-size` the encoder is a ViT-S/16 and the decoder a quarter as wide;
+LPIPS and discriminator are the recipe's.
+
+One model a stage. In each round every variant of the step takes its turn, so a noisy machine disturbs them alike;
+printed are medians, for variants of the ratios within a round, and the quartiles of those. Parts are timed in steps of
+their own, by wrapping what the step calls (on a GPU that waits at every part, so the sum is more than the whole step).
+Peak memory is that of a fresh process a variant: the resident set above the imported libraries, or what CUDA allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+
+from aligntok.cli import parse_options
+from aligntok.engine.loops import StepBatch
+from aligntok.training import objective as objective_module
+from aligntok.training.chain import ENCODER_SIDE, Chain
+from aligntok.training.config import load_config
+from aligntok.training.run import build_datasets, build_runner
+from aligntok.training.stages import Stage, expand_stages
+
+CONFIG = Path(__file__).parents[1] / "configs" / "aligntok_dinov2_f16d32.py"
+SMALL = {
+    "model.encoder": {"type": "timm", "model_name": "vit_small_patch16_224", "pretrained": False},
+    "model.decoder.ch": 32,
+}
+DATA, ENCODE, DECODE = "data: waiting for the loader", "encoder and adapter, forward", "decoder, forward"
+TEACHER, PULL, DISCRIMINATOR = "teacher, forward", "{}, forward and back", "discriminator's own loss, forward and back"
+RATIOS, DECODE_BACK, ENCODE_BACK = "gradient ratios", "decoder, backward", "encoder and adapter, backward"
+NORMS, OPTIMISERS, EMA, CHECKPOINT = "gradient norms and checks", "optimisers", "EMA", "checkpoint, one in {:,} steps"
+REST = "the rest"
+WHOLE, FIXED, AGAIN = "the whole step", "fixed weights, no gradient ratios", "the same batch again, no data loading"
+
+Variant = Callable[[Any], AbstractContextManager[Any]]
+
+
+class Step:
+    """One optimiser step of a stage, as the training loop takes it, with everything that training builds."""
+
+    def __init__(self, stage: Stage) -> None:
+        train, _ = build_datasets(stage)
+        self.stage = stage
+        self.runner = build_runner(stage, train, None)
+        self.model = self.runner.trained_model
+        self.optimizers: Any = self.runner.build_optim_wrapper(self.runner.optim_wrapper)
+        self.runner.optim_wrapper = self.optimizers
+        self.runner.load_or_resume()
+        self.number = max(term.start_step for term in self.model.objective.terms)  # every loss is active
+        loader = self.runner.train_loop.dataloader
+        loader.batch_sampler.start_step = self.number
+        self.runner.model.train()
+        self.batches = iter(loader)
+        self.batch = next(self.batches)
+        self.loads = self.averages = True
+
+    def __call__(self) -> None:
+        if self.loads:
+            self.batch = self.next_batch()
+        self.runner.model.train_step(StepBatch(self.number, [self.batch]), self.optimizers)
+        if self.averages:
+            self.runner.ema.update()
+        self.number += 1
+
+    def next_batch(self) -> dict[str, Any]:
+        """Wait for the data loader."""
+        return next(self.batches)
+
+    def timed(self) -> float:
+        """Take the step; return its seconds."""
+        synchronise()
+        began = time.perf_counter()
+        self()
+        synchronise()
+        return time.perf_counter() - began
+
+
+def synchronise() -> None:
+    """Wait until the GPU, if there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Stopwatch:
+    """Seconds by part; the time of a part inside another is the inner one's alone."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._open: list[str] = []
+        self._mark = 0.0
+
+    def timing(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function`, its calls counted as part `name`; '{}' in it is the loss term of the first argument."""
+
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._lap()
+            self._open.append(name.format(getattr(args[0], "name", "")) if args else name)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._lap()
+                self._open.pop()
+
+        return timed
+
+    def _lap(self) -> None:
+        synchronise()
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._mark
+        self._mark = now
+
+
+def watched_calls(step: Step) -> Iterator[tuple[Any, str, str]]:
+    """Yield (owner, attribute, part) of what a step calls; the attribute is put back after the timed step."""
+    model, objective = step.model, step.model.objective
+    on_image = [t.name for t in objective.terms if objective.loss(t).at not in ENCODER_SIDE and t.balance is None]
+    yield step, "next_batch", DATA
+    yield model.tokenizer.encoder, "forward", ENCODE
+    yield model.tokenizer.adapter, "forward", ENCODE
+    yield model.tokenizer.decoder, "forward", DECODE
+    if model.teacher is not None:
+        yield model.teacher, "forward", TEACHER
+    if model.discriminator is not None:  # the pass over the reconstruction serves both sides
+        gan = next(t.name for t in objective.terms if "fake_logits" in objective.loss(t).inputs)
+        yield model, "_loss_inputs", PULL.format(gan)
+        yield model, "_backward_discriminator", DISCRIMINATOR
+    yield objective, "pull_on_image", PULL.format(" and ".join(on_image))
+    yield objective, "_pull_balanced", PULL
+    yield objective_module, "ratio_at", RATIOS
+    yield Chain, "backward_decoder", DECODE_BACK
+    yield Chain, "backward_encoder", ENCODE_BACK
+    yield step.optimizers, "step_parts", NORMS
+    for _, side in step.optimizers.items():
+        yield side, "step", OPTIMISERS
+    yield step.runner.ema, "update", EMA
+
+
+def time_parts(step: Step) -> dict[str, float]:
+    """Take one step and return its seconds by part."""
+    watch = Stopwatch()
+    with ExitStack() as stack:
+        for owner, attribute, part in watched_calls(step):
+            wrapped = watch.timing(part, getattr(owner, attribute))
+            stack.enter_context(mock.patch.object(owner, attribute, wrapped))
+        seconds = step.timed()
+    return {**watch.seconds, REST: seconds - sum(watch.seconds.values())}
+
+
+def variants(stage: Stage) -> dict[str, Variant]:
+    """Return what a step is compared with: contexts in which a Step does without something, or with checkpointing."""
+    found: dict[str, Variant] = {WHOLE: lambda step: nullcontext()}
+    for name in list(stage["losses"])[1:]:  # the first, L1, is what is left
+        found[f"without {name}" + " and teacher" * (name == "semantic")] = functools.partial(without_loss, name=name)
+    found["without EMA"] = lambda step: mock.patch.object(step, "averages", False)
+    found[FIXED] = without_ratios
+    found[AGAIN] = lambda step: mock.patch.object(step, "loads", False)
+    found["with gradient checkpointing"] = with_checkpointing
+    found["Adam unfused, LPIPS channels-first"] = before_savings
+    return found
+
+
+def without_loss(step: Step, name: str) -> AbstractContextManager[Any]:
+    """Drop one loss, and with it whatever only it needs: discriminator or teacher."""
+    objective = step.model.objective
+    return mock.patch.object(objective, "terms", [term for term in objective.terms if term.name != name])
+
+
+def without_ratios(step: Step) -> AbstractContextManager[Any]:
+    """Give the balanced losses their fixed weights only."""
+    objective = step.model.objective
+    return mock.patch.object(objective, "terms", [replace(term, balance=None) for term in objective.terms])
+
+
+@contextmanager
+def with_checkpointing(step: Step) -> Iterator[None]:
+    """Recompute the activations of encoder and decoder in the backward pass."""
+    for enable in (True, False):
+        step.model.tokenizer.encoder.set_grad_checkpointing(enable)
+        step.model.tokenizer.decoder.set_grad_checkpointing(enable)
+        if enable:
+            yield
+
+
+@contextmanager
+def before_savings(step: Step) -> Iterator[None]:
+    """Undo two savings that this benchmark led to."""
+    for undone, layout in ((True, torch.contiguous_format), (False, torch.channels_last)):
+        for side in step.optimizers.values():
+            side.optimizer.param_groups[0]["fused"] = not undone
+        if "lpips" in step.model.objective.losses:
+            step.model.objective.losses["lpips"].net.to(memory_format=layout)
+        if undone:
+            yield
+
+
+def peak_memory(options: dict[str, Any], stage: int, variant: str, threads: int) -> float:
+    """Return the GiB that a variant takes: called in a process of its own, which has the libraries already."""
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore", message="Multi-processing start method")  # mmengine's, when it sets its own
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = Step(build_stage({**options, "data.workers": 0}, stage))  # a pool's process may start none
+    with variants(step.stage)[variant](step):
+        if variant == "without EMA":
+            step.runner.ema = None
+        if not any(step.model.objective.needs(name) for name in ("teacher_latents", "teacher_features")):
+            step.model.teacher = None
+        for _ in range(2):  # the optimisers' state comes with the first
+            step()
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+
+
+def build_stage(options: dict[str, Any], index: int) -> Stage:
+    """Return stage number `index` of the config: from random weights, and without a check that a variant would trip."""
+    config = load_config(options["config"], {key: value for key, value in options.items() if key != "config"})
+    stage = expand_stages(config)[index]
+    return replace(stage, settings={**stage.settings, "start": None, "spike_factor": None})
+
+
+def make_images(folder: Path, number: int = 64) -> None:
+    """Write JPEGs of ImageNet's usual size, 500 x 375: smooth colours and some noise, about 60 kB each."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for i in range(number):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375))
+        noisy = np.asarray(coarse) + rng.normal(0, 8, (375, 500, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:03d}.jpg", quality=90)
+
+
+def measure(options: dict[str, Any], index: int, rounds: int, threads: int) -> None:
+    """Measure one stage and print its two tables."""
+    stage = build_stage({**options, "work_dir": options["work_dir"] + "/time"}, index)
+    step, ways = Step(stage), variants(stage)
+    parts: list[dict[str, float]] = []
+    seconds: list[dict[str, float]] = []
+    for _ in range(rounds + 1):  # the first warms up
+        parts.append(time_parts(step))
+        seconds.append({})
+        for name, variant in ways.items():
+            with variant(step):
+                seconds[-1][name] = step.timed()
+    every = stage["checkpoint"]["every"]
+    began = time.perf_counter()
+    step.runner.save_step(step.number)
+    parts = [{**p, CHECKPOINT.format(every): (time.perf_counter() - began) / every} for p in parts[1:]]
+    print(f"\nStage {index + 1}, {stage.name}: trains {', '.join(stage['trains'])}")
+    print_parts(parts)
+    del step
+    # Ratios and data loading take no memory worth a process.
+    peaks = {n: in_new_process(peak_memory, options, index, n, threads) for n in ways if n not in (FIXED, AGAIN)}
+    print_variants(seconds[1:], peaks, stage["global_batch_size"])
+    sys.stdout.flush()
+
+
+def in_new_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Return what `function` returns in a process that has imported everything and done nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["aligntok.training.run", "aligntok.training.alignment", "timm"])
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        return pool.apply(function, args)
+
+
+def print_parts(rounds: list[dict[str, float]]) -> None:
+    """Print seconds and share by part, medians over the rounds, the largest first."""
+    medians = {part: statistics.median(r[part] for r in rounds) for part in rounds[0]}
+    total = sum(medians.values())
+    print(f"  {'part':42s} {'s a step':>9s} {'share':>7s}")
+    for part, value in sorted(medians.items(), key=lambda item: -item[1]):
+        print(f"  {part:42s} {value:9.4f} {value / total:7.1%}")
+    print(f"  {'sum':42s} {total:9.4f}")
+
+
+def print_variants(rounds: list[dict[str, float]], peaks: dict[str, float], batch: int) -> None:
+    """Print, a variant a line, medians of seconds and images a second, the ratio to the whole step, and memory."""
+    print(f"  {'the step':42s} {'s a step':>9s} {'images/s':>9s} {'ratio (quartiles)':>20s} {'peak GiB':>9s}")
+    for name in rounds[0]:
+        value = statistics.median(r[name] for r in rounds)
+        low, middle, high = statistics.quantiles([r[name] / r[WHOLE] for r in rounds], n=4, method="inclusive")
+        spread = f"{middle:.2f} ({low:.2f}-{high:.2f})"
+        memory = f"{peaks[name]:9.2f}" if name in peaks else ""
+        print(f"  {name:42s} {value:9.3f} {batch / value:9.2f} {spread:>20s} {memory}".rstrip())
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
+    parser.add_argument("--stage", choices=["1", "2", "3", "all"], default="all")
+    parser.add_argument("--full-size", action="store_true", help="the config's own encoder and decoder")
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=4, help="images of a step")
+    parser.add_argument("--workers", type=int, default=0, help="data-loading processes (0: the step loads)")
+    parser.add_argument("--rounds", type=int, default=5, help="at least 2")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="as tools/train.py takes")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = parse_arguments()
+    torch.set_num_threads(given.threads)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{given.threads} CPU threads"
+    workers = f"{given.workers} data-loading processes" if given.workers else "the step loads its images itself"
+    print(f"{device}, {given.image_size} pixels, batch {given.batch}, {workers}; medians of {given.rounds} rounds")
+    with tempfile.TemporaryDirectory() as folder:
+        make_images(Path(folder) / "images" / "train" / "class")
+        options = {
+            "config": given.config,
+            **({"model.encoder.pretrained": False} if given.full_size else SMALL),
+            "losses.lpips.pretrained": False,
+            "data.train.image_size": given.image_size,
+            "data.val": None,
+            "data.workers": given.workers,
+            "data_root": f"{folder}/images",
+            "global_batch_size": given.batch,
+            "work_dir": folder,
+            **parse_options(given.cfg_options),
+        }
+        for index in range(3) if given.stage == "all" else [int(given.stage) - 1]:
+            measure(options, index, given.rounds, given.threads)
+
+
+if __name__ == "__main__":
+    main()
