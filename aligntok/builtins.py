@@ -29,6 +29,8 @@ def aligntok_register(registries: Registries) -> None:
 
     registries.discriminators.add("patchgan", "aligntok.discriminators.patchgan.PatchGAN")
 
+    registries.generators.add("lightning_dit", "aligntok.generators.lightning_dit.LightningDiT")
+
     registries.losses.add("l1", "aligntok.losses.reconstruction.L1Loss")
     registries.losses.add("lpips", "aligntok.losses.reconstruction.LPIPSLoss")
     registries.losses.add("gan", "aligntok.losses.adversarial.GANLoss")

@@ -151,13 +151,14 @@ def look_at_paths(words):
     return 0
 
 
+BENCHMARKS = ("adaptive_weights", "training_step", "kill_and_resume")
 RUNNERS = {
     "make": run_make,
     "tools/train.py": run_train,
     "torchrun": run_torchrun,
     "tools/make_demo_data.py": run_demo_data,
     "tools/export.py": lambda arguments: run_aligntok(["export", *arguments]),
-    "benchmarks/adaptive_weights.py": run_help("benchmarks/adaptive_weights.py"),
+    **{f"benchmarks/{name}.py": run_help(f"benchmarks/{name}.py") for name in BENCHMARKS},
     "aligntok": run_aligntok,
     "pip": look_at_paths,
     "cp": look_at_paths,

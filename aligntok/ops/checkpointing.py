@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def run_block(block: nn.Module, x: Tensor, checkpointing: bool, *args: Tensor) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, checkpointing: bool, *args: Tensor | None) -> Tensor:
     """Return ``block(x, *args)``; with checkpointing, its activations are recomputed in the backward pass, not kept."""
     if checkpointing and torch.is_grad_enabled():
         return checkpoint(block, x, *args, use_reentrant=False)

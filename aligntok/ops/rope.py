@@ -25,7 +25,7 @@ def axial_rotations(
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """Turn neighbouring pairs of channels of x (B, heads, tokens, dim) by the rotations of :func:`axial_rotations`."""
-    cos, sin = rotations.to(x.dtype)
+    cos, sin = rotations
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return x * cos + turned * sin
+    return (x * cos + turned * sin).to(x.dtype)  # turned in float32: half precision would blur large angles

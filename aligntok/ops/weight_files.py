@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from aligntok.errors import WeightsError
 
 #: Where a checkpoint keeps its weights, in the order of preference; the averaged ones are what models are released for.
-CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "teacher")
+CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "teacher")
 WRAPPERS = ("_orig_mod.", "module.")  # what torch.compile and DistributedDataParallel put before every name
 
 

@@ -24,3 +24,8 @@ def test_a_product_depends_on_the_offset_only():
 def test_a_smaller_grid_is_a_corner_of_a_larger_one():
     large = axial_rotations(4, 6, 8).view(2, 4, 6, 8)
     assert torch.equal(axial_rotations(2, 3, 8).view(2, 2, 3, 8), large[:, :2, :3])
+
+
+def test_half_precision_is_turned_in_full():
+    x, rotations = torch.randn(1, 1, 36, 8).bfloat16(), axial_rotations(6, 6, 8)
+    assert torch.equal(rotate(x, rotations), rotate(x.float(), rotations).bfloat16())

@@ -20,6 +20,7 @@ class Hostile:
         lambda t: t,
         lambda t: {"state_dict": t, "epoch": 1},
         lambda t: {"model": {"a": torch.zeros(2)}, "state_dict_ema": t},
+        lambda t: {"model": {"a": torch.zeros(2)}, "ema": t, "opt": {"step": 1}},
         lambda t: {"teacher": {"model": {f"module._orig_mod.{key}": value for key, value in t.items()}}},
     ],
 )

@@ -1,0 +1,42 @@
+"""Random numbers that belong to a sample: its seed fixes them, not the batch, process or device it is sampled on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from aligntok.errors import ConfigError
+
+#: One generator a sample, advanced by each draw; or the numbers themselves, (draws, N, ...).
+Randomness = Sequence[torch.Generator] | Tensor
+
+
+def generators_from_seeds(seeds: Iterable[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """Return a generator a seed. On the CPU, the default, the numbers are the same whatever the sampling runs on."""
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """Draw standard normal numbers, `shape` (C, h, w) from each generator: float32 (N, C, h, w) on their device."""
+    return torch.stack([torch.randn(tuple(shape), generator=g, device=g.device) for g in generators])
+
+
+def step_noise(randomness: Randomness, number: int, like: Tensor) -> Tensor:
+    """Return the numbers of draw `number` (0, 1, ...), of the shape, type and device of `like` (N, ...)."""
+    drawn = randomness[number] if isinstance(randomness, Tensor) else draw_noise(randomness, like.shape[1:])
+    return drawn.to(like)
+
+
+def check_randomness(who: str, randomness: Randomness | None, draws: int, like: Tensor) -> Randomness:
+    """Return `randomness`; ConfigError unless it serves `draws` draws of the shape of `like` (N, ...)."""
+    wanted = f"{len(like)} generators, one a sample, or a tensor {(draws, *like.shape)}"
+    if randomness is None:
+        raise ConfigError(f"{who} draws random numbers, but randomness is None; give {wanted}")
+    if isinstance(randomness, Tensor):
+        if tuple(randomness.shape) != (draws, *like.shape):
+            raise ConfigError(f"{who}: randomness is a tensor {tuple(randomness.shape)}; give {wanted}")
+    elif len(randomness) != len(like):
+        raise ConfigError(f"{who}: randomness is {len(randomness)} generators; give {wanted}")
+    return randomness

@@ -1,0 +1,72 @@
+"""The straight path from noise (t = 0) to data (t = 1), and what its velocity says of data, noise and score.
+
+Shapes: x, x0, x1, v and their like are (N, ...), usually (N, C, h, w); t is (N,), or a scalar for all samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from aligntok.errors import ConfigError
+
+#: velocity(x, t) -> v: x and v (N, ...), t (N,) in [0, 1]; v points from noise to data.
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
+
+def interpolate(noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+    """Return x_t, the point of the path at t: `noise` at 0, `data` at 1. Raises ConfigError for unlike shapes."""
+    check_same_shape("interpolate", noise=noise, data=data)
+    t = over(t, data)
+    return t * data + (1 - t) * noise  # x_t = t x_1 + (1 - t) x_0 (paper, Eq. 2)
+
+
+def path_velocity(noise: Tensor, data: Tensor) -> Tensor:
+    """Return the path's velocity, the same at every t. Raises ConfigError for unlike shapes."""
+    check_same_shape("path_velocity", noise=noise, data=data)
+    return data - noise  # v = x_1 - x_0 (paper, after Eq. 2)
+
+
+def data_from_velocity(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+    """Return the data that x is expected to lead to, E[x_1 | x_t]; x itself at t = 1."""
+    return x + (1 - over(t, x)) * velocity  # x_1 = x_t + (1 - t) v, Eq. 2 solved for x_1
+
+
+def noise_from_velocity(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+    """Return the noise that x is expected to come from, E[x_0 | x_t]; x itself at t = 0."""
+    return x - over(t, x) * velocity  # x_0 = x_t - t v, Eq. 2 solved for x_0
+
+
+def score_from_velocity(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+    """Return the score, grad log p_t(x), for Gaussian noise of variance 1; not finite at t = 1."""
+    t = over(t, x)
+    return (t * velocity - x) / (1 - t)  # s = -E[x_0 | x_t] / (1 - t) (Ma et al. 2024, SiT: score from velocity)
+
+
+def velocity_from_data(x: Tensor, data: Tensor, t: Tensor) -> Tensor:
+    """Return the velocity that expects `data`; not finite at t = 1."""
+    return (data - x) / (1 - over(t, x))  # inverse of data_from_velocity
+
+
+def velocity_from_noise(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Return the velocity that expects `noise`; not finite at t = 0."""
+    return (x - noise) / over(t, x)  # inverse of noise_from_velocity
+
+
+def velocity_from_score(x: Tensor, score: Tensor, t: Tensor) -> Tensor:
+    """Return the velocity whose score is `score`; not finite at t = 0."""
+    t = over(t, x)
+    return (x + (1 - t) * score) / t  # inverse of score_from_velocity
+
+
+def over(t: Tensor, x: Tensor) -> Tensor:
+    """Return t, (N,) or a scalar, with axes of length 1 added so that it multiplies x (N, ...), in x's type."""
+    return t.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def check_same_shape(who: str, **tensors: Tensor) -> None:
+    """Raise ConfigError unless the two named tensors have one shape; broadcasting would hide the mistake."""
+    (name_a, a), (name_b, b) = tensors.items()
+    if a.shape != b.shape:
+        raise ConfigError(f"{who}: {name_a} is {tuple(a.shape)}, {name_b} is {tuple(b.shape)}; shapes must agree")

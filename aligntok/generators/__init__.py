@@ -1,0 +1,1 @@
+"""Generators: diffusion transformers on the tokenizer's latents."""

@@ -1,0 +1,74 @@
+"""What every generator is: a velocity field on latents, given a class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from aligntok.errors import ConfigError
+from aligntok.ops.weight_files import load_exactly, read_tensors
+
+
+class Generator(nn.Module):
+    """Base of all generators: latents (N, C, h, w), times (N,), labels (N,) to a velocity (N, C, h, w), h and w free.
+
+    A subclass gives `forward` and `set_grad_checkpointing`. in_channels: C. num_classes: labels are 0 to
+    num_classes - 1, and num_classes itself is the null class, "any of them"; 1 for an unconditional generator, whose
+    labels are 0. Raises ConfigError when either is below 1.
+    """
+
+    def __init__(self, *, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
+            if value < 1:
+                raise ConfigError(f"{type(self).__name__}: {name}={value} must be at least 1")
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+
+    @property
+    def null_class(self) -> int:
+        """The label that stands for any class: what dropped labels become, and what guidance leads away from."""
+        return self.num_classes
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Return the velocity (N, C, h, w) at noisy latents x (N, C, h, w), times t (N,) in [0, 1], labels y (N,)."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x, t, y)")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass to save memory; gradients stay the same."""
+        raise NotImplementedError(f"{type(self).__name__} must define set_grad_checkpointing(enable)")
+
+    def load_weights(self, path: str | os.PathLike[str]) -> None:
+        """Load a local checkpoint, a published one among them; of a nested one the averaged weights are taken.
+
+        Raises WeightsError when the file is missing, damaged or unsafe, or does not fit.
+        """
+        who = type(self).__name__
+        load_exactly(self, self.own_tensors(read_tensors(path, who)), who, path)
+
+    def own_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint that are weights here, by name: the subclass leaves out what it computes.
+
+        Raises WeightsError when what is left out differs from what is computed.
+        """
+        return dict(tensors)
+
+    def check_inputs(self, x: Tensor, t: Tensor, y: Tensor) -> None:
+        """Raise ConfigError unless x is (N, C, h, w), t (N,), and y (N,) of whole numbers."""
+        who = type(self).__name__
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ConfigError(
+                f"{who} takes latents (N, {self.in_channels}, h, w), was given {tuple(x.shape)}; "
+                "its in_channels must be the tokenizer's latent_dim"
+            )
+        for name, given in (("t", t), ("y", y)):
+            if given.shape != x.shape[:1]:
+                raise ConfigError(
+                    f"{who} takes {name} ({len(x)},), one for each latent, was given {tuple(given.shape)}; "
+                    "repeat a single value with expand"
+                )
+        if y.dtype not in (torch.int64, torch.int32):
+            raise ConfigError(f"{who} takes labels y as whole numbers, was given {y.dtype}; convert them with .long()")

@@ -1,0 +1,238 @@
+"""LightningDiT (Yao et al. 2025): the class-conditional diffusion transformer that the paper trains on its latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aligntok.errors import ConfigError, WeightsError, suggestion
+from aligntok.generators.contract import Generator
+from aligntok.generators.dit_blocks import DiTBlock, FinalLayer, LabelEmbedder, PatchEmbedder, TimeEmbedder
+from aligntok.ops.checkpointing import run_block
+from aligntok.ops.patches import from_patches
+from aligntok.ops.rope import axial_rotations
+from aligntok.ops.sinusoids import embed_grid
+
+#: The published sizes: hidden_size, depth, num_heads.
+SIZES = {
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+    "1p0B": (1536, 24, 24),
+    "1p6B": (1792, 28, 28),
+}
+#: Position tables that published checkpoints carry; here they are computed.
+TABLES = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
+TABLE_TOLERANCE = 0.01  # admits tables that were saved in bfloat16
+
+
+class LightningDiT(Generator):
+    """Latents (N, C, h, w), times (N,), labels (N,) to a velocity (N, C, h, w); LightningDiT-XL/1 by default, 675.26 M.
+
+    size: S, B, L, XL, 1p0B or 1p6B, for hidden_size, depth and num_heads; any of the three given beside it comes
+    instead. input_size: side of the training latents, or (height, width); other grids of whole patches work too.
+    mlp_ratio: the MLP's hidden width over hidden_size. class_dropout_prob: how often a label becomes the null class in
+    training (random numbers from torch's global generator); with 0 there is no null class. use_swiglu (with two thirds
+    of the hidden width), use_rope, use_rmsnorm: the paper's; without them GELU, no rotation of queries and keys, layer
+    norm. use_qknorm: normalise queries and keys, for runs of over 200 thousand steps. wo_shift: no shifts in blocks.
+
+    Parameter names are those of published checkpoints; the position tables in these are compared with what is
+    computed here, and left out. Raises ConfigError for options and inputs that do not fit.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self,
+        size: str = "XL",
+        *,
+        input_size: int | Sequence[int] = 16,
+        patch_size: int = 1,
+        in_channels: int = 32,
+        hidden_size: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        mlp_ratio: float = 4.0,
+        class_dropout_prob: float = 0.1,
+        num_classes: int = 1000,
+        use_swiglu: bool = True,
+        use_rope: bool = True,
+        use_rmsnorm: bool = True,
+        use_qknorm: bool = False,
+        wo_shift: bool = False,
+    ) -> None:
+        super().__init__(in_channels=in_channels, num_classes=num_classes)
+        width, depth, num_heads = _shape(size, hidden_size, depth, num_heads)
+        if not 0 <= class_dropout_prob < 1:
+            raise ConfigError(f"LightningDiT: class_dropout_prob={class_dropout_prob} must be at least 0 and below 1")
+        self.patch_size = patch_size
+        self.grid = _grid(input_size, patch_size)
+        self.hidden_size = width
+        self.head_dim = width // num_heads
+        self.use_rope = use_rope
+        self.x_embedder = PatchEmbedder(in_channels, patch_size, width)
+        self.t_embedder = TimeEmbedder(width)
+        self.y_embedder = LabelEmbedder(num_classes, width, class_dropout_prob)
+        self.blocks = nn.ModuleList(
+            DiTBlock(width, num_heads, mlp_ratio, use_swiglu, use_rmsnorm, use_qknorm, wo_shift) for _ in range(depth)
+        )
+        self.final_layer = FinalLayer(width, patch_size**2 * in_channels, use_rmsnorm)
+        self.grad_checkpointing = False
+        self._tables: dict[tuple[int, int, torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = {}
+        self._reset_tables()
+        self._initialise()
+        self.register_load_state_dict_pre_hook(_leave_out_tables)
+        self.register_load_state_dict_post_hook(_make_tables_anew)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:  # (N, C, h, w), (N,), (N,)
+        self.check_inputs(x, t, y)
+        height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+        positions, rotations = self.tables(height, width)
+        tokens = self.x_embedder(x) + positions  # (N, height*width, hidden_size)
+        c = F.silu(self.t_embedder(t) + self.y_embedder(y))  # (N, hidden_size), for all blocks
+        for block in self.blocks:
+            tokens = run_block(block, tokens, self.grad_checkpointing, c, rotations)
+        return from_patches(self.final_layer(tokens, c), self.patch_size, height, width)  # (N, C, h, w)
+
+    def tables(self, height: int, width: int) -> tuple[Tensor, Tensor | None]:
+        """Return the positions (tokens, hidden_size) and the rotations (2, tokens, dim) of a grid of patches.
+
+        They are made at a grid's first use and kept. No rotations without use_rope.
+        """
+        own = self.pos_embed
+        key = (height, width, own.device, own.dtype)
+        if key not in self._tables:
+            with torch.inference_mode(False):  # tables made in inference mode could not serve training afterwards
+                made = own if (height, width) == self.grid else embed_grid(height, width, self.hidden_size).to(own)
+                rotations = axial_rotations(height, width, self.head_dim, device=own.device) if self.use_rope else None
+            self._tables[key] = made, rotations
+        return self._tables[key]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
+        self.grad_checkpointing = enable
+
+    def check_inputs(self, x: Tensor, t: Tensor, y: Tensor) -> None:
+        """Raise ConfigError unless shapes fit and h, w are whole patches; on the CPU, unless labels are in range.
+
+        Elsewhere looking at the labels would wait for the device.
+        """
+        super().check_inputs(x, t, y)
+        p = self.patch_size
+        if any(side % p or not side for side in x.shape[-2:]):
+            raise ConfigError(
+                f"LightningDiT: latents of {x.shape[-2]} x {x.shape[-1]} are not whole patches; with patch_size={p} "
+                f"height and width must be multiples of {p}"
+            )
+        if y.device.type == "cpu" and len(y) and not torch.compiler.is_compiling():
+            low, high = (int(v) for v in y.aminmax())
+            rows = self.y_embedder.embedding_table.num_embeddings
+            if low < 0 or high >= rows:
+                null = f", and {self.null_class} for the null class" if rows > self.num_classes else ""
+                raise ConfigError(
+                    f"LightningDiT: labels from {low} to {high} were given; with num_classes={self.num_classes} and "
+                    f"class_dropout_prob={self.y_embedder.dropout} allowed are 0 to {self.num_classes - 1}{null}"
+                )
+
+    def own_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a checkpoint's tensors without its position tables.
+
+        Raises WeightsError when these are not what is computed here, for then the weights would not fit in silence.
+        """
+        _check_rope(self.use_rope, tensors)
+        for name in TABLES:
+            if name in tensors and not tensors[name].is_meta:
+                self._check_table(name, tensors[name])
+        return {name: tensor for name, tensor in tensors.items() if name not in TABLES}
+
+    def _check_table(self, name: str, given: Tensor) -> None:
+        tokens = given.shape[-2]
+        side = math.isqrt(tokens)
+        grid = self.grid if math.prod(self.grid) == tokens else (side, side)
+        if name == "pos_embed":
+            ours = embed_grid(*grid, self.hidden_size)
+        else:
+            ours = axial_rotations(*grid, self.head_dim)[TABLES.index(name) - 1]
+        given = given.detach().cpu().float().reshape(-1, given.shape[-1])
+        if given.shape != ours.shape or (given - ours).abs().max() > TABLE_TOLERANCE:
+            raise WeightsError(
+                f"LightningDiT: the checkpoint's {name}, {tuple(given.shape)}, is not the fixed table of a grid of "
+                f"{grid[0]} x {grid[1]} patches; its weights were trained with other positions, and cannot be used here"
+            )
+
+    def _reset_tables(self) -> None:
+        """Make the table of the training grid, where the weights are, and forget all others."""
+        weight = self.x_embedder.proj.weight
+        positions = embed_grid(*self.grid, self.hidden_size).to(weight.device, weight.dtype)
+        self.register_buffer("pos_embed", positions, persistent=False)
+        self._tables.clear()
+
+    def _initialise(self) -> None:
+        """Draw the weights as published: adaLN-zero, so that every block starts as the identity and the output at 0."""
+        for name, parameter in self.named_parameters():
+            if "adaLN_modulation" in name or name.startswith("final_layer.linear") or name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.startswith(("t_embedder", "y_embedder")):
+                nn.init.normal_(parameter, std=0.02)
+            elif parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter.flatten(1))
+
+
+def _shape(size: str, *given: int | None) -> tuple[int, int, int]:
+    """Return hidden_size, depth and num_heads: those given, the others those of the size."""
+    if size not in SIZES:
+        raise ConfigError(
+            f"LightningDiT has no size '{size}'; {suggestion(size, SIZES)}allowed: {', '.join(SIZES)}, "
+            "or any with hidden_size, depth and num_heads given"
+        )
+    width, depth, heads = (own if value is None else value for own, value in zip(SIZES[size], given, strict=True))
+    if min(width, depth, heads) < 1 or width % (4 * heads):
+        raise ConfigError(
+            f"LightningDiT: hidden_size={width} with num_heads={heads}, depth={depth} is no transformer; all must be "
+            "at least 1, and hidden_size a multiple of 4 * num_heads, so that heads can turn; change one of them"
+        )
+    return width, depth, heads
+
+
+def _grid(input_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    """Return height and width, in patches, of latents of `input_size`."""
+    sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    if patch_size < 1 or len(sides) != 2 or min(sides) < 1 or any(side % patch_size for side in sides):
+        raise ConfigError(
+            f"LightningDiT: input_size={input_size} and patch_size={patch_size} describe no grid; give a side, or "
+            "(height, width), of multiples of patch_size"
+        )
+    return sides[0] // patch_size, sides[1] // patch_size
+
+
+def _check_rope(use_rope: bool, tensors: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError when a published checkpoint's tables show that `use_rope` was different."""
+    tables = [name for name in TABLES if name in tensors]
+    if tables and use_rope != (len(tables) > 1):
+        raise WeightsError(
+            f"LightningDiT: use_rope={use_rope}, but the checkpoint has the tables {', '.join(tables)}: it was trained "
+            f"with use_rope={not use_rope}; set that"
+        )
+
+
+def _leave_out_tables(module: nn.Module, state: MutableMapping[str, Any], prefix: str, *rest: Any) -> None:
+    """Take the position tables out of a state dict that is being loaded; report those that differ as errors."""
+    errors: list[str] = rest[-1]
+    tables = {name: state.pop(prefix + name) for name in TABLES if prefix + name in state}
+    try:
+        assert isinstance(module, LightningDiT)
+        module.own_tensors(tables)
+    except WeightsError as error:
+        errors.append(str(error))
+
+
+def _make_tables_anew(module: nn.Module, _: Any) -> None:
+    """After weights came: a model built on the meta device has no tables yet, and to_empty leaves them undefined."""
+    assert isinstance(module, LightningDiT)
+    module._reset_tables()

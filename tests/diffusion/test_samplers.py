@@ -1,0 +1,290 @@
+"""Samplers, against known solutions and published samples."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aligntok.diffusion.noise import draw_noise, generators_from_seeds
+from aligntok.diffusion.samplers import DIFFUSIONS, LAST_STEPS, SAMPLERS, ddim, dopri5, euler, euler_maruyama, sample
+from aligntok.diffusion.times import time_grid
+from aligntok.errors import ConfigError
+
+MEAN, DEVIATION = 0.7, 0.4
+
+
+def decay(x, t):
+    """dx/dt = -2 x, whose solution is x(0) exp(-2 t)."""
+    return -2 * x
+
+
+def hasten(x, t):
+    """dx/dt = -(1 + 2 t) x, whose solution is x(0) exp(-t - t^2)."""
+    return -(1 + 2 * t)[:, None] * x
+
+
+def to_gaussian(x, t):
+    """The exact velocity from N(0, 1) to N(MEAN, DEVIATION^2)."""
+    t = t.reshape(-1, *[1] * (x.ndim - 1))
+    variance = (t * DEVIATION) ** 2 + (1 - t) ** 2
+    return MEAN + (t * DEVIATION**2 - (1 - t)) / variance * (x - t * MEAN)
+
+
+def curved(x, t):
+    """A field of mixed channels, that treats each sample and position alone."""
+    return 0.5 * torch.sin(x) + (t - 0.3).view(-1, 1, 1, 1) + 0.2 * x.roll(1, dims=1)
+
+
+def starts(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def error(sampler, points, velocity=hasten):
+    x = starts(4, 3)
+    return (SAMPLERS[sampler](velocity, x, time_grid(points)) - math.exp(-2) * x).abs().max().item()
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2), ("ddim", 1)])
+def test_halving_the_step_shrinks_the_error_as_the_order_says(sampler, order):
+    for points in (17, 33, 65):
+        ratio = error(sampler, points) / error(sampler, 2 * points - 1)
+        assert math.log2(ratio) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize(("sampler", "bound"), [("euler", 2e-2), ("heun", 1e-4), ("dopri5", 2e-3), ("ddim", 2e-2)])
+def test_the_known_solution_is_reached(sampler, bound):
+    assert error(sampler, 101, decay) < bound
+    assert error(sampler, 101, hasten) < bound
+
+
+def test_tighter_tolerances_come_nearer():
+    x, times = starts(4, 3), time_grid(2)
+    loose, tight = (dopri5(decay, x, times, rtol=r, atol=r) for r in (1e-2, 1e-9))
+    assert (tight - math.exp(-2) * x).abs().max() < 1e-8 < (loose - math.exp(-2) * x).abs().max()
+
+
+@pytest.mark.parametrize("slope", [0.0, 1e-4, 1.0])
+def test_the_adaptive_sampler_asks_for_no_time_outside_its_own(slope):
+    asked = []
+
+    def velocity(x, t):
+        asked.extend(t.tolist())
+        return torch.full_like(x, slope)
+
+    x = dopri5(velocity, torch.ones(2, 3), time_grid(5, start=0.1, end=0.9))
+    torch.testing.assert_close(x, torch.full((2, 3), 1 + 0.8 * slope))
+    assert min(asked) >= 0.1 - 1e-6
+    assert max(asked) <= 0.9 + 1e-6
+
+
+def test_the_adaptive_samplers_last_step_ends_at_the_last_time():
+    asked = []
+
+    def velocity(x, t):
+        asked.append(x)
+        return hasten(x, t)
+
+    found = dopri5(velocity, starts(4, 3), time_grid(2))
+    torch.testing.assert_close(found, asked[-1], rtol=0, atol=1e-12)  # not interpolated from a longer step
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dopri5", "ddim"])
+def test_a_straight_path_needs_one_step(sampler):
+    noise, data = starts(2, 3, 4, 4), starts(2, 3, 4, 4, seed=1)
+    torch.testing.assert_close(sample(lambda x, t: data - noise, noise, time_grid(2), sampler), data)
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [("euler", 9), ("heun", 18), ("euler_maruyama", 9), ("ddim", 9)])
+def test_evaluations_are_as_many_as_said(sampler, calls):
+    asked = []
+
+    def velocity(x, t):
+        asked.append(t)
+        return decay(x, t)
+
+    options = {"randomness": generators_from_seeds(range(2))} if sampler == "euler_maruyama" else {}
+    sample(velocity, starts(2, 3), time_grid(10), sampler, **options)
+    assert len(asked) == calls
+    assert all(t.shape == (2,) for t in asked)
+
+
+@settings(max_examples=20, deadline=None)
+@given(points=st.integers(2, 12), shift=st.floats(0.1, 5), seed=st.integers(0, 100))
+def test_ddim_without_noise_is_euler(points, shift, seed):
+    x, times = starts(2, 3, 2, 4, seed=seed), time_grid(points, shift)
+    torch.testing.assert_close(ddim(curved, x, times), euler(curved, x, times))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "euler_maruyama", "ddim"])
+def test_everything_happens_on_the_device_of_the_noise(sampler):
+    # The meta device refuses, as a GPU would, to meet tensors that were left on the CPU.
+    options = {"eta": 0.5} if sampler == "ddim" else {}
+    if sampler in ("euler_maruyama", "ddim"):
+        options["randomness"] = generators_from_seeds([0, 1])
+    noise = torch.empty(2, 3, 4, 4, device="meta")
+    found = sample(lambda x, t: x * t.view(-1, 1, 1, 1), noise, time_grid(4), sampler, **options)
+    assert found.is_meta
+    assert found.shape == noise.shape
+
+
+# Random numbers
+
+
+def moments(x):
+    return x.mean().item(), x.std().item()
+
+
+@pytest.mark.parametrize("diffusion", sorted(DIFFUSIONS))
+@pytest.mark.parametrize("last_step", LAST_STEPS)
+def test_the_sde_reaches_the_data_whatever_its_diffusion(diffusion, last_step):
+    x, times = starts(1, 40_000), time_grid(201, start=0.004 if diffusion == "sbdm" else 0)
+    generators = generators_from_seeds([5])
+    found = euler_maruyama(to_gaussian, x, times, randomness=generators, diffusion=diffusion, last_step=last_step)
+    mean, deviation = moments(found)
+    assert mean == pytest.approx(MEAN, abs=0.012)
+    assert deviation == pytest.approx(DEVIATION, abs=0.012)
+    assert abs(torch.corrcoef(torch.stack([x[0], found[0]]))[0, 1]) < 0.95  # it was stirred: the ODE's is 1
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_reaches_the_data_whatever_its_noise(eta):
+    x = starts(1, 40_000)
+    mean, deviation = moments(ddim(to_gaussian, x, time_grid(201), eta=eta, randomness=generators_from_seeds([5])))
+    assert mean == pytest.approx(MEAN, abs=0.012)
+    assert deviation == pytest.approx(DEVIATION, abs=0.012)
+
+
+def test_no_diffusion_leaves_the_ode():
+    x, times = starts(2, 3, 4, 4), time_grid(9)
+    found = euler_maruyama(curved, x, times, diffusion_norm=0.0, randomness=generators_from_seeds([0, 1]))
+    torch.testing.assert_close(found, euler(curved, x, times))
+
+
+def test_the_last_steps_are_three_rules():
+    x, times, numbers = starts(2, 3, 4, 4), time_grid(9, end=0.8), starts(7, 2, 3, 4, 4, seed=1)
+    found = {rule: euler_maruyama(curved, x, times, randomness=numbers, last_step=rule) for rule in LAST_STEPS}
+    before = []
+
+    def watch(x, t):
+        before.append((x, curved(x, t), t))
+        return before[-1][1]
+
+    euler_maruyama(watch, x, times, randomness=numbers)
+    last, v, t = before[-1]
+    dt, score = 0.1, (t[0] * v - last) / (1 - t[0])
+    torch.testing.assert_close(found["euler"], last + dt * v, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found["mean"], last + dt * (v + (1 - t[0]) * score), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found["tweedie"], last + (1 - t[0]) * v, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [("euler_maruyama", {}), ("euler_maruyama", {"diffusion": "constant"}), ("ddim", {"eta": 1.0})],
+)
+def test_a_sample_alone_and_in_a_batch_are_the_same_bits(sampler, options):
+    seeds, shape = [3, 14, 15, 92], (4, 6, 6)
+
+    def run(some):
+        generators = generators_from_seeds(some)
+        return sample(curved, draw_noise(generators, shape), time_grid(12), sampler, randomness=generators, **options)
+
+    batch = run(seeds)
+    assert torch.equal(torch.cat([run([seed]) for seed in seeds]), batch)
+    assert torch.equal(run(seeds[::-1]).flip(0), batch)
+    assert not torch.equal(batch[0], batch[1])
+
+
+def test_numbers_given_are_those_that_generators_would_draw():
+    shape, times = (4, 4, 4), time_grid(6)
+    generators, others = generators_from_seeds([1, 2]), generators_from_seeds([1, 2])
+    noise = draw_noise(generators, shape)
+    draw_noise(others, shape)
+    numbers = torch.stack([draw_noise(others, shape) for _ in range(4)])
+    by_generators = euler_maruyama(curved, noise, times, randomness=generators)
+    assert torch.equal(by_generators, euler_maruyama(curved, noise, times, randomness=numbers))
+
+
+def test_the_global_random_state_is_neither_read_nor_moved():
+    state = torch.get_rng_state()
+    for sampler, options in (("euler_maruyama", {}), ("ddim", {"eta": 0.5})):
+        sample(decay, starts(2, 3), time_grid(5), sampler, randomness=generators_from_seeds([0, 1]), **options)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_half_precision_models_leave_the_state_in_float32_and_no_graph(sampler):
+    weight = torch.tensor(-1.0, requires_grad=True)
+
+    def run(exact):
+        options = {"randomness": generators_from_seeds([0, 1])} if sampler == "euler_maruyama" else {}
+        field = {True: lambda x, t: (weight * x).bfloat16().float(), False: lambda x, t: (weight * x).bfloat16()}
+        return sample(field[exact], starts(2, 3, dtype=torch.float32), time_grid(4), sampler, **options)
+
+    found = run(exact=False)
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+    assert torch.equal(found, run(exact=True))  # only the model rounds, not the steps
+
+
+@pytest.mark.parametrize(
+    ("dtype", "times"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_times_are_never_rounded_to_half_precision(dtype, times):
+    def velocity(x, t):
+        assert t.dtype == times
+        return -x
+
+    assert sample(velocity, starts(2, 3, dtype=dtype), time_grid(4), "heun").dtype == dtype
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (torch.tensor([0.0]), "at least two times"),
+        (torch.zeros(2, 2), "at least two times"),
+        (torch.tensor([0.0, 0.5, 0.5, 1.0]), r"must increase within \[0, 1\]"),
+        (torch.tensor([1.0, 0.0]), "times from 1 to 0"),
+        (torch.tensor([0.0, 1.5]), "times from 0 to 1.5"),
+    ],
+)
+def test_times_that_do_not_increase_are_refused(sampler, times, message):
+    with pytest.raises(ConfigError, match=message):
+        sample(decay, starts(2, 3), times, sampler)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "message"),
+    [
+        ("eular", {}, "unknown sampler 'eular'; did you mean 'euler'.*allowed: euler, heun, dopri5"),
+        ("euler", {"rtol": 1e-3}, "sampler 'euler' has no option 'rtol'; its options: none"),
+        ("dopri5", {"steps": 3}, "its options: rtol, atol"),
+        ("dopri5", {"rtol": 0}, "rtol=0, atol=1e-06; both must be above 0"),
+        ("euler_maruyama", {}, r"randomness is None; give 2 generators, one a sample, or a tensor \(3, 2, 3\)"),
+        ("euler_maruyama", {"randomness": generators_from_seeds([1])}, "randomness is 1 generators; give 2"),
+        ("euler_maruyama", {"randomness": torch.zeros(4, 2, 3)}, r"a tensor \(4, 2, 3\); give 2 generators"),
+        ("euler_maruyama", {"last_step": "heun"}, "unknown last_step 'heun'; allowed: mean, tweedie, euler"),
+        ("euler_maruyama", {"diffusion": "sigmas"}, "unknown diffusion 'sigmas'; did you mean 'sigma'"),
+        ("euler_maruyama", {"diffusion": "sbdm"}, r"infinite at t = 0.*start=0\.001"),
+        ("euler_maruyama", {"diffusion_norm": -1.0}, "diffusion_norm=-1.0; it must be finite, 0 or above"),
+        ("ddim", {"eta": 1.5}, r"eta=1\.5; it must lie in \[0, 1\]"),
+        ("ddim", {"eta": 1.0}, r"randomness is None; give 2 generators, one a sample, or a tensor \(4, 2, 3\)"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(sampler, options, message):
+    with pytest.raises(ConfigError, match=message):
+        sample(decay, starts(2, 3), time_grid(5), sampler, **options)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "ddim"])
+def test_a_velocity_of_another_shape_is_not_broadcast(sampler):
+    with pytest.raises(ConfigError, match=rf"{sampler}: velocity is \(2, 1\), x is \(2, 3\)"):
+        sample(lambda x, t: x[:, :1], starts(2, 3), time_grid(5), sampler)

@@ -1,0 +1,121 @@
+"""Times to train at and to sample on, and their shift."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aligntok.diffusion.times import draw_times, sample_times, shift_times, time_grid
+from aligntok.errors import ConfigError
+
+shifts = st.floats(0.05, 20)
+
+
+@settings(max_examples=50, deadline=None)
+@given(shift=shifts)
+def test_a_shift_keeps_both_ends_exactly_and_the_order(shift):
+    grid = time_grid(33, shift)
+    assert grid[0] == 0
+    assert grid[-1] == 1
+    assert (grid.diff() > 0).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(shift=shifts, t=st.floats(0, 1))
+def test_the_inverse_shift_undoes_a_shift(shift, t):
+    t = torch.tensor(t, dtype=torch.float64)
+    torch.testing.assert_close(shift_times(shift_times(t, shift), 1 / shift), t)
+
+
+def test_a_shift_is_the_published_formula_and_below_1_it_goes_towards_noise():
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    torch.testing.assert_close(shift_times(t, 0.3), 0.3 * t / (1 + (0.3 - 1) * t))
+    assert (shift_times(t, 0.3)[1:-1] < t[1:-1]).all()
+    assert (shift_times(t, 3.0)[1:-1] > t[1:-1]).all()
+
+
+@pytest.mark.parametrize("shift", [0, 0.0, 1, 1.0])
+def test_shifts_that_are_none_leave_the_even_grid(shift):
+    assert torch.equal(time_grid(10, shift), torch.linspace(0, 1, 10))
+
+
+def test_a_grid_may_start_late_and_end_early():
+    torch.testing.assert_close(time_grid(3, start=0.2, end=0.8), torch.tensor([0.2, 0.5, 0.8]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"points": 1}, "points=1 makes 0 steps; at least 1 step"),
+        ({"points": 0}, "points=0 makes -1 steps"),
+        ({"points": 5, "shift": -0.3}, "timestep shift -0.3; it must be positive"),
+        ({"points": 5, "shift": math.nan}, "it must be positive"),
+        ({"points": 5, "start": 0.5, "end": 0.5}, "0 <= start < end <= 1"),
+        ({"points": 5, "end": 1.5}, "start=0.0, end=1.5"),
+    ],
+)
+def test_grids_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        time_grid(**options)
+
+
+@pytest.mark.parametrize(("mean", "scale"), [(0.0, 1.0), (-0.8, 0.5), (1.2, 2.0)])
+def test_logit_normal_times_have_the_moments_asked_for(mean, scale):
+    times = draw_times(torch.Generator().manual_seed(0), 100_000, mean=mean, scale=scale)
+    assert times.dtype == torch.float32
+    assert 0 <= times.min() <= times.max() <= 1
+    logits = torch.logit(times.double().clamp(1e-7, 1 - 1e-7))
+    assert logits.mean().item() == pytest.approx(mean, abs=4 * scale / math.sqrt(100_000))
+    assert logits.std().item() == pytest.approx(scale, rel=0.01)
+    assert times.median().item() == pytest.approx(1 / (1 + math.exp(-mean)), abs=0.01)
+
+
+def test_uniform_times_are_the_numbers_themselves():
+    numbers = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sample_times(numbers, "uniform"), numbers)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
+def test_the_shift_comes_last(sampling):
+    numbers = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        sample_times(numbers, sampling, shift=0.3), shift_times(sample_times(numbers, sampling), 0.3)
+    )
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
+def test_a_samples_time_does_not_depend_on_its_batch(sampling):
+    numbers = torch.rand(64, generator=torch.Generator().manual_seed(0))
+    whole = sample_times(numbers, sampling, mean=0.3, scale=0.8, shift=0.5)
+    ranks = [sample_times(numbers[rank::4], sampling, mean=0.3, scale=0.8, shift=0.5) for rank in range(4)]
+    assert torch.equal(torch.stack(ranks, dim=1).flatten(), whole)
+
+
+def test_the_generator_alone_decides():
+    first, again, other = (draw_times(torch.Generator().manual_seed(seed), 8) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
+def test_the_ends_of_the_random_numbers_are_times(sampling):
+    times = sample_times(torch.tensor([0.0, 0.5, 1 - 2**-24]), sampling)
+    assert times.isfinite().all()
+    assert 0 <= times.min() <= times.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampling": "logitnormal"}, "unknown sampling 'logitnormal'; did you mean 'logit_normal'.*allowed: uniform"),
+        ({"scale": 0.0}, "scale=0.0; both must be finite, the scale above 0"),
+        ({"mean": math.inf}, "mean=inf"),
+    ],
+)
+def test_samplings_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        sample_times(torch.rand(3), **options)

@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from aligntok.errors import ConfigError
+from aligntok.generators.contract import Generator
+
+
+class Still(Generator):
+    def forward(self, x, t, y):
+        self.check_inputs(x, t, y)
+        return torch.zeros_like(x)
+
+
+def test_a_generator_needs_little():
+    still = Still(in_channels=2, num_classes=3)
+    assert still.null_class == 3
+    assert still(torch.ones(2, 2, 1, 4), torch.rand(2), torch.tensor([0, 3], dtype=torch.int32)).shape == (2, 2, 1, 4)
+
+
+def test_what_is_left_out_is_asked_for_by_name():
+    bare = Generator(in_channels=2, num_classes=3)
+    with pytest.raises(NotImplementedError, match="Generator must define forward"):
+        bare(None, None, None)
+    with pytest.raises(NotImplementedError, match="Generator must define set_grad_checkpointing"):
+        bare.set_grad_checkpointing()
+
+
+def test_weights_that_are_not_there_are_asked_for(tmp_path):
+    with pytest.raises(Exception, match="Still: no weights at"):
+        Still(in_channels=2, num_classes=3).load_weights(tmp_path / "none.pt")
+
+
+def test_an_error_names_the_generator_at_hand():
+    with pytest.raises(ConfigError, match="Still takes latents"):
+        Still(in_channels=2, num_classes=3)(torch.zeros(1, 1, 1, 1), torch.zeros(1), torch.zeros(1))

@@ -1,0 +1,404 @@
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from aligntok.engine.compilation import blocks_of
+from aligntok.errors import ConfigError, WeightsError
+from aligntok.generators.lightning_dit import SIZES, TABLES, LightningDiT
+from aligntok.ops.rope import axial_rotations
+from aligntok.ops.sinusoids import embed_grid
+from aligntok.registry import GENERATORS
+
+TINY = dict(input_size=4, in_channels=6, hidden_size=48, depth=2, num_heads=3, num_classes=7)
+PARITY = ("plain", "qknorm", "mlp_layernorm", "patch2_woshift")
+VARIANTS = [
+    {},
+    dict(use_qknorm=True),
+    dict(use_swiglu=False, use_rope=False, use_rmsnorm=False, use_qknorm=True),
+    dict(patch_size=2, wo_shift=True),
+]
+
+
+def tiny(**options) -> LightningDiT:
+    """A small generator in eval mode whose every weight counts: nothing is at the zero it starts from."""
+    torch.manual_seed(0)
+    model = LightningDiT(**{**TINY, **options}).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def inputs(*grid, count=3):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 6, *(grid or (4, 4)), generator=generator)
+    return x, torch.rand(count, generator=generator), torch.tensor([0, 3, 7])[:count]
+
+
+def published(shared_dir, name):
+    folder = shared_dir / "reference/parity"
+    config = json.loads((folder / "index.json").read_text())[f"lightningdit_{name}"]["config"]
+    tensors = load_file(folder / f"lightningdit_{name}.safetensors")
+    weights = {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
+    return config, weights, tensors
+
+
+def layout(shared_dir, name):
+    lines = (shared_dir / f"reference/checkpoint_layouts/{name}.tsv").read_text().splitlines()
+    return {key: json.loads(f"[{shape.strip('(),')}]") for key, shape in (line.split("\t") for line in lines)}
+
+
+# Against published code and checkpoints
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_velocity_is_that_of_the_published_code(shared_dir, name):
+    config, weights, tensors = published(shared_dir, name)
+    model = GENERATORS.build(dict(type="lightning_dit", **config)).eval()
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        velocity = model(tensors["x"], tensors["t"], tensors["y"])
+    torch.testing.assert_close(velocity, tensors["velocity"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_positions_are_those_of_the_published_code(shared_dir, name):
+    config, weights, _ = published(shared_dir, name)
+    model = LightningDiT(**config)
+    positions, rotations = model.tables(*model.grid)
+    torch.testing.assert_close(positions[None], weights["pos_embed"], rtol=0, atol=1e-6)
+    if config["use_rope"]:
+        both = torch.stack([weights["feat_rope.freqs_cos"], weights["feat_rope.freqs_sin"]])
+        torch.testing.assert_close(rotations, both, rtol=0, atol=1e-6)
+    else:
+        assert rotations is None
+
+
+@pytest.mark.parametrize(("name", "use_qknorm"), [("", False), ("_qknorm", True)])
+def test_published_xl_checkpoints_load_strictly(shared_dir, name, use_qknorm):
+    shapes = layout(shared_dir, f"lightningdit_xl_1_f16d32{name}")
+    with torch.device("meta"):
+        model = LightningDiT("XL", use_qknorm=use_qknorm)
+        model.load_state_dict({key: torch.empty(shape) for key, shape in shapes.items()}, strict=True)
+    own = {key: list(value.shape) for key, value in model.state_dict().items()}
+    assert own == {key: shape for key, shape in shapes.items() if key not in TABLES}
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"),
+    [("S", 32.89), ("B", 130.36), ("L", 457.89), ("XL", 674.96), ("1p0B", 1029.01), ("1p6B", 1631.31)],
+)
+def test_sizes_have_their_numbers_of_parameters(size, millions):
+    with torch.device("meta"):
+        model = LightningDiT(size)
+    trained = sum(p.numel() for p in model.parameters())
+    assert trained / 1e6 == pytest.approx(millions, abs=0.005)
+    assert (model.hidden_size, len(model.blocks), model.hidden_size // model.head_dim) == SIZES[size]
+
+
+def test_the_default_is_the_papers_with_675_26_million_and_its_table():
+    with torch.device("meta"):
+        model = GENERATORS.build(dict(type="lightning_dit"))
+        assert model(torch.randn(2, 32, 16, 16), torch.rand(2), torch.zeros(2, dtype=torch.long)).shape[1:] == (
+            32,
+            16,
+            16,
+        )
+    assert sum(p.numel() for p in model.parameters()) == 674_961_824
+    assert sum(p.numel() for p in (*model.parameters(), *model.buffers())) == 675_256_736
+
+
+def test_a_published_file_loads_and_its_averages_are_taken(shared_dir, tmp_path):
+    config, weights, tensors = published(shared_dir, "plain")
+    raw = {key: torch.zeros_like(value) for key, value in weights.items()}
+    averages = {f"module.{key}": value for key, value in weights.items()}
+    torch.save({"model": raw, "ema": averages, "opt": {"step": 1}, "config": dict(lr=1e-4)}, tmp_path / "xl.pt")
+    model = LightningDiT(**config).eval()
+    model.load_weights(tmp_path / "xl.pt")
+    with torch.no_grad():
+        velocity = model(tensors["x"], tensors["t"], tensors["y"])
+    torch.testing.assert_close(velocity, tensors["velocity"], rtol=0, atol=1e-5)
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    torch.save(tiny(use_qknorm=True).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="unknown blocks.0.attn.q_norm.weight"):
+        tiny().load_weights(tmp_path / "w.pt")
+
+
+def with_tables(model, grid):
+    cos, sin = axial_rotations(*grid, model.head_dim)
+    tables = dict(zip(TABLES, (embed_grid(*grid, model.hidden_size)[None], cos, sin), strict=True))
+    return {**model.state_dict(), **tables}
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (6, 6)])
+def test_position_tables_are_left_out_wherever_the_generator_sits(grid):
+    outer = nn.ModuleDict({"generator": tiny()})
+    state = {f"generator.{key}": value.bfloat16() for key, value in with_tables(outer["generator"], grid).items()}
+    outer.load_state_dict(state, strict=True)
+    assert set(state) - set(outer.state_dict()) == {f"generator.{name}" for name in TABLES}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_other_positions_are_refused(name, tmp_path):
+    model = tiny()
+    state = with_tables(model, (4, 4))
+    state[name] = state[name] * 1.1
+    with pytest.raises(RuntimeError, match=rf"the checkpoint's {name}, .* trained with other positions"):
+        model.load_state_dict(state)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="trained with other positions"):
+        model.load_weights(tmp_path / "w.pt")
+
+
+def test_tables_show_a_wrong_use_rope():
+    turned, unturned = tiny(), tiny(use_rope=False)
+    with pytest.raises(RuntimeError, match=r"use_rope=False, but .* trained with use_rope=True"):
+        unturned.load_state_dict(with_tables(turned, (4, 4)))
+    state = {**unturned.state_dict(), "pos_embed": embed_grid(4, 4, 48)[None]}
+    with pytest.raises(RuntimeError, match=r"use_rope=True, but .* trained with use_rope=False"):
+        turned.load_state_dict(state)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_generator_built_on_the_meta_device_has_its_tables_once_loaded(assign):
+    model = tiny()
+    with torch.device("meta"):
+        built = LightningDiT(**TINY).eval()
+    if not assign:
+        built.to_empty(device="cpu")
+    built.load_state_dict(model.state_dict(), assign=assign)
+    assert torch.equal(built(*inputs()), model(*inputs()))
+
+
+def test_a_copy_is_independent():
+    model = tiny()
+    before, other = model(*inputs()), copy.deepcopy(model)
+    other.load_state_dict({key: torch.zeros_like(value) for key, value in model.state_dict().items()})
+    assert torch.equal(model(*inputs()), before)
+    assert not other(*inputs()).any()
+
+
+# The grid
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("grid", [(4, 4), (2, 6), (8, 2)])
+def test_any_grid_of_whole_patches_gives_a_velocity_of_its_shape(options, grid):
+    velocity = tiny(**options)(*inputs(*grid))
+    assert velocity.shape == (3, 6, *grid)
+    assert velocity.isfinite().all()
+
+
+def test_velocity_depends_on_the_grid_given_not_on_the_one_configured():
+    model, other = tiny(input_size=4), tiny(input_size=(6, 8))
+    assert other.grid == (6, 8)
+    for grid in ((4, 4), (6, 8), (3, 5)):
+        assert torch.equal(model(*inputs(*grid)), other(*inputs(*grid)))
+
+
+def test_a_grids_positions_are_rows_and_columns_of_their_own():
+    wide, tall = (embed_grid(*grid, 8).view(*grid, 2, 4) for grid in ((3, 5), (5, 3)))
+    assert torch.equal(wide, tall.transpose(0, 1).flip(2))  # transposed: columns are rows
+    assert torch.equal(wide, embed_grid(5, 5, 8).view(5, 5, 2, 4)[:3])
+    assert len(embed_grid(3, 5, 8).unique(dim=0)) == 15
+
+
+@pytest.mark.parametrize("options", [{}, dict(use_rope=False)])
+def test_tokens_know_where_they_are_in_both_directions(options):
+    model, (x, t, y) = tiny(**options), inputs(3, 5)
+    for dim in (2, 3):
+        assert not torch.allclose(model(x.flip(dim), t, y).flip(dim), model(x, t, y), atol=1e-3)
+
+
+def test_tokens_lie_in_memory_one_after_the_other():
+    for options in VARIANTS:  # a view of channels-first memory here would slow every operation after it
+        assert tiny(**options).x_embedder(inputs(2, 6)[0]).is_contiguous()
+
+
+def test_every_token_reaches_every_other():
+    x, t, y = inputs(3, 5)
+    x.requires_grad_()
+    tiny()(x, t, y)[0, :, 0, 0].sum().backward()
+    assert x.grad[0, :, 2, 4].abs().min() > 0
+    assert not x.grad[1].any()
+
+
+def test_tables_are_made_once_a_grid_and_serve_training_after_sampling():
+    model, grid = tiny(), (2, 3)
+    with torch.inference_mode():
+        model(*inputs(*grid))
+    tables = model.tables(*grid)
+    model(*inputs(*grid)).sum().backward()
+    assert all(a is b for a, b in zip(tables, model.tables(*grid), strict=True))
+    assert torch.equal(tables[0], embed_grid(*grid, 48))
+    assert torch.equal(tables[1], axial_rotations(*grid, 16))
+    assert model.tables(*model.grid)[0] is model.pos_embed
+
+
+# The condition
+
+
+def test_time_and_class_matter():
+    model, (x, t, y) = tiny(), inputs()
+    velocity = model(x, t, y)
+    assert not torch.allclose(model(x, t + 0.1, y), velocity, atol=1e-4)
+    assert not torch.allclose(model(x, t, (y + 1) % 7), velocity, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_classes", [1, 7, 20])
+def test_the_null_class_comes_after_the_last_class(num_classes):
+    model = tiny(num_classes=num_classes)
+    assert model.null_class == num_classes
+    assert model.y_embedder.embedding_table.num_embeddings == num_classes + 1
+    x, t, _ = inputs()
+    assert model(x, t, torch.full((3,), num_classes)).shape == x.shape
+
+
+def test_one_class_without_dropout_is_unconditional():
+    model = tiny(num_classes=1, class_dropout_prob=0.0)
+    assert model.y_embedder.embedding_table.num_embeddings == 1
+    x, t, _ = inputs()
+    assert model(x, t, torch.zeros(3, dtype=torch.long)).shape == x.shape
+
+
+def test_labels_are_dropped_at_their_rate_in_training_only():
+    embedder = LightningDiT(**TINY, class_dropout_prob=0.3).y_embedder
+    embedder.embedding_table.weight.data = torch.arange(8.0)[:, None]
+    labels = torch.arange(7).repeat(2000)
+    torch.manual_seed(0)
+    kept = embedder(labels)[:, 0]
+    assert set(kept[kept != labels].tolist()) == {7}
+    for label in range(7):
+        assert (kept[labels == label] == 7).float().mean() == pytest.approx(0.3, abs=0.05)
+    torch.manual_seed(0)
+    assert torch.equal(embedder(labels)[:, 0], kept)  # the global generator's numbers, and no other
+    assert torch.equal(embedder.eval()(labels)[:, 0], labels.float())
+
+
+# Training
+
+
+def test_velocity_starts_at_zero_and_blocks_as_the_identity():
+    model = LightningDiT(**TINY)
+    assert not model(*inputs()).any()
+    tokens, c = torch.randn(3, 16, 48), torch.randn(3, 48)
+    assert torch.equal(model.blocks[0](tokens, c, model.tables(4, 4)[1]), tokens)
+    for name, parameter in model.named_parameters():
+        zero = "adaLN" in name or name.startswith("final_layer.linear") or name.endswith("bias")
+        assert parameter.any() != zero, name
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_every_weight_has_a_gradient_and_checkpointing_gives_the_same_and_keeps_less(options):
+    model, gradients, kept = tiny(**options), [], []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            loss = model(*inputs()).square().mean()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+        kept.append(sum(sizes))
+    assert all(gradient.any() for gradient in gradients[0])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
+    assert kept[1] < kept[0] / 2
+
+
+def test_a_model_of_half_precision_and_one_under_autocast_are_close_to_the_full_one():
+    for options in VARIANTS:
+        model = tiny(**options)
+        full = model(*inputs(2, 6))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = model(*inputs(2, 6))
+            mixed.float().sum().backward()
+        half = model.bfloat16()(*(v.bfloat16() if v.is_floating_point() else v for v in inputs(2, 6)))
+        assert half.dtype == torch.bfloat16
+        for other in (mixed, half):
+            assert (other.float() - full).norm() < 0.05 * full.norm(), options
+
+
+def test_tables_follow_the_models_precision():
+    model = tiny()
+    model(*inputs())
+    model.double()
+    x, t, y = inputs()
+    assert model(x.double(), t, y).dtype == torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks at it
+@pytest.mark.parametrize("options", VARIANTS)
+def test_blocks_compile_whole(options):
+    model, (x, t, y) = tiny(**options), inputs()
+    velocity = model(x, t, y)
+    found = blocks_of(model)
+    assert found[-2:] == list(model.blocks)
+    for block in found:
+        block.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(model(x, t, y), velocity)
+    model.set_grad_checkpointing(True)
+    model(x, t, y).sum().backward()
+
+
+def test_attention_is_the_shared_one(monkeypatch):
+    monkeypatch.setenv("ALIGNTOK_ATTENTION", "xformers")
+    with pytest.raises(ConfigError, match="attention backend 'xformers' was forced"):
+        tiny()(*inputs())
+
+
+# Options and inputs that do not fit
+
+
+def test_a_number_beside_the_size_comes_instead_of_the_sizes():
+    with torch.device("meta"):
+        model = LightningDiT("B", depth=3, patch_size=2, mlp_ratio=3)
+    assert (model.hidden_size, len(model.blocks), model.head_dim, model.grid) == (768, 3, 64, (8, 8))
+    assert model.blocks[0].mlp.w3.in_features == 1536
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(size="xl"), "no size 'xl'; .*allowed: S, B, L, XL, 1p0B, 1p6B"),
+        (dict(size="XXL"), "did you mean 'XL'"),
+        (dict(num_heads=5), r"hidden_size=48 with num_heads=5, .* multiple of 4 \* num_heads"),
+        (dict(depth=0), "depth=0 is no transformer"),
+        (dict(input_size=5, patch_size=2), "input_size=5 and patch_size=2 describe no grid"),
+        (dict(input_size=(4, 4, 4)), "describe no grid; give a side"),
+        (dict(patch_size=0), "describe no grid"),
+        (dict(num_classes=0), "num_classes=0 must be at least 1"),
+        (dict(in_channels=0), "in_channels=0 must be at least 1"),
+        (dict(class_dropout_prob=1.0), "class_dropout_prob=1.0 must be at least 0 and below 1"),
+    ],
+)
+def test_options_that_describe_no_generator_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        LightningDiT(**{**TINY, **options})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(x=torch.zeros(3, 5, 4, 4)), r"takes latents \(N, 6, h, w\), was given \(3, 5, 4, 4\); its in_channels"),
+        (dict(x=torch.zeros(3, 6, 4)), r"takes latents \(N, 6, h, w\), was given \(3, 6, 4\)"),
+        (dict(x=torch.zeros(3, 6, 4, 3)), "latents of 4 x 3 are not whole patches; .* multiples of 2"),
+        (dict(x=torch.zeros(3, 6, 0, 4)), "latents of 0 x 4 are not whole patches"),
+        (dict(t=torch.tensor(0.5)), r"takes t \(3,\), one for each latent, was given \(\); repeat"),
+        (dict(y=torch.zeros(2, dtype=torch.long)), r"takes y \(3,\), one for each latent, was given \(2,\)"),
+        (dict(y=torch.zeros(3)), r"labels y as whole numbers, was given torch.float32; convert"),
+        (dict(y=torch.tensor([0, 8, 1])), "labels from 0 to 8 were given; .* allowed are 0 to 6, and 7 for the null"),
+        (dict(y=torch.tensor([0, -1, 1])), "labels from -1 to 1 were given"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(change, message):
+    given = dict(zip(("x", "t", "y"), inputs(), strict=True)) | change
+    with pytest.raises(ConfigError, match=message):
+        tiny(patch_size=2)(**given)
+
+
+def test_without_dropout_there_is_no_null_class_to_ask_for():
+    with pytest.raises(ConfigError, match=r"class_dropout_prob=0.0 allowed are 0 to 6$"):
+        tiny(class_dropout_prob=0.0)(*inputs())
