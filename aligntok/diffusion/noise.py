@@ -37,6 +37,7 @@ def check_randomness(who: str, randomness: Randomness | None, draws: int, like: 
     if isinstance(randomness, Tensor):
         if tuple(randomness.shape) != (draws, *like.shape):
             raise ConfigError(f"{who}: randomness is a tensor {tuple(randomness.shape)}; give {wanted}")
-    elif len(randomness) != len(like):
-        raise ConfigError(f"{who}: randomness is {len(randomness)} generators; give {wanted}")
+    elif isinstance(randomness, torch.Generator) or len(randomness) != len(like):
+        given = 1 if isinstance(randomness, torch.Generator) else len(randomness)
+        raise ConfigError(f"{who}: randomness is {given} generators; give {wanted}")
     return randomness

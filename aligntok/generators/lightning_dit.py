@@ -159,6 +159,8 @@ class LightningDiT(Generator):
             ours = embed_grid(*grid, self.hidden_size)
         else:
             ours = axial_rotations(*grid, self.head_dim)[TABLES.index(name) - 1]
+        if given.shape[-1] != ours.shape[-1]:
+            return  # of another size, which the weights will show in plainer words
         given = given.detach().cpu().float().reshape(-1, given.shape[-1])
         if given.shape != ours.shape or (given - ours).abs().max() > TABLE_TOLERANCE:
             raise WeightsError(
@@ -188,8 +190,8 @@ def _shape(size: str, *given: int | None) -> tuple[int, int, int]:
     """Return hidden_size, depth and num_heads: those given, the others those of the size."""
     if size not in SIZES:
         raise ConfigError(
-            f"LightningDiT has no size '{size}'; {suggestion(size, SIZES)}allowed: {', '.join(SIZES)}, "
-            "or any with hidden_size, depth and num_heads given"
+            f"LightningDiT has no size '{size}'; {suggestion(size, SIZES)}allowed: {', '.join(SIZES)}; "
+            "hidden_size, depth and num_heads beside one of them come instead of its own"
         )
     width, depth, heads = (own if value is None else value for own, value in zip(SIZES[size], given, strict=True))
     if min(width, depth, heads) < 1 or width % (4 * heads):

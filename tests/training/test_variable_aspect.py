@@ -152,3 +152,41 @@ def test_a_side_that_is_no_multiple_of_f_is_found_before_training(mixed_config, 
     assert re.search(said, printed), printed
     if "sides" in said:
         assert f"data.{split}" in printed
+
+
+LAION = """
+_base_ = ["{config}"]
+model = dict(
+    encoder=dict(_delete_=True, type="timm", model_name="vit_tiny_patch16_224", pretrained=False,
+                 model_args=dict(depth=1, embed_dim=48, num_heads=3)),
+    decoder=dict(ch=32, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, attn_resolutions=()),
+    latent_dim=4,
+)
+discriminator = dict(base_channels=8)
+losses = dict(lpips=None)
+global_batch_size = 2
+data = dict(workers=0)
+checkpoint = dict(every=3)
+stages = _base_.stages
+for stage in stages:
+    stage["steps"] = 3
+stages[0]["losses"]["gan"]["start_step"] = 1
+del stage
+"""
+
+
+def test_the_laion_config_trains_images_that_are_not_square_in_all_three_stages(shown, tmp_path):
+    """Its own sizes, stages, teacher and balance, with networks small enough for a test."""
+    config = Path(__file__).parents[2] / "configs" / "aligntok_dinov2reg_laion_f16d32.py"
+    (tmp_path / "laion.py").write_text(LAION.format(config=config))
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        height, width = [(260, 380), (460, 260)][i % 2]
+        pixels = np.random.default_rng(i).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((width, height)).save(tmp_path / "images" / f"{i}.jpg")
+    options = ["--cfg-options", f"data_root={tmp_path / 'images'}"]
+    assert train([str(tmp_path / "laion.py"), "--work-dir", str(tmp_path / "run"), *options]) == 0
+    assert len(shown) == 9
+    assert {shape for step in shown for shape in step} == {(256, 384), (448, 256)}
+    for folder in FOLDERS:
+        assert finished_steps(tmp_path / "run" / folder) == 3
