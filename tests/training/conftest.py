@@ -132,6 +132,15 @@ def write_config(tmp_path, config_source):
     return write
 
 
+@pytest.fixture
+def slow_steps(tmp_path):
+    """An option that makes every step take a quarter of a second longer, and the environment that it needs."""
+    hook = "from mmengine.hooks import Hook\nimport time\n\n\nclass Slow(Hook):\n"
+    hook += "    def after_train_iter(self, *args, **kwargs):\n        time.sleep(0.25)\n"
+    (tmp_path / "slow_hook.py").write_text(hook)
+    return "hooks=[{'type': 'slow_hook.Slow'}]", {"PYTHONPATH": str(tmp_path)}
+
+
 FOLDERS = ("1_latent_alignment", "2_perceptual_alignment", "3_decoder_refinement")
 TRAIN_TOOL = Path(__file__).parents[2] / "tools" / "train.py"
 

@@ -63,13 +63,13 @@ def test_a_killed_process_takes_the_other_with_it(write_config, tool, tmp_path, 
 
 @pytest.mark.slow
 def test_a_process_that_falls_silent_is_missed(write_config, tool, tmp_path):
-    processes = pair(tool, write_config(), tmp_path / "run", "process_timeout=3")
+    processes = pair(tool, write_config(), tmp_path / "run", "process_timeout=6")
     tool.until(processes[0], STEP)
     processes[1].send_signal(signal.SIGSTOP)
     printed, _ = processes[0].communicate(timeout=60)
     processes[1].kill()
     processes[1].communicate()
-    said = "process 1 gave no sign of life for 3 s (process_timeout)"
+    said = "process 1 gave no sign of life for 6 s (process_timeout)"
     assert processes[0].returncode == 2, printed
     assert said in printed
     assert said in logs(tmp_path / "run" / FIRST, 0)
@@ -93,11 +93,12 @@ def test_a_reason_in_one_process_reaches_the_log_of_every_other(write_config, to
 
 
 @pytest.mark.slow
-def test_torchrun_may_start_the_processes_again_and_they_go_on(write_config, tool, tmp_path):
+def test_torchrun_may_start_the_processes_again_and_they_go_on(write_config, tool, tmp_path, slow_steps):
     """What the first life posted about its end must not end the second."""
     torchrun = ("--standalone", "--nproc_per_node=2", "--max-restarts=1")
-    config = write_config(steps=12, checkpoint=dict(every=1))
-    process = tool.launch(config, tmp_path / "run", "--stage", "latent_alignment", torchrun=torchrun)
+    config, (slow, env) = write_config(steps=12, checkpoint=dict(every=1)), slow_steps
+    options = ("--stage", "latent_alignment", "--cfg-options", slow)
+    process = tool.launch(config, tmp_path / "run", *options, torchrun=torchrun, env=env)
     tool.until(process, STEP)
     os.kill(ranks_under(process)[1], signal.SIGKILL)
     printed, _ = process.communicate(timeout=120)
@@ -107,18 +108,19 @@ def test_torchrun_may_start_the_processes_again_and_they_go_on(write_config, too
 
 
 @pytest.mark.slow
-def test_sigterm_to_torchrun_stops_all_after_one_step_and_the_run_goes_on(write_config, tool, tmp_path):
+def test_sigterm_to_torchrun_stops_all_after_one_step_and_the_run_goes_on(write_config, tool, tmp_path, slow_steps):
     torchrun = ("--standalone", "--nproc_per_node=2")
-    config, one = write_config(steps=40, checkpoint=dict(every=1000)), ("--stage", "latent_alignment")
-    process = tool.launch(config, tmp_path / "run", *one, torchrun=torchrun)
+    config, one = write_config(steps=12, checkpoint=dict(every=1000)), ("--stage", "latent_alignment")
+    slow, env = slow_steps
+    process = tool.launch(config, tmp_path / "run", *one, "--cfg-options", slow, torchrun=torchrun, env=env)
     tool.until(process, STEP)
     process.terminate()
     printed, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     step = finished_steps(tmp_path / "run" / FIRST)
-    assert 3 <= step < 40
+    assert 3 <= step < 12
     for rank in (0, 1):
-        assert f"stopped by SIGTERM after step {step} of 40" in logs(tmp_path / "run" / FIRST, rank)
+        assert f"stopped by SIGTERM after step {step} of 12" in logs(tmp_path / "run" / FIRST, rank)
     again = tool.launch(config, tmp_path / "run", *one, torchrun=torchrun)
     printed, _ = again.communicate(timeout=120)
     assert again.returncode == 0, printed

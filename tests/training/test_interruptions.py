@@ -66,11 +66,11 @@ def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tool, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_75(whole, tool, tmp_path):
+def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_75(whole, tool, tmp_path, slow_steps):
     """It comes from the scheduler to every process of the job, those that load data too; twice in one run here."""
-    options = ["--cfg-options", "checkpoint.every=1000", "data.workers=2"]
+    options, (slow, env) = ["--cfg-options", "checkpoint.every=1000", "data.workers=2"], slow_steps
     for stage in (0, 1):
-        process = tool.launch(whole[1], tmp_path / "run", *options, start_new_session=True)
+        process = tool.launch(whole[1], tmp_path / "run", *options, slow, start_new_session=True, env=env)
         printed = tool.until(process, f"{STAGES[stage]}: step 2/{STEPS}")
         os.killpg(process.pid, signal.SIGTERM)
         printed += until_end(process)
