@@ -1,0 +1,439 @@
+"""Encoding a data set into a latent cache: what is in it, and that no process, signal or kill changes a bit of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from aligntok.cli import cache_latents as command
+from aligntok.data import files, latent_files
+from aligntok.data.images import ImageDataset
+from aligntok.data.latent_files import read_manifest
+from aligntok.data.latents import LatentDataset
+from aligntok.errors import ConfigError, DataError, Preempted, WeightsError
+from aligntok.identity import tokenizer_identity
+from aligntok.tokenizer import Tokenizer
+from aligntok.training import latent_cache, latent_encoding
+from aligntok.training.latent_cache import cache_latents
+from aligntok.training.latent_encoding import Encoding
+
+ROOT = Path(__file__).parents[2]
+PART = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), resolution=8)
+TINY = Encoding(image_size=(8, 12), shard_size=5)  # f2: latents (4, 4, 6); 17 images in four shards
+IMAGES, SPOILT = 17, (3, 15)
+
+
+def make_tokenizer(variational=False, seed=0):
+    torch.manual_seed(seed)
+    encoder = {**PART, "pretrained": False, "double_z": variational}
+    return Tokenizer(encoder, dict(type="identity") if variational else None, PART, 4, 2, variational).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """The folder of a saved tokenizer."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Seventeen images of several shapes in three class folders."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(IMAGES):
+        path = root / ("ant", "bee", "zebra")[number // 6] / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        size = ((20, 14), (9, 13), (8, 12))[number % 3]
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def spoilt(photos, tmp_path_factory):
+    """The same, two of them damaged."""
+    root = tmp_path_factory.mktemp("spoilt") / "photos"
+    shutil.copytree(photos, root)
+    for number, path in enumerate(sorted(root.glob("*/*"))):
+        if number in SPOILT:
+            path.write_bytes(path.read_bytes()[:60])
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(tokenizer, spoilt, tmp_path_factory):
+    """The cache of the damaged photographs, made without interruption."""
+    return cache_latents(
+        tokenizer, spoilt, tmp_path_factory.mktemp("whole") / "cache", TINY, batch_size=2, workers=0, max_unreadable=2
+    )
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != ".claim"}
+
+
+# What is in it
+
+
+def test_a_cache_holds_what_the_tokenizer_gives_for_each_image_and_its_mirror(tokenizer, photos, tmp_path):
+    cache_latents(tokenizer, photos, tmp_path / "cache", TINY, batch_size=3, workers=0)
+    images = ImageDataset(photos, image_size=(8, 12), train=False)
+    latents = LatentDataset(tmp_path / "cache", normalise=False)
+    assert (len(latents), latents.latent_shape, latents.class_names) == (17, (4, 4, 6), ("ant", "bee", "zebra"))
+    model, shards = Tokenizer.from_pretrained(tokenizer), sorted((tmp_path / "cache").glob("*.safetensors"))
+    stored = torch.cat([load_file(shard)["latents"] for shard in shards])
+    assert [len(load_file(shard)["labels"]) for shard in shards] == [5, 5, 5, 2]
+    for i, item in enumerate(images):
+        if i == len(images):
+            break
+        views = torch.stack([item["images"], item["images"].flip(-1)])
+        with torch.no_grad():
+            torch.testing.assert_close(stored[i], model.encode(views), rtol=1e-4, atol=1e-5)
+        assert (latents[i]["label"], int(latents.source_index[i])) == (item["label"], i)
+    values = stored.double().transpose(0, 2).flatten(1)
+    assert latents.statistics.mean == pytest.approx(values.mean(1).tolist(), rel=1e-12)
+    assert latents.statistics.std == pytest.approx(values.std(1, correction=0).tolist(), rel=1e-12)
+
+
+def test_images_that_cannot_be_read_are_left_out_and_named(whole, spoilt, photos, tokenizer, tmp_path):
+    manifest = read_manifest(whole)
+    names = [str(path.relative_to(spoilt)) for path in sorted(spoilt.glob("*/*"))]
+    assert [(s.index, s.name) for s in manifest.skipped] == [(i, names[i]) for i in SPOILT]
+    assert (manifest.images, [shard["images"] for shard in manifest.shards]) == (15, [4, 5, 5, 1])
+    left, every = LatentDataset(whole, train=False, normalise=False), tmp_path / "every"
+    cache_latents(tokenizer, photos, every, TINY, batch_size=2, workers=0)
+    good = LatentDataset(every, train=False, normalise=False)
+    assert left.source_index.tolist() == [i for i in range(IMAGES) if i not in SPOILT]
+    for i, place in enumerate(left.source_index):
+        assert left[i]["label"] == good[int(place)]["label"]
+        torch.testing.assert_close(left[i]["latents"], good[int(place)]["latents"], rtol=1e-4, atol=1e-5)
+
+
+def test_too_many_of_them_are_an_error_that_a_higher_limit_takes_back(tokenizer, spoilt, tmp_path, whole, caplog):
+    out = tmp_path / "cache"
+    with pytest.raises(DataError, match=r"2 of 17 images cannot be read.* 1 may be left out: repair or .*unreadable"):
+        cache_latents(tokenizer, spoilt, out, TINY, batch_size=2, workers=0)
+    assert "zebra/15.png" in caplog.text
+    assert not (out / "manifest.json").exists()
+    cache_latents(tokenizer, spoilt, out, TINY, batch_size=2, workers=0, max_unreadable=2)
+    assert contents(out) == contents(whole)
+
+
+def test_a_data_set_without_one_good_image_is_an_error(tokenizer, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="not one of 1 images can be read"):
+        cache_latents(tokenizer, tmp_path / "photos", tmp_path / "cache", TINY, workers=0)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_of_the_room_holds_the_latents_rounded_once(tokenizer, photos, tmp_path, dtype):
+    for kind in (dtype, "fp32"):
+        encoding = Encoding(image_size=8, dtype=kind, hflip=False)
+        cache_latents(tokenizer, photos, tmp_path / kind, encoding, workers=0)
+    half, full = (LatentDataset(tmp_path / kind, normalise=False) for kind in (dtype, "fp32"))
+    rounded = full.batch(range(IMAGES))["latents"].to(latent_files.DTYPES[dtype]).float()
+    assert torch.equal(half.batch(range(IMAGES))["latents"], rounded)
+    sizes = [(tmp_path / kind / "shard_00000.safetensors").stat().st_size for kind in (dtype, "fp32")]
+    assert sizes[1] - sizes[0] == pytest.approx(IMAGES * 4 * 4 * 4 * 2, abs=8)
+
+
+def test_of_a_variational_tokenizer_the_mean_is_kept(photos, tmp_path):
+    model = make_tokenizer(variational=True)
+    model.save_pretrained(tmp_path / "tokenizer")
+    cache_latents(tmp_path / "tokenizer", photos, tmp_path / "cache", Encoding(image_size=8), workers=0)
+    image = ImageDataset(photos, image_size=8, train=False)[4]["images"][None]
+    with torch.no_grad():
+        mean = model.moments(image).chunk(2, dim=1)[0]
+    cached = LatentDataset(tmp_path / "cache", train=False, normalise=False)[4]["latents"]
+    torch.testing.assert_close(cached, mean[0], rtol=1e-4, atol=1e-5)
+
+
+def test_latents_that_are_not_finite_are_an_error_that_names_the_image(tokenizer, photos, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tokenizer, broken)
+    weights = load_file(broken / "model.safetensors")
+    scaled = {name: tensor * (1e9 if name.startswith("adapter") else 1) for name, tensor in weights.items()}
+    save_file(scaled, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"the latents of ant/00\.png are not finite, computed in fp32 .* as fp16"):
+        cache_latents(broken, photos, tmp_path / "cache", Encoding(image_size=8, dtype="fp16"), workers=0)
+
+
+# Whose latents they are
+
+
+def test_a_tokenizers_identity_is_that_of_what_encodes(tokenizer):
+    loaded = Tokenizer.from_pretrained(tokenizer)
+    identity = tokenizer_identity(loaded)
+    assert len(identity) == 64
+    assert identity == tokenizer_identity(make_tokenizer())
+    with torch.no_grad():
+        loaded.decoder.conv_out.weight += 1
+    assert tokenizer_identity(loaded) == identity
+    with torch.no_grad():
+        next(loaded.adapter.parameters()).view(-1)[0] += 1e-6
+    assert tokenizer_identity(loaded) != identity
+    assert tokenizer_identity(make_tokenizer(seed=1)) != identity
+
+
+def test_a_cache_knows_its_tokenizer(whole, tokenizer):
+    own, other = tokenizer_identity(Tokenizer.from_pretrained(tokenizer)), tokenizer_identity(make_tokenizer(seed=1))
+    assert len(LatentDataset(whole, tokenizer_identity=own)) == 15
+    with pytest.raises(DataError, match="of another tokenizer"):
+        LatentDataset(whole, tokenizer_identity=other)
+
+
+def test_weights_are_chosen_of_a_work_folder_only(tokenizer, photos, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"--weights chooses among a work folder's weights"):
+        cache_latents(tokenizer, photos, tmp_path / "cache", weights="raw")
+    with pytest.raises(WeightsError, match="neither a saved tokenizer"):
+        cache_latents(photos, photos, tmp_path / "cache", weights="raw")
+    asked = []
+    monkeypatch.setattr(latent_cache, "load_tokenizer", lambda *a, **k: asked.append((a, k)) or make_tokenizer())
+    cache_latents(photos, photos, tmp_path / "cache", Encoding(image_size=8), weights="raw", workers=0)
+    assert asked == [((photos,), {"weights": "raw"})]
+
+
+# Interruptions
+
+
+def test_sigterm_leaves_whole_shards_and_the_same_command_goes_on(tokenizer, spoilt, whole, tmp_path, monkeypatch):
+    written, out = [], tmp_path / "cache"
+
+    def write_and_be_told_to_stop(path, *tensors):
+        latent_files.write_shard(path, *tensors)
+        written.append(path.name)
+        if len(written) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(latent_encoding, "write_shard", write_and_be_told_to_stop)
+    options = dict(batch_size=2, workers=2, max_unreadable=2)
+    with pytest.raises(Preempted, match="the shards that are there are whole, and the same command goes on"):
+        cache_latents(tokenizer, spoilt, out, TINY, **options)
+    assert set(contents(out)) == {"encoding.json", "shard_00000.safetensors", "shard_00001.safetensors"}
+    with pytest.raises(DataError, match=r"is not finished \(2 shards are there"):
+        LatentDataset(out)
+    cache_latents(tokenizer, spoilt, out, TINY, **options)
+    assert written == [f"shard_{number:05d}.safetensors" for number in range(4)]
+    assert contents(out) == contents(whole)
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from aligntok.data import files
+from aligntok.cli import cache_latents
+flush, calls = files._flush, []
+def kill_before_the_rename(path):
+    calls.append(path)
+    if "shard_00002" in path.name:
+        path.write_bytes(path.read_bytes()[:200])
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(path)
+files._flush = kill_before_the_rename
+cache_latents(sys.argv[1:])
+"""
+
+
+def words(tokenizer, photos, out):
+    options = "--image-size 8x12 --shard-size 5 --batch-size 2 --workers 0 --max-unreadable 2"
+    return [str(tokenizer), str(photos), str(out), *options.split()]
+
+
+def run(*command, processes=1):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, *torchrun, *command], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_midst_of_writing_leaves_whole_shards_only(tokenizer, spoilt, whole, tmp_path):
+    out = tmp_path / "cache"
+    killed = run("-c", KILLED_WHILE_WRITING, *words(tokenizer, spoilt, out))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len([name for name in contents(out) if name.endswith(".tmp")]) == 1
+    assert {name for name in contents(out) if not name.startswith(".")} == {
+        "encoding.json",
+        "shard_00000.safetensors",
+        "shard_00001.safetensors",
+    }
+    done = run(str(ROOT / "tools/cache_latents.py"), *words(tokenizer, spoilt, out))
+    assert done.returncode == 0, done.stderr
+    assert "15 images, mirrored too, 4 x 4 x 6; 2 left out" in done.stdout
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_writes_the_same_files(tokenizer, spoilt, whole, tmp_path, processes):
+    done = run(str(ROOT / "tools/cache_latents.py"), *words(tokenizer, spoilt, tmp_path / "cache"), processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Latents: ") == 1
+    assert contents(tmp_path / "cache") == contents(whole)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_that_of_all(tokenizer, spoilt, tmp_path):
+    few = words(tokenizer, spoilt, tmp_path / "cache")[:-1] + ["1"]
+    done = run(str(ROOT / "tools/cache_latents.py"), *few, processes=2)
+    assert done.returncode == 1
+    assert "DataError: " in done.stderr
+    assert "2 of 17 images cannot be read" in done.stderr
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_a_shard_that_is_lost_or_cut_off_is_encoded_again(tokenizer, spoilt, whole, tmp_path, spoil):
+    shutil.copytree(whole, tmp_path / "cache")
+    spoil(tmp_path / "cache/shard_00001.safetensors")
+    with pytest.raises(DataError, match="start the command that made it"):
+        LatentDataset(tmp_path / "cache")
+    assert command(words(tokenizer, spoilt, tmp_path / "cache")) == 0
+    assert contents(tmp_path / "cache") == contents(whole)
+
+
+def test_a_finished_cache_is_left_as_it_is(tokenizer, spoilt, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "cache")
+    monkeypatch.setattr(latent_cache, "encode_shards", None)
+    (tmp_path / "cache/manifest.json").unlink()
+    assert command(words(tokenizer, spoilt, tmp_path / "cache")) == 0
+    assert contents(tmp_path / "cache") == contents(whole)
+
+
+# What cannot be done
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--dtype", "bf16"], "dtype fp32, now bf16"),
+        (["--no-flip"], "hflip True, now False"),
+        (["--image-size", "8"], r"image_size \[8, 12\], now \[8, 8\]"),
+    ],
+)
+def test_a_cache_that_was_begun_otherwise_is_not_gone_on_with(tokenizer, spoilt, whole, tmp_path, change, message):
+    shutil.copytree(whole, tmp_path / "cache")
+    with pytest.raises(ConfigError, match=rf"was begun otherwise \({message}\); give what it was begun with"):
+        command.__wrapped__([*words(tokenizer, spoilt, tmp_path / "cache"), *change])
+    assert contents(tmp_path / "cache") == contents(whole)
+
+
+def test_nor_with_another_tokenizer_or_other_images(tokenizer, spoilt, whole, tmp_path):
+    make_tokenizer(seed=1).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match="begun otherwise .tokenizer "):
+        cache_latents(tmp_path / "other", spoilt, whole, TINY, workers=0)
+    with pytest.raises(ConfigError, match="begun otherwise .data of 17 images .* now of 6 images"):
+        cache_latents(tokenizer, spoilt / "ant", whole, TINY, workers=0)
+
+
+def test_data_and_tokenizer_may_have_moved(tokenizer, spoilt, whole, tmp_path):
+    for folder in (tokenizer, spoilt):
+        shutil.copytree(folder, tmp_path / folder.name)
+    shutil.copytree(whole, tmp_path / "cache")
+    (tmp_path / "cache/shard_00003.safetensors").unlink()
+    moved = words(tmp_path / tokenizer.name, tmp_path / spoilt.name, tmp_path / "cache")
+    assert command(moved) == 0
+    assert LatentDataset(tmp_path / "cache").statistics == LatentDataset(whole).statistics
+
+
+def test_other_peoples_folders_are_not_written_into(tokenizer, photos, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match=r"has other things in it, and no encoding\.json; give a new folder"):
+        cache_latents(tokenizer, photos, tmp_path, TINY, workers=0)
+    with pytest.raises(ConfigError, match="give a new folder"):
+        cache_latents(tokenizer, photos, tmp_path / "thesis.tex", TINY, workers=0)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/encoding.json").write_text("{")
+    with pytest.raises(DataError, match="so how the shards beside it were encoded is unknown"):
+        cache_latents(tokenizer, photos, tmp_path / "begun", TINY, workers=0)
+
+
+def test_a_full_disk_is_known_before_anything_is_encoded(tokenizer, photos, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 2**26 + 100))
+    message = r"latents of 17 images need 1\.33e-05 GB, and 0\.067 GB should stay free, .*--dtype bf16 or --no-flip"
+    with pytest.raises(DataError, match=message):
+        cache_latents(tokenizer, photos, tmp_path / "cache", TINY, workers=0)
+    assert contents(tmp_path / "cache") == {}
+    monkeypatch.undo()
+    cache_latents(tokenizer, photos, tmp_path / "cache", TINY, workers=0)
+
+
+def test_a_disk_that_fills_up_leaves_whole_shards(tokenizer, photos, tmp_path, monkeypatch):
+    flush = files._flush
+
+    def full(path):
+        if "shard_00002" in path.name:
+            raise OSError(28, "No space left on device")
+        flush(path)
+
+    monkeypatch.setattr(files, "_flush", full)
+    with pytest.raises(DataError, match=r"shard_00002\S* could not be written .*No space left.*shards that are there"):
+        cache_latents(tokenizer, photos, tmp_path / "cache", TINY, workers=0)
+    assert sorted(contents(tmp_path / "cache"))[1:] == ["shard_00000.safetensors", "shard_00001.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(dtype="int8"), "dtype 'int8' is unknown; known: fp32, bf16, fp16"),
+        (dict(precision="fp8"), "precision 'fp8' is unknown"),
+        (dict(shard_size=0), "shard_size is 0; it must be at least 1"),
+        (dict(image_size=(8, 0)), "neither a whole number of pixels nor a pair"),
+    ],
+)
+def test_an_encoding_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Encoding(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(batch_size=0), "batch_size is 0 and workers 0; they must be at least 1 and 0"),
+        (dict(max_unreadable=-1), "max_unreadable=-1; it must not be negative"),
+        (dict(encoding=Encoding(image_size=(8, 13))), r"image_size \(8, 13\); its sides .* f = 2, such as \(8, 12\)"),
+    ],
+)
+def test_options_out_of_range_are_refused(tokenizer, photos, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        cache_latents(tokenizer, photos, tmp_path / "cache", **{"workers": 0, **options})
+
+
+def test_processes_that_see_different_things_are_told(monkeypatch):
+    def share_another(tensors):
+        tensors[0].fill_(7)
+
+    monkeypatch.setattr(latent_cache, "share_weights", share_another)
+    settings = dict(tokenizer=dict(identity="a" * 64), data=dict(images=3, names="b" * 64))
+    with pytest.raises(DataError, match="this process sees another tokenizer, other images or other options"):
+        latent_cache._agree(settings)
+
+
+def test_the_manifest_is_plain_json_that_says_what_it_is(whole, tokenizer, spoilt):
+    manifest = json.loads((whole / "manifest.json").read_text())
+    encoding = manifest["encoding"]
+    assert encoding == json.loads((whole / "encoding.json").read_text())
+    assert encoding["tokenizer"]["source"] == str(tokenizer)
+    assert encoding["data"]["where"] == str(spoilt)
+    assert {key: encoding[key] for key in ("format", "image_size", "hflip", "dtype", "precision", "shard_size")} == {
+        "format": 1,
+        "image_size": [8, 12],
+        "hflip": True,
+        "dtype": "fp32",
+        "precision": "fp32",
+        "shard_size": 5,
+    }
+    assert [len(manifest["statistics"][name]) for name in ("mean", "std")] == [4, 4]
