@@ -39,4 +39,5 @@ def aligntok_register(registries: Registries) -> None:
     registries.losses.add("kl", "aligntok.losses.posterior.KLLoss")
 
     registries.datasets.add("images", "aligntok.data.images.ImageDataset")
+    registries.datasets.add("latents", "aligntok.data.latents.LatentDataset")
     registries.metrics.add("reconstruction", "aligntok.evaluation.reconstruction.ReconstructionMetric")

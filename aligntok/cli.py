@@ -92,6 +92,45 @@ def export(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def image_size(text: str) -> tuple[int, ...]:
+    """Turn ``256`` or ``256x384`` (height x width) into (H, W). Raises ValueError, which argparse explains."""
+    sides = tuple(int(side) for side in text.split("x"))
+    return sides * 2 if len(sides) == 1 else sides
+
+
+@reporting_errors
+def cache_latents(arguments: Sequence[str] | None = None) -> int:
+    """Encode a data set once, for a generator to train on."""
+    parser = argparse.ArgumentParser(
+        prog="cache_latents",
+        description="Encode a data set into shards of latents with their mean and deviation. The same command started "
+        "again goes on where it stopped; under torchrun every process takes its share.",
+    )
+    add = parser.add_argument
+    add("tokenizer", help="a work folder or stage, a saved tokenizer, a published checkpoint, a hub id")
+    add("data", help="images: a folder, a zip, shards, parquet files, or hf://owner/name")
+    add("out", help="the folder to write")
+    add("--image-size", type=image_size, default=(256, 256), metavar="N or HxW", help="pixels (default: 256)")
+    add("--split", help="of the data: a subfolder, or a word in the names of its files")
+    add("--weights", choices=["raw", "ema"], help="of a work folder (default: ema where it is kept)")
+    add("--no-flip", action="store_true", help="no second copy of mirrored images")
+    add("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the stored latents (default: fp32)")
+    add("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32", help="of the tokenizer's arithmetic")
+    add("--batch-size", type=int, default=32, help="images at once, of one process (default: 32)")
+    add("--shard-size", type=int, default=4096, help="images in a file (default: 4096)")
+    add("--workers", type=int, default=4, help="processes that read images, for each that encodes (default: 4)")
+    add("--max-unreadable", type=int, metavar="N", help="images that may be left out (default: 1 %% of them)")
+    given = parser.parse_args(arguments)
+
+    from aligntok.training.latent_cache import cache_latents as encode
+    from aligntok.training.latent_encoding import Encoding
+
+    encoding = Encoding(given.image_size, not given.no_flip, given.dtype, given.precision, given.shard_size)
+    how = dict(batch_size=given.batch_size, workers=given.workers, max_unreadable=given.max_unreadable)
+    encode(given.tokenizer, given.data, given.out, encoding, given.split, given.weights, **how)
+    return 0
+
+
 @reporting_errors
 def plugins(arguments: Sequence[str] | None = None) -> int:
     """List the plugins and what each adds, or check that every component can be imported."""
@@ -113,7 +152,7 @@ def plugins(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-VERBS: dict[str, Command] = {"train": train, "export": export, "plugins": plugins}
+VERBS: dict[str, Command] = {"train": train, "export": export, "cache_latents": cache_latents, "plugins": plugins}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"aligntok {__version__}")
         return 0
-    lines = [f"  {name:10s} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    lines = [f"  {name:13s} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
     print("usage: aligntok VERB ... (each has --help)\n\n" + "\n".join(lines))
     return 0 if words in (["--help"], ["-h"], []) else 2
 

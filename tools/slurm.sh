@@ -16,7 +16,7 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) WORLD_SIZE=$SLURM_NTASKS
 
 # One task a GPU and no torchrun between, so that the exit status of the processes reaches this script.
-srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec python tools/train.py "$@"' train "$@"
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec python tools/train.py "$@"' train "$@"
 status=$?
 
 if [ "$status" -eq 75 ]; then # stopped by SIGTERM, with a checkpoint written: not an error

@@ -42,8 +42,12 @@ def claiming(folder: str | os.PathLike[str], wanted: bool = True) -> Iterator[No
         yield
         return
     path = Path(folder) / ".claim"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+")
+    except OSError as error:
+        raise ConfigError(f"cannot write in {folder} ({error}); give another work_dir") from error
+    with opened as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

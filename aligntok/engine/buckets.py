@@ -29,8 +29,11 @@ def find_buckets(dataset: Any, folder: Path) -> BucketIndices | None:
     if isinstance(dataset, ImageDataset) and len(dataset.shapes) > 1:
         file = folder / f"buckets_{_fingerprint(dataset)}.npy"
         if not file.is_file():  # the exchange keeps the first process from writing before the others looked
-            _write(file, _find_together(dataset))
-        dataset.buckets = np.load(file)
+            found = _find_together(dataset)
+            _write(file, found)
+            dataset.buckets = found  # not read again: another node may not see the new file yet
+        else:
+            dataset.buckets = np.load(file)
     buckets: BucketIndices | None = getattr(dataset, "buckets", None)
     return buckets
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -23,8 +24,32 @@ def start_processes() -> str:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         # Tensors on the GPU go by NCCL; numbers that the CPU holds, such as votes, by gloo, which needs no GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, **_meeting_place())
     return "pytorch"
+
+
+def life() -> str:
+    """Name this start of the run's processes; torchrun's restarts are others."""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def connect_to_store() -> dist.TCPStore:
+    """Connect to the store that the processes meet at: torchrun's, or the first process's."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Return where the processes meet: as torch finds it, or, under torchrun, a place in its store for this life alone.
+
+    torch 2.14 lets torchrun keep one store through its restarts, where a process would find the addresses of the life
+    before, and be refused.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    store = dist.PrefixStore(f"aligntok/meeting/{life()}", connect_to_store())
+    return {"store": store, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
 
 
 def world() -> tuple[int, int]:
@@ -61,6 +86,15 @@ def any_process(flag: bool) -> bool:
     vote = torch.tensor(int(flag))
     dist.all_reduce(vote, dist.ReduceOp.MAX)
     return bool(vote)
+
+
+def is_same_everywhere(number: int) -> bool:
+    """Tell whether all processes have the same number; collective."""
+    if world()[1] == 1:
+        return True
+    span = torch.tensor([number, -number])
+    dist.all_reduce(span, dist.ReduceOp.MAX)
+    return bool(span[0] == -span[1])
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:

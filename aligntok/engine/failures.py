@@ -10,12 +10,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
-from aligntok.engine.distributed import world
+from aligntok.engine.distributed import connect_to_store, life, world
 from aligntok.errors import AlignTokError, Preempted, ProcessError, first_line
 
 logger = logging.getLogger("aligntok.engine")
@@ -67,23 +66,25 @@ class FailureBoard:
     def __init__(self, rank: int, processes: int) -> None:
         self.rank = rank
         self.processes = processes
-        # torchrun keeps one store through its restarts: what a life of the run posts must not end the next.
-        life = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        server = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
-        self._store = dist.PrefixStore(f"aligntok/{life}", server)
+        # What one life of the run posts must not end the next.
+        self._store = dist.PrefixStore(f"aligntok/board/{life()}", connect_to_store())
         self._lock = threading.Lock()
+        self._found: str | None = None
 
     def post(self, reason: str) -> None:
         """Say why this process ends, unless another was first."""
         text = f"process {self.rank} on {socket.gethostname()} failed: {reason}"
         with suppress(RuntimeError), self._lock:
             self._store.compare_set("failure", "", text)
+        if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(3 * POLL_SECONDS)  # the store ends with this process: let the others read first
 
     def reason(self) -> str | None:
         """Return what the first process to fail posted, if any did."""
         with self._lock:
-            return self._store.get("failure").decode() if self._store.check(["failure"]) else None
+            if self._found is None and self._store.check(["failure"]):
+                self._found = self._store.get("failure").decode()
+        return self._found
 
     def wait_for_reason(self, seconds: float) -> str | None:
         """Return the reason once it is there, or None after so many seconds or when the store is gone too."""
@@ -93,7 +94,7 @@ class FailureBoard:
                 if found := self.reason():
                     return found
                 time.sleep(0.1)
-        return None
+        return self._found
 
     def beat(self, count: int) -> None:
         """Give a sign of life."""
@@ -120,12 +121,14 @@ class _Watch(threading.Thread):
         self.silence = silence
         self._stopped = threading.Event()
         self._seen: dict[int, tuple[str, float]] = {}
+        self._answered = time.monotonic()
 
     def stop(self) -> None:
         self._stopped.set()
-        self.join()
+        self.join(GRACE_SECONDS)  # it may wait for a store that no longer answers
 
     def run(self) -> None:
+        threading.Thread(target=self._miss_the_store, daemon=True).start()
         beats, next_beat = 0, time.monotonic()
         while not self._stopped.wait(POLL_SECONDS):
             try:
@@ -134,11 +137,20 @@ class _Watch(threading.Thread):
                     self.board.beat(beats)
                     self._miss_the_silent()
                 reason = self.board.reason()
+                self._answered = time.monotonic()
             except RuntimeError as error:  # the store, and with it the process or agent that kept it
                 reason = f"the store that the processes met at is gone ({first_line(error)}): its process has ended"
             if reason is not None:
                 self._end(reason)
                 return
+
+    def _miss_the_store(self) -> None:
+        """torch's TCPStore client waits without limit for a server that is stopped or gone without a word."""
+        while not self._stopped.wait(POLL_SECONDS):
+            if time.monotonic() - self._answered > self.silence + GRACE_SECONDS:
+                self._end(
+                    f"the store that the processes met at gave no answer for {self.silence:g} s (process_timeout)"
+                )
 
     def _miss_the_silent(self) -> None:
         now = time.monotonic()

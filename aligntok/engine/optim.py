@@ -38,12 +38,17 @@ def check_schedule(schedulers: Iterable[Mapping[str, Any]], where: str) -> None:
     for config in schedulers:
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         try:
-            PARAM_SCHEDULERS.build(dict(config), default_args={"optimizer": optimizer, "by_epoch": False})
+            built = PARAM_SCHEDULERS.build(dict(config), default_args={"optimizer": optimizer, "by_epoch": False})
         except (TypeError, ValueError, KeyError, AssertionError, AttributeError) as error:
             raise ConfigError(
                 f"{where}, schedule: {dict(config)} is no scheduler of mmengine ({first_line(error)}); each is "
                 "dict(type='LinearLR', start_factor=0.1, begin=0, end=1000) or the like, counted in steps"
             ) from error
+        if built.param_name != "lr" or any(map(callable, built.state_dict().values())):
+            raise ConfigError(
+                f"{where}, schedule: {config['type']} cannot be saved with a checkpoint; take one of the learning rate "
+                "whose state is plain numbers, such as LinearLR, CosineAnnealingLR, MultiStepLR"
+            )
 
 
 class PartOptimizers(OptimWrapperDict):
@@ -118,6 +123,8 @@ class PartOptimizers(OptimWrapperDict):
             )
         for side, saved in state["sides"].items():
             optimizer = self[side].optimizer
+            for group, wanted in zip(saved["param_groups"], self._settings[side], strict=False):
+                group["fused"] = wanted.get("fused")  # decides on which device torch puts the count of steps
             try:
                 optimizer.load_state_dict(saved)
             except ValueError as error:

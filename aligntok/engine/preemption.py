@@ -33,8 +33,9 @@ def sigterm_was_sent() -> bool:
 
 
 def ignore_sigterm(*_: Any) -> None:
-    """Make a data-loading process deaf to it: the training process needs its batches until the step is done.
+    """Make a data-loading process deaf to the first: the training process needs its batches until the step is done.
 
-    A scheduler sends the signal to every process of a job. A loader ends when its training process does.
+    A scheduler sends the signal to every process of a job. The second comes from the training process, to a loader
+    that is stuck.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

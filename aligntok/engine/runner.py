@@ -23,8 +23,9 @@ from aligntok.engine.checkpoints import (
     write_checkpoint,
     write_frozen,
 )
-from aligntok.engine.distributed import barrier, is_first
+from aligntok.engine.distributed import barrier, is_first, is_same_everywhere
 from aligntok.engine.ema import PowerFunctionEMA
+from aligntok.errors import CheckpointError
 
 
 @contextmanager
@@ -99,7 +100,13 @@ class StageRunner(Runner):
         self._began = time.monotonic()
         if is_first():
             remove_leftovers(self.work_dir)
+        barrier()  # nobody reads while the first removes, and on a network disk all look at the same time
         content = read_newest(self.work_dir)
+        if not is_same_everywhere(content["step"] if content else 0):
+            raise CheckpointError(
+                f"the processes read different newest checkpoints in {self.work_dir}, this one that of step "
+                f"{content['step'] if content else 'none'}; see the logs for one that cannot be read, and start again"
+            )
         if content is None:
             self._begin(model)
         if self._ema_config is not None:

@@ -36,7 +36,7 @@ class ReconstructionMetric(BaseMetric):
     default_prefix = "reconstruction"
 
     def __init__(self, perceptual: Mapping[str, Any] | None = None) -> None:
-        super().__init__(collect_device="cpu")
+        super().__init__(collect_device="gpu")  # by exchange; mmengine's "cpu" writes files into the current folder
         self.perceptual_name = perceptual["type"] if perceptual else None
         self.distance = LOSSES.build(dict(perceptual)).eval() if perceptual else None
 

@@ -96,12 +96,21 @@ class AlignmentModel(BaseModel):
             getattr(self.tokenizer, name).requires_grad_(name in self.trains)
         if lora is not None:
             add_lora(self.tokenizer.encoder, self.trains, **lora)
+            self._check_balance_with_lora()
         if grad_checkpointing:
             self.tokenizer.encoder.set_grad_checkpointing(True)
             self.tokenizer.decoder.set_grad_checkpointing(True)
         if compile:
             compile_blocks([self.tokenizer, self.teacher], {} if compile is True else compile)
         self.train()
+
+    def _check_balance_with_lora(self) -> None:
+        balanced = [t.name for t in self.objective.terms if t.balance is not None and t.balance.at == "encoder"]
+        if balanced and not self.tokenizer.encoder.last_layer.requires_grad:
+            raise ConfigError(
+                f"lora leaves the encoder's last layer frozen, where loss '{balanced[0]}' is balanced; "
+                "let lora.targets match the last block's MLP too, or set the loss's balance to None"
+            )
 
     def _build_discriminator(self, config: Mapping[str, Any] | None) -> Any:
         if not self.objective.needs("fake_logits"):
@@ -197,12 +206,12 @@ class AlignmentModel(BaseModel):
             logs = self.objective.pull_on_image(chain, inputs, decoder.last_layer, step, scale)
             logs.update(self._backward_discriminator(images, inputs.get("fake_logits"), step, scale))
             adversary = self.discriminator if "fake_logits" in inputs else None
-            self._start(reduction, [adversary, *self.objective.losses.values()])
+            self._start(reduction, [adversary])
             chain.backward_decoder()
             self._start(reduction, [decoder])
             logs.update(self.objective.pull_on_encoder(chain, inputs, encoder.last_layer, step, scale))
             chain.backward_encoder()
-            self._start(reduction, [self.tokenizer.adapter, encoder])
+            self._start(reduction, [self.tokenizer.adapter, encoder, *self.objective.losses.values()])
         return logs
 
     def _loss_inputs(self, images: Tensor, chain: Chain, step: int) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from aligntok.training.stages import Stage
 logger = logging.getLogger("aligntok.training")
 
 #: Settings that may change at any time: what a stage becomes does not depend on them, or not beyond rounding.
-FREE = ("steps", "start", "checkpoint", "log", "validation", "hooks", "accumulation", "compile", "grad_checkpointing")
+FREE = ("steps", "start", "checkpoint", "log", "validation", "hooks", "compile", "grad_checkpointing")
 FREE_BELOW = ("data.workers", "data.timeout", "data.val", "data.num_images", "model.encoder.pretrained")
 #: Settings that the saved state depends on.
 FIXED = ("schedule", "optimizer.type", "discriminator_optimizer.type", "trains", "lora")
@@ -30,7 +30,7 @@ def report_changes(stage: Stage, finished: bool) -> None:
     file = stage.folder / "stage.json"
     if not file.is_file() or not finished_steps(stage.folder):
         return
-    changes = changed_settings(json.loads(file.read_text()), stage.settings)
+    changes = changed_settings(json.loads(file.read_text()), {"seed": stage.seed, **stage.settings})
     if not changes:
         return
     shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from aligntok.data.buckets import AspectBuckets
 from aligntok.data.sampler import per_process_batch
-from aligntok.engine.checkpoints import check_space, finished_steps, load_parts, part_states, read_parts
+from aligntok.engine.checkpoints import (
+    check_space,
+    finished_steps,
+    list_checkpoints,
+    load_parts,
+    part_states,
+    read_parts,
+)
 from aligntok.engine.optim import check_optimizer, check_schedule
 from aligntok.errors import AlignTokError, ConfigError
 from aligntok.registry import (
@@ -75,6 +82,9 @@ def build_on_meta(stage: Stage) -> AlignmentModel:
     settings["losses"] = {name: without_weights(LOSSES, loss) for name, loss in settings["losses"].items()}
     settings["discriminator"] = without_weights(DISCRIMINATORS, settings["discriminator"])
     settings["teacher"] = without_weights(ENCODERS, settings["teacher"])
+    if isinstance(settings["compile"], Mapping):
+        check_keywords(torch.compile, dict(settings["compile"]), who="compile")
+    settings["compile"] = False  # shapes do not depend on it
     with torch.device("meta"):
         return AlignmentModel(**settings)
 
@@ -184,12 +194,19 @@ def check_before_training(stages: Sequence[Stage], plans: Sequence[StagePlan]) -
     needed = 0
     for stage in stages:
         plan = planned[stage.name]
-        needed += plan.frozen_bytes + plan.checkpoint_bytes * (stage["checkpoint"]["keep"] + 1)
+        written = plan.frozen_bytes + plan.checkpoint_bytes * (stage["checkpoint"]["keep"] + 1)
+        needed += max(0, written - _bytes_there(stage))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="for .*: copying from a non-meta parameter")  # shapes are enough
             _check_shapes(stage)
     if stages:
         check_space(stages[0].folder, needed, "what these stages write")
+
+
+def _bytes_there(stage: Stage) -> int:
+    """Return the bytes of what is on the disk already of that which the stage keeps."""
+    newest = [path for _, path in list_checkpoints(stage.folder)[-stage["checkpoint"]["keep"] :]]
+    return sum(path.stat().st_size for path in (*newest, stage.folder / "frozen.safetensors") if path.is_file())
 
 
 def _check_shapes(stage: Stage) -> None:

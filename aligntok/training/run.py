@@ -18,13 +18,21 @@ from aligntok.data.sampler import GlobalBatchSampler
 from aligntok.engine import hooks as engine_hooks
 from aligntok.engine.buckets import find_buckets
 from aligntok.engine.checkpoints import PartStates, finished_steps, write_json
-from aligntok.engine.distributed import SelfReducing, barrier, is_first, start_processes, sum_over_processes, world
+from aligntok.engine.distributed import (
+    SelfReducing,
+    barrier,
+    is_first,
+    is_same_everywhere,
+    start_processes,
+    sum_over_processes,
+    world,
+)
 from aligntok.engine.failures import ending_together
 from aligntok.engine.loops import ShareValLoop, StepLoop
 from aligntok.engine.optim import PartOptimizersConstructor
-from aligntok.engine.preemption import ignore_sigterm, noting_sigterm
+from aligntok.engine.preemption import ignore_sigterm, noting_sigterm, sigterm_was_sent
 from aligntok.engine.runner import StageRunner, logging_the_end
-from aligntok.errors import ConfigError
+from aligntok.errors import CheckpointError, ConfigError, Preempted
 from aligntok.registry import DATASETS, HOOKS, METRICS
 from aligntok.training.alignment import AlignmentModel
 from aligntok.training.changes import report_changes
@@ -58,6 +66,8 @@ def run(config: Mapping[str, Any], only_stage: str | None = None, dry_run: bool 
         check_before_training([stage for stage, _, _ in left], plans)
         with claiming(config["work_dir"], wanted=is_first()):
             for stage, train, val in left:
+                if sigterm_was_sent():
+                    raise Preempted(f"stopped by SIGTERM before stage '{stage.name}'; the same command goes on with it")
                 run_stage(stage, train, val, launcher)
             return _finish(config, stages)
 
@@ -65,6 +75,8 @@ def run(config: Mapping[str, Any], only_stage: str | None = None, dry_run: bool 
 def _is_left(stage: Stage, val: Any) -> bool:
     """Tell whether a stage is still to be trained; report what differs from the settings it was trained with so far."""
     finished = is_finished(stage, validated=val is not None)
+    if not is_same_everywhere(finished):
+        raise CheckpointError(f"not all processes find stage '{stage.name}' in {stage.folder} alike; start again")
     report_changes(stage, finished)
     if finished:
         _say(f"{stage.name}: finished already, skipped")
@@ -85,9 +97,15 @@ def run_stage(stage: Stage, train: Any, val: Any, launcher: str = "none") -> Sta
         raise ConfigError(f"stage '{stage.name}' starts from {folder}, which has no checkpoint; train that stage first")
     runner = build_runner(stage, train, val, launcher)
     if is_first():
-        description = {"stage": stage.name, "tokenizer": runner.trained_model.tokenizer.config, **stage.settings}
+        description = {
+            "stage": stage.name,
+            "seed": stage.seed,
+            "tokenizer": runner.trained_model.tokenizer.config,
+            **stage.settings,
+        }
         write_json(stage.folder / "stage.json", description)
     runner.train()
+    runner.visualizer.close()
     _report_unreadable(stage, train)
     return runner
 

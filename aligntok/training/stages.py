@@ -60,6 +60,8 @@ def expand_stages(config: Mapping[str, Any]) -> list[Stage]:
     Dicts of a stage are merged into the top's, key by key; ``_delete_=True`` in one replaces it; None removes a loss.
     Raises ConfigError for settings that cannot work.
     """
+    if config.get("process_timeout", 1) <= 0:
+        raise ConfigError(f"process_timeout={config['process_timeout']}; it must be above 0, seconds")
     if config["seed"] < 0:
         raise ConfigError(f"seed={config['seed']}; it must not be negative")
     base = {key: config[key] for key in STAGE_KEYS if key in config}

@@ -1,4 +1,4 @@
-"""The latent cache, read: random access, normalisation, flips that follow the sample number, errors for what is amiss."""
+"""The latent cache, read: any batch at once, normalised, flips by the sample number, errors for what is amiss."""
 
 from __future__ import annotations
 
@@ -123,6 +123,7 @@ def test_a_batch_is_its_items_in_the_order_asked_for(cache):
     one_by_one = default_collate([dataset[request] for request in requests])
     assert batch.keys() == one_by_one.keys()
     assert all(torch.equal(batch[key], one_by_one[key]) for key in batch)
+    assert dataset.collate([dataset[request] for request in requests])["latents"].equal(batch["latents"])
     assert batch["index"].tolist() == [12, 0, 5, 5, 4, 6, 11]
     assert dataset[-1]["index"] == 12
     with pytest.raises(IndexError):
@@ -134,9 +135,12 @@ def test_a_loader_gets_the_same_batches_with_and_without_workers(cache, workers)
     dataset = LatentDataset(cache[0], seed=1)
     dataset.batch([0])  # mapped already, when the workers start
     sampler = GlobalBatchSampler(len(dataset), 5, seed=1, num_steps=4)
-    for batch, requests in zip(DataLoader(dataset, batch_sampler=sampler, num_workers=workers), sampler, strict=True):
-        expected = dataset.batch(requests)
-        assert all(torch.equal(batch[key], expected[key]) for key in expected)
+    for collate in (default_collate, dataset.collate):
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
+        for batch, requests in zip(loader, sampler, strict=True):
+            expected = dataset.batch(requests)
+            assert batch.keys() == expected.keys()
+            assert all(torch.equal(batch[key], expected[key]) for key in expected)
 
 
 def test_a_data_set_travels_without_its_latents(tmp_path):
@@ -146,6 +150,12 @@ def test_a_data_set_travels_without_its_latents(tmp_path):
     sent = pickle.dumps(dataset)
     assert len(sent) < latents.numel() * 4 / 5
     assert torch.equal(pickle.loads(sent)[3]["latents"], dataset[3]["latents"])
+
+
+def test_a_cache_may_have_more_shards_than_a_process_may_have_files(cache, monkeypatch):
+    monkeypatch.setattr("aligntok.data.latents._MOST_MAPPED", 1)
+    batch = LatentDataset(cache[0], train=False, normalise=False).batch([12, 0, 5, 11, 1])["latents"]
+    assert torch.equal(batch, cache[1][[12, 0, 5, 11, 1], 0])
 
 
 def test_a_config_names_it_by_its_type(cache):

@@ -36,7 +36,7 @@ def go_on(begun, tmp_path):
 
 
 def test_nothing_is_said_of_what_does_not_matter(go_on, caplog):
-    free = ("stages.0.steps=3", "checkpoint.every=1", "data.workers=1", "accumulation=2", "log.every=3")
+    free = ("stages.0.steps=3", "checkpoint.every=1", "data.workers=1", "data.timeout=60", "log.every=3")
     assert go_on(*free) == 0
     assert "other settings" not in caplog.text
 

@@ -166,6 +166,38 @@ def test_a_disk_without_room_is_found_before_training(whole, tmp_path, capsys, m
     assert not (tmp_path / "run").exists()
 
 
+def test_room_is_asked_for_what_is_not_there_yet(whole, tmp_path, monkeypatch):
+    """A run that goes on where it stopped needs no second place for the checkpoints that it keeps."""
+    one = ["--work-dir", str(tmp_path / "run"), "--stage", STAGES[0], "--cfg-options"]
+    assert train([str(whole[1]), *one, "stages.0.steps=4"]) == 0
+    free = checkpoints.SPARE_BYTES + int(1.5 * list_checkpoints(tmp_path / "run" / FIRST)[-1][1].stat().st_size)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    assert train([str(whole[1]), *one, "seed=0"]) == 0
+
+
+def test_a_file_in_the_place_of_the_work_folder_is_one_clear_error(whole, tmp_path, capsys):
+    (tmp_path / "run").write_text("")
+    assert train([str(whole[1]), "--work-dir", str(tmp_path / "run")]) == 2
+    assert "ConfigError: " in capsys.readouterr().err
+
+
+DEAF_ONCE = """
+import os, signal, time
+from aligntok.engine.preemption import ignore_sigterm
+ignore_sigterm(0)
+os.kill(os.getpid(), signal.SIGTERM)
+print("heard once", flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+def test_a_loading_process_is_deaf_to_one_sigterm_and_ends_on_the_next():
+    done = subprocess.run([sys.executable, "-c", DEAF_ONCE], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "heard once\n"
+    assert done.returncode == -signal.SIGTERM
+
+
 def test_a_second_run_in_one_folder_is_refused(whole, tool, tmp_path, capsys):
     process = tool.launch(
         whole[1], tmp_path / "run", "--cfg-options", "stages.0.steps=100000", "checkpoint.every=50000"

@@ -110,7 +110,7 @@ def test_a_cache_holds_what_the_tokenizer_gives_for_each_image_and_its_mirror(to
 def test_images_that_cannot_be_read_are_left_out_and_named(whole, spoilt, photos, tokenizer, tmp_path):
     manifest = read_manifest(whole)
     names = [str(path.relative_to(spoilt)) for path in sorted(spoilt.glob("*/*"))]
-    assert [(s.index, s.name) for s in manifest.skipped] == [(i, names[i]) for i in SPOILT]
+    assert [(s.place, s.name) for s in manifest.skipped] == [(i, names[i]) for i in SPOILT]
     assert (manifest.images, [shard["images"] for shard in manifest.shards]) == (15, [4, 5, 5, 1])
     left, every = LatentDataset(whole, train=False, normalise=False), tmp_path / "every"
     cache_latents(tokenizer, photos, every, TINY, batch_size=2, workers=0)
@@ -287,7 +287,7 @@ def test_any_number_of_processes_writes_the_same_files(tokenizer, spoilt, whole,
 
 @pytest.mark.slow
 def test_an_error_of_one_process_is_that_of_all(tokenizer, spoilt, tmp_path):
-    few = words(tokenizer, spoilt, tmp_path / "cache")[:-1] + ["1"]
+    few = [*words(tokenizer, spoilt, tmp_path / "cache")[:-1], "1"]
     done = run(str(ROOT / "tools/cache_latents.py"), *few, processes=2)
     assert done.returncode == 1
     assert "DataError: " in done.stderr
@@ -302,6 +302,21 @@ def test_a_shard_that_is_lost_or_cut_off_is_encoded_again(tokenizer, spoilt, who
         LatentDataset(tmp_path / "cache")
     assert command(words(tokenizer, spoilt, tmp_path / "cache")) == 0
     assert contents(tmp_path / "cache") == contents(whole)
+
+
+def test_a_cache_that_lost_a_shard_is_not_finished_until_it_has_it_again(
+    tokenizer, spoilt, whole, tmp_path, monkeypatch
+):
+    shutil.copytree(whole, tmp_path / "cache")
+    (tmp_path / "cache/shard_00001.safetensors").unlink()
+
+    def stop(*_):
+        raise Preempted
+
+    monkeypatch.setattr(latent_cache, "encode_shards", stop)
+    assert command(words(tokenizer, spoilt, tmp_path / "cache")) == 75
+    with pytest.raises(DataError, match="is not finished"):
+        LatentDataset(tmp_path / "cache")
 
 
 def test_a_finished_cache_is_left_as_it_is(tokenizer, spoilt, whole, tmp_path, monkeypatch):
@@ -390,7 +405,7 @@ def test_a_disk_that_fills_up_leaves_whole_shards(tokenizer, photos, tmp_path, m
     [
         (dict(dtype="int8"), "dtype 'int8' is unknown; known: fp32, bf16, fp16"),
         (dict(precision="fp8"), "precision 'fp8' is unknown"),
-        (dict(shard_size=0), "shard_size is 0; it must be at least 1"),
+        (dict(shard_size=0), "shard_size is 0; it must be 1 or more"),
         (dict(image_size=(8, 0)), "neither a whole number of pixels nor a pair"),
     ],
 )
@@ -402,8 +417,9 @@ def test_an_encoding_that_cannot_be_is_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(batch_size=0), "batch_size is 0 and workers 0; they must be at least 1 and 0"),
-        (dict(max_unreadable=-1), "max_unreadable=-1; it must not be negative"),
+        (dict(batch_size=0), "batch_size is 0; it must be 1 or more"),
+        (dict(workers=-1), "workers is -1; it must be 0 or more"),
+        (dict(max_unreadable=-1), "max_unreadable is -1; it must be 0 or more"),
         (dict(encoding=Encoding(image_size=(8, 13))), r"image_size \(8, 13\); its sides .* f = 2, such as \(8, 12\)"),
     ],
 )

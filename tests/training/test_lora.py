@@ -13,6 +13,7 @@ from aligntok.cli import train
 from aligntok.encoders.timm import TimmEncoder
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, read_frozen
 from aligntok.errors import ConfigError
+from aligntok.training.alignment import AlignmentModel
 from aligntok.training.lora import add_lora, lora_scaling, with_lora, without_lora
 
 LORA = dict(rank=2, alpha=8, dropout=0.0)
@@ -71,6 +72,16 @@ def test_a_plain_state_finds_its_place_under_the_updates(encoder):
     state = without_lora(encoder.state_dict())
     assert all(torch.equal(state[name], plain[name]) for name in plain)
     assert with_lora({"weight": torch.ones(1)}, nn.Linear(1, 1)) == {"weight": torch.ones(1)}
+
+
+def test_a_loss_cannot_balance_at_a_layer_that_lora_leaves_frozen(tiny):
+    options = dict(tokenizer=tiny["model"], trains=["encoder", "adapter", "decoder"], teacher="start")
+    losses = dict(l1=dict(type="l1"), semantic=tiny["semantic"])
+    lora = {**LORA, "targets": r".*attn\.(qkv|proj)"}
+    with pytest.raises(ConfigError, match="last layer frozen, where loss 'semantic' is balanced"):
+        AlignmentModel(losses=losses, lora=lora, **options)
+    losses["semantic"] = {**tiny["semantic"], "balance": None}
+    AlignmentModel(losses=losses, lora=lora, **options)
 
 
 def test_what_cannot_be_is_one_clear_error(encoder):

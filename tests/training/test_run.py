@@ -442,6 +442,7 @@ def test_one_stage_can_be_run_alone(finished, tmp_path, capsys):
         ("global_batch_size=4 accumulation=3", "is not divisible by 3"),
         ("steps", "--cfg-options takes key=value, not 'steps'"),
         ("stages.9.steps=1", "dots lead into dicts and lists that the config has"),
+        ("process_timeout=0", "process_timeout=0; it must be above 0, seconds"),
         ("seed=-1", "seed=-1; it must not be negative"),
         ("clip_grad_norm=0", "clip_grad_norm=0 would take every gradient away"),
         ("checkpoint.keep_every=3", "is no multiple of checkpoint.every=2, so nothing would be kept; 4 would work"),

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys
 tasks = [dict(os.environ, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(int(os.environ["SLURM_NTASKS"]))]
-running = [subprocess.Popen(sys.argv[1:], env=env) for env in tasks]
+running = [subprocess.Popen(sys.argv[sys.argv.index("bash"):], env=env) for env in tasks]
 signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in running])
 sys.exit(max(task.wait() for task in running))
 """
@@ -34,7 +34,7 @@ def slurm(tmp_path):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')):
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
-    job = dict(SLURM_JOB_ID=str(os.getpid()), SLURM_NTASKS="2", SLURM_JOB_NODELIST="node1")
+    job = dict(SLURM_JOB_ID=str(os.getpid()), SLURM_NTASKS="2", SLURM_CPUS_PER_TASK="1", SLURM_JOB_NODELIST="node1")
     path = f"{commands}:{os.environ['PATH']}"
     return {**os.environ, **job, "PATH": path, "REQUEUED": str(tmp_path / "requeued"), "OMP_NUM_THREADS": "1"}
 

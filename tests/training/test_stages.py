@@ -261,6 +261,11 @@ def test_held_out_images_are_taken_from_all_of_a_sorted_data_set():
             dict(schedule=[dict(type="LinearLR", start_facto=0.1)]),
             "schedule: .*start_facto.* is no scheduler of mmengine",
         ),
+        (
+            dict(schedule=[dict(type="OneCycleLR", eta_max=1e-3, total_steps=9)]),
+            "OneCycleLR cannot be saved with a chec",
+        ),
+        (dict(schedule=[dict(type="LinearMomentum", end=9)]), "LinearMomentum cannot be saved with a checkpoint"),
         (dict(schedule=[dict(type="WarmLR")]), "schedule: .*WarmLR.* is no scheduler of mmengine"),
         (dict(compile=dict(backnd="eager")), "compile takes no keyword 'backnd'\n  did you mean 'backend'"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ STAGES = [
         name="perceptual_alignment",
         start=dict(stage="latent_alignment"),
         teacher="start",
-        losses=dict(semantic=SEMANTIC),
+        losses=dict(semantic=SEMANTIC, vf=dict(type="vf", latent_dim=4, feature_dim=48, weight=0.1)),
     ),
     dict(name="decoder_refinement", trains=["decoder"], start=dict(stage="perceptual_alignment", weights="ema")),
 ]
@@ -85,7 +86,9 @@ def test_any_number_of_processes_logs_the_losses_of_one_and_ends_at_its_weights(
     # The GAN begins at the third step: an Adam that had counted the first two would correct its bias otherwise.
     adam = newest(tmp_path / "many" / FOLDERS[0])["optimizers"]["sides"]["discriminator"]["state"]
     assert {float(entry["step"]) for entry in adam.values()} == {1.0}
+    assert any("grad_norm/loss_vf" in line for line in scalars(tmp_path / "many" / FOLDERS[1]))
     assert aligntok.load_tokenizer(tmp_path / "many").latent_dim == 4
+    assert not Path(".dist_test").exists()  # where mmengine would gather results by files
 
 
 @pytest.mark.slow

@@ -1,0 +1,321 @@
+"""The files of a latent cache: shards in safetensors, and a manifest that is written last.
+
+A cache is a folder of plain files, of which none can run code::
+
+    cache/
+      encoding.json               how the images are encoded; written first, so that a second start does the same
+      shard_00000.safetensors     the images at the first `shard_size` places of the data set, and so on:
+        latents   (n, copies, C, h, w)  float32, bfloat16 or float16, not normalised; copy 1 is of the mirrored image
+        labels    (n,)                  int32; -1 without a class
+        index     (n,)                  int64; the image's place in the data set
+        mean, m2  (C,)                  float64; mean of each channel, and sum of squared deviations from it
+        and, in the file's metadata, the images that could not be read and are left out
+      manifest.json               everything of encoding.json, the number of images, the statistics of all latents,
+                                  names of classes, the images left out, each shard's length in images and bytes
+
+A shard is whole or absent: it is written beside its place and renamed. A cache with a manifest is finished. The
+statistics, of every latent in the cache as it is stored, are merged from the shards' own in float64.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aligntok.data.files import write_atomically
+from aligntok.errors import DataError, first_line
+
+FORMAT = 1
+ENCODING, MANIFEST = "encoding.json", "manifest.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Float64s = npt.NDArray[np.float64]
+# numpy has no bfloat16: what has 16 bits is read as bits, and torch is told what they are.
+_NUMPY_DTYPES = {"F32": "<f4", "F16": "<u2", "BF16": "<u2", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
+_TENSORS = ("latents", "labels", "index", "mean", "m2")
+_ROWS_AT_ONCE = 256  # of a shard, when its statistics are taken: a float64 copy of so many is made
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number of values of each channel, their mean, and the sum of squared deviations from it; (C,) float64."""
+
+    count: int
+    mean: Float64s
+    m2: Float64s
+
+    @classmethod
+    def of(cls, latents: Tensor) -> Moments:
+        """Return the moments of the channels of latents (N, C, h, w). The order of sums does not depend on threads."""
+        values = latents.double().flatten(2).numpy()
+        if not values.size:
+            return cls(0, np.zeros(latents.shape[1]), np.zeros(latents.shape[1]))
+        mean = values.mean(axis=(0, 2))
+        return cls(len(values) * values.shape[2], mean, np.square(values - mean[:, None]).sum(axis=(0, 2)))
+
+    @classmethod
+    def merged(cls, parts: Sequence[Moments]) -> Moments:
+        """Return the moments of one or more parts together (Chan, Golub and LeVeque 1979); their order is no matter."""
+        filled = [part for part in parts if part.count]
+        count = sum(part.count for part in filled)
+        if not count:
+            return parts[0]
+        mean = _exact_sum([part.mean * part.count for part in filled]) / count
+        m2 = _exact_sum([array for part in filled for array in (part.m2, part.count * (part.mean - mean) ** 2)])
+        return cls(count, mean, m2)
+
+
+def _exact_sum(arrays: Sequence[Float64s]) -> Float64s:
+    return np.array([math.fsum(column) for column in np.stack(arrays, axis=1)])
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and standard deviation of each latent channel; a denoiser sees latents normalised by them.
+
+    `asdict` gives what a checkpoint or a manifest keeps, and ``LatentStatistics(**that)`` gives it back.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:  # JSON has only lists
+        object.__setattr__(self, "mean", tuple(map(float, self.mean)))
+        object.__setattr__(self, "std", tuple(map(float, self.std)))
+
+    @classmethod
+    def of(cls, moments: Moments) -> LatentStatistics:
+        """Return the statistics of moments; the deviation is that of the very values (divided by their number)."""
+        return cls(tuple(moments.mean.tolist()), tuple(np.sqrt(moments.m2 / moments.count).tolist()))
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Return (latents - mean) / std in float32; latents (..., C, h, w) of any float type and device."""
+        mean, std = self.tensors(latents.device)
+        return (latents.float() - mean) / std
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """Return latents * std + mean in float32, which a tokenizer decodes; latents (..., C, h, w)."""
+        mean, std = self.tensors(latents.device)
+        return latents.float() * std + mean
+
+    def tensors(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation as float32 (C, 1, 1)."""
+        mean, std = torch.tensor([self.mean, self.std], dtype=torch.float32, device=device)[..., None, None]
+        return mean, std
+
+
+class Skipped(NamedTuple):
+    """An image that could not be read: its place in the data set, its name, and the kind of error."""
+
+    place: int
+    name: str
+    error: str
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Return where a shard lies."""
+    return folder / f"shard_{number:05d}.safetensors"
+
+
+def write_shard(path: Path, latents: Tensor, labels: Tensor, index: Tensor, skipped: Sequence[Skipped]) -> None:
+    """Write a shard, whole or not at all.
+
+    latents (n, copies, C, h, w) on the CPU; labels and index (n,). Raises OSError or SafetensorError.
+    """
+    flat = latents.flatten(0, 1)
+    moments = Moments.merged([Moments.of(rows) for rows in flat.split(_ROWS_AT_ONCE)])
+    tensors = {
+        "latents": latents.contiguous(),
+        "labels": labels.to(torch.int32),
+        "index": index.to(torch.int64),
+        "mean": torch.from_numpy(moments.mean),
+        "m2": torch.from_numpy(moments.m2),
+    }
+    metadata = {"skipped": json.dumps(skipped)}  # one key: with several, their order in the file would be random
+
+    def save(temporary: Path) -> None:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(tensors, temporary, metadata)
+        temporary.chmod(mode)  # safetensors 0.8 makes files that only their owner can read
+
+    write_atomically(path, save)
+
+
+class Shard:
+    """A whole shard, of which the header is read. Raises DataError when the file is missing, cut off or no shard."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._header, self._begin, self.bytes = _read_header(path)
+            self.images, self._copies, *self.latent_shape = self._header["latents"]["shape"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} is missing, cut off or damaged ({first_line(error)}); copy the cache again, or start the "
+                "command that made it: it encodes what is missing"
+            ) from error
+
+    def map_latents(self) -> MappedRows:
+        """Map the latents into memory, as (n * copies, C h w). The shard must have some."""
+        dtype, _, begin = self._place("latents")
+        return MappedRows(self.path, dtype, begin, self.images * self._copies, math.prod(self.latent_shape))
+
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """The class of each image, (n,)."""
+        return self._read("labels")
+
+    @property
+    def index(self) -> npt.NDArray[np.int64]:
+        """The place of each image in the data set that was encoded, (n,)."""
+        return self._read("index")
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The images of this shard's places that could not be read."""
+        return [Skipped(*found) for found in json.loads(self._header["__metadata__"]["skipped"])]
+
+    @property
+    def moments(self) -> Moments:
+        """The moments of all latents of the shard."""
+        count = self.images * self._copies * math.prod(self.latent_shape[1:])
+        return Moments(count, self._read("mean"), self._read("m2"))
+
+    def _place(self, name: str) -> tuple[np.dtype[Any], int, int]:
+        entry = self._header[name]
+        begin = self._begin + entry["data_offsets"][0]
+        return np.dtype(_NUMPY_DTYPES[entry["dtype"]]), math.prod(entry["shape"]), begin
+
+    def _read(self, name: str) -> npt.NDArray[Any]:
+        dtype, count, begin = self._place(name)
+        return np.fromfile(self.path, dtype, count, offset=begin)
+
+
+class MappedRows:
+    """Rows of numbers in a file, mapped into memory: `array` is (rows, width), and is read from disk where it is used.
+
+    Floats of 16 bits come as their bits. Holds a file descriptor, as a mapping of Python does.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], begin: int, rows: int, width: int) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.array = np.frombuffer(self._map, dtype, rows * width, begin).reshape(rows, width)
+        self._begin, self._stride = begin, width * dtype.itemsize
+
+    def will_need(self, row: int) -> None:
+        """Let the system read a row from disk in the background, together with others: ten times as fast when cold."""
+        begin = self._begin + row * self._stride
+        page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        if hasattr(mmap, "MADV_WILLNEED"):
+            self._map.madvise(mmap.MADV_WILLNEED, page, begin + self._stride - page)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Return the header of a safetensors file, where its tensors begin, and the length of the file, in bytes."""
+    length = path.stat().st_size
+    with path.open("rb") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        if begin > length:
+            raise ValueError("its header is cut off")
+        header = json.loads(file.read(begin - 8))
+    needed = begin + max(header[name]["data_offsets"][1] for name in _TENSORS)
+    if needed != length:
+        raise ValueError(f"{length} bytes of {needed}")
+    return header, begin, length
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished cache says of itself; see the module for the meaning of its files.
+
+    `encoding` is what encoding.json holds; `shards` has ``dict(file=, images=, bytes=)`` each.
+    """
+
+    encoding: Mapping[str, Any]
+    images: int
+    latent_shape: tuple[int, int, int]
+    statistics: LatentStatistics
+    class_names: tuple[str, ...]
+    shards: Sequence[Mapping[str, Any]]
+    skipped: Sequence[Skipped]
+
+    @property
+    def copies(self) -> int:
+        """2 with a mirrored copy of each image, else 1."""
+        return 2 if self.encoding["hflip"] else 1
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the file holds."""
+        return {**asdict(self), "skipped": [found._asdict() for found in self.skipped]}
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """Read the manifest of a finished cache.
+
+    Raises DataError when the folder holds no cache or an unfinished one, or the manifest is damaged, of another
+    version, or without statistics.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise _unfinished(Path(folder))
+    try:
+        content = json.loads(path.read_text())
+        if content["encoding"]["format"] != FORMAT:
+            raise ValueError(f"its format is {content['encoding']['format']}, this version reads {FORMAT}")
+        statistics = _checked_statistics(path, content.get("statistics"), content["latent_shape"][0])
+        return Manifest(
+            content["encoding"],
+            int(content["images"]),
+            tuple(content["latent_shape"]),
+            statistics,
+            tuple(content["class_names"]),
+            content["shards"],
+            [Skipped(**found) for found in content["skipped"]],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be read as the manifest of a latent cache ({type(error).__name__}: {first_line(error)}); "
+            "remove that file and start the command that made the cache again: it writes the file anew"
+        ) from error
+
+
+def _unfinished(folder: Path) -> DataError:
+    if not (folder / ENCODING).is_file():
+        return DataError(
+            f"no latent cache in {folder}: it has no {MANIFEST}; "
+            "make one with tools/cache_latents.py TOKENIZER DATA OUT"
+        )
+    whole = len(list(folder.glob("shard_*.safetensors")))
+    return DataError(
+        f"the latent cache in {folder} is not finished ({whole} shards are there, {MANIFEST} is not); "
+        "start the command that makes it again: it goes on from there"
+    )
+
+
+def _checked_statistics(path: Path, given: Any, channels: int) -> LatentStatistics:
+    try:
+        found = LatentStatistics(given["mean"], given["std"])
+        sound = all(map(math.isfinite, (*found.mean, *found.std))) and min(found.std) > 0
+        if sound and len(found.mean) == len(found.std) == channels:
+            return found
+        problem = f"they are not {channels} numbers each, deviations above 0"
+    except (KeyError, TypeError, ValueError) as error:
+        problem = repr(error)
+    raise DataError(
+        f"{path} has no mean and standard deviation of the {channels} latent channels ({problem}), and latents must be "
+        "normalised by them; remove that file and start the command that made the cache again: it writes the file anew"
+    )

@@ -1,0 +1,187 @@
+"""The data set of latents: a cache that tools/cache_latents.py wrote, mapped into memory and read a batch at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from aligntok.data.latent_files import DTYPES, LatentStatistics, Manifest, MappedRows, Shard, read_manifest
+from aligntok.data.sampler import SampleRequest, sample_rng
+from aligntok.errors import ConfigError, DataError
+
+_FLIPS_AT_ONCE = 4096  # samples whose flips come from one random stream: to seed one for each takes longer than to read
+_MOST_MAPPED = 512  # shards; each holds a file descriptor, of which a process often may have 1024
+
+
+class _Items(list[dict[str, Any]]):
+    """The items of a batch, and the batch that they are views of."""
+
+    def __init__(self, batch: dict[str, Tensor], items: Iterable[dict[str, Any]]) -> None:
+        super().__init__(items)
+        self.batch = batch
+
+
+class LatentDataset(Dataset[dict[str, Any]]):
+    """The latents in the cache at `root`, normalised by the mean and deviation of each channel over the whole cache.
+
+    An item is ``dict(latents=float32 (C, h, w), label=class index or -1, index=place in this data set)``; with
+    `normalise` False the latents are as the tokenizer gave them. `denormalise` turns normalised ones back. When
+    `train`, half of the samples are of the mirrored image (`hflip`; None: if the cache has them), and which ones
+    follows from `seed` and the sample number of the :class:`SampleRequest` asked for; a plain integer asks for that
+    image with the same integer as its sample number. Images that could not be read are not in the cache, so places are
+    not those of the data set that was encoded: ``source_index[i]`` is.
+
+    A batch is gathered at once (`batch`; a DataLoader does so too), which is fast enough to need no workers. With
+    ``collate_fn=dataset.collate`` it is not copied a second time. Picklable; safe after a fork and in spawned workers.
+
+    `tokenizer_identity` is the :func:`aligntok.identity.tokenizer_identity` that the cache must have been made with;
+    None takes any. Raises DataError when there is no cache, it is not finished, has no statistics, lacks a part of a
+    shard, or is of another tokenizer; ConfigError for mirrored images it does not have, and a negative `seed`.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        train: bool = True,
+        hflip: bool | None = None,
+        normalise: bool = True,
+        tokenizer_identity: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.root = Path(root).expanduser()
+        self.manifest = read_manifest(self.root)
+        self._check_tokenizer(tokenizer_identity)
+        if hflip and self.manifest.copies == 1:
+            raise ConfigError(f"{root} has no mirrored images; leave hflip out, or encode it without --no-flip")
+        if seed < 0:
+            raise ConfigError(f"seed={seed}; it must not be negative")
+        self.train = train
+        self.hflip = self.manifest.copies == 2 if hflip is None else hflip
+        self.normalise = normalise
+        self.seed = seed
+        self._shards = _open_shards(self.root, self.manifest)
+        self._ends = np.cumsum([shard.images for shard in self._shards])
+        self._begins = self._ends - [shard.images for shard in self._shards]
+        self.labels = np.concatenate([shard.labels for shard in self._shards])
+        self.source_index = np.concatenate([shard.index for shard in self._shards])
+        self._mean, self._std = self.statistics.tensors()
+        self._flips: dict[int, npt.NDArray[np.uint8]] = {}
+        self._mapped: dict[int, MappedRows] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_flips": {}, "_mapped": {}}
+
+    def _check_tokenizer(self, wanted: str | None) -> None:
+        made = self.manifest.encoding["tokenizer"]
+        if wanted is not None and wanted != made["identity"]:
+            raise DataError(
+                f"{self.root} holds latents of another tokenizer ({made['source']}, identity {made['identity'][:12]}), "
+                f"not of the one asked for (identity {wanted[:12]}); encode the images with that one, into another "
+                "folder, or use the tokenizer of the cache"
+            )
+
+    def __len__(self) -> int:
+        return self.manifest.images
+
+    @property
+    def statistics(self) -> LatentStatistics:
+        """Mean and standard deviation of each channel; a checkpoint of a generator should keep them."""
+        return self.manifest.statistics
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of an item."""
+        return self.manifest.latent_shape
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class, empty where the source did not know any."""
+        return self.manifest.class_names
+
+    @property
+    def identity(self) -> str:
+        """The identity of the tokenizer that encoded the cache."""
+        return str(self.manifest.encoding["tokenizer"]["identity"])
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """Turn normalised latents (..., C, h, w) into those that the tokenizer decodes, float32."""
+        return self.statistics.denormalise(latents)
+
+    def __getitem__(self, request: SampleRequest | int) -> dict[str, Any]:
+        return self.__getitems__([request])[0]
+
+    def __getitems__(self, requests: Sequence[SampleRequest | int]) -> list[dict[str, Any]]:
+        """Return the items of a batch, views of one tensor; a DataLoader asks for a batch this way."""
+        batch = self.batch(requests)
+        rows = zip(batch["latents"].unbind(), batch["label"].tolist(), batch["index"].tolist(), strict=True)
+        return _Items(batch, ({"latents": latents, "label": label, "index": i} for latents, label, i in rows))
+
+    @staticmethod
+    def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return the batch of items: what default_collate gives, without a copy where they came together."""
+        return items.batch if isinstance(items, _Items) else default_collate(items)
+
+    def batch(self, requests: Sequence[SampleRequest | int]) -> dict[str, Tensor]:
+        """Return a collated batch: latents float32 (N, C, h, w), label and index int64 (N,)."""
+        places = range(len(self))
+        asked = [r if isinstance(r, SampleRequest) else SampleRequest(places[r], places[r]) for r in requests]
+        index = np.array([places[request.index] for request in asked], dtype=np.int64)
+        latents = self._gather(index, [self._is_mirrored(request.sample_number) for request in asked])
+        if self.normalise:
+            latents.sub_(self._mean).div_(self._std)  # its own memory: see LatentStatistics.normalise for the formula
+        labels = torch.from_numpy(self.labels[index].astype(np.int64))
+        return {"latents": latents, "label": labels, "index": torch.from_numpy(index)}
+
+    def _gather(self, index: npt.NDArray[np.int64], mirrored: Sequence[int]) -> Tensor:
+        shards = np.searchsorted(self._ends, index, side="right")
+        rows = (index - self._begins[shards]) * self.manifest.copies + np.asarray(mirrored, dtype=np.int64)
+        wanted = [*zip(shards.tolist(), rows.tolist(), strict=True)]
+        for shard, row in wanted:
+            self._rows_of(shard).will_need(row)
+        dtype = DTYPES[self.manifest.encoding["dtype"]]
+        bits = np.uint16 if dtype.itemsize == 2 else np.float32
+        gathered = np.empty((len(wanted), math.prod(self.latent_shape)), bits)
+        for place, (shard, row) in enumerate(wanted):  # quicker than shard by shard: a batch has a few rows of each
+            gathered[place] = self._rows_of(shard).array[row]
+        return torch.from_numpy(gathered).view(dtype).float().view(-1, *self.latent_shape)
+
+    def _rows_of(self, shard: int) -> MappedRows:
+        if shard not in self._mapped:
+            if len(self._mapped) >= _MOST_MAPPED:
+                self._mapped.clear()
+            self._mapped[shard] = self._shards[shard].map_latents()
+        return self._mapped[shard]
+
+    def _is_mirrored(self, sample_number: int) -> int:
+        if not (self.train and self.hflip):
+            return 0
+        block, place = divmod(sample_number, _FLIPS_AT_ONCE)
+        if block not in self._flips:
+            if len(self._flips) > 1:
+                self._flips.clear()
+            self._flips[block] = sample_rng(self.seed, block).integers(2, size=_FLIPS_AT_ONCE, dtype=np.uint8)
+        return int(self._flips[block][place])
+
+
+def _open_shards(root: Path, manifest: Manifest) -> list[Shard]:
+    """Open every shard with something in it. Raises DataError for one that is missing or not of the manifest."""
+    shards = []
+    for entry in manifest.shards:
+        shard = Shard(root / entry["file"])
+        if (shard.images, shard.bytes) != (entry["images"], entry["bytes"]):
+            raise DataError(
+                f"{shard.path} is not the shard of the manifest: {shard.images} images in {shard.bytes} bytes, not "
+                f"{entry['images']} in {entry['bytes']}; copy the cache again, whole"
+            )
+        if shard.images:
+            shards.append(shard)
+    return shards

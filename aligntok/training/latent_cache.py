@@ -1,0 +1,252 @@
+"""A latent cache in the making: what is there, what is left to encode, and the manifest once nothing is.
+
+Each shard is encoded by one process from the same batches, whatever the number of processes; one that was not finished
+is encoded anew. So the files do not depend on processes or interruptions, as far as the arithmetic itself does not:
+on a CPU, sums may differ in their last bits with the number of threads, and everywhere with `batch_size`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aligntok.data.files import claiming
+from aligntok.data.image_source import ImageSource
+from aligntok.data.latent_files import (
+    ENCODING,
+    FORMAT,
+    MANIFEST,
+    LatentStatistics,
+    Manifest,
+    Moments,
+    Shard,
+    shard_path,
+)
+from aligntok.data.sources import open_source
+from aligntok.engine.checkpoints import SPARE_BYTES, remove_leftovers, write_json
+from aligntok.engine.distributed import barrier, is_first, share_weights, start_processes
+from aligntok.engine.failures import ending_together
+from aligntok.engine.preemption import noting_sigterm
+from aligntok.errors import ConfigError, DataError, first_line
+from aligntok.identity import tokenizer_identity
+from aligntok.tokenizer import Tokenizer
+from aligntok.training.latent_encoding import Encoding, LatentEncoder, ShardJob, check_at_least, encode_shards
+from aligntok.training.loading import load_tokenizer
+
+logger = logging.getLogger("aligntok.data")
+
+SILENCE_SECONDS = 120.0  # without a sign of life after which a process counts as failed
+
+
+def cache_latents(
+    source: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    encoding: Encoding | None = None,
+    split: str | None = None,
+    weights: str | None = None,
+    batch_size: int = 32,
+    workers: int = 4,
+    max_unreadable: int | None = None,
+) -> Path:
+    """Encode the images at `data` (see :func:`aligntok.data.sources.open_source`) once, and return the folder `out`.
+
+    `source` is a tokenizer as :func:`aligntok.training.loading.load_tokenizer` takes it; `weights` ("raw" or "ema")
+    chooses among a work folder's. Of a variational tokenizer the posterior's mean is kept. Started again, it goes on
+    where it was; of a finished cache it only looks at the files. Images that cannot be read are left out, and named
+    in the manifest; more than `max_unreadable` (None: 1 % of the images, rounded up) are an error. Collective under
+    torchrun; `batch_size` is of one process.
+
+    Raises DataError for images or a cache that cannot be used, too little disk or latents that are not finite;
+    ConfigError for wrong options, among them others than the cache was begun with; WeightsError or CheckpointError
+    for the tokenizer; Preempted after SIGTERM.
+    """
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, workers=workers, max_unreadable=max_unreadable or 0)
+    start_processes()
+    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+        encoder = LatentEncoder(_load(source, weights), encoding or Encoding())
+        cache = LatentCache(Path(out).expanduser(), open_source(data, split), encoder, max_unreadable)
+        settings = cache.describe(os.fspath(source))
+        _agree(settings)
+        if is_first():
+            cache.check_folder(settings)
+        with claiming(cache.folder, wanted=is_first()):
+            jobs, skipped = cache.begin_together(settings)
+            if jobs:
+                encode_shards(
+                    jobs, cache.images, encoder, batch_size, workers, lambda found: cache.check(skipped + found)
+                )
+            if is_first():
+                print(cache.finish(settings))
+            barrier()
+    return cache.folder
+
+
+def _load(source: str | os.PathLike[str], weights: str | None) -> Tokenizer:
+    path = Path(source)
+    if weights is not None and (not path.is_dir() or (path / "config.json").is_file()):
+        raise ConfigError(f"--weights chooses among a work folder's weights; {source} is none")
+    return load_tokenizer(source) if weights is None else load_tokenizer(source, weights=weights)
+
+
+class LatentCache:
+    """The folder of a cache that is being made: which files it is to have, and which of them are there."""
+
+    def __init__(self, folder: Path, images: ImageSource, encoder: LatentEncoder, max_unreadable: int | None) -> None:
+        self.folder = folder
+        self.images = images
+        self.encoder = encoder
+        self.max_unreadable = math.ceil(len(images) / 100) if max_unreadable is None else max_unreadable
+
+    @property
+    def jobs(self) -> list[ShardJob]:
+        """Every shard of the cache, there or not."""
+        everything, size = range(len(self.images)), self.encoder.encoding.shard_size
+        begins = range(0, len(everything), size)
+        return [ShardJob(shard_path(self.folder, i), everything[b : b + size]) for i, b in enumerate(begins)]
+
+    def describe(self, source: str) -> dict[str, Any]:
+        """Return what encoding.json is to hold."""
+        encoding = self.encoder.encoding
+        return {
+            "format": FORMAT,
+            "tokenizer": {"identity": tokenizer_identity(self.encoder.tokenizer), "source": source},
+            "data": {"images": len(self.images), "names": self.images.names.digest(), "where": self.images.where},
+            "image_size": list(self.encoder.image_size),
+            **{name: getattr(encoding, name) for name in ("hflip", "dtype", "precision", "shard_size")},
+        }
+
+    def check_folder(self, settings: Mapping[str, Any]) -> None:
+        """Raise ConfigError unless the folder is new or empty, or this very cache was begun in it."""
+        begun = self.folder / ENCODING
+        if not begun.is_file():
+            if self.folder.is_file() or (self.folder.is_dir() and {*os.listdir(self.folder)} - {".claim"}):
+                raise ConfigError(f"{self.folder} has other things in it, and no {ENCODING}; give a new folder")
+            return
+        try:
+            before, now = _compared(json.loads(begun.read_text())), _compared(settings)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{begun} cannot be read ({first_line(error)}), so how the shards beside it were encoded is unknown; "
+                "restore that file, or give another folder"
+            ) from error
+        changed = [f"{key} {before.get(key)}, now {now[key]}" for key in now if now[key] != before.get(key)]
+        if changed:
+            raise ConfigError(
+                f"the latent cache in {self.folder} was begun otherwise ({'; '.join(changed)}); "
+                "give what it was begun with, or another folder"
+            )
+
+    def begin_together(self, settings: Mapping[str, Any]) -> tuple[list[ShardJob], int]:
+        """Return the shards to encode, and how many images are left out of the others; collective.
+
+        The first process looks, and settles what the folder is for. Raises DataError when there is no room.
+        """
+        jobs = self.jobs
+        state = torch.zeros(len(jobs) + 1, dtype=torch.int64)  # for each shard whether it is left; images left out
+        if is_first():
+            state.copy_(torch.tensor(self._begin(jobs, settings)))
+        share_weights([state])
+        *is_left, skipped = state.tolist()
+        return [job for job, left in zip(jobs, is_left, strict=True) if left], skipped
+
+    def _begin(self, jobs: Sequence[ShardJob], settings: Mapping[str, Any]) -> list[int]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder)
+        shards = [_whole_shard(job) for job in jobs]
+        left = [job for job, shard in zip(jobs, shards, strict=True) if shard is None]
+        if left:
+            (self.folder / MANIFEST).unlink(missing_ok=True)  # of a cache that has lost a shard since
+            self._check_space(left)
+            write_json(self.folder / ENCODING, settings)
+        return [*(int(shard is None) for shard in shards), sum(len(shard.skipped) for shard in shards if shard)]
+
+    def _check_space(self, jobs: Sequence[ShardJob]) -> None:
+        images, numbers = (
+            sum(len(job.places) for job in jobs),
+            self.encoder.copies * math.prod(self.encoder.latent_shape),
+        )
+        needed = images * (numbers * self.encoder.dtype.itemsize + 12)  # and a label and a place
+        free = shutil.disk_usage(self.folder).free
+        if free < needed + SPARE_BYTES:
+            raise DataError(
+                f"the latents of {images} images need {needed / 1e9:.3g} GB, and {SPARE_BYTES / 1e9:.2g} GB should "
+                f"stay free, but the disk of {self.folder} has {free / 1e9:.3g} GB; make room, give another folder, "
+                "or take --dtype bf16 or --no-flip"
+            )
+
+    def check(self, unreadable: int) -> None:
+        """Raise DataError when more images cannot be read than may be left out."""
+        if unreadable > self.max_unreadable:
+            raise DataError(
+                f"{self.images.where}: {unreadable} of {len(self.images)} images cannot be read, as the output of this "
+                f"start or an earlier one says; {self.max_unreadable} may be left out: repair or remove the files and "
+                "encode them into another folder, or raise --max-unreadable"
+            )
+
+    def finish(self, settings: Mapping[str, Any]) -> str:
+        """Write the manifest from the shards; return a line about the cache.
+
+        Raises DataError when too much was left out, or a shard is missing.
+        """
+        shards = [Shard(job.path) for job in self.jobs]
+        skipped = [found for shard in shards for found in shard.skipped]
+        self.check(len(skipped))
+        moments = Moments.merged([shard.moments for shard in shards])
+        if not moments.count:
+            raise DataError(f"{self.images.where}: not one of {len(self.images)} images can be read")
+        manifest = Manifest(
+            encoding=settings,
+            images=len(self.images) - len(skipped),
+            latent_shape=self.encoder.latent_shape,
+            statistics=LatentStatistics.of(moments),
+            class_names=self.images.class_names,
+            shards=[{"file": s.path.name, "images": s.images, "bytes": s.bytes} for s in shards],
+            skipped=skipped,
+        )
+        write_json(self.folder / MANIFEST, manifest.as_json())
+        shape, copies = " x ".join(map(str, manifest.latent_shape)), ", mirrored too" if manifest.copies == 2 else ""
+        return f"Latents: {self.folder}   ({manifest.images} images{copies}, {shape}; {len(skipped)} left out)"
+
+
+def _whole_shard(job: ShardJob) -> Shard | None:
+    """Return a shard that is there; None for one to encode. A damaged one is reported."""
+    if not job.path.exists():
+        return None
+    try:
+        return Shard(job.path)
+    except DataError as error:
+        logger.warning("%s is encoded again: it is damaged (%s)", job.path, error.__cause__)
+        return None
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may not change between two starts: which tokenizer and images they are, not where they lie."""
+    data = settings["data"]
+    return {
+        **settings,
+        "tokenizer": settings["tokenizer"]["identity"][:16],
+        "data": f"of {data['images']} images ({data['names'][:16]})",
+    }
+
+
+def _agree(settings: Mapping[str, Any]) -> None:
+    """Raise DataError in a process that has other settings than the first; collective."""
+    digest = hashlib.sha256(json.dumps(_compared(settings), sort_keys=True).encode()).digest()
+    first = torch.tensor(list(digest), dtype=torch.uint8)
+    share_weights([first])
+    if bytes(first.tolist()) != digest:
+        raise DataError(
+            "this process sees another tokenizer, other images or other options than the first; "
+            "give every machine the same files and the same command"
+        )

@@ -1,0 +1,250 @@
+"""From images to shards of latents: reading, encoding, and writing each shard once its last image is in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from aligntok.data.image_source import ImageSource
+from aligntok.data.latent_files import DTYPES, Skipped, write_shard
+from aligntok.data.progress import progress_bar
+from aligntok.data.transforms import center_crop, decode_image, parse_image_size, resize_to_cover, to_tensor
+from aligntok.engine.distributed import sum_over_processes, world
+from aligntok.engine.loops import explaining_loader_errors
+from aligntok.engine.preemption import ignore_sigterm, sigterm_was_sent
+from aligntok.errors import ConfigError, DataError, Preempted, first_line
+from aligntok.tokenizer import Tokenizer
+from aligntok.training.alignment import PRECISIONS
+
+logger = logging.getLogger("aligntok.data")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What fixes the content of a cache, beside tokenizer and images.
+
+    Images are resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped in the
+    middle. With `hflip` the mirrored image is encoded too. `dtype` is what latents are stored as, `precision` that of
+    the tokenizer's arithmetic ("fp32", "tf32", or "bf16" or "fp16" autocast). `shard_size` is in images.
+
+    Raises ConfigError for a value that none of these can have.
+    """
+
+    image_size: int | Sequence[int] = 256
+    hflip: bool = True
+    dtype: str = "fp32"
+    precision: str = "fp32"
+    shard_size: int = 4096
+
+    def __post_init__(self) -> None:
+        parse_image_size(self.image_size)
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype '{self.dtype}' is unknown; known: {', '.join(DTYPES)}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision '{self.precision}' is unknown; known: {', '.join(PRECISIONS)}")
+        check_at_least(1, shard_size=self.shard_size)
+
+
+def check_at_least(least: int, **options: int) -> None:
+    """Raise ConfigError for an option below `least`."""
+    for name, value in options.items():
+        if value < least:
+            raise ConfigError(f"{name} is {value}; it must be {least} or more")
+
+
+class Batch(NamedTuple):
+    """What the loader hands over: images (N, 3, H, W), labels and places (N,), and what cannot be read, and why."""
+
+    images: Tensor
+    labels: Tensor
+    places: Tensor
+    skipped: list[Skipped]
+    reasons: list[str]
+
+
+class ImagesToEncode(Dataset[Any]):
+    """The images as the tokenizer is to see them: (place, label, image (3, H, W) or the error instead of one)."""
+
+    def __init__(self, source: ImageSource, image_size: tuple[int, int]) -> None:
+        self.source = source
+        self.image_size = image_size
+
+    def __getitem__(self, index: int) -> tuple[int, int, Tensor | Exception]:
+        try:
+            image = decode_image(self.source.read(index))
+        except Exception as error:  # Pillow raises nearly anything for a damaged file
+            return index, -1, error
+        image = center_crop(resize_to_cover(image, self.image_size), self.image_size)
+        return index, int(self.source.labels[index]), to_tensor(image)
+
+    def collate(self, items: Sequence[tuple[int, int, Tensor | Exception]]) -> Batch:
+        """Return a batch of items, the images that cannot be read apart."""
+        good = [(index, label, image) for index, label, image in items if isinstance(image, Tensor)]
+        bad = [(index, error) for index, _, error in items if isinstance(error, Exception)]
+        images = torch.stack([image for *_, image in good]) if good else torch.empty(0, 3, *self.image_size)
+        labels = torch.tensor([label for _, label, _ in good], dtype=torch.int32)
+        places = torch.tensor([index for index, *_ in good], dtype=torch.int64)
+        skipped = [Skipped(index, self.source.names[index], type(error).__name__) for index, error in bad]
+        return Batch(images, labels, places, skipped, [first_line(error) for _, error in bad])
+
+
+class LatentEncoder:
+    """Encoder and adapter of a tokenizer on this process's device, and the latents they are to make.
+
+    Raises ConfigError when the image size is no multiple of the tokenizer's factor.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, encoding: Encoding) -> None:
+        self.tokenizer, self.encoding = tokenizer, encoding
+        self.image_size, f = parse_image_size(encoding.image_size), tokenizer.downsample_factor
+        height, width = self.image_size
+        if height % f or width % f:
+            near = (max(1, round(height / f)) * f, max(1, round(width / f)) * f)
+            raise ConfigError(f"image_size {self.image_size}; its sides must be multiples of f = {f}, such as {near}")
+        self.latent_shape = (tokenizer.latent_dim, height // f, width // f)
+        self.copies = 2 if encoding.hflip else 1
+        self.dtype = DTYPES[encoding.dtype]
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+    def to_device(self) -> None:
+        """Move the tokenizer, and settle how float32 is computed."""
+        self.tokenizer.to(self.device).eval()
+        torch.set_float32_matmul_precision("high" if self.encoding.precision == "tf32" else "highest")
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the latents (N, copies, C, h, w) of images (N, 3, H, W), on the CPU and in the type to be stored.
+
+        Those of a variational tokenizer are the posterior's mean.
+        """
+        images, low = images.to(self.device, non_blocking=True), PRECISIONS[self.encoding.precision]
+        views = [images, images.flip(-1)] if self.encoding.hflip else [images]
+        with torch.autocast(self.device.type, low, enabled=low is not None):
+            latents = [self.tokenizer.encode(view).to(self.dtype) for view in views]
+        return torch.stack(latents, dim=1).cpu()
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard to be made: its file, and the places of its images in the data set."""
+
+    path: Path
+    places: range
+
+    def batches(self, size: int) -> list[range]:
+        """Return the places of each batch: the same whichever process encodes the shard, and how often."""
+        return [self.places[i : i + size] for i in range(0, len(self.places), size)]
+
+
+class _OpenShard:
+    """A shard in memory, until its last image is in."""
+
+    def __init__(self, job: ShardJob, images: ImageSource, encoder: LatentEncoder) -> None:
+        self.job, self.images, self.encoding = job, images, encoder.encoding
+        most = len(job.places)
+        self.latents = torch.empty(most, encoder.copies, *encoder.latent_shape, dtype=encoder.dtype)
+        self.labels, self.index = torch.empty(most, dtype=torch.int32), torch.empty(most, dtype=torch.int64)
+        self.filled = 0
+        self.skipped: list[Skipped] = []
+
+    @property
+    def is_complete(self) -> bool:
+        return self.filled + len(self.skipped) == len(self.job.places)
+
+    def add(self, batch: Batch, latents: Tensor) -> None:
+        """Take in the latents of a batch. Raises DataError when some are not finite."""
+        finite = latents.isfinite().flatten(1).all(1)
+        if not finite.all():
+            name, made = self.images.names[int(batch.places[~finite][0])], self.encoding
+            raise DataError(
+                f"{self.images.where}: the latents of {name} are not finite, computed in {made.precision} and stored "
+                f"as {made.dtype}; fp16 ends at 65504, so take --dtype bf16 or fp32 and --precision fp32. "
+                "If they are not finite in fp32 either, the tokenizer is broken"
+            )
+        rows = slice(self.filled, self.filled + len(latents))
+        self.latents[rows], self.labels[rows], self.index[rows] = latents, batch.labels, batch.places
+        self.filled += len(latents)
+
+    def write(self) -> None:
+        """Write the shard. Raises DataError when it cannot be."""
+        end = self.filled
+        try:
+            write_shard(self.job.path, self.latents[:end], self.labels[:end], self.index[:end], self.skipped)
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{self.job.path} could not be written ({first_line(error)}); the shards that are there are whole. "
+                "Make room and start the same command again"
+            ) from error
+
+
+def encode_shards(
+    jobs: Sequence[ShardJob],
+    images: ImageSource,
+    encoder: LatentEncoder,
+    batch_size: int,
+    workers: int,
+    check_unreadable: Callable[[int], None],
+) -> None:
+    """Encode and write shards, shared out among the processes; collective.
+
+    `check_unreadable` is called with the number of images that could not be read so far, and raises when it is too
+    high. Raises Preempted in every process after SIGTERM to any of them, and DataError for what cannot be encoded.
+    """
+    rank, processes = world()
+    shares = [jobs[first::processes] for first in range(processes)]
+    rounds = max(sum(len(job.batches(batch_size)) for job in share) for share in shares)
+    mine, skipped = _encode_share(shares[rank], images, encoder, batch_size, workers), 0
+    with explaining_loader_errors():
+        for _ in range(rounds):  # as many in every process: all learn of a signal, and of too many failures, together
+            skipped += next(mine, 0)
+            if sigterm_was_sent():
+                raise Preempted(
+                    f"stopped by SIGTERM while {jobs[0].path.parent} was written; the shards that are there are "
+                    "whole, and the same command goes on from them"
+                )
+            check_unreadable(int(sum_over_processes(torch.tensor(skipped))))
+
+
+def _encode_share(
+    jobs: Sequence[ShardJob], images: ImageSource, encoder: LatentEncoder, batch_size: int, workers: int
+) -> Iterator[int]:
+    """Encode the shards of this process; yield after each batch how many of its images could not be read."""
+    if not jobs:
+        return
+    dataset = ImagesToEncode(images, encoder.image_size)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=[list(batch) for job in jobs for batch in job.batches(batch_size)],
+        num_workers=workers,
+        collate_fn=dataset.collate,
+        worker_init_fn=ignore_sigterm,
+        pin_memory=encoder.device.type == "cuda",
+    )
+    encoder.to_device()
+    batches = iter(loader)
+    with progress_bar(sum(len(job.places) for job in jobs), "encoding", "image") as bar:
+        for job in jobs:
+            yield from _encode_one(_OpenShard(job, images, encoder), batches, encoder, bar)
+
+
+def _encode_one(shard: _OpenShard, batches: Iterator[Batch], encoder: LatentEncoder, bar: Any) -> Iterator[int]:
+    while not shard.is_complete:
+        batch = next(batches)
+        for found, reason in zip(batch.skipped, batch.reasons, strict=True):
+            logger.warning("%s: cannot read %s (%s), leaving it out", shard.images.where, found.name, reason)
+        shard.skipped += batch.skipped
+        if len(batch.places):
+            shard.add(batch, encoder(batch.images))
+        if shard.is_complete:
+            shard.write()
+        bar.update(len(batch.places) + len(batch.skipped))
+        yield len(batch.skipped)
