@@ -21,10 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from aligntok.cli import parse_options
-from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint
+from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, same_content
 from aligntok.training.config import load_config
 from aligntok.training.stages import Stage, expand_stages
 
@@ -55,17 +53,6 @@ def kill_after(process: subprocess.Popen[str], stage: Stage, step: int, delay: f
             return True
     process.communicate()
     return False
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two nests of dicts, lists and tensors are equal, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
 
 
 def end_of(work_dir: Path, stages: list[Stage]) -> dict[str, Any]:
@@ -111,7 +98,7 @@ def main() -> int:
     whole, identical, rng = end_of(given.folder / "whole", stages), 0, random.Random(given.seed)
     for number in range(1, given.runs + 1):
         killed = interrupted_run(given, stages, given.folder / "killed", rng)
-        equal = same(end_of(given.folder / "killed", stages), whole)
+        equal = same_content(end_of(given.folder / "killed", stages), whole)
         identical += equal
         print(
             f"run {number:2d}: killed after {', '.join(killed)}: {'bit-identical' if equal else 'DIFFERENT'}",

@@ -134,6 +134,17 @@ def finished_steps(stage_dir: str | os.PathLike[str]) -> int:
     return content["step"] if content else 0
 
 
+def same_content(a: Any, b: Any) -> bool:
+    """Tell whether two nests of dicts, lists and tensors, such as checkpoints, are equal, tensors bit for bit."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, Mapping):
+        return isinstance(b, Mapping) and a.keys() == b.keys() and all(same_content(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same_content(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
 def part_states(parts: Mapping[str, nn.Module], frozen: bool | None = None) -> PartStates:
     """Return the state dict of each part: all of it, or only what is `frozen` in training, or only what is not."""
     states: PartStates = {}

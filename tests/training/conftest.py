@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint
+from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, same_content
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -148,7 +148,9 @@ TRAIN_TOOL = Path(__file__).parents[2] / "tools" / "train.py"
 @pytest.fixture(scope="session")
 def tool():
     """Start the training tool as a process, alone or under torchrun, and look at what it left."""
-    return SimpleNamespace(launch=launch, until=until, newest=newest, same=same, same_ends=same_ends, folders=FOLDERS)
+    return SimpleNamespace(
+        launch=launch, until=until, newest=newest, same=same_content, same_ends=same_ends, folders=FOLDERS
+    )
 
 
 def launch(config, work_dir, *more, torchrun=(), **options):
@@ -180,20 +182,9 @@ def newest(folder):
     return content
 
 
-def same(a, b):
-    """Whether two nests of dicts, lists and tensors are equal, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
 def same_ends(a, b, folders=FOLDERS):
     """Whether two work folders end with the same checkpoints, measurements and tokenizer, bit for bit."""
     tokenizers = [(run / "tokenizer" / "model.safetensors").read_bytes() for run in (a, b)]
     measured = [[json.loads((run / f / "result.json").read_text())["metrics"] for f in folders] for run in (a, b)]
-    checkpoints = all(same(newest(a / folder), newest(b / folder)) for folder in folders)
+    checkpoints = all(same_content(newest(a / folder), newest(b / folder)) for folder in folders)
     return checkpoints and measured[0] == measured[1] and tokenizers[0] == tokenizers[1]

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import aligntok
 from aligntok.cli import export, train
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_checkpoint, read_frozen, read_parts
+from aligntok.engine.checkpoints import same_content as same
 from aligntok.engine.ema import PowerFunctionEMA
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.registry import HOOKS
@@ -92,17 +93,6 @@ def newest(folder):
     content = read_checkpoint(list_checkpoints(folder)[-1][1])
     del content["seconds"]
     return content
-
-
-def same(a, b):
-    """Whether two nests of dicts, lists and tensors are equal, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 def same_runs(a, b):
