@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from aligntok.latent_diffusion import LatentDiffusion
     from aligntok.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -28,4 +29,13 @@ def load_tokenizer(source: Any, **kwargs: Any) -> Tokenizer:
     return importlib.import_module("aligntok.training.loading").load_tokenizer(source, **kwargs)
 
 
-__all__ = ["__version__", "hookimpl", "load_tokenizer"]
+def load_latent_diffusion(source: Any, **kwargs: Any) -> LatentDiffusion:
+    """Load a generator with its tokenizer from a saved folder or a training work folder.
+
+    See :func:`aligntok.training.generation_loading.load_latent_diffusion` for keywords and the errors raised.
+    """
+    loading = importlib.import_module("aligntok.training.generation_loading")  # by name, as above
+    return loading.load_latent_diffusion(source, **kwargs)
+
+
+__all__ = ["__version__", "hookimpl", "load_latent_diffusion", "load_tokenizer"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import json
 import os
@@ -22,6 +23,8 @@ from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, fi
 from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, ComponentRegistry
 
 PARTS = ("encoder", "adapter", "decoder")
+#: What a tokenizer's config says that its latents do not depend on: how they are decoded, and by what it was written.
+_WITHOUT_EFFECT = ("decoder", "plugins", "aligntok_version")
 MODEL_CARD = """---
 {{ card_data }}
 ---
@@ -136,6 +139,21 @@ class Tokenizer(
                 "register the class in a plugin and build it by dict(type=name, ...)"
             )
         return cast("dict[str, Any]", self._hub_mixin_config)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the weights and the config of encoder and adapter, 64 hexadecimal digits: which latents it gives.
+
+        The same for every copy of a tokenizer, wherever it is loaded from and on whatever device. The decoder is left
+        out: refining it, as stage 3 does, changes no latent. Raises ConfigError if a part was given as a module.
+        """
+        config = {key: value for key, value in self.config.items() if key not in _WITHOUT_EFFECT}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for part in ("encoder", "adapter"):
+            for name, tensor in sorted(getattr(self, part).state_dict().items()):
+                digest.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def moments(self, images: Tensor) -> Tensor:
         """Return the adapter's output: latents, or mean and log-variance along channels if variational."""

@@ -41,7 +41,7 @@ from aligntok.engine.loops import StepBatch
 from aligntok.training import objective as objective_module
 from aligntok.training.chain import ENCODER_SIDE, Chain
 from aligntok.training.config import load_config
-from aligntok.training.run import build_datasets, build_runner
+from aligntok.training.stage_run import build_datasets, build_runner
 from aligntok.training.stages import Stage, expand_stages
 
 CONFIG = Path(__file__).parents[1] / "configs" / "aligntok_dinov2_f16d32.py"

@@ -11,13 +11,14 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aligntok
 from aligntok.data.files import write_atomically
 from aligntok.registry import ComponentRegistry, shelves
-from aligntok.training.config import STAGE_KEYS, TOP_KEYS, Key
+from aligntok.training.keys import GENERATION_KEYS, RUN_KEYS, STAGE_KEYS, Key
 
 DOCS = Path(__file__).parent
 API = DOCS / "api" / "generated"
@@ -66,12 +67,13 @@ def _markdown(text: str) -> str:
 
 def keys_page() -> str:
     """Return the page of every key of a config."""
-    stage = {key: TOP_KEYS[key] for key in TOP_KEYS if key in STAGE_KEYS}
-    top = {key: TOP_KEYS[key] for key in TOP_KEYS if key not in STAGE_KEYS}
-    text = "# Every key of a config\n\nMade from the tables that check configs (`aligntok/training/config.py`).\n"
-    text += f"An unknown key is an error.\n\n## Of a run\n\n{_table(top)}\n## Of a stage\n\n"
+    run = {key: replace(entry, below=None) if key == "generation" else entry for key, entry in RUN_KEYS.items()}
+    text = "# Every key of a config\n\nMade from the tables that check configs (`aligntok/training/keys.py`).\n"
+    text += f"An unknown key is an error.\n\n## Of a run\n\n{_table(run)}\n## Of a stage\n\n"
     text += "Set at the top of a config they hold for all stages; in a stage, for that one.\n"
-    return text + f"A stage also has its `name`.\n\n{_table(stage)}"
+    text += f"A stage also has its `name`.\n\n{_table(STAGE_KEYS)}\n## Of a generator's training\n\n"
+    text += "In a config without stages they stand at the top, in one with stages below `generation`.\n\n"
+    return text + _table(GENERATION_KEYS)
 
 
 def _table(keys: Mapping[str, Key]) -> str:

@@ -43,7 +43,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     A batch is gathered at once (`batch`; a DataLoader does so too), which is fast enough to need no workers. With
     ``collate_fn=dataset.collate`` it is not copied a second time. Picklable; safe after a fork and in spawned workers.
 
-    `tokenizer_identity` is the :func:`aligntok.identity.tokenizer_identity` that the cache must have been made with;
+    `tokenizer_identity` is the :attr:`aligntok.tokenizer.Tokenizer.identity` that the cache must have been made with;
     None takes any. Raises DataError when there is no cache, it is not finished, has no statistics, lacks a part of a
     shard, or is of another tokenizer; ConfigError for mirrored images it does not have, and a negative `seed`.
     """

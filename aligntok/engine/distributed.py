@@ -111,6 +111,26 @@ class GradientReduction:
 
     def __init__(self) -> None:
         self._running: list[tuple[Any, Tensor, list[nn.Parameter]]] = []
+        self._waiting: list[list[nn.Parameter]] = []
+        self._missing: dict[nn.Parameter, int] = {}
+        self._watches: list[Any] = []
+
+    def start_when_ready(self, groups: Iterable[Sequence[nn.Parameter]]) -> None:
+        """Begin to average each group's gradients once the backward pass has made all of them.
+
+        Groups start in the order given, which every process must have alike: best that of the backward pass. Those
+        with a parameter that gets no gradient wait for `finish`.
+        """
+        if world()[1] == 1:
+            return
+        self._waiting = [list(group) for group in groups]
+        self._missing = {p: i for i, group in enumerate(self._waiting) for p in group if p.requires_grad}
+        self._watches = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._missing]
+
+    def _arrived(self, parameter: Tensor) -> None:
+        self._missing.pop(parameter, None)  # type: ignore[call-overload]
+        while self._waiting and not any(p in self._missing for p in self._waiting[0]):
+            self.start(self._waiting.pop(0))
 
     def start(self, parameters: Iterable[nn.Parameter]) -> None:
         """Begin to average the gradients of `parameters`; a collective call, in the same order on every process.
@@ -129,6 +149,11 @@ class GradientReduction:
 
     def finish(self) -> None:
         """Wait for every exchange and put the means in place."""
+        for watch in self._watches:
+            watch.remove()
+        for group in self._waiting:
+            self.start(group)
+        self._waiting, self._missing, self._watches = [], {}, []
         if not self._running:
             return
         size = world()[1]

@@ -1,11 +1,13 @@
-"""Exponential moving averages of the power-function profile, and averages of any width afterwards.
+"""Exponential moving averages of weights: of a constant decay, or of the power-function profile.
 
-After Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models" (EDM2), Sec. 3 and App. C.
+The latter, and averages of any width afterwards, are after Karras et al. 2024, "Analyzing and Improving the Training
+Dynamics of Diffusion Models" (EDM2), Sec. 3 and App. C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from aligntok.errors import ConfigError
 PartStates = dict[str, dict[str, Tensor]]
 
 
+@cache
 def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """Return the exponent gamma of a profile of relative width sigma_rel (EDM2, Eq. 17 and App. C.1).
 
@@ -72,63 +75,89 @@ def synthesise(snapshots: Iterable[tuple[float, PartStates]]) -> PartStates:
     return {part: {n: v.to(kinds[part][n]) for n, v in state.items()} for part, state in total.items()}
 
 
-class PowerFunctionEMA:
-    """Averages of the trained parts' parameters, of several widths at once.
+class WeightAverages:
+    """Averages of the trained parts' parameters, several at once.
 
-    `parts` maps a part's name to its module; averages are float32 on the parameters' device. `step` counts updates.
+    `parts` maps a part's name to its module. Each number of `sigma_rels` is the relative width of a power-function
+    profile, each of `decays` the constant decay of a plain average (0.9999: published generators'); an average is asked
+    for by that number. All begin as the parameters are now, and are float32 on the parameters' device. `step` counts
+    updates. Raises ConfigError for widths outside (0, 0.28] and decays outside [0.5, 1), which keeps the two apart.
     """
 
-    def __init__(self, parts: Mapping[str, nn.Module], sigma_rels: Iterable[float]) -> None:
+    def __init__(
+        self, parts: Mapping[str, nn.Module], sigma_rels: Iterable[float], decays: Iterable[float] = ()
+    ) -> None:
         self.parts = dict(parts)
-        self.sigma_rels = tuple(sigma_rels)
         self.step = 0
-        self._gammas = [gamma_from_sigma_rel(s) for s in self.sigma_rels]
+        self._betas: dict[float, Callable[[int], float]] = {s: partial(power_function_beta, s) for s in sigma_rels}
+        for decay in decays:
+            check_decay(decay)
+            self._betas[decay] = partial(_constant_beta, decay)
+        for beta in self._betas.values():
+            beta(1)  # raises for a width that is none
         self._names = [(part, n) for part, m in self.parts.items() for n, p in m.named_parameters() if p.requires_grad]
-        self._averages = [[p.detach().clone() for p in self._parameters()] for _ in self.sigma_rels]
+        self._averages = [[p.detach().clone() for p in self._parameters()] for _ in self._betas]
+
+    @property
+    def kept(self) -> tuple[float, ...]:
+        """The widths and decays that are kept."""
+        return tuple(self._betas)
 
     def _parameters(self) -> list[Tensor]:
         return [p for m in self.parts.values() for p in m.parameters() if p.requires_grad]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the present parameters in; a fused update a width."""
+        """Take the present parameters in; a fused update an average."""
         self.step += 1
         now = self._parameters()
-        for gamma, averages in zip(self._gammas, self._averages, strict=True):
-            beta = (1 - 1 / self.step) ** (gamma + 1)
-            torch._foreach_lerp_(averages, now, 1 - beta)
+        for beta, averages in zip(self._betas.values(), self._averages, strict=True):
+            torch._foreach_lerp_(averages, now, 1 - beta(self.step))
 
-    def state(self, sigma_rel: float) -> PartStates:
-        """Return the averaged parameters of one width, by part. Raises ConfigError for a width that is not kept."""
-        if sigma_rel not in self.sigma_rels:
-            raise ConfigError(f"no EMA of width {sigma_rel} is kept; kept: {', '.join(map(str, self.sigma_rels))}")
-        averages = self._averages[self.sigma_rels.index(sigma_rel)]
+    def state(self, which: float) -> PartStates:
+        """Return the averaged parameters of one width or decay, by part. Raises ConfigError for one not kept."""
+        averages = self._of(which)
         state: PartStates = {part: {} for part in self.parts}
         for (part, name), value in zip(self._names, averages, strict=True):
             state[part][name] = value
         return state
 
     @torch.no_grad()
-    def exchange(self, sigma_rel: float) -> None:
-        """Swap parameters and averages of one width; a second call swaps them back, bit for bit."""
-        averages = self._averages[self.sigma_rels.index(sigma_rel)]
+    def exchange(self, which: float) -> None:
+        """Swap parameters and averages of one width or decay; a second call swaps them back, bit for bit."""
+        averages = self._of(which)
         for parameter, average in zip(self._parameters(), averages, strict=True):
             held = parameter.detach().clone()
             parameter.copy_(average)
             average.copy_(held)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain types and tensors: the update count, and every width's averages by part."""
-        return {"step": self.step, "averages": {str(s): self.state(s) for s in self.sigma_rels}}
+        """Return plain types and tensors: the update count, and every average by part."""
+        return {"step": self.step, "averages": {str(which): self.state(which) for which in self.kept}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state. Raises ConfigError if it holds other widths."""
-        if sorted(state["averages"]) != sorted(map(str, self.sigma_rels)):
+        """Go on from a saved state. Raises ConfigError if it holds other averages."""
+        if sorted(state["averages"]) != sorted(map(str, self.kept)):
             raise ConfigError(
-                f"the checkpoint holds EMA widths {', '.join(state['averages'])}, "
-                f"but ema.sigma_rel is {list(self.sigma_rels)}; set it to the checkpoint's"
+                f"the checkpoint holds EMA widths or decays {', '.join(state['averages'])}, but ema.sigma_rel and "
+                f"ema.decays ask for {', '.join(map(str, self.kept))}; set them to the checkpoint's"
             )
         self.step = state["step"]
-        for sigma_rel, averages in zip(self.sigma_rels, self._averages, strict=True):
-            saved = state["averages"][str(sigma_rel)]
+        for which, averages in zip(self.kept, self._averages, strict=True):
+            saved = state["averages"][str(which)]
             torch._foreach_copy_(averages, [saved[part][name] for part, name in self._names])
+
+    def _of(self, which: float) -> list[Tensor]:
+        if which not in self._betas:
+            raise ConfigError(f"no EMA of width or decay {which} is kept; kept: {', '.join(map(str, self.kept))}")
+        return self._averages[self.kept.index(which)]
+
+
+def check_decay(decay: float) -> None:
+    """Raise ConfigError unless a plain average can have this decay."""
+    if not 0.5 <= decay < 1:
+        raise ConfigError(f"EMA decay {decay}; it must lie in [0.5, 1), 0.9999 is usual for generators")
+
+
+def _constant_beta(decay: float, step: int) -> float:
+    return decay

@@ -1,7 +1,8 @@
-"""Pictures of reconstructions: a row an image, input | reconstruction | error."""
+"""Pictures in rows: of reconstructions, input | reconstruction | error, and of samples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,6 +25,17 @@ def reconstruction_grid(images: Sequence[Tensor], reconstructions: Sequence[Tens
     tiles = [F.pad(t, (0, width - t.shape[2], 0, height - t.shape[1]), value=1.0) for t in tiles]
     columns = 1 if len(tiles) <= 6 else 2
     rows = [_join(tiles[i : i + columns], dim=2, gap=3 * gap) for i in range(0, len(tiles), columns)]
+    rows = [F.pad(row, (0, rows[0].shape[2] - row.shape[2]), value=1.0) for row in rows]
+    return _join(rows, dim=1, gap=gap)
+
+
+def image_grid(images: Sequence[Tensor], columns: int | None = None, gap: int = 2) -> Tensor:
+    """Lay out images (3, H, W) in [-1, 1], all of one size, row by row; returns (3, H', W').
+
+    columns: None makes the grid about square. White between them, and where the last row ends early.
+    """
+    across = columns or math.ceil(math.sqrt(len(images)))
+    rows = [_join(images[i : i + across], dim=2, gap=gap) for i in range(0, len(images), across)]
     rows = [F.pad(row, (0, rows[0].shape[2] - row.shape[2]), value=1.0) for row in rows]
     return _join(rows, dim=1, gap=gap)
 

@@ -24,8 +24,8 @@ from aligntok.engine.grids import reconstruction_grid
 class EMAUpdateHook(Hook):
     """Keeps the averages up to date, saves snapshots of them, and validates with them.
 
-    `snapshot_every` steps apart, all widths are written to ``ema_snapshots/`` (None: never); `inference` is the width
-    that validation uses, as the exported tokenizer does.
+    `snapshot_every` steps apart, all power-function widths are written to ``ema_snapshots/`` (None: never); `inference`
+    is the width or decay that validation uses, as the exported tokenizer does.
     """
 
     priority = "HIGH"
@@ -38,7 +38,8 @@ class EMAUpdateHook(Hook):
         runner.ema.update()
         step = runner.iter + 1
         if self.snapshot_every and step % self.snapshot_every == 0 and is_first():
-            write_snapshot(runner.stage_dir, step, runner.ema.state_dict()["averages"])
+            widths = [which for which in runner.ema.kept if which < 0.5]  # from others none can be made afterwards
+            write_snapshot(runner.stage_dir, step, {str(width): runner.ema.state(width) for width in widths})
 
     def before_val_epoch(self, runner: Any) -> None:
         runner.ema.exchange(self.inference)
@@ -108,7 +109,7 @@ class ScalarsHook(Hook):
 
 def average_scalars(outputs: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the logged values as numbers, averaged over processes in one exchange."""
-    names = list(outputs)
+    names = [name for name, value in outputs.items() if value.numel() == 1]
     values = torch.stack([outputs[name].detach().float().reshape(()).cpu() for name in names])
     device = next((v.device for v in outputs.values() if v.is_cuda), values.device)
     return dict(zip(names, mean_over_processes(values.to(device)).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""The two optimisers of a stage: one for the autoencoder (and losses with weights), one for the discriminator."""
+"""The optimisers of a run: of the autoencoder (and losses with weights) and the discriminator, or of the generator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aligntok.engine.guard import StepGuard
 from aligntok.errors import CheckpointError, ConfigError, first_line, suggestion
 from aligntok.registry import check_keywords
 
-SIDES = ("autoencoder", "discriminator")
+SIDES = ("autoencoder", "discriminator", "generator")
 
 
 def check_optimizer(config: Mapping[str, Any], where: str) -> None:
@@ -51,8 +51,13 @@ def check_schedule(schedulers: Iterable[Mapping[str, Any]], where: str) -> None:
             )
 
 
+def side_of(part: str) -> str:
+    """Return whose optimiser steps a part: the discriminator and a generator have their own."""
+    return part if part in SIDES else SIDES[0]
+
+
 class PartOptimizers(OptimWrapperDict):
-    """Steps both sides at once, unless the guard leaves the step out.
+    """Steps all sides at once, unless the guard leaves the step out.
 
     `loss_scaling`: for fp16 autocast, gradients arrive multiplied by `loss_scale`, which follows what float16 can hold.
     """
@@ -76,7 +81,7 @@ class PartOptimizers(OptimWrapperDict):
         `losses` are this process's values; one that is not finite in any process leaves the step out in all. Raises
         DivergenceError as :class:`aligntok.engine.guard.StepGuard` does.
         """
-        sides = {side: [n for n in parts if (n == "discriminator") == (side == "discriminator")] for side in SIDES}
+        sides = {side: [name for name in parts if side_of(name) == side] for side in SIDES}
         stepping = [side for side in self.optim_wrappers if _has_gradients(parts[name] for name in sides[side])]
         if self.scaler.is_enabled():
             for side in stepping:
@@ -167,7 +172,7 @@ def _grad_norm(part: nn.Module) -> Tensor:
 class PartOptimizersConstructor:
     """mmengine's constructor protocol: builds :class:`PartOptimizers` for a model that has ``trained_parts()``.
 
-    The config has one optimiser config a side (`autoencoder`, `discriminator`), `clip_grad_norm`, and the guard's
+    The config has an optimiser config for each side that the model has (see `SIDES`), `clip_grad_norm`, and the guard's
     `max_skipped` and `spike_factor`. Losses are scaled where the model computes in float16.
     """
 
@@ -178,7 +183,7 @@ class PartOptimizersConstructor:
         parts = getattr(model, "module", model).trained_parts()
         sides: dict[str, OptimWrapper] = {}
         for side in SIDES:
-            chosen = [part for name, part in parts.items() if (name == "discriminator") == (side == "discriminator")]
+            chosen = [part for name, part in parts.items() if side_of(name) == side]
             parameters = [p for part in chosen for p in part.parameters() if p.requires_grad]
             if parameters:
                 optimizer = OPTIMIZERS.build({**_fused(self.config[side]), **self.config[side], "params": parameters})

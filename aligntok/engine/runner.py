@@ -24,7 +24,7 @@ from aligntok.engine.checkpoints import (
     write_frozen,
 )
 from aligntok.engine.distributed import barrier, is_first, is_same_everywhere
-from aligntok.engine.ema import PowerFunctionEMA
+from aligntok.engine.ema import WeightAverages
 from aligntok.errors import CheckpointError
 
 
@@ -45,9 +45,10 @@ def logging_the_end() -> Iterator[None]:
 class StageRunner(Runner):
     """One stage as an mmengine run; its checkpoints, EMA and start are AlignTok's own.
 
-    `start` returns the states of the parts that the stage begins from (None: as the model was built). `ema` is
-    ``dict(sigma_rel=[...], inference=width)`` or None; `keep` the number of checkpoints that stay, and `keep_every` the
-    steps between those that stay for good.
+    The model has `trained_parts()`, `frozen_parts()` and `averaged_parts()`, each a dict of modules, and
+    `begin(states)`, called once. `start` returns those states, of the parts that the stage begins from (None: as the
+    model was built). `ema` is ``dict(sigma_rel=[...], decays=[...], inference=which)`` or None; `keep` the number of
+    checkpoints that stay, and `keep_every` the steps between those that stay for good.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class StageRunner(Runner):
         self.keep = keep
         self.keep_every = keep_every
         self.saved_step: int | None = None
-        self.ema: PowerFunctionEMA | None = None
+        self.ema: WeightAverages | None = None
         self._seconds_before = 0.0
         self._began = time.monotonic()
         super().__init__(*args, **kwargs)
@@ -110,16 +111,14 @@ class StageRunner(Runner):
         if content is None:
             self._begin(model)
         if self._ema_config is not None:
-            averaged = {name: part for name, part in model.trained_parts().items() if name in model.tokenizer_parts}
-            self.ema = PowerFunctionEMA(averaged, self._ema_config["sigma_rel"])
+            kept = self._ema_config["sigma_rel"], self._ema_config["decays"]
+            self.ema = WeightAverages(model.averaged_parts(), *kept)
         if content is not None:
             self._go_on(model, content)
         self._has_loaded = True
 
     def _begin(self, model: Any) -> None:
-        if self._start is not None:
-            model.load_start(self._start())
-        model.start_teacher()
+        model.begin(None if self._start is None else self._start())
         if is_first():
             write_frozen(self.work_dir, model.frozen_parts(), model.trained_parts())
         barrier()

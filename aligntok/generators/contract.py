@@ -17,21 +17,31 @@ class Generator(nn.Module):
 
     A subclass gives `forward` and `set_grad_checkpointing`. in_channels: C. num_classes: labels are 0 to
     num_classes - 1, and num_classes itself is the null class, "any of them"; 1 for an unconditional generator, whose
-    labels are 0. Raises ConfigError when either is below 1.
+    labels are 0. class_dropout_prob: how often training puts the null class in a label's place; the one who trains
+    draws which, so that it does not depend on processes. With 0 there is no null class. Raises ConfigError when a
+    number is below 1, or the probability outside [0, 1).
     """
 
-    def __init__(self, *, in_channels: int, num_classes: int) -> None:
+    def __init__(self, *, in_channels: int, num_classes: int, class_dropout_prob: float = 0.0) -> None:
         super().__init__()
         for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
             if value < 1:
                 raise ConfigError(f"{type(self).__name__}: {name}={value} must be at least 1")
+        if not 0 <= class_dropout_prob < 1:
+            raise ConfigError(
+                f"{type(self).__name__}: class_dropout_prob={class_dropout_prob} must be at least 0 and below 1"
+            )
         self.in_channels = in_channels
         self.num_classes = num_classes
+        self.class_dropout_prob = class_dropout_prob
 
     @property
-    def null_class(self) -> int:
-        """The label that stands for any class: what dropped labels become, and what guidance leads away from."""
-        return self.num_classes
+    def null_class(self) -> int | None:
+        """The label that stands for any class: what dropped labels become, and what guidance leads away from.
+
+        None where no label is ever dropped, so that nothing trains it.
+        """
+        return self.num_classes if self.class_dropout_prob > 0 else None
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Return the velocity (N, C, h, w) at noisy latents x (N, C, h, w), times t (N,) in [0, 1], labels y (N,)."""

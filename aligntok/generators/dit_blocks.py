@@ -40,21 +40,13 @@ class TimeEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """Labels (N,) to conditions (N, width); in training each becomes the null class with probability `dropout`.
+    """Labels (N,) to conditions (N, width); the null class, if there is one, has the table's last row."""
 
-    The null class is number `num_classes`, the last row of the table; without dropout nothing would train it, and
-    the table has no such row.
-    """
-
-    def __init__(self, num_classes: int, width: int, dropout: float) -> None:
+    def __init__(self, num_classes: int, width: int, null_class: bool) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.dropout = dropout
-        self.embedding_table = nn.Embedding(num_classes + (dropout > 0), width)
+        self.embedding_table = nn.Embedding(num_classes + null_class, width)
 
     def forward(self, y: Tensor) -> Tensor:
-        if self.training and self.dropout > 0:
-            y = torch.where(torch.rand(y.shape, device=y.device) < self.dropout, self.num_classes, y)
         return self.embedding_table(y)
 
 

@@ -37,10 +37,10 @@ class LightningDiT(Generator):
 
     size: S, B, L, XL, 1p0B or 1p6B, for hidden_size, depth and num_heads; any of the three given beside it comes
     instead. input_size: side of the training latents, or (height, width); other grids of whole patches work too.
-    mlp_ratio: the MLP's hidden width over hidden_size. class_dropout_prob: how often a label becomes the null class in
-    training (random numbers from torch's global generator); with 0 there is no null class. use_swiglu (with two thirds
-    of the hidden width), use_rope, use_rmsnorm: the paper's; without them GELU, no rotation of queries and keys, layer
-    norm. use_qknorm: normalise queries and keys, for runs of over 200 thousand steps. wo_shift: no shifts in blocks.
+    mlp_ratio: the MLP's hidden width over hidden_size. class_dropout_prob: how often training drops a label; with 0
+    there is no null class. use_swiglu (with two thirds of the hidden width), use_rope, use_rmsnorm: the paper's;
+    without them GELU, no rotation of queries and keys, layer norm. use_qknorm: normalise queries and keys, for runs of
+    over 200 thousand steps. wo_shift: no shifts in blocks.
 
     Parameter names are those of published checkpoints; the position tables in these are compared with what is
     computed here, and left out. Raises ConfigError for options and inputs that do not fit.
@@ -67,10 +67,8 @@ class LightningDiT(Generator):
         use_qknorm: bool = False,
         wo_shift: bool = False,
     ) -> None:
-        super().__init__(in_channels=in_channels, num_classes=num_classes)
+        super().__init__(in_channels=in_channels, num_classes=num_classes, class_dropout_prob=class_dropout_prob)
         width, depth, num_heads = _shape(size, hidden_size, depth, num_heads)
-        if not 0 <= class_dropout_prob < 1:
-            raise ConfigError(f"LightningDiT: class_dropout_prob={class_dropout_prob} must be at least 0 and below 1")
         self.patch_size = patch_size
         self.grid = _grid(input_size, patch_size)
         self.hidden_size = width
@@ -78,7 +76,7 @@ class LightningDiT(Generator):
         self.use_rope = use_rope
         self.x_embedder = PatchEmbedder(in_channels, patch_size, width)
         self.t_embedder = TimeEmbedder(width)
-        self.y_embedder = LabelEmbedder(num_classes, width, class_dropout_prob)
+        self.y_embedder = LabelEmbedder(num_classes, width, self.null_class is not None)
         self.blocks = nn.ModuleList(
             DiTBlock(width, num_heads, mlp_ratio, use_swiglu, use_rmsnorm, use_qknorm, wo_shift) for _ in range(depth)
         )
@@ -137,7 +135,7 @@ class LightningDiT(Generator):
                 null = f", and {self.null_class} for the null class" if rows > self.num_classes else ""
                 raise ConfigError(
                     f"LightningDiT: labels from {low} to {high} were given; with num_classes={self.num_classes} and "
-                    f"class_dropout_prob={self.y_embedder.dropout} allowed are 0 to {self.num_classes - 1}{null}"
+                    f"class_dropout_prob={self.class_dropout_prob} allowed are 0 to {self.num_classes - 1}{null}"
                 )
 
     def own_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -133,8 +133,10 @@ class AlignmentModel(BaseModel):
             "set teacher='start' (what the stage starts from)" + ("" if latents else " or an encoder config")
         )
 
-    def start_teacher(self) -> None:
-        """Give the teacher the weights that encoder and adapter have now."""
+    def begin(self, states: PartStates | None) -> None:
+        """Begin the stage from `states`, or as the model is; the teacher gets the weights of encoder and adapter."""
+        if states is not None:
+            self.load_start(states)
         if self.teacher is None:
             return
         for name, part in self.teacher.named_children():
@@ -156,6 +158,10 @@ class AlignmentModel(BaseModel):
             if any(p.requires_grad for p in loss.parameters()):
                 parts[f"loss_{name}"] = loss
         return parts
+
+    def averaged_parts(self) -> dict[str, nn.Module]:
+        """Return the trained parts of which averages are kept: those of the tokenizer."""
+        return {name: part for name, part in self.trained_parts().items() if name in PARTS}
 
     def frozen_parts(self) -> dict[str, nn.Module]:
         """Return the parts that stay as the stage found them, the teacher's included; losses rebuild themselves."""

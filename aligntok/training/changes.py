@@ -15,10 +15,10 @@ from aligntok.training.stages import Stage
 logger = logging.getLogger("aligntok.training")
 
 #: Settings that may change at any time: what a stage becomes does not depend on them, or not beyond rounding.
-FREE = ("steps", "start", "checkpoint", "log", "validation", "hooks", "compile", "grad_checkpointing")
+FREE = ("steps", "start", "checkpoint", "log", "validation", "hooks", "compile", "grad_checkpointing", "sampling")
 FREE_BELOW = ("data.workers", "data.timeout", "data.val", "data.num_images", "model.encoder.pretrained")
 #: Settings that the saved state depends on.
-FIXED = ("schedule", "optimizer.type", "discriminator_optimizer.type", "trains", "lora")
+FIXED = ("schedule", "optimizer.type", "discriminator_optimizer.type", "trains", "lora", "tokenizer")
 
 
 def report_changes(stage: Stage, finished: bool) -> None:
@@ -27,7 +27,7 @@ def report_changes(stage: Stage, finished: bool) -> None:
     Raises ConfigError for a change that a stage which is not `finished` cannot take. Nothing to say before its first
     checkpoint.
     """
-    file = stage.folder / "stage.json"
+    file = stage.description
     if not file.is_file() or not finished_steps(stage.folder):
         return
     changes = changed_settings(json.loads(file.read_text()), {"seed": stage.seed, **stage.settings})

@@ -37,7 +37,6 @@ from aligntok.engine.distributed import barrier, is_first, share_weights, start_
 from aligntok.engine.failures import ending_together
 from aligntok.engine.preemption import noting_sigterm
 from aligntok.errors import ConfigError, DataError, first_line
-from aligntok.identity import tokenizer_identity
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.latent_encoding import Encoding, LatentEncoder, ShardJob, check_at_least, encode_shards
 from aligntok.training.loading import load_tokenizer
@@ -76,20 +75,25 @@ def cache_latents(
     with noting_sigterm(), ending_together(SILENCE_SECONDS):
         encoder = LatentEncoder(_load(source, weights), encoding or Encoding())
         cache = LatentCache(Path(out).expanduser(), open_source(data, split), encoder, max_unreadable)
-        settings = cache.describe(os.fspath(source))
-        _agree(settings)
-        if is_first():
-            cache.check_folder(settings)
-        with claiming(cache.folder, wanted=is_first()):
-            jobs, skipped = cache.begin_together(settings)
-            if jobs:
-                encode_shards(
-                    jobs, cache.images, encoder, batch_size, workers, lambda found: cache.check(skipped + found)
-                )
-            if is_first():
-                print(cache.finish(settings))
-            barrier()
+        fill(cache, os.fspath(source), batch_size, workers)
     return cache.folder
+
+
+def fill(cache: LatentCache, source: str, batch_size: int, workers: int) -> None:
+    """Encode what a cache lacks, and finish it; `source` is where its tokenizer is. Collective."""
+    settings = cache.describe(source)
+    _agree(settings)
+    if is_first():
+        cache.check_folder(settings)
+    with claiming(cache.folder, wanted=is_first()):
+        jobs, skipped = cache.begin_together(settings)
+        if jobs:
+            encode_shards(
+                jobs, cache.images, cache.encoder, batch_size, workers, lambda found: cache.check(skipped + found)
+            )
+        if is_first():
+            print(cache.finish(settings))
+        barrier()
 
 
 def _load(source: str | os.PathLike[str], weights: str | None) -> Tokenizer:
@@ -120,7 +124,7 @@ class LatentCache:
         encoding = self.encoder.encoding
         return {
             "format": FORMAT,
-            "tokenizer": {"identity": tokenizer_identity(self.encoder.tokenizer), "source": source},
+            "tokenizer": {"identity": self.encoder.tokenizer.identity, "source": source},
             "data": {"images": len(self.images), "names": self.images.names.digest(), "where": self.images.where},
             "image_size": list(self.encoder.image_size),
             **{name: getattr(encoding, name) for name in ("hflip", "dtype", "precision", "shard_size")},

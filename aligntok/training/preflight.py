@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ class StagePlan:
         return sum(frozen for _, frozen in self.parameters.values())
 
 
-def build_on_meta(stage: Stage) -> AlignmentModel:
+@singledispatch
+def build_on_meta(stage: Stage) -> Any:
     """Build a stage's model on the meta device: right in every shape and keyword, without data or weights."""
     settings = stage.model_settings
     model = dict(settings["tokenizer"])
@@ -101,20 +103,36 @@ def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> S
     """Plan one stage for a number of processes and, if known, of training images. Raises ConfigError."""
     model = build_on_meta(stage)
     _check_rest(stage, model)
+    sides = {name: stage[_optimizer_key(name)] for name in model.trained_parts()}
+    kept = len(stage["ema"]["sigma_rel"]) + len(stage["ema"]["decays"]) if stage["ema"] else 0
+    return make_plan(
+        stage,
+        processes,
+        num_images,
+        parameters=_count_parameters(model),
+        checkpoint_bytes=checkpoint_bytes(model.trained_parts(), dict.fromkeys(model.averaged_parts(), kept), sides),
+        frozen_bytes=_frozen_bytes(model),
+    )
+
+
+def make_plan(stage: Stage, processes: int, num_images: int | None, **found: Any) -> StagePlan:
+    """Return the plan of a stage, or a generator's training, of which the parameters and sizes are `found`."""
     batch, accumulation = stage["global_batch_size"], stage["accumulation"]
     each = per_process_batch(batch, processes, accumulation)
     known = num_images or stage["data"]["num_images"]
     seen = stage["steps"] * batch
     return StagePlan(
         name=stage.name,
-        parameters=_count_parameters(model),
         global_batch=f"{batch} = {processes} process{'es' if processes > 1 else ''} x {accumulation} micro x {each}",
         steps=stage["steps"],
         images_seen=seen,
         epochs=seen / known if known else None,
-        checkpoint_bytes=_checkpoint_bytes(model, stage),
-        frozen_bytes=_frozen_bytes(model),
+        **found,
     )
+
+
+def _optimizer_key(part: str) -> str:
+    return "discriminator_optimizer" if part == "discriminator" else "optimizer"
 
 
 def _check_rest(stage: Stage, model: AlignmentModel) -> None:
@@ -133,7 +151,12 @@ def _check_rest(stage: Stage, model: AlignmentModel) -> None:
         sizes = _check_sizes(data, f, who)
         if split == "train" and sizes:
             _try_sizes(model, sizes, stage["steps"])
-    for hook in stage["hooks"]:
+    check_hooks(stage["hooks"], where)
+
+
+def check_hooks(hooks: Iterable[Any], where: str) -> None:
+    """Raise ConfigError, or UnknownComponentError, for hooks that cannot be built."""
+    for hook in hooks:
         if not isinstance(hook, Mapping) or "type" not in hook:
             raise ConfigError(f"{where}: hooks holds {hook!r}; each must be dict(type=..., ...)")
         HOOKS.get(str(hook["type"]))
@@ -175,11 +198,11 @@ def _count_parameters(model: AlignmentModel) -> dict[str, tuple[int, int]]:
         **{f"loss: {name}": loss for name, loss in model.objective.losses.items()},
         **({"teacher": model.teacher} if model.teacher is not None else {}),
     }
-    counted = {name: _trainable_and_frozen(part) for name, part in parts.items()}
+    counted = {name: trainable_and_frozen(part) for name, part in parts.items()}
     return {name: count for name, count in counted.items() if any(count)}
 
 
-def _trainable_and_frozen(part: nn.Module) -> tuple[int, int]:
+def trainable_and_frozen(part: nn.Module) -> tuple[int, int]:
     trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)
     return trainable, sum(p.numel() for p in part.parameters()) - trainable
 
@@ -218,18 +241,15 @@ def _check_shapes(stage: Stage) -> None:
         build_on_meta(stage).load_start(read_merged_parts(stage.start_folder))
 
 
-def _checkpoint_bytes(model: AlignmentModel, stage: Stage) -> int:
-    parts = model.trained_parts()
-    states = {
-        side: _OPTIMIZER_STATES.get(stage[key]["type"], 2)
-        for side, key in ((True, "discriminator_optimizer"), (False, "optimizer"))
-    }
-    widths = len(stage["ema"]["sigma_rel"]) if stage["ema"] else 0
+def checkpoint_bytes(
+    parts: Mapping[str, nn.Module], averages: Mapping[str, int], optimizers: Mapping[str, Mapping[str, Any]]
+) -> int:
+    """Return the bytes of a checkpoint of `parts`, with their number of averages and their optimiser's config."""
     total = 0
     for name, state in part_states(parts, frozen=False).items():
-        averaged = widths if name in model.tokenizer_parts else 0
+        states = _OPTIMIZER_STATES.get(optimizers[name]["type"], 2)
         trained = [p for p in parts[name].parameters() if p.requires_grad]
-        total += _bytes(state.values()) + (states[name == "discriminator"] + averaged) * _bytes(trained)
+        total += _bytes(state.values()) + (states + averages.get(name, 0)) * _bytes(trained)
     return total
 
 

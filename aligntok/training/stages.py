@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aligntok.engine.ema import gamma_from_sigma_rel
+from aligntok.engine.ema import check_decay, gamma_from_sigma_rel
 from aligntok.errors import ConfigError
-from aligntok.training.config import STAGE_KEYS, check_model_keys, fill_defaults
+from aligntok.training.config import check_model_keys, fill_defaults
+from aligntok.training.keys import STAGE_KEYS
 
 # The least that numbers of a stage may be; those that may be None are not checked then.
 _AT_LEAST = {
@@ -23,7 +24,8 @@ _AT_LEAST = {
         "validation.batch_size",
     ): 1,
     ("log.pictures_every", "validation.every", "validation.num_images", "ema.snapshot_every", "data.num_images"): 1,
-    ("checkpoint.keep_every", "spike_factor", "lora.rank"): 1,
+    ("checkpoint.keep_every", "spike_factor", "lora.rank", "log.time_bins", "data.statistics_images"): 1,
+    ("latent_cache.batch_size", "steps"): 1,
     ("log.pictures", "data.workers", "data.timeout", "max_skipped_steps", "clip_grad_norm"): 0,
 }
 
@@ -40,6 +42,11 @@ class Stage:
 
     def __getitem__(self, key: str) -> Any:
         return self.settings[key]
+
+    @property
+    def description(self) -> Path:
+        """The file in its folder that says what it trains, and how."""
+        return self.folder / "stage.json"
 
     @property
     def start_folder(self) -> Path | None:
@@ -60,10 +67,7 @@ def expand_stages(config: Mapping[str, Any]) -> list[Stage]:
     Dicts of a stage are merged into the top's, key by key; ``_delete_=True`` in one replaces it; None removes a loss.
     Raises ConfigError for settings that cannot work.
     """
-    if config.get("process_timeout", 1) <= 0:
-        raise ConfigError(f"process_timeout={config['process_timeout']}; it must be above 0, seconds")
-    if config["seed"] < 0:
-        raise ConfigError(f"seed={config['seed']}; it must not be negative")
+    check_run(config)
     base = {key: config[key] for key in STAGE_KEYS if key in config}
     folders = {
         stage["name"]: stage_folder(config["work_dir"], i, stage["name"]) for i, stage in enumerate(config["stages"])
@@ -80,6 +84,14 @@ def expand_stages(config: Mapping[str, Any]) -> list[Stage]:
         name = overrides["name"]
         stages.append(Stage(i, name, folders[name], config["seed"] + i, settings))
     return stages
+
+
+def check_run(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a run's own numbers out of range."""
+    if config.get("process_timeout", 1) <= 0:
+        raise ConfigError(f"process_timeout={config['process_timeout']}; it must be above 0, seconds")
+    if config["seed"] < 0:
+        raise ConfigError(f"seed={config['seed']}; it must not be negative")
 
 
 def stage_folder(work_dir: str | Path, index: int, name: str) -> Path:
@@ -131,12 +143,17 @@ def _resolve_start(settings: dict[str, Any], earlier: Mapping[str, Path], where:
 
 def _check_stage(settings: Mapping[str, Any], where: str) -> None:
     check_model_keys(settings["model"], where)
-    if settings["steps"] is None or settings["steps"] < 1:
-        raise ConfigError(f"{where}: steps={settings['steps']}; it must be a whole number of at least 1")
     if not settings["losses"]:
         raise ConfigError(f"{where} has no losses, so nothing can be learned; give at least l1")
     if settings["teacher"] is not None and settings["teacher"] != "start" and not isinstance(settings["teacher"], dict):
         raise ConfigError(f"{where}: teacher='{settings['teacher']}'; it must be 'start', an encoder config, or None")
+    check_settings(settings, where)
+
+
+def check_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for what a stage and a generator's training both cannot have: numbers that are too low."""
+    if settings["steps"] is None:
+        raise ConfigError(f"{where}: steps=None; it must be a whole number of at least 1")
     for names, least in _AT_LEAST.items():
         for name in names:
             _check_at_least(settings, name, least, where)
@@ -148,24 +165,29 @@ def _check_stage(settings: Mapping[str, Any], where: str) -> None:
             f"{where}: checkpoint.keep_every={keep_every} is no multiple of checkpoint.every={every}, so nothing would "
             f"be kept; {max(1, round(keep_every / every)) * every} would work"
         )
-    ema = settings["ema"]
-    if ema is not None:
-        _check_widths(ema["inference"], list(ema["sigma_rel"]), where)
+    if settings["ema"] is not None:
+        _check_averages(settings["ema"], where)
 
 
 def _check_at_least(settings: Mapping[str, Any], name: str, least: int, where: str) -> None:
     value: Any = settings
     for key in name.split("."):
-        value = None if value is None else value[key]
+        value = None if value is None else value.get(key)
     if value is not None and value < least:
         raise ConfigError(f"{where}: {name}={value}; it must be at least {least}")
 
 
-def _check_widths(inference: float, widths: list[float], where: str) -> None:
-    if inference not in widths:
-        raise ConfigError(f"{where}: ema.inference={inference} is not among the widths kept, sigma_rel={widths}")
+def _check_averages(ema: Mapping[str, Any], where: str) -> None:
+    widths, decays = list(ema["sigma_rel"]), list(ema["decays"])
+    if ema["inference"] not in (*widths, *decays):
+        raise ConfigError(
+            f"{where}: ema.inference={ema['inference']} is not among the averages kept, sigma_rel={widths} and "
+            f"decays={decays}"
+        )
     for width in widths:
         gamma_from_sigma_rel(width)
+    for decay in decays:
+        check_decay(decay)
 
 
 def _with_roots(data: dict[str, Any], data_root: str | None) -> dict[str, Any]:

@@ -57,3 +57,9 @@ def test_mistakes_are_refused():
         flow_matching_loss(torch.zeros(2, 4, 1), torch.zeros(2, 4, 3))
     with pytest.raises(ConfigError, match=r"direction_weight=-1; it must be 0 \(none\) or above"):
         flow_matching_loss(torch.zeros(2, 4), torch.zeros(2, 4), -1)
+
+
+def test_a_prediction_of_zero_has_a_gradient_that_an_optimiser_can_take():
+    predicted = torch.zeros(2, 4, 3, 3, requires_grad=True)
+    direction_loss(predicted, torch.randn(2, 4, 3, 3)).sum().backward()
+    assert 0 < predicted.grad.abs().max() < 100

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aligntok.engine.ema import (
-    PowerFunctionEMA,
+    WeightAverages,
     gamma_from_sigma_rel,
     post_hoc_coefficients,
     power_function_beta,
@@ -83,7 +83,7 @@ def test_a_width_without_a_profile_is_an_error(sigma_rel):
 
 
 def test_the_first_update_forgets_where_it_began_and_a_constant_stays(parts):
-    ema = PowerFunctionEMA(parts, [0.05, 0.2])
+    ema = WeightAverages(parts, [0.05, 0.2])
     with torch.no_grad():
         for parameter in parts["decoder"].parameters():
             parameter.fill_(3)
@@ -95,7 +95,7 @@ def test_the_first_update_forgets_where_it_began_and_a_constant_stays(parts):
 
 def test_an_average_is_the_sum_with_power_function_weights(parts):
     """beta written out: after T steps value t weighs in proportion to (t^(g+1) - (t-1)^(g+1))."""
-    ema, seen = PowerFunctionEMA(parts, [0.1]), []
+    ema, seen = WeightAverages(parts, [0.1]), []
     for seed in range(12):
         walk(parts, 1, ema, seed=seed)
         seen.append(parts["decoder"].weight.detach().double().clone())
@@ -106,22 +106,22 @@ def test_an_average_is_the_sum_with_power_function_weights(parts):
 
 
 def test_several_widths_at_once_are_each_as_if_alone(parts):
-    together, alone = PowerFunctionEMA(parts, [0.05, 0.1]), [PowerFunctionEMA(parts, [s]) for s in (0.05, 0.1)]
+    together, alone = WeightAverages(parts, [0.05, 0.1]), [WeightAverages(parts, [s]) for s in (0.05, 0.1)]
     walk(parts, 10, together, *alone)
     for ema in alone:
-        (sigma_rel,) = ema.sigma_rels
+        (sigma_rel,) = ema.kept
         torch.testing.assert_close(together.state(sigma_rel), ema.state(sigma_rel), rtol=0, atol=0)
     assert not torch.equal(together.state(0.05)["decoder"]["weight"], together.state(0.1)["decoder"]["weight"])
 
 
 def test_only_trained_parameters_are_averaged(parts):
     parts["encoder"][0].weight.requires_grad_(False)
-    names = set(PowerFunctionEMA(parts, [0.1]).state(0.1)["encoder"])
+    names = set(WeightAverages(parts, [0.1]).state(0.1)["encoder"])
     assert names == {"0.bias", "1.weight", "1.bias"}
 
 
 def test_exchanging_twice_changes_no_bit(parts):
-    ema = PowerFunctionEMA(parts, [0.05, 0.1])
+    ema = WeightAverages(parts, [0.05, 0.1])
     walk(parts, 5, ema)
     before, averages = bits(parts), {k: t.clone() for k, t in ema.state(0.05)["encoder"].items()}
     ema.exchange(0.05)
@@ -134,9 +134,9 @@ def test_exchanging_twice_changes_no_bit(parts):
 
 
 def test_a_saved_state_goes_on_bit_for_bit(parts):
-    first = PowerFunctionEMA(parts, [0.05, 0.1])
+    first = WeightAverages(parts, [0.05, 0.1])
     walk(parts, 4, first)
-    second = PowerFunctionEMA(parts, [0.05, 0.1])
+    second = WeightAverages(parts, [0.05, 0.1])
     second.load_state_dict(first.state_dict())
     walk(parts, 3, first, second, seed=1)
     assert second.step == first.step == 7
@@ -145,20 +145,38 @@ def test_a_saved_state_goes_on_bit_for_bit(parts):
 
 
 def test_a_state_of_other_widths_is_refused(parts):
-    saved = PowerFunctionEMA(parts, [0.05]).state_dict()
-    with pytest.raises(ConfigError, match=r"holds EMA widths 0\.05, but"):
-        PowerFunctionEMA(parts, [0.1]).load_state_dict(saved)
-    with pytest.raises(ConfigError, match=r"no EMA of width 0\.2 is kept; kept: 0\.1"):
-        PowerFunctionEMA(parts, [0.1]).state(0.2)
+    saved = WeightAverages(parts, [0.05]).state_dict()
+    with pytest.raises(ConfigError, match=r"holds EMA widths or decays 0\.05, but"):
+        WeightAverages(parts, [0.1]).load_state_dict(saved)
+    with pytest.raises(ConfigError, match=r"no EMA of width or decay 0\.2 is kept; kept: 0\.1"):
+        WeightAverages(parts, [0.1]).state(0.2)
+
+
+def test_a_plain_average_has_one_decay_and_begins_as_the_weights(parts):
+    ema = WeightAverages(parts, [0.1], decays=[0.9])
+    expected = {n: p.detach().clone() for n, p in parts["encoder"].named_parameters() if p.requires_grad}
+    for step in range(3):
+        walk(parts, 1, ema, seed=step)
+        now = dict(parts["encoder"].named_parameters())
+        expected = {n: 0.9 * mean + 0.1 * now[n].detach() for n, mean in expected.items()}
+    assert ema.kept == (0.1, 0.9)
+    for name, mean in expected.items():
+        torch.testing.assert_close(ema.state(0.9)["encoder"][name], mean)
+
+
+@pytest.mark.parametrize("decay", [0.3, 1.0])
+def test_a_decay_that_is_none_is_refused(parts, decay):
+    with pytest.raises(ConfigError, match=rf"EMA decay {decay}; it must lie in \[0.5, 1\)"):
+        WeightAverages(parts, [], decays=[decay])
 
 
 @pytest.mark.parametrize("sigma_rel", [0.04, 0.075, 0.13])
 def test_snapshots_give_any_width_as_if_it_had_been_tracked(parts, sigma_rel):
-    kept, direct = PowerFunctionEMA(parts, [0.05, 0.10]), PowerFunctionEMA(parts, [sigma_rel])
+    kept, direct = WeightAverages(parts, [0.05, 0.10]), WeightAverages(parts, [sigma_rel])
     steps, widths, snapshots = [], [], []
     for number in range(8):
         walk(parts, 100, kept, direct, seed=number)
-        for width in kept.sigma_rels:
+        for width in kept.kept:
             state = {part: {k: t.clone() for k, t in s.items()} for part, s in kept.state(width).items()}
             steps.append(kept.step)
             widths.append(width)

@@ -12,8 +12,9 @@ class Still(Generator):
 
 
 def test_a_generator_needs_little():
-    still = Still(in_channels=2, num_classes=3)
+    still = Still(in_channels=2, num_classes=3, class_dropout_prob=0.1)
     assert still.null_class == 3
+    assert Still(in_channels=2, num_classes=3).null_class is None
     assert still(torch.ones(2, 2, 1, 4), torch.rand(2), torch.tensor([0, 3], dtype=torch.int32)).shape == (2, 2, 1, 4)
 
 

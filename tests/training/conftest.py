@@ -17,6 +17,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, same_content
+from aligntok.tokenizer import Tokenizer
+from aligntok.training.latent_cache import cache_latents
+from aligntok.training.latent_encoding import Encoding
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -188,3 +191,77 @@ def same_ends(a, b, folders=FOLDERS):
     measured = [[json.loads((run / f / "result.json").read_text())["metrics"] for f in folders] for run in (a, b)]
     checkpoints = all(same_content(newest(a / folder), newest(b / folder)) for folder in folders)
     return checkpoints and measured[0] == measured[1] and tokenizers[0] == tokenizers[1]
+
+
+#: A generator of a few thousand weights, for the latents (4, 4, 4) of 32-pixel images.
+GENERATOR = dict(
+    type="lightning_dit",
+    hidden_size=32,
+    depth=2,
+    num_heads=2,
+    input_size=4,
+    in_channels=4,
+    num_classes=3,
+)
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory):
+    """A folder with train/ of class folders: ant, bee, zebra, five photographs each."""
+    root = tmp_path_factory.mktemp("classes")
+    for i in range(15):
+        folder = root / "train" / ("ant", "bee", "zebra")[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        _photograph(np.random.default_rng((3, i))).save(folder / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory):
+    """The folder of a saved tiny tokenizer."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    torch.manual_seed(0)
+    Tokenizer(**copy.deepcopy(MODEL)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(classes, tiny_tokenizer, tmp_path_factory):
+    """The latents of those photographs, encoded by that tokenizer."""
+    folder = tmp_path_factory.mktemp("cache") / "latents"
+    encoding = Encoding(image_size=32, shard_size=6)
+    return cache_latents(tiny_tokenizer, classes, folder, encoding, split="train", batch_size=5, workers=0)
+
+
+@pytest.fixture(scope="session")
+def generation_source(tiny_cache):
+    """Text of the config of a tiny generator's training, without stages; further keywords replace its keys."""
+
+    def source(steps=4, **changes):
+        config = dict(
+            data_root=str(tiny_cache),
+            generator=GENERATOR,
+            steps=steps,
+            global_batch_size=8,
+            optimizer=dict(lr=1e-3),
+            sampling=dict(steps=3, cfg_scale=2.0),
+            ema=dict(sigma_rel=[0.1], decays=[0.9], inference=0.9),
+            checkpoint=dict(every=2),
+            log=dict(every=1, pictures=4),
+        )
+        lines = [f"{key} = {value!r}\n" for key, value in {**config, **changes}.items()]
+        return '"""A tiny generator."""\n' + "".join(lines)
+
+    return source
+
+
+@pytest.fixture
+def write_generation(tmp_path, generation_source):
+    """Write such a config to a file and return its path."""
+
+    def write(name="tiny_generator", **changes):
+        path = tmp_path / f"{name}.py"
+        path.write_text(generation_source(**changes))
+        return str(path)
+
+    return write

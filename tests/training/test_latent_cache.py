@@ -23,7 +23,6 @@ from aligntok.data.images import ImageDataset
 from aligntok.data.latent_files import read_manifest
 from aligntok.data.latents import LatentDataset
 from aligntok.errors import ConfigError, DataError, Preempted, WeightsError
-from aligntok.identity import tokenizer_identity
 from aligntok.tokenizer import Tokenizer
 from aligntok.training import latent_cache, latent_encoding
 from aligntok.training.latent_cache import cache_latents
@@ -176,20 +175,20 @@ def test_latents_that_are_not_finite_are_an_error_that_names_the_image(tokenizer
 
 def test_a_tokenizers_identity_is_that_of_what_encodes(tokenizer):
     loaded = Tokenizer.from_pretrained(tokenizer)
-    identity = tokenizer_identity(loaded)
+    identity = loaded.identity
     assert len(identity) == 64
-    assert identity == tokenizer_identity(make_tokenizer())
+    assert identity == make_tokenizer().identity
     with torch.no_grad():
         loaded.decoder.conv_out.weight += 1
-    assert tokenizer_identity(loaded) == identity
+    assert loaded.identity == identity
     with torch.no_grad():
         next(loaded.adapter.parameters()).view(-1)[0] += 1e-6
-    assert tokenizer_identity(loaded) != identity
-    assert tokenizer_identity(make_tokenizer(seed=1)) != identity
+    assert loaded.identity != identity
+    assert make_tokenizer(seed=1).identity != identity
 
 
 def test_a_cache_knows_its_tokenizer(whole, tokenizer):
-    own, other = tokenizer_identity(Tokenizer.from_pretrained(tokenizer)), tokenizer_identity(make_tokenizer(seed=1))
+    own, other = Tokenizer.from_pretrained(tokenizer).identity, make_tokenizer(seed=1).identity
     assert len(LatentDataset(whole, tokenizer_identity=own)) == 15
     with pytest.raises(DataError, match="of another tokenizer"):
         LatentDataset(whole, tokenizer_identity=other)

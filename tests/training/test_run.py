@@ -23,7 +23,7 @@ import aligntok
 from aligntok.cli import export, train
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_checkpoint, read_frozen, read_parts
 from aligntok.engine.checkpoints import same_content as same
-from aligntok.engine.ema import PowerFunctionEMA
+from aligntok.engine.ema import WeightAverages
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.registry import HOOKS
 from aligntok.training import loading
@@ -497,15 +497,15 @@ def test_an_average_of_another_width_is_made_from_snapshots(write_config, tmp_pa
     ema = dict(sigma_rel=[0.05, 0.10], inference=0.05, snapshot_every=2)
     config = write_config(steps=12, ema=ema, checkpoint=dict(every=100), validation=dict(perceptual=None, num_images=1))
     tracked = {}
-    update = PowerFunctionEMA.update
+    update = WeightAverages.update
 
     def update_both(self):
         if "ema" not in tracked:
-            tracked["ema"] = PowerFunctionEMA(self.parts, [0.075])
+            tracked["ema"] = WeightAverages(self.parts, [0.075])
         update(self)
         update(tracked["ema"])
 
-    monkeypatch.setattr(PowerFunctionEMA, "update", update_both)
+    monkeypatch.setattr(WeightAverages, "update", update_both)
     assert start(config, tmp_path / "run", "--stage", "latent_alignment") == 0
     assert export([str(tmp_path / "run"), str(tmp_path / "out"), "--sigma-rel", "0.075"]) == 0
     made, raw = (aligntok.load_tokenizer(tmp_path / name).decoder for name in ("out", "run"))

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligntok.errors import AlignTokError, ConfigError
-from aligntok.training.config import TOP_KEYS, check_config, fill_defaults, load_config
+from aligntok.training.config import check_config, fill_defaults, load_config
+from aligntok.training.keys import STAGE_KEYS
 from aligntok.training.preflight import plan_stage
 from aligntok.training.stages import expand_stages, merge, stage_folder
 
@@ -65,9 +66,9 @@ def test_a_stage_is_the_top_of_the_config_with_its_own_dicts_merged_in(config):
 
 def test_every_key_has_its_default_in_every_stage(config):
     (stage,) = expand_stages({**config, "stages": one_stage(optimizer=dict(lr=3.0), ema=dict(inference=0.1))})
-    assert set(stage.settings) == set(TOP_KEYS) - {"work_dir", "seed", "data_root", "process_timeout", "stages"}
+    assert set(stage.settings) == set(STAGE_KEYS)
     assert stage["optimizer"] == {"type": "Adam", "lr": 3.0, "betas": (0.5, 0.9)}
-    assert stage["ema"] == {"sigma_rel": [0.05, 0.10], "inference": 0.1, "snapshot_every": None}
+    assert stage["ema"] == {"sigma_rel": [0.05, 0.10], "decays": [], "inference": 0.1, "snapshot_every": None}
 
 
 def test_default_keywords_belong_to_the_default_type_only():
@@ -120,7 +121,10 @@ def test_a_stage_can_begin_from_another_run(config, tmp_path):
     ("changes", "said"),
     [
         (dict(global_bach_size=4), ["unknown key 'global_bach_size' in a.py", "did you mean 'global_batch_size'?"]),
-        (dict(ema=dict(sigma=0.1)), ["unknown key 'sigma' in a.py, ema", "Known keys here: inference, sigma_rel"]),
+        (
+            dict(ema=dict(sigma=0.1)),
+            ["unknown key 'sigma' in a.py, ema", "Known keys here: decays, inference, sigma_rel"],
+        ),
         (dict(checkpoint=dict(evry=1)), ["a.py, checkpoint", "did you mean 'every'?"]),
         (dict(data=dict(worker=1)), ["a.py, data", "did you mean 'workers'?"]),
         (dict(model=dict(latent_dims=4)), ["unknown key 'latent_dims'", "did you mean 'latent_dim'?"]),
@@ -150,7 +154,7 @@ def test_a_typo_inside_a_stage_says_which_stage(config):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(stages=[]), "a.py has no stages"),
+        (dict(stages=[]), "a.py has nothing to train: give stages=[dict(name=..., steps=..., ...)]"),
         (dict(stages=["latent"]), "stages[0] is 'latent'; it must be dict(name=..., steps=..., ...)"),
         (dict(stages=[dict(steps=1)]), "stages[0] has no name"),
         (dict(stages=[dict(name="a/b", steps=1)]), "stages[0] has no name that a folder could have"),
@@ -181,7 +185,7 @@ def test_a_typo_inside_a_stage_says_which_stage(config):
         (dict(checkpoint=dict(keep=0)), "checkpoint.keep=0; it must be at least 1"),
         (dict(log=dict(pictures_every=0)), "log.pictures_every=0; it must be at least 1"),
         (dict(clip_grad_norm=-1.0), "clip_grad_norm=-1.0; it must be at least 0"),
-        (dict(ema=dict(sigma_rel=[0.1])), "ema.inference=0.05 is not among the widths kept, sigma_rel=[0.1]"),
+        (dict(ema=dict(sigma_rel=[0.1])), "ema.inference=0.05 is not among the averages kept, sigma_rel=[0.1]"),
         (dict(ema=dict(sigma_rel=[0.4], inference=0.4)), "EMA width sigma_rel=0.4; it must lie in (0, 0.28]"),
         (dict(data=dict(train=dict(image_size=36), val=None)), "its sides must be multiples of f = 8"),
         (dict(hooks=["progress"]), "hooks holds 'progress'; each must be dict(type=..., ...)"),
@@ -244,7 +248,7 @@ def test_a_stage_folder_says_its_place_and_name():
 
 
 def test_held_out_images_are_taken_from_all_of_a_sorted_data_set():
-    from aligntok.training.run import evenly_spaced
+    from aligntok.training.stage_run import evenly_spaced
 
     assert evenly_spaced(10, 5) == [0, 2, 4, 6, 8]
     assert evenly_spaced(7, 3) == [0, 2, 4]

@@ -1,0 +1,189 @@
+"""Latent diffusion = generator + tokenizer: a label and a seed to a picture; saved and loaded as one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import aligntok
+from aligntok.data.files import replacing, write_atomically
+from aligntok.data.latent_files import LatentStatistics
+from aligntok.diffusion.sampling import Sampling, draw_samples
+from aligntok.errors import ConfigError, WeightsError, first_line, suggestion
+from aligntok.registry import GENERATORS
+from aligntok.tokenizer import Tokenizer
+
+
+class LatentDiffusion(nn.Module):
+    """A generator on the latents of a tokenizer, complete: what turns labels and seeds into pictures.
+
+    Args:
+        generator: ``dict(type=name, ...)`` of the generator registry.
+        tokenizer: decodes the latents.
+        statistics: mean and deviation of each latent channel, by which the generator's latents are normalised.
+        latent_shape: (C, h, w) of the latents it was trained on, the default size of a sample.
+        class_names: the name of each class, where they are known.
+        sampling: keywords of :class:`aligntok.diffusion.sampling.Sampling`, the defaults of `sample`.
+
+    Raises ConfigError when these do not fit one another.
+    """
+
+    def __init__(
+        self,
+        generator: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        statistics: LatentStatistics,
+        latent_shape: Sequence[int],
+        class_names: Sequence[str] = (),
+        sampling: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.generator_config = dict(generator)
+        self.generator = GENERATORS.build(self.generator_config)
+        self.tokenizer = tokenizer
+        self.statistics = statistics
+        self.latent_shape = tuple(latent_shape)
+        self.class_names = tuple(class_names)
+        self.sampling = Sampling(**(sampling or {}))
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        channels = {
+            "the tokenizer's latent_dim": self.tokenizer.latent_dim,
+            "the latents' channels": self.latent_shape[0],
+            "the generator's in_channels": self.generator.in_channels,
+            "the statistics' channels": len(self.statistics.mean),
+        }
+        if len(set(channels.values())) > 1:
+            told = ", ".join(f"{name} {value}" for name, value in channels.items())
+            raise ConfigError(f"generator, latents and tokenizer do not fit: {told}; all must be one number")
+        classes = self.generator.num_classes
+        if classes > 1 and len(self.class_names) > classes:
+            raise ConfigError(
+                f"the data has {len(self.class_names)} classes, the generator's num_classes is {classes}; "
+                "set generator.num_classes to the data's, or to 1 for an unconditional generator"
+            )
+        if self.sampling.cfg_scale != 1 and self.generator.null_class is None:
+            raise ConfigError(
+                f"sampling.cfg_scale={self.sampling.cfg_scale}, but a generator with class_dropout_prob=0 has no null "
+                "class to be guided away from; set cfg_scale=1, or train with class_dropout_prob=0.1"
+            )
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it takes classes at all."""
+        return bool(self.generator.num_classes > 1)
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        labels: Sequence[int],
+        seeds: Sequence[int],
+        sampling: Sampling | None = None,
+        size: tuple[int, int] | None = None,
+        weak: nn.Module | None = None,
+    ) -> Tensor:
+        """Draw normalised latents (N, C, h, w), float32: sample i from labels[i] and seeds[i] alone.
+
+        size: (h, w), by default that of the training latents. weak: a weaker generator, for autoguidance. Raises
+        ConfigError for labels that there are not, or guidance without a null class.
+        """
+        chosen = sampling or self.sampling
+        self._check_labels(labels, seeds)
+        if chosen.cfg_scale != 1 and weak is None and self.generator.null_class is None:
+            raise ConfigError(
+                f"cfg_scale={chosen.cfg_scale} needs a null class, but this generator was trained without label "
+                "dropout (class_dropout_prob=0); use 1, or guide with a weaker generator"
+            )
+        y = torch.tensor(labels if self.conditional else [0] * len(labels), device=self._device())
+        shape = (self.latent_shape[0], *(size or self.latent_shape[1:]))
+        return draw_samples(self.generator, y, seeds, shape, chosen, self.generator.null_class, weak)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn normalised latents (N, C, h, w) into images (N, 3, h f, w f), clamped to [-1, 1]."""
+        return self.tokenizer.decode(self.statistics.denormalise(latents)).clamp(-1, 1)
+
+    def sample(self, labels: Sequence[int], seeds: Sequence[int], **options: Any) -> Tensor:
+        """Draw images (N, 3, H, W) in [-1, 1]; options as in `sample_latents`."""
+        return self.decode(self.sample_latents(labels, seeds, **options))
+
+    forward = sample
+
+    def class_index(self, name: str | int) -> int:
+        """Return the class of a number, or of a name in any case. Raises ConfigError for one that there is not."""
+        classes = self.generator.num_classes
+        text = str(name).strip()
+        if text.isdecimal() and text not in self.class_names:
+            if int(text) < classes:
+                return int(text)
+            raise ConfigError(f"class {text}: there are {classes}, numbered from 0 to {classes - 1}")
+        folded = [known.casefold() for known in self.class_names]
+        if text.casefold() in folded:
+            return folded.index(text.casefold())
+        some = ", ".join(self.class_names[:8]) + (", ..." if len(self.class_names) > 8 else "")
+        raise ConfigError(
+            f"no class named '{text}'; {suggestion(text, self.class_names)}known: {some or 'no names, only numbers'}"
+        )
+
+    def _check_labels(self, labels: Sequence[int], seeds: Sequence[int]) -> None:
+        if len(labels) != len(seeds) or not len(labels):
+            raise ConfigError(f"{len(labels)} labels and {len(seeds)} seeds were given; give as many, at least one")
+        classes = self.generator.num_classes
+        wrong = [label for label in labels if not 0 <= label < classes]
+        if self.conditional and wrong:
+            raise ConfigError(f"class {wrong[0]}: there are {classes}, numbered from 0 to {classes - 1}")
+
+    def _device(self) -> torch.device:
+        return next(self.generator.parameters()).device
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What rebuilds this around its tokenizer (JSON types)."""
+        return {
+            "generator": self.generator_config,
+            "statistics": asdict(self.statistics),
+            "latent_shape": list(self.latent_shape),
+            "class_names": list(self.class_names),
+            "sampling": asdict(self.sampling),
+            "aligntok_version": aligntok.__version__,
+        }
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``generator.safetensors``, ``tokenizer/`` and, last, ``latent_diffusion.json``, each whole."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(path / "tokenizer")
+        state = {name: tensor.contiguous() for name, tensor in self.generator.state_dict().items()}
+        write_atomically(path / "generator.safetensors", lambda temporary: save_file(state, temporary))
+        with replacing(path / "latent_diffusion.json") as temporary:
+            temporary.write_text(json.dumps(self.config, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> LatentDiffusion:
+        """Load what `save_pretrained` wrote, in eval mode on the CPU.
+
+        Raises WeightsError when it is not there, or damaged.
+        """
+        path = Path(folder)
+        try:
+            config = json.loads((path / "latent_diffusion.json").read_text())
+            config.pop("aligntok_version")
+            statistics = LatentStatistics(**config.pop("statistics"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError(
+                f"{folder} is no saved generator with its tokenizer ({first_line(error)}); "
+                "tools/export.py RUN OUT writes one"
+            ) from error
+        tokenizer = Tokenizer.from_pretrained(path / "tokenizer")
+        model = cls(tokenizer=tokenizer, statistics=statistics, **config)
+        model.generator.load_weights(path / "generator.safetensors")
+        return model.eval()

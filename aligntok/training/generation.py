@@ -1,0 +1,206 @@
+"""The model that a generator's training trains: a diffusion transformer, on latents from a cache or a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from aligntok.diffusion.losses import direction_loss, velocity_mse
+from aligntok.diffusion.paths import interpolate, path_velocity
+from aligntok.diffusion.times import sample_times
+from aligntok.engine.compilation import blocks_of, compile_blocks
+from aligntok.engine.distributed import GradientReduction, world
+from aligntok.engine.loops import StepBatch
+from aligntok.errors import ConfigError, DataError
+from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.training.alignment import PRECISIONS
+
+
+class Draws(NamedTuple):
+    """The random numbers of samples: uniform `times` (N,), uniform `drops` (N,), standard normal `noise`."""
+
+    times: Tensor
+    drops: Tensor
+    noise: Tensor
+
+
+@MODELS.register_module()
+class GenerationModel(BaseModel):
+    """A generator in training by flow matching (paper, Eqs. 2 and 3), on normalised latents.
+
+    Args:
+        diffusion: generator, tokenizer and statistics. Only the generator is trained.
+        transport: `times`, `mean`, `scale` and `shift` of the training times, and `direction_weight`.
+        precision: "fp32", "tf32", or "bf16" or "fp16" autocast (weights, optimiser and averages stay float32).
+        grad_checkpointing: recompute the generator's activations in the backward pass.
+        compile: True, or keywords of ``torch.compile``, to compile generator and tokenizer block by block.
+        time_bins: parts of the time axis for which the loss is told apart.
+        seed: with the step, the source of every random number that is drawn.
+
+    A batch has `latents` (N, C, h, w), normalised, or `images` (N, 3, H, W) to encode; and `label` (N,).
+    Raises ConfigError for settings, DataError for labels, that do not fit.
+    """
+
+    def __init__(
+        self,
+        diffusion: LatentDiffusion,
+        transport: Mapping[str, Any],
+        precision: str = "fp32",
+        grad_checkpointing: bool = False,
+        compile: bool | Mapping[str, Any] = False,
+        time_bins: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
+        self.diffusion = diffusion
+        self.direction_weight = transport["direction_weight"]
+        self.times = {key: transport[key] for key in ("mean", "scale", "shift")}
+        self.times["sampling"] = transport["times"]
+        sample_times(torch.zeros(1), **self.times)  # raises for what is no way to draw them
+        self.dtype = PRECISIONS[precision]
+        self.time_bins = time_bins
+        self.seed = seed
+        self.diffusion.tokenizer.requires_grad_(False)
+        self.generator.set_grad_checkpointing(grad_checkpointing)
+        if compile:
+            compile_blocks([self.generator, diffusion.tokenizer], {} if compile is True else compile)
+        self.train()
+
+    @property
+    def generator(self) -> Any:
+        """What is trained."""
+        return self.diffusion.generator
+
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """Return the generator."""
+        return {"generator": self.generator}
+
+    averaged_parts = trained_parts
+
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """Return nothing: the tokenizer lies in a folder of its own."""
+        return {}
+
+    def begin(self, states: Any) -> None:
+        """Begin as the generator was built."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; the tokenizer stays in eval mode."""
+        super().train(mode)
+        self.diffusion.tokenizer.eval()
+        return self
+
+    def train_step(self, data: StepBatch, optim_wrapper: Any) -> dict[str, Tensor]:
+        """Do one optimiser step; every process calls it with its share of the same step.
+
+        Returns what to log, averaged over micro-batches, and `time_bins` (2, bins): the sum of losses, and their
+        number, in each part of the time axis.
+        """
+        reduction = GradientReduction()
+        device, count = self._device(), len(data.micro_batches)
+        scale = optim_wrapper.loss_scale(device) / count
+        logs: list[dict[str, Tensor]] = []
+        for i, batch in enumerate(data.micro_batches):
+            latents, labels = self.latents(batch), self.labels(batch)
+            draws = self.draws(data.step, i, count, latents)
+            if i == count - 1:
+                reduction.start_when_ready(self._groups())
+            losses, t = self.losses(latents, labels, draws)
+            (losses["total"].mean() * scale).backward()
+            logs.append({f"loss/{name}": value.detach().mean() for name, value in losses.items()})
+            logs[-1]["time_bins"] = self._binned(losses["total"].detach(), t)
+        reduction.finish()
+        averaged = {key: torch.stack([log[key] for log in logs]).mean(dim=0) for key in logs[0]}
+        stepped = optim_wrapper.step_parts(self.trained_parts(), [averaged["loss/total"]])
+        return {**averaged, **stepped}
+
+    def losses(self, latents: Tensor, labels: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the losses of each sample, (N,) by name with their `total`, and the times (N,) they were taken at.
+
+        latents (N, C, h, w) normalised, labels (N,).
+        """
+        t = sample_times(draws.times, **self.times)
+        if self.generator.null_class is not None:
+            dropped = draws.drops < self.generator.class_dropout_prob
+            labels = torch.where(dropped, self.generator.null_class, labels)
+        x, target = interpolate(draws.noise, latents, t), path_velocity(draws.noise, latents)
+        with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            velocity = self.generator(x, t, labels).float()
+        found = {"velocity": velocity_mse(velocity, target)}  # paper, Eq. 3
+        if self.direction_weight:
+            found["direction"] = direction_loss(velocity, target)
+        total = found["velocity"] + self.direction_weight * found.get("direction", 0.0)
+        return {"total": total, **found}, t
+
+    def draws(self, step: int, micro: int, count: int, latents: Tensor) -> Draws:
+        """Return the numbers of this process's micro-batch, number `micro` of `count`, of a step.
+
+        They are drawn for the whole global batch, from (seed, step) alone, and cut: so a sample of the step has the
+        same ones however the batch is split.
+        """
+        rank, processes = world()
+        each = len(latents)
+        total, first = each * processes * count, (micro * processes + rank) * each
+        source = torch.Generator(latents.device).manual_seed(self.seed * 1_000_003 + step)
+        times, drops = torch.rand((2, total), generator=source, device=latents.device)[:, first : first + each]
+        noise = torch.randn((total, *latents.shape[1:]), generator=source, device=latents.device)
+        return Draws(times, drops, noise[first : first + each])
+
+    @torch.no_grad()
+    def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the normalised latents (N, C, h, w) of a batch, float32: its own, or its images' encoded."""
+        if "latents" in batch:
+            return batch["latents"].to(self._device(), non_blocking=True)
+        images = batch["images"].to(self._device(), non_blocking=True)
+        with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            encoded = self.diffusion.tokenizer.encode(images)
+        return self.diffusion.statistics.normalise(encoded)
+
+    def labels(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the labels (N,) of a batch; 0 for all where there are no classes. DataError for one out of range."""
+        given = batch["label"]
+        if not self.diffusion.conditional:
+            return torch.zeros(len(given), dtype=torch.long, device=self._device())
+        low, high = (int(x) for x in given.aminmax())
+        if low < 0 or high >= self.generator.num_classes:
+            raise DataError(
+                f"labels from {low} to {high} in the data, but generator.num_classes={self.generator.num_classes}; set "
+                "it to the number of classes, or to 1 for an unconditional generator (-1 is an image without a class)"
+            )
+        return given.to(self._device(), non_blocking=True)
+
+    def _binned(self, losses: Tensor, t: Tensor) -> Tensor:
+        places = (t * self.time_bins).long().clamp(max=self.time_bins - 1)
+        bins = torch.zeros(2, self.time_bins, device=losses.device)
+        return bins.index_add_(1, places, torch.stack([losses, torch.ones_like(losses)]))
+
+    def _groups(self) -> list[Sequence[nn.Parameter]]:
+        """Return the parameters in groups, block by block, about as the backward pass comes to them."""
+        blocks = [list(block.parameters()) for block in blocks_of(self.generator)]
+        inside = {p for block in blocks for p in block}
+        return [*reversed(blocks), [p for p in self.generator.parameters() if p not in inside]]
+
+    def _device(self) -> torch.device:
+        device: torch.device = next(self.generator.parameters()).device
+        return device
+
+    @torch.no_grad()
+    def sample(self, labels: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """Draw images (N, 3, H, W) in [-1, 1] with the weights as they are, in eval mode, and go on training."""
+        self.generator.eval()
+        with torch.autocast(self._device().type, dtype=self.dtype, enabled=self.dtype is not None):
+            images = self.diffusion.sample(labels, seeds).float()
+        self.generator.train()
+        return images
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Tensor:
+        """Have no use: training goes through `train_step`, sampling through `sample`."""
+        raise NotImplementedError("GenerationModel is trained by train_step, and sampled from by sample")

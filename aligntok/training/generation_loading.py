@@ -1,0 +1,58 @@
+"""Trained generators from wherever they are: a saved folder, a training work folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from aligntok.data.latent_files import LatentStatistics
+from aligntok.engine.checkpoints import list_checkpoints, load_parts, read_parts
+from aligntok.errors import CheckpointError, ConfigError, WeightsError, first_line
+from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.tokenizer import Tokenizer
+from aligntok.training.generation_settings import DESCRIPTION, NAME
+
+
+def load_latent_diffusion(
+    source: str | os.PathLike[str], weights: str | None = None, average: float | None = None
+) -> LatentDiffusion:
+    """Load a generator with its tokenizer, in eval mode on the CPU.
+
+    `source` is a folder that ``LatentDiffusion.save_pretrained`` wrote, a training work folder, or its ``generation``
+    folder. Of the latter two the newest checkpoint is taken: `weights` "raw", or "ema" (None: where it is kept), of the
+    width or decay `average` (None: that of the config's `ema.inference`).
+
+    Raises WeightsError or CheckpointError when there is none there, or it is damaged.
+    """
+    path = Path(source)
+    if (path / "latent_diffusion.json").is_file():
+        if weights is not None or average is not None:
+            raise ConfigError(f"--weights and --average choose among a work folder's weights; {source} is none")
+        return LatentDiffusion.from_pretrained(path)
+    folder = generation_folder(path)
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text())
+        statistics = LatentStatistics(**described["statistics"])
+        fields = {key: described[key] for key in ("generator", "latent_shape", "class_names", "sampling")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION} cannot be read ({first_line(error)}), so the generator is unknown"
+        ) from error
+    tokenizer = Tokenizer.from_pretrained(folder / "tokenizer")
+    model = LatentDiffusion(tokenizer=tokenizer, statistics=statistics, **fields)
+    states = read_parts(folder, weights or ("ema" if described["ema"] else "raw"), average)
+    load_parts({"generator": model.generator}, states, f"the newest checkpoint in {folder}")
+    return model.eval()
+
+
+def generation_folder(path: Path) -> Path:
+    """Return the folder of a generator's training: itself, or the one in a work folder. Raises WeightsError."""
+    for folder in (path, path / NAME):
+        if (folder / DESCRIPTION).is_file() and list_checkpoints(folder):
+            return folder
+    there = ", ".join(sorted(os.listdir(path))[:10]) if path.is_dir() else "no such folder"
+    raise WeightsError(
+        f"{path} has no trained generator: neither a saved one (latent_diffusion.json) nor a work folder with a "
+        f"checkpoint of its generation; it has: {there or 'nothing'}"
+    )

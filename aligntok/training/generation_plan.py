@@ -1,0 +1,92 @@
+"""What a generator's training is going to do, found out before its first step, on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from aligntok.diffusion.times import sample_times
+from aligntok.engine.optim import check_optimizer, check_schedule
+from aligntok.errors import ConfigError
+from aligntok.registry import DATASETS, GENERATORS, check_keywords
+from aligntok.training.alignment import PRECISIONS
+from aligntok.training.generation_settings import Generation
+from aligntok.training.preflight import (
+    StagePlan,
+    build_on_meta,
+    check_hooks,
+    checkpoint_bytes,
+    make_plan,
+    trainable_and_frozen,
+)
+
+
+class GeneratorOnMeta(nn.Module):
+    """The parts of a :class:`aligntok.training.generation.GenerationModel` that are trained, without a tokenizer."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """Return the generator."""
+        return {"generator": self.generator}
+
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """Return nothing."""
+        return {}
+
+
+@build_on_meta.register
+def _(generation: Generation) -> GeneratorOnMeta:
+    with torch.device("meta"):
+        return GeneratorOnMeta(GENERATORS.build(dict(generation["generator"])))
+
+
+def plan_generation(generation: Generation, processes: int, num_images: int | None = None) -> StagePlan:
+    """Plan a generator's training for a number of processes and, if known, of training images. Raises ConfigError."""
+    model: Any = build_on_meta(generation)
+    _check_settings(generation, model.generator)
+    parts = model.trained_parts()
+    averages = generation["ema"]
+    count = len(averages["sigma_rel"]) + len(averages["decays"]) if averages else 0
+    return make_plan(
+        generation,
+        processes,
+        num_images,
+        parameters={"generator": trainable_and_frozen(model.generator)},
+        checkpoint_bytes=checkpoint_bytes(parts, {"generator": count}, {"generator": generation["optimizer"]}),
+        frozen_bytes=0,
+    )
+
+
+def _check_settings(generation: Generation, generator: Any) -> None:
+    where = generation.name
+    check_optimizer(generation["optimizer"], f"{where}, optimizer")
+    check_schedule(generation["schedule"] or [], where)
+    check_hooks(generation["hooks"], where)
+    if generation["precision"] not in PRECISIONS:
+        raise ConfigError(f"{where}: precision '{generation['precision']}' is unknown; known: {', '.join(PRECISIONS)}")
+    transport = generation["transport"]
+    sample_times(torch.zeros(1), transport["times"], **{key: transport[key] for key in ("mean", "scale", "shift")})
+    if transport["direction_weight"] < 0:
+        raise ConfigError(f"{where}: transport.direction_weight={transport['direction_weight']}; 0 leaves it out")
+    if isinstance(generation["compile"], Mapping):
+        check_keywords(torch.compile, dict(generation["compile"]), who="compile")
+    data = generation["data"]["train"]
+    check_keywords(
+        DATASETS.get(data["type"]),
+        {key: value for key, value in data.items() if key != "type"},
+        who=f"{where}, data.train: {DATASETS.kind} '{data['type']}'",
+    )
+    if generation["sampling"]["cfg_scale"] != 1 and generator.null_class is None:
+        raise ConfigError(
+            f"{where}: sampling.cfg_scale={generation['sampling']['cfg_scale']} needs a null class, but "
+            "generator.class_dropout_prob is 0; set cfg_scale=1, or class_dropout_prob=0.1"
+        )
+    channels = generation["sampling"]["cfg_channels"]
+    if channels is not None and channels > generator.in_channels:
+        raise ConfigError(f"{where}: sampling.cfg_channels={channels} of {generator.in_channels} latent channels")

@@ -1,0 +1,205 @@
+"""The run of a generator: its tokenizer, its latents, its mmengine runner, and the folder it ends as."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import default_collate
+
+from aligntok.data.latent_files import LatentStatistics, read_manifest
+from aligntok.data.sources import open_source
+from aligntok.engine.checkpoints import write_json
+from aligntok.engine.distributed import barrier, is_first, world
+from aligntok.engine.generation_hooks import SampleGridHook, TimeBinsHook
+from aligntok.engine.runner import StageRunner
+from aligntok.errors import ConfigError, DataError
+from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.registry import DATASETS
+from aligntok.tokenizer import Tokenizer
+from aligntok.training.generation import GenerationModel
+from aligntok.training.generation_loading import load_latent_diffusion
+from aligntok.training.generation_plan import plan_generation
+from aligntok.training.generation_settings import Generation
+from aligntok.training.latent_cache import LatentCache, fill
+from aligntok.training.latent_encoding import Encoding, LatentEncoder
+from aligntok.training.latent_statistics import latent_statistics
+from aligntok.training.loading import load_tokenizer
+from aligntok.training.preflight import check_before_training, print_plan
+from aligntok.training.runners import common_hooks, optimizers, runner_options, training_batches
+
+
+class Ready(NamedTuple):
+    """What a generator's training begins with: the data set, and everything about it that its samples need."""
+
+    train: Any
+    diffusion: LatentDiffusion
+
+
+def train_generator(generation: Generation, launcher: str = "none") -> Path:
+    """Train a generator to its end, from its start or its newest checkpoint, and return the folder it is saved in.
+
+    Collective. Raises AlignTokError's kinds before the first step wherever they can be known.
+    """
+    if "root" not in generation["data"]["train"]:
+        raise ConfigError(
+            "data_root is not set, so there is nothing to train on; add --cfg-options data_root=... (a folder that "
+            "tools/cache_latents.py wrote; or, with latent_cache or data.train.type=images, a folder of images)"
+        )
+    ready = prepare(generation)
+    plan = plan_generation(generation, world()[1], len(ready.train))
+    if is_first():
+        print_plan([plan])
+    check_before_training([generation], [plan])
+    runner = build_generation_runner(generation, ready, launcher)
+    if is_first():
+        _describe(generation, ready.diffusion)
+    barrier()
+    runner.train()
+    runner.visualizer.close()
+    return save_result(generation)
+
+
+def save_result(generation: Generation) -> Path:
+    """Save the finished generator with its tokenizer, and say where; the first process writes."""
+    folder = generation.folder.parent / "latent_diffusion"
+    if is_first():
+        load_latent_diffusion(generation.folder).save_pretrained(folder)
+        print(f"Generator: {folder}   (python tools/sample.py {folder} --num 16)")
+        pictures = sorted((generation.folder / "pictures").glob("*.png"))
+        if pictures:
+            print(f"Samples: {pictures[-1]}")
+    barrier()
+    return folder
+
+
+def prepare(generation: Generation) -> Ready:
+    """Load the tokenizer, make the cache if there is to be one, and open the data; collective.
+
+    Raises DataError, ConfigError and WeightsError for what cannot be trained on.
+    """
+    tokenizer = open_tokenizer(generation)
+    if generation["latent_cache"] is not None:
+        _make_cache(generation, tokenizer)
+    train_config = dict(generation["data"]["train"])
+    if train_config["type"] == "latents":
+        train_config["tokenizer_identity"] = tokenizer.identity
+    train = DATASETS.build({"train": True, "seed": generation.seed, **train_config})
+    statistics, shape = _statistics(generation, tokenizer, train)
+    names = tuple(getattr(train, "class_names", ()))
+    torch.manual_seed(generation.seed)  # the generator's first weights; mmengine's Runner comes too late for them
+    diffusion = LatentDiffusion(
+        generation["generator"], tokenizer, statistics, shape, names, sampling=generation["sampling"]
+    )
+    _check_labels(train, diffusion)
+    return Ready(train, diffusion)
+
+
+def open_tokenizer(generation: Generation) -> Tokenizer:
+    """Load the tokenizer: the run's own copy once it has begun, else the one that the config, or its cache, names."""
+    kept = generation.folder / "tokenizer"
+    if (kept / "config.json").is_file() and generation.description.is_file():
+        return load_tokenizer(kept)
+    source = generation["tokenizer"] or generation.stages_tokenizer
+    train = generation["data"]["train"]
+    if source is None and train["type"] == "latents" and generation["latent_cache"] is None:
+        source = read_manifest(train["root"]).encoding["tokenizer"]["source"]
+    if source is None:
+        raise ConfigError(
+            "no tokenizer is known: set tokenizer to a work folder, a saved tokenizer, a published checkpoint or a hub "
+            "id (a finished cache of latents names its own)"
+        )
+    return load_tokenizer(source)
+
+
+def _make_cache(generation: Generation, tokenizer: Tokenizer) -> None:
+    settings = generation["latent_cache"]
+    if generation.data_root is None:
+        raise ConfigError(
+            "latent_cache encodes the images at data_root, which is not set; "
+            "add --cfg-options data_root=/path/to/images"
+        )
+    encoding = Encoding(**{key: settings[key] for key in ("image_size", "hflip", "dtype", "precision")})
+    images = open_source(generation.data_root, settings["split"])
+    cache = LatentCache(generation.latents_folder, images, LatentEncoder(tokenizer, encoding), max_unreadable=None)
+    source = generation["tokenizer"] or generation.stages_tokenizer
+    fill(cache, str(source), settings["batch_size"], settings["workers"])
+
+
+def _statistics(
+    generation: Generation, tokenizer: Tokenizer, train: Any
+) -> tuple[LatentStatistics, tuple[int, int, int]]:
+    """Return the latents' statistics and shape: the cache's; those a run has begun with; or new ones."""
+    if generation["data"]["train"]["type"] == "latents":
+        return train.statistics, train.latent_shape
+    if generation.description.is_file():
+        begun = json.loads(generation.description.read_text())
+        return LatentStatistics(**begun["statistics"]), tuple(begun["latent_shape"])
+    data = generation["data"]
+    statistics = latent_statistics(
+        tokenizer, data["train"], data["statistics_images"], generation["precision"], data["workers"]
+    )
+    height, width = (side // tokenizer.downsample_factor for side in train[0]["images"].shape[1:])
+    return statistics, (tokenizer.latent_dim, height, width)
+
+
+def _check_labels(train: Any, diffusion: LatentDiffusion) -> None:
+    labels = getattr(train, "labels", None)
+    labels = getattr(getattr(train, "source", None), "labels", None) if labels is None else labels
+    if labels is None or not len(labels) or not diffusion.conditional:
+        return
+    low, high, classes = int(min(labels)), int(max(labels)), diffusion.generator.num_classes
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"the data has labels from {low} to {high}, but generator.num_classes={classes}; set it to the number of "
+            "classes, or to 1 for an unconditional generator (-1 is an image without a class)"
+        )
+
+
+def _describe(generation: Generation, diffusion: LatentDiffusion) -> None:
+    diffusion.tokenizer.save_pretrained(generation.folder / "tokenizer")
+    description: Mapping[str, Any] = {
+        "stage": generation.name,
+        "seed": generation.seed,
+        "tokenizer_identity": diffusion.tokenizer.identity,
+        "statistics": asdict(diffusion.statistics),
+        "latent_shape": list(diffusion.latent_shape),
+        "class_names": list(diffusion.class_names),
+        **generation.settings,
+    }
+    write_json(generation.description, description)
+
+
+def build_generation_runner(generation: Generation, ready: Ready, launcher: str = "none") -> StageRunner:
+    """Build the mmengine run of a generator's training."""
+    sides = {"generator": generation["optimizer"]}
+    log, ema = generation["log"], generation["ema"]
+    hooks = [*common_hooks(generation), TimeBinsHook(log["every"])]
+    if log["pictures"]:
+        inference = ema["inference"] if ema else None
+        labels = grid_labels(ready.diffusion, log["pictures"])
+        hooks.append(SampleGridHook(labels, log["pictures_every"], log["pictures_at"], inference))
+    collate = getattr(ready.train, "collate", default_collate)
+    return StageRunner(
+        model={
+            "type": GenerationModel.__name__,
+            "diffusion": ready.diffusion,
+            **generation.model_settings,
+        },
+        train_dataloader=training_batches(generation, ready.train, collate=collate),
+        optim_wrapper=optimizers(generation, sides),
+        custom_hooks=hooks,
+        **runner_options(generation, sides, launcher),
+    )
+
+
+def grid_labels(diffusion: LatentDiffusion, number: int) -> list[int]:
+    """Return a label for each sample of a grid, spread over the classes; 0 for all without any."""
+    classes = diffusion.generator.num_classes
+    if number >= classes:
+        return [i % classes for i in range(number)]
+    return [i * classes // number for i in range(number)]

@@ -1,0 +1,63 @@
+"""Mean and deviation of latents that are not cached: of a part of the images, encoded once before training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from aligntok.data.latent_files import LatentStatistics, Moments
+from aligntok.data.progress import progress_bar
+from aligntok.engine.distributed import sum_over_processes, world
+from aligntok.engine.loops import explaining_loader_errors
+from aligntok.engine.preemption import ignore_sigterm
+from aligntok.errors import DataError
+from aligntok.registry import DATASETS
+from aligntok.tokenizer import Tokenizer
+from aligntok.training.latent_encoding import Encoding, LatentEncoder
+from aligntok.training.stage_run import evenly_spaced
+
+BATCH = 16
+
+
+def latent_statistics(
+    tokenizer: Tokenizer, data: Mapping[str, Any], images: int | None, precision: str, workers: int
+) -> LatentStatistics:
+    """Return the statistics of the latents of `images` images of a data set (None: all), evenly spaced; collective.
+
+    `data` is the training data's config; the images are cropped in the middle, and not mirrored. The result does not
+    depend on the number of processes. Raises DataError for latents that are not finite, or do not vary.
+    """
+    dataset = DATASETS.build({**data, "train": False})
+    places = evenly_spaced(len(dataset), images or len(dataset))
+    rank, processes = world()
+    batches = [list(range(i, min(i + BATCH, len(places)))) for i in range(0, len(places), BATCH)]
+    size = dataset[places[0]]["images"].shape[1:]
+    encoder = LatentEncoder(tokenizer, Encoding(image_size=tuple(size), hflip=False, precision=precision))
+    encoder.to_device()
+    table = torch.zeros(len(places), 1 + 2 * tokenizer.latent_dim, dtype=torch.float64)
+    loader = DataLoader(
+        Subset(dataset, places),
+        batch_sampler=batches[rank::processes],
+        num_workers=workers,
+        worker_init_fn=ignore_sigterm,
+    )
+    with explaining_loader_errors(), progress_bar(len(places), "statistics", "image") as bar:
+        for rows, batch in zip(batches[rank::processes], loader, strict=True):
+            for row, latents in zip(rows, encoder(batch["images"]), strict=True):
+                found = Moments.of(latents)
+                table[row] = torch.from_numpy(np.concatenate([[found.count], found.mean, found.m2]))
+            bar.update(len(rows) * processes)
+    rows_of_all = sum_over_processes(table).numpy()
+    means, squares = np.split(rows_of_all[:, 1:], 2, axis=1)
+    parts = [Moments(int(n), m, s) for n, m, s in zip(rows_of_all[:, 0], means, squares, strict=True)]
+    statistics = LatentStatistics.of(Moments.merged(parts))
+    if not (np.isfinite(statistics.mean).all() and min(statistics.std) > 0):
+        raise DataError(
+            f"the latents of {len(places)} images are not finite, or a channel of them is constant (deviations "
+            f"{', '.join(f'{s:.3g}' for s in statistics.std)}); this tokenizer cannot be trained on"
+        )
+    return statistics

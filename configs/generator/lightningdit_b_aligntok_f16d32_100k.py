@@ -1,0 +1,17 @@
+"""LightningDiT-B/1 on AlignTok f16d32, ImageNet 256, 100K steps: a cheap run, to compare tokenizers with.
+
+    torchrun --nproc_per_node=8 tools/cache_latents.py work_dirs/aligntok_dinov2_f16d32 /path/to/imagenet \
+        latents/aligntok_f16d32 --split train
+    torchrun --nproc_per_node=8 tools/train.py configs/generator/lightningdit_b_aligntok_f16d32_100k.py \
+        --cfg-options data_root=latents/aligntok_f16d32
+
+The cache, one for every config on these latents, takes 84 GB in fp32 and 42 GB with --dtype bf16 or fp16.
+Our own recipe: the 64-epoch one with a fifth of the parameters, 130 M (100K steps of 1,024 images = 80 epochs, 102.4 M
+images seen). Its guidance is that of XL/1, not tuned.
+Expected (paper): nothing, since it trains XL/1 only. Not yet run here.
+"""
+
+_base_ = ["lightningdit_xl_aligntok_f16d32_64ep.py"]
+
+generator = dict(size="B")
+steps = 100_000

@@ -1,0 +1,146 @@
+"""What a generator's training computes in a step: draws, dropped labels, losses, on latents or images."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from aligntok.data.latents import LatentDataset
+from aligntok.diffusion.losses import flow_matching_loss
+from aligntok.errors import ConfigError, DataError
+from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.tokenizer import Tokenizer
+from aligntok.training import generation
+from aligntok.training.generation import Draws, GenerationModel
+
+TRANSPORT = dict(times="logit_normal", mean=0.0, scale=1.0, shift=1.0, direction_weight=1.0)
+SMALL = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4, num_classes=3)
+
+
+@pytest.fixture
+def make(tiny_tokenizer, tiny_cache):
+    """Make a model of that tokenizer, with a generator whose weights are all in use."""
+
+    def model(transport=None, generator=None, **options):
+        statistics = LatentDataset(tiny_cache).statistics
+        tokenizer = Tokenizer.from_pretrained(tiny_tokenizer)
+        diffusion = LatentDiffusion({**SMALL, **(generator or {})}, tokenizer, statistics, (4, 4, 4))
+        for parameter in diffusion.generator.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        return GenerationModel(diffusion, {**TRANSPORT, **(transport or {})}, **options)
+
+    return model
+
+
+def batch(number=6):
+    return dict(latents=torch.randn(number, 4, 4, 4), label=torch.arange(number) % 3)
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(1, 4), (2, 2), (4, 1)])
+def test_a_samples_draws_do_not_depend_on_how_the_batch_is_split(make, monkeypatch, processes, micro):
+    model, whole = make(seed=3), torch.zeros(8, 4, 4, 4)
+    expected, found = model.draws(5, 0, 1, whole), []
+    for m in range(micro):
+        for rank in range(processes):
+            monkeypatch.setattr(generation, "world", lambda rank=rank: (rank, processes))
+            found.append(model.draws(5, m, micro, whole[: 8 // processes // micro]))
+    for name in Draws._fields:
+        assert torch.equal(torch.cat([getattr(draws, name) for draws in found]), getattr(expected, name))
+    assert not torch.equal(model.draws(6, 0, 1, whole).noise, expected.noise)
+    assert not torch.equal(make(seed=4).draws(5, 0, 1, whole).noise, expected.noise)
+
+
+def test_the_loss_is_that_of_the_straight_path_with_dropped_labels_as_null_class(make):
+    model, data = make(transport=dict(times="uniform", direction_weight=0.5)), batch()
+    draws = Draws(torch.linspace(0.1, 0.9, 6), torch.tensor([0.05, 0.5, 0.09, 0.99, 0.1, 0.2]), torch.randn(6, 4, 4, 4))
+    labels = torch.tensor([3, 1, 3, 0, 1, 2])  # 3 is the null class; dropped with probability 0.1
+    losses, t = model.losses(data["latents"], data["label"], draws)
+    assert torch.equal(t, draws.times)
+    x = t.view(-1, 1, 1, 1) * data["latents"] + (1 - t.view(-1, 1, 1, 1)) * draws.noise
+    expected = flow_matching_loss(model.generator(x, t, labels), data["latents"] - draws.noise, 0.5)
+    torch.testing.assert_close(losses["total"], expected)
+    torch.testing.assert_close(losses["total"], losses["velocity"] + 0.5 * losses["direction"])
+
+
+def test_without_a_weight_there_is_no_direction_loss(make):
+    losses, _ = make(transport=dict(direction_weight=0.0)).losses(
+        torch.randn(2, 4, 4, 4), torch.zeros(2, dtype=torch.long), Draws(*torch.rand(2, 2), torch.randn(2, 4, 4, 4))
+    )
+    assert set(losses) == {"total", "velocity"}
+
+
+def test_images_are_encoded_and_normalised_as_a_cache_is(make, classes, tiny_cache, tiny_tokenizer):
+    from aligntok.data.images import ImageDataset
+
+    images = ImageDataset(classes, image_size=32, train=False, split="train")
+    cached = LatentDataset(tiny_cache, train=False)
+    model, items = make(), [images[i] for i in range(4)]
+    encoded = model.latents(dict(images=torch.stack([item["images"] for item in items])))
+    torch.testing.assert_close(encoded, torch.stack([cached[i]["latents"] for i in range(4)]), rtol=1e-4, atol=1e-4)
+    assert not encoded.requires_grad
+
+
+def test_labels_are_in_range_or_an_error_and_ignored_without_classes(make):
+    model = make()
+    for wrong in ([0, 3], [-1, 2]):
+        with pytest.raises(DataError, match=rf"labels from {min(wrong)} to {max(wrong)} in the data, but generator"):
+            model.labels(dict(label=torch.tensor(wrong)))
+    free = make(generator=dict(num_classes=1, class_dropout_prob=0.0))
+    assert free.labels(dict(label=torch.tensor([-1, 7]))).tolist() == [0, 0]
+
+
+def test_losses_are_told_apart_by_time(make):
+    bins = make(time_bins=4)._binned(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0.0, 0.3, 0.26, 1.0]))
+    assert bins.tolist() == [[1.0, 6.0, 0.0, 8.0], [1.0, 2.0, 0.0, 1.0]]
+
+
+def test_only_the_generator_is_trained_and_every_weight_of_it_is_in_a_group_once(make):
+    model = make()
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        f"diffusion.generator.{name}" for name, _ in model.generator.named_parameters()
+    }
+    grouped = [p for group in model._groups() for p in group]
+    assert len(grouped) == len(set(grouped)) == len(list(model.generator.parameters()))
+    model.train()
+    assert model.generator.training and not model.diffusion.tokenizer.training
+
+
+def test_samples_are_of_their_seed_and_leave_it_in_training(make):
+    model = make()
+    together = model.sample([0, 2], [7, 8])
+    assert together.shape == (2, 3, 32, 32)
+    assert together.abs().max() <= 1
+    torch.testing.assert_close(model.sample([2], [8]), together[1:], atol=1e-4, rtol=0)
+    assert model.generator.training
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(precision="fp8"), "precision 'fp8' is unknown"),
+        (dict(transport=dict(times="normal")), "unknown sampling 'normal'"),
+        (dict(transport=dict(scale=0.0)), "scale=0.0; both must be finite"),
+        (dict(generator=dict(in_channels=5)), "generator, latents and tokenizer do not fit"),
+        (dict(compile=dict(fulgraph=True)), "did you mean 'fullgraph'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_clear_error(make, options, said):
+    with pytest.raises(ConfigError, match=said):
+        make(**options)
+
+
+def test_a_step_of_micro_batches_is_a_step_of_one_batch(make):
+    data, steps = batch(8), []
+    for micro in (1, 4):
+        torch.manual_seed(0)
+        model = make(seed=1)
+        stepped = SimpleNamespace(loss_scale=lambda device: torch.ones(()), step_parts=lambda parts, losses: {})
+        parts = [{key: value[i : i + 8 // micro] for key, value in data.items()} for i in range(0, 8, 8 // micro)]
+        outputs = model.train_step(generation.StepBatch(2, parts), stepped)
+        steps.append((outputs, [p.grad for p in model.generator.parameters()]))
+    (one, gradients), (many, others) = steps
+    assert set(one) == {"loss/total", "loss/velocity", "loss/direction", "time_bins"}
+    torch.testing.assert_close(many["loss/total"], one["loss/total"])
+    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)
