@@ -6,6 +6,7 @@ this file does not know is a failure: teach it, or leave the command out.
 
 from __future__ import annotations
 
+import argparse
 import re
 import runpy
 import shlex
@@ -96,6 +97,7 @@ def run_train(arguments):
     arguments = [word.replace("=...", "=/the/reader's/images") for word in arguments]
     if "configs/demo/photographs_f8d16.py" in arguments and "--dry-run" not in arguments:
         stages = [f"stages.{i}.steps=3" for i in range(3)]
+        stages += ["generation.steps=2", "generation.latent_cache.workers=0", "generation.log.pictures=2"]
         extra = ["--cfg-options", *arguments[arguments.index("--cfg-options") + 1 :], *SHORTER, *stages]
         extra += ["ema.snapshot_every=1", "checkpoint.every=3", "log.pictures=2", "validation.num_images=2"]
         arguments = arguments[: arguments.index("--cfg-options")]
@@ -107,29 +109,45 @@ def run_train(arguments):
 
 def run_torchrun(words):
     (tool,) = (i for i, word in enumerate(words) if word.endswith(".py") and word.startswith("tools/"))
-    assert words[tool] == "tools/train.py"
     assert all(re.fullmatch(r"--(nnodes|nproc_per_node)=\d+|--rdzv-\w+=\S+", word) for word in words[:tool])
-    return run_train(words[tool + 1 :])
+    assert "--num" not in words[tool:], "torchrun takes it for a beginning of its own --numa-binding"
+    run_it = run_train if words[tool] == "tools/train.py" else look_at_options(words[tool])
+    return run_it(words[tool + 1 :])
 
 
 def run_demo_data(arguments):
+    arguments = [{"6": "1"}.get(word, word) for word in arguments]  # a crop of each photograph is enough here
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["make_demo_data.py", *arguments])
         runpy.run_path("tools/make_demo_data.py", run_name="__main__")
     return 0
 
 
-def run_help(tool):
-    """Check a long command's options by the help that it prints."""
+def look_at_options(tool):
+    """Check a long command's options, without what it would do with them."""
 
     def check(arguments):
+        parse = argparse.ArgumentParser.parse_args
+
+        def parse_and_stop(self, *given):
+            parse(self, *given)
+            raise SystemExit(0)
+
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [tool, *arguments, "--help"])
+            patch.setattr(sys, "argv", [tool, *arguments])
+            patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
             with pytest.raises(SystemExit) as ended:
                 runpy.run_path(tool, run_name="__main__")
         return ended.value.code
 
     return check
+
+
+def run_sample(arguments):
+    """Draw two samples from the demo's generator; look at the options of other runs."""
+    if arguments[0] != "work_dirs/demo/run":
+        return look_at_options("tools/sample.py")(arguments)
+    return cli.sample([*arguments, "--num", "2", "--steps", "2"])
 
 
 def run_make(arguments):
@@ -151,14 +169,16 @@ def look_at_paths(words):
     return 0
 
 
-BENCHMARKS = ("adaptive_weights", "training_step", "kill_and_resume")
+BENCHMARKS = ("adaptive_weights", "training_step", "kill_and_resume", "generator_step", "latent_reading")
 RUNNERS = {
     "make": run_make,
     "tools/train.py": run_train,
     "torchrun": run_torchrun,
     "tools/make_demo_data.py": run_demo_data,
+    "tools/cache_latents.py": look_at_options("tools/cache_latents.py"),
+    "tools/sample.py": run_sample,
     "tools/export.py": lambda arguments: run_aligntok(["export", *arguments]),
-    **{f"benchmarks/{name}.py": run_help(f"benchmarks/{name}.py") for name in BENCHMARKS},
+    **{f"benchmarks/{name}.py": look_at_options(f"benchmarks/{name}.py") for name in BENCHMARKS},
     "aligntok": run_aligntok,
     "pip": look_at_paths,
     "cp": look_at_paths,

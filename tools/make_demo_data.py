@@ -1,8 +1,9 @@
 """Write the demo's photographs: real ones that scikit-image and foolbox ship, so nothing is downloaded.
 
-    python tools/make_demo_data.py OUT [--tiles 2]
+    python tools/make_demo_data.py OUT [--tiles 2] [--crops 6]
 
-OUT/train/*.png and OUT/val/*.png, the same files each time. Four photographs under free licences are held out.
+OUT/train/*.png and OUT/val/*.png, the same files each time. Four photographs under free licences are held out. With
+--crops, OUT/crops/NAME/*.png are 64-pixel parts of each training photograph, as the demo's generator learns them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ SKIMAGE = {
     *("ihc", "moon", "motorcycle_left", "retina", "rocket"),
 }
 HELD_OUT = {"astronaut", "chelsea", "coffee", "rocket"}  # free licences: pictures made of them may be shown anywhere
+CROP, CROPPED_SIDE = 64, 160  # pixels of a crop, and of the short side of the photograph that it is cut from
 SHORT_SIDE = 256  # larger ones are shrunk: decoding them at every step would cost more than training on them
 
 _INSTALL = "install them with: pip install 'scikit-image>=0.25' foolbox==3.3.4"
@@ -69,6 +71,21 @@ def write_photograph(source: Path, out: Path, tiles: int) -> int:
     return 1 + len(parts)
 
 
+def write_crops(source: Path, out: Path, across: int) -> int:
+    """Write across x across crops of one written photograph, evenly spaced over it. Returns the crops written."""
+    with Image.open(source) as opened:
+        scale = CROPPED_SIDE / min(opened.size)
+        photo = opened.resize((round(opened.width * scale), round(opened.height * scale)), Image.Resampling.BICUBIC)
+    spare = photo.width - CROP, photo.height - CROP
+    for number in range(across * across):
+        left, top = (
+            round(place * room / max(1, across - 1))
+            for place, room in zip((number % across, number // across), spare, strict=True)
+        )
+        _save(photo.crop((left, top, left + CROP, top + CROP)), out / "crops" / source.stem / f"{number:03d}.png")
+    return across * across
+
+
 def _save(image: Image.Image, path: Path) -> None:
     with replacing(path) as unfinished:
         image.save(unfinished, "PNG", compress_level=1)  # lossless all the same, and quicker
@@ -78,9 +95,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--tiles", type=int, default=1, help="also cut each training photograph into TILES x TILES")
+    parser.add_argument("--crops", type=int, default=0, help="also cut CROPS x CROPS small parts out of each")
     args = parser.parse_args()
-    if args.tiles < 1:
-        parser.error(f"--tiles {args.tiles} must be at least 1")
+    if args.tiles < 1 or args.crops < 0:
+        parser.error(f"--tiles {args.tiles} must be at least 1, and --crops {args.crops} at least 0")
     try:
         photographs = shipped_photographs()
     except FileNotFoundError as error:
@@ -88,7 +106,11 @@ def main() -> None:
     for stale in args.out.glob("train/*_tile*of*.png"):  # of an earlier call with another --tiles
         stale.unlink()
     count = sum(write_photograph(path, args.out, args.tiles) for path in photographs)
-    print(f"{count} images of {len(photographs)} photographs in {args.out}, {len(HELD_OUT)} of them held out in val/")
+    training = [args.out / "train" / f"{path.stem}.png" for path in photographs if path.stem not in HELD_OUT]
+    crops = sum(write_crops(path, args.out, args.crops) for path in training) if args.crops else 0
+    print(
+        f"{count} images and {crops} crops of {len(photographs)} photographs in {args.out}, {len(HELD_OUT)} of them held out in val/"
+    )
 
 
 if __name__ == "__main__":

@@ -264,7 +264,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def print_plan(plans: Sequence[StagePlan], console: Console | None = None) -> None:
     """Print what every stage will do, one column a stage."""
-    table = Table(title="What each stage trains", title_justify="left")
+    table = Table(title="What is going to be trained", title_justify="left")
     table.add_column("", style="bold")
     for plan in plans:
         table.add_column(plan.name, justify="right", overflow="fold")

@@ -46,6 +46,19 @@ def test_photographs_are_written_whole_and_held_out_ones_kept_apart(monkeypatch,
             assert min(image.size) == 256
 
 
+@pytest.mark.usefixtures("installed")
+def test_crops_are_of_the_training_photographs_and_cover_them(monkeypatch, tmp_path):
+    make(monkeypatch, tmp_path, "--crops", "2")
+    crops = sorted((tmp_path / "crops").glob("*/*.png"))
+    assert len(crops) == 4 * 27
+    assert {path.parent.name for path in crops} == {path.stem for path in (tmp_path / "train").iterdir()}
+    sizes = set()
+    for path in crops:
+        with Image.open(path) as image:
+            sizes.add(image.size)
+    assert sizes == {(64, 64)}
+
+
 def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):

@@ -134,7 +134,7 @@ def test_the_tokenizer_is_the_last_stages_averages_and_what_it_froze(finished):
 def test_it_says_what_it_will_do_and_what_it_reached(finished):
     work_dir, _, printed = finished
     for words in (
-        "What each stage trains",
+        "What is going to be trained",
         "0.22 M trained",
         "4 = 1 process x 1 micro x 4",
         "= epochs",
@@ -398,7 +398,7 @@ def test_a_dry_run_needs_neither_data_nor_weights_and_prints_every_stage(
     )
     assert start(config, tmp_path / "run", "--dry-run") == 0
     printed = "".join(capsys.readouterr().out.split())
-    for words in ("What each stage trains", "304.37 M", "14.72 M frozen", "= epochs", "disk a checkpoint"):
+    for words in ("What is going to be trained", "304.37 M", "14.72 M frozen", "= epochs", "disk a checkpoint"):
         assert "".join(words.split()) in printed
     assert not (tmp_path / "run").exists()
 
