@@ -1,6 +1,6 @@
 """Write the demo's photographs: real ones that scikit-image and foolbox ship, so nothing is downloaded.
 
-    python tools/make_demo_data.py OUT [--tiles 2] [--crops 6]
+    python tools/make_demo_data.py OUT [--crops 6]
 
 OUT/train/*.png and OUT/val/*.png, the same files each time. Four photographs under free licences are held out. With
 --crops, OUT/crops/NAME/*.png are 64-pixel parts of each training photograph, as the demo's generator learns them.
@@ -52,23 +52,14 @@ def _data_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
-def write_photograph(source: Path, out: Path, tiles: int) -> int:
-    """Write one photograph as RGB, and its tiles x tiles parts if it is a training one. Returns the images written."""
+def write_photograph(source: Path, out: Path) -> None:
+    """Write one photograph as RGB, in val/ or in train/."""
     with Image.open(source) as opened:
         photo = opened.convert("RGB")
     if min(photo.size) > SHORT_SIDE:
         scale = SHORT_SIDE / min(photo.size)
         photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
-    held_out = source.stem in HELD_OUT
-    target = out / ("val" if held_out else "train") / f"{source.stem}.png"
-    _save(photo, target)
-    width, height = photo.width // tiles, photo.height // tiles
-    corners = [(x * width, y * height) for y in range(tiles) for x in range(tiles)]
-    parts = [] if held_out or tiles == 1 else corners
-    for number, (left, top) in enumerate(parts):
-        part = photo.crop((left, top, left + width, top + height))
-        _save(part, target.with_name(f"{source.stem}_tile{number}of{tiles * tiles}.png"))
-    return 1 + len(parts)
+    _save(photo, out / ("val" if source.stem in HELD_OUT else "train") / f"{source.stem}.png")
 
 
 def write_crops(source: Path, out: Path, across: int) -> int:
@@ -94,23 +85,19 @@ def _save(image: Image.Image, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write to")
-    parser.add_argument("--tiles", type=int, default=1, help="also cut each training photograph into TILES x TILES")
     parser.add_argument("--crops", type=int, default=0, help="also cut CROPS x CROPS small parts out of each")
     args = parser.parse_args()
-    if args.tiles < 1 or args.crops < 0:
-        parser.error(f"--tiles {args.tiles} must be at least 1, and --crops {args.crops} at least 0")
+    if args.crops < 0:
+        parser.error(f"--crops {args.crops} must be at least 0")
     try:
         photographs = shipped_photographs()
     except FileNotFoundError as error:
         parser.error(str(error))
-    for stale in args.out.glob("train/*_tile*of*.png"):  # of an earlier call with another --tiles
-        stale.unlink()
-    count = sum(write_photograph(path, args.out, args.tiles) for path in photographs)
+    for path in photographs:
+        write_photograph(path, args.out)
     training = [args.out / "train" / f"{path.stem}.png" for path in photographs if path.stem not in HELD_OUT]
     crops = sum(write_crops(path, args.out, args.crops) for path in training) if args.crops else 0
-    print(
-        f"{count} images and {crops} crops of {len(photographs)} photographs in {args.out}, {len(HELD_OUT)} of them held out in val/"
-    )
+    print(f"{len(photographs)} photographs in {args.out}, {len(HELD_OUT)} of them held out in val/; {crops} crops")
 
 
 if __name__ == "__main__":

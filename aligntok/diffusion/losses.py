@@ -26,7 +26,8 @@ def velocity_mse(predicted: Tensor, target: Tensor) -> Tensor:
 def direction_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """Return 1 - cosine over channels of each sample, averaged over positions: float32 (N,) in [0, 2].
 
-    predicted, target (N, C, ...); blind to their lengths, but for those below 0.01. Raises ConfigError for unlike shapes.
+    predicted, target (N, C, ...); blind to their lengths, but for those below 0.01. Raises ConfigError for unlike
+    shapes.
     """
     check_same_shape("direction_loss", predicted=predicted, target=target)
     cosine = F.cosine_similarity(predicted.float(), target.float(), dim=1, eps=SHORTEST)  # (N, ...)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from aligntok.generators.lightning_dit import LightningDiT
 from aligntok.plugins import testing
 from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, LOSSES, Registry
 
@@ -261,3 +262,31 @@ def test_the_other_kinds_are_held_to_their_shapes(monkeypatch, registry, check, 
 
     with pytest.raises(AssertionError, match=expected):
         check(registered(monkeypatch, registry, Flat))
+
+
+def test_the_built_in_generator_passes():
+    testing.check_generator("lightning_dit", hidden_size=32, depth=2, num_heads=2, input_size=4)
+    testing.check_generator(
+        "lightning_dit", hidden_size=32, depth=1, num_heads=2, num_classes=1, class_dropout_prob=0.0, use_qknorm=True
+    )
+
+
+class Only:
+    """A registry of one class, whatever it is asked for."""
+
+    def __init__(self, component):
+        self.component = component
+
+    def build(self, config):
+        return self.component(**{key: value for key, value in config.items() if key != "type"})
+
+
+def test_a_generator_whose_batch_mixes_is_caught(monkeypatch):
+    class Mixing(LightningDiT):
+        def forward(self, x, t, y):
+            velocity = super().forward(x, t, y)
+            return velocity - velocity.mean(0, keepdim=True)
+
+    monkeypatch.setattr(testing, "GENERATORS", Only(Mixing))
+    with pytest.raises(AssertionError, match="depends on the others in the batch"):
+        testing.check_generator("mixing", hidden_size=32, depth=1, num_heads=2)
