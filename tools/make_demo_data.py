@@ -22,6 +22,7 @@ SKIMAGE = {
     *("ihc", "moon", "motorcycle_left", "retina", "rocket"),
 }
 HELD_OUT = {"astronaut", "chelsea", "coffee", "rocket"}  # free licences: pictures made of them may be shown anywhere
+SUFFIXES = (".png", ".jpg")
 CROP, CROPPED_SIDE = 64, 160  # pixels of a crop, and of the short side of the photograph that it is cut from
 SHORT_SIDE = 256  # larger ones are shrunk: decoding them at every step would cost more than training on them
 
@@ -33,16 +34,12 @@ def shipped_photographs() -> list[Path]:
 
     Raises FileNotFoundError naming what to install.
     """
-    found = [path for path in _data_folder("skimage").iterdir() if path.stem in SKIMAGE and _is_photograph(path)]
-    found += [path for path in _data_folder("foolbox").glob("imagenet_*") if _is_photograph(path)]
+    found = [path for path in _data_folder("skimage").iterdir() if path.stem in SKIMAGE and path.suffix in SUFFIXES]
+    found += [path for path in _data_folder("foolbox").glob("imagenet_*") if path.suffix in SUFFIXES]
     missing = (SKIMAGE | HELD_OUT) - {path.stem for path in found}
     if missing:
         raise FileNotFoundError(f"not shipped with these versions: {', '.join(sorted(missing))}; {_INSTALL}")
     return sorted(found, key=lambda path: path.stem)
-
-
-def _is_photograph(path: Path) -> bool:
-    return path.suffix in (".png", ".jpg")
 
 
 def _data_folder(package: str) -> Path:
@@ -69,10 +66,8 @@ def write_crops(source: Path, out: Path, across: int) -> int:
         photo = opened.resize((round(opened.width * scale), round(opened.height * scale)), Image.Resampling.BICUBIC)
     spare = photo.width - CROP, photo.height - CROP
     for number in range(across * across):
-        left, top = (
-            round(place * room / max(1, across - 1))
-            for place, room in zip((number % across, number // across), spare, strict=True)
-        )
+        places = zip((number % across, number // across), spare, strict=True)
+        left, top = (round(place * room / max(1, across - 1)) for place, room in places)
         _save(photo.crop((left, top, left + CROP, top + CROP)), out / "crops" / source.stem / f"{number:03d}.png")
     return across * across
 
