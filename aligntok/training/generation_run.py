@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from aligntok.data.latent_files import LatentStatistics, read_manifest
 from aligntok.data.sources import open_source
+from aligntok.data.transforms import parse_image_size
 from aligntok.engine.checkpoints import write_json
 from aligntok.engine.distributed import barrier, is_first, world
 from aligntok.engine.generation_hooks import SampleGridHook, TimeBinsHook
@@ -29,8 +30,9 @@ from aligntok.training.latent_cache import LatentCache, fill
 from aligntok.training.latent_encoding import Encoding, LatentEncoder
 from aligntok.training.latent_statistics import latent_statistics
 from aligntok.training.loading import load_tokenizer
-from aligntok.training.preflight import check_before_training, print_plan
+from aligntok.training.preflight import build_on_meta, check_before_training, print_plan
 from aligntok.training.runners import common_hooks, optimizers, runner_options, training_batches
+from aligntok.training.stages import Stage
 
 
 class Ready(NamedTuple):
@@ -62,6 +64,31 @@ def train_generator(generation: Generation, launcher: str = "none") -> Path:
     runner.train()
     runner.visualizer.close()
     return save_result(generation)
+
+
+def check_chain(generation: Generation, stages: Sequence[Stage]) -> None:
+    """Check, before stages are trained, that the generator fits the tokenizer that they are to make, and its images.
+
+    Raises ConfigError or DataError. Nothing to check without stages.
+    """
+    if not stages or generation["tokenizer"] is not None:
+        return
+    model: Any = build_on_meta(stages[-1])
+    generator: Any = build_on_meta(generation)
+    latent_dim, f = model.tokenizer.latent_dim, model.tokenizer.downsample_factor
+    if generator.generator.in_channels != latent_dim:
+        raise ConfigError(
+            f"{generation.name}: generator.in_channels={generator.generator.in_channels}, but the stages' tokenizer "
+            f"has latent_dim {latent_dim}; set one to the other"
+        )
+    cache = generation["latent_cache"]
+    if cache is not None and generation.data_root is not None:
+        open_source(generation.data_root, cache["split"])
+        if any(side % f for side in parse_image_size(cache["image_size"])):
+            raise ConfigError(
+                f"{generation.name}: latent_cache.image_size={cache['image_size']}; its sides must be multiples of "
+                f"the tokenizer's f = {f}"
+            )
 
 
 def save_result(generation: Generation) -> Path:

@@ -16,7 +16,7 @@ from aligntok.engine.runner import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted
 from aligntok.training.changes import report_changes
 from aligntok.training.generation_plan import plan_generation
-from aligntok.training.generation_run import save_result, train_generator
+from aligntok.training.generation_run import check_chain, save_result, train_generator
 from aligntok.training.generation_settings import Generation, expand_generation
 from aligntok.training.loading import load_stage_tokenizer
 from aligntok.training.preflight import StagePlan, check_before_training, plan_stage, print_plan
@@ -34,8 +34,7 @@ def run(config: Mapping[str, Any], only_stage: str | None = None, dry_run: bool 
     AlignTokError's kinds before the first step wherever they can be known.
     """
     stages, generation = expand_stages(config), expand_generation(config)
-    everything = [*stages, *([generation] if generation else [])]
-    chosen = _choose(everything, only_stage)
+    chosen = _choose([*stages, *([generation] if generation else [])], only_stage)
     if dry_run:
         print_plan([_plan(stage) for stage in chosen])
         return None
@@ -43,37 +42,46 @@ def run(config: Mapping[str, Any], only_stage: str | None = None, dry_run: bool 
     with logging_the_end(), noting_sigterm(), ending_together(config["process_timeout"]):
         if generation in chosen:
             _plan(generation)  # what is wrong with its settings is said before any work
-        datasets = {stage.name: build_datasets(stage) for stage in chosen if stage is not generation}
-        plans = [_plan(stage, len(datasets[stage.name][0])) for stage in chosen if stage is not generation]
-        if is_first() and plans:
-            print_plan(plans)
-        left = [stage for stage in chosen if _is_left(stage, datasets.get(stage.name, (None, None))[1])]
-        check_before_training([stage for stage in left if stage is not generation], plans)
-        with claiming(config["work_dir"], wanted=is_first()):
-            for stage in left:
-                if stage is generation:
-                    continue
-                if sigterm_was_sent():
-                    raise Preempted(f"stopped by SIGTERM before stage '{stage.name}'; the same command goes on with it")
-                run_stage(stage, *datasets[stage.name], launcher)
-            tokenizer = _finish(config, stages) if stages else None
-            if generation not in chosen:
-                return tokenizer
-            return _generate(generation, generation in left, tokenizer is not None or not stages, launcher)
+            check_chain(generation, stages)
+        tokenizer = _train_stages(config, stages, [stage for stage in chosen if stage is not generation], launcher)
+        if generation is None or generation not in chosen:
+            return tokenizer
+        if stages and tokenizer is None:
+            raise ConfigError("the generator's tokenizer is not finished; train all stages first, without --stage")
+        return _train_generator(config, generation, launcher)
 
 
-def _plan(stage: Stage, num_images: int | None = None) -> StagePlan:
+def _train_stages(
+    config: Mapping[str, Any], stages: Sequence[Stage], chosen: Sequence[Stage], launcher: str
+) -> Path | None:
+    """Train those of the stages that are chosen and left, and return the tokenizer's folder once all are finished."""
+    datasets = {stage.name: build_datasets(stage) for stage in chosen}
+    plans = [_plan(stage, len(datasets[stage.name][0])) for stage in chosen]
+    if is_first() and plans:
+        print_plan(plans)
+    left = [stage for stage in chosen if _is_left(stage, datasets[stage.name][1])]
+    check_before_training(left, plans)
+    with claiming(config["work_dir"], wanted=is_first() and bool(stages)):
+        for stage in left:
+            if sigterm_was_sent():
+                raise Preempted(f"stopped by SIGTERM before stage '{stage.name}'; the same command goes on with it")
+            run_stage(stage, *datasets[stage.name], launcher)
+        return _finish(config, stages) if stages else None
+
+
+def _train_generator(config: Mapping[str, Any], generation: Generation, launcher: str) -> Path:
+    if sigterm_was_sent():
+        raise Preempted("stopped by SIGTERM before the generator's training; the same command goes on with it")
+    if not _is_left(generation, None):
+        return save_result(generation)
+    with claiming(config["work_dir"], wanted=is_first()):
+        return train_generator(generation, launcher)
+
+
+def _plan(stage: Any, num_images: int | None = None) -> StagePlan:
     plan: Any = plan_generation if isinstance(stage, Generation) else plan_stage
     planned: StagePlan = plan(stage, world()[1], num_images)
     return planned
-
-
-def _generate(generation: Generation, is_left: bool, has_tokenizer: bool, launcher: str) -> Path:
-    if not has_tokenizer:
-        raise ConfigError("the generator's tokenizer is not finished; train all stages first, without --stage")
-    if sigterm_was_sent():
-        raise Preempted("stopped by SIGTERM before the generator's training; the same command goes on with it")
-    return train_generator(generation, launcher) if is_left else save_result(generation)
 
 
 def _is_left(stage: Stage, val: Any) -> bool:

@@ -104,7 +104,8 @@ def test_only_the_generator_is_trained_and_every_weight_of_it_is_in_a_group_once
     grouped = [p for group in model._groups() for p in group]
     assert len(grouped) == len(set(grouped)) == len(list(model.generator.parameters()))
     model.train()
-    assert model.generator.training and not model.diffusion.tokenizer.training
+    assert model.generator.training
+    assert not model.diffusion.tokenizer.training
 
 
 def test_samples_are_of_their_seed_and_leave_it_in_training(make):

@@ -189,6 +189,25 @@ def test_one_config_trains_tokenizer_cache_and_generator(config_source, classes,
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (dict(generator=dict(type="lightning_dit", depth=1, in_channels=8)), "the stages' tokenizer has latent_dim 4"),
+        (dict(latent_cache=dict(split="trian", image_size=32)), "trian"),
+        (dict(latent_cache=dict(split="train", image_size=36)), "its sides must be multiples of the tokenizer's f = 8"),
+    ],
+)
+def test_a_generator_that_cannot_follow_is_found_before_the_stages_train(
+    config_source, classes, tmp_path, capsys, changes, said
+):
+    generation = {**dict(generator=dict(type="lightning_dit", depth=1, in_channels=4), steps=2), **changes}
+    data = dict(train=dict(split="train", image_size=32), val=None, workers=0)
+    (tmp_path / "chain.py").write_text(config_source(data_root=str(classes), data=data, generation=generation))
+    assert train([str(tmp_path / "chain.py"), "--work-dir", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
         (dict(generator=dict(depth=1)), "has no type; lightning_dit is one"),
         (dict(generator=dict(type="lightning_dit", size="M")), "LightningDiT has no size 'M'"),
         (dict(losses=dict()), "unknown key 'losses'"),
