@@ -98,11 +98,7 @@ class LatentDiffusion(nn.Module):
         """
         chosen = sampling or self.sampling
         self._check_labels(labels, seeds)
-        if chosen.cfg_scale != 1 and weak is None and self.generator.null_class is None:
-            raise ConfigError(
-                f"cfg_scale={chosen.cfg_scale} needs a null class, but this generator was trained without label "
-                "dropout (class_dropout_prob=0); use 1, or guide with a weaker generator"
-            )
+        self.check_guidance(chosen, weak)
         y = torch.tensor(labels if self.conditional else [0] * len(labels), device=self._device())
         shape = (self.latent_shape[0], *(size or self.latent_shape[1:]))
         return draw_samples(self.generator, y, seeds, shape, chosen, self.generator.null_class, weak)
@@ -134,6 +130,14 @@ class LatentDiffusion(nn.Module):
             f"no class named '{text}'; {suggestion(text, self.class_names)}known: {some or 'no names, only numbers'}"
         )
 
+    def check_guidance(self, sampling: Sampling, weak: nn.Module | None = None) -> None:
+        """Raise ConfigError for guidance that has nothing to lead away from."""
+        if sampling.cfg_scale != 1 and weak is None and self.generator.null_class is None:
+            raise ConfigError(
+                f"cfg_scale={sampling.cfg_scale} needs a null class, but this generator was trained without label "
+                "dropout (class_dropout_prob=0); use 1, or guide with a weaker generator"
+            )
+
     def _check_labels(self, labels: Sequence[int], seeds: Sequence[int]) -> None:
         if len(labels) != len(seeds) or not len(labels):
             raise ConfigError(f"{len(labels)} labels and {len(seeds)} seeds were given; give as many, at least one")
@@ -163,7 +167,7 @@ class LatentDiffusion(nn.Module):
         path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(path / "tokenizer")
         state = {name: tensor.contiguous() for name, tensor in self.generator.state_dict().items()}
-        write_atomically(path / "generator.safetensors", lambda temporary: save_file(state, temporary))
+        write_atomically(path / "generator.safetensors", lambda temporary: _save(state, temporary))
         with replacing(path / "latent_diffusion.json") as temporary:
             temporary.write_text(json.dumps(self.config, indent=2) + "\n")
 
@@ -176,14 +180,21 @@ class LatentDiffusion(nn.Module):
         path = Path(folder)
         try:
             config = json.loads((path / "latent_diffusion.json").read_text())
-            config.pop("aligntok_version")
-            statistics = LatentStatistics(**config.pop("statistics"))
+            statistics = LatentStatistics(**config["statistics"])
+            fields = {key: config[key] for key in ("generator", "latent_shape", "class_names", "sampling")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WeightsError(
                 f"{folder} is no saved generator with its tokenizer ({first_line(error)}); "
-                "tools/export.py RUN OUT writes one"
+                "a training run writes one, latent_diffusion in its work folder"
             ) from error
         tokenizer = Tokenizer.from_pretrained(path / "tokenizer")
-        model = cls(tokenizer=tokenizer, statistics=statistics, **config)
+        model = cls(tokenizer=tokenizer, statistics=statistics, **fields)
         model.generator.load_weights(path / "generator.safetensors")
         return model.eval()
+
+
+def _save(state: Mapping[str, Tensor], path: Path) -> None:
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(state), path)
+    path.chmod(mode)  # safetensors 0.8 makes files that only their owner can read

@@ -17,13 +17,14 @@ from PIL import Image
 
 from aligntok.cli import train
 from aligntok.registry import ENCODERS, LOSSES, shelves
-from aligntok.training.config import ONE_STAGE_KEYS, TOP_KEYS, load_config
+from aligntok.training.config import load_config
+from aligntok.training.keys import GENERATION_KEYS, ONE_STAGE_KEYS, RUN_KEYS
 from aligntok.training.stages import expand_stages
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-EXECUTED = ["README.md", "docs/quickstart.md", "docs/stages.md", "docs/plugins.md"]
+EXECUTED = ["README.md", "docs/quickstart.md", "docs/stages.md", "docs/generation.md", "docs/plugins.md"]
 NEEDED = ((ENCODERS, "efficientnet_lite0"), (ENCODERS, "my_encoder"), (LOSSES, "st_lpips"), (LOSSES, "my_loss"))
 TINY_RUN = """
 _base_ = ["configs/demo/photographs_f8d16.py"]
@@ -34,6 +35,7 @@ data = dict(workers=0)
 global_batch_size = 2
 validation = dict(perceptual=None)
 log = dict(pictures=1)
+generation = dict(steps=1, global_batch_size=2, latent_cache=dict(workers=0), log=dict(pictures=0))
 stages = _base_.stages
 for stage in stages:
     stage["steps"] = 1
@@ -95,7 +97,7 @@ def test_every_component_and_every_key_is_on_its_page(site):
             assert f'type="{name}",' in components
             assert registry.get(name).__name__ in components
     keys = (site[0] / "configuration_keys.html").read_text()
-    for name in names_of({**TOP_KEYS, **ONE_STAGE_KEYS}):
+    for name in [*RUN_KEYS, *names_of({**ONE_STAGE_KEYS, **GENERATION_KEYS})]:
         assert f'<span class="pre">{name}</span>' in keys, name
 
 
@@ -137,7 +139,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     (folder / "configs").symlink_to(ROOT / "configs")
     rng = np.random.default_rng(0)
-    for name in ("train/a", "train/b", "val/a", "val/b"):
+    for name in ("train/a", "train/b", "val/a", "val/b", "crops/a/0", "crops/b/0"):
         path = folder / "work_dirs/demo/photographs" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (160, 240, 3), dtype=np.uint8)).save(path)

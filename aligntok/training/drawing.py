@@ -1,0 +1,300 @@
+"""What fixes a sample, and drawing a batch of them: the generator, labels, seeds, sampler and guidance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+import aligntok
+from aligntok.diffusion.sampling import Sampling, draw_samples
+from aligntok.errors import ConfigError, DivergenceError, first_line, suggestion
+from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.training.alignment import PRECISIONS
+from aligntok.training.generation_loading import load_latent_diffusion
+from aligntok.training.latent_encoding import check_at_least
+
+LABELS = ("random", "balanced")
+SEEDS = 2**32  # torch's generator on the CPU takes a seed's lowest 32 bits, and leaves the others out
+SAME_STATISTICS = 1e-3  # of a channel's deviation: by how much two generators' latents may be normalised differently
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What fixes a set of samples, but for their number.
+
+    source, weights, average: the generator, as :func:`load_latent_diffusion` takes them. labels: "random" (the seed of
+    a sample gives its label), "balanced" (sample i has label i modulo the number of classes), or None for "random"
+    where there are classes; `classes`, numbers or names, come over and over instead. changes: keywords of
+    :class:`Sampling` that are to differ from the generator's own; another sampler begins with its own options. size:
+    (H, W) in pixels, None for that of the training images. precision: of the generator's arithmetic, "fp32", "tf32",
+    or "bf16" or "fp16" autocast; pictures are decoded in float32, with "fp32" strictly. seed: that of sample 0.
+    autoguidance: a weaker generator on the same latents, from which guidance leads away instead of the null class.
+
+    Raises ConfigError for a value that none of these can have.
+    """
+
+    source: str | os.PathLike[str]
+    weights: str | None = None
+    average: float | None = None
+    labels: str | None = None
+    classes: Sequence[int | str] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    precision: str = "fp32"
+    seed: int = 0
+    autoguidance: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(0, seed=self.seed)
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision '{self.precision}' is unknown; known: {', '.join(PRECISIONS)}")
+        if self.weights == "raw" and self.average is not None:
+            raise ConfigError(f"average {self.average:g} is one of the EMA's; leave it, or --weights raw, out")
+        if self.labels is not None and self.labels not in LABELS:
+            near = suggestion(self.labels, LABELS)
+            raise ConfigError(f"labels '{self.labels}' are unknown; {near}known: {', '.join(LABELS)}, or list classes")
+        if self.labels is not None and self.classes:
+            raise ConfigError(f"both labels={self.labels} and a list of classes were given; give one of the two")
+        unknown = [name for name in self.changes if name not in {known.name for known in fields(Sampling)}]
+        if unknown:
+            known = ", ".join(each.name for each in fields(Sampling))
+            raise ConfigError(f"sampling has no setting '{unknown[0]}'; it has: {known}")
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """The label of each sample: "random", "balanced", those `listed` over and over, or "none" (0 for all)."""
+
+    rule: str
+    num_classes: int
+    listed: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, drawing: Drawing, model: LatentDiffusion) -> LabelRule:
+        """Return the rule of a drawing. Raises ConfigError for classes that there are not."""
+        if not model.conditional and (drawing.labels or drawing.classes):
+            raise ConfigError("labels or classes were given, but this generator is unconditional: leave them out")
+        listed = tuple(model.class_index(name) for name in drawing.classes)
+        rule = "listed" if listed else (drawing.labels or "random") if model.conditional else "none"
+        return cls(rule, model.generator.num_classes, listed)
+
+    def label(self, number: int, seed: int) -> int:
+        """Return the label of sample `number`, whose own seed is `seed`."""
+        if self.rule == "listed":
+            return self.listed[number % len(self.listed)]
+        if self.rule == "balanced":
+            return number % self.num_classes
+        if self.rule == "none":
+            return 0
+        return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] % self.num_classes)
+
+    def as_json(self) -> str | list[int]:
+        return list(self.listed) if self.rule == "listed" else self.rule
+
+
+class Drawn(NamedTuple):
+    """Normalised latents (N, C, h, w), where they were drawn, and pictures (N, H, W, 3), uint8."""
+
+    latents: Tensor
+    pixels: npt.NDArray[np.uint8]
+
+
+class SampleDrawer:
+    """A generator that is ready to draw. Raises what loading it raises, and ConfigError for what cannot be drawn."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        self.drawing = drawing
+        self.model = load_latent_diffusion(drawing.source, drawing.weights, drawing.average)
+        self.sampling = _changed(self.model.sampling, drawing.changes)
+        self.rule = LabelRule.of(drawing, self.model)
+        self.weak = None if drawing.autoguidance is None else load_weaker(drawing.autoguidance, self.model)
+        self.latent_size, self.image_size = _sizes(drawing.size, self.model)
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+    @property
+    def conditional(self) -> bool:
+        """Whether samples have labels."""
+        return self.model.conditional
+
+    def labels(self, numbers: Sequence[int]) -> list[int]:
+        """Return the labels of these samples."""
+        return [self.rule.label(i, self.drawing.seed + i) for i in numbers]
+
+    def check(self, num: int, *several: Sampling) -> None:
+        """Raise ConfigError unless `num` samples can be drawn with each of these settings.
+
+        Each is rehearsed on a single number, with a model that says 0.
+        """
+        if self.drawing.seed + num > SEEDS:
+            raise ConfigError(
+                f"seed {self.drawing.seed} with {num} samples: seeds end at 2^32 - 1, and sample i has seed + i; "
+                "give a lower seed"
+            )
+        null, shape = self.model.generator.null_class, (self.model.latent_shape[0], 1, 1)
+        for sampling in several:
+            self.model.check_guidance(sampling, self.weak)
+            weak = None if self.weak is None else _nothing
+            try:
+                draw_samples(_nothing, torch.zeros(1, dtype=torch.long), [0], shape, sampling, null, weak)
+            except TypeError as error:  # such as text where a number belongs
+                raise ConfigError(
+                    f"sampler '{sampling.sampler}' cannot use its options {dict(sampling.options)} "
+                    f"({first_line(error)}); give each a value of the type of its default"
+                ) from error
+
+    def to_device(self) -> None:
+        """Move what drawing needs; the tokenizer's encoder stays."""
+        for part in (self.model.generator, self.model.tokenizer.decoder, self.weak):
+            if part is not None:
+                part.to(self.device)
+
+    @torch.inference_mode()
+    def draw(self, numbers: Sequence[int], sampling: Sampling | None = None) -> Drawn:
+        """Draw the samples of these numbers as one batch.
+
+        Raises DivergenceError when one is not finite, ConfigError when memory does not suffice.
+        """
+        seeds, low = [self.drawing.seed + i for i in numbers], PRECISIONS[self.drawing.precision]
+        chosen = sampling or self.sampling
+        try:
+            with _float32(strict=self.drawing.precision == "fp32"):
+                with torch.autocast(self.device.type, low, enabled=low is not None):
+                    latents = self.model.sample_latents(
+                        self.labels(numbers), seeds, chosen, self.latent_size, self.weak
+                    )
+                images = self.model.decode(latents)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"{len(numbers)} samples of {' x '.join(map(str, self.image_size))} at once do not fit into the "
+                "memory of this device; lower --batch-size"
+            ) from error
+        self._check_finite(latents, images, numbers, chosen)
+        pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return Drawn(latents, pixels.cpu().numpy())
+
+    def _check_finite(self, latents: Tensor, images: Tensor, numbers: Sequence[int], chosen: Sampling) -> None:
+        finite = latents.isfinite().flatten(1).all(1) & images.isfinite().flatten(1).all(1)
+        if not finite.all():
+            place = int(finite.logical_not().nonzero()[0])
+            what = "picture" if latents[place].isfinite().all() else "latents"
+            raise DivergenceError(
+                f"the {what} of sample {numbers[place]} (seed {self.drawing.seed + numbers[place]}) came out as NaN or "
+                f"infinite, with --precision {self.drawing.precision} and --cfg-scale {chosen.cfg_scale:g}; try "
+                "--precision fp32 and --cfg-scale 1. If it is not finite then either, the generator diverged in "
+                "training: take weights of an earlier step"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what fixes the samples, as JSON types; paths and versions are told too."""
+        drawing, model = self.drawing, self.model
+        weak = None
+        if self.weak is not None:
+            weak = {"identity": weights_identity(self.weak, {}), "source": str(drawing.autoguidance)}
+        return {
+            "generator": {
+                "identity": generator_identity(model),
+                "source": str(drawing.source),
+                "weights": drawing.weights,
+                "average": drawing.average,
+            },
+            "tokenizer": {
+                "identity": model.tokenizer.identity,
+                "decoder": weights_identity(model.tokenizer.decoder, model.tokenizer.config["decoder"]),
+            },
+            "autoguidance": weak,
+            "sampling": json.loads(json.dumps(asdict(self.sampling))),
+            "image_size": list(self.image_size),
+            "precision": drawing.precision,
+            "labels": self.rule.as_json(),
+            "seed": drawing.seed,
+            "aligntok_version": aligntok.__version__,
+        }
+
+
+def load_weaker(source: str | os.PathLike[str], model: LatentDiffusion) -> nn.Module:
+    """Load the generator at `source`, to guide `model` with. Raises ConfigError unless both see the same latents."""
+    weak = load_latent_diffusion(source)
+    pairs = {
+        "latent channels": (weak.latent_shape[0], model.latent_shape[0]),
+        "classes": (weak.generator.num_classes, model.generator.num_classes),
+        "names of the classes": (weak.class_names or model.class_names, model.class_names or weak.class_names),
+    }
+    for what, (its, ours) in pairs.items():
+        if its != ours:
+            told = f"{its}, not {ours}" if isinstance(its, int) else "others"
+            raise ConfigError(
+                f"autoguidance: {source} has other {what} than the generator that it is to guide ({told}); "
+                "give a generator that was trained on the same latents"
+            )
+    (mean, std), (own_mean, own_std) = weak.statistics.tensors(), model.statistics.tensors()
+    apart = torch.stack([(mean - own_mean) / own_std, (std - own_std) / own_std]).abs().max()
+    if not apart <= SAME_STATISTICS:
+        raise ConfigError(
+            f"autoguidance: the latents of {source} are normalised by other means and deviations (up to {apart:.2g} "
+            "deviations apart) than the generator's that it is to guide; give one that was trained on the same latents"
+        )
+    return weak.generator
+
+
+def generator_identity(model: LatentDiffusion) -> str:
+    """SHA-256 of the generator's weights and config and its latents' statistics, 64 hexadecimal digits."""
+    return weights_identity(
+        model.generator, {"generator": model.config["generator"], "statistics": model.config["statistics"]}
+    )
+
+
+def weights_identity(module: nn.Module, config: Mapping[str, Any]) -> str:
+    """SHA-256 of a module's weights and a config, 64 hexadecimal digits; the same on every device."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _changed(own: Sampling, changes: Mapping[str, Any]) -> Sampling:
+    kept = own.options if changes.get("sampler", own.sampler) == own.sampler else {}
+    return replace(own, **{**changes, "options": {**kept, **changes.get("options", {})}})
+
+
+def _sizes(size: tuple[int, int] | None, model: LatentDiffusion) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (h, w) of the latents and (H, W) of the pictures. Raises ConfigError for a size that cannot be."""
+    f = model.tokenizer.downsample_factor
+    own = (model.latent_shape[1] * f, model.latent_shape[2] * f)
+    height, width = size or own
+    unit = f * getattr(model.generator, "patch_size", 1)
+    if min(height, width) < 1 or height % unit or width % unit:
+        near = " x ".join(str(max(1, round(side / unit)) * unit) for side in (height, width))
+        raise ConfigError(
+            f"size {height} x {width}: both sides must be multiples of {unit}, the tokenizer's factor times the "
+            f"generator's patch size, such as {near}"
+        )
+    return (height // f, width // f), (height, width)
+
+
+def _nothing(x: Tensor, t: Tensor, y: Any) -> Tensor:
+    return torch.zeros_like(x)
+
+
+@contextmanager
+def _float32(strict: bool) -> Iterator[None]:
+    """Compute float32 on a GPU as it is written, or with factors rounded to TF32."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest" if strict else "high")
+    torch.backends.cudnn.allow_tf32 = not strict
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -1,0 +1,286 @@
+"""What guidance does: the same noise and labels at several scales and numbers of steps, measured and shown."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from aligntok.data.files import claiming, replacing, write_atomically
+from aligntok.data.progress import progress_bar
+from aligntok.diffusion.sampling import Sampling
+from aligntok.engine.checkpoints import remove_leftovers, write_json
+from aligntok.engine.distributed import barrier, is_first, start_processes, sum_over_processes, world
+from aligntok.engine.failures import ending_together
+from aligntok.engine.grids import image_grid
+from aligntok.engine.hooks import to_picture
+from aligntok.engine.preemption import noting_sigterm, sigterm_was_sent
+from aligntok.errors import Preempted
+from aligntok.training.drawing import Drawing, SampleDrawer
+from aligntok.training.latent_cache import SILENCE_SECONDS
+from aligntok.training.latent_encoding import check_at_least
+from aligntok.training.sample_files import Pixels, check_folder_is_new
+from aligntok.training.sampling import agree, default_folder
+
+DESCRIPTION = "sweep.json"
+SHOWN = 4  # samples in each cell of the picture
+SMALLEST_TILE = 96  # pixels: smaller samples are shown enlarged
+#: Columns of sweep.csv: their headings in the printed table, and how a number is written there.
+COLUMNS = {
+    "cfg_scale": ("cfg", "g"),
+    "steps": ("steps", "d"),
+    "evaluations_per_sample": ("evaluations", ".1f"),
+    "seconds_per_sample": ("seconds", ".4f"),
+    "rms_from_unguided": ("difference", ".2f"),
+    "latent_std": ("latent std", ".3f"),
+    "saturated": ("saturated", ".4f"),
+}
+_MEASURED = 6  # numbers of a sample: evaluations, seconds, RMS difference, mean and mean square of latents, saturated
+
+
+class Cell(NamedTuple):
+    """A combination, and what was measured of it: means over the samples.
+
+    evaluations: passes through generators, a guided one counted as two. seconds: of one process, decoding included.
+    rms: the root mean square difference, in grey levels, from the unguided sample of the same noise and steps.
+    latent_std: of the normalised latents; that of the data is 1. saturated: the share of values that are 0 or 255.
+    """
+
+    scale: float
+    steps: int
+    evaluations: float
+    seconds: float
+    rms: float
+    latent_std: float
+    saturated: float
+
+
+def sweep_guidance(
+    drawing: Drawing,
+    scales: Sequence[float],
+    steps: Sequence[int] = (),
+    num: int = 64,
+    out: str | os.PathLike[str] | None = None,
+    batch_size: int = 32,
+) -> Path:
+    """Draw `num` samples at every guidance scale, 1 among them, and number of steps; return the folder of the results.
+
+    All combinations begin with the same noise and labels. Writes ``sweep.csv``, a row a combination, ``sweep.png``, its
+    curves, ``sweep_grid.png``, the first samples of each, and ``sweep.json``, the settings; prints the table. `steps`
+    may be empty, for those of the drawing. `out` None is a folder in the generator's own. Collective under torchrun.
+
+    Raises ConfigError for options that cannot be, what drawing raises, and Preempted after SIGTERM: a sweep is not
+    gone on with.
+    """
+    check_at_least(1, num=num, batch_size=batch_size)
+    start_processes()
+    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+        drawer = SampleDrawer(drawing)
+        grid = combinations(drawer.sampling, scales, steps)
+        drawer.check(num, *grid)
+        scales, steps = sorted({each.cfg_scale for each in grid}), sorted({each.steps for each in grid})
+        settings = _described(drawer, scales, steps) | {"num": num, "batch_size": batch_size}
+        agree(settings)
+        words = [f"{name}-{'-'.join(f'{x:g}' for x in values)}" for name, values in (("cfg", scales), ("steps", steps))]
+        named = default_folder(drawer, settings, "sweep", drawer.sampling.sampler, *words)
+        path = named if out is None else Path(out).expanduser()
+        if is_first() and not (path / DESCRIPTION).is_file():
+            check_folder_is_new(path, DESCRIPTION)
+        with claiming(path, wanted=is_first()):
+            cells, pictures = measure(drawer, grid, num, batch_size)
+            if is_first():
+                remove_leftovers(path)
+                write_json(path / DESCRIPTION, settings)
+                write_results(path, cells, pictures)
+                print_cells(cells, num)
+                print(f"Sweep: {path}   (sweep.csv, sweep.png, sweep_grid.png)")
+            barrier()
+    return path
+
+
+def _described(drawer: SampleDrawer, scales: Sequence[float], steps: Sequence[int]) -> dict[str, Any]:
+    settings = drawer.describe()
+    return {**settings, "sampling": {**settings["sampling"], "cfg_scale": list(scales), "steps": list(steps)}}
+
+
+def combinations(own: Sampling, scales: Sequence[float], steps: Sequence[int]) -> list[Sampling]:
+    """Return the settings of every scale, 1 among them, at every number of steps, in order, scale by scale for each.
+
+    Raises ConfigError for values that cannot be.
+    """
+    return [
+        replace(own, steps=each, cfg_scale=scale)
+        for each in sorted({*(steps or [own.steps])})
+        for scale in sorted({1.0, *map(float, scales)}, key=lambda scale: (scale != 1, scale))
+    ]
+
+
+def measure(
+    drawer: SampleDrawer, grid: Sequence[Sampling], num: int, batch_size: int
+) -> tuple[list[Cell], dict[tuple[float, int], list[Pixels]]]:
+    """Draw and measure every combination; collective. Return the cells, and the first pictures of each (H, W, 3).
+
+    Of each number of steps, scale 1 comes first in `grid`. Raises Preempted.
+    """
+    batches = [range(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
+    rank, processes = world()
+    mine = batches[rank::processes]
+    table = torch.zeros(len(grid), num, _MEASURED, dtype=torch.float64)
+    first = torch.zeros(len(grid), min(SHOWN, num), *drawer.image_size, 3, dtype=torch.uint8)
+    if mine:
+        drawer.to_device()
+        drawer.draw(mine[0], replace(grid[-1], steps=1))  # so that no combination pays for what comes once
+    unguided: dict[int, Pixels] = {}
+    with progress_bar(num * len(grid), "guidance sweep", "image") as bar:
+        for round in range(math.ceil(len(batches) / processes)):
+            batch = mine[round] if round < len(mine) else range(0)
+            for place, sampling in enumerate(grid):
+                if batch:
+                    table[place, batch.start : batch.stop], pixels = _measure(drawer, sampling, batch, unguided)
+                    for i in range(batch.start, min(batch.stop, first.shape[1])):
+                        first[place, i] = torch.from_numpy(pixels[i - batch.start])
+                bar.update(int(sum_over_processes(torch.tensor(len(batch)))))
+                if sigterm_was_sent():
+                    raise Preempted("stopped by SIGTERM; a guidance sweep is not gone on with, it begins anew")
+    means = sum_over_processes(table).mean(dim=1)
+    shown = sum_over_processes(first).numpy()
+    cells = [_cell(sampling, row) for sampling, row in zip(grid, means.tolist(), strict=True)]
+    return cells, {(cell.scale, cell.steps): list(pictures) for cell, pictures in zip(cells, shown, strict=True)}
+
+
+def _measure(
+    drawer: SampleDrawer, sampling: Sampling, batch: range, unguided: dict[int, Pixels]
+) -> tuple[Tensor, Pixels]:
+    """Return what is measured of each sample of a batch (N, 6), and its pictures (N, H, W, 3)."""
+    with _counting(drawer) as passes:
+        began = _now(drawer.device)
+        latents, pixels = drawer.draw(batch, sampling)
+        seconds = _now(drawer.device) - began
+    if sampling.cfg_scale == 1:
+        unguided[sampling.steps] = pixels
+    values = torch.zeros(len(batch), _MEASURED, dtype=torch.float64)
+    values[:, 0], values[:, 1] = sum(passes) / len(batch), seconds / len(batch)
+    away = pixels.astype(np.float64) - unguided[sampling.steps]
+    values[:, 2] = torch.from_numpy(np.sqrt(np.square(away).mean(axis=(1, 2, 3))))
+    flat = latents.double().flatten(1).cpu()
+    values[:, 3], values[:, 4] = flat.mean(1), flat.square().mean(1)
+    values[:, 5] = torch.from_numpy(((pixels == 0) | (pixels == 255)).mean(axis=(1, 2, 3)))
+    return values, pixels
+
+
+def _cell(sampling: Sampling, means: Sequence[float]) -> Cell:
+    evaluations, seconds, rms, mean, square, saturated = means
+    deviation = math.sqrt(max(square - mean**2, 0))
+    return Cell(sampling.cfg_scale, sampling.steps, evaluations, seconds, rms, deviation, saturated)
+
+
+@contextmanager
+def _counting(drawer: SampleDrawer) -> Iterator[list[int]]:
+    """Collect the number of latents in each pass through a generator."""
+    passes: list[int] = []
+    models = [model for model in (drawer.model.generator, drawer.weak) if model is not None]
+    hooks = [model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0]))) for model in models]
+    try:
+        yield passes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def print_cells(cells: Sequence[Cell], num: int, console: Console | None = None) -> None:
+    """Print the table of the combinations."""
+    title = f"Guidance sweep: means of {num} samples; difference from the unguided ones in grey levels (RMS)"
+    table = Table(title=title, title_justify="left")
+    for heading, _ in COLUMNS.values():
+        table.add_column(heading, justify="right", overflow="fold")
+    for cell in sorted(cells):
+        table.add_row(*(f"{value:{form}}" for value, (_, form) in zip(cell, COLUMNS.values(), strict=True)))
+    (console or Console()).print(table)
+
+
+def write_results(path: Path, cells: Sequence[Cell], pictures: dict[tuple[float, int], list[Pixels]]) -> None:
+    """Write sweep.csv, sweep.png and sweep_grid.png."""
+    with replacing(path / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(sorted(cells))
+    figure = plot(cells)
+    write_atomically(path / "sweep.png", lambda temporary: figure.savefig(temporary, format="png", dpi=100))
+    picture = draw_grid(pictures)
+    write_atomically(path / "sweep_grid.png", lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def plot(cells: Sequence[Cell]) -> Any:
+    """Return a matplotlib figure: what was measured against the scale, a curve a number of steps."""
+    from matplotlib.figure import Figure  # not pyplot: no window, and no state that others share
+
+    panels = {
+        "rms": "difference from unguided (RMS, grey levels)",
+        "latent_std": "deviation of normalised latents (data: 1)",
+        "saturated": "share of saturated values",
+        "evaluations": "evaluations a sample",
+        "seconds": "seconds a sample",
+    }
+    figure = Figure(figsize=(15, 8.5), layout="constrained")
+    axes = figure.subplots(2, 3).flatten()
+    for axis, (name, title) in zip(axes, panels.items(), strict=False):
+        for steps in sorted({cell.steps for cell in cells}):
+            curve = sorted(cell for cell in cells if cell.steps == steps)
+            scales, values = [cell.scale for cell in curve], [getattr(cell, name) for cell in curve]
+            axis.plot(scales, values, marker="o", label=f"{steps} steps")
+        axis.set(title=title, xlabel="cfg_scale")
+        axis.grid(alpha=0.3)
+    axes[1].axhline(1, color="grey", linestyle="--")
+    axes[-1].axis("off")
+    axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center")
+    return figure
+
+
+def draw_grid(pictures: dict[tuple[float, int], list[Pixels]]) -> Any:
+    """Return a Pillow image: a row a scale, a column a number of steps, the first samples in each cell."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 16)
+    scales, counts = sorted({scale for scale, _ in pictures}), sorted({steps for _, steps in pictures})
+    tiles = {key: _tile(shown) for key, shown in pictures.items()}
+    height, width, gap = *next(iter(tiles.values())).shape[1:], 8
+    rows, columns = [f"cfg {scale:g}" for scale in scales], [f"{steps} steps" for steps in counts]
+    left, top = math.ceil(max(map(font.getlength, rows))) + 2 * gap, 16 + 2 * gap
+    sheet = Image.new("RGB", (left + len(counts) * (width + gap), top + len(scales) * (height + gap)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, scale in enumerate(scales):
+        y = top + row * (height + gap)
+        pen.text((gap, y + height / 2), rows[row], "black", font, anchor="lm")
+        for column, steps in enumerate(counts):
+            x = left + column * (width + gap)
+            if row == 0:
+                pen.text((x + width / 2, top / 2), columns[column], "black", font, anchor="mm")
+            sheet.paste(to_picture(tiles[scale, steps]), (x, y))
+    return sheet
+
+
+def _tile(shown: Sequence[Pixels]) -> Tensor:
+    """Return a few samples (H, W, 3) as one picture (3, H', W') in [-1, 1], enlarged if they are small."""
+    times = max(1, SMALLEST_TILE // min(shown[0].shape[:2]))
+    images = [torch.from_numpy(each).permute(2, 0, 1).float() / 127.5 - 1 for each in shown]
+    larger = [image.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2) for image in images]
+    return image_grid(larger, columns=2)

@@ -1,0 +1,142 @@
+"""A set of samples, drawn by one process or many into one folder.
+
+Sample i follows from its seed, `seed` + i, and its label alone. A set is drawn in batches that are cut from the numbers
+0, 1, ... in order, the same whichever process draws them and whatever was there before: so its pictures do not depend
+on processes and interruptions, and on the batch size only as far as the rounding of the arithmetic does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aligntok.data.files import claiming
+from aligntok.data.progress import progress_bar
+from aligntok.diffusion.sampling import Sampling
+from aligntok.engine.distributed import barrier, is_first, share_weights, start_processes, sum_over_processes, world
+from aligntok.engine.failures import ending_together
+from aligntok.engine.preemption import noting_sigterm, sigterm_was_sent
+from aligntok.errors import ConfigError, DataError, Preempted
+from aligntok.training.beside import open_real, write_beside
+from aligntok.training.drawing import Drawing, SampleDrawer
+from aligntok.training.latent_cache import SILENCE_SECONDS
+from aligntok.training.latent_encoding import check_at_least
+from aligntok.training.sample_files import PictureWriter, SampleFolder, compared
+
+
+def sample_images(
+    drawing: Drawing,
+    num: int,
+    out: str | os.PathLike[str] | None = None,
+    batch_size: int = 32,
+    npz: bool = True,
+    grid: int = 64,
+    beside: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+) -> Path:
+    """Draw `num` samples into a folder, and return it: ``images/000000.png``, ..., ``samples.json``; see below.
+
+    `out` None is a folder in the generator's own, named after the settings. With `npz` there is ``samples.npz`` too:
+    arr_0, uint8 (N, H, W, 3), and of a generator with classes arr_1, int64 (N,). `grid` of the samples make
+    ``grid.png``, 0 none; `beside` names images, or a `split` of them, that are shown beside samples of their class in
+    ``beside_real.png``. Started again it draws only batches of which something is missing, and with a larger `num`
+    goes on. Collective under torchrun; `batch_size` is of one process.
+
+    Raises ConfigError for options that cannot be, or differ from what the folder was begun with; DataError for a full
+    disk; DivergenceError for samples that are not finite; what loading raises; Preempted after SIGTERM.
+    """
+    check_at_least(1, num=num, batch_size=batch_size)
+    check_at_least(0, grid=grid)
+    start_processes()
+    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+        drawer = SampleDrawer(drawing)
+        drawer.check(num, drawer.sampling)
+        if drawer.weak is not None and drawer.sampling.cfg_scale == 1:
+            raise ConfigError("autoguidance with cfg_scale=1 guides nothing; give --cfg-scale, such as 2")
+        settings = drawer.describe()
+        agree(settings)
+        path = default_folder(drawer, settings) if out is None else Path(out).expanduser()
+        labels = drawer.labels(range(num)) if drawer.conditional else None
+        real = None if beside is None else open_real(beside, split, labels)
+        folder = SampleFolder(path, num, drawer.image_size, labels, {**settings, "batch_size": batch_size})
+        if is_first():
+            folder.check()
+        with claiming(path, wanted=is_first()):
+            draw_batches(drawer, folder, folder.begin_together(npz), batch_size)
+            folder.write_npz_together(npz)
+            if is_first():
+                if real is not None:
+                    write_beside(folder, real)
+                print(folder.finish(grid))
+            barrier()
+    return path
+
+
+def draw_batches(drawer: SampleDrawer, folder: SampleFolder, missing: set[int], batch_size: int) -> None:
+    """Draw each batch of which samples are missing, and write those; collective.
+
+    A batch is drawn whole, so that its samples are the very same as without an interruption. Raises Preempted.
+    """
+    batches = [range(first, min(first + batch_size, folder.num)) for first in range(0, folder.num, batch_size)]
+    left = [batch for batch in batches if not missing.isdisjoint(batch)]
+    rank, processes = world()
+    mine = left[rank::processes]
+    if mine:
+        drawer.to_device()
+    with PictureWriter(folder) as writer, progress_bar(len(missing), "sampling", "image") as bar:
+        for round in range(math.ceil(len(left) / processes)):  # as many in every process, that all stop together
+            wanted = sorted(missing.intersection(mine[round])) if round < len(mine) else []
+            if wanted:
+                pixels = drawer.draw(mine[round]).pixels
+                writer.write([(i, pixels[i - mine[round].start]) for i in wanted])
+            bar.update(int(sum_over_processes(torch.tensor(len(wanted)))))
+            if sigterm_was_sent():
+                raise Preempted(
+                    f"stopped by SIGTERM while samples were drawn into {folder.path}; the pictures that are there are "
+                    "whole, and the same command goes on from them"
+                )
+    barrier()  # the pictures of all processes are written
+
+
+def default_folder(drawer: SampleDrawer, settings: Mapping[str, Any], *first: str) -> Path:
+    """Return a folder inside the generator's own, named after the settings and the weights.
+
+    The words `first` come instead of sampler, steps and scale.
+    """
+    sampling, plain = drawer.sampling, Sampling()
+    words = [*(first or (f"{sampling.sampler}-{sampling.steps}", f"cfg-{sampling.cfg_scale:g}"))]
+    if sampling.cfg_interval is not None:
+        words.append("interval-{:g}-{:g}".format(*sampling.cfg_interval))
+    words += [f"channels-{sampling.cfg_channels}"] * (sampling.cfg_channels is not None)
+    words += ["energy"] * sampling.preserve_energy
+    words += [f"shift-{sampling.shift:g}"] * (sampling.shift != plain.shift)
+    words += [f"{key}-{value}" for key, value in sorted(sampling.options.items())]
+    words.append("x".join(map(str, drawer.image_size)))
+    if drawer.rule.rule == "listed":
+        some, more = drawer.rule.listed[:4], len(drawer.rule.listed) - 4
+        words.append("-".join(["classes", *map(str, some), *([f"and-{more}"] if more > 0 else [])]))
+    elif drawer.rule.rule == "balanced":
+        words.append("balanced")
+    words += [settings["precision"]] * (settings["precision"] != "fp32")
+    words += [f"seed-{settings['seed']}"] * (settings["seed"] != 0)
+    words += [f"weak-{settings['autoguidance']['identity'][:8]}"] if settings["autoguidance"] else []
+    return Path(drawer.drawing.source) / "samples" / "_".join([*words, settings["generator"]["identity"][:8]])
+
+
+def agree(settings: Mapping[str, Any]) -> None:
+    """Raise DataError in a process that has other settings than the first; collective."""
+    digest = hashlib.sha256(json.dumps(compared(settings), sort_keys=True).encode()).digest()
+    first = torch.tensor(list(digest), dtype=torch.uint8)
+    share_weights([first])
+    if bytes(first.tolist()) != digest:
+        raise DataError(
+            "this process has another generator or other options than the first; give every machine the same files "
+            "and the same command"
+        )

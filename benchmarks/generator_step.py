@@ -1,0 +1,319 @@
+"""What a training step of a generator and a guided sampling cost on the CPU, part by part, beside the published code.
+
+    python benchmarks/generator_step.py --threads 2
+    python benchmarks/generator_step.py --threads 2 --reference ../LightningDiT   # a clone of the published code
+
+Training: LightningDiT S/1 on latents of 32 x 16 x 16 in float32, linear path, logit-normal times, squared error and
+direction loss, AdamW, one moving average. Sampling: 4 images over 16 points, that is 15 Euler steps, without guidance
+and with classifier-free guidance of all channels, of the first 3 as the published code has it, and in an interval with
+shifted times. Weights, latents and labels are random.
+
+In each round everything takes its turn, so that a noisy machine disturbs all alike; printed are medians and quartiles,
+and for ratios those of the ratios within a round. Parts of a sampling are timed by hooks (not with --compile).
+Without --reference the published code's seconds are those of --published-step and --published-sampling. With it they
+are measured: its model and its guidance, AdamW as torch gives it and its loop over the weights for the moving average;
+both sides have the same weights, path, loss and Euler steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from aligntok.diffusion.guidance import classifier_free
+from aligntok.diffusion.losses import flow_matching_loss
+from aligntok.diffusion.paths import interpolate, path_velocity
+from aligntok.diffusion.samplers import sample
+from aligntok.diffusion.times import draw_times, time_grid
+from aligntok.engine.compilation import compile_blocks
+from aligntok.engine.ema import WeightAverages
+from aligntok.generators.lightning_dit import SIZES, LightningDiT
+
+CHANNELS, CLASSES, IMAGES, SCALE, DECAY = 32, 1000, 4, 4.0, 0.9999
+#: The work whose seconds are known of the published code, by option.
+KNOWN_WORK = {
+    "size": "S",
+    "depth": None,
+    "latent_size": 16,
+    "batch_size": 8,
+    "points": 16,
+    "threads": 2,
+    "compile": False,
+    "grad_checkpointing": False,
+}
+GOALS = {"training step": 0.90, "guided sampling": 0.75}  # of the published code's seconds, at most
+GUIDED, GUIDED_3 = "guided, all channels", "guided, first 3 channels"
+IN_INTERVAL, UNGUIDED = "guided for t in 0.125 to 1, shift 0.3", "unguided"
+#: The names of modules, ours and the published ones alike, whose time is a part of a sampling's.
+PARTS = {
+    r"blocks\.\d+\.attn": "attention",
+    r"blocks\.\d+\.mlp": "MLPs",
+    r"[ty]_embedder|.*adaLN_modulation": "condition",
+}
+REST, WHOLE = "the rest", "the whole step"
+
+Laps = dict[str, float]
+Sampling = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Side:
+    """One implementation: a model, how its weights are stepped and averaged, and its samplings by name."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Callable[[], None]
+    samplings: dict[str, Sampling]  # (noise, labels) -> samples
+    batches: list[int] = field(default_factory=list)  # rows of each call of the model
+
+    def __post_init__(self) -> None:
+        # Not of the model: the published guidance calls its forward() past the hooks.
+        self.model.x_embedder.register_forward_pre_hook(lambda _, inputs: self.batches.append(len(inputs[0])))
+
+
+def build_ours(given: argparse.Namespace) -> Side:
+    """Return our model, optimiser, average and samplings."""
+    model = LightningDiT(given.size, input_size=given.latent_size, in_channels=CHANNELS, **_depth(given))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.02)  # as initialised, most gradients would be 0
+    model.set_grad_checkpointing(given.grad_checkpointing)
+    if given.compile:
+        compile_blocks([model], {})
+
+    def sampling(shift: float = 1.0, scale: float = SCALE, **guidance: Any) -> Sampling:
+        grid = time_grid(given.points, shift)
+        return lambda noise, y: sample(classifier_free(model, y, model.null_class, scale, **guidance), noise, grid)
+
+    samplings = {
+        GUIDED: sampling(),
+        GUIDED_3: sampling(channels=3),
+        IN_INTERVAL: sampling(interval=(0.125, 1.0), shift=0.3),
+        UNGUIDED: sampling(scale=1.0),
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=0, fused=True)
+    return Side(model, optimizer, WeightAverages({"generator": model}, [], [DECAY]).update, samplings)
+
+
+def build_published(given: argparse.Namespace, ours: nn.Module) -> Side:
+    """Return the published model, with our weights, and what its training script does with it."""
+    sys.path.insert(0, str(given.reference))
+    # The published module compiles its functions as it is imported.
+    with nullcontext() if given.compile else mock.patch.object(torch, "compile", lambda function: function):
+        module = import_module("models.lightningdit")
+    width, depth, heads = SIZES[given.size]
+    shape = dict(hidden_size=width, depth=depth, num_heads=heads) | _depth(given)
+    options = dict(use_swiglu=True, use_rope=True, use_rmsnorm=True, use_checkpoint=given.grad_checkpointing)
+    model = module.LightningDiT(given.latent_size, 1, CHANNELS, num_classes=CLASSES, **shape, **options)
+    model.load_state_dict(ours.state_dict(), strict=False)  # the position tables are its own
+    averages = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    @torch.no_grad()
+    def average() -> None:
+        for name, parameter in model.named_parameters():
+            averages[name].mul_(DECAY).add_(parameter, alpha=1 - DECAY)
+
+    def guided(noise: Tensor, y: Tensor) -> Tensor:
+        both = torch.cat([y, torch.full_like(y, CLASSES)])
+        grid = time_grid(given.points)
+        return sample(lambda x, t: model.forward_with_cfg(x, t, both, SCALE), noise.repeat(2, 1, 1, 1), grid)[: len(y)]
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=0)
+    return Side(model, optimizer, average, {GUIDED_3: guided})
+
+
+def _depth(given: argparse.Namespace) -> dict[str, int]:
+    return {"depth": given.depth} if given.depth else {}
+
+
+def time_training(side: Side, given: argparse.Namespace) -> Laps:
+    """Take one training step; return its seconds by part."""
+    side.model.train()
+    shape = (given.batch_size, CHANNELS, given.latent_size, given.latent_size)
+    data, labels = torch.randn(shape), torch.randint(CLASSES, shape[:1])
+    laps, began = {}, time.perf_counter()
+
+    def lap(part: str) -> None:
+        laps[part] = time.perf_counter() - began - sum(laps.values())
+
+    noise, t = torch.randn_like(data), draw_times(torch.default_generator, len(data))
+    x = interpolate(noise, data, t)
+    lap("noisy latents")
+    predicted = side.model(x, t, labels)
+    lap("forward")
+    loss = flow_matching_loss(predicted, path_velocity(noise, data)).mean()
+    lap("loss")
+    loss.backward()
+    lap("backward")
+    side.optimizer.step()
+    side.optimizer.zero_grad()
+    lap("optimiser")
+    side.average()
+    lap("moving average")
+    return {**laps, WHOLE: sum(laps.values())}
+
+
+def time_sampling(side: Side, name: str, noise: Tensor, labels: Tensor, hooked: bool) -> Laps:
+    """Draw samples once; return the seconds of the whole and, if hooked, by part."""
+    side.model.eval()
+    side.batches.clear()
+    seconds: Counter[str] = Counter()
+    handles = list(_time_modules(side.model, seconds)) if hooked else []
+    began = time.perf_counter()
+    side.samplings[name](noise, labels)
+    whole = time.perf_counter() - began
+    for handle in handles:
+        handle.remove()
+    rest = {REST: whole - sum(seconds.values())} if hooked else {}
+    return {WHOLE: whole, **seconds, **rest}
+
+
+def _time_modules(model: nn.Module, seconds: Counter[str]) -> Any:
+    """Count the seconds of the modules that PARTS names; yields the handles of the hooks that do it."""
+    began: list[float] = []
+    for name, module in model.named_modules():
+        for part in (part for pattern, part in PARTS.items() if re.fullmatch(pattern, name)):
+            yield module.register_forward_pre_hook(lambda *_: began.append(time.perf_counter()))
+            yield module.register_forward_hook(
+                lambda *_, part=part: seconds.update({part: time.perf_counter() - began.pop()})
+            )
+
+
+@dataclass
+class Measured:
+    """Of one side, in each round: the laps of its training steps, and of each sampling; and the calls of the model."""
+
+    training: list[list[Laps]] = field(default_factory=list)
+    samplings: list[dict[str, Laps]] = field(default_factory=list)
+    batches: dict[str, list[int]] = field(default_factory=dict)
+
+
+def measure(sides: dict[str, Side], given: argparse.Namespace) -> dict[str, Measured]:
+    """Let the sides take turns for some rounds, after one that warms up."""
+    noise = torch.randn(IMAGES, CHANNELS, given.latent_size, given.latent_size)
+    labels = torch.randint(CLASSES, (IMAGES,))
+    found = {name: Measured() for name in sides}
+    for number in range(given.rounds + 1):
+        for name, side in sides.items():
+            training = [time_training(side, given) for _ in range(given.steps)]
+            samplings = {}
+            for sampling in side.samplings:
+                samplings[sampling] = time_sampling(side, sampling, noise, labels, not given.compile)
+                found[name].batches[sampling] = list(side.batches)
+            if number:
+                found[name].training.append(training)
+                found[name].samplings.append(samplings)
+    return found
+
+
+def spread(values: list[float]) -> str:
+    """Return median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:8.3f} ({low:.3f}-{high:.3f})"
+
+
+def print_training(found: Measured, batch_size: int) -> None:
+    """Print the parts of the training step."""
+    steps = [laps for laps_of_round in found.training for laps in laps_of_round]
+    whole = statistics.median(laps[WHOLE] for laps in steps)
+    print(f"  {'training step':38s} {'s a step':>8s} (quartiles)      share")
+    for part in steps[0]:
+        values = [laps[part] for laps in steps]
+        print(f"  {part:38s} {spread(values):24s} {statistics.median(values) / whole:6.1%}")
+    print(f"  {'images a second':38s} {batch_size / whole:8.2f}")
+
+
+def print_samplings(found: Measured) -> None:
+    """Print the samplings, each with its parts and how often the model was called, with how many rows in all."""
+    parts = list(dict.fromkeys(part for laps in found.samplings[0].values() for part in laps if part != WHOLE))
+    head = f"{f'sampling {IMAGES} images':38s} {'s':>8s} {'(quartiles)':15s} calls   rows"
+    print(f"  {head}{''.join(f'{part:>11s}' for part in parts)}")
+    for name in found.samplings[0]:
+        laps = [samplings[name] for samplings in found.samplings]
+        shares = [statistics.median(lap[part] / lap[WHOLE] for lap in laps) for part in parts]
+        calls = f"{len(found.batches[name]):5d} {sum(found.batches[name]):6d}"
+        line = f"{name:38s} {spread([lap[WHOLE] for lap in laps]):24s} {calls}"
+        print(f"  {line}{''.join(f'{share:11.1%}' for share in shares)}")
+
+
+def print_goals(found: dict[str, Measured], given: argparse.Namespace) -> None:
+    """Print ours over the published code's seconds, against the goals."""
+    print("\nOurs over the published code")
+    changed = [name for name, value in KNOWN_WORK.items() if getattr(given, name) != value]
+    if not given.reference and changed:
+        print(f"  no ratio: the published seconds are of other work, see {', '.join(changed)}")
+        return
+    steps = {n: [statistics.median(lap[WHOLE] for lap in laps) for laps in m.training] for n, m in found.items()}
+    if given.reference:
+        theirs = {"training step": steps["published"]}
+        theirs["guided sampling"] = [s[GUIDED_3][WHOLE] for s in found["published"].samplings]
+    else:
+        once = {"training step": given.published_step, "guided sampling": given.published_sampling}
+        theirs = {name: [seconds] * given.rounds for name, seconds in once.items()}
+    ours = {"training step": steps["ours"], "guided sampling": [s[GUIDED][WHOLE] for s in found["ours"].samplings]}
+    for name, goal in GOALS.items():
+        ratios = [a / b for a, b in zip(ours[name], theirs[name], strict=True)]
+        met = "met" if statistics.median(ratios) <= goal else "not met"
+        print(f"  {name:16s} {spread(ratios)}, goal at most {goal:.2f}: {met}")
+    if not given.reference:
+        print(
+            f"  The published side was not run beside ours in this run: its {given.published_step:g} and "
+            f"{given.published_sampling:g} s were measured once, on two cores of another such machine."
+        )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="S", help="of LightningDiT")
+    parser.add_argument("--depth", type=int, help="blocks, instead of the size's own")
+    parser.add_argument("--latent-size", type=int, default=16, help="height and width of the latents")
+    parser.add_argument("--batch-size", type=int, default=8, help="of the training step")
+    parser.add_argument("--points", type=int, default=16, help="times of a sampling's grid: one step less")
+    parser.add_argument("--rounds", type=int, default=5, help="at least 2")
+    parser.add_argument("--steps", type=int, default=3, help="training steps of a round")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="torch.compile, block by block")
+    parser.add_argument("--grad-checkpointing", action="store_true")
+    parser.add_argument("--reference", type=Path, help="folder of a clone of the published code, to run beside ours")
+    parser.add_argument("--published-step", type=float, default=3.05, metavar="SECONDS")
+    parser.add_argument("--published-sampling", type=float, default=15.6, metavar="SECONDS")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = parse_arguments()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    sides = {"ours": build_ours(given)}
+    if given.reference:
+        sides["published"] = build_published(given, sides["ours"].model)
+    millions = sum(p.numel() for p in sides["ours"].model.parameters()) / 1e6
+    print(
+        f"{given.threads} CPU threads, LightningDiT {given.size}/1 of {millions:.1f} million parameters, latents "
+        f"{CHANNELS} x {given.latent_size} x {given.latent_size}, batch {given.batch_size}, {given.points} points; "
+        f"{given.rounds} rounds of {given.steps} training steps",
+        flush=True,
+    )
+    found = measure(sides, given)
+    for name, measured in found.items():
+        print(f"\n{name.capitalize()}")
+        print_training(measured, given.batch_size)
+        print_samplings(measured)
+    print_goals(found, given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The settings of sampling, and drawing with them: every sample for itself, whatever it is drawn with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from aligntok.diffusion.noise import draw_noise, generators_from_seeds
+from aligntok.diffusion.samplers import SAMPLERS, euler
+from aligntok.diffusion.sampling import Sampling, draw_samples
+from aligntok.errors import ConfigError
+
+SHAPE, LABELS, SEEDS, NULL = (4, 3, 5), [0, 3, 1, 3, 2], [7, 0, 12345, 1, 2**31], 5
+OPTIONS = {"euler_maruyama": {"diffusion_norm": 0.5}, "ddim": {"eta": 0.7}, "dopri5": {"rtol": 1e-2}}
+
+
+def model(x, t, y):
+    """A smooth field in which all channels of a position, and the label, count."""
+    level = ((t - 0.3) * (1 + 0.3 * y)).view(-1, 1, 1, 1)
+    return 0.5 * torch.sin(2 * x) + level + x.mean(dim=1, keepdim=True) - x.roll(1, 2)
+
+
+def weak(x, t, y):
+    return 0.8 * model(x, t, y) + 0.1
+
+
+def draw(which, sampling, **options):
+    labels, seeds = [LABELS[i] for i in which], [SEEDS[i] for i in which]
+    return draw_samples(model, torch.tensor(labels), seeds, SHAPE, sampling, NULL, **options)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("guidance", ["none", "null class", "weaker model"])
+def test_a_sample_depends_on_its_own_label_and_seed_alone(sampler, guidance):
+    scale = 1.0 if guidance == "none" else 3.0
+    sampling = Sampling(6, sampler, cfg_scale=scale, cfg_interval=(0.1, 0.9), options=OPTIONS.get(sampler, {}))
+    options = dict(weak_model=weak) if guidance == "weaker model" else {}
+    together = draw(range(5), sampling, **options)
+    for i in range(5):
+        torch.testing.assert_close(draw([i], sampling, **options), together[i : i + 1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(draw([4, 1, 3], sampling, **options), together[[4, 1, 3]], rtol=1e-5, atol=1e-5)
+    assert torch.equal(draw(range(5), sampling, **options), together)
+    assert not torch.allclose(together[1], together[3], atol=0.1)
+    other = draw_samples(model, torch.tensor([1]), [SEEDS[0]], SHAPE, sampling, NULL, **options)
+    assert not torch.allclose(other, together[:1], atol=1e-3)
+
+
+def test_the_adaptive_sampler_would_mix_the_samples_of_a_batch():
+    """If this fails, dopri5 need no longer be drawn one by one."""
+    sampling = Sampling(2, "dopri5", options={"rtol": 1e-1, "atol": 1e-1})
+    noise = draw_noise(generators_from_seeds(SEEDS), SHAPE)
+    velocity = sampling.velocity(model, torch.tensor(LABELS), None)
+    coupled = SAMPLERS["dopri5"](velocity, noise, sampling.times(), **sampling.options)
+    assert not torch.allclose(coupled, draw(range(5), sampling), rtol=1e-6, atol=1e-6)
+
+
+def test_the_noise_is_that_of_the_seeds_and_the_rest_the_samplers():
+    sampling = Sampling(8, shift=0.3)
+    noise = draw_noise(generators_from_seeds(SEEDS), SHAPE)
+    expected = euler(lambda x, t: model(x, t, torch.tensor(LABELS)), noise, sampling.times())
+    assert torch.equal(draw(range(5), sampling), expected)
+    assert (len(sampling.times()), sampling.times()[0], sampling.times()[-1]) == (9, 0, 1)
+
+
+def test_settings_survive_json():
+    sampling = Sampling(50, "ddim", 0.3, 6.7, (0.1, 0.8), 3, True, {"eta": 0.5})
+    assert Sampling(**json.loads(json.dumps(asdict(sampling)))) == sampling
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(steps=0), "steps=0; it must be at least 1"),
+        (dict(sampler="eular"), "unknown sampler 'eular'; did you mean 'euler'"),
+        (dict(options={"eta": 1}), "sampler 'euler' has no option 'eta'; its options: none"),
+        (dict(sampler="ddim", options={"randomness": 1}), "'ddim' has no option 'randomness'; its options: eta"),
+        (dict(shift=-1), "timestep shift -1; it must be positive"),
+        (dict(cfg_scale=-1), "scale=-1; it must be finite and not negative"),
+        (dict(cfg_scale=float("nan")), "scale=nan; it must be finite"),
+        (dict(cfg_interval=(0.9, 0.1), cfg_scale=2), r"interval=\(0.9, 0.1\); it is \(lo, hi\)"),
+        (dict(cfg_channels=0, cfg_scale=2), "channels=0; give 1 or more, or None for all"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Sampling(**settings)
+
+
+def test_guidance_without_anything_to_lead_away_from_is_refused():
+    with pytest.raises(ConfigError, match=r"scale=2.0 needs the null label"):
+        draw_samples(model, torch.tensor([0]), [0], SHAPE, Sampling(2, cfg_scale=2.0))
+    with pytest.raises(ConfigError, match="guidance on channels=5, but x has 4"):
+        draw([0], Sampling(2, cfg_scale=2.0, cfg_channels=5))
+    assert draw_samples(model, torch.tensor([0]), [0], SHAPE, Sampling(2)).shape == (1, *SHAPE)

@@ -1,0 +1,80 @@
+"""The benchmark of a generator's step runs and tells what it did; its seconds are nobody's promise."""
+
+from __future__ import annotations
+
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "generator_step.py"
+TINY = shlex.split("--depth 1 --latent-size 4 --batch-size 2 --points 9 --rounds 2 --steps 1 --threads 1")
+#: The published model's interface around our weights: a module `models.lightningdit` as a clone has it.
+PUBLISHED = """
+import torch
+from aligntok.generators.lightning_dit import LightningDiT as Ours
+
+class LightningDiT(Ours):
+    def __init__(self, input_size, patch_size, in_channels, use_checkpoint, **options):
+        super().__init__(input_size=input_size, patch_size=patch_size, in_channels=in_channels, **options)
+
+    @torch.compile
+    def forward_with_cfg(self, x, t, y, cfg_scale):
+        return self.forward(x, t, y)
+"""
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the benchmark with some options and return what it printed."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", [str(BENCHMARK), *TINY, *options])
+        with torch.random.fork_rng():
+            runpy.run_path(str(BENCHMARK), run_name="__main__")
+        return capsys.readouterr().out
+
+    yield run
+    for name in [name for name in sys.modules if name.partition(".")[0] == "models"]:
+        del sys.modules[name]
+
+
+def test_every_part_and_sampling_is_told_with_the_evaluations_it_took(run):
+    lines = run("--grad-checkpointing").splitlines()
+    told = {line.strip().split("  ")[0]: line.replace(")", " ").split() for line in lines}
+    for part in ("forward", "loss", "backward", "optimiser", "moving average", "the whole step"):
+        assert told[part][-1].endswith("%")
+    evaluations = {name: [int(word) for word in words if word.isdigit()][-2:] for name, words in told.items()}
+    assert evaluations["guided, all channels"] == [8, 64]  # 8 steps, each of 4 images with and without their class
+    assert evaluations["guided, first 3 channels"] == [8, 64]
+    # Shifted by 0.3, the first three of the eight times, up to 0.114, lie before the interval.
+    assert evaluations["guided for t in 0.125 to 1, shift 0.3"] == [8, 3 * 4 + 5 * 8]
+    assert evaluations["unguided"] == [8, 32]
+
+
+def test_published_seconds_are_compared_with_the_same_work_only(run):
+    assert "no ratio: the published seconds are of other work, see depth, latent_size" in run()
+
+
+def test_published_seconds_are_told_to_be_of_another_run(monkeypatch, capsys):
+    benchmark = runpy.run_path(str(BENCHMARK))
+    monkeypatch.setattr(sys, "argv", [str(BENCHMARK), "--threads", "2", "--published-step", "3"])
+    laps = {benchmark["WHOLE"]: 1.5}
+    ours = benchmark["Measured"](training=[[laps]] * 5, samplings=[{benchmark["GUIDED"]: laps}] * 5)
+    benchmark["print_goals"]({"ours": ours}, benchmark["parse_arguments"]())
+    out = capsys.readouterr().out
+    assert "training step       0.500 (0.500-0.500), goal at most 0.90: met" in out
+    assert "not run beside ours in this run: its 3 and 15.6 s were measured once" in out
+
+
+def test_published_code_runs_beside_ours(run, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "lightningdit.py").write_text(PUBLISHED)
+    out = run("--reference", str(tmp_path))
+    assert "\nPublished\n" in out
+    assert "goal at most 0.90" in out
+    assert "not run beside" not in out

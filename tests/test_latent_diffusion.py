@@ -1,0 +1,175 @@
+"""Generator and tokenizer as one thing: saved, loaded, sampled from, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from aligntok.data.latent_files import LatentStatistics
+from aligntok.diffusion.sampling import Sampling
+from aligntok.errors import ConfigError, WeightsError
+from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.tokenizer import Tokenizer
+
+PART = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), resolution=8)
+GENERATOR = dict(
+    type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=[4, 6], in_channels=4, num_classes=5
+)
+NAMES = ("Ant", "golden retriever", "n01443537", "3", "zebra")
+STATISTICS = LatentStatistics((0.1, -0.2, 0.3, 0.0), (1.5, 0.5, 1.0, 2.0))
+
+
+def make(generator=None, shape=(4, 4, 6), names=NAMES, statistics=STATISTICS, **sampling):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer({**PART, "pretrained": False}, None, PART, 4, 2)
+    model = LatentDiffusion({**GENERATOR, **(generator or {})}, tokenizer, statistics, shape, names, sampling)
+    for parameter in model.generator.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make(steps=3, cfg_scale=2.0, cfg_interval=(0.1, 1))
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_what_is_saved_is_loaded(model, saved):
+    loaded = LatentDiffusion.from_pretrained(saved)
+    assert not loaded.training
+    written = json.loads((saved / "latent_diffusion.json").read_text())
+    assert written == json.loads(json.dumps(model.config)) == json.loads(json.dumps(loaded.config))
+    assert (loaded.sampling, loaded.statistics, loaded.class_names) == (model.sampling, STATISTICS, NAMES)
+    assert torch.equal(loaded.sample([0, 4], [3, 1]), model.sample([0, 4], [3, 1]))
+    loaded.save_pretrained(saved.parent / "again")
+    for name in ("generator.safetensors", "latent_diffusion.json", "tokenizer/model.safetensors"):
+        assert (saved.parent / "again" / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_others_may_read_what_is_saved(saved):
+    assert (saved / "generator.safetensors").stat().st_mode == (saved / "latent_diffusion.json").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "latent_diffusion.json").unlink(), "is no saved generator with its tokenizer .*No such file"),
+        (lambda f: (f / "latent_diffusion.json").write_text("{"), "is no saved generator"),
+        (lambda f: (f / "latent_diffusion.json").write_text("[1]"), "is no saved generator"),
+        (lambda f: without(f, "generator"), r"is no saved generator with its tokenizer \('generator'\)"),
+        (lambda f: without(f, "statistics"), r"is no saved generator with its tokenizer \('statistics'\)"),
+        (lambda f: (f / "generator.safetensors").unlink(), "LightningDiT: no weights at"),
+        (lambda f: (f / "generator.safetensors").write_bytes(b"1234"), "cannot be read as weights"),
+        (lambda f: shutil.rmtree(f / "tokenizer"), "cannot load a tokenizer from"),
+    ],
+)
+def test_a_folder_that_lacks_something_is_an_error_that_says_so(saved, spoil, message):
+    spoil(saved)
+    with pytest.raises(WeightsError, match=message):
+        LatentDiffusion.from_pretrained(saved)
+
+
+def without(folder, key):
+    path = folder / "latent_diffusion.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key}))
+
+
+def test_samples_are_pictures_that_follow_from_label_and_seed(model):
+    labels, seeds = [0, 1, 2], [5, 6, 7]
+    pictures = model.sample(labels, seeds)
+    assert pictures.shape == (3, 3, 8, 12)
+    assert pictures.abs().max() <= 1
+    torch.testing.assert_close(model.sample([1], [6]), pictures[1:2], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(model.sample([1], [5]), pictures[:1], atol=1e-3)
+    latents = model.sample_latents(labels, seeds)
+    assert torch.equal(model.decode(latents), pictures)
+    mean, std = STATISTICS.tensors()
+    torch.testing.assert_close(model.tokenizer.decode(latents * std + mean).clamp(-1, 1), pictures)
+
+
+def test_settings_and_size_may_be_others(model):
+    assert model.sample_latents([0], [0], size=(2, 8)).shape == (1, 4, 2, 8)
+    unguided = model.sample_latents([0], [0], sampling=Sampling(3))
+    assert not torch.allclose(unguided, model.sample_latents([0], [0]), atol=1e-4)
+    led = model.sample_latents([0], [0], sampling=Sampling(3, cfg_scale=2.0), weak=make().generator)
+    torch.testing.assert_close(led, unguided, rtol=1e-4, atol=1e-5)  # away from itself is nowhere
+
+
+def test_an_unconditional_generator_takes_no_heed_of_labels():
+    model = make(dict(num_classes=1, class_dropout_prob=0), names=(), steps=2)
+    assert not model.conditional
+    assert torch.equal(model.sample([0, 0], [1, 2]), model.sample([7, 9], [1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [(0, 0), ("4", 4), ("ANT", 0), (" Golden Retriever ", 1), ("N01443537", 2), ("3", 3), (2, 2)],
+)
+def test_a_class_is_found_by_number_and_by_name_in_any_case(model, name, index):
+    assert model.class_index(name) == index
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("5", "class 5: there are 5, numbered from 0 to 4"),
+        (17, "class 17: there are 5"),
+        ("golden retriver", "no class named 'golden retriver'; did you mean 'golden retriever'.* known: Ant, golden"),
+        ("-1", "no class named '-1'"),
+    ],
+)
+def test_a_class_that_there_is_not_is_an_error(model, name, message):
+    with pytest.raises(ConfigError, match=message):
+        model.class_index(name)
+
+
+def test_without_names_there_are_numbers():
+    model = make(names=())
+    assert model.class_index("3") == 3
+    with pytest.raises(ConfigError, match="known: no names, only numbers"):
+        model.class_index("zebra")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(shape=(8, 4, 6)), r"do not fit: the tokenizer's latent_dim 4, the latents' channels 8, .* must be one"),
+        (dict(generator=dict(in_channels=3)), "the generator's in_channels 3"),
+        (dict(statistics=LatentStatistics((0, 0), (1, 1))), "the statistics' channels 2"),
+        (dict(generator=dict(num_classes=4)), "the data has 5 classes, the generator's num_classes is 4; set"),
+        (dict(generator=dict(class_dropout_prob=0), cfg_scale=2.0), r"sampling.cfg_scale=2.0, but .* no null class"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**change)
+
+
+@pytest.mark.parametrize(
+    ("labels", "seeds", "message"),
+    [
+        ([0, 1], [0], "2 labels and 1 seeds were given; give as many, at least one"),
+        ([], [], "0 labels and 0 seeds"),
+        ([0, 5], [0, 1], "class 5: there are 5, numbered from 0 to 4"),
+        ([-1], [0], "class -1: there are 5"),
+    ],
+)
+def test_labels_that_cannot_be_drawn_are_refused(model, labels, seeds, message):
+    with pytest.raises(ConfigError, match=message):
+        model.sample(labels, seeds)
+
+
+def test_guidance_needs_a_null_class_or_a_weaker_generator():
+    model = make(dict(class_dropout_prob=0), steps=2)
+    with pytest.raises(ConfigError, match=r"cfg_scale=3.0 needs a null class, .* use 1, or guide with a weaker"):
+        model.sample([0], [0], sampling=Sampling(2, cfg_scale=3.0))
+    assert model.sample([0], [0], sampling=Sampling(2, cfg_scale=3.0), weak=model.generator).shape == (1, 3, 8, 12)
