@@ -87,8 +87,8 @@ def explaining_loader_errors() -> Iterator[None]:
             raise
         reason = str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]  # the last line of the worker's
         raise type(error)(reason) from None
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it died while handing a batch over
+        if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
             raise
         raise DataError(
             f"a data-loading process ended or got stuck ({first_line(error)}); it may have run out of memory (lower "

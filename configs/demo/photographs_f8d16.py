@@ -2,7 +2,7 @@
 
     python tools/make_demo_data.py work_dirs/demo/photographs --crops 6
     python tools/train.py configs/demo/photographs_f8d16.py --cfg-options data_root=work_dirs/demo/photographs
-    python tools/sample.py work_dirs/demo/run --num 54 --labels balanced --out work_dirs/demo/samples \\
+    python tools/sample.py work_dirs/demo/run --num 54 --labels balanced --out work_dirs/demo/samples \
         --beside work_dirs/demo/photographs --split crops
 
 Two CPU cores, a quarter of an hour (`make demo` runs these lines). Our own recipe, not the paper's, EfficientNet-Lite0

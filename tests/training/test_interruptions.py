@@ -18,6 +18,8 @@ import pytest
 from aligntok.cli import train
 from aligntok.engine import checkpoints
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_newest
+from aligntok.engine.loops import explaining_loader_errors
+from aligntok.errors import DataError
 from aligntok.training import run
 
 STEPS = 6
@@ -93,10 +95,16 @@ def test_a_data_loading_process_that_dies_ends_the_run_with_the_reason(whole, to
     os.kill(worker, signal.SIGKILL)
     printed += until_end(process, seconds=30)
     assert process.returncode == 2, printed
-    assert "DataError: a data-loading process ended or got stuck (DataLoader worker" in printed
+    assert "DataError: a data-loading process ended or got stuck (" in printed
     assert "Traceback" not in printed
     assert read_newest(tmp_path / "run" / FIRST)["step"] >= 3
     assert "DataError: a data-loading process" in logged(tmp_path / "run" / FIRST)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_data_loading_process_that_dies_while_handing_over_is_explained_too(error):
+    with pytest.raises(DataError, match="a data-loading process ended or got stuck"), explaining_loader_errors():
+        raise error
 
 
 def logged(stage):
