@@ -21,14 +21,27 @@ ENVIRONMENT_VARIABLE = "ALIGNTOK_ATTENTION"
 _refused: set[tuple[torch.dtype, int]] = set()
 
 
+_forced: list[str] = []  # by force_backend, at most one
+
+
+def force_backend(backend: str | None) -> None:
+    """Force "xformers" or "sdpa" in this process, as a config does; None leaves the choice open again.
+
+    Raises ConfigError for an unknown one.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ConfigError(f"unknown attention backend '{backend}'; allowed: {', '.join(BACKENDS)}")
+    _forced[:] = [] if backend is None else [backend]
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None) -> Tensor:
     """Softmax attention, scaled by 1/sqrt(dim): q, k, v (B, heads, tokens, dim) to (B, heads, tokens, dim).
 
-    backend: "xformers" or "sdpa" to force one; None reads the environment variable ALIGNTOK_ATTENTION, and without it
-    takes xformers on CUDA when it has an operator for these tensors. Raises ConfigError for an unknown backend, and
-    when xformers is forced where it cannot run.
+    backend: "xformers" or "sdpa" to force one; None takes what `force_backend` said, then the environment variable
+    ALIGNTOK_ATTENTION, and without either xformers on CUDA when it has an operator for these tensors. Raises
+    ConfigError for an unknown backend, and when xformers is forced where it cannot run.
     """
-    forced = backend or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    forced = backend or (_forced[0] if _forced else os.environ.get(ENVIRONMENT_VARIABLE)) or None
     if forced is None and not _suits_xformers(q):
         return F.scaled_dot_product_attention(q, k, v)
     if _choose(forced, _device_type(q)) == "sdpa":

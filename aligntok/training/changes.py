@@ -15,7 +15,18 @@ from aligntok.training.stages import Stage
 logger = logging.getLogger("aligntok.training")
 
 #: Settings that may change at any time: what a stage becomes does not depend on them, or not beyond rounding.
-FREE = ("steps", "start", "checkpoint", "log", "validation", "hooks", "compile", "grad_checkpointing", "sampling")
+FREE = (
+    "steps",
+    "start",
+    "checkpoint",
+    "log",
+    "validation",
+    "hooks",
+    "compile",
+    "grad_checkpointing",
+    "sampling",
+    "attention",
+)
 FREE_BELOW = ("data.workers", "data.timeout", "data.val", "data.num_images", "model.encoder.pretrained")
 #: Settings that the saved state depends on.
 FIXED = ("schedule", "optimizer.type", "discriminator_optimizer.type", "trains", "lora", "tokenizer")

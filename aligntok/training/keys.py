@@ -98,6 +98,8 @@ STAGE_KEYS = {
     "grad_checkpointing": Key(False, "Recompute activations of encoder and decoder to save memory.", (bool,)),
     "compile": Key(False, "Compile tokenizer and teacher block by block: True, or keywords of `torch.compile`.",
                    (bool, dict)),
+    "attention": Key(None, "Force 'xformers' or 'sdpa' for attention; None: xformers on GPUs where it can run.",
+                     (str, _NONE)),
     "lora": Key(None, "Train the encoder by low-rank updates (LoRA), which `start` and the export merge; None: all of "
                       "its weights.", (dict, _NONE), LORA_KEYS),
     "data": Key({}, "Data sets and their loading.", _DICT, DATA_KEYS),
@@ -176,6 +178,7 @@ GENERATION_KEYS = {
     "grad_checkpointing": Key(False, "Recompute activations of the generator to save memory.", (bool,)),
     "compile": Key(False, "Compile generator and tokenizer block by block: True, or keywords of `torch.compile`.",
                    (bool, dict)),
+    "attention": STAGE_KEYS["attention"],
     "data": Key({}, "What is trained on, and its loading.", _DICT, GENERATION_DATA_KEYS),
     "checkpoint": STAGE_KEYS["checkpoint"],
     "log": Key({}, "Scalars and pictures.", _DICT, GENERATION_LOG_KEYS),

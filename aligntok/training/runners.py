@@ -16,6 +16,7 @@ from aligntok.engine.distributed import SelfReducing, world
 from aligntok.engine.loops import StepLoop
 from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.preemption import ignore_sigterm
+from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS
 from aligntok.training.stages import Stage
 
@@ -27,6 +28,7 @@ def runner_options(
 ) -> dict[str, Any]:
     """Return the keywords of :class:`aligntok.engine.runner.StageRunner` that do not depend on what is trained."""
     torch.set_float32_matmul_precision("high" if stage["precision"] == "tf32" else "highest")
+    force_backend(stage["attention"])
     first, *others = sides
     schedule = {first: [{"by_epoch": False, **s} for s in stage["schedule"] or []], **{side: [] for side in others}}
     return {

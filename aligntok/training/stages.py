@@ -10,6 +10,7 @@ from typing import Any
 
 from aligntok.engine.ema import check_decay, gamma_from_sigma_rel
 from aligntok.errors import ConfigError
+from aligntok.ops.attention import BACKENDS
 from aligntok.training.config import check_model_keys, fill_defaults
 from aligntok.training.keys import STAGE_KEYS
 
@@ -157,6 +158,8 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
     for names, least in _AT_LEAST.items():
         for name in names:
             _check_at_least(settings, name, least, where)
+    if settings["attention"] not in (None, *BACKENDS):
+        raise ConfigError(f"{where}: attention='{settings['attention']}'; it must be None or {' or '.join(BACKENDS)}")
     if settings["clip_grad_norm"] == 0:
         raise ConfigError(f"{where}: clip_grad_norm=0 would take every gradient away; None switches clipping off")
     every, keep_every = settings["checkpoint"]["every"], settings["checkpoint"]["keep_every"]

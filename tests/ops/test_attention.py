@@ -21,6 +21,7 @@ def qkv():
 def clean(monkeypatch):
     monkeypatch.delenv("ALIGNTOK_ATTENTION", raising=False)
     monkeypatch.setattr(module, "_refused", set())
+    monkeypatch.setattr(module, "_forced", [])
     module.memory_efficient_attention.cache_clear()
     yield
     module.memory_efficient_attention.cache_clear()
@@ -84,6 +85,19 @@ def test_the_environment_forces_a_backend(qkv, calls, monkeypatch):
     monkeypatch.setenv("ALIGNTOK_ATTENTION", "sdpa")
     attention(*qkv)
     assert calls == []
+
+
+@pytest.mark.usefixtures("stand_in", "on_cuda")
+def test_a_config_outranks_the_environment_until_it_leaves_the_choice_open(qkv, calls, monkeypatch):
+    monkeypatch.setenv("ALIGNTOK_ATTENTION", "xformers")
+    module.force_backend("sdpa")
+    attention(*qkv)
+    assert not calls
+    module.force_backend(None)
+    attention(*qkv)
+    assert calls
+    with pytest.raises(ConfigError, match="unknown attention backend 'flash'; allowed: xformers, sdpa"):
+        module.force_backend("flash")
 
 
 @pytest.mark.usefixtures("stand_in", "on_cuda")

@@ -16,6 +16,7 @@ import aligntok
 from aligntok.cli import train
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_checkpoint
 from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.ops import attention
 from aligntok.training.generation_loading import load_latent_diffusion
 
 STEPS = 6
@@ -221,6 +222,7 @@ def test_a_generator_that_cannot_follow_is_found_before_the_stages_train(
         (dict(data_root=None), "data_root is not set, so there is nothing to train on"),
         (dict(data_root="nowhere"), "no latent cache in nowhere"),
         (dict(precision="fp8"), "precision 'fp8' is unknown"),
+        (dict(attention="flash"), "attention='flash'; it must be None or xformers or sdpa"),
         (dict(optimizer=dict(typ="SGD")), "optimiser 'AdamW' takes no keyword 'typ'"),
         (dict(generation=dict(steps=3)), "generation is for a generator that is trained after stages"),
         (dict(log=dict(pictures_at=[0])), "log.pictures_at"),
@@ -231,6 +233,13 @@ def test_each_mistake_is_one_clear_error_before_training(write_generation, tmp_p
     assert train([write_generation(**changes), "--work-dir", str(tmp_path / "run")]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_a_config_forces_the_attention(write_generation, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(attention, "_forced", [])
+    assert train([write_generation(attention="xformers"), "--work-dir", str(tmp_path / "run")]) == 2
+    assert "attention backend 'xformers' was forced" in capsys.readouterr().err
+    assert train([write_generation(attention="sdpa", steps=1), "--work-dir", str(tmp_path / "other")]) == 0
 
 
 GENERATOR = dict(type="lightning_dit", hidden_size=32, depth=2, num_heads=2, input_size=4)
