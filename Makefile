@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: help demo test check docs install clean
 
 help:
-	@echo "make demo    install, train the three stages on real photographs, write pictures and a tokenizer"
+	@echo "make demo    install, train a tokenizer on real photographs, then a generator, write samples"
 	@echo "make test    install, then everything CI runs: lint, types, layers, tests, docs"
 	@echo "make check   the quick part of it: lint, types, layers"
 	@echo "make docs    build the documentation into docs/_build/html"
