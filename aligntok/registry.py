@@ -164,6 +164,7 @@ DECODERS = ComponentRegistry("decoder", "decoder")  # latents -> images
 LOSSES = ComponentRegistry("loss", "loss")  # what the tokenizer minimises
 DISCRIMINATORS = ComponentRegistry("discriminator", "discriminator")  # images -> patch logits
 GENERATORS = ComponentRegistry("generator", "generator")  # diffusion transformers on the latents
+EXTRACTORS = ComponentRegistry("extractor", "extractor")  # 8-bit images -> features to compare sets of images on
 TEXT_ENCODERS = ComponentRegistry("text_encoder", "text encoder")  # prompts -> embeddings
 DATASETS = ComponentRegistry("dataset", "dataset", parent=MMENGINE_DATASETS)  # sources of images or latents
 METRICS = ComponentRegistry("metric", "metric", parent=MMENGINE_METRICS)  # numbers about images or latents
@@ -180,6 +181,7 @@ class Registries:
     losses: Any = LOSSES
     discriminators: Any = DISCRIMINATORS
     generators: Any = GENERATORS
+    extractors: Any = EXTRACTORS
     text_encoders: Any = TEXT_ENCODERS
     datasets: Any = DATASETS
     metrics: Any = METRICS

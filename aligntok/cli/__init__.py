@@ -1,0 +1,47 @@
+"""``aligntok ...``: the same verbs as tools/, thin; heavy libraries load when a verb needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from aligntok.cli.arguments import Command, parse_options, reporting_errors
+from aligntok.cli.installed import plugins
+from aligntok.cli.sampling import sample
+from aligntok.cli.training import cache_latents, export, train
+
+VERBS: dict[str, Command] = {
+    "train": train,
+    "export": export,
+    "cache_latents": cache_latents,
+    "sample": sample,
+    "plugins": plugins,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``aligntok VERB ...``."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in VERBS:
+        return VERBS[words[0]](words[1:])
+    if words == ["--version"]:
+        from aligntok import __version__
+
+        print(f"aligntok {__version__}")
+        return 0
+    lines = [f"  {name:13s} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    print("usage: aligntok VERB ... (each has --help)\n\n" + "\n".join(lines))
+    return 0 if words in (["--help"], ["-h"], []) else 2
+
+
+__all__ = [
+    "VERBS",
+    "cache_latents",
+    "export",
+    "main",
+    "parse_options",
+    "plugins",
+    "reporting_errors",
+    "sample",
+    "train",
+]

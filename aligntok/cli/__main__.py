@@ -1,0 +1,5 @@
+"""``python -m aligntok.cli``."""
+
+from aligntok.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,85 @@
+"""``train``, ``cache_latents`` and ``export``: making tokenizers and generators, and sharing them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from aligntok.cli.arguments import image_size, parse_options, reporting_errors
+
+
+@reporting_errors
+def train(arguments: Sequence[str] | None = None) -> int:
+    """Train the stages of a config."""
+    parser = argparse.ArgumentParser(prog="train", description="Train a tokenizer, stage after stage.")
+    parser.add_argument("config", help="a config file, such as configs/aligntok_dinov2_f16d32.py")
+    parser.add_argument("--stage", help="run only the stage of this name")
+    parser.add_argument("--work-dir", help="where everything is written (default: work_dirs/<config name>)")
+    parser.add_argument("--dry-run", action="store_true", help="print what each stage would do, and stop")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override config keys, e.g. seed=1 stages.0.steps=10",
+    )
+    given = parser.parse_args(arguments)
+    options = parse_options(given.cfg_options)
+    if given.work_dir:
+        options["work_dir"] = given.work_dir
+
+    from aligntok.training.config import load_config
+    from aligntok.training.run import run
+
+    run(load_config(given.config, options), only_stage=given.stage, dry_run=given.dry_run)
+    return 0
+
+
+@reporting_errors
+def cache_latents(arguments: Sequence[str] | None = None) -> int:
+    """Encode a data set once, for a generator to train on."""
+    parser = argparse.ArgumentParser(
+        prog="cache_latents",
+        description="Encode a data set into shards of latents with their mean and deviation. The same command started "
+        "again goes on where it stopped; under torchrun every process takes its share.",
+    )
+    add = parser.add_argument
+    add("tokenizer", help="a work folder or stage, a saved tokenizer, a published checkpoint, a hub id")
+    add("data", help="images: a folder, a zip, shards, parquet files, or hf://owner/name")
+    add("out", help="the folder to write")
+    add("--image-size", type=image_size, default=(256, 256), metavar="N or HxW", help="pixels (default: 256)")
+    add("--split", help="of the data: a subfolder, or a word in the names of its files")
+    add("--weights", choices=["raw", "ema"], help="of a work folder (default: ema where it is kept)")
+    add("--no-flip", action="store_true", help="no second copy of mirrored images")
+    add("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the stored latents (default: fp32)")
+    add("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32", help="of the tokenizer's arithmetic")
+    add("--batch-size", type=int, default=32, help="images at once, of one process (default: 32)")
+    add("--shard-size", type=int, default=4096, help="images in a file (default: 4096)")
+    add("--workers", type=int, default=4, help="processes that read images, for each that encodes (default: 4)")
+    add("--max-unreadable", type=int, metavar="N", help="images that may be left out (default: 1 %% of them)")
+    given = parser.parse_args(arguments)
+
+    from aligntok.training.latent_cache import cache_latents as encode
+    from aligntok.training.latent_encoding import Encoding
+
+    encoding = Encoding(given.image_size, not given.no_flip, given.dtype, given.precision, given.shard_size)
+    how = dict(batch_size=given.batch_size, workers=given.workers, max_unreadable=given.max_unreadable)
+    encode(given.tokenizer, given.data, given.out, encoding, given.split, given.weights, **how)
+    return 0
+
+
+@reporting_errors
+def export(arguments: Sequence[str] | None = None) -> int:
+    """Write the tokenizer of a work folder, or any other that can be loaded, as a folder to share."""
+    parser = argparse.ArgumentParser(prog="export", description="Write a tokenizer as a folder that anyone can load.")
+    parser.add_argument("source", help="a work folder or stage, a saved tokenizer, a published checkpoint, a hub id")
+    parser.add_argument("out", help="the folder to write")
+    parser.add_argument("--weights", choices=["raw", "ema"], help="of a work folder (default: ema where it is kept)")
+    parser.add_argument("--sigma-rel", type=float, help="EMA width; one that was not kept is made from the snapshots")
+    given = parser.parse_args(arguments)
+
+    from aligntok.training.loading import export_tokenizer
+
+    export_tokenizer(given.source, given.out, given.weights, given.sigma_rel)
+    print(f"Tokenizer: {given.out}")
+    return 0

@@ -1,0 +1,95 @@
+"""The images of an evaluation: each read once, as the tokenizer is to see it, and shared out among the processes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader
+
+from aligntok.data.image_source import ImageSource
+from aligntok.data.progress import progress_bar
+from aligntok.data.sources import open_source
+from aligntok.data.transforms import parse_image_size
+from aligntok.engine.distributed import sum_over_processes, world
+from aligntok.engine.loops import explaining_loader_errors
+from aligntok.engine.preemption import ignore_sigterm, sigterm_was_sent
+from aligntok.errors import DataError, Preempted
+from aligntok.training.latent_encoding import Batch, ImagesToEncode, check_at_least
+
+logger = logging.getLogger("aligntok.evaluation")
+
+#: How :func:`aligntok.data.transforms.resize_to_cover` and `center_crop` bring an image to its size.
+RESIZE = "bicubic antialiased (Pillow), centre crop"
+
+
+class EvaluationImages:
+    """Images at `data` (see :func:`aligntok.data.sources.open_source`), resized to cover `image_size` and cropped in
+    the middle; iterating gives batches, and is collective.
+
+    num: how many, evenly spread over the data (None: all). Batches are cut from the list of images in order and dealt
+    to the processes in turn. Every process gets the same number of batches, the last perhaps empty, so that each may
+    take part in an exchange after each. Images that cannot be read are left out, named in the log and counted in
+    `skipped` (of all processes); more than 1 % of them is a DataError. Raises ConfigError for options that cannot be,
+    DataError for data that is not there, Preempted after SIGTERM to any process.
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str],
+        image_size: int | Sequence[int],
+        split: str | None = None,
+        num: int | None = None,
+        batch_size: int = 32,
+        workers: int = 2,
+    ) -> None:
+        check_at_least(1, batch_size=batch_size, **({} if num is None else {"num": num}))
+        check_at_least(0, workers=workers)
+        self.source: ImageSource = open_source(data, split)
+        self.image_size = parse_image_size(image_size)
+        wanted, there = min(num or len(self.source), len(self.source)), len(self.source)
+        self.places = [i * there // wanted for i in range(wanted)]
+        self.batch_size, self.workers = batch_size, workers
+        self.skipped = 0
+
+    def __len__(self) -> int:
+        """The number of images over all processes, those that cannot be read among them."""
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.skipped = 0
+        rank, processes = world()
+        batches = [self.places[i : i + self.batch_size] for i in range(0, len(self), self.batch_size)]
+        rounds = math.ceil(len(batches) / processes)
+        with explaining_loader_errors(), progress_bar(len(self), "evaluating", "image") as bar:
+            loaded = iter(self._loader(batches[rank::processes]))
+            for _ in range(rounds):
+                batch = next(loaded, None) or _no_images(self.image_size)
+                self._note(batch)
+                yield batch
+                bar.update(int(sum_over_processes(torch.tensor(len(batch.images) + len(batch.skipped)))))
+                if sigterm_was_sent():
+                    raise Preempted("stopped by SIGTERM; an evaluation is not gone on with, it begins anew")
+
+    def _loader(self, batches: Sequence[Sequence[int]]) -> DataLoader[Batch]:
+        dataset = ImagesToEncode(self.source, self.image_size)
+        options = dict(num_workers=self.workers, collate_fn=dataset.collate, worker_init_fn=ignore_sigterm)
+        return DataLoader(dataset, batch_sampler=batches, pin_memory=torch.cuda.is_available(), **options)  # type: ignore[arg-type]
+
+    def _note(self, batch: Batch) -> None:
+        for found, reason in zip(batch.skipped, batch.reasons, strict=True):
+            logger.warning("%s: cannot read %s (%s), leaving it out", self.source.where, found.name, reason)
+        self.skipped += int(sum_over_processes(torch.tensor(len(batch.skipped))))
+        if self.skipped > math.ceil(len(self) / 100):
+            raise DataError(
+                f"{self.source.where}: {self.skipped} of {len(self)} images cannot be read (named above), more than "
+                "1 % of them; repair or remove them, so that the numbers are of the images that you mean"
+            )
+
+
+def _no_images(size: tuple[int, int]) -> Batch:
+    none = torch.empty(0, dtype=torch.int64)
+    return Batch(torch.empty(0, 3, *size), none.int(), none, [], [])

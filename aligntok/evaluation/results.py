@@ -1,0 +1,69 @@
+"""What an evaluation found, as a file that reports and people read: numbers, what fixes them, tables and pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aligntok
+from aligntok.engine.checkpoints import write_json
+from aligntok.errors import DataError, first_line
+
+FORMAT = 1
+KINDS = ("reconstruction", "generation", "linear_probe", "latent_space", "cost")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation of one subject.
+
+    kind: one of KINDS. subject: what was evaluated, as the user named it. metrics: numbers by name; a name says which
+    features a number was taken on. settings: what fixes the numbers, as JSON types. tables: rows by title, each row a
+    value by column. pictures: file names beside the result, by caption. step: of training, where the subject has one.
+    """
+
+    kind: str
+    subject: str
+    metrics: Mapping[str, float]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    step: int | None = None
+
+    def write(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``<kind>.json`` and TensorBoard's line of the metrics into `folder`; return the former's path.
+
+        The JSON is replaced whole. Raises OSError when the disk takes neither.
+        """
+        path = Path(folder) / f"{self.kind}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _to_tensorboard(self, path.parent)
+        write_json(path, {"format": FORMAT, "aligntok_version": aligntok.__version__, **asdict(self)})
+        return path
+
+
+def read_result(path: str | os.PathLike[str]) -> Result:
+    """Read what :meth:`Result.write` wrote. Raises DataError for a file that is none, or of another format."""
+    try:
+        content = json.loads(Path(path).read_text())
+        if content.pop("format") != FORMAT:
+            raise ValueError(f"it is not of format {FORMAT}")
+        content.pop("aligntok_version")
+        return Result(**content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is no result of an evaluation ({type(error).__name__}: {first_line(error)}); "
+            "run the evaluation again, or leave that file out"
+        ) from error
+
+
+def _to_tensorboard(result: Result, folder: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for name, value in result.metrics.items():
+            writer.add_scalar(f"{result.kind}/{name}", value, result.step or 0)
