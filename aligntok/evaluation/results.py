@@ -67,3 +67,16 @@ def _to_tensorboard(result: Result, folder: Path) -> None:
     with SummaryWriter(str(folder)) as writer:
         for name, value in result.metrics.items():
             writer.add_scalar(f"{result.kind}/{name}", value, result.step or 0)
+
+
+def default_folder(source: str | os.PathLike[str], what: str) -> Path:
+    """Return where the result of evaluating `source` goes when no folder is named.
+
+    Inside the source's own folder (``SOURCE/evaluation/<what>``) where it is one; else, for a file or a hub id, in the
+    current folder (``evaluation/<its name>/<what>``).
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path / "evaluation" / what
+    name = path.stem if path.is_file() else str(source).strip("/").replace("/", "_")
+    return Path("evaluation", name, what)
