@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from aligntok.cli.arguments import Command, parse_options, reporting_errors
+from aligntok.cli.evaluating import evaluate
 from aligntok.cli.installed import plugins
 from aligntok.cli.sampling import sample
 from aligntok.cli.training import cache_latents, export, train
@@ -15,6 +16,7 @@ VERBS: dict[str, Command] = {
     "export": export,
     "cache_latents": cache_latents,
     "sample": sample,
+    "evaluate": evaluate,
     "plugins": plugins,
 }
 
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 __all__ = [
     "VERBS",
     "cache_latents",
+    "evaluate",
     "export",
     "main",
     "parse_options",

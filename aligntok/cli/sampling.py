@@ -50,6 +50,8 @@ def _sample_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("guidance sweep").add_argument
     add("--guidance-sweep", nargs="+", type=float, metavar="S", help="compare these guidance scales instead, and 1")
     add("--sweep-steps", nargs="+", type=int, default=[], metavar="N", help="each with these numbers of steps")
+    add("--reference", metavar="R", help="of tools/evaluate.py make-reference: measure each one's distance from it")
+    add("--extractor", default="inception_v3", metavar="NAME", help="the reference's features (default: inception_v3)")
     return parser
 
 
@@ -77,6 +79,8 @@ def sample(arguments: Sequence[str] | None = None) -> int:
     """Draw samples from a trained generator."""
     given = _sample_parser().parse_args(arguments)
     sweep = given.guidance_sweep
+    if given.reference and sweep is None:
+        raise ConfigError("--reference belongs to --guidance-sweep; samples are measured by evaluate.py generation")
     if given.sweep_steps and sweep is None:
         raise ConfigError("--sweep-steps belongs to --guidance-sweep; for samples give --steps")
     if sweep is not None and (given.cfg_scale is not None or (given.steps is not None and given.sweep_steps)):
@@ -92,7 +96,9 @@ def sample(arguments: Sequence[str] | None = None) -> int:
     if sweep is not None:
         from aligntok.training.guidance_sweep import sweep_guidance
 
-        sweep_guidance(drawing, sweep, given.sweep_steps, given.num, given.out, given.batch_size)
+        distance = dict(type="generation", reference=given.reference, extractor=given.extractor, features=False)
+        metrics = [distance] if given.reference else []
+        sweep_guidance(drawing, sweep, given.sweep_steps, given.num, given.out, given.batch_size, metrics)
         return 0
     from aligntok.training.sampling import sample_images
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from aligntok.data.files import replacing, write_atomically
 from aligntok.engine.ema import PartStates
-from aligntok.errors import CheckpointError, first_line
+from aligntok.errors import AlignTokError, CheckpointError, first_line
 
 logger = logging.getLogger("aligntok.engine")
 
@@ -69,14 +69,20 @@ def write_checkpoint(
     return path
 
 
-def check_space(path: Path, needed: int, what: str) -> None:
-    """Raise CheckpointError unless the disk of `path` has room for `needed` bytes and a little more."""
+def check_space(
+    path: Path,
+    needed: int,
+    what: str,
+    cure: str = "lower checkpoint.keep, or choose another work_dir",
+    kind: type[AlignTokError] = CheckpointError,
+) -> None:
+    """Raise an error of that `kind` unless the disk of `path` has room for `needed` bytes and a little more."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
-        raise CheckpointError(
-            f"{what} needs {needed / 1e9:.3g} GB, and {SPARE_BYTES / 1e9:.2g} GB should stay free, but the disk of "
-            f"{folder} has {free / 1e9:.3g} GB; make room, lower checkpoint.keep, or choose another work_dir"
+        raise kind(
+            f"{what}: {needed / 1e9:.3g} GB are needed, and {SPARE_BYTES / 1e9:.2g} GB should stay free, but the disk "
+            f"of {folder} has {free / 1e9:.3g} GB; make room, {cure}"
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +13,8 @@ import torch
 import torch.distributed as dist
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
+
+from aligntok.errors import DataError
 
 
 def start_processes() -> str:
@@ -95,6 +99,18 @@ def is_same_everywhere(number: int) -> bool:
     span = torch.tensor([number, -number])
     dist.all_reduce(span, dist.ReduceOp.MAX)
     return bool(span[0] == -span[1])
+
+
+def check_agreement(settings: Mapping[str, Any], what: str) -> None:
+    """Raise DataError, which tells `what` may differ, in a process with other settings than the first; collective."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
+    first = torch.tensor(list(digest), dtype=torch.uint8)
+    share_weights([first])
+    if bytes(first.tolist()) != digest:
+        raise DataError(
+            f"this process sees {what}, or other options than the first; give every machine the same files and the "
+            "same command"
+        )
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -61,23 +62,12 @@ class EvaluationImages:
 
     def __iter__(self) -> Iterator[Batch]:
         self.skipped = 0
-        rank, processes = world()
-        batches = [self.places[i : i + self.batch_size] for i in range(0, len(self), self.batch_size)]
-        rounds = math.ceil(len(batches) / processes)
-        with explaining_loader_errors(), progress_bar(len(self), "evaluating", "image") as bar:
-            loaded = iter(self._loader(batches[rank::processes]))
-            for _ in range(rounds):
-                batch = next(loaded, None) or _no_images(self.image_size)
-                self._note(batch)
-                yield batch
-                bar.update(int(sum_over_processes(torch.tensor(len(batch.images) + len(batch.skipped)))))
-                if sigterm_was_sent():
-                    raise Preempted("stopped by SIGTERM; an evaluation is not gone on with, it begins anew")
-
-    def _loader(self, batches: Sequence[Sequence[int]]) -> DataLoader[Batch]:
         dataset = ImagesToEncode(self.source, self.image_size)
-        options = dict(num_workers=self.workers, collate_fn=dataset.collate, worker_init_fn=ignore_sigterm)
-        return DataLoader(dataset, batch_sampler=batches, pin_memory=torch.cuda.is_available(), **options)  # type: ignore[arg-type]
+        batches = deal(self.places, self.batch_size)
+        for batch in in_rounds(make_loader(dataset, batches.mine, self.workers), batches, len(self)):
+            batch = batch or _no_images(self.image_size)
+            self._note(batch)
+            yield batch
 
     def _note(self, batch: Batch) -> None:
         for found, reason in zip(batch.skipped, batch.reasons, strict=True):
@@ -88,6 +78,48 @@ class EvaluationImages:
                 f"{self.source.where}: {self.skipped} of {len(self)} images cannot be read (named above), more than "
                 "1 % of them; repair or remove them, so that the numbers are of the images that you mean"
             )
+
+
+class Dealt(NamedTuple):
+    """The batches of this process, and how many rounds it takes until every process has had its last."""
+
+    mine: list[list[int]]
+    rounds: int
+
+
+def deal(places: Sequence[int], batch_size: int) -> Dealt:
+    """Cut places into batches, in order, and deal them to the processes in turn."""
+    rank, processes = world()
+    batches = [list(places[i : i + batch_size]) for i in range(0, len(places), batch_size)]
+    return Dealt(batches[rank::processes], math.ceil(len(batches) / processes))
+
+
+def in_rounds(loader: DataLoader[Any], dealt: Dealt, total: int) -> Iterator[Any]:
+    """Yield this process's batches, then None for as many rounds as others still have one; collective.
+
+    A batch is counted by the length of its first part. Raises Preempted after SIGTERM to any process, and DataError
+    when a data-loading process fails.
+    """
+    with explaining_loader_errors(), progress_bar(total, "evaluating", "image") as bar:
+        loaded = iter(loader)
+        for _ in range(dealt.rounds):
+            batch = next(loaded, None)
+            yield batch
+            bar.update(int(sum_over_processes(torch.tensor(0 if batch is None else len(batch[0])))))
+            if sigterm_was_sent():
+                raise Preempted("stopped by SIGTERM; an evaluation is not gone on with, it begins anew")
+
+
+def make_loader(dataset: Any, batches: list[list[int]], workers: int) -> DataLoader[Any]:
+    """Return a loader of those batches, whose workers leave SIGTERM to the process that they read for."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=dataset.collate,
+        worker_init_fn=ignore_sigterm,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def _no_images(size: tuple[int, int]) -> Batch:

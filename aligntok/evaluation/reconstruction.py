@@ -1,62 +1,174 @@
-"""Reconstruction quality: PSNR and a perceptual distance, each the mean over images of a per-image value."""
+"""How well a tokenizer reconstructs a set of images: numbers, a table of every image, the worst and the best."""
 
 from __future__ import annotations
 
+import csv
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.evaluator import BaseMetric
-from torch import Tensor
 
-from aligntok.registry import LOSSES
+from aligntok.data.files import replacing, write_atomically
+from aligntok.engine.distributed import barrier, is_first, start_processes
+from aligntok.engine.failures import ending_together
+from aligntok.engine.grids import reconstruction_grid
+from aligntok.engine.hooks import to_picture
+from aligntok.engine.preemption import noting_sigterm
+from aligntok.errors import ConfigError
+from aligntok.evaluation.metrics import ImageRow, ReconstructionMetric
+from aligntok.evaluation.publishing import publish
+from aligntok.evaluation.reading import RESIZE, EvaluationImages
+from aligntok.evaluation.results import Result, default_folder
+from aligntok.tokenizer import Tokenizer
+from aligntok.training.alignment import PRECISIONS
+from aligntok.training.latent_cache import SILENCE_SECONDS
+from aligntok.training.latent_encoding import ImagesToEncode, latent_shape
+from aligntok.training.loading import load_tokenizer
+
+TABLES = ("csv", "parquet")
+SHOWN = 8  # images in each of the pictures of the worst and the best
 
 
-def to_8bit(images: Tensor) -> Tensor:
-    """Round images in [-1, 1] to the 8-bit grid and return them as float64 in [0, 255], any shape."""
-    return ((images.double().clamp(-1, 1) + 1) * 127.5).round()
+def evaluate_reconstruction(
+    tokenizer: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    image_size: int | Sequence[int] = 256,
+    split: str | None = None,
+    num: int | None = None,
+    perceptual: Sequence[Mapping[str, Any]] = ({"type": "lpips"},),
+    extractor: str | Mapping[str, Any] | None = "inception_v3",
+    weights: str | None = None,
+    precision: str = "fp32",
+    batch_size: int = 32,
+    workers: int = 2,
+    table: str = "csv",
+) -> Result:
+    """Measure the reconstructions of images: PSNR, SSIM, perceptual distances and rFID (paper, Tables 3 and 10).
 
+    tokenizer: what :func:`load_tokenizer` takes, with `weights` "raw" or "ema" of a work folder. data, split, num,
+    image_size: see :class:`EvaluationImages`. perceptual, extractor: see :class:`ReconstructionMetric`. precision: of
+    the tokenizer's arithmetic. table: "csv" or "parquet", of every image's values.
 
-def psnr(image: Tensor, reconstruction: Tensor) -> float:
-    """Peak signal-to-noise ratio, in dB, of one pair (3, H, W) in [-1, 1], measured on 8-bit pixels.
-
-    Capped at 100 dB, which only identical images reach.
+    Writes into `out` (None: ``evaluation/`` in the tokenizer's folder) ``reconstruction.json``, ``per_image.csv``,
+    ``worst.png`` and ``best.png`` (input | reconstruction | error, by PSNR) and ``report.html``. Collective under
+    torchrun. Raises ConfigError and WeightsError for what cannot be measured with, DataError for the images,
+    Preempted after SIGTERM.
     """
-    error = (to_8bit(image) - to_8bit(reconstruction)).square().mean()
-    return min(100.0, float(10 * torch.log10(255**2 / error.clamp(min=1e-12))))
+    check_table(table)
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
+    start_processes()
+    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+        images = EvaluationImages(data, image_size, split, num, batch_size, workers)
+        model = load_tokenizer(tokenizer, **({} if weights is None else {"weights": weights}))
+        latent_shape(model, images.image_size)
+        reconstruct = Reconstruction(model, precision)
+        metric = ReconstructionMetric(perceptual, extractor)
+        metrics = measure(reconstruct, images, metric)
+        settings = {
+            "data": str(data),
+            "split": split,
+            "image_size": list(images.image_size),
+            "resize": RESIZE,
+            "images": len(metric.rows),
+            "unreadable": images.skipped,
+            "tokenizer": {"identity": identity(model), "weights": weights},
+            "precision": precision,
+            "perceptual": [dict(config) for config in perceptual],
+            "extractor": None if metric.extractor is None else metric.extractor.title,
+        }
+        result = Result("reconstruction", str(tokenizer), metrics, settings, pictures=PICTURES)
+        if is_first():
+            name = f"reconstruction_{Path(str(data)).stem}" + (f"_{split}" if split else "")
+            folder = default_folder(tokenizer, name) if out is None else Path(out).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            write_table(folder, metric, images, table)
+            write_extremes(folder, metric.rows, reconstruct, images)
+            publish(result, folder)
+        barrier()
+    return result
 
 
-class ReconstructionMetric(BaseMetric):
-    """mmengine metric of a tokenizer's reconstructions: ``psnr`` and one perceptual distance, means over images.
+PICTURES = {"The worst reconstructions by PSNR": "worst.png", "The best reconstructions by PSNR": "best.png"}
 
-    `perceptual` is a loss config whose type names the distance in the results (``lpips``, ``st_lpips``); it takes
-    (reconstruction, images). None leaves it out. Independent of batch size and number of processes.
-    """
 
-    default_prefix = "reconstruction"
+def check_table(table: str) -> None:
+    """Raise ConfigError for a format that tables are not written in, or not without a library."""
+    if table not in TABLES:
+        raise ConfigError(f"table '{table}' is unknown; known: {', '.join(TABLES)}")
+    if table == "parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise ConfigError("table 'parquet' needs pyarrow: pip install aligntok[parquet], or take csv") from error
 
-    def __init__(self, perceptual: Mapping[str, Any] | None = None) -> None:
-        super().__init__(collect_device="gpu")  # by exchange; mmengine's "cpu" writes files into the current folder
-        self.perceptual_name = perceptual["type"] if perceptual else None
-        self.distance = LOSSES.build(dict(perceptual)).eval() if perceptual else None
 
-    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take in one ``dict(images=(3, H, W), reconstruction=(3, H, W))`` an image."""
-        for sample in data_samples:
-            image, reconstruction = sample["images"], sample["reconstruction"]
-            self.results.append((psnr(image, reconstruction), self._perceptual(image, reconstruction)))
+def identity(tokenizer: Tokenizer) -> str | None:
+    """Return which tokenizer it is; None for one with parts that no config describes."""
+    try:
+        return tokenizer.identity
+    except ConfigError:
+        return None
 
-    @torch.no_grad()
-    def _perceptual(self, image: Tensor, reconstruction: Tensor) -> float:
-        if self.distance is None:
-            return 0.0
-        self.distance.to(image.device)
-        named = {"images": image[None], "reconstruction": reconstruction.clamp(-1, 1)[None]}
-        return float(self.distance(*(named[name] for name in self.distance.inputs)))
 
-    def compute_metrics(self, results: Sequence[tuple[float, float]]) -> dict[str, float]:
-        """Return the means over all images, and their number."""
-        metrics = {"psnr": sum(r[0] for r in results) / len(results), "images": float(len(results))}
-        if self.perceptual_name:
-            metrics[self.perceptual_name] = sum(r[1] for r in results) / len(results)
-        return metrics
+class Reconstruction:
+    """A tokenizer on this process's device, as what turns images (N, 3, H, W) in [-1, 1] into reconstructions."""
+
+    def __init__(self, tokenizer: Tokenizer, precision: str = "fp32") -> None:
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        self.tokenizer = tokenizer.to(self.device).eval()
+        self.low = PRECISIONS[precision]
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device.type, self.low, enabled=self.low is not None):
+            return self.tokenizer.reconstruct(images.to(self.device)).float()
+
+
+def measure(reconstruct: Reconstruction, images: EvaluationImages, metric: ReconstructionMetric) -> dict[str, float]:
+    """Reconstruct and measure all images; collective. Returns the metrics without mmengine's prefix."""
+    for batch in images:
+        if len(batch.images):
+            made = reconstruct(batch.images)
+            rows = zip(batch.images.to(made.device), made, batch.places.tolist(), strict=True)
+            metric.process(batch, [dict(images=x, reconstruction=y, index=place) for x, y, place in rows])
+    return {name.rpartition("/")[2]: value for name, value in metric.evaluate(len(images)).items()}
+
+
+def write_table(folder: Path, metric: ReconstructionMetric, images: EvaluationImages, form: str) -> Path:
+    """Write a row an image, in the order of the data: its name, PSNR, SSIM and distances."""
+    columns = ["name", "psnr", "ssim", *metric.distances]
+    rows = [[images.source.names[row.place], row.psnr, row.ssim, *row.distances] for row in metric.rows]
+    path = folder / f"per_image.{form}"
+    if form == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        content = pa.table({column: [row[i] for row in rows] for i, column in enumerate(columns)})
+        write_atomically(path, lambda temporary: pq.write_table(content, temporary))
+        return path
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    return path
+
+
+def write_extremes(
+    folder: Path, rows: Sequence[ImageRow], reconstruct: Reconstruction, images: EvaluationImages
+) -> None:
+    """Write ``worst.png`` and ``best.png``: input | reconstruction | error of the images of lowest and highest PSNR."""
+    ordered = sorted(rows, key=lambda row: (row.psnr, row.place))
+    pixels = ImagesToEncode(images.source, images.image_size)
+    for name, chosen in (("worst", ordered[:SHOWN]), ("best", ordered[::-1][:SHOWN])):
+        shown = [torch.as_tensor(pixels[row.place][2]) for row in chosen]
+        made = [reconstruct(image[None])[0].cpu() for image in shown]
+        picture = to_picture(reconstruction_grid(shown, made))
+        with replacing(folder / f"{name}.png") as temporary:
+            picture.save(temporary, format="PNG")

@@ -271,10 +271,16 @@ class AlignmentModel(BaseModel):
 
     @torch.no_grad()
     def val_step(self, data: Mapping[str, Any]) -> list[dict[str, Tensor]]:
-        """Reconstruct a batch; returns one ``dict(images=..., reconstruction=...)`` of (3, H, W) tensors an image."""
+        """Reconstruct a batch; returns one ``dict(images=..., reconstruction=...)`` of (3, H, W) tensors an image.
+
+        With an `index` (N,) in the batch, each has its own.
+        """
         images = data["images"].to(self._device())
         reconstructions = self.tokenizer.reconstruct(images).float()
-        return [dict(images=x, reconstruction=y) for x, y in zip(images, reconstructions, strict=True)]
+        pairs = [dict(images=x, reconstruction=y) for x, y in zip(images, reconstructions, strict=True)]
+        for pair, index in zip(pairs, data.get("index", ()), strict=False):
+            pair["index"] = index
+        return pairs
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Tensor:
         """Reconstruct images (N, 3, H, W); mmengine's other modes have no use here."""

@@ -17,7 +17,7 @@ from aligntok.diffusion.times import sample_times
 from aligntok.engine.compilation import blocks_of, compile_blocks
 from aligntok.engine.distributed import GradientReduction, world
 from aligntok.engine.loops import StepBatch
-from aligntok.errors import ConfigError, DataError
+from aligntok.errors import ConfigError, DataError, DivergenceError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.training.alignment import PRECISIONS
 
@@ -191,6 +191,28 @@ class GenerationModel(BaseModel):
     def _device(self) -> torch.device:
         device: torch.device = next(self.generator.parameters()).device
         return device
+
+    @torch.no_grad()
+    def val_step(self, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Draw a batch of samples, sample i from seed i; returns ``dict(pixels, index, variant)`` for each.
+
+        Pixels are uint8 (3, H, W), the very ones that ``tools/sample.py`` saves. Raises DivergenceError when one is
+        not finite.
+        """
+        numbers, sampling = data["numbers"], data["sampling"]
+        with torch.autocast(self._device().type, dtype=self.dtype, enabled=self.dtype is not None):
+            latents = self.diffusion.sample_latents(data["labels"], numbers, sampling)
+        images = self.diffusion.decode(latents)
+        if not images.isfinite().all():
+            raise DivergenceError(
+                f"samples {numbers[0]} to {numbers[-1]} of the validation (variant '{data['variant']}') are not "
+                "finite; the generator diverged: go on from an earlier checkpoint with a lower learning rate"
+            )
+        pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+        return [
+            {"pixels": each, "index": number, "variant": data["variant"]}
+            for each, number in zip(pixels, numbers, strict=True)
+        ]
 
     @torch.no_grad()
     def sample(self, labels: Sequence[int], seeds: Sequence[int]) -> Tensor:

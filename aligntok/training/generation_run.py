@@ -26,6 +26,7 @@ from aligntok.training.generation import GenerationModel
 from aligntok.training.generation_loading import load_latent_diffusion
 from aligntok.training.generation_plan import plan_generation
 from aligntok.training.generation_settings import Generation
+from aligntok.training.generation_validation import validation_options
 from aligntok.training.latent_cache import LatentCache, fill
 from aligntok.training.latent_encoding import Encoding, LatentEncoder
 from aligntok.training.latent_statistics import latent_statistics
@@ -220,7 +221,8 @@ def build_generation_runner(generation: Generation, ready: Ready, launcher: str 
         train_dataloader=training_batches(generation, ready.train, collate=collate),
         optim_wrapper=optimizers(generation, sides),
         custom_hooks=hooks,
-        **runner_options(generation, sides, launcher),
+        **runner_options(generation, sides, launcher, val_every=generation["validation"]["every"]),
+        **validation_options(generation, ready.diffusion),
     )
 
 

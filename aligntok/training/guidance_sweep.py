@@ -6,7 +6,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,17 +22,18 @@ from aligntok.data.files import claiming, replacing, write_atomically
 from aligntok.data.progress import progress_bar
 from aligntok.diffusion.sampling import Sampling
 from aligntok.engine.checkpoints import remove_leftovers, write_json
-from aligntok.engine.distributed import barrier, is_first, start_processes, sum_over_processes, world
+from aligntok.engine.distributed import barrier, check_agreement, is_first, start_processes, sum_over_processes, world
 from aligntok.engine.failures import ending_together
 from aligntok.engine.grids import image_grid
 from aligntok.engine.hooks import to_picture
 from aligntok.engine.preemption import noting_sigterm, sigterm_was_sent
 from aligntok.errors import Preempted
+from aligntok.registry import METRICS
 from aligntok.training.drawing import Drawing, SampleDrawer
 from aligntok.training.latent_cache import SILENCE_SECONDS
 from aligntok.training.latent_encoding import check_at_least
-from aligntok.training.sample_files import Pixels, check_folder_is_new
-from aligntok.training.sampling import agree, default_folder
+from aligntok.training.sample_files import Pixels, check_folder_is_new, compared
+from aligntok.training.sampling import default_folder
 
 DESCRIPTION = "sweep.json"
 SHOWN = 4  # samples in each cell of the picture
@@ -56,6 +57,7 @@ class Cell(NamedTuple):
     evaluations: passes through generators, a guided one counted as two. seconds: of one process, decoding included.
     rms: the root mean square difference, in grey levels, from the unguided sample of the same noise and steps.
     latent_std: of the normalised latents; that of the data is 1. saturated: the share of values that are 0 or 255.
+    distances: metrics of the samples as a whole, such as FID, by name.
     """
 
     scale: float
@@ -65,6 +67,14 @@ class Cell(NamedTuple):
     rms: float
     latent_std: float
     saturated: float
+    distances: Mapping[str, float] = {}
+
+    def row(self) -> dict[str, tuple[float, str]]:
+        """Return heading in sweep.csv -> (value, how a number is written in the table)."""
+        own: dict[str, tuple[float, str]] = {
+            column: (value, form) for value, (column, (_, form)) in zip(self[:-1], COLUMNS.items(), strict=True)
+        }
+        return {**own, **{name: (value, ".4g") for name, value in self.distances.items()}}
 
 
 def sweep_guidance(
@@ -74,12 +84,15 @@ def sweep_guidance(
     num: int = 64,
     out: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
+    metrics: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Draw `num` samples at every guidance scale, 1 among them, and number of steps; return the folder of the results.
 
     All combinations begin with the same noise and labels. Writes ``sweep.csv``, a row a combination, ``sweep.png``, its
     curves, ``sweep_grid.png``, the first samples of each, and ``sweep.json``, the settings; prints the table. `steps`
-    may be empty, for those of the drawing. `out` None is a folder in the generator's own. Collective under torchrun.
+    may be empty, for those of the drawing. metrics: configs of metrics of each combination's samples, such as
+    ``dict(type="generation", reference="...")``. `out` None is a folder in the generator's own. Collective under
+    torchrun.
 
     Raises ConfigError for options that cannot be, what drawing raises, and Preempted after SIGTERM: a sweep is not
     gone on with.
@@ -91,15 +104,17 @@ def sweep_guidance(
         grid = combinations(drawer.sampling, scales, steps)
         drawer.check(num, *grid)
         scales, steps = sorted({each.cfg_scale for each in grid}), sorted({each.steps for each in grid})
-        settings = _described(drawer, scales, steps) | {"num": num, "batch_size": batch_size}
-        agree(settings)
+        measured = {"metrics": [dict(metric) for metric in metrics]} if metrics else {}
+        settings = _described(drawer, scales, steps) | {"num": num, "batch_size": batch_size, **measured}
+        built = [METRICS.build({**metric, "variants": [_name(each) for each in grid]}) for metric in metrics]
+        check_agreement(compared(settings), "another generator")
         words = [f"{name}-{'-'.join(f'{x:g}' for x in values)}" for name, values in (("cfg", scales), ("steps", steps))]
         named = default_folder(drawer, settings, "sweep", drawer.sampling.sampler, *words)
         path = named if out is None else Path(out).expanduser()
         if is_first() and not (path / DESCRIPTION).is_file():
             check_folder_is_new(path, DESCRIPTION)
         with claiming(path, wanted=is_first()):
-            cells, pictures = measure(drawer, grid, num, batch_size)
+            cells, pictures = measure(drawer, grid, num, batch_size, built)
             if is_first():
                 remove_leftovers(path)
                 write_json(path / DESCRIPTION, settings)
@@ -128,7 +143,7 @@ def combinations(own: Sampling, scales: Sequence[float], steps: Sequence[int]) -
 
 
 def measure(
-    drawer: SampleDrawer, grid: Sequence[Sampling], num: int, batch_size: int
+    drawer: SampleDrawer, grid: Sequence[Sampling], num: int, batch_size: int, metrics: Sequence[Any] = ()
 ) -> tuple[list[Cell], dict[tuple[float, int], list[Pixels]]]:
     """Draw and measure every combination; collective. Return the cells, and the first pictures of each (H, W, 3).
 
@@ -151,12 +166,15 @@ def measure(
                     table[place, batch.start : batch.stop], pixels = _measure(drawer, sampling, batch, unguided)
                     for i in range(batch.start, min(batch.stop, first.shape[1])):
                         first[place, i] = torch.from_numpy(pixels[i - batch.start])
+                    for metric in metrics:
+                        metric.process(None, _as_samples(pixels, batch, sampling))
                 bar.update(int(sum_over_processes(torch.tensor(len(batch)))))
                 if sigterm_was_sent():
                     raise Preempted("stopped by SIGTERM; a guidance sweep is not gone on with, it begins anew")
     means = sum_over_processes(table).mean(dim=1)
     shown = sum_over_processes(first).numpy()
-    cells = [_cell(sampling, row) for sampling, row in zip(grid, means.tolist(), strict=True)]
+    found = {name: value for metric in metrics for name, value in metric.evaluate(num).items()}
+    cells = [_cell(sampling, row, found) for sampling, row in zip(grid, means.tolist(), strict=True)]
     return cells, {(cell.scale, cell.steps): list(pictures) for cell, pictures in zip(cells, shown, strict=True)}
 
 
@@ -180,10 +198,22 @@ def _measure(
     return values, pixels
 
 
-def _cell(sampling: Sampling, means: Sequence[float]) -> Cell:
+def _name(sampling: Sampling) -> str:
+    return f"cfg {sampling.cfg_scale:g}, {sampling.steps} steps"
+
+
+def _as_samples(pixels: Pixels, numbers: range, sampling: Sampling) -> list[dict[str, Any]]:
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return [dict(pixels=image, index=i, variant=_name(sampling)) for image, i in zip(images, numbers, strict=True)]
+
+
+def _cell(sampling: Sampling, means: Sequence[float], found: Mapping[str, float]) -> Cell:
     evaluations, seconds, rms, mean, square, saturated = means
     deviation = math.sqrt(max(square - mean**2, 0))
-    return Cell(sampling.cfg_scale, sampling.steps, evaluations, seconds, rms, deviation, saturated)
+    own = f"{_name(sampling)}/"
+    distances = {name.removeprefix(own): value for name, value in found.items() if name.startswith(own)}
+    distances.pop("images", None)
+    return Cell(sampling.cfg_scale, sampling.steps, evaluations, seconds, rms, deviation, saturated, distances)
 
 
 @contextmanager
@@ -209,10 +239,10 @@ def print_cells(cells: Sequence[Cell], num: int, console: Console | None = None)
     """Print the table of the combinations."""
     title = f"Guidance sweep: means of {num} samples; difference from the unguided ones in grey levels (RMS)"
     table = Table(title=title, title_justify="left")
-    for heading, _ in COLUMNS.values():
-        table.add_column(heading, justify="right", overflow="fold")
+    for column in cells[0].row():
+        table.add_column(COLUMNS.get(column, (column, ""))[0], justify="right", overflow="fold")
     for cell in sorted(cells):
-        table.add_row(*(f"{value:{form}}" for value, (_, form) in zip(cell, COLUMNS.values(), strict=True)))
+        table.add_row(*(f"{value:{form}}" for value, form in cell.row().values()))
     (console or Console()).print(table)
 
 
@@ -220,8 +250,8 @@ def write_results(path: Path, cells: Sequence[Cell], pictures: dict[tuple[float,
     """Write sweep.csv, sweep.png and sweep_grid.png."""
     with replacing(path / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(sorted(cells))
+        writer.writerow(cells[0].row())
+        writer.writerows([value for value, _ in cell.row().values()] for cell in sorted(cells))
     figure = plot(cells)
     write_atomically(path / "sweep.png", lambda temporary: figure.savefig(temporary, format="png", dpi=100))
     picture = draw_grid(pictures)
@@ -239,17 +269,21 @@ def plot(cells: Sequence[Cell]) -> Any:
         "evaluations": "evaluations a sample",
         "seconds": "seconds a sample",
     }
-    figure = Figure(figsize=(15, 8.5), layout="constrained")
-    axes = figure.subplots(2, 3).flatten()
+    panels.update({name: name for name in cells[0].distances})
+    rows = math.ceil((len(panels) + 1) / 3)
+    figure = Figure(figsize=(15, 4.25 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3).flatten()
+    for axis in axes[len(panels) :]:
+        axis.axis("off")
     for axis, (name, title) in zip(axes, panels.items(), strict=False):
         for steps in sorted({cell.steps for cell in cells}):
             curve = sorted(cell for cell in cells if cell.steps == steps)
-            scales, values = [cell.scale for cell in curve], [getattr(cell, name) for cell in curve]
+            scales = [cell.scale for cell in curve]
+            values = [cell.distances[name] if name in cell.distances else getattr(cell, name) for cell in curve]
             axis.plot(scales, values, marker="o", label=f"{steps} steps")
         axis.set(title=title, xlabel="cfg_scale")
         axis.grid(alpha=0.3)
     axes[1].axhline(1, color="grey", linestyle="--")
-    axes[-1].axis("off")
     axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center")
     return figure
 

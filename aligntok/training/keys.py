@@ -64,8 +64,11 @@ VALIDATION_KEYS = {
     "every": Key(None, "Steps between validations; None: only after the last step.", (int, _NONE)),
     "batch_size": Key(8, "Images of a validation batch in each process.", _INT),
     "num_images": Key(None, "Use only so many held-out images, evenly spaced; None: all.", (int, _NONE)),
-    "perceptual": Key({"type": "lpips"}, "Loss that measures the perceptual distance; None: none.", (dict, _NONE)),
-}
+    "perceptual": Key({"type": "lpips"}, "Loss, or a list of losses, that measure perceptual distances; None: none.",
+                      (dict, list, _NONE)),
+    "extractor": Key(None, "Features for rFID (inception_v3) or rFD (any other), as `tools/evaluate.py --extractor`; "
+                           "None: neither.", (str, dict, _NONE)),
+}  # fmt: skip
 
 #: Keys that a stage may override, and that the top of a config sets for all stages.
 STAGE_KEYS = {
@@ -151,6 +154,15 @@ GENERATION_LOG_KEYS = {
     "pictures_at": Key([], "More steps at which a grid is drawn.", (list, tuple)),
     "pictures": Key(16, "Samples in a grid, of seeds 0, 1, ...; 0 for none.", _INT),
 }
+GENERATION_VALIDATION_KEYS = {
+    "num": Key(0, "Samples that are drawn, of seeds 0, 1, ..., as `tools/sample.py` does; 0: no validation.", _INT),
+    "every": Key(None, "Steps between validations; None: only after the last step.", (int, _NONE)),
+    "batch_size": Key(32, "Samples at once in each process.", _INT),
+    "labels": Key("random", "'random' (a sample's seed gives its label) or 'balanced'.", _TEXT),
+    "metrics": Key([], "Metrics of the samples, such as dict(type='generation', reference='...').", (list,)),
+    "variants": Key({}, "name -> settings that differ from `sampling`, such as dict(unguided=dict(cfg_scale=1.0)); "
+                        "every metric is taken of each. {}: of one, 'generation', as `sampling` says."),
+}  # fmt: skip
 
 #: Keys of a generator's training: at the top of a config without stages, in `generation` of one with stages.
 GENERATION_KEYS = {
@@ -182,6 +194,7 @@ GENERATION_KEYS = {
     "data": Key({}, "What is trained on, and its loading.", _DICT, GENERATION_DATA_KEYS),
     "checkpoint": STAGE_KEYS["checkpoint"],
     "log": Key({}, "Scalars and pictures.", _DICT, GENERATION_LOG_KEYS),
+    "validation": Key({}, "Samples that are measured on the way.", _DICT, GENERATION_VALIDATION_KEYS),
     "hooks": STAGE_KEYS["hooks"],
 }  # fmt: skip
 #: Keys of a run, whatever it trains.

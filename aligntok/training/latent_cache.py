@@ -7,12 +7,10 @@ on a CPU, sums may differ in their last bits with the number of threads, and eve
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +30,8 @@ from aligntok.data.latent_files import (
     shard_path,
 )
 from aligntok.data.sources import open_source
-from aligntok.engine.checkpoints import SPARE_BYTES, remove_leftovers, write_json
-from aligntok.engine.distributed import barrier, is_first, share_weights, start_processes
+from aligntok.engine.checkpoints import check_space, remove_leftovers, write_json
+from aligntok.engine.distributed import barrier, check_agreement, is_first, share_weights, start_processes
 from aligntok.engine.failures import ending_together
 from aligntok.engine.preemption import noting_sigterm
 from aligntok.errors import ConfigError, DataError, first_line
@@ -82,7 +80,7 @@ def cache_latents(
 def fill(cache: LatentCache, source: str, batch_size: int, workers: int) -> None:
     """Encode what a cache lacks, and finish it; `source` is where its tokenizer is. Collective."""
     settings = cache.describe(source)
-    _agree(settings)
+    check_agreement(_compared(settings), "another tokenizer, other images")
     if is_first():
         cache.check_folder(settings)
     with claiming(cache.folder, wanted=is_first()):
@@ -181,13 +179,8 @@ class LatentCache:
             self.encoder.copies * math.prod(self.encoder.latent_shape),
         )
         needed = images * (numbers * self.encoder.dtype.itemsize + 12)  # and a label and a place
-        free = shutil.disk_usage(self.folder).free
-        if free < needed + SPARE_BYTES:
-            raise DataError(
-                f"the latents of {images} images need {needed / 1e9:.3g} GB, and {SPARE_BYTES / 1e9:.2g} GB should "
-                f"stay free, but the disk of {self.folder} has {free / 1e9:.3g} GB; make room, give another folder, "
-                "or take --dtype bf16 or --no-flip"
-            )
+        cure = "give another folder, or take --dtype bf16 or --no-flip"
+        check_space(self.folder / ENCODING, needed, f"the latents of {images} images", cure, DataError)
 
     def check(self, unreadable: int) -> None:
         """Raise DataError when more images cannot be read than may be left out."""
@@ -242,15 +235,3 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
         "tokenizer": settings["tokenizer"]["identity"][:16],
         "data": f"of {data['images']} images ({data['names'][:16]})",
     }
-
-
-def _agree(settings: Mapping[str, Any]) -> None:
-    """Raise DataError in a process that has other settings than the first; collective."""
-    digest = hashlib.sha256(json.dumps(_compared(settings), sort_keys=True).encode()).digest()
-    first = torch.tensor(list(digest), dtype=torch.uint8)
-    share_weights([first])
-    if bytes(first.tolist()) != digest:
-        raise DataError(
-            "this process sees another tokenizer, other images or other options than the first; "
-            "give every machine the same files and the same command"
-        )

@@ -60,6 +60,15 @@ def check_at_least(least: int, **options: int) -> None:
             raise ConfigError(f"{name} is {value}; it must be {least} or more")
 
 
+def latent_shape(tokenizer: Tokenizer, image_size: tuple[int, int]) -> tuple[int, int, int]:
+    """Return (d, h, w) of an image's latent. Raises ConfigError for a size that is no multiple of the factor f."""
+    (height, width), f = image_size, tokenizer.downsample_factor
+    if height % f or width % f:
+        near = (max(1, round(height / f)) * f, max(1, round(width / f)) * f)
+        raise ConfigError(f"image_size {image_size}; its sides must be multiples of f = {f}, such as {near}")
+    return tokenizer.latent_dim, height // f, width // f
+
+
 class Batch(NamedTuple):
     """What the loader hands over: images (N, 3, H, W), labels and places (N,), and what cannot be read, and why."""
 
@@ -104,12 +113,8 @@ class LatentEncoder:
 
     def __init__(self, tokenizer: Tokenizer, encoding: Encoding) -> None:
         self.tokenizer, self.encoding = tokenizer, encoding
-        self.image_size, f = parse_image_size(encoding.image_size), tokenizer.downsample_factor
-        height, width = self.image_size
-        if height % f or width % f:
-            near = (max(1, round(height / f)) * f, max(1, round(width / f)) * f)
-            raise ConfigError(f"image_size {self.image_size}; its sides must be multiples of f = {f}, such as {near}")
-        self.latent_shape = (tokenizer.latent_dim, height // f, width // f)
+        self.image_size = parse_image_size(encoding.image_size)
+        self.latent_shape = latent_shape(tokenizer, self.image_size)
         self.copies = 2 if encoding.hflip else 1
         self.dtype = DTYPES[encoding.dtype]
         cuda = torch.cuda.is_available()

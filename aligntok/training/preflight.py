@@ -109,7 +109,7 @@ def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> S
         stage,
         processes,
         num_images,
-        parameters=_count_parameters(model),
+        parameters=count_parameters(model),
         checkpoint_bytes=checkpoint_bytes(model.trained_parts(), dict.fromkeys(model.averaged_parts(), kept), sides),
         frozen_bytes=_frozen_bytes(model),
     )
@@ -191,7 +191,8 @@ def _try_sizes(model: AlignmentModel, sizes: Sequence[tuple[int, int]], steps: i
             return
 
 
-def _count_parameters(model: AlignmentModel) -> dict[str, tuple[int, int]]:
+def count_parameters(model: AlignmentModel) -> dict[str, tuple[int, int]]:
+    """Return the parameters of each part of a stage's model that has any, as (trainable, frozen)."""
     parts: dict[str, nn.Module] = {
         **{name: getattr(model.tokenizer, name) for name in model.tokenizer_parts},
         **({"discriminator": model.discriminator} if model.discriminator is not None else {}),
@@ -203,6 +204,7 @@ def _count_parameters(model: AlignmentModel) -> dict[str, tuple[int, int]]:
 
 
 def trainable_and_frozen(part: nn.Module) -> tuple[int, int]:
+    """Return the numbers of parameters of a module that are trained, and that are not."""
     trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)
     return trainable, sum(p.numel() for p in part.parameters()) - trainable
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from aligntok.training.stages import Stage
 
-_HEADINGS = {"psnr": "PSNR (dB)", "lpips": "LPIPS", "st_lpips": "ST-LPIPS", "images": "held-out images"}
+_HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "st_lpips": "ST-LPIPS", "images": "held-out images"}
 
 
 def read_results(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from aligntok.training.changes import report_changes
 from aligntok.training.generation_plan import plan_generation
 from aligntok.training.generation_run import check_chain, save_result, train_generator
 from aligntok.training.generation_settings import Generation, expand_generation
+from aligntok.training.generation_validation import check_validation
 from aligntok.training.loading import load_stage_tokenizer
 from aligntok.training.preflight import StagePlan, check_before_training, plan_stage, print_plan
 from aligntok.training.report import print_summary
@@ -43,6 +44,7 @@ def run(config: Mapping[str, Any], only_stage: str | None = None, dry_run: bool 
         if generation in chosen:
             _plan(generation)  # what is wrong with its settings is said before any work
             check_chain(generation, stages)
+            check_validation(generation)
         tokenizer = _train_stages(config, stages, [stage for stage in chosen if stage is not generation], launcher)
         if generation is None or generation not in chosen:
             return tokenizer
@@ -72,7 +74,7 @@ def _train_stages(
 def _train_generator(config: Mapping[str, Any], generation: Generation, launcher: str) -> Path:
     if sigterm_was_sent():
         raise Preempted("stopped by SIGTERM before the generator's training; the same command goes on with it")
-    if not _is_left(generation, None):
+    if not _is_left(generation, generation["validation"]["num"] or None):
         return save_result(generation)
     with claiming(config["work_dir"], wanted=is_first()):
         return train_generator(generation, launcher)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import zipfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,7 +30,7 @@ from typing_extensions import Self
 from aligntok.data.files import replacing
 from aligntok.data.progress import progress_bar
 from aligntok.data.transforms import decode_image, to_tensor
-from aligntok.engine.checkpoints import SPARE_BYTES, remove_leftovers, write_json
+from aligntok.engine.checkpoints import check_space, remove_leftovers, write_json
 from aligntok.engine.distributed import is_first, share_weights
 from aligntok.engine.grids import image_grid
 from aligntok.engine.hooks import to_picture
@@ -125,13 +124,8 @@ class SampleFolder:
     def _check_space(self, missing: int, npz: bool) -> None:
         bytes_each = 3 * math.prod(self.image_size)  # noise does not get smaller as a PNG
         needed = missing * (bytes_each + DISK_BLOCK) + (self.num * bytes_each if npz else 0)
-        free = shutil.disk_usage(self.path).free
-        if free < needed + SPARE_BYTES:
-            raise DataError(
-                f"{missing} samples may need {needed / 1e9:.3g} GB{' with samples.npz' if npz else ''}, and "
-                f"{SPARE_BYTES / 1e9:.2g} GB should stay free, but the disk of {self.path} has {free / 1e9:.3g} GB; "
-                "make room, give another --out, or take --no-npz"
-            )
+        what = f"{missing} samples{' and samples.npz' if npz else ''}"
+        check_space(self.path / DESCRIPTION, needed, what, "give another --out, or take --no-npz", DataError)
 
     def _describe(self, finished: bool) -> None:
         write_json(self.path / DESCRIPTION, {**self.settings, "finished": finished})

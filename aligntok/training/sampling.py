@@ -7,8 +7,6 @@ on processes and interruptions, and on the batch size only as far as the roundin
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -20,10 +18,10 @@ import torch
 from aligntok.data.files import claiming
 from aligntok.data.progress import progress_bar
 from aligntok.diffusion.sampling import Sampling
-from aligntok.engine.distributed import barrier, is_first, share_weights, start_processes, sum_over_processes, world
+from aligntok.engine.distributed import barrier, check_agreement, is_first, start_processes, sum_over_processes, world
 from aligntok.engine.failures import ending_together
 from aligntok.engine.preemption import noting_sigterm, sigterm_was_sent
-from aligntok.errors import ConfigError, DataError, Preempted
+from aligntok.errors import ConfigError, Preempted
 from aligntok.training.beside import open_real, write_beside
 from aligntok.training.drawing import Drawing, SampleDrawer
 from aligntok.training.latent_cache import SILENCE_SECONDS
@@ -61,7 +59,7 @@ def sample_images(
         if drawer.weak is not None and drawer.sampling.cfg_scale == 1:
             raise ConfigError("autoguidance with cfg_scale=1 guides nothing; give --cfg-scale, such as 2")
         settings = drawer.describe()
-        agree(settings)
+        check_agreement(compared(settings), "another generator")
         path = default_folder(drawer, settings) if out is None else Path(out).expanduser()
         labels = drawer.labels(range(num)) if drawer.conditional else None
         real = None if beside is None else open_real(beside, split, labels)
@@ -128,15 +126,3 @@ def default_folder(drawer: SampleDrawer, settings: Mapping[str, Any], *first: st
     words += [f"seed-{settings['seed']}"] * (settings["seed"] != 0)
     words += [f"weak-{settings['autoguidance']['identity'][:8]}"] if settings["autoguidance"] else []
     return Path(drawer.drawing.source) / "samples" / "_".join([*words, settings["generator"]["identity"][:8]])
-
-
-def agree(settings: Mapping[str, Any]) -> None:
-    """Raise DataError in a process that has other settings than the first; collective."""
-    digest = hashlib.sha256(json.dumps(compared(settings), sort_keys=True).encode()).digest()
-    first = torch.tensor(list(digest), dtype=torch.uint8)
-    share_weights([first])
-    if bytes(first.tolist()) != digest:
-        raise DataError(
-            "this process has another generator or other options than the first; give every machine the same files "
-            "and the same command"
-        )

@@ -89,7 +89,8 @@ def _validation(stage: Stage, val: Any) -> dict[str, Any]:
     buckets, batch_size = find_buckets(val, stage.folder.parent), settings["batch_size"]
     one_size = np.zeros(len(val), dtype=np.uint8)
     batches = batches_in_buckets((one_size if buckets is None else buckets)[rank::processes], batch_size)
-    metric = METRICS.build({"type": "reconstruction", "perceptual": settings["perceptual"]})
+    measured = {key: settings[key] for key in ("perceptual", "extractor")}
+    metric = METRICS.build({"type": "reconstruction", **measured})
     return {
         "val_dataloader": make_loader(shares, min(2, data["workers"]), data["timeout"], batch_sampler=list(batches)),
         "val_cfg": {"type": ShareValLoop.__name__, "num_images": len(val)},

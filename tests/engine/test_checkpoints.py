@@ -190,7 +190,7 @@ def test_the_room_for_a_checkpoint_is_looked_at_before_it_is_written(tmp_path, m
         if fits:
             write_checkpoint(tmp_path, 2, written, keep=1)
         else:
-            with pytest.raises(CheckpointError, match=r"checkpoint of step 3 needs 0\.008 GB, .* make room"):
+            with pytest.raises(CheckpointError, match=r"checkpoint of step 3: 0\.008 GB are needed, .* make room"):
                 write_checkpoint(tmp_path, 3, written, keep=1)
     assert steps(tmp_path) == [2]
 

@@ -22,6 +22,7 @@ from aligntok.data import files, latent_files
 from aligntok.data.images import ImageDataset
 from aligntok.data.latent_files import read_manifest
 from aligntok.data.latents import LatentDataset
+from aligntok.engine import distributed
 from aligntok.errors import ConfigError, DataError, Preempted, WeightsError
 from aligntok.tokenizer import Tokenizer
 from aligntok.training import latent_cache, latent_encoding
@@ -377,7 +378,9 @@ def test_other_peoples_folders_are_not_written_into(tokenizer, photos, tmp_path)
 def test_a_full_disk_is_known_before_anything_is_encoded(tokenizer, photos, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 2**26 + 100))
-    message = r"latents of 17 images need 1\.33e-05 GB, and 0\.067 GB should stay free, .*--dtype bf16 or --no-flip"
+    message = (
+        r"latents of 17 images: 1\.33e-05 GB are needed, and 0\.067 GB should stay free, .*--dtype bf16 or --no-flip"
+    )
     with pytest.raises(DataError, match=message):
         cache_latents(tokenizer, photos, tmp_path / "cache", TINY, workers=0)
     assert contents(tmp_path / "cache") == {}
@@ -431,10 +434,10 @@ def test_processes_that_see_different_things_are_told(monkeypatch):
     def share_another(tensors):
         tensors[0].fill_(7)
 
-    monkeypatch.setattr(latent_cache, "share_weights", share_another)
+    monkeypatch.setattr(distributed, "share_weights", share_another)
     settings = dict(tokenizer=dict(identity="a" * 64), data=dict(images=3, names="b" * 64))
-    with pytest.raises(DataError, match="this process sees another tokenizer, other images or other options"):
-        latent_cache._agree(settings)
+    with pytest.raises(DataError, match="this process sees another tokenizer, other images, or other options"):
+        distributed.check_agreement(settings, "another tokenizer, other images")
 
 
 def test_the_manifest_is_plain_json_that_says_what_it_is(whole, tokenizer, spoilt):

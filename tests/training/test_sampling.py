@@ -25,6 +25,7 @@ from aligntok.data import files
 from aligntok.data.latent_files import LatentStatistics
 from aligntok.data.transforms import decode_image
 from aligntok.diffusion.sampling import Sampling
+from aligntok.engine import distributed
 from aligntok.engine.checkpoints import write_checkpoint, write_frozen, write_json
 from aligntok.errors import CheckpointError, ConfigError, DataError, DivergenceError, Preempted, WeightsError
 from aligntok.latent_diffusion import LatentDiffusion
@@ -654,7 +655,7 @@ def test_two_at_once_do_not_share_a_folder(run, tmp_path):
 def test_a_full_disk_is_known_before_anything_is_drawn(run, tmp_path, monkeypatch, drawn):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 2**26 + 60_000))
-    message = r"13 samples may need 6\.07e-05 GB with samples\.npz, and 0\.067 GB should stay .* --no-npz"
+    message = r"13 samples and samples\.npz: 6\.07e-05 GB are needed, and 0\.067 GB should stay .* --no-npz"
     with pytest.raises(DataError, match=message):
         sample_images(Drawing(run), 13, tmp_path / "out")
     assert not drawn
@@ -794,9 +795,9 @@ def test_guidance_without_a_null_class_is_refused_before_anything_is_written(tmp
 
 
 def test_processes_that_have_different_generators_are_told(monkeypatch):
-    monkeypatch.setattr(sampling, "share_weights", lambda tensors: tensors[0].fill_(7))
-    with pytest.raises(DataError, match="this process has another generator or other options than the first"):
-        sampling.agree({"seed": 3})
+    monkeypatch.setattr(distributed, "share_weights", lambda tensors: tensors[0].fill_(7))
+    with pytest.raises(DataError, match="this process sees another generator, or other options than the first"):
+        distributed.check_agreement({"seed": 3}, "another generator")
 
 
 def test_seeds_that_torch_would_take_for_one_are_the_reason_for_their_limit():

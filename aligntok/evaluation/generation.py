@@ -1,0 +1,79 @@
+"""How near samples are to real images: FID and its kin, of samples that were saved, against a reference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aligntok.data.files import write_atomically
+from aligntok.engine.distributed import barrier, is_first, start_processes
+from aligntok.engine.failures import ending_together
+from aligntok.engine.grids import image_grid
+from aligntok.engine.hooks import to_picture
+from aligntok.engine.preemption import noting_sigterm
+from aligntok.evaluation.metrics import GenerationMetric
+from aligntok.evaluation.publishing import publish
+from aligntok.evaluation.results import Result, default_folder
+from aligntok.evaluation.samples import Samples
+from aligntok.training.latent_cache import SILENCE_SECONDS
+
+SHOWN = 64  # samples in the picture
+
+
+def evaluate_generation(
+    samples: str | os.PathLike[str],
+    reference: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    extractor: str | Mapping[str, Any] = "inception_v3",
+    num: int | None = None,
+    batch_size: int = 32,
+    workers: int = 2,
+) -> Result:
+    """Measure samples against a reference: FID, sFID, IS, precision, recall, KID, density, coverage (paper, Table 4).
+
+    samples: see :class:`Samples`. reference: a file that ``make-reference`` wrote, or ADM's .npz. extractor: see
+    :func:`build_extractor`; metrics of others than Inception-v3 carry its name. Which of them there are depends on
+    what the extractor gives and the reference holds.
+
+    Writes into `out` (None: ``evaluation/`` in the samples' folder) ``generation.json``, ``samples.png`` and
+    ``report.html``. Collective under torchrun. Raises DataError for samples or a reference that cannot be used,
+    ConfigError or WeightsError for the extractor, Preempted after SIGTERM.
+    """
+    start_processes()
+    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+        drawn = Samples(samples, num, batch_size, workers)
+        metric = GenerationMetric(str(reference), extractor)
+        for batch in drawn:
+            rows = zip(batch.pixels, batch.places, strict=True)
+            metric.process(batch, [dict(pixels=pixels, index=place) for pixels, place in rows])
+        metrics = {name.rpartition("/")[2]: value for name, value in metric.evaluate(len(drawn)).items()}
+        found = metric.reference
+        settings = {
+            "samples": drawn.description or None,
+            "num": len(drawn),
+            "image_size": list(drawn.image_size),
+            "reference": {"file": str(reference), "name": found.name, "images": found.num_images},
+            "extractor": {"title": metric.extractor.title, "identity": metric.extractor.identity},
+        }
+        result = Result("generation", str(samples), metrics, settings, pictures={"The first samples": "samples.png"})
+        if is_first():
+            folder = default_folder(samples, f"generation_{found.name}") if out is None else Path(out).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            write_samples(folder / "samples.png", drawn)
+            publish(result, folder)
+        barrier()
+    return result
+
+
+def write_samples(path: Path, samples: Samples) -> None:
+    """Write the first samples as one picture."""
+    first = [
+        torch.from_numpy(samples[i][1]).permute(2, 0, 1).float() / 127.5 - 1 for i in range(min(SHOWN, len(samples)))
+    ]
+    picture = to_picture(image_grid(first))
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))

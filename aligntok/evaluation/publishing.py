@@ -1,0 +1,34 @@
+"""The end of every evaluation: the result on disk and in TensorBoard, a report to read, a table on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from aligntok.evaluation.results import Result
+
+
+def publish(result: Result, folder: Path, console: Console | None = None) -> Path:
+    """Write ``<kind>.json``, TensorBoard's line and ``report.html`` into `folder`, print the metrics; return the JSON.
+
+    For the first process. Tables and pictures that the result names are in the folder already.
+    """
+    from aligntok.evaluation.report import write_report  # matplotlib and jinja2 load when there is something to write
+
+    path = result.write(folder)
+    report = write_report([folder], folder / "report.html")
+    print_metrics(result, console)
+    print(f"Result: {path}\nReport: {report}")
+    return path
+
+
+def print_metrics(result: Result, console: Console | None = None) -> None:
+    """Print the metrics as a table."""
+    table = Table(title=f"{result.kind.replace('_', ' ').capitalize()}: {result.subject}", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.5g}")
+    (console or Console()).print(table)

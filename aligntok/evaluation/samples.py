@@ -1,0 +1,173 @@
+"""Samples to be evaluated, as they were saved: a folder of pictures, or the array of an .npz in ADM's format."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from aligntok.data.image_source import ImageSource
+from aligntok.data.sources import open_source
+from aligntok.data.transforms import decode_image
+from aligntok.errors import DataError, first_line
+from aligntok.evaluation.reading import deal, in_rounds, make_loader
+from aligntok.training.latent_encoding import check_at_least
+from aligntok.training.sample_files import DESCRIPTION, PICTURES
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class SampleBatch(NamedTuple):
+    """Pixels, uint8 (N, 3, H, W), and the samples' numbers; N may be 0."""
+
+    pixels: Tensor
+    places: list[int]
+
+
+class Samples(Dataset[Any]):
+    """All samples at `source`; iterating gives batches dealt to the processes in turn, and is collective.
+
+    source: a folder that ``tools/sample.py`` wrote; any folder, zip or other data of pictures (see
+    :func:`aligntok.data.sources.open_source`); or an .npz with arr_0, uint8 (N, H, W, 3). num: the first so many.
+    Pictures are taken as they are, never resized. Raises DataError when there are none, they are not all of one size,
+    a picture cannot be read, or the folder's samples are not all drawn yet.
+    """
+
+    def __init__(
+        self, source: str | os.PathLike[str], num: int | None = None, batch_size: int = 32, workers: int = 2
+    ) -> None:
+        check_at_least(1, batch_size=batch_size, **({} if num is None else {"num": num}))
+        check_at_least(0, workers=workers)
+        self.path = Path(source).expanduser()
+        self.description = read_description(self.path)
+        self.reader: _Array | _Pictures
+        if self.path.suffix == ".npz":
+            self.reader = _Array(self.path)
+        else:
+            own = self.path / PICTURES
+            self.reader = _Pictures(open_source(own if self.description else self.path))
+        there = self._there()
+        if num is not None and num > there:
+            raise DataError(f"{source} has {there} samples, fewer than the {num} asked for; draw more, or lower --num")
+        self.num = num or there
+        self.batch_size, self.workers = batch_size, workers
+        height, width = self.reader.read(0).shape[:2]
+        self.image_size = (int(height), int(width))
+
+    def _there(self) -> int:
+        """Return how many there are: of a folder with a description as many as it says, whatever lies beside them."""
+        there = len(self.reader)
+        if self.description and there < self.description["num"]:
+            raise DataError(
+                f"{self.path} should have {self.description['num']} samples, and has {there}; start the command that "
+                "drew them again: it draws what is missing"
+            )
+        return int(self.description["num"]) if self.description else there
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, place: int) -> tuple[int, Pixels]:
+        pixels = self.reader.read(place)
+        if pixels.shape != (*self.image_size, 3):
+            raise DataError(
+                f"{self.path}: sample {place} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the first one "
+                f"{self.image_size[0]} x {self.image_size[1]}; a distance is between images of one size: bring them "
+                "to one, and say how when you report it"
+            )
+        return place, pixels
+
+    def collate(self, items: Sequence[tuple[int, Pixels]]) -> SampleBatch:
+        """Return a batch of items."""
+        stacked = torch.from_numpy(np.stack([pixels for _, pixels in items]))
+        return SampleBatch(stacked.permute(0, 3, 1, 2).contiguous(), [place for place, _ in items])
+
+    def __iter__(self) -> Iterator[SampleBatch]:
+        dealt = deal(range(self.num), self.batch_size)
+        nothing = SampleBatch(torch.empty(0, 3, *self.image_size, dtype=torch.uint8), [])
+        for batch in in_rounds(make_loader(self, dealt.mine, self.workers), dealt, self.num):
+            yield batch or nothing
+
+
+class _Pictures:
+    """Pictures of a data source, in the order of their names."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, place: int) -> Pixels:
+        """Return a picture (H, W, 3)."""
+        try:
+            return np.array(decode_image(self.source.read(place)))
+        except Exception as error:  # Pillow raises nearly anything for a damaged file
+            raise DataError(
+                f"{self.source.where}: cannot read sample {self.source.names[place]} ({first_line(error)}); draw it "
+                "again: leaving one out would change the numbers"
+            ) from error
+
+
+class _Array:
+    """The rows of arr_0 of an .npz; read where they lie if it is not compressed."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.rows = _map_array(path)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{path} has no samples in ADM's format: arr_0, uint8 (N, H, W, 3) ({first_line(error)})"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, place: int) -> Pixels:
+        """Return a row (H, W, 3)."""
+        return np.array(self.rows[place])
+
+
+def _map_array(path: Path) -> Pixels:
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo("arr_0.npy")
+        with archive.open(entry) as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, fortran, dtype = read_header[version](file)
+            header_length = file.tell()
+        if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8 or fortran or not shape[0]:
+            raise ValueError(f"arr_0 is {dtype} {shape}")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            with np.load(path) as arrays:
+                return np.asarray(arrays["arr_0"])
+    with path.open("rb") as file:  # the local header repeats the name, and has an extra field of its own length
+        file.seek(entry.header_offset + 26)
+        name_length, extra_length = np.frombuffer(file.read(4), dtype="<u2")
+    start = entry.header_offset + 30 + int(name_length) + int(extra_length) + header_length
+    return np.memmap(path, dtype=np.uint8, mode="r", offset=start, shape=shape)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Return what samples.json says of a folder, empty without one. Raises DataError unless all samples are drawn."""
+    file = path / DESCRIPTION
+    if not file.is_file():
+        return {}
+    try:
+        described: dict[str, Any] = json.loads(file.read_text())
+        if described["finished"] and described["num"] > 0:
+            return described
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} cannot be read ({first_line(error)}); draw the samples again") from error
+    raise DataError(
+        f"{path} has not all of its {described['num']} samples yet; start the command that drew them again, then this"
+    )

@@ -1,0 +1,111 @@
+"""The validation of a generator in training: the samples that tools/sample.py would draw, measured on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from aligntok.diffusion.sampling import Sampling
+from aligntok.engine.distributed import world
+from aligntok.engine.loops import ShareValLoop
+from aligntok.errors import ConfigError
+from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.registry import METRICS
+from aligntok.training.drawing import LABELS, LabelRule
+from aligntok.training.generation_settings import Generation
+from aligntok.training.runners import make_loader
+
+
+def variants(settings: Mapping[str, Any], own: Sampling) -> dict[str, Sampling]:
+    """Return how the samples of a validation are drawn, by name: "generation" alone, or the config's variants.
+
+    Raises ConfigError for settings that sampling does not have, or cannot have.
+    """
+    known = [field.name for field in fields(Sampling)]
+    found = {}
+    for name, changes in (settings["variants"] or {"generation": {}}).items():
+        wrong = [key for key in changes if key not in known]
+        if wrong:
+            raise ConfigError(
+                f"validation.variants.{name}: sampling has no setting '{wrong[0]}'; it has: {', '.join(known)}"
+            )
+        found[name] = replace(own, **changes)
+    return found
+
+
+def check_validation(generation: Generation) -> None:
+    """Build the metrics of a validation and drop them, so that a mistake is found before any training.
+
+    Raises ConfigError, DataError or WeightsError for what cannot be measured with.
+    """
+    settings = generation["validation"]
+    if not settings["num"]:
+        return
+    if settings["num"] < 0 or settings["batch_size"] < 1 or settings["labels"] not in LABELS:
+        raise ConfigError(
+            f"{generation.name}: validation has num={settings['num']}, batch_size={settings['batch_size']} and "
+            f"labels='{settings['labels']}'; num must not be negative, batch_size be 1 or more, and labels be one of: "
+            f"{', '.join(LABELS)}"
+        )
+    if not settings["metrics"]:
+        raise ConfigError(
+            f"{generation.name}: validation draws {settings['num']} samples for no metric; give validation.metrics, "
+            "such as [dict(type='generation', reference='/path/to/a/reference.safetensors')], or num=0"
+        )
+    _metrics(settings, variants(settings, Sampling(**generation["sampling"])))
+
+
+def validation_options(generation: Generation, diffusion: LatentDiffusion) -> dict[str, Any]:
+    """Return the keywords of mmengine's Runner for a validation by samples; none where the config has no samples."""
+    settings = generation["validation"]
+    if not settings["num"]:
+        return {}
+    drawn = variants(settings, diffusion.sampling)
+    numbers = SampleNumbers(settings["num"], settings["labels"], diffusion, drawn)
+    rank, processes = world()
+    batches = numbers.batches(settings["batch_size"])[rank::processes]
+    return {
+        "val_dataloader": make_loader(numbers, 0, 0, numbers.collate, batch_sampler=batches),
+        "val_cfg": {"type": ShareValLoop.__name__, "num_images": settings["num"]},
+        "val_evaluator": _metrics(settings, drawn),
+    }
+
+
+def _metrics(settings: Mapping[str, Any], drawn: Mapping[str, Sampling]) -> list[Any]:
+    return [METRICS.build({"variants": list(drawn), **config}) for config in settings["metrics"]]
+
+
+class SampleNumbers(Dataset[tuple[str, int]]):
+    """Which samples a validation draws: numbers 0, 1, ... of each variant; sample i has seed i, as `sample.py` draws.
+
+    rule: "random" or "balanced" labels.
+    """
+
+    def __init__(self, num: int, rule: str, diffusion: LatentDiffusion, drawn: Mapping[str, Sampling]) -> None:
+        self.num = num
+        self.drawn = dict(drawn)
+        self.rule = LabelRule(rule if diffusion.conditional else "none", diffusion.generator.num_classes)
+
+    def __len__(self) -> int:
+        return self.num * len(self.drawn)
+
+    def __getitem__(self, place: int) -> tuple[str, int]:
+        return list(self.drawn)[place // self.num], place % self.num
+
+    def batches(self, size: int) -> list[list[int]]:
+        """Return the places of all batches; each is of one variant, and cut as `sample.py` cuts them."""
+        return list(self._batches(size))
+
+    def _batches(self, size: int) -> Iterator[list[int]]:
+        for start in range(0, len(self), self.num):
+            for first in range(0, self.num, size):
+                yield [start + i for i in range(first, min(first + size, self.num))]
+
+    def collate(self, items: Sequence[tuple[str, int]]) -> dict[str, Any]:
+        """Return what `val_step` of the model takes: variant and sampling, and of each sample number and label."""
+        variant, numbers = items[0][0], [number for _, number in items]
+        labels = [self.rule.label(number, seed=number) for number in numbers]
+        return {"variant": variant, "sampling": self.drawn[variant], "numbers": numbers, "labels": labels}
