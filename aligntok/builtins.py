@@ -31,6 +31,10 @@ def aligntok_register(registries: Registries) -> None:
 
     registries.generators.add("lightning_dit", "aligntok.generators.lightning_dit.LightningDiT")
 
+    registries.extractors.add("inception_v3", "aligntok.extractors.inception.InceptionV3")
+    registries.extractors.add("timm", "aligntok.extractors.timm.TimmExtractor")
+    registries.extractors.add("open_clip", "aligntok.extractors.open_clip.OpenCLIPExtractor")
+
     registries.losses.add("l1", "aligntok.losses.reconstruction.L1Loss")
     registries.losses.add("lpips", "aligntok.losses.reconstruction.LPIPSLoss")
     registries.losses.add("gan", "aligntok.losses.adversarial.GANLoss")

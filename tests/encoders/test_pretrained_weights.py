@@ -10,10 +10,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from aligntok.encoders import weights
 from aligntok.encoders.foundation import SigLIP2Encoder
 from aligntok.encoders.timm import TimmEncoder, build_backbone
 from aligntok.errors import WeightsError
+from aligntok.ops import pretrained as weights
 
 TINY = "vit_tiny_patch16_224"
 SHORT = {"depth": 2}

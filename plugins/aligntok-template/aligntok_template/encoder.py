@@ -4,7 +4,7 @@ import timm
 from torch import Tensor, nn
 
 from aligntok.encoders.contract import Encoder
-from aligntok.encoders.weights import hub_file
+from aligntok.ops.pretrained import hub_file
 
 
 class MyEncoder(Encoder):

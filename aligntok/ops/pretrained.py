@@ -52,22 +52,28 @@ def hub_file(repo: str, filenames: Sequence[str], who: str) -> Path:
     raise _unreachable(who, source, place, f"the repository has none of {', '.join(filenames)}")
 
 
-def url_file(url: str, who: str) -> Path:
+def url_file(url: str, who: str, hash_prefix: str | None = None) -> Path:
     """Return the local path of a file that is published at a plain address, fetching it if need be.
 
-    Raises WeightsError within some seconds when the address can't be reached.
+    A file whose SHA-256 does not begin with `hash_prefix` is not kept. Raises WeightsError within some seconds when
+    the address can't be reached, or when the download fails.
     """
-    place = _checkpoints() / os.path.basename(url)
+    place = placed_url(url)
     if place.is_file():
         return place
     if reason := unreachable(url):
         raise _unreachable(who, url, place, reason)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(place), progress=False)
+        torch.hub.download_url_to_file(url, str(place), hash_prefix, progress=False)
     except Exception as error:  # whatever goes wrong in a download is said the same way
         raise _unreachable(who, url, place, f"{type(error).__name__}: {first_line(error)}") from error
     return place
+
+
+def placed_url(url: str) -> Path:
+    """Where a file of a plain address is kept, and may be put by hand: torch.hub's checkpoints folder."""
+    return _checkpoints() / os.path.basename(url)
 
 
 def placed_file(repo: str, filename: str) -> Path:

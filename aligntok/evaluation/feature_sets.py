@@ -1,0 +1,202 @@
+"""The features of a set of images, gathered over batches and processes, and every number that two sets allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from aligntok.engine.distributed import sum_over_processes, world
+from aligntok.errors import DataError
+from aligntok.evaluation.distances import density_coverage, inception_score, kernel_distance, precision_recall
+from aligntok.evaluation.statistics import Gaussian, RunningMoments, frechet_distance
+from aligntok.extractors.contract import Extractor, Features
+
+INCEPTION = "Inception-v3"  # the title whose distances have the names FID, sFID, IS and KID
+SPLITS, PRECISION_K, COVERAGE_K = 10, 3, 5
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """What an extractor of that title says of `count` images.
+
+    gaussian: of the pooled features. spatial: of the spatial ones. features (n, D), logits (n, K): one row an image in
+    the order of their places, float32, on the CPU; None where they were not kept or the extractor has none.
+    """
+
+    title: str
+    gaussian: Gaussian
+    spatial: Gaussian | None
+    features: Tensor | None
+    logits: Tensor | None
+    count: int
+
+
+@dataclass
+class _Kept:
+    """Rows of this process, and the places of their images."""
+
+    places: list[int] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+
+    def add(self, places: Sequence[int], rows: Tensor) -> None:
+        self.places += places
+        self.rows.append(rows.cpu())
+
+
+class FeatureCollector:
+    """Runs an extractor over batches of images, in every process over other ones, and gathers what is compared.
+
+    keep_features: keep the features and logits of each image (4 KB each for 1000 numbers); a collection of places keeps
+    the features of the images at those, and no logits. device: where the extractor runs, by default on the GPU if there
+    is one. The extractor runs in float32, without TF32 and autocast, whatever surrounds it.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        keep_features: bool | Collection[int],
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.extractor = extractor.eval().requires_grad_(False).to(self.device)
+        self.wanted = keep_features
+        self.pooled, self.spatial = RunningMoments(), RunningMoments()
+        self.features, self.logits = _Kept(), _Kept()
+
+    def add(self, pixels: Tensor, places: Sequence[int]) -> None:
+        """Take in uint8 images (N, 3, H, W), each with its place in the whole set; N may be 0, and a place comes once.
+
+        Raises DataError for features that are not finite.
+        """
+        if not len(pixels):
+            return
+        with torch.inference_mode(), _in_full_precision(self.device):
+            inside = self.extractor(pixels.to(self.device, non_blocking=True))
+        spatial, logits = (None if part is None else part.float().clone() for part in inside[1:])
+        found = Features(inside.pooled.float().clone(), spatial, logits)  # copies may be used outside inference mode
+        for part in found:
+            if part is not None and not part.isfinite().all():
+                raise DataError(
+                    f"{self.extractor.title} gives features that are not finite for some of the images at places "
+                    f"{min(places)} to {max(places)}; look at those images, and at the extractor's weights"
+                )
+        self.pooled.add(found.pooled)
+        if found.spatial is not None:
+            self.spatial.add(found.spatial)
+        self._keep(list(map(int, places)), found.pooled, found.logits)
+
+    def _keep(self, places: list[int], features: Tensor, logits: Tensor | None) -> None:
+        if self.wanted is True:
+            self.features.add(places, features)
+            if logits is not None:
+                self.logits.add(places, logits)
+        elif self.wanted:
+            rows = [i for i, place in enumerate(places) if place in self.wanted]
+            self.features.add([places[i] for i in rows], features[rows])
+
+    def combine(self) -> FeatureSet:
+        """Return the features of all processes; collective. Raises DataError for fewer than two images in all."""
+        gaussian = self.pooled.combine()
+        spatial = self.spatial.combine() if _anywhere(self.spatial.count) else None
+        return FeatureSet(
+            title=self.extractor.title,
+            gaussian=gaussian,
+            spatial=spatial,
+            features=_gathered(self.features),
+            logits=_gathered(self.logits),
+            count=gaussian.count,
+        )
+
+
+@contextmanager
+def _in_full_precision(device: torch.device) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def _anywhere(count: int) -> bool:
+    return bool(sum_over_processes(torch.tensor(count)))
+
+
+def _gathered(kept: _Kept) -> Tensor | None:
+    """Every process's rows, in the order of their places; None where no process has any. Collective."""
+    rank, processes = world()
+    counts, dims = torch.zeros(processes, dtype=torch.int64), torch.zeros(processes, dtype=torch.int64)
+    if kept.places:
+        counts[rank], dims[rank] = len(kept.places), kept.rows[0].shape[1]
+    counts, dims = sum_over_processes(counts), sum_over_processes(dims)
+    if not counts.any():
+        return None
+    rows = torch.cat(kept.rows) if kept.places else torch.empty(0, int(dims.max()))
+    places = torch.tensor(kept.places, dtype=torch.int64)
+    order = torch.cat(_from_all(places, counts.tolist())).argsort(stable=True)
+    return torch.cat(_from_all(rows, counts.tolist()))[order]
+
+
+def _from_all(rows: Tensor, counts: list[int]) -> list[Tensor]:
+    """The rows of each process; collective."""
+    if len(counts) == 1:
+        return [rows]
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    found = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(found, padded)
+    return [part[:count] for part, count in zip(found, counts, strict=True)]
+
+
+def compare(generated: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict[str, float]:
+    """Return every number that both sides allow, by name.
+
+    On Inception-v3: FID, sFID, IS, IS_std, KID, KID_se, precision, recall, density and coverage. On features of any
+    other title T: FD-T, sFD-T, IS-T, IS_std-T, KD-T, KD_se-T, precision-T, ... sFID needs spatial features on both
+    sides, IS logits of the generated images, the others the features of single images on both; a number that there are
+    too few images for is left out. `seed` chooses subsets and splits. Raises DataError for sets of different features.
+    """
+    _check_alike(generated, reference)
+    metrics = {"FID": frechet_distance(generated.gaussian, reference.gaussian)}
+    if generated.spatial is not None and reference.spatial is not None:
+        metrics["sFID"] = frechet_distance(generated.spatial, reference.spatial)
+    if generated.logits is not None and len(generated.logits) >= SPLITS:
+        metrics["IS"], metrics["IS_std"] = inception_score(generated.logits, SPLITS, seed)
+    if generated.features is not None and reference.features is not None:
+        metrics |= _of_single_images(generated.features, reference.features, seed)
+    return {_named(name, generated.title): value for name, value in metrics.items()}
+
+
+def _of_single_images(features: Tensor, reference: Tensor, seed: int) -> dict[str, float]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    x, y = features.to(device), reference.to(device)
+    known: list[tuple[int, tuple[str, str], Callable[[], tuple[float, float]]]] = [
+        (4, ("KID", "KID_se"), lambda: kernel_distance(x, y, seed=seed)),
+        (PRECISION_K + 1, ("precision", "recall"), lambda: precision_recall(x, y, PRECISION_K)),
+        (COVERAGE_K + 1, ("density", "coverage"), lambda: density_coverage(x, y, COVERAGE_K)),
+    ]
+    enough = [(names, compute) for least, names, compute in known if min(len(x), len(y)) >= least]
+    return {name: value for names, compute in enough for name, value in zip(names, compute(), strict=True)}
+
+
+def _named(name: str, title: str) -> str:
+    """A metric's name on the features of `title`; only Inception's are called FID, sFID and KID."""
+    if title == INCEPTION:
+        return name
+    return f"{name.replace('FID', 'FD').replace('KID', 'KD')}-{title}"
+
+
+def _check_alike(generated: FeatureSet, reference: FeatureSet) -> None:
+    sides = [f"{one.title} ({len(one.gaussian.mean)} numbers an image)" for one in (generated, reference)]
+    if sides[0] != sides[1]:
+        raise DataError(
+            f"features of {sides[0]} cannot be compared with features of {sides[1]}; use one extractor for both"
+        )
