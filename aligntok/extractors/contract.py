@@ -23,6 +23,9 @@ class Extractor(nn.Module):
     title: what metrics on it are called after (``FD-<title>``; that of Inception-v3 alone gives ``FID``). resize: in
     words, how it brings images to its own input size. Both are part of what a reference file is checked by.
 
+    A component resizes and normalises by itself, and ends building with :meth:`freeze`. Where its weights are random
+    its title says so, so that no metric on them has the name of one that others publish.
+
     ``forward`` takes images as they would be saved, uint8 (N, 3, H, W), and returns :class:`Features`; an image's
     features depend on it alone. It takes `pretrained` (True, False for random weights, or a local file) as encoders do.
     """
@@ -38,6 +41,10 @@ class Extractor(nn.Module):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def freeze(self) -> None:
+        """Go into eval mode, and take no gradient for any parameter."""
+        self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Features:
         """Return the features of uint8 images (N, 3, H, W)."""

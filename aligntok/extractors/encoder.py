@@ -19,13 +19,14 @@ class EncoderFeatures(Extractor):
 
     def __init__(self, encoder: Any, title: str) -> None:
         super().__init__()
-        self.encoder = encoder.eval().requires_grad_(False)
+        self.encoder = encoder
         self.title = title
         self.factor: int = encoder.downsample_factor
         stride = getattr(encoder, "stride", self.factor)
         self.resize = (
             f"bilinear antialiased to multiples of {self.factor}; seen at {stride} / {self.factor} of its size"
         )
+        self.freeze()
 
     def forward(self, pixels: Tensor) -> Features:  # uint8 (N, 3, H, W)
         """Return the mean of the encoder's features over its grid, float32 (N, C)."""

@@ -43,11 +43,11 @@ class InceptionV3(Extractor):
         super().__init__()
         self.title = "Inception-v3" if pretrained is not False else "Inception-v3-random"
         self._build()
-        self.eval().requires_grad_(False)
         if pretrained is False:
             self.init_weights()
         else:
             self.load_pretrained(usual_file() if pretrained is True else Path(pretrained))
+        self.freeze()
 
     def _build(self) -> None:
         conv = blocks.BasicConv2d

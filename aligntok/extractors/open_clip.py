@@ -38,7 +38,7 @@ class OpenCLIPExtractor(Extractor):
         ending = tag or ("random" if pretrained is False else "")
         self.title = f"open_clip-{model}" + (f"-{ending}" if ending else "")
         quick_gelu = bool(config.get("quick_gelu") or (tag and published.get("quick_gelu")))
-        self.tower = _tower(config, quick_gelu).eval().requires_grad_(False)
+        self.tower = _tower(config, quick_gelu)
         tensors, source = image_tensors(model, tag, pretrained)
         if tensors is not None:
             load_exactly(self.tower, tensors, f"open_clip model '{model}'", source)
@@ -48,6 +48,7 @@ class OpenCLIPExtractor(Extractor):
         self.resize = in_words(self.size, "bicubic", mean, std)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.freeze()
 
     def forward(self, pixels: Tensor) -> Features:  # uint8 (N, 3, H, W)
         """Return the image embedding."""

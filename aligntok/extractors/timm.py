@@ -32,13 +32,14 @@ class TimmExtractor(Extractor):
         check_model_name(model)
         super().__init__()
         self.title = f"timm-{model}" + ("-random" if pretrained is False else "")
-        self.model = _create(model, pretrained).eval().requires_grad_(False)
+        self.model = _create(model, pretrained)
         data = resolve_model_data_config(self.model, use_test_size=True)
         self.size: tuple[int, int] = tuple(data["input_size"][1:])
         self.filter: str = data["interpolation"] if data["interpolation"] in FILTERS else "bicubic"
         self.resize = in_words(self.size, self.filter, data["mean"], data["std"])
         self.register_buffer("mean", torch.tensor(data["mean"]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(data["std"]).view(-1, 1, 1), persistent=False)
+        self.freeze()
 
     mean: Tensor
     std: Tensor

@@ -137,6 +137,55 @@ def check_independent(who: str, module: nn.Module, images: Tensor) -> None:
     )
 
 
+def check_features(who: str, found: Any, count: int) -> None:
+    """Check that an extractor's output is what it says it is: rows of finite float32, one an image."""
+    for part in ("pooled", "spatial", "logits"):
+        value = getattr(found, part, None)
+        if value is None and part != "pooled":
+            continue
+        good = isinstance(value, Tensor) and value.dtype == torch.float32 and value.dim() == 2 and len(value) == count
+        told = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:60]
+        promise(good, f"{who}: {part} of {count} images must be float32 ({count}, ·), is {told}")
+        promise(bool(value.isfinite().all()), f"{who}: {part} is not finite")
+
+
+def check_same_features(who: str, a: Any, b: Any, why: str, tolerance: float = 0.0) -> None:
+    """Check that two outputs of an extractor are the same, part by part."""
+    for part in a._fields:
+        x, y = getattr(a, part), getattr(b, part)
+        same = (x is None and y is None) or (x is not None and y is not None and alike(x, y, tolerance))
+        promise(same, f"{who}: {part} {why}")
+
+
+def check_pixels(who: str, extractor: nn.Module, size: tuple[int, int]) -> None:
+    """Check an extractor's features of images of two sizes: what they are, and what they depend on."""
+    counts = []
+    for pixels in (random_pixels(size), random_pixels((size[1] // 2 + 1, size[0]))):
+        given = pixels.clone()
+        with torch.no_grad():
+            found, again, alone = extractor(pixels), extractor(pixels), extractor(pixels[:1])
+        promise(torch.equal(pixels, given), f"{who}: it changes the images that it is given")
+        check_features(who, found, len(pixels))
+        check_same_features(who, found, again, "differs between two calls on the same images")
+        first = type(found)(*(None if part is None else part[:1] for part in found))
+        check_same_features(who, first, alone, "of an image depends on the others in the batch", tolerance=1e-4)
+        counts.append([None if part is None else part.shape[1] for part in found])
+    promise(counts[0] == counts[1], f"{who}: images of another size have other numbers of features: {counts}")
+
+
+def check_identity(who: str, build: Build, extractor: Any, pixels: Tensor) -> None:
+    """Check that equal weights mean equal features and identity, and other weights another identity."""
+    with seeded(1):
+        other = build()
+    weights = extractor.state_dict()
+    if any(not torch.equal(value, other.state_dict()[key]) for key, value in weights.items()):
+        promise(other.identity != extractor.identity, f"{who}: other weights must have another identity")
+    other.load_state_dict(weights)
+    promise(other.identity == extractor.identity, f"{who}: the same weights must have the same identity")
+    with torch.no_grad():
+        check_same_features(who, extractor(pixels), other(pixels), "differs with the same state dict; not all is saved")
+
+
 def check_discriminator_side(who: str, loss: Any, logits: Tensor) -> None:
     real, fake = (random_tensor(*logits.shape, seed=seed).requires_grad_() for seed in (1, 2))
     value = loss.discriminator_loss(real, fake)
@@ -164,6 +213,11 @@ def random_tensor(*shape: int, seed: int = 0) -> Tensor:
 
 def random_images(size: tuple[int, int], seed: int = 0) -> Tensor:
     return random_tensor(BATCH, 3, *size, seed=seed).mul(0.5).clamp(-1, 1)
+
+
+def random_pixels(size: tuple[int, int], count: int = BATCH) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(size))
+    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
 
 
 def loss_inputs(image_size: tuple[int, int]) -> dict[str, Tensor]:

@@ -26,18 +26,22 @@ from aligntok.plugins.promises import (
     check_balanced,
     check_checkpointing,
     check_discriminator_side,
+    check_identity,
     check_independent,
     check_meta,
     check_module,
+    check_pixels,
     check_scalar,
     check_shape,
     loss_inputs,
     promise,
     random_images,
+    random_pixels,
     random_tensor,
+    some_of,
     wake,
 )
-from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, GENERATORS, LOSSES
+from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, EXTRACTORS, GENERATORS, LOSSES
 
 LOSS_PLACES = ("reconstruction", "latents", "moments", "features")
 
@@ -179,3 +183,27 @@ def check_generator(
     check_module(who, build, generator, x, t, y)
     check_checkpointing(who, build(), x, t, y)
     check_meta(who, build, build())
+
+
+def check_extractor(name: str, image_size: tuple[int, int] = (64, 96), **options: Any) -> None:
+    """Check an extractor: uint8 images (N, 3, H, W) of any size to Features of float32 rows, one an image.
+
+    Also that it has a title and says how it resizes, is frozen and in eval mode, that an image's features depend on it
+    alone and on no chance, that the identity follows from the weights, that it says so in its title when these are
+    random, and that it builds on the meta device. `pretrained` is False unless given.
+    """
+    who = f"extractor '{name}'"
+    options = {"pretrained": False, **options}
+    build = builder(EXTRACTORS, name, options)
+    extractor = build()
+    for what in ("title", "resize"):
+        value = getattr(extractor, what, None)
+        promise(isinstance(value, str) and bool(value), f"{who}: {what} must be a text, is {value!r}")
+    trained = [key for key, p in extractor.named_parameters() if p.requires_grad]
+    promise(not trained, f"{who}: {some_of(trained)} is not frozen; call requires_grad_(False) when it is built")
+    promise(not any(m.training for m in extractor.modules()), f"{who}: it must be in eval mode once it is built")
+    check_pixels(who, extractor, image_size)
+    check_identity(who, build, extractor, random_pixels(image_size))
+    if options["pretrained"] is False:
+        promise("random" in extractor.title, f"{who}: of random weights the title must say so, is {extractor.title!r}")
+        check_meta(who, build, extractor)

@@ -1,4 +1,4 @@
-"""AlignTok plugin: the encoder `efficientnet_lite0`, with the ImageNet weights that the package index ships."""
+"""AlignTok plugin: encoder and extractor `efficientnet_lite0`, with the ImageNet weights of the package index."""
 
 from __future__ import annotations
 
@@ -12,5 +12,6 @@ if TYPE_CHECKING:
 
 @hookimpl
 def aligntok_register(registries: Registries) -> None:
-    """Add the encoder, imported when it is first built."""
+    """Add both, imported when they are first built."""
     registries.encoders.add("efficientnet_lite0", "aligntok_efficientnet_lite.encoder.EfficientNetLite0Encoder")
+    registries.extractors.add("efficientnet_lite0", "aligntok_efficientnet_lite.extractor.EfficientNetLite0Extractor")
