@@ -1,11 +1,63 @@
-"""What several tests share."""
+"""What several tests share: one thread, the reference tensors, and tiny runs: photographs made on the spot, models of a
+few thousand weights, and config files that say so."""
 
 from __future__ import annotations
 
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
+
+from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, same_content
+from aligntok.tokenizer import Tokenizer
+from aligntok.training.latent_cache import cache_latents
+from aligntok.training.latent_encoding import Encoding
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+#: f8 on 32-pixel images; two-block ViT, group norm everywhere but in the discriminator.
+MODEL = dict(
+    encoder=dict(
+        type="timm",
+        model_name="vit_tiny_patch16_224",
+        pretrained=False,
+        model_args=dict(depth=2, embed_dim=48, num_heads=3),
+    ),
+    adapter=dict(type="mlp"),
+    decoder=dict(type="ldm_cnn", ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, attn_resolutions=(), resolution=32),
+    latent_dim=4,
+    downsample_factor=8,
+)
+DISCRIMINATOR = dict(type="patchgan", base_channels=16, num_layers=2)
+LOSSES = dict(l1=dict(type="l1"), gan=dict(type="gan", weight=0.5, balance=dict(at="decoder")))
+SEMANTIC = dict(type="semantic_preservation", weight=1.0, balance=dict(at="encoder"))
+STAGES = [
+    dict(
+        name="latent_alignment",
+        trains=["adapter", "decoder"],
+        losses=dict(gan=dict(start_step=2)),
+    ),
+    dict(
+        name="perceptual_alignment",
+        start=dict(stage="latent_alignment", weights="raw"),
+        teacher="start",
+        losses=dict(semantic=SEMANTIC),
+    ),
+    dict(
+        name="decoder_refinement",
+        trains=["decoder"],
+        start=dict(stage="perceptual_alignment", weights="ema"),
+    ),
+]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,3 +76,211 @@ def shared_dir() -> Path:
     if not (folder / "reference").is_dir():
         pytest.skip(f"the reference tensors are not at {folder}: parity with published code is not checked")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny():
+    """Keywords of a tiny tokenizer, its losses, discriminator and three stages; copies, to be changed at will."""
+    return copy.deepcopy(
+        dict(model=MODEL, discriminator=DISCRIMINATOR, losses=LOSSES, semantic=SEMANTIC, stages=STAGES)
+    )
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """A folder with train/ and val/: pictures of a sky, a ground and a few things on it, with noise."""
+    root = tmp_path_factory.mktemp("photographs")
+    for split, count in (("train", 20), ("val", 6)):
+        (root / split).mkdir()
+        for i in range(count):
+            _photograph(np.random.default_rng((len(split), i))).save(root / split / f"{i:02d}.png")
+    return root
+
+
+def _photograph(rng, size=(44, 40)):
+    width, height = size
+    sky, ground = rng.integers(60, 250, 3), rng.integers(0, 160, 3)
+    blend = (np.linspace(0, 1, height) ** rng.uniform(0.5, 3))[:, None, None]
+    pixels = np.broadcast_to(sky * (1 - blend) + ground * blend, (height, width, 3)) + rng.normal(
+        0, 6, (height, width, 3)
+    )
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for _ in range(3):
+        x, y, side = rng.integers(0, width), rng.integers(0, height), rng.integers(6, 18)
+        draw.ellipse((x, y, x + side, y + side), fill=tuple(int(c) for c in rng.integers(0, 255, 3)))
+    return picture
+
+
+@pytest.fixture(scope="session")
+def config_source(photographs):
+    """Text of the config of a tiny three-stage run (`steps` a stage); further keywords replace its keys."""
+
+    def source(steps=4, **changes):
+        config = dict(
+            data_root=str(photographs),
+            model=MODEL,
+            discriminator=DISCRIMINATOR,
+            losses=LOSSES,
+            data=dict(train=dict(split="train", image_size=32), val=dict(split="val", image_size=32), workers=0),
+            global_batch_size=4,
+            optimizer=dict(lr=1e-3),
+            ema=dict(sigma_rel=[0.05, 0.10], inference=0.05),
+            checkpoint=dict(every=2),
+            log=dict(every=1, pictures=4),
+            validation=dict(perceptual=None, batch_size=4),
+            stages=[{"steps": steps, **stage} for stage in STAGES],
+        )
+        lines = [f"{key} = {value!r}\n" for key, value in {**config, **changes}.items()]
+        return '"""A tiny run."""\n' + "".join(lines)
+
+    return source
+
+
+@pytest.fixture
+def write_config(tmp_path, config_source):
+    """Write such a config to a file and return its path."""
+
+    def write(name="tiny", **changes):
+        path = tmp_path / f"{name}.py"
+        path.write_text(config_source(**changes))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def slow_steps(tmp_path):
+    """An option that makes every step take a quarter of a second longer, and the environment that it needs."""
+    hook = "from mmengine.hooks import Hook\nimport time\n\n\nclass Slow(Hook):\n"
+    hook += "    def after_train_iter(self, *args, **kwargs):\n        time.sleep(0.25)\n"
+    (tmp_path / "slow_hook.py").write_text(hook)
+    return "hooks=[{'type': 'slow_hook.Slow'}]", {"PYTHONPATH": str(tmp_path)}
+
+
+FOLDERS = ("1_latent_alignment", "2_perceptual_alignment", "3_decoder_refinement")
+TRAIN_TOOL = Path(__file__).parents[1] / "tools" / "train.py"
+
+
+@pytest.fixture(scope="session")
+def tool():
+    """Start the training tool as a process, alone or under torchrun, and look at what it left."""
+    return SimpleNamespace(
+        launch=launch, until=until, newest=newest, same=same_content, same_ends=same_ends, folders=FOLDERS
+    )
+
+
+def launch(config, work_dir, *more, torchrun=(), **options):
+    """Start the tool; with `torchrun` arguments, under it. Returns the process, whose output is a pipe of lines."""
+    command = [sys.executable]
+    if torchrun:
+        command += ["-m", "torch.distributed.run", *torchrun]
+    command += [str(TRAIN_TOOL), str(config), "--work-dir", str(work_dir), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **options.pop("env", {})}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=environment, **{**pipes, **options})
+
+
+def until(process, text, seconds=120):
+    """Read the process's output up to the line that has `text` in it, or to its end; return what was read."""
+    read = []
+    ends = time.monotonic() + seconds
+    for line in process.stdout:
+        read.append(line)
+        if (text and text in line) or time.monotonic() > ends:
+            break
+    return "".join(read)
+
+
+def newest(folder):
+    """What the newest checkpoint of a stage holds, but for the time it took."""
+    content = read_checkpoint(list_checkpoints(folder)[-1][1])
+    del content["seconds"]
+    return content
+
+
+def same_ends(a, b, folders=FOLDERS):
+    """Whether two work folders end with the same checkpoints, measurements and tokenizer, bit for bit."""
+    tokenizers = [(run / "tokenizer" / "model.safetensors").read_bytes() for run in (a, b)]
+    measured = [[json.loads((run / f / "result.json").read_text())["metrics"] for f in folders] for run in (a, b)]
+    checkpoints = all(same_content(newest(a / folder), newest(b / folder)) for folder in folders)
+    return checkpoints and measured[0] == measured[1] and tokenizers[0] == tokenizers[1]
+
+
+#: A generator of a few thousand weights, for the latents (4, 4, 4) of 32-pixel images.
+GENERATOR = dict(
+    type="lightning_dit",
+    hidden_size=32,
+    depth=2,
+    num_heads=2,
+    input_size=4,
+    in_channels=4,
+    num_classes=3,
+)
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory):
+    """A folder with train/ of class folders: ant, bee, zebra, five photographs each."""
+    root = tmp_path_factory.mktemp("classes")
+    for i in range(15):
+        folder = root / "train" / ("ant", "bee", "zebra")[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        _photograph(np.random.default_rng((3, i))).save(folder / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory):
+    """The folder of a saved tiny tokenizer."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    torch.manual_seed(0)
+    Tokenizer(**copy.deepcopy(MODEL)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(classes, tiny_tokenizer, tmp_path_factory):
+    """The latents of those photographs, encoded by that tokenizer."""
+    folder = tmp_path_factory.mktemp("cache") / "latents"
+    encoding = Encoding(image_size=32, shard_size=6)
+    return cache_latents(tiny_tokenizer, classes, folder, encoding, split="train", batch_size=5, workers=0)
+
+
+@pytest.fixture(scope="session")
+def generation_source(tiny_cache):
+    """Text of the config of a tiny generator's training, without stages; further keywords replace its keys."""
+
+    def source(steps=4, **changes):
+        config = dict(
+            data_root=str(tiny_cache),
+            generator=GENERATOR,
+            steps=steps,
+            global_batch_size=8,
+            optimizer=dict(lr=1e-3),
+            sampling=dict(steps=3, cfg_scale=2.0),
+            ema=dict(sigma_rel=[0.1], decays=[0.9], inference=0.9),
+            checkpoint=dict(every=2),
+            log=dict(every=1, pictures=4),
+        )
+        lines = [f"{key} = {value!r}\n" for key, value in {**config, **changes}.items()]
+        return '"""A tiny generator."""\n' + "".join(lines)
+
+    return source
+
+
+@pytest.fixture
+def write_generation(tmp_path, generation_source):
+    """Write such a config to a file and return its path."""
+
+    def write(name="tiny_generator", **changes):
+        path = tmp_path / f"{name}.py"
+        path.write_text(generation_source(**changes))
+        return str(path)
+
+    return write

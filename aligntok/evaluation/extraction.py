@@ -43,7 +43,7 @@ def build_extractor(given: str | Mapping[str, Any]) -> Extractor:
 
 def _of_word(word: str) -> Any:
     name, colon, argument = word.partition(":")
-    if name in EXTRACTORS:
+    if name in EXTRACTORS or "." in name:  # with a dot: any class that can be imported
         if name in ARGUMENTS and not argument:
             raise ConfigError(f"extractor '{name}' needs a model; write {name}:MODEL")
         options = ARGUMENTS.get(name, _local_file)(argument) if colon else {}

@@ -85,19 +85,19 @@ class ReconstructionMetric(BaseMetric):
         if self.sides:
             images, reconstructions = (side.combine() for side in self.sides)
             name = "rFID" if images.title == "Inception-v3" else f"rFD-{images.title}"
-            metrics[name] = frechet_distance(reconstructions.gaussian, images.gaussian)
+            metrics = {name: frechet_distance(reconstructions.gaussian, images.gaussian), **metrics}
         self._begin()
         return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
 
     def compute_metrics(self, results: Sequence[ImageRow]) -> dict[str, float]:
         """Return the means over all images, and their number."""
-        metrics = {"psnr": mean([row.psnr for row in results]), "images": float(len(results))}
+        metrics = {"psnr": mean([row.psnr for row in results])}
         similarity = mean([row.ssim for row in results])
         if not math.isnan(similarity):  # images too small for its window have none
             metrics["ssim"] = similarity
         for i, name in enumerate(self.distances):
             metrics[name] = mean([row.distances[i] for row in results])
-        return metrics
+        return {**metrics, "images": float(len(results))}
 
 
 class GenerationMetric(BaseMetric):

@@ -44,11 +44,10 @@ def check_validation(generation: Generation) -> None:
     settings = generation["validation"]
     if not settings["num"]:
         return
-    if settings["num"] < 0 or settings["batch_size"] < 1 or settings["labels"] not in LABELS:
+    if settings["num"] < 0 or settings["labels"] not in LABELS:
         raise ConfigError(
-            f"{generation.name}: validation has num={settings['num']}, batch_size={settings['batch_size']} and "
-            f"labels='{settings['labels']}'; num must not be negative, batch_size be 1 or more, and labels be one of: "
-            f"{', '.join(LABELS)}"
+            f"{generation.name}: validation.num={settings['num']} and validation.labels='{settings['labels']}'; the "
+            f"former must not be negative, the latter be one of: {', '.join(LABELS)}"
         )
     if not settings["metrics"]:
         raise ConfigError(

@@ -1,0 +1,130 @@
+"""The evaluation of reconstructions: one command, the numbers of training, whatever the batches and processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import struct
+
+import pytest
+import torch
+from PIL import Image
+
+import aligntok
+from aligntok.cli import evaluate, train
+from aligntok.errors import ConfigError, DataError
+from aligntok.evaluation.image_quality import psnr
+from aligntok.evaluation.reconstruction import evaluate_reconstruction
+from aligntok.evaluation.results import read_result
+
+
+@pytest.fixture(scope="module")
+def options(tiny_extractor):
+    return dict(image_size=32, split="train", perceptual=[dict(type="l1")], extractor=tiny_extractor, workers=0)
+
+
+@pytest.fixture(scope="module")
+def found(tiny_tokenizer, photographs, options, tmp_path_factory):
+    """The folder of an evaluation of twenty photographs, and its result."""
+    folder = tmp_path_factory.mktemp("evaluation") / "out"
+    return folder, evaluate_reconstruction(tiny_tokenizer, photographs, folder, **options, batch_size=3)
+
+
+def test_the_numbers_are_means_of_what_each_image_has(found, tiny_tokenizer, photographs):
+    from aligntok.data.images import ImageDataset
+
+    tokenizer = aligntok.load_tokenizer(tiny_tokenizer)
+    images = [item["images"] for item in ImageDataset(photographs, 32, train=False, split="train")]
+    with torch.no_grad():
+        made = [tokenizer.reconstruct(image[None])[0] for image in images]
+    values = [psnr(image, reconstruction) for image, reconstruction in zip(images, made, strict=True)]
+    metrics = found[1].metrics
+    assert metrics["images"] == 20
+    assert metrics["psnr"] == pytest.approx(sum(values) / 20, abs=1e-4)
+    assert metrics["l1"] == pytest.approx(
+        sum(float((x - y.clamp(-1, 1)).abs().mean()) for x, y in zip(images, made, strict=True)) / 20, rel=1e-4
+    )
+    assert 0 < metrics["ssim"] < 1
+    rows = list(csv.DictReader((found[0] / "per_image.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == [f"{i:02d}.png" for i in range(20)]
+    assert [float(row["psnr"]) for row in rows] == pytest.approx(values, abs=1e-3)
+
+
+def test_only_inception_makes_an_fid(found):
+    assert "rFD-Tiny" in found[1].metrics
+    assert not [name for name in found[1].metrics if "FID" in name]
+    assert found[1].metrics["rFD-Tiny"] > 0.01
+
+
+def test_batch_size_and_processes_do_not_change_the_numbers(
+    found, launch, tiny_tokenizer, photographs, options, tmp_path
+):
+    again = evaluate_reconstruction(tiny_tokenizer, photographs, tmp_path / "again", **options, batch_size=7)
+    assert again.metrics == pytest.approx(found[1].metrics, rel=1e-6)
+    words = ["reconstruction", tiny_tokenizer, photographs, "--out", tmp_path / "two", "--image-size", "32"]
+    words += ["--split", "train", "--perceptual", "l1", "--extractor", options["extractor"], "--workers", "0"]
+    launch("tools/evaluate.py", *words, "--batch-size", "3", processes=2)
+    assert read_result(tmp_path / "two" / "reconstruction.json").metrics == pytest.approx(found[1].metrics, rel=1e-6)
+    assert (tmp_path / "two" / "per_image.csv").read_text() == (found[0] / "per_image.csv").read_text()
+
+
+def test_the_folder_has_a_report_and_the_worst_and_the_best(found):
+    rows = sorted(
+        csv.DictReader((found[0] / "per_image.csv").read_text().splitlines()), key=lambda row: float(row["psnr"])
+    )
+    assert float(rows[0]["psnr"]) < float(rows[-1]["psnr"])
+    sizes = {name: Image.open(found[0] / name).size for name in ("worst.png", "best.png")}
+    assert sizes["worst.png"] == sizes["best.png"]
+    page = (found[0] / "report.html").read_text()
+    assert f"{found[1].metrics['psnr']:.2f}" in page
+    assert list(found[0].glob("events.out.tfevents.*"))
+
+
+def test_online_and_offline_are_the_same_numbers(write_config, photographs, tmp_path, tiny_extractor):
+    validation = dict(perceptual=[dict(type="l1")], extractor=tiny_extractor, batch_size=4)
+    config = write_config(steps=2, validation=validation)
+    assert train([config, "--work-dir", str(tmp_path / "run")]) == 0
+    (online,) = [json.loads(path.read_text())["metrics"] for path in (tmp_path / "run").glob("3_*/result.json")]
+    options = dict(image_size=32, split="val", perceptual=[dict(type="l1")], extractor=tiny_extractor, workers=0)
+    offline = evaluate_reconstruction(tmp_path / "run", photographs, **options, batch_size=5)
+    assert offline.metrics == pytest.approx({k.removeprefix("reconstruction/"): v for k, v in online.items()}, rel=1e-6)
+    assert (tmp_path / "run" / "evaluation" / f"reconstruction_{photographs.name}_val" / "report.html").is_file()
+
+
+def test_unreadable_images_are_left_out_and_counted_or_too_many(tiny_tokenizer, photographs, options, tmp_path):
+    shutil.copytree(photographs / "train", tmp_path / "images" / "train")
+    (tmp_path / "images" / "train" / "03.png").write_bytes(struct.pack("<Q", 3))
+    result = evaluate_reconstruction(tiny_tokenizer, tmp_path / "images", tmp_path / "out", **options)
+    assert (result.metrics["images"], result.settings["unreadable"]) == (19, 1)
+    (tmp_path / "images" / "train" / "04.png").write_bytes(b"")
+    with pytest.raises(DataError, match="2 of 20 images cannot be read"):
+        evaluate_reconstruction(tiny_tokenizer, tmp_path / "images", tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(image_size=33), "image_size .33, 33.; its sides must be multiples of f = 8"),
+        (dict(table="xlsx"), "table 'xlsx' is unknown; known: csv, parquet"),
+        (dict(precision="fp8"), "precision 'fp8' is unknown"),
+        (dict(num=0), "num is 0; it must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(tiny_tokenizer, photographs, options, tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate_reconstruction(tiny_tokenizer, photographs, tmp_path / "out", **{**options, **change})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_parquet_table_has_the_same_rows(found, tiny_tokenizer, photographs, options, tmp_path):
+    import pyarrow.parquet as pq
+
+    evaluate_reconstruction(tiny_tokenizer, photographs, tmp_path / "out", **options, table="parquet")
+    rows = list(csv.DictReader((found[0] / "per_image.csv").read_text().splitlines()))
+    assert pq.read_table(tmp_path / "out" / "per_image.parquet")["name"].to_pylist() == [row["name"] for row in rows]
+
+
+def test_words_that_contradict_are_told(capsys):
+    assert evaluate(["reconstruction", "tokenizer", "data", "--perceptual", "none", "lpips"]) == 2
+    assert "none stands alone" in capsys.readouterr().err
