@@ -1,0 +1,279 @@
+"""What the latent spaces of tokenizers are like, beside one another and a reference encoder's (paper, Sec. C.6)."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from aligntok.data.files import replacing
+from aligntok.data.progress import progress_bar
+from aligntok.engine.distributed import barrier, is_first, start_processes, sum_over_processes, world
+from aligntok.engine.failures import ending_together
+from aligntok.engine.preemption import noting_sigterm, sigterm_was_sent
+from aligntok.errors import ConfigError, DataError, Preempted
+from aligntok.evaluation.latent_collection import (
+    REFERENCE,
+    Collection,
+    Draws,
+    Subject,
+    collect,
+    distinct_names,
+    encoder_config,
+    on_grid_of,
+    reference_subject,
+    tokenizer_subject,
+)
+from aligntok.evaluation.latent_measures import DensityMeasures, cknna, density_measures
+from aligntok.evaluation.latent_pictures import pca_pictures, pca_sheet, tsne_plot
+from aligntok.evaluation.publishing import publish
+from aligntok.evaluation.reading import RESIZE, EvaluationImages
+from aligntok.evaluation.results import Result, default_folder
+from aligntok.training.alignment import PRECISIONS
+from aligntok.training.latent_cache import SILENCE_SECONDS
+from aligntok.training.latent_encoding import check_at_least
+from aligntok.training.loading import load_tokenizer
+
+FEWEST = 20  # images and points: below, neither neighbours nor densities mean anything
+PERPLEXITY = 30
+DENSITY = ("density CV", "Gini coefficient", "normalised entropy")
+PCA = "Input, and the three leading principal components of the latents"
+
+
+class Measured(NamedTuple):
+    """A subject's numbers: three of all images, and those of each repetition's t-SNE."""
+
+    cknna: float
+    variance: float
+    variation: float
+    densities: list[DensityMeasures]
+
+    def values(self) -> list[float]:
+        """Return the six measures of the paper's Table 16, densities as means over repetitions."""
+        return [self.cknna, self.variance, self.variation, *np.mean(self.densities, axis=0).tolist()]
+
+
+def analyze_latents(
+    tokenizers: Sequence[str],
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    encoder: str | Mapping[str, Any] = "dinov2",
+    image_size: int | Sequence[int] = 256,
+    split: str | None = None,
+    num: int | None = 10_000,
+    topk: int = 10,
+    tsne_points: int = 5000,
+    seeds: Sequence[int] = (0, 1, 2),
+    pca_images: int = 6,
+    names: Sequence[str] | None = None,
+    weights: str | None = None,
+    precision: str = "fp32",
+    batch_size: int = 32,
+    workers: int = 2,
+) -> Result:
+    """Measure and show the latent spaces of tokenizers beside a reference encoder's (paper, Table 16 and Fig. 7).
+
+    tokenizers: what :func:`load_tokenizer` takes, with `weights` "raw" or "ema" of work folders. data, split, num,
+    image_size: see :class:`EvaluationImages`. encoder: a registry name, ``timm:MODEL``, ``open_clip:MODEL``, or a
+    config; where tokenizers have one factor, and the config says none, it gets theirs: grids of one size. topk: of
+    CKNNA. tsne_points: latents in a t-SNE, one an image, drawn anew for each of `seeds`. pca_images: rows of the PCA
+    picture. names: of the tokenizers in tables.
+
+    Writes into `out` (None: ``evaluation/latent_space`` of the only tokenizer, or in the current folder)
+    ``latent_space.json``, ``pca.png``, ``tsne_<name>.png`` and ``report.html``. Collective under torchrun. Raises
+    ConfigError and WeightsError for what cannot be measured with, DataError for the images, Preempted after SIGTERM.
+    """
+    called = distinct_names([os.fspath(source) for source in tokenizers], names)
+    check_at_least(FEWEST, tsne_points=tsne_points, **({} if num is None else {"num": num}))
+    check_at_least(1, topk=topk, pca_images=pca_images, seeds=len(seeds))
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
+    start_processes()
+    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+        images = EvaluationImages(data, image_size, split, num, batch_size, workers)
+        check_enough(images, topk)
+        subjects = load_subjects(tokenizers, called, encoder, images.image_size, weights, precision)
+        draws = Draws.of(seeds, len(images), tsne_points)
+        shown = [place * len(images) // pca_images for place in range(min(pca_images, len(images)))]
+        collection = collect(subjects, images, draws, shown)
+        embedded = embed(collection, draws, seeds)
+        measured = measure(collection, embedded, topk)
+        settings = {
+            **_of_images(images, collection, split),
+            "models": {each.name: {**each.what, "latent": list(each.shape)} for each in subjects},
+            **{"weights": weights, "precision": precision, "topk": topk},
+            "tsne": {"points": len(embedded[0][0]), "perplexity": PERPLEXITY, "seeds": list(seeds)},
+        }
+        result = describe(", ".join(map(str, tokenizers)), measured, subjects, settings, seeds)
+        if is_first():
+            folder = _folder(tokenizers, called) if out is None else Path(out).expanduser()
+            write_pictures(folder, collection, embedded, draws)
+            publish(result, folder)
+        barrier()
+    return result
+
+
+def _of_images(images: EvaluationImages, collection: Collection, split: str | None) -> dict[str, Any]:
+    return {
+        "data": images.source.where,
+        "split": split,
+        "image_size": list(images.image_size),
+        "resize": RESIZE,
+        "images": int(collection.read.sum()),
+        "unreadable": images.skipped,
+    }
+
+
+def check_enough(images: EvaluationImages, topk: int) -> None:
+    """Raise DataError for too few images."""
+    if len(images) < max(FEWEST, topk + 2):
+        raise DataError(
+            f"{images.source.where}: {len(images)} images are too few for neighbours and densities; give at least "
+            f"{max(FEWEST, topk + 2)} for topk={topk}, better thousands"
+        )
+
+
+def load_subjects(
+    tokenizers: Sequence[str],
+    names: Sequence[str],
+    encoder: str | Mapping[str, Any],
+    size: tuple[int, int],
+    weights: str | None,
+    precision: str,
+) -> list[Subject]:
+    """Load the tokenizers and, last, the reference encoder."""
+    chosen = {} if weights is None else {"weights": weights}
+    loaded = [load_tokenizer(source, **chosen) for source in tokenizers]
+    config = encoder_config(encoder) if isinstance(encoder, str) else encoder
+    config = on_grid_of(config, {each.downsample_factor for each in loaded})
+    subjects = [
+        tokenizer_subject(name, os.fspath(source), tokenizer, size, precision)
+        for name, source, tokenizer in zip(names, tokenizers, loaded, strict=True)
+    ]
+    return [*subjects, reference_subject(config, size, precision)]
+
+
+def embed(collection: Collection, draws: Draws, seeds: Sequence[int]) -> list[list[npt.NDArray[Any]]]:
+    """Return the t-SNE (P, 2) of every subject and seed, shared out among the processes; collective.
+
+    Images that could not be read are left out. Raises Preempted.
+    """
+    wanted = [collection.read[rows] > 0 for rows in draws.rows]
+    fewest = min(int(each.sum()) for each in wanted)
+    jobs = [(subject, seed) for subject in range(len(collection.subjects)) for seed in range(len(seeds))]
+    rank, processes = world()
+    points = torch.zeros(len(collection.subjects), len(seeds), fewest, 2, dtype=torch.float64)
+    with progress_bar(len(jobs), "t-SNE", "map") as bar:
+        for first in range(0, len(jobs), processes):
+            for subject, seed in jobs[first : first + processes][rank : rank + 1]:
+                latents = collection.subjects[subject].points[seed, wanted[seed]][:fewest]
+                points[subject, seed] = torch.from_numpy(tsne(latents, seeds[seed]))
+            if sigterm_was_sent():
+                raise Preempted("stopped by SIGTERM; an evaluation is not gone on with, it begins anew")
+            bar.update(len(jobs[first : first + processes]))
+    return [list(each.numpy()) for each in sum_over_processes(points)]
+
+
+def tsne(latents: Tensor, seed: int) -> npt.NDArray[Any]:
+    """Return scikit-learn's t-SNE (P, 2) of latents (P, C), begun with their PCA; on one thread, so always the same."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(PERPLEXITY, (len(latents) - 1) // 3)
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # latents of one channel, or all alike: the density says what is wrong
+        transform = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
+        return np.asarray(transform.fit_transform(latents.numpy()), dtype=np.float64)
+
+
+def measure(collection: Collection, embedded: Sequence[Sequence[npt.NDArray[Any]]], topk: int) -> list[Measured]:
+    """Return every subject's numbers, the reference encoder's last."""
+    read = collection.read > 0
+    reference = collection.subjects[-1].pooled[read]
+    return [
+        Measured(
+            cknna(each.pooled[read], reference, topk),
+            float(each.variance[read].mean()),
+            float(each.variation[read].mean()),
+            [density_measures(points) for points in maps],
+        )
+        for each, maps in zip(collection.subjects, embedded, strict=True)
+    ]
+
+
+def describe(
+    subject: str,
+    measured: Sequence[Measured],
+    subjects: Sequence[Subject],
+    settings: Mapping[str, Any],
+    seeds: Sequence[int],
+) -> Result:
+    """Return the result: a row a tokenizer, each number beside its difference from the reference encoder's."""
+    columns = (f"CKNNA-{_type(subjects[-1])}", "spatial variance", "total variation", *DENSITY)
+    titles = [*(each.name for each in subjects[:-1]), f"{_type(subjects[-1])} ({REFERENCE})"]
+    base = measured[-1].values()
+    rows, metrics = [], {}
+    for title, each, model in zip(titles, measured, subjects, strict=True):
+        row: dict[str, Any] = {"model": title, "latent": "x".join(map(str, model.shape))}
+        deviations = np.std(each.densities, axis=0, ddof=min(1, len(seeds) - 1)).tolist()
+        spread = dict(zip(DENSITY, deviations, strict=True)) if len(seeds) > 1 else {}
+        for column, value, of_reference in zip(columns, each.values(), base, strict=True):
+            row[column] = value
+            if column in spread:
+                row[f"{column} std"] = spread[column]
+            if column != columns[0]:
+                row[f"{column} vs reference, %"] = 100 * (value / of_reference - 1) if of_reference else None
+        rows.append(row)
+        prefix = "" if len(subjects) == 2 and model is subjects[0] else f"{model.name}/"
+        metrics.update({prefix + column: row[column] for column in columns})
+    maps = [
+        {"model": title, "seed": seed, **dict(zip(DENSITY, found, strict=True))}
+        for title, each in zip(titles, measured, strict=True)
+        for seed, found in zip(seeds, each.densities, strict=True)
+    ]
+    pictures = {PCA: "pca.png"}
+    pictures |= {f"t-SNE of latents: {title}": _tsne_file(s.name) for title, s in zip(titles, subjects, strict=True)}
+    tables = {"Latent spaces": rows, "Density on each t-SNE": maps}
+    return Result("latent_space", subject, metrics, settings, tables, pictures)
+
+
+def _type(reference: Subject) -> str:
+    config = reference.what["encoder"]
+    return str(config.get("model_name", config["type"]))
+
+
+def _tsne_file(name: str) -> str:
+    return f"tsne_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.png"
+
+
+def write_pictures(
+    folder: Path, collection: Collection, embedded: Sequence[Sequence[npt.NDArray[Any]]], draws: Draws
+) -> None:
+    """Write the PCA picture, and the first seed's t-SNE of every subject."""
+    folder.mkdir(parents=True, exist_ok=True)
+    titles = [*(each.subject.name for each in collection.subjects[:-1]), _type(collection.subjects[-1].subject)]
+    columns = [pca_pictures(each.shown) for each in collection.subjects]
+    sheet = pca_sheet(collection.inputs, titles, columns)
+    with replacing(folder / "pca.png") as temporary:
+        sheet.save(temporary, format="PNG")
+    rows = draws.rows[0][collection.read[draws.rows[0]] > 0]
+    for title, each, maps in zip(titles, collection.subjects, embedded, strict=True):
+        labels = collection.labels[rows][: len(maps[0])].numpy()
+        figure = tsne_plot(maps[0], labels, title)
+        with replacing(folder / _tsne_file(each.subject.name)) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+
+
+def _folder(tokenizers: Sequence[str], names: Sequence[str]) -> Path:
+    if len(tokenizers) == 1:
+        return default_folder(tokenizers[0], "latent_space")
+    return Path("evaluation", "_".join(name.replace("/", "-") for name in names)[:100], "latent_space")

@@ -1,0 +1,94 @@
+"""Latents to look at: PCA pictures side by side (paper, Fig. 7), and the points of a t-SNE."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from aligntok.engine.hooks import to_picture
+
+TILE = 128  # pixels: smaller images are shown enlarged by a whole number
+GAP = 6
+OUTLIERS = (0.02, 0.98)  # quantiles of a component that become black and full colour
+
+
+def pca_pictures(latents: Tensor) -> Tensor:
+    """Return latents (M, C, h, w) as colours (M, 3, h, w) in [0, 1]: their three leading principal components.
+
+    The components are those of all positions of all M images together. Each is scaled so that its 2 % and 98 %
+    quantiles are 0 and 1; its sign makes the largest of its weights positive. Fewer than three that vary: grey.
+    """
+    count, channels, height, width = latents.shape
+    flat = latents.double().permute(0, 2, 3, 1).reshape(-1, channels)
+    centred = flat - flat.mean(dim=0)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    leading = vectors[:, -3:].flip(1)
+    leading = leading * leading.gather(0, leading.abs().argmax(dim=0, keepdim=True)).sign()
+    components = centred @ leading  # (M h w, at most 3)
+    low, high = torch.quantile(components, torch.tensor(OUTLIERS, dtype=components.dtype), dim=0)
+    spread = (high - low).clamp(min=1e-12)
+    varies = (high - low) > 1e-6 * (high - low).max()
+    scaled = torch.where(varies, ((components - low) / spread).clamp(0, 1), 0.5)
+    if scaled.shape[1] < 3:
+        scaled = torch.cat([scaled, scaled.new_full((len(scaled), 3 - scaled.shape[1]), 0.5)], dim=1)
+    return scaled.view(count, height, width, 3).permute(0, 3, 1, 2).float()
+
+
+def pca_sheet(inputs: Tensor, titles: Sequence[str], columns: Sequence[Tensor]) -> Any:
+    """Return a Pillow image: a row an image, the input (M, 3, H, W) in [-1, 1] first, then each column's colours.
+
+    columns: each (M, 3, h, w) in [0, 1], under its title; shown in the input's size, a position a block of one colour.
+    """
+    from PIL import Image, ImageDraw
+
+    times = max(1, math.ceil(TILE / max(inputs.shape[2:])))
+    height, width = (side * times for side in inputs.shape[2:])
+    shown = [inputs, *(2 * colours - 1 for colours in columns)]
+    font = _font(13)
+    top = 13 + 2 * GAP
+    size = (len(shown) * (width + GAP) + GAP, top + len(inputs) * (height + GAP))
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, (title, pictures) in enumerate(zip(["input", *titles], shown, strict=True)):
+        x = GAP + column * (width + GAP)
+        pen.text((x + width / 2, top / 2), _shortened(title, font, width), "black", font, anchor="mm")
+        for row, picture in enumerate(pictures):
+            tile = to_picture(picture).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(tile, (x, top + row * (height + GAP)))
+    return sheet
+
+
+def _font(size: int) -> Any:
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+def _shortened(text: str, font: Any, width: int) -> str:
+    """Return text that fits, its beginning left out where it does not: paths differ at their ends."""
+    while font.getlength(text) > width and len(text) > 2:
+        text = "…" + text[2:]
+    return text
+
+
+def tsne_plot(points: npt.NDArray[Any], labels: npt.NDArray[Any], title: str) -> Any:
+    """Return a matplotlib figure of points (N, 2), coloured by class; -1 is no class."""
+    from matplotlib.figure import Figure  # not pyplot: no window, and no state that others share
+
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    known = np.unique(labels[labels >= 0])
+    colours: dict[str, Any] = {"s": min(12.0, max(2.0, 12000 / len(points))), "c": "tab:blue"}
+    if len(known) and (labels >= 0).all():
+        colours |= {"c": np.searchsorted(known, labels), "cmap": "tab10" if len(known) <= 10 else "gist_rainbow"}
+    axes.scatter(points[:, 0], points[:, 1], linewidths=0, **colours)
+    axes.set(xticks=[], yticks=[], aspect="equal", title=title)
+    return figure
