@@ -6,8 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from aligntok.cli.arguments import Command, parse_options, reporting_errors
+from aligntok.cli.costing import measure_cost
 from aligntok.cli.evaluating import evaluate
 from aligntok.cli.installed import plugins
+from aligntok.cli.latent_space import analyze_latents
+from aligntok.cli.reporting import report
 from aligntok.cli.sampling import sample
 from aligntok.cli.training import cache_latents, export, train
 
@@ -17,6 +20,9 @@ VERBS: dict[str, Command] = {
     "cache_latents": cache_latents,
     "sample": sample,
     "evaluate": evaluate,
+    "analyze_latents": analyze_latents,
+    "measure_cost": measure_cost,
+    "report": report,
     "plugins": plugins,
 }
 
@@ -38,12 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 __all__ = [
     "VERBS",
+    "analyze_latents",
     "cache_latents",
     "evaluate",
     "export",
     "main",
+    "measure_cost",
     "parse_options",
     "plugins",
+    "report",
     "reporting_errors",
     "sample",
     "train",
