@@ -150,6 +150,13 @@ def run_sample(arguments):
     return cli.sample([*arguments, "--num", "2", "--steps", "2"])
 
 
+def run_measure_cost(arguments):
+    """Count what needs no run; look at the options of what is measured."""
+    if "--meta" not in arguments:
+        return look_at_options("tools/measure_cost.py")(arguments)
+    return cli.measure_cost([*arguments, "--resolutions", "256", "--out", "work_dirs/cost"])
+
+
 def run_make(arguments):
     done = subprocess.run(["make", "-n", *arguments], capture_output=True, text=True, timeout=60)
     return done.returncode
@@ -177,6 +184,7 @@ RUNNERS = {
     "tools/make_demo_data.py": run_demo_data,
     "tools/cache_latents.py": look_at_options("tools/cache_latents.py"),
     "tools/sample.py": run_sample,
+    "tools/measure_cost.py": run_measure_cost,
     "tools/export.py": lambda arguments: run_aligntok(["export", *arguments]),
     **{f"benchmarks/{name}.py": look_at_options(f"benchmarks/{name}.py") for name in BENCHMARKS},
     "aligntok": run_aligntok,

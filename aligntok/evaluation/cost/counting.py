@@ -1,0 +1,210 @@
+"""What a config costs that needs no run: parameters, multiply-accumulates, schedule; all on the meta device."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from aligntok.ops.ldm_blocks import AttnBlock
+from aligntok.registry import ENCODERS, GENERATORS
+from aligntok.training.generation_settings import Generation
+from aligntok.training.preflight import build_on_meta, count_parameters, trainable_and_frozen, without_weights
+from aligntok.training.stages import Stage
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Multiply-accumulates of one forward pass.
+
+    total: of convolutions, linear layers and attention's two products. attention: of the latter alone. as_in_paper:
+    without those of transformers, whose fused kernel the paper's counter did not see, and with those of convolutional
+    encoders and decoders.
+    """
+
+    total: int
+    attention: int
+    as_in_paper: int
+
+
+@dataclass(frozen=True)
+class CountedStage:
+    """A stage, or a generator's training, without a run. Parameters by part, as (trainable, frozen).
+
+    `teacher_adapter` of the frozen ones are those of the teacher's adapter. `epochs` is None where the number of
+    training images is unknown.
+    """
+
+    name: str
+    parameters: Mapping[str, tuple[int, int]]
+    teacher_adapter: int
+    steps: int
+    images_seen: int
+    epochs: float | None
+
+    @property
+    def trainable(self) -> int:
+        """All parameters that it trains: the discriminator's among them."""
+        return sum(trainable for trainable, _ in self.parameters.values())
+
+    @property
+    def frozen(self) -> int:
+        """All that is loaded beside them: encoder or decoder that stay, teacher, LPIPS."""
+        return sum(frozen for _, frozen in self.parameters.values())
+
+    @property
+    def frozen_as_in_paper(self) -> int:
+        """The frozen ones without the teacher's adapter, as the paper's cost table has them."""
+        return self.frozen - self.teacher_adapter
+
+
+@dataclass
+class Counted:
+    """What is known of a config, or of one encoder, without a run. Operations by part and size, such as "256"."""
+
+    name: str
+    parts: dict[str, int] = field(default_factory=dict)
+    stages: list[CountedStage] = field(default_factory=list)
+    operations: dict[tuple[str, str], Operations] = field(default_factory=dict)
+    not_counted: list[str] = field(default_factory=list)
+
+    def count(self, part: str, size: str, module: nn.Module, *inputs: Tensor) -> None:
+        """Count the operations of `module`, on the meta device, or note why that cannot be."""
+        try:
+            self.operations[part, size] = count_operations(module, *inputs)
+        except NotImplementedError as error:  # an operation of a plugin's that has no shape without data
+            self.not_counted.append(f"{self.name}: operations of the {part} at {size}: {str(error).splitlines()[0]}")
+
+
+def count_config(
+    name: str, stages: Sequence[Stage], generation: Generation | None, resolutions: Iterable[int]
+) -> Counted:
+    """Count everything of a config: its stages, the tokenizer of the last one, its generator.
+
+    Raises ConfigError for models that cannot be built and for resolutions that their tokenizer does not take.
+    """
+    counted = Counted(name)
+    for stage in stages:
+        model = build_on_meta(stage)
+        counted.stages.append(_count_stage(stage, count_parameters(model), _parameters(_teacher_adapter(model))))
+    if stages:
+        _count_tokenizer(counted, model.tokenizer, resolutions)
+    if generation is not None:
+        generator = build_on_meta(generation).generator
+        parameters = trainable_and_frozen(generator)
+        counted.parts["generator"] = sum(parameters)
+        counted.stages.append(_count_stage(generation, {"generator": parameters}, 0))
+        inputs = generator_inputs(generation, 1, "meta")
+        counted.count("generator", "x".join(map(str, inputs[0].shape[2:])), generator, *inputs)
+    return counted
+
+
+def count_encoder(name: str, downsample_factor: int, resolutions: Iterable[int]) -> Counted:
+    """Count an encoder of the registry with its default keywords. Raises UnknownComponentError, ConfigError."""
+    counted = Counted(name)
+    with torch.device("meta"):
+        encoder = build_encoder(name, downsample_factor)
+    counted.parts["encoder"] = _parameters(encoder)
+    for size in resolutions:
+        counted.count("encoder", str(size), encoder, torch.empty(1, 3, size, size, device="meta"))
+    return counted
+
+
+def build_encoder(name: str, downsample_factor: int) -> Any:
+    """Build an encoder of the registry with random weights, for a downsampling factor if it can be told one."""
+    takes = inspect.signature(ENCODERS.get(name)).parameters
+    factor = {"downsample_factor": downsample_factor} if "downsample_factor" in takes else {}
+    return ENCODERS.build({**without_weights(ENCODERS, {"type": name}), **factor}).eval()
+
+
+def count_operations(module: nn.Module, *inputs: Tensor) -> Operations:
+    """Count one forward pass in eval mode (torch.utils.flop_counter, halved). Takes and gives meta tensors.
+
+    Norms, activations, softmax, resizing and sums are not counted. Raises NotImplementedError for an operation that
+    torch cannot do without data.
+    """
+    module.eval()
+    counter = FlopCounterMode(display=False)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel has no formula
+    try:
+        with torch.no_grad(), counter:
+            module(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    counts = counter.get_flop_counts()
+    root = type(module).__name__
+    convolutional = (name for name, part in module.named_modules() if isinstance(part, AttnBlock))
+    seen = sum(_attention(counts.get(f"{root}.{name}", {})) for name in convolutional)
+    attention = _attention(counts.get("Global", {}))
+    total = counter.get_total_flops()
+    return Operations(total // 2, attention // 2, (total - attention + seen) // 2)
+
+
+def forward_operations(stage: Stage, size: tuple[int, int]) -> int:
+    """Return the multiply-accumulates of everything that a training step of one image (H, W) runs forward.
+
+    The teacher, the losses and the discriminator are among it; of a generator's training, the generator at its latent
+    size. 0 where they cannot be counted.
+    """
+    model: Any = build_on_meta(stage)
+    try:
+        if isinstance(stage, Generation):
+            return count_operations(model.generator, *generator_inputs(stage, 1, "meta")).total
+        model.eval()
+        with FlopCounterMode(display=False) as counter:
+            model.values(torch.empty(1, 3, *size, device="meta"), stage["steps"] - 1)
+        return counter.get_total_flops() // 2
+    except NotImplementedError:
+        return 0
+
+
+def generator_inputs(generation: Generation, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x (N, C, h, w), t (N,) and y (N,) for a generator, at the latent size that its config is made for."""
+    generator = generation["generator"]
+    takes = inspect.signature(GENERATORS.get(generator["type"])).parameters
+    given = {name: generator.get(name, takes[name].default) for name in ("input_size", "in_channels") if name in takes}
+    side = given.get("input_size", 16)
+    shape = (side, side) if isinstance(side, int) else tuple(side)
+    x = torch.randn(batch, given["in_channels"], *shape, device=device)
+    return x, torch.rand(batch, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
+
+
+def _attention(counts: Mapping[Any, int]) -> int:
+    """Return the operations of products of batches of matrices: attention's, fused or not."""
+    return sum(n for op, n in counts.items() if "bmm" in str(op) or "attention" in str(op))
+
+
+def _count_tokenizer(counted: Counted, tokenizer: Any, resolutions: Iterable[int]) -> None:
+    counted.parts.update({part: _parameters(getattr(tokenizer, part)) for part in ("encoder", "adapter", "decoder")})
+    encode = nn.Sequential(tokenizer.encoder, tokenizer.adapter)
+    for size in resolutions:
+        latent = size // tokenizer.downsample_factor
+        counted.count("encoder", str(size), encode, torch.empty(1, 3, size, size, device="meta"))
+        latents = torch.empty(1, tokenizer.latent_dim, latent, latent, device="meta")
+        counted.count("decoder", str(size), tokenizer.decoder, latents)
+
+
+def _count_stage(stage: Stage, parameters: Mapping[str, tuple[int, int]], teacher_adapter: int) -> CountedStage:
+    seen, images = stage["steps"] * stage["global_batch_size"], stage["data"]["num_images"]
+    return CountedStage(
+        name=stage.name,
+        parameters=parameters,
+        teacher_adapter=teacher_adapter,
+        steps=stage["steps"],
+        images_seen=seen,
+        epochs=seen / images if images else None,
+    )
+
+
+def _teacher_adapter(model: Any) -> nn.Module | None:
+    return None if model.teacher is None else model.teacher.adapter
+
+
+def _parameters(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
