@@ -24,9 +24,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from PIL import Image
 
 from aligntok.cli import parse_options
 from aligntok.engine.loops import StepBatch
+from aligntok.evaluation.cost.timing import Stopwatch, Watched, seconds_of
 from aligntok.training import objective as objective_module
 from aligntok.training.chain import ENCODER_SIDE, Chain
 from aligntok.training.config import load_config
@@ -90,86 +90,37 @@ class Step:
         """Wait for the data loader."""
         return next(self.batches)
 
-    def timed(self) -> float:
-        """Take the step; return its seconds."""
-        synchronise()
-        began = time.perf_counter()
-        self()
-        synchronise()
-        return time.perf_counter() - began
 
-
-def synchronise() -> None:
-    """Wait until the GPU, if there is one, has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-class Stopwatch:
-    """Seconds by part; the time of a part inside another is the inner one's alone."""
-
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self._open: list[str] = []
-        self._mark = 0.0
-
-    def timing(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `function`, its calls counted as part `name`; '{}' in it is the loss term of the first argument."""
-
-        @functools.wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self._lap()
-            self._open.append(name.format(getattr(args[0], "name", "")) if args else name)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self._lap()
-                self._open.pop()
-
-        return timed
-
-    def _lap(self) -> None:
-        synchronise()
-        now = time.perf_counter()
-        if self._open:
-            self.seconds[self._open[-1]] += now - self._mark
-        self._mark = now
-
-
-def watched_calls(step: Step) -> Iterator[tuple[Any, str, str]]:
-    """Yield (owner, attribute, part) of what a step calls; the attribute is put back after the timed step."""
+def watched_calls(step: Step) -> Iterator[Watched]:
+    """Yield the calls that a step is taken apart by."""
     model, objective = step.model, step.model.objective
     on_image = [t.name for t in objective.terms if objective.loss(t).at not in ENCODER_SIDE and t.balance is None]
-    yield step, "next_batch", DATA
-    yield model.tokenizer.encoder, "forward", ENCODE
-    yield model.tokenizer.adapter, "forward", ENCODE
-    yield model.tokenizer.decoder, "forward", DECODE
+    yield Watched(step, "next_batch", DATA)
+    yield Watched(model.tokenizer.encoder, "forward", ENCODE)
+    yield Watched(model.tokenizer.adapter, "forward", ENCODE)
+    yield Watched(model.tokenizer.decoder, "forward", DECODE)
     if model.teacher is not None:
-        yield model.teacher, "forward", TEACHER
+        yield Watched(model.teacher, "forward", TEACHER)
     if model.discriminator is not None:  # the pass over the reconstruction serves both sides
         gan = next(t.name for t in objective.terms if "fake_logits" in objective.loss(t).inputs)
-        yield model, "_loss_inputs", PULL.format(gan)
-        yield model, "_backward_discriminator", DISCRIMINATOR
-    yield objective, "pull_on_image", PULL.format(" and ".join(on_image))
-    yield objective, "_pull_balanced", PULL
-    yield objective_module, "ratio_at", RATIOS
-    yield Chain, "backward_decoder", DECODE_BACK
-    yield Chain, "backward_encoder", ENCODE_BACK
-    yield step.optimizers, "step_parts", NORMS
+        yield Watched(model, "_loss_inputs", PULL.format(gan))
+        yield Watched(model, "_backward_discriminator", DISCRIMINATOR)
+    yield Watched(objective, "pull_on_image", PULL.format(" and ".join(on_image)))
+    yield Watched(objective, "_pull_balanced", lambda term, *_: PULL.format(term.name))
+    yield Watched(objective_module, "ratio_at", RATIOS)
+    yield Watched(Chain, "backward_decoder", DECODE_BACK)
+    yield Watched(Chain, "backward_encoder", ENCODE_BACK)
+    yield Watched(step.optimizers, "step_parts", NORMS)
     for _, side in step.optimizers.items():
-        yield side, "step", OPTIMISERS
-    yield step.runner.ema, "update", EMA
+        yield Watched(side, "step", OPTIMISERS)
+    yield Watched(step.runner.ema, "update", EMA)
 
 
 def time_parts(step: Step) -> dict[str, float]:
     """Take one step and return its seconds by part."""
     watch = Stopwatch()
-    with ExitStack() as stack:
-        for owner, attribute, part in watched_calls(step):
-            wrapped = watch.timing(part, getattr(owner, attribute))
-            stack.enter_context(mock.patch.object(owner, attribute, wrapped))
-        seconds = step.timed()
-    return {**watch.seconds, REST: seconds - sum(watch.seconds.values())}
+    watch.measure(step, watched_calls(step), REST)
+    return dict(watch.seconds)
 
 
 def variants(stage: Stage) -> dict[str, Variant]:
@@ -265,7 +216,7 @@ def measure(options: dict[str, Any], index: int, rounds: int, threads: int) -> N
         seconds.append({})
         for name, variant in ways.items():
             with variant(step):
-                seconds[-1][name] = step.timed()
+                seconds[-1][name] = seconds_of(step)
     every = stage["checkpoint"]["every"]
     began = time.perf_counter()
     step.runner.save_step(step.number)
