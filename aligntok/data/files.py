@@ -46,14 +46,14 @@ def claiming(folder: str | os.PathLike[str], wanted: bool = True) -> Iterator[No
         path.parent.mkdir(parents=True, exist_ok=True)
         opened = path.open("a+")
     except OSError as error:
-        raise ConfigError(f"cannot write in {folder} ({error}); give another work_dir") from error
+        raise ConfigError(f"cannot write in {folder} ({error}); give another folder") from error
     with opened as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
                 f"{folder} is in use by another run ({path.read_text().strip() or 'just started'}); "
-                "wait for its end, or give another work_dir"
+                "wait for its end, or give another folder"
             ) from None
         except OSError:  # no locks here
             pass

@@ -23,6 +23,12 @@ class SampleRequest(NamedTuple):
     sample_number: int
 
 
+def evenly_spaced(length: int, wanted: int) -> list[int]:
+    """Return `wanted` places spread over range(length), or all of them: data sets are sorted by class."""
+    number = min(wanted, length)
+    return [i * length // number for i in range(number)]
+
+
 def sample_rng(seed: int, sample_number: int) -> np.random.Generator:
     """Return the random generator that belongs to one sample of a run."""
     return np.random.default_rng((_SAMPLE_STREAM, seed, sample_number))

@@ -26,9 +26,11 @@ def publish(result: Result, folder: Path, console: Console | None = None) -> Pat
 
 def print_metrics(result: Result, console: Console | None = None) -> None:
     """Print the metrics as a table."""
-    table = Table(title=f"{result.kind.replace('_', ' ').capitalize()}: {result.subject}", title_justify="left")
+    to = console or Console()
+    to.print(f"{result.kind.replace('_', ' ').capitalize()} of {result.subject}", soft_wrap=True)
+    table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in result.metrics.items():
         table.add_row(name, f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.5g}")
-    (console or Console()).print(table)
+    to.print(table)

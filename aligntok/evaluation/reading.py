@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from aligntok.data.image_source import ImageSource
 from aligntok.data.progress import progress_bar
+from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
 from aligntok.engine.distributed import sum_over_processes, world
@@ -51,8 +52,7 @@ class EvaluationImages:
         check_at_least(0, workers=workers)
         self.source: ImageSource = open_source(data, split)
         self.image_size = parse_image_size(image_size)
-        wanted, there = min(num or len(self.source), len(self.source)), len(self.source)
-        self.places = [i * there // wanted for i in range(wanted)]
+        self.places = evenly_spaced(len(self.source), num or len(self.source))
         self.batch_size, self.workers = batch_size, workers
         self.skipped = 0
 

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import default_collate
 
 from aligntok.data.latent_files import LatentStatistics, read_manifest
+from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
 from aligntok.engine.checkpoints import write_json
@@ -229,6 +230,4 @@ def build_generation_runner(generation: Generation, ready: Ready, launcher: str 
 def grid_labels(diffusion: LatentDiffusion, number: int) -> list[int]:
     """Return a label for each sample of a grid, spread over the classes; 0 for all without any."""
     classes = diffusion.generator.num_classes
-    if number >= classes:
-        return [i % classes for i in range(number)]
-    return [i * classes // number for i in range(number)]
+    return [i % classes for i in range(number)] if number >= classes else evenly_spaced(classes, number)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from aligntok.data.latent_files import LatentStatistics, Moments
 from aligntok.data.progress import progress_bar
+from aligntok.data.sampler import evenly_spaced
 from aligntok.engine.distributed import sum_over_processes, world
 from aligntok.engine.loops import explaining_loader_errors
 from aligntok.engine.preemption import ignore_sigterm
@@ -18,7 +19,6 @@ from aligntok.errors import DataError
 from aligntok.registry import DATASETS
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.latent_encoding import Encoding, LatentEncoder
-from aligntok.training.stage_run import evenly_spaced
 
 BATCH = 16
 

@@ -20,18 +20,25 @@ from aligntok.training.generation_run import check_chain, save_result, train_gen
 from aligntok.training.generation_settings import Generation, expand_generation
 from aligntok.training.generation_validation import check_validation
 from aligntok.training.loading import load_stage_tokenizer
+from aligntok.training.origin import note_origin
 from aligntok.training.preflight import StagePlan, check_before_training, plan_stage, print_plan
 from aligntok.training.report import print_summary
 from aligntok.training.stage_run import build_datasets, run_stage
 from aligntok.training.stages import Stage, expand_stages
 
 
-def run(config: Mapping[str, Any], only_stage: str | None = None, dry_run: bool = False) -> Path | None:
+def run(
+    config: Mapping[str, Any],
+    only_stage: str | None = None,
+    dry_run: bool = False,
+    origin: Mapping[str, Any] | None = None,
+) -> Path | None:
     """Train the stages of a config, then its generator, and return the folder of what is finished.
 
     Started again, it skips what is finished and goes on with what is not. `only_stage` runs one stage by name, or
-    "generation"; `dry_run` prints the plan, on the meta device, and stops: it needs neither data nor weights. Returns
-    the saved generator's folder, of a config without one the tokenizer's, or None when that is not finished. Raises
+    "generation"; `dry_run` prints the plan, on the meta device, and stops: it needs neither data nor weights. `origin`,
+    see :func:`aligntok.training.origin.origin_of`, is noted in the work folder when anything is trained. Returns the
+    saved generator's folder, of a config without one the tokenizer's, or None when that is not finished. Raises
     AlignTokError's kinds before the first step wherever they can be known.
     """
     stages, generation = expand_stages(config), expand_generation(config)
@@ -45,16 +52,21 @@ def run(config: Mapping[str, Any], only_stage: str | None = None, dry_run: bool 
             _plan(generation)  # what is wrong with its settings is said before any work
             check_chain(generation, stages)
             check_validation(generation)
-        tokenizer = _train_stages(config, stages, [stage for stage in chosen if stage is not generation], launcher)
+        chosen_stages = [stage for stage in chosen if stage is not generation]
+        tokenizer = _train_stages(config, stages, chosen_stages, launcher, origin)
         if generation is None or generation not in chosen:
             return tokenizer
         if stages and tokenizer is None:
             raise ConfigError("the generator's tokenizer is not finished; train all stages first, without --stage")
-        return _train_generator(config, generation, launcher)
+        return _train_generator(config, generation, launcher, None if stages else origin)
 
 
 def _train_stages(
-    config: Mapping[str, Any], stages: Sequence[Stage], chosen: Sequence[Stage], launcher: str
+    config: Mapping[str, Any],
+    stages: Sequence[Stage],
+    chosen: Sequence[Stage],
+    launcher: str,
+    origin: Mapping[str, Any] | None,
 ) -> Path | None:
     """Train those of the stages that are chosen and left, and return the tokenizer's folder once all are finished."""
     datasets = {stage.name: build_datasets(stage) for stage in chosen}
@@ -64,6 +76,8 @@ def _train_stages(
     left = [stage for stage in chosen if _is_left(stage, datasets[stage.name][1])]
     check_before_training(left, plans)
     with claiming(config["work_dir"], wanted=is_first() and bool(stages)):
+        if left:
+            _note(config, origin)
         for stage in left:
             if sigterm_was_sent():
                 raise Preempted(f"stopped by SIGTERM before stage '{stage.name}'; the same command goes on with it")
@@ -71,19 +85,27 @@ def _train_stages(
         return _finish(config, stages) if stages else None
 
 
-def _train_generator(config: Mapping[str, Any], generation: Generation, launcher: str) -> Path:
+def _train_generator(
+    config: Mapping[str, Any], generation: Generation, launcher: str, origin: Mapping[str, Any] | None
+) -> Path:
     if sigterm_was_sent():
         raise Preempted("stopped by SIGTERM before the generator's training; the same command goes on with it")
     if not _is_left(generation, generation["validation"]["num"] or None):
         return save_result(generation)
     with claiming(config["work_dir"], wanted=is_first()):
+        _note(config, origin)
         return train_generator(generation, launcher)
 
 
-def _plan(stage: Any, num_images: int | None = None) -> StagePlan:
-    plan: Any = plan_generation if isinstance(stage, Generation) else plan_stage
-    planned: StagePlan = plan(stage, world()[1], num_images)
-    return planned
+def _note(config: Mapping[str, Any], origin: Mapping[str, Any] | None) -> None:
+    if origin is not None and is_first():
+        note_origin(config["work_dir"], origin)
+
+
+def _plan(stage: Stage, num_images: int | None = None) -> StagePlan:
+    if isinstance(stage, Generation):
+        return plan_generation(stage, world()[1], num_images)
+    return plan_stage(stage, world()[1], num_images)
 
 
 def _is_left(stage: Stage, val: Any) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Subset
 
 from aligntok.data.buckets import batches_in_buckets
+from aligntok.data.sampler import evenly_spaced
 from aligntok.engine import hooks as engine_hooks
 from aligntok.engine.buckets import find_buckets
 from aligntok.engine.checkpoints import PartStates, finished_steps, write_json
@@ -73,12 +74,6 @@ def build_datasets(stage: Stage) -> tuple[Any, Any]:
     val = DATASETS.build({"train": False, **data["val"]})
     wanted = stage["validation"]["num_images"]
     return train, Subset(val, evenly_spaced(len(val), wanted)) if wanted else val
-
-
-def evenly_spaced(length: int, wanted: int) -> list[int]:
-    """Return `wanted` places spread over range(length), or all of them: data sets are sorted by class."""
-    number = min(wanted, length)
-    return [i * length // number for i in range(number)]
 
 
 def _validation(stage: Stage, val: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import struct
@@ -74,7 +75,7 @@ def test_the_folder_has_a_report_and_the_worst_and_the_best(found):
         csv.DictReader((found[0] / "per_image.csv").read_text().splitlines()), key=lambda row: float(row["psnr"])
     )
     assert float(rows[0]["psnr"]) < float(rows[-1]["psnr"])
-    sizes = {name: Image.open(found[0] / name).size for name in ("worst.png", "best.png")}
+    sizes = {name: Image.open(io.BytesIO((found[0] / name).read_bytes())).size for name in ("worst.png", "best.png")}
     assert sizes["worst.png"] == sizes["best.png"]
     page = (found[0] / "report.html").read_text()
     assert f"{found[1].metrics['psnr']:.2f}" in page

@@ -248,7 +248,7 @@ def test_a_stage_folder_says_its_place_and_name():
 
 
 def test_held_out_images_are_taken_from_all_of_a_sorted_data_set():
-    from aligntok.training.stage_run import evenly_spaced
+    from aligntok.data.sampler import evenly_spaced
 
     assert evenly_spaced(10, 5) == [0, 2, 4, 6, 8]
     assert evenly_spaced(7, 3) == [0, 2, 4]
