@@ -24,7 +24,14 @@ from aligntok.training.stages import expand_stages
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-EXECUTED = ["README.md", "docs/quickstart.md", "docs/stages.md", "docs/generation.md", "docs/plugins.md"]
+EXECUTED = [
+    "README.md",
+    "docs/quickstart.md",
+    "docs/stages.md",
+    "docs/generation.md",
+    "docs/reports.md",
+    "docs/plugins.md",
+]
 NEEDED = ((ENCODERS, "efficientnet_lite0"), (ENCODERS, "my_encoder"), (LOSSES, "st_lpips"), (LOSSES, "my_loss"))
 TINY_RUN = """
 _base_ = ["configs/demo/photographs_f8d16.py"]

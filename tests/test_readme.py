@@ -157,6 +157,14 @@ def run_measure_cost(arguments):
     return cli.measure_cost([*arguments, "--resolutions", "256", "--out", "work_dirs/cost"])
 
 
+def run_report(arguments):
+    """Report on the runs that are there; only look at the options where one is the reader's own."""
+    runs = arguments[: next((i for i, word in enumerate(arguments) if word.startswith("--")), len(arguments))]
+    if not all(Path(run).is_dir() for run in runs):
+        return look_at_options("tools/report.py")(arguments)
+    return cli.report(arguments)
+
+
 def run_make(arguments):
     done = subprocess.run(["make", "-n", *arguments], capture_output=True, text=True, timeout=60)
     return done.returncode
@@ -185,6 +193,7 @@ RUNNERS = {
     "tools/cache_latents.py": look_at_options("tools/cache_latents.py"),
     "tools/sample.py": run_sample,
     "tools/measure_cost.py": run_measure_cost,
+    "tools/report.py": run_report,
     "tools/export.py": lambda arguments: run_aligntok(["export", *arguments]),
     **{f"benchmarks/{name}.py": look_at_options(f"benchmarks/{name}.py") for name in BENCHMARKS},
     "aligntok": run_aligntok,
