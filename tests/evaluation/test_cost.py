@@ -427,11 +427,11 @@ def test_without_data_the_step_is_measured_on_random_images_and_says_so(write_co
     result = read_result(tmp_path / "out/cost.json")
     assert result.tables["Training steps by part"][0]["part"] == "encoder"
     assert result.settings["notes"] == [
-        "reading data is not in the steps of tiny, only: data_root names none that can be read"
+        "tiny: reading data is not in the steps of only: data_root names none that can be read"
     ]
     assert not result.tables["Encoder and decoder"]
     printed = " ".join(capsys.readouterr().out.split())
-    assert "reading data is not in the steps of tiny, only" in printed
+    assert "tiny: reading data is not in the steps of only" in printed
     assert "Training steps by part" in printed
 
 
@@ -474,6 +474,13 @@ def test_the_step_that_is_measured_has_every_loss_active(config_source, tmp_path
     ready = steps.for_measuring(stages[1], tmp_path, 2)
     assert (ready["start"], ready["global_batch_size"], ready["data"]["val"]) == (None, 2, None)
     assert stages[1]["start"] is not None, "the config's own stage is not changed"
+
+
+def test_random_images_have_the_training_size_of_several_the_first():
+    stages = expand_stages(load_config(ROOT / "configs/aligntok_dinov2reg_laion_f16d32.py"))
+    assert steps.training_size(stages[0]) == (256, 256)
+    config = load_config(DEFAULT, {"data.train.image_size": [(192, 256), (256, 192)]})
+    assert steps.training_size(expand_stages(config)[0]) == (192, 256)
 
 
 # The command

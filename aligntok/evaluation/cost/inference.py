@@ -135,6 +135,8 @@ def _measure(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # pieces of what did not fit
         return replace(row, left_out="out of memory")
 
 

@@ -148,9 +148,10 @@ def _watch(step: Step, watch: Stopwatch) -> Stopwatch:
 def notes(rows: Sequence[MeasuredStep]) -> list[str]:
     """Return what was not measured, and why, a line each."""
     told = [f"{r.config}: training step of {r.stage}: {r.left_out}" for r in rows if r.left_out]
-    unread = [f"{r.config}, {r.stage}" for r in rows if not r.reads and not r.left_out]
-    if unread:
-        told.append(f"reading data is not in the steps of {'; '.join(unread)}: data_root names none that can be read")
+    unread = [r for r in rows if not r.reads and not r.left_out]
+    for config in dict.fromkeys(r.config for r in unread):
+        stages = ", ".join(r.stage for r in unread if r.config == config)
+        told.append(f"{config}: reading data is not in the steps of {stages}: data_root names none that can be read")
     return told
 
 
