@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,10 @@ def _gaussian(arrays: dict[str, Any], mean: str, covariance: str) -> Gaussian:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, Mapping):
+                raise ValueError("it is a single array")
             arrays = {name: file[name] for name in (*dict(STATISTICS), "arr_0") if name in file}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"the reference {path} is damaged ({first_line(error)}); fetch it again") from error

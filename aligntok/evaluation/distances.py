@@ -28,7 +28,8 @@ def kernel_distance(
 
     The standard error is how far the mean would move with other images of the same two distributions, and other
     subsets of them: subsets of size m out of n images share images, so their values correlate by up to m / n, which
-    the deviation over subsets alone, divided by the root of their number, leaves out. It errs on the large side.
+    the deviation over subsets alone, divided by the root of their number, leaves out. Where one set is larger than the
+    other, it errs on the large side.
     Raises DataError for fewer than four images on a side.
     """
     n = min(len(features), len(reference))

@@ -61,6 +61,8 @@ def url_file(url: str, who: str, hash_prefix: str | None = None) -> Path:
     place = placed_url(url)
     if place.is_file():
         return place
+    if _is_true(os.environ.get("HF_HUB_OFFLINE")):  # which people set for a machine, not for one host
+        raise _unreachable(who, url, place, "HF_HUB_OFFLINE is set")
     if reason := unreachable(url):
         raise _unreachable(who, url, place, reason)
     try:

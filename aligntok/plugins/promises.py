@@ -146,7 +146,7 @@ def check_features(who: str, found: Any, count: int) -> None:
         good = isinstance(value, Tensor) and value.dtype == torch.float32 and value.dim() == 2 and len(value) == count
         told = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:60]
         promise(good, f"{who}: {part} of {count} images must be float32 ({count}, ·), is {told}")
-        promise(bool(value.isfinite().all()), f"{who}: {part} is not finite")
+        promise(good and bool(value.isfinite().all()), f"{who}: {part} is not finite")  # type: ignore[union-attr]
 
 
 def check_same_features(who: str, a: Any, b: Any, why: str, tolerance: float = 0.0) -> None:

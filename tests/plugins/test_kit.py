@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from aligntok.extractors.contract import Extractor, Features
 from aligntok.generators.lightning_dit import LightningDiT
 from aligntok.plugins import testing
-from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, LOSSES, Registry
+from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, EXTRACTORS, LOSSES, Registry
 
 
 class Sound(nn.Module):
@@ -290,3 +291,116 @@ def test_a_generator_whose_batch_mixes_is_caught(monkeypatch):
     monkeypatch.setattr(testing, "GENERATORS", Only(Mixing))
     with pytest.raises(AssertionError, match="depends on the others in the batch"):
         testing.check_generator("mixing", hidden_size=32, depth=1, num_heads=2)
+
+
+class Colours(Extractor):
+    """An extractor that keeps every promise; the broken ones each break one."""
+
+    title, resize = "Colours-random", "mean over the image"
+
+    def __init__(self, pretrained: bool = True) -> None:
+        super().__init__()
+        self.mix = nn.Linear(3, 4)
+        self.drop = nn.Dropout(0.0)
+        self.freeze()
+
+    def forward(self, pixels: Tensor) -> Features:
+        pooled = self.mix(pixels.float().mean(dim=(2, 3)) / 255)
+        return Features(pooled, spatial=pooled[:, :2])
+
+
+class Untitled(Colours):
+    title = ""
+
+
+class Unfrozen(Colours):
+    def __init__(self, pretrained=True):
+        super().__init__()
+        self.requires_grad_(True)
+
+
+class Training(Colours):
+    def freeze(self):
+        self.requires_grad_(False)
+
+
+class Double(Colours):
+    def forward(self, pixels):
+        return Features(super().forward(pixels).pooled.double())
+
+
+class ManyRows(Colours):
+    def forward(self, pixels):
+        found = super().forward(pixels)
+        return found._replace(spatial=torch.cat([found.spatial] * 2))
+
+
+class Infinite(Colours):
+    def forward(self, pixels):
+        return super().forward(pixels)._replace(logits=torch.full((len(pixels), 3), torch.inf))
+
+
+class ByChance(Colours):
+    def forward(self, pixels):
+        return Features(super().forward(pixels).pooled + torch.rand(1))
+
+
+class OfTheBatch(Colours):
+    def forward(self, pixels):
+        x = super().forward(pixels).pooled
+        return Features(x - x.mean(dim=0))
+
+
+class OfTheSize(Colours):
+    def forward(self, pixels):
+        return Features(pixels[:, 0, 0].float())
+
+
+class Overwriting(Colours):
+    def forward(self, pixels):
+        pixels[:, 0] = 0
+        return super().forward(pixels)
+
+
+class Hidden(Colours):
+    def __init__(self, pretrained=True):
+        super().__init__()
+        self.shift = torch.randn(4)
+
+    def forward(self, pixels):
+        return Features(super().forward(pixels).pooled + self.shift)
+
+
+class Anyones(Colours):
+    identity = "0" * 64
+
+
+class Boasting(Colours):
+    title = "Colours"
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [
+        (Untitled, "title must be a text"),
+        (Unfrozen, "mix.weight, mix.bias is not frozen"),
+        (Training, "must be in eval mode"),
+        (Double, r"pooled of 2 images must be float32 \(2, ·\), is torch.float64"),
+        (ManyRows, "spatial of 2 images must be float32"),
+        (Infinite, "logits is not finite"),
+        (ByChance, "pooled differs between two calls"),
+        (OfTheBatch, "pooled of an image depends on the others"),
+        (OfTheSize, "images of another size have other numbers of features"),
+        (Overwriting, "changes the images that it is given"),
+        (Hidden, "pooled differs with the same state dict"),
+        (Anyones, "other weights must have another identity"),
+        (Boasting, "of random weights the title must say so, is 'Colours'"),
+    ],
+)
+def test_a_broken_extractor_is_caught_at_the_promise_it_breaks(monkeypatch, component, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.check_extractor(registered(monkeypatch, EXTRACTORS, component))
+
+
+def test_a_sound_extractor_passes(monkeypatch):
+    testing.check_extractor(registered(monkeypatch, EXTRACTORS, Colours))
