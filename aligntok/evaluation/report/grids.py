@@ -90,7 +90,7 @@ def _sample_set(samples: Samples) -> list[Block]:
     if "grid.png" not in there:
         blocks += _sheet(samples.folder, named["grid.png"])
     short = {name: value for name, value in samples.settings.items() if name != "labels"}
-    return [*blocks, settings_table(short, f"How {samples.folder.name} was drawn")]
+    return [*blocks, settings_table(short, f"How the samples in {samples.folder.name} were drawn")]
 
 
 def _from_folder(folder: Path, captions: Mapping[str, str]) -> list[Block]:

@@ -99,7 +99,7 @@ def _generator_facts(training: Training) -> Iterator[tuple[str, str]]:
     ]
     name = str(generator.get("type", "?"))
     yield "Generator", ", ".join(filter(None, [name, *words]))
-    yield "Its training", f"{_steps(training)} steps of {training.batch} latents"
+    yield "Training of the generator", f"{_steps(training)} steps of {training.batch} latents"
 
 
 def _steps(training: Training) -> str:

@@ -57,6 +57,7 @@ _KNOWN = {
     "coverage": Metric("Coverage", UP, 3, "", "share of the reference with a sample close by"),
     "top1": Metric("Top-1", UP, unit="%", percent=True, meaning="classes right at the first guess"),
     "top5": Metric("Top-5", UP, unit="%", percent=True, meaning="right class among the first five guesses"),
+    "traintop1": Metric("Top-1 in training", UP, unit="%", percent=True, meaning="of the images trained on"),
     "cknna": Metric("CKNNA", UP, 3, "", "agreement of neighbourhoods with a reference encoder's; 1 is the same"),
     "spatialvariance": Metric("Spatial variance", None, 3, "", "variance of a latent over its positions"),
     "totalvariation": Metric("Total variation", None, 1, "", "differences between neighbouring positions, summed"),
