@@ -140,7 +140,7 @@ class Collected:
     def __init__(self, subject: Subject, images: int, draws: Draws, shown: Sequence[int]) -> None:
         self.subject, self.draws = subject, draws
         channels = subject.shape[0]
-        self.pooled = torch.zeros(images, channels)
+        self.pooled = torch.zeros(images, channels, dtype=torch.float64)
         self.variance = torch.zeros(images, dtype=torch.float64)
         self.variation = torch.zeros(images, dtype=torch.float64)
         self.points = torch.zeros(*draws.rows.shape, channels)
@@ -151,7 +151,7 @@ class Collected:
 
     def add(self, rows: Tensor, latents: Tensor) -> None:
         """Take in the latents (N, C, h, w) of the images `rows` (N,)."""
-        self.pooled[rows] = F.normalize(latents.mean(dim=(2, 3)), dim=1)
+        self.pooled[rows] = F.normalize(latents.double().mean(dim=(2, 3)), dim=1)
         self.variance[rows], self.variation[rows] = spatial_variance(latents), total_variation(latents)
         grid = torch.tensor(latents.shape[2:])
         for seed, drawn in enumerate(self._drawn[:, rows]):
