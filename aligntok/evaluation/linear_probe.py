@@ -29,8 +29,8 @@ from aligntok.engine.preemption import noting_sigterm, sigterm_was_sent
 from aligntok.errors import ConfigError, DataError, Preempted
 from aligntok.evaluation.probe_features import (
     EncodedAnew,
-    FeatureSet,
     KeptFeatures,
+    ProbeFeatures,
     Split,
     match_classes,
     statistics,
@@ -179,7 +179,7 @@ def describe(splits: Sequence[Split], encode: FeatureEncoder, classes: int, mode
     }
 
 
-def feature_sets(splits: Sequence[Split], memory_gb: float, workers: int) -> list[FeatureSet]:
+def feature_sets(splits: Sequence[Split], memory_gb: float, workers: int) -> list[ProbeFeatures]:
     """Return the features of both splits, kept if they fit; collective."""
     batch = splits[0].images.batch_size
     rows = [-(-len(split) // batch // world()[1]) * batch for split in splits]  # at most, in one process
@@ -239,7 +239,7 @@ class Probe:
         return torch.stack([best[:, 0].sum(), best.sum(), torch.tensor(len(labels), device=self.device)]).cpu()
 
 
-def run(probe: Probe, train: FeatureSet, val: FeatureSet, epochs: int, batch_size: int, seed: int) -> list[Epoch]:
+def run(probe: Probe, train: ProbeFeatures, val: ProbeFeatures, epochs: int, batch_size: int, seed: int) -> list[Epoch]:
     """Train for so many epochs, measuring after each; collective. Raises Preempted, and DataError for bad images."""
     generator = torch.Generator().manual_seed(seed)
     history = []
@@ -263,7 +263,7 @@ def run(probe: Probe, train: FeatureSet, val: FeatureSet, epochs: int, batch_siz
 
 
 def go_through(
-    features: FeatureSet, rows: Sequence[Tensor], act: Callable[[Tensor, Tensor], Tensor], what: str
+    features: ProbeFeatures, rows: Sequence[Tensor], act: Callable[[Tensor, Tensor], Tensor], what: str
 ) -> Tensor:
     """Call `act` on each batch and return the sum (3,) of what it returns, the number of images last; collective.
 

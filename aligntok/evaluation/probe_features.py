@@ -28,7 +28,7 @@ class Examples(NamedTuple):
     labels: Tensor
 
 
-class FeatureSet(Protocol):
+class ProbeFeatures(Protocol):
     """The features of a split. `batches` are lists of rows, counted over all images: the same in every process."""
 
     def __len__(self) -> int:
@@ -161,7 +161,7 @@ def match_classes(train: ImageSource, val: ImageSource) -> tuple[list[str], Tens
     return names, train_labels, val_labels
 
 
-def statistics(features: FeatureSet, rows: Sequence[Tensor], add: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
+def statistics(features: ProbeFeatures, rows: Sequence[Tensor], add: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
     """Return the mean and standard deviation (D,), float32, of the features over all rows; collective.
 
     `add` sums a tensor over processes. A feature that does not vary has the deviation 1.
