@@ -147,7 +147,7 @@ def run_sample(arguments):
     """Draw two samples from the demo's generator; look at the options of other runs."""
     if arguments[0] != "work_dirs/demo/run":
         return look_at_options("tools/sample.py")(arguments)
-    return cli.sample([*arguments, "--num", "2", "--steps", "2"])
+    return cli.sample([*arguments, "--num", "12", "--steps", "2"])
 
 
 def run_measure_cost(arguments):
@@ -163,6 +163,20 @@ def run_report(arguments):
     if not all(Path(run).is_dir() for run in runs):
         return look_at_options("tools/report.py")(arguments)
     return cli.report(arguments)
+
+
+def run_evaluate(arguments):
+    """Evaluate what the demo leaves; look at the options where data or runs are the reader's own."""
+    paths = [word for word in arguments if "/" in word and not word.endswith("crops.safetensors")]
+    if not all(path.startswith("work_dirs/demo/") for path in paths) or not paths:
+        return look_at_options("tools/evaluate.py")(arguments)
+    return cli.evaluate([*arguments, "--workers", "0"])
+
+
+def run_analyze_latents(arguments):
+    if not arguments[0].startswith("work_dirs/demo/"):
+        return look_at_options("tools/analyze_latents.py")(arguments)
+    return cli.analyze_latents([*arguments, "--workers", "0", "--seeds", "0", "--num", "24", "--pca-images", "1"])
 
 
 def run_make(arguments):
@@ -192,6 +206,8 @@ RUNNERS = {
     "tools/make_demo_data.py": run_demo_data,
     "tools/cache_latents.py": look_at_options("tools/cache_latents.py"),
     "tools/sample.py": run_sample,
+    "tools/evaluate.py": run_evaluate,
+    "tools/analyze_latents.py": run_analyze_latents,
     "tools/measure_cost.py": run_measure_cost,
     "tools/report.py": run_report,
     "tools/export.py": lambda arguments: run_aligntok(["export", *arguments]),

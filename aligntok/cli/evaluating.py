@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from aligntok.cli import probing
 from aligntok.cli.arguments import image_size, parse_options, reporting_errors
 from aligntok.errors import ConfigError
 
@@ -26,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_reconstruction(verbs.add_parser("reconstruction", help="rFID, PSNR, SSIM, LPIPS of a tokenizer on images"))
     _add_generation(verbs.add_parser("generation", help="FID, sFID, IS, KID, precision, recall of samples"))
+    probing.add_arguments(verbs.add_parser("linear-probe", help="top-1 and top-5 of a linear classifier on latents"))
     _add_reference(verbs.add_parser("make-reference", help="the statistics of real images that samples are held to"))
     return parser
 
@@ -122,4 +124,13 @@ def _make_reference(given: dict[str, Any]) -> int:
     return 0
 
 
-RUN = {"reconstruction": _reconstruction, "generation": _generation, "make-reference": _make_reference}
+def _linear_probe(given: dict[str, Any]) -> int:
+    return probing.linear_probe(argparse.Namespace(**given))
+
+
+RUN = {
+    "reconstruction": _reconstruction,
+    "generation": _generation,
+    "linear-probe": _linear_probe,
+    "make-reference": _make_reference,
+}

@@ -166,7 +166,8 @@ def write_extremes(
     """Write ``worst.png`` and ``best.png``: input | reconstruction | error of the images of lowest and highest PSNR."""
     ordered = sorted(rows, key=lambda row: (row.psnr, row.place))
     pixels = ImagesToEncode(images.source, images.image_size)
-    for name, chosen in (("worst", ordered[:SHOWN]), ("best", ordered[::-1][:SHOWN])):
+    each = min(SHOWN, max(1, len(ordered) // 2))  # of a few images none is among both
+    for name, chosen in (("worst", ordered[:each]), ("best", ordered[::-1][:each])):
         shown = [torch.as_tensor(pixels[row.place][2]) for row in chosen]
         made = [reconstruct(image[None])[0].cpu() for image in shown]
         picture = to_picture(reconstruction_grid(shown, made))
