@@ -255,6 +255,16 @@ def test_an_evaluation_alone_is_a_page_too_and_quick(run, tmp_path):
     assert visible(write_report([folder / "reconstruction.json"], tmp_path / "one.html")).count("20.12") == 2
 
 
+def test_all_results_of_a_run_are_shown_and_of_many_steps_the_newest(tmp_path):
+    for i in range(6):
+        Result("reconstruction", "a", {"psnr": 20.0 + i}).write(tmp_path / f"evaluation/data{i}")
+        Result("generation", "a", {"FD-X": 90.0 - i}, step=100 * (i + 1)).write(tmp_path / f"evaluation/step_{i}")
+    content = visible(write_report([tmp_path], tmp_path / "report.html"))
+    assert "data0 data1 data2 data3 data4 data5" in content
+    assert "step_2, step 300 step_3, step 400 step_4, step 500 step_5, step 600" in content
+    assert "2 more of earlier steps" in content
+
+
 def test_importing_it_loads_neither_mmengine_nor_matplotlib():
     program = (
         "import torch, sys; import aligntok.evaluation.report; print({'mmengine', 'matplotlib'} & set(sys.modules))"

@@ -33,7 +33,7 @@ _TITLES = {
     "cost": "Cost",
 }
 LONG = 16  # metrics of a result; more are folded where it has tables, which tell the same
-IN_FULL = 4  # results of a kind whose tables and pictures are shown, of each run: the newest
+IN_FULL = 4  # results at steps of a training that are shown in full, of each run: the newest
 
 
 class Shown(NamedTuple):
@@ -52,7 +52,7 @@ def evaluation_sections(runs: Sequence[Run]) -> list[Section]:
         shown = [each for run in runs for each in _of_kind(run, kind, len(runs) > 1)]
         if not shown:
             continue
-        blocks = _metrics(shown)
+        blocks = [*_metrics(shown), *_earlier(runs, kind)]
         blocks += [Note(text) for text in dict.fromkeys(each.paper.note for each in shown)]
         by_run: dict[str, list[Block]] = {run.name: [] for run in runs}
         for each in shown:
@@ -73,7 +73,7 @@ def _metrics(shown: Sequence[Shown]) -> list[Block]:
 
 
 def _of_kind(run: Run, kind: str, several: bool) -> list[Shown]:
-    found = sorted((each for each in run.results if each.result.kind == kind), key=_order)[-IN_FULL:]
+    found = newest(run, kind)
     shown = []
     for each in found:
         words = [run.name] if several else []
@@ -83,6 +83,21 @@ def _of_kind(run: Run, kind: str, several: bool) -> list[Shown]:
         title = ", ".join(filter(None, words)) or "value"
         shown.append(Shown(run, each, title, compare(run, each)))
     return shown
+
+
+def newest(run: Run, kind: str) -> list[Evaluated]:
+    """Return the results of a kind: of those at several steps of a training the newest few, all others."""
+    found = sorted((each for each in run.results if each.result.kind == kind), key=_order)
+    at_steps = [each for each in found if each.result.step is not None]
+    return [*(each for each in found if each.result.step is None), *at_steps[-IN_FULL:]]
+
+
+def _earlier(runs: Sequence[Run], kind: str) -> list[Block]:
+    left = sum(sum(each.result.kind == kind for each in run.results) - len(newest(run, kind)) for run in runs)
+    where = (
+        "of earlier steps: their numbers are in the plots of convergence, their tables and pictures in their folders"
+    )
+    return [Note(f"{left} more {where}.")] if left else []
 
 
 def _order(found: Evaluated) -> tuple[int, str]:

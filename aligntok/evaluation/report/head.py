@@ -174,7 +174,7 @@ def tiles(run: Run) -> list[Tile]:
         found["generator"] = Tile("Generator steps", _steps(training), "training", None, "")
     if run.stages:
         total = sum(stage.step for stage in run.stages)
-        found["steps"] = Tile("Tokenizer steps", f"{total:,}", f"{len(run.stages)} stages", None, "")
+        found["steps"] = Tile("Tokenizer steps", f"{total:,}", "training", None, "")
     return list(found.values())[:TILES]
 
 
