@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.dist import all_gather_object
 from mmengine.evaluator import BaseMetric
-from torch import Tensor, nn
+from torch import Tensor
 
 from aligntok.evaluation.extraction import build_extractor
 from aligntok.evaluation.feature_sets import FeatureCollector, compare
 from aligntok.evaluation.image_quality import psnr, ssim, to_pixels
 from aligntok.evaluation.references import check_fits, read_reference
 from aligntok.evaluation.statistics import frechet_distance
+from aligntok.extractors.contract import Extractor
 from aligntok.registry import LOSSES
 
 
@@ -43,7 +44,7 @@ class ReconstructionMetric(BaseMetric):
     def __init__(
         self,
         perceptual: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-        extractor: str | Mapping[str, Any] | nn.Module | None = None,
+        extractor: str | Mapping[str, Any] | Extractor | None = None,
     ) -> None:
         super().__init__(collect_device="gpu")  # by exchange; mmengine's "cpu" writes files into the current folder
         given = [perceptual] if isinstance(perceptual, Mapping) else list(perceptual or ())
@@ -55,7 +56,7 @@ class ReconstructionMetric(BaseMetric):
     def _begin(self) -> None:
         """Forget everything that was taken in; mmengine evaluates one metric many times."""
         self.sides = [FeatureCollector(self.extractor, keep_features=False) for _ in range(2 if self.extractor else 0)]
-        self.results = []
+        self.results: list[ImageRow] = []
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Take in a ``dict(images=(3, H, W), reconstruction=(3, H, W), index=place)`` an image, in [-1, 1]."""
@@ -114,7 +115,7 @@ class GenerationMetric(BaseMetric):
     def __init__(
         self,
         reference: str,
-        extractor: str | Mapping[str, Any] | nn.Module = "inception_v3",
+        extractor: str | Mapping[str, Any] | Extractor = "inception_v3",
         variants: Sequence[str] = ("generation",),
         features: bool = True,
     ) -> None:
@@ -126,7 +127,7 @@ class GenerationMetric(BaseMetric):
 
     def _begin(self) -> None:
         self.collectors = {name: FeatureCollector(self.extractor, self.features) for name in self.variants}
-        self.results = []
+        self.results: list[Any] = []
         self._size: tuple[int, int] | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
