@@ -29,7 +29,7 @@ class Colours(Extractor):
 
     def forward(self, pixels):
         grid = torch.nn.functional.adaptive_avg_pool2d(pixels.float() / 64, 3)
-        pooled = grid.flatten(1).square() * self.gain
+        pooled = grid.flatten(1).square() @ self.gain.diag()
         return Features(pooled, grid[:, :, 1, 1], 5 * pooled[:, :6])
 '''
 exec(EXTRACTOR)

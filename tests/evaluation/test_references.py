@@ -165,7 +165,7 @@ class StandIn(Extractor):
     title, resize = "Inception-v3", "mean"
 
     def forward(self, pixels):
-        x = pixels.float().mean(dim=(2, 3)) / 255
+        x = pixels[..., :3].float().mean(dim=(2, 3)) / 255  # of the left: turned images would have others
         return Features(x.repeat(1, 683)[:, :2048], x.repeat(1, 675)[:, :2023], x)
 
 

@@ -122,6 +122,16 @@ def test_fewer_images_than_features_leave_no_noise(n):
     assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-12)
 
 
+def test_a_singular_covariance_beside_a_full_one_gets_no_overlap_from_noise():
+    """With the centred features as exact roots of both covariances, the trace is the sum of singular values."""
+    few, many = draw(10, 200), draw(400, 200, seed=1)
+    roots = [(x - x.mean(dim=0)) / (len(x) - 1) ** 0.5 for x in (few, many)]
+    overlap = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    a, b = gaussian_of(few), gaussian_of(many)
+    expected = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-11)
+
+
 def test_a_product_that_has_no_square_root_is_no_case_for_it():
     """S_a S_b is what sqrtm is commonly given. It is not symmetric, and for constant features it is singular."""
     constant = draw(50, 30)
