@@ -6,8 +6,8 @@
     torchrun --nproc_per_node=8 tools/analyze_latents.py my_tokenizer /data/imagenet --split val --tsne-points 10000
 
 CKNNA, spatial variance, total variation, and on t-SNEs of latents the density's CV, Gini coefficient and normalised
-entropy, in one table, each beside its difference from the encoder's; PCA pictures side by side. docs/latent_space.md
-defines them.
+entropy, in one table, and how far each is from the encoder's; PCA pictures side by side. docs/latent_space.md defines
+them.
 """
 
 from aligntok.cli import analyze_latents

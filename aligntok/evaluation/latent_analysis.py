@@ -217,33 +217,45 @@ def describe(
     settings: Mapping[str, Any],
     seeds: Sequence[int],
 ) -> Result:
-    """Return the result: a row a tokenizer, each number beside its difference from the reference encoder's."""
+    """Return the result: tables with a row a model, the reference encoder's last, and the metrics of all."""
     columns = (f"CKNNA-{_type(subjects[-1])}", "spatial variance", "total variation", *DENSITY)
     titles = [*(each.name for each in subjects[:-1]), f"{_type(subjects[-1])} ({REFERENCE})"]
-    base = measured[-1].values()
-    rows, metrics = [], {}
-    for title, each, model in zip(titles, measured, subjects, strict=True):
-        row: dict[str, Any] = {"model": title, "latent": "x".join(map(str, model.shape))}
-        deviations = np.std(each.densities, axis=0, ddof=min(1, len(seeds) - 1)).tolist()
-        spread = dict(zip(DENSITY, deviations, strict=True)) if len(seeds) > 1 else {}
-        for column, value, of_reference in zip(columns, each.values(), base, strict=True):
-            row[column] = value
-            if column in spread:
-                row[f"{column} std"] = spread[column]
-            if column != columns[0]:
-                row[f"{column} vs reference, %"] = 100 * (value / of_reference - 1) if of_reference else None
-        rows.append(row)
+    values, metrics = [dict(zip(columns, each.values(), strict=True)) for each in measured], {}
+    for row, model in zip(values, subjects, strict=True):
         prefix = "" if len(subjects) == 2 and model is subjects[0] else f"{model.name}/"
-        metrics.update({prefix + column: row[column] for column in columns})
-    maps = [
-        {"model": title, "seed": seed, **dict(zip(DENSITY, found, strict=True))}
-        for title, each in zip(titles, measured, strict=True)
-        for seed, found in zip(seeds, each.densities, strict=True)
-    ]
+        metrics.update({prefix + column: value for column, value in row.items()})
+    base, rest = values[-1], columns[1:]
+    tables: dict[str, list[dict[str, Any]]] = {
+        "Latent spaces": [
+            {"model": title, "latent": "x".join(map(str, model.shape)), **row}
+            for title, model, row in zip(titles, subjects, values, strict=True)
+        ],
+        "Difference from the reference encoder, %": [
+            {"model": title, **{name: 100 * (row[name] / base[name] - 1) if base[name] else None for name in rest}}
+            for title, row in zip(titles[:-1], values[:-1], strict=True)
+        ],
+        **_repetitions(titles, measured, seeds),
+    }
     pictures = {PCA: "pca.png"}
     pictures |= {f"t-SNE of latents: {title}": _tsne_file(s.name) for title, s in zip(titles, subjects, strict=True)}
-    tables = {"Latent spaces": rows, "Density on each t-SNE": maps}
     return Result("latent_space", subject, metrics, settings, tables, pictures)
+
+
+def _repetitions(
+    titles: Sequence[str], measured: Sequence[Measured], seeds: Sequence[int]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return a table of the deviations over seeds, where there are several, and one of every map's densities."""
+    named = list(zip(titles, measured, strict=True))
+    every = [
+        {"model": title, "seed": seed, **dict(zip(DENSITY, found, strict=True))}
+        for title, each in named
+        for seed, found in zip(seeds, each.densities, strict=True)
+    ]
+    if len(seeds) == 1:
+        return {"Density on the t-SNE": every}
+    deviations = [(title, np.std(each.densities, axis=0, ddof=1).tolist()) for title, each in named]
+    spread = [{"model": title, **dict(zip(DENSITY, values, strict=True))} for title, values in deviations]
+    return {"Deviation over seeds": spread, "Density on each t-SNE": every}
 
 
 def _type(reference: Subject) -> str:

@@ -32,10 +32,10 @@ class DensityMeasures(NamedTuple):
 def cknna(features_a: Tensor, features_b: Tensor, topk: int = 10) -> float:
     """Centred kernel nearest-neighbour alignment of two sets of features (Huh et al. 2024, App. A).
 
-    (N, Da) and (N, Db), row by row of the same N images; L2-normalise them first. 1 for the same features; for
-    unrelated ones about topk / N, as chance has it. It is linear CKA with unbiased HSIC, of the pairs that are among the `topk` nearest neighbours, by
-    inner product, of both; not quite symmetric, since neighbourhood is not. Computed in float64, in N * topk numbers
-    of memory, not N * N.
+    (N, Da) and (N, Db), row by row of the same N images; L2-normalise them first. Linear CKA with unbiased HSIC, of the
+    pairs that are among the `topk` nearest neighbours, by inner product, of both; not quite symmetric, since
+    neighbourhood is not. 1 for the same features; for unrelated ones about topk / N, as chance has it. Computed in
+    float64, in N * topk numbers of memory, not N * N.
 
     Raises ConfigError unless N is the same, at least 4, and above `topk`.
     """

@@ -90,5 +90,6 @@ def tsne_plot(points: npt.NDArray[Any], labels: npt.NDArray[Any], title: str) ->
     if len(known) and (labels >= 0).all():
         colours |= {"c": np.searchsorted(known, labels), "cmap": "tab10" if len(known) <= 10 else "gist_rainbow"}
     axes.scatter(points[:, 0], points[:, 1], linewidths=0, **colours)
-    axes.set(xticks=[], yticks=[], aspect="equal", title=title)
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.set_aspect("equal", adjustable="datalim")
     return figure
