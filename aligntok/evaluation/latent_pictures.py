@@ -83,7 +83,8 @@ def tsne_plot(points: npt.NDArray[Any], labels: npt.NDArray[Any], title: str) ->
     """Return a matplotlib figure of points (N, 2), coloured by class; -1 is no class."""
     from matplotlib.figure import Figure  # not pyplot: no window, and no state that others share
 
-    figure = Figure(figsize=(6, 6), layout="constrained")
+    width, height = np.ptp(points, axis=0) + 1e-9
+    figure = Figure(figsize=(6, 6 * min(1.5, max(0.4, height / width)) + 0.3), layout="constrained")  # 0.3: the title
     axes = figure.subplots()
     known = np.unique(labels[labels >= 0])
     colours: dict[str, Any] = {"s": min(12.0, max(2.0, 12000 / len(points))), "c": "tab:blue"}
