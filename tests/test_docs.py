@@ -131,6 +131,8 @@ def test_the_api_has_a_section_for_every_public_module(site):
     text = "".join(page.read_text() for page in (site[0] / "api/generated").glob("*.html"))
     for path in (ROOT / "aligntok").rglob("*.py"):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if path.name == "__main__.py":
+            continue  # importing it runs it
         assert f'id="module-{module}"' in text, module
 
 

@@ -106,8 +106,8 @@ class GenerationMetric(BaseMetric):
 
     reference: a file that ``tools/evaluate.py make-reference`` wrote, or ADM's .npz. extractor: what
     :func:`build_extractor` takes; it must be the reference's. variants: the kinds of samples there are, each measured
-    by itself; their names begin the metrics' names. features: keep every image's features, for all metrics but the
-    Fréchet distances and the Inception Score.
+    by itself; their names begin the metrics' names. features: keep
+    every image's features, for all metrics but the Fréchet distances.
     """
 
     default_prefix = "generation"
