@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from aligntok.cli.arguments import Command, parse_options, reporting_errors
+from aligntok.cli.comparing import compare
 from aligntok.cli.costing import measure_cost
 from aligntok.cli.evaluating import evaluate
 from aligntok.cli.installed import plugins
@@ -20,6 +21,7 @@ VERBS: dict[str, Command] = {
     "cache_latents": cache_latents,
     "sample": sample,
     "evaluate": evaluate,
+    "compare": compare,
     "analyze_latents": analyze_latents,
     "measure_cost": measure_cost,
     "report": report,
@@ -46,6 +48,7 @@ __all__ = [
     "VERBS",
     "analyze_latents",
     "cache_latents",
+    "compare",
     "evaluate",
     "export",
     "main",

@@ -52,6 +52,7 @@ def evaluate_generation(
             rows = zip(batch.pixels, batch.places, strict=True)
             metric.process(batch, [dict(pixels=pixels, index=place) for pixels, place in rows])
         metrics = {name.rpartition("/")[2]: value for name, value in metric.evaluate(len(drawn)).items()}
+        metrics["images"] = float(len(drawn))
         found = metric.reference
         settings = {
             "samples": drawn.description or None,

@@ -11,6 +11,7 @@ from mmengine.dist import all_gather_object
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
+from aligntok.errors import DataError
 from aligntok.evaluation.extraction import build_extractor
 from aligntok.evaluation.feature_sets import FeatureCollector, compare
 from aligntok.evaluation.image_quality import psnr, ssim, to_pixels
@@ -59,11 +60,19 @@ class ReconstructionMetric(BaseMetric):
         self.results: list[ImageRow] = []
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Take in a ``dict(images=(3, H, W), reconstruction=(3, H, W), index=place)`` an image, in [-1, 1]."""
+        """Take in a ``dict(images=(3, H, W), reconstruction=(3, H, W), index=place)`` an image, in [-1, 1].
+
+        Raises DataError for a reconstruction that is not finite: its 8-bit pixels would be any.
+        """
         for sample in data_samples:
             image, reconstruction = sample["images"], sample["reconstruction"]
-            distances = self._distances(image, reconstruction)
             place = int(sample.get("index", len(self.results)))
+            if not reconstruction.isfinite().all():
+                raise DataError(
+                    f"the reconstruction of image {place} is not finite; take --precision fp32. If it is not finite in "
+                    "fp32 either, the tokenizer is broken: go on from an earlier checkpoint"
+                )
+            distances = self._distances(image, reconstruction)
             self.results.append(ImageRow(place, psnr(image, reconstruction), ssim(image, reconstruction), distances))
         for side, name in zip(self.sides, ("images", "reconstruction"), strict=False):
             for shape in dict.fromkeys(sample[name].shape for sample in data_samples):
@@ -155,11 +164,10 @@ class GenerationMetric(BaseMetric):
         return metrics
 
     def compute_metrics(self, results: Sequence[Any]) -> dict[str, float]:
-        """Return ``<variant>/<metric>`` -> value, and the number of images as ``<variant>/images``."""
+        """Return ``<variant>/<metric>`` -> value."""
         found: dict[str, float] = {}
         for variant, collector in self.collectors.items():
-            drawn = collector.combine()
-            metrics = {**compare(drawn, self.reference.feature_set), "images": float(drawn.count)}
+            metrics = compare(collector.combine(), self.reference.feature_set)
             found.update({f"{variant}/{name}": value for name, value in metrics.items()})
         return found
 

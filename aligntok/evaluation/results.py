@@ -14,7 +14,7 @@ from aligntok.engine.checkpoints import write_json
 from aligntok.errors import DataError, first_line
 
 FORMAT = 1
-KINDS = ("reconstruction", "generation", "linear_probe", "latent_space", "cost")
+KINDS = ("comparison", "reconstruction", "generation", "linear_probe", "latent_space", "cost")
 
 
 @dataclass(frozen=True)

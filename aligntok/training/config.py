@@ -17,6 +17,18 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> d
 
     Returns plain nested dicts and lists, defaults of the run's own keys filled in. Raises ConfigError.
     """
+    config = read_config(path, dict(options or {}))
+    check_config(config, str(path))
+    filled = {**{key: copy.deepcopy(known.default) for key, known in RUN_KEYS.items()}, **config}
+    filled["work_dir"] = filled["work_dir"] or f"work_dirs/{Path(path).stem}"
+    return filled
+
+
+def read_config(path: str | Path, options: Mapping[str, Any], keys: Mapping[str, Key] | None = None) -> dict[str, Any]:
+    """Return what a config file says, as plain nested dicts and lists, with ``key=value`` options applied.
+
+    keys: what options may begin with; None: the keys of a training. Raises ConfigError.
+    """
     from mmengine.config import Config
 
     if not Path(path).is_file():
@@ -25,24 +37,20 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> d
         loaded = Config.fromfile(str(path))
     except Exception as error:  # whatever the file's own code raises
         raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {first_line(error)}") from error
-    known = TOP_KEYS if loaded.get("stages") else GENERATOR_TOP_KEYS
-    for key in options or {}:
+    known = keys or (TOP_KEYS if loaded.get("stages") else GENERATOR_TOP_KEYS)
+    for key in options:
         first = key.split(".")[0]
         if first not in known:
             raise ConfigError(_unknown(first, known, "--cfg-options"))
     try:
-        loaded.merge_from_dict(dict(options or {}))
+        loaded.merge_from_dict(dict(options))
     except (KeyError, IndexError, TypeError, AssertionError) as error:
-        given = " ".join(f"{key}={value}" for key, value in (options or {}).items())
+        given = " ".join(f"{key}={value}" for key, value in options.items())
         raise ConfigError(
             f"--cfg-options {given}: {first_line(error)}; dots lead into dicts and lists that the config has "
             "(stages.0 is the first stage)"
         ) from error
-    config = loaded.to_dict()
-    check_config(config, str(path))
-    filled = {**{key: copy.deepcopy(known.default) for key, known in RUN_KEYS.items()}, **config}
-    filled["work_dir"] = filled["work_dir"] or f"work_dirs/{Path(path).stem}"
-    return filled
+    return loaded.to_dict()
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
@@ -53,7 +61,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
             f"{where} has nothing to train: give stages=[dict(name=..., steps=..., ...)] for a tokenizer, or "
             "generator=dict(type=...) for a generator"
         )
-    _check(config, TOP_KEYS if stages else GENERATOR_TOP_KEYS, where)
+    check_keys(config, TOP_KEYS if stages else GENERATOR_TOP_KEYS, where)
     if config.get("generation") and not (stages and "generator" in config["generation"]):
         raise ConfigError(
             f"{where}: generation is for a generator that is trained after stages, and names it: "
@@ -62,7 +70,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     for i, stage in enumerate(stages):
         if not isinstance(stage, Mapping):
             raise ConfigError(f"{where}, stages[{i}] is {stage!r}; it must be dict(name=..., steps=..., ...)")
-        _check(stage, ONE_STAGE_KEYS, f"{where}, stages[{i}]")
+        check_keys(stage, ONE_STAGE_KEYS, f"{where}, stages[{i}]")
         if not stage.get("name") or {"/", "\\"} & set(stage["name"]):
             raise ConfigError(f"{where}, stages[{i}] has no name that a folder could have; give each stage one")
     names = [stage["name"] for stage in stages]
@@ -96,7 +104,8 @@ def fill_defaults(settings: Mapping[str, Any], keys: Mapping[str, Key] = STAGE_K
     return filled
 
 
-def _check(config: Mapping[str, Any], known: Mapping[str, Key], where: str) -> None:
+def check_keys(config: Mapping[str, Any], known: Mapping[str, Key], where: str) -> None:
+    """Raise ConfigError for a key that `known` does not have, or a value of another type, below them too."""
     for key, value in config.items():
         if key not in known:
             raise ConfigError(_unknown(key, known, where))
@@ -106,7 +115,7 @@ def _check(config: Mapping[str, Any], known: Mapping[str, Key], where: str) -> N
             raise ConfigError(f"{where}: {key}={value!r} is {type(value).__name__}; it must be {allowed}")
         below = known[key].below
         if below is not None and isinstance(value, Mapping):
-            _check({k: v for k, v in value.items() if k != "_delete_"}, below, f"{where}, {key}")
+            check_keys({k: v for k, v in value.items() if k != "_delete_"}, below, f"{where}, {key}")
 
 
 def _unknown(key: str, known: Any, where: str) -> str:

@@ -212,7 +212,6 @@ def _cell(sampling: Sampling, means: Sequence[float], found: Mapping[str, float]
     deviation = math.sqrt(max(square - mean**2, 0))
     own = f"{_name(sampling)}/"
     distances = {name.removeprefix(own): value for name, value in found.items() if name.startswith(own)}
-    distances.pop("images", None)
     return Cell(sampling.cfg_scale, sampling.steps, evaluations, seconds, rms, deviation, saturated, distances)
 
 

@@ -26,6 +26,7 @@ from aligntok.evaluation.report.pictures import Picture, embed
 from aligntok.evaluation.results import KINDS
 
 _TITLES = {
+    "comparison": "Comparison",
     "reconstruction": "Reconstruction",
     "generation": "Generation",
     "linear_probe": "Linear probe",

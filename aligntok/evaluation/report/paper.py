@@ -47,6 +47,10 @@ def compare(run: Run, found: Evaluated) -> Comparison:
         return Comparison(f"No numbers of the paper beside these: {_LATENT_SPACE}.")
     if kind == "cost":
         return Comparison(_of_cost(run, result))
+    if kind == "comparison":
+        return Comparison(
+            "No numbers of the paper beside these: a comparison's tokenizers are compared with one another."
+        )
     wanted = paper()["evaluated"][kind]
     images = images_of(result)
     if images != wanted["images"]:
@@ -147,12 +151,14 @@ def tokenizer_facts(stages: Sequence[Training]) -> dict[str, Any]:
         "downsample_factor": tokenizer.get("downsample_factor"),
         "decoder": part(tokenizer, "decoder").get("type"),
         "decoder_ch": part(tokenizer, "decoder").get("ch"),
+        "decoder_depth": part(tokenizer, "decoder").get("depth"),
         "global_batch_size": settings.get("global_batch_size"),
         "image_size": data.get("image_size"),
         "steps": [stage.settings.get("steps") for stage in stages],
         "semantic": loss if second else None,
         "stage_2_lr": part(second, "optimizer").get("lr") if second else None,
         "lora": any(stage.settings.get("lora") is not None for stage in stages),
+        "ema": all(stage.settings.get("ema") is not None for stage in stages),
     }
 
 

@@ -1,0 +1,193 @@
+"""Running a comparison: each arm's tokenizer, its evaluations, its latents, its generator; then the summary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from aligntok.engine.distributed import barrier, is_first, start_processes
+from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
+from aligntok.evaluation.comparison.summary import summarise
+from aligntok.evaluation.cost.inference import How
+from aligntok.evaluation.cost.measure import measure_cost
+from aligntok.evaluation.extraction import build_extractor
+from aligntok.evaluation.latent_analysis import analyze_latents
+from aligntok.evaluation.linear_probe import linear_probe
+from aligntok.evaluation.reconstruction import evaluate_reconstruction
+from aligntok.evaluation.references import make_reference
+from aligntok.evaluation.results import Result
+from aligntok.training.latent_cache import cache_latents
+from aligntok.training.latent_encoding import Encoding
+from aligntok.training.origin import origin_of
+from aligntok.training.run import run
+
+TIMED_STEPS = 3  # of each training, for the estimate
+LONGEST_STEP = 60.0  # seconds
+
+
+def compare(
+    config: str | os.PathLike[str], options: Mapping[str, Any] | None = None, dry_run: bool = False
+) -> Result | None:
+    """Train and measure everything that a comparison's config names; return the summary.
+
+    Says first how many images each training sees and, from a few timed steps of each, how long all of it takes on this
+    machine; `dry_run` stops there. Started again, it goes on where it stopped: trainings from their checkpoints,
+    evaluations that have a result are kept. To do one anew, remove its folder. Collective under torchrun.
+
+    Writes into the comparison's work folder a folder an arm and seed, the ``references/``, ``comparison.json`` with the
+    tables, ``convergence.png``, ``samples.png`` and ``report.html``. Raises what training and evaluation raise,
+    ConfigError for budgets that differ.
+    """
+    comparison = read_comparison(Path(config), options)
+    start_processes()
+    state_budget(comparison)
+    if dry_run:
+        return None
+    references = make_references(comparison)
+    for arm in comparison.arms:
+        say(f"Arm '{arm.name}', seed {arm.seed}: {arm.folder}")
+        run_arm(comparison, arm, references)
+    compare_latents(comparison)
+    result = summarise(comparison) if is_first() else None
+    barrier()
+    return result
+
+
+def state_budget(comparison: Comparison) -> None:
+    """Print what each training sees, and how long it takes here; the estimate is made once and kept."""
+    if not is_first():
+        return
+    table = Table(title=f"{comparison.source.stem}: every training, for each of {len(comparison['seeds'])} seeds")
+    for column in ("training", "steps", "images seen", "hours here"):
+        table.add_column(column, justify="left" if column == "training" else "right")
+    hours = estimate_hours(comparison)
+    firsts = {arm.name: arm for arm in comparison.arms if arm.seed == comparison["seeds"][0]}
+    for name, arm in firsts.items():
+        budget = tokenizer_budget(comparison, arm)
+        steps = " + ".join(f"{count:,}" for count in budget.steps)
+        table.add_row(name, steps, f"{budget.images:,}", _hours(hours.get(name)))
+    budget = generator_budget(comparison)
+    table.add_row("generator, on each", f"{budget.steps[0]:,}", f"{budget.images:,}", _hours(hours.get("generator")))
+    Console().print(table)
+    if None not in hours.values():
+        each = sum(hours[name] or 0 for name in firsts) + len(firsts) * (hours["generator"] or 0)
+        print(f"Training takes about {len(comparison['seeds']) * each:.1f} hours here; evaluations come on top of it.")
+
+
+def estimate_hours(comparison: Comparison) -> dict[str, float | None]:
+    """Return hours by training on this machine, from a few timed steps of each; None for what was too slow to time."""
+    from aligntok.evaluation.results import read_result
+
+    folder = comparison.work_dir / "budget"
+    configs = {arm.name: arm.config for arm in comparison.arms} | {"generator": comparison.generator}
+    if not (folder / "cost.json").is_file():
+        how = How(repeats=TIMED_STEPS, max_seconds=LONGEST_STEP, resolutions=(comparison["image_size"],))
+        options = {"data_root": None, "work_dir": str(folder)}
+        measure_cost([*dict.fromkeys(configs.values())], options, how, measured=("training",), out=folder)
+    rows = read_result(folder / "cost.json").tables["Training steps"]
+    found: dict[str, float | None] = {}
+    for name, config in configs.items():
+        own = [row["device_hours"] for row in rows if row["config"] == config.stem]
+        found[name] = None if None in own or not own else float(sum(own))
+    return found
+
+
+def make_references(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return the configs of the metrics that samples are measured by, their references made of training images."""
+    metrics = []
+    for extractor in comparison["extractors"]:
+        built = build_extractor(extractor)
+        path = comparison.work_dir / "references" / f"{built.title}.safetensors"
+        if missing(path):
+            say(f"Reference on {built.title}: {path}")
+            make_reference(
+                comparison["data_root"],
+                path,
+                extractor=built,
+                image_size=comparison["image_size"],
+                split=comparison["train_split"],
+                num=comparison["num_reference"],
+                batch_size=comparison["samples"]["batch_size"],
+                workers=comparison["workers"],
+            )
+        metrics.append({"type": "generation", "reference": str(path), "extractor": extractor})
+    return metrics
+
+
+def run_arm(comparison: Comparison, arm: Arm, references: list[dict[str, Any]]) -> None:
+    """Train an arm's tokenizer, measure it, encode the training images, train the generator on them."""
+    config = comparison.tokenizer_config(arm)
+    run(config, origin=origin_of(arm.config, {"seed": arm.seed}))
+    tokenizer = arm.folder / "tokenizer" / "tokenizer"
+    data, size = comparison["data_root"], comparison["image_size"]
+    for extractor in comparison["extractors"]:
+        folder = arm.folder / "evaluation" / f"reconstruction_{_word(extractor)}"
+        if missing(folder / "reconstruction.json"):
+            first = extractor == comparison["extractors"][0]
+            evaluate_reconstruction(
+                tokenizer,
+                data,
+                folder,
+                image_size=size,
+                split=comparison["val_split"],
+                num=comparison["num_val"],
+                perceptual=comparison["perceptual"] if first else (),
+                extractor=extractor,
+                workers=comparison["workers"],
+            )
+    if missing(arm.folder / "evaluation" / "linear_probe" / "linear_probe.json"):
+        splits = {"train_split": comparison["train_split"], "val_split": comparison["val_split"]}
+        more = {**splits, **comparison["probe"], "num_val": comparison["num_val"], "workers": comparison["workers"]}
+        linear_probe(tokenizer, data, arm.folder / "evaluation" / "linear_probe", image_size=size, **more)
+    where = {"split": comparison["train_split"], "workers": comparison["workers"]}
+    cache_latents(tokenizer, data, arm.folder / "latents", Encoding(image_size=size), **where)
+    generator = comparison.generator_config(arm, references)
+    run(generator, origin=origin_of(comparison.generator, {"seed": arm.seed}))
+
+
+def compare_latents(comparison: Comparison) -> None:
+    """Measure and show the latent spaces of all arms of each seed beside one another."""
+    for seed in comparison["seeds"]:
+        folder = comparison.work_dir / "latent_space" / f"seed_{seed}"
+        if not missing(folder / "latent_space.json"):
+            continue
+        arms = [arm for arm in comparison.arms if arm.seed == seed]
+        analyze_latents(
+            [str(arm.folder / "tokenizer" / "tokenizer") for arm in arms],
+            comparison["data_root"],
+            folder,
+            encoder=comparison["reference_encoder"],
+            image_size=comparison["image_size"],
+            split=comparison["val_split"],
+            num=comparison["num_val"],
+            names=[arm.name for arm in arms],
+            workers=comparison["workers"],
+        )
+
+
+def missing(path: Path) -> bool:
+    """Tell, alike in every process, whether a file is still to be made; collective."""
+    barrier()  # nobody has begun to make it
+    there = path.is_file()
+    barrier()
+    return not there
+
+
+def say(text: str) -> None:
+    """Print in the first process."""
+    if is_first():
+        print(text, flush=True)
+
+
+def _word(extractor: Any) -> str:
+    text = extractor["type"] if isinstance(extractor, Mapping) else str(extractor)
+    return "".join(c if c.isalnum() else "_" for c in text)
+
+
+def _hours(hours: float | None) -> str:
+    return "not timed" if hours is None else f"{hours:.2f}"

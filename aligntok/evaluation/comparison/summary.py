@@ -1,0 +1,207 @@
+"""What a comparison found: a row a tokenizer, means over seeds with their deviation; curves; pictures side by side."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+
+from aligntok.data.files import replacing, write_atomically
+from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, tokenizer_budget
+from aligntok.evaluation.report import write_report
+from aligntok.evaluation.report.scalars import Curve, read_history
+from aligntok.evaluation.results import Result, read_result
+from aligntok.training.generation_settings import NAME as GENERATION
+
+WITHOUT_PLACE = "images"  # numbers that are the same for all
+CURVES, SAMPLES = "convergence.png", "samples.png"
+
+
+def summarise(comparison: Comparison) -> Result:
+    """Write and print the summary of a finished comparison, and return it; for the first process."""
+    found = {arm: measured(comparison, arm) for arm in comparison.arms}
+    curves = {arm: generation_curves(arm) for arm in comparison.arms}
+    names = list(dict.fromkeys(arm.name for arm in comparison.arms))
+    final = {arm: {**found[arm], **{name: curve.values[-1] for name, curve in curves[arm].items()}} for arm in found}
+    rows = [{"tokenizer": name, **over_seeds([final[arm] for arm in final if arm.name == name])} for name in names]
+    folder = comparison.work_dir
+    plot_convergence(folder / CURVES, curves)
+    show_samples(folder / SAMPLES, [arm for arm in comparison.arms if arm.seed == comparison["seeds"][0]])
+    tables = {
+        "Tokenizers": _columns(rows, found),
+        "Generators on them, after the last step": distances_table(rows),
+        "More about the generators": _transposed(rows, [name for own in curves.values() for name in own]),
+    }
+    result = Result(
+        "comparison",
+        str(comparison.source),
+        {
+            f"{arm.name}/seed_{arm.seed}/{name}": value
+            for arm, values in final.items()
+            for name, value in values.items()
+        },
+        {**comparison.settings, "budget": _budget(comparison)},
+        {**tables, "On the way": steps_table(names, curves)},
+        {"Fréchet distance over training steps": CURVES, "Samples of the same seeds and classes": SAMPLES},
+    )
+    path = result.write(folder)
+    write_markdown(folder / "comparison.md", result.tables)
+    for title, table in result.tables.items():
+        print_table(title, table)
+    print(f"Result: {path}\nReport: {write_report([path], folder / 'report.html')}")
+    return result
+
+
+def measured(comparison: Comparison, arm: Arm) -> dict[str, float]:
+    """Return what an arm's tokenizer was measured to be, by name."""
+    values: dict[str, float] = {}
+    for path in sorted((arm.folder / "evaluation").glob("*/*.json")):
+        metrics = read_result(path).metrics
+        values.update({name: value for name, value in metrics.items() if name != WITHOUT_PLACE})
+    latents = comparison.work_dir / "latent_space" / f"seed_{arm.seed}" / "latent_space.json"
+    own = f"{arm.name}/"
+    several = len({each.name for each in comparison.arms}) > 1
+    for name, value in read_result(latents).metrics.items():
+        if not several or name.startswith(own):
+            values[name.removeprefix(own)] = value
+    return values
+
+
+def generation_curves(arm: Arm) -> dict[str, Curve]:
+    """Return what an arm's generator was measured to be over training, by name."""
+    history = read_history(arm.folder / "generator" / GENERATION)
+    return {name: curve for name, curve in history.measured.items() if not name.endswith(f"/{WITHOUT_PLACE}")}
+
+
+def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float | None]]:
+    """Return mean and sample deviation (None of one run) over seeds, by name."""
+    names = [name for name in runs[0] if all(name in run for run in runs)]
+    values = {name: [run[name] for run in runs] for name in names}
+    return {n: (statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else None) for n, v in values.items()}
+
+
+def shown(value: Any) -> str:
+    """Return a mean, with its deviation if there is one, as text."""
+    if not isinstance(value, tuple):
+        return str(value)
+    mean, deviation = value
+    return f"{mean:.4g}" if deviation is None else f"{mean:.4g} ± {deviation:.2g}"
+
+
+def _columns(rows: Iterable[Mapping[str, Any]], of: Mapping[Arm, Mapping[str, Any]]) -> list[dict[str, str]]:
+    names = ["tokenizer", *dict.fromkeys(name for values in of.values() for name in values)]
+    return [{name: shown(row[name]) for name in names if name in row} for row in rows]
+
+
+def distances_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return a row a tokenizer: each Fréchet distance of the generator's samples behind that of the reconstructions."""
+    names = [name for name in rows[0] if is_distance(name)]
+    columns = ["tokenizer"]
+    for title in dict.fromkeys(name.rpartition("/")[2] for name in names):
+        columns += [f"r{title}", *(name for name in names if name.endswith(f"/{title}"))]
+    return [{name: shown(row[name]) for name in columns if name in row} for row in rows]
+
+
+def _transposed(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[dict[str, str]]:
+    wanted = [name for name in dict.fromkeys(names) if not is_distance(name)]
+    return [{"metric": name, **{row["tokenizer"]: shown(row[name]) for row in rows if name in row}} for name in wanted]
+
+
+def steps_table(names: Sequence[str], curves: Mapping[Arm, Mapping[str, Curve]]) -> list[dict[str, str]]:
+    """Return a row a tokenizer and step, its Fréchet distances as columns, means over seeds."""
+    rows = []
+    for name in names:
+        own = [curves[arm] for arm in curves if arm.name == name]
+        distances = [metric for metric in own[0] if is_distance(metric)]
+        for step in own[0][distances[0]].steps if distances else []:
+            at = [{d: c[d].values[c[d].steps.index(step)] for d in distances if step in c[d].steps} for c in own]
+            rows.append({"tokenizer": name, "step": f"{step:,}", **{n: shown(v) for n, v in over_seeds(at).items()}})
+    return rows
+
+
+def is_distance(name: str) -> bool:
+    """Tell whether a metric is a Fréchet distance on pooled features, such as ``guided/FD-timm-resnet50``."""
+    return name.rpartition("/")[2].startswith(("FID", "FD-"))
+
+
+def _budget(comparison: Comparison) -> dict[str, Any]:
+    seen = {arm.name: tokenizer_budget(comparison, arm)._asdict() for arm in comparison.arms}
+    return {"tokenizers": seen, "generator": generator_budget(comparison)._asdict()}
+
+
+def plot_convergence(path: Path, curves: Mapping[Arm, Mapping[str, Curve]]) -> None:
+    """Draw every Fréchet distance over training steps: a panel a distance, a line a tokenizer, a dot a seed."""
+    from matplotlib.figure import Figure  # not pyplot: no window, and no state that others share
+
+    metrics = list(dict.fromkeys(name for own in curves.values() for name in own if is_distance(name)))
+    if not metrics:
+        return
+    figure = Figure(figsize=(5.5 * min(2, len(metrics)), 4 * ((len(metrics) + 1) // 2)), layout="constrained")
+    axes = figure.subplots((len(metrics) + 1) // 2, min(2, len(metrics)), squeeze=False).flatten()
+    names = list(dict.fromkeys(arm.name for arm in curves))
+    for axis, metric in zip(axes, metrics, strict=False):
+        for colour, name in enumerate(names):
+            own = [curves[arm][metric] for arm in curves if arm.name == name and metric in curves[arm]]
+            for curve in own:
+                axis.plot(curve.steps, curve.values, ".", color=f"C{colour}", alpha=0.5)
+            means = [statistics.fmean(values) for values in zip(*(curve.values for curve in own), strict=False)]
+            axis.plot(own[0].steps[: len(means)], means, color=f"C{colour}", label=name)
+        axis.set(title=metric, xlabel="training steps", yscale="log")
+        axis.grid(alpha=0.3)
+    for axis in axes[len(metrics) :]:
+        axis.axis("off")
+    axes[0].legend()
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+
+
+def show_samples(path: Path, arms: Sequence[Arm]) -> None:
+    """Lay the last grids of samples of several arms side by side, under their names."""
+    import matplotlib
+
+    font = ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 14)
+    grids: list[tuple[str, Image.Image]] = []
+    for arm in arms:
+        pictures = sorted((arm.folder / "generator" / GENERATION / "pictures").glob("*.png"))
+        if pictures:
+            with Image.open(pictures[-1]) as opened:
+                grids.append((arm.name, opened.convert("RGB")))
+    if not grids:
+        return
+    gap, top = 12, 24
+    width = sum(grid.width + gap for _, grid in grids) - gap
+    sheet = Image.new("RGB", (width, top + max(grid.height for _, grid in grids)), "white")
+    pen, left = ImageDraw.Draw(sheet), 0
+    for name, grid in grids:
+        pen.text((left, 4), name, "black", font)
+        sheet.paste(grid, (left, top))
+        left += grid.width + gap
+    write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))
+
+
+def write_markdown(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write the tables as Markdown, for a page or a paper."""
+    lines: list[str] = []
+    for title, rows in tables.items():
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        lines += [f"## {title}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+        lines += ["| " + " | ".join(str(row.get(name, "")) for name in columns) + " |" for row in rows]
+        lines.append("")
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table on the terminal."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name == "tokenizer" else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(row.get(name, "")) for name in columns))
+    Console().print(table)

@@ -1,0 +1,179 @@
+"""A comparison: one command trains and measures all, at one budget, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from aligntok.cli import compare
+from aligntok.evaluation.comparison.summary import over_seeds, shown
+from aligntok.evaluation.results import read_result
+
+SPLITS = dict(
+    train=dict(type="images", split="train", image_size=32),
+    val=dict(type="images", split="val", image_size=32),
+    workers=0,
+)
+OTHER = """
+import torch
+from tiny_extractor import TinyExtractor
+
+
+class Second(TinyExtractor):
+    title = "Second"
+"""
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """A folder with train/ and val/ of two classes, 30 and 24 pictures."""
+    import numpy as np
+
+    root, rng = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
+    for split, number in (("train", 30), ("val", 24)):
+        for i in range(number):
+            folder = root / split / ("cat", "dog")[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            coarse = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(config_source, generation_source, labelled, extractors, tmp_path_factory):
+    """A comparison of two tiny tokenizers, with two seeds."""
+    folder = tmp_path_factory.mktemp("comparison")
+    (extractors / "second_extractor.py").write_text(OTHER)
+    one = dict(name="all", steps=3)
+    three = [dict(name="first", steps=1, trains=["adapter", "decoder"]), dict(name="rest", steps=2)]
+    three[1]["start"] = dict(stage="first")
+    for name, stages in (("one", [one]), ("two", three)):
+        text = config_source(data=SPLITS, stages=stages, ema=None, log=dict(every=1, pictures=0))
+        (folder / f"{name}.py").write_text(text)
+    generator = generation_source(steps=4, sampling=dict(steps=2))
+    (folder / "generator.py").write_text(generator.replace("'num_classes': 3", "'num_classes': 2"))
+    settings = dict(
+        data_root=str(labelled),
+        tokenizers=dict(one="one.py", two="two.py"),
+        generator="generator.py",
+        seeds=[0, 1],
+        image_size=32,
+        perceptual=[dict(type="l1")],
+        extractors=["tiny_extractor.TinyExtractor", "second_extractor.Second"],
+        reference_encoder=dict(
+            type="timm",
+            model_name="vit_tiny_patch16_224",
+            pretrained=False,
+            model_args=dict(depth=1, embed_dim=48, num_heads=3),
+        ),
+        probe=dict(epochs=1),
+        workers=0,
+        samples=dict(num=12, every=2, batch_size=6, variants=dict(guided=dict(cfg_scale=2.0), unguided={})),
+    )
+    lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
+    (folder / "comparison.py").write_text('"""Two tiny tokenizers."""\n' + lines)
+    return folder / "comparison.py"
+
+
+@pytest.fixture(scope="module")
+def finished(config):
+    """The work folder of the finished comparison."""
+    folder = config.parent / "out"
+    assert compare([str(config), "--work-dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_the_table_has_every_column_of_every_tokenizer(finished):
+    result = read_result(finished / "comparison.json")
+    tokenizers, generators, more, steps = result.tables.values()
+    assert [row["tokenizer"] for row in tokenizers] == ["one", "two"]
+    measured = {"psnr", "l1", "rFD-Tiny", "rFD-Second", "top1", "spatial variance"}
+    assert measured <= set(tokenizers[0]), tokenizers[0]
+    assert any(name.startswith("CKNNA") for name in tokenizers[0])
+    rest = ["guided/FD-{0}", "unguided/FD-{0}"]
+    assert list(generators[0]) == ["tokenizer", *(n.format(t) for t in ("Tiny", "Second") for n in ("rFD-{0}", *rest))]
+    assert {"guided/precision-Tiny", "unguided/KD-Second"} <= {row["metric"] for row in more}
+    assert all("±" in generators[0][name] for name in ("guided/FD-Tiny", "unguided/FD-Second"))
+    assert [(row["tokenizer"], row["step"]) for row in steps] == [
+        ("one", "2"),
+        ("one", "4"),
+        ("two", "2"),
+        ("two", "4"),
+    ]
+
+
+@pytest.mark.slow
+def test_a_mean_is_over_the_seeds_runs(finished):
+    runs = [finished / "one" / f"seed_{seed}" for seed in (0, 1)]
+    read = [json.loads((run / "generator/generation/result.json").read_text())["metrics"] for run in runs]
+    psnr = [read_result(next(run.glob("evaluation/*tiny*/reconstruction.json"))).metrics["psnr"] for run in runs]
+    tables = read_result(finished / "comparison.json").tables
+    assert tables["Tokenizers"][0]["psnr"] == shown(over_seeds([{"v": value} for value in psnr])["v"])
+    values = over_seeds([{"v": each["guided/FD-Tiny"]} for each in read])["v"]
+    assert tables["Generators on them, after the last step"][0]["guided/FD-Tiny"] == shown(values)
+    assert psnr[0] != psnr[1]
+
+
+@pytest.mark.slow
+def test_pictures_page_and_tables_are_there(finished):
+    for name in ("convergence.png", "samples.png"):
+        assert min(Image.open(io.BytesIO((finished / name).read_bytes())).size) > 50
+    assert "| two |" in (finished / "comparison.md").read_text()
+    page = (finished / "report.html").read_text()
+    assert "FD-Tiny" in page
+    assert page.count("data:image/png;base64") >= 2
+
+
+@pytest.mark.slow
+def test_started_again_it_does_only_what_is_missing(finished, config, capsys):
+    kept = {path: path.stat().st_mtime_ns for path in finished.rglob("*.json") if "evaluation" in path.parts}
+    probe = finished / "two" / "seed_1" / "evaluation" / "linear_probe" / "linear_probe.json"
+    before = read_result(finished / "comparison.json").tables
+    probe.unlink()
+    assert compare([str(config), "--work-dir", str(finished)]) == 0
+    assert "finished already, skipped" in capsys.readouterr().out
+    assert probe.is_file()
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items() if path != probe)
+    assert read_result(finished / "comparison.json").tables == before
+
+
+def test_the_budget_is_told_before_and_a_dry_run_ends_there(config, tmp_path, capsys):
+    assert compare([str(config), "--work-dir", str(tmp_path / "out"), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "Training takes about" in told
+    assert "1 + 2" in told
+    assert not list((tmp_path / "out").glob("one"))
+
+
+def test_unequal_budgets_are_refused(config, tmp_path, capsys):
+    other = config.parent / "longer.py"
+    other.write_text((config.parent / "one.py").read_text().replace("'steps': 3", "'steps': 4"))
+    options = ["--cfg-options", f"tokenizers={dict(one='one.py', longer='longer.py')!r}"]
+    assert compare([str(config), "--work-dir", str(tmp_path), *options]) == 2
+    assert "one 12, two 12, longer 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("extractor=['tiny']", "unknown key 'extractor'"),
+        ("extractors=[]", "compares nothing: extractors=[]"),
+        ("tokenizers={'one':'none.py'}", "no config file"),
+        ("samples.number=3", "unknown key 'number'"),
+        ("generator=one.py", "trains no generator"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_refused(config, tmp_path, capsys, option, message):
+    assert compare([str(config), "--work-dir", str(tmp_path / "out"), "--cfg-options", option]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_deviation_is_that_of_the_sample_and_none_of_one_run():
+    assert over_seeds([{"a": 1.0}, {"a": 3.0, "b": 2.0}]) == {"a": (2.0, 2**0.5)}
+    assert shown((2.0, 2**0.5)) == "2 ± 1.4"
+    assert shown(over_seeds([{"a": 12.3456}])["a"]) == "12.35"

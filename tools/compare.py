@@ -1,0 +1,14 @@
+#!/usr/bin/env python3
+"""Train several tokenizers at one budget and the same generator on each, and measure all of them alike.
+
+    python tools/compare.py configs/small/comparison.py --dry-run --cfg-options data_root=tiny_imagenet.zip
+    python tools/compare.py configs/small/comparison.py --cfg-options data_root=tiny_imagenet.zip
+
+It says beforehand how many images each training sees and how long that takes on this machine. The same command started
+again goes on where it stopped; to do a part anew, remove its folder.
+"""
+
+from aligntok.cli import compare
+
+if __name__ == "__main__":
+    raise SystemExit(compare())
