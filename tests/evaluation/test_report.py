@@ -444,6 +444,15 @@ CONFIGS = {
     "configs/aligntok_dinov2_f16d64_reconstruction.py": {"rFID": 0.14, "PSNR": 28.91, "LPIPS": 0.070, "Top-1": 0.4522},
     "configs/aligntok_mae_f16d32.py": {"rFID": 0.29, "PSNR": 26.12, "LPIPS": 0.113},
     "configs/ablations/lora.py": {"rFID": 1.35, "PSNR": 26.18, "LPIPS": 0.121, "Top-1": 0.1856},
+    "configs/ablations/semantic_weight_0.py": {"rFID": 0.33, "PSNR": 26.29, "LPIPS": 0.11, "Top-1": 0.095},
+    "configs/ablations/semantic_weight_5.py": {"rFID": 0.49, "PSNR": 23.7, "LPIPS": 0.163, "Top-1": 0.4055},
+    "configs/ablations/semantic_weight_10.py": {"rFID": 0.59, "PSNR": 22.63, "LPIPS": 0.189, "Top-1": 0.4089},
+    "configs/ablations/semantic_pre_adapter.py": {"rFID": 0.34, "PSNR": 25.78, "LPIPS": 0.118, "Top-1": 0.1561},
+    "configs/ablations/semantic_cosine.py": {"rFID": 0.37, "PSNR": 25.23, "LPIPS": 0.129, "Top-1": 0.3799},
+    "configs/ablations/without_ema.py": {"rFID": 0.33, "PSNR": 25.7, "LPIPS": 0.122, "Top-1": 0.3504},
+    "configs/ablations/larger_decoder.py": {"rFID": 0.36, "PSNR": 26.27, "LPIPS": 0.121, "Top-1": 0.2724},
+    "configs/ablations/stage_1_only.py": {"rFID": 1.63, "PSNR": 17.34, "LPIPS": 0.323, "Top-1": 0.4153},
+    "configs/ablations/stages_1_and_2.py": {"rFID": 0.36, "PSNR": 25.62, "LPIPS": 0.121, "Top-1": 0.3509},
 }
 
 

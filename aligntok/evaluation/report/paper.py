@@ -152,12 +152,14 @@ def tokenizer_facts(stages: Sequence[Training]) -> dict[str, Any]:
         "decoder": part(tokenizer, "decoder").get("type"),
         "decoder_ch": part(tokenizer, "decoder").get("ch"),
         "decoder_depth": part(tokenizer, "decoder").get("depth"),
+        "decoder_depth": part(tokenizer, "decoder").get("depth"),
         "global_batch_size": settings.get("global_batch_size"),
         "image_size": data.get("image_size"),
         "steps": [stage.settings.get("steps") for stage in stages],
         "semantic": loss if second else None,
         "stage_2_lr": part(second, "optimizer").get("lr") if second else None,
         "lora": any(stage.settings.get("lora") is not None for stage in stages),
+        "ema": all(stage.settings.get("ema") is not None for stage in stages),
         "ema": all(stage.settings.get("ema") is not None for stage in stages),
     }
 
