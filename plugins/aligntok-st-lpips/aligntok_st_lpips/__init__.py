@@ -1,4 +1,4 @@
-"""AlignTok plugin: the loss `st_lpips`, a perceptual distance whose weights come from the package index."""
+"""AlignTok plugin: the loss and the extractor `st_lpips`, whose weights come from the package index."""
 
 from __future__ import annotations
 
@@ -12,5 +12,6 @@ if TYPE_CHECKING:
 
 @hookimpl
 def aligntok_register(registries: Registries) -> None:
-    """Add the loss, imported when it is first built."""
+    """Add both, imported when they are first built."""
     registries.losses.add("st_lpips", "aligntok_st_lpips.loss.STLPIPSLoss")
+    registries.extractors.add("st_lpips", "aligntok_st_lpips.extractor.STLPIPSExtractor")

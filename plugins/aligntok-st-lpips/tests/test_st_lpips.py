@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from aligntok.errors import ConfigError, WeightsError
-from aligntok.plugins.testing import check_loss
-from aligntok.registry import LOSSES
+from aligntok.plugins.testing import check_extractor, check_loss
+from aligntok.registry import EXTRACTORS, LOSSES
 
 NETS = {"vgg": 18, "alex": 21}  # with the smallest side each takes
 
@@ -129,3 +129,20 @@ def test_its_own_state_dict_loads_from_a_file(quick_loss, tmp_path):
     torch.save(quick_loss.state_dict(), tmp_path / "weights.pt")
     again = LOSSES.build({"type": "st_lpips", "net": "alex", "pretrained": str(tmp_path / "weights.pt")})
     assert again(*images_and_noisy(32, 32)) == quick_loss(*images_and_noisy(32, 32))
+
+
+def test_its_trunks_are_extractors_under_their_own_names(net):
+    check_extractor("st_lpips", net=net, pretrained=False)
+    extractor = EXTRACTORS.build({"type": "st_lpips", "net": net})
+    assert extractor.title == {"vgg": "STLPIPS-VGG16", "alex": "STLPIPS-AlexNet"}[net]
+    assert EXTRACTORS.build({"type": "st_lpips", "net": net, "pretrained": False}).title.endswith("-random")
+
+
+def test_features_are_means_of_what_the_distance_compares(net, loss):
+    extractor = EXTRACTORS.build({"type": "st_lpips", "net": net})
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    pooled = extractor(pixels).pooled
+    stages = loss.directions(pixels.float() / 127.5 - 1)
+    expected = torch.cat([stage.mean(dim=(2, 3)) for stage in stages], dim=1)
+    assert pooled.shape[1] == {"vgg": 1472, "alex": 1152}[net]
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-6)
