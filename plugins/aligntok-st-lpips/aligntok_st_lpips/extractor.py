@@ -19,8 +19,8 @@ class STLPIPSExtractor(Extractor):
     """Features of ST-LPIPS's VGG-16 or AlexNet: metrics on them are called ``FD-STLPIPS-VGG16`` and alike.
 
     pooled: the mean over positions of each stage's activations, scaled to unit length over the channels as the distance
-    takes them, one stage behind the other: (N, 1472) of "vgg", (N, 1152) of "alex". Images are resized to 64 x 64: small
-    enough for a CPU, and textures count for more than shapes, so have a second, semantic extractor beside it.
+    takes them, one stage behind the other: (N, 1472) of "vgg", (N, 1152) of "alex". Images are resized to 64 x 64,
+    small enough for a CPU. Textures count for more than shapes, so have a second, semantic extractor beside it.
 
     net, pretrained: see :class:`STLPIPSLoss`, with the errors it raises; random weights have another title.
     """
