@@ -78,9 +78,12 @@ class PartOptimizers(OptimWrapperDict):
     def step_parts(self, parts: Mapping[str, nn.Module], losses: Sequence[Tensor]) -> dict[str, Tensor]:
         """Apply the gradients of `parts` and clear them; return each part's gradient norm (before clipping).
 
+        A part without parameters, such as an adapter that hands on what it gets, has neither.
+
         `losses` are this process's values; one that is not finite in any process leaves the step out in all. Raises
         DivergenceError as :class:`aligntok.engine.guard.StepGuard` does.
         """
+        parts = {name: part for name, part in parts.items() if next(part.parameters(), None) is not None}
         sides = {side: [name for name in parts if side_of(name) == side] for side in SIDES}
         stepping = [side for side in self.optim_wrappers if _has_gradients(parts[name] for name in sides[side])]
         if self.scaler.is_enabled():

@@ -90,6 +90,7 @@ class AlignmentModel(BaseModel):
         self.objective = Objective(losses, self.trains)
         self.discriminator = self._build_discriminator(discriminator)
         self.teacher = self._build_teacher(teacher)
+        self.teacher_is_start = teacher == "start"
         self.dtype = PRECISIONS[precision]
         self.seed = seed
         for name in PARTS:
@@ -134,10 +135,14 @@ class AlignmentModel(BaseModel):
         )
 
     def begin(self, states: PartStates | None) -> None:
-        """Begin the stage from `states`, or as the model is; the teacher gets the weights of encoder and adapter."""
+        """Begin the stage from `states`, or as the model is.
+
+        A teacher that is the stage's start gets the weights of encoder and adapter; one with a config of its own keeps
+        its pretrained ones.
+        """
         if states is not None:
             self.load_start(states)
-        if self.teacher is None:
+        if self.teacher is None or not self.teacher_is_start:
             return
         for name, part in self.teacher.named_children():
             part.load_state_dict(without_lora(getattr(self.tokenizer, name).state_dict()))

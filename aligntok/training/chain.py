@@ -20,12 +20,15 @@ class Chain:
 
     The decoder ran on a detached copy of the latents, and the losses run on detached copies of everything
     (`leaves`), so that each part's backward pass is one call with the gradients that were combined above it.
-    features (N, C, h, w), moments (N, d or 2d, h, w), latents (N, d, h, w), reconstruction (N, 3, H, W).
+    features (N, C, h, w), moments (N, d or 2d, h, w), latents (N, d, h, w), reconstruction (N, 3, H, W). `references`
+    has, by the name of a loss, the gradients at the latents that it is balanced against, where those are not all that
+    arrive there.
     """
 
     tensors: dict[str, Tensor]
     leaves: dict[str, Tensor]
     arriving: dict[str, Tensor] = field(default_factory=dict)
+    references: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, gradient: Tensor) -> None:
         """Add a gradient to those that arrive at tensor `name`."""

@@ -20,12 +20,16 @@ from aligntok.engine.distributed import mean_over_processes
 class Balance:
     """Which part's last layer a loss balances at, and the bounds of its weight.
 
-    `at` is "decoder" or "encoder"; `max_ratio` is the largest weight and `eps` the addition to the divisor.
+    `at` is "decoder" or "encoder"; `max_ratio` is the largest weight and `eps` the addition to the divisor. `against`
+    names the losses on the image that are the reference, together and with their weights; None is all of them that a
+    loss on the image can be held against, the unbalanced ones, and everything that arrives from the image for a loss
+    on the encoder's side.
     """
 
     at: str
     max_ratio: float = 1e4
     eps: float | Tensor = 1e-4
+    against: tuple[str, ...] | None = None
 
 
 def gradient_ratio(reference: Tensor, other: Tensor, max_ratio: float = 1e4, eps: float | Tensor = 1e-4) -> Tensor:

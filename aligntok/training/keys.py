@@ -76,7 +76,7 @@ STAGE_KEYS = {
     "discriminator": Key({"type": "patchgan"}, "The discriminator, carried from stage to stage; None: none.",
                          (dict, _NONE)),
     "losses": Key({}, "name -> loss: its type and keywords, and `weight`, `start_step`, `balance` "
-                      "(dict(at='decoder' | 'encoder', max_ratio, eps)). None in place of a loss removes it."),
+                      "(dict(at='decoder' | 'encoder', max_ratio, eps, against)). None in place of a loss removes it."),
     "teacher": Key(None, "What losses compare with: 'start' (encoder and adapter the stage starts from), an encoder's "
                          "config, or None.", (dict, str, _NONE)),
     "trains": Key(["encoder", "adapter", "decoder"], "Parts that are trained; the others stay frozen, in eval mode.",

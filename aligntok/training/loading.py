@@ -52,7 +52,7 @@ def load_stage_tokenizer(
     tokenizer = Tokenizer(**{k: v for k, v in stage["tokenizer"].items() if k != "aligntok_version"})
     states = read_merged_parts(folder, weights or ("ema" if stage["ema"] else "raw"), sigma_rel)
     for part in PARTS:
-        getattr(tokenizer, part).load_state_dict(states[part])
+        getattr(tokenizer, part).load_state_dict(states.get(part, {}))  # files have no part without weights
     return tokenizer.eval()
 
 
@@ -137,7 +137,7 @@ def synthesise_tokenizer(folder: Path, sigma_rel: float) -> Tokenizer:
     tokenizer = load_stage_tokenizer(folder, weights="raw")
     states = _merged(join(read_parts(folder), averaged), folder)
     for part in PARTS:
-        getattr(tokenizer, part).load_state_dict(states[part])
+        getattr(tokenizer, part).load_state_dict(states.get(part, {}))  # files have no part without weights
     return tokenizer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +58,25 @@ class Objective(nn.Module):
                 raise ConfigError(f"loss '{name}' pulls on '{point}'; a loss can pull on {', '.join(POINTS)}")
             if point == "reconstruction" and term.balance and term.balance.at != "decoder":
                 raise ConfigError(f"loss '{name}' pulls on the image, so it balances at 'decoder', not at 'encoder'")
+        for term in self.terms:
+            self._check_references(term)
+
+    def _check_references(self, term: Term) -> None:
+        """Raise ConfigError unless what the term is balanced against can be known before its own ratio is."""
+        if term.balance is None or term.balance.against is None:
+            return
+        on_image = self.loss(term).at == "reconstruction"
+        allowed = [
+            other.name
+            for other in self.terms
+            if self.loss(other).at == "reconstruction" and not (on_image and other.balance)
+        ]
+        unknown = [name for name in term.balance.against if name not in allowed]
+        if unknown or not term.balance.against:
+            raise ConfigError(
+                f"loss '{term.name}' is balanced against {list(term.balance.against)}; name one or more of the losses "
+                f"on the image{' without a balance of their own' if on_image else ''}: {', '.join(allowed) or 'none'}"
+            )
 
     def active(self, step: int) -> list[Term]:
         """Return the terms that step `step` of the stage computes."""
@@ -77,19 +96,41 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """Leave at the reconstruction the combined gradient of the losses on it; return what to log.
 
-        A balanced loss is weighed against all unbalanced ones together, at the decoder's last layer.
+        A balanced loss is weighed against all unbalanced ones together, or those its balance names, at the decoder's
+        last layer. What losses on the encoder's side are to be weighed against is left in ``chain.references``.
         """
         terms = [term for term in self.active(step) if self.loss(term).at == "reconstruction"]
         leaf = chain.leaves["reconstruction"]
         logs: dict[str, Tensor] = {}
-        plain = [term for term in terms if term.balance is None]
-        total = sum((term.weight * self._value(term, inputs, logs) for term in plain), start=leaf.new_zeros(()))
-        shared = any("fake_logits" in self.loss(term).inputs for term in plain)  # the discriminator's side walks it too
-        reference = _gradient(total, leaf, self._loss_weights(plain), scale, keep_graph=shared)
-        chain.add("reconstruction", reference)
+        pulls: dict[str, Tensor] = {}
+        for term in (term for term in terms if term.balance is None):
+            shared = "fake_logits" in self.loss(term).inputs  # the discriminator's side walks that graph too
+            value = term.weight * self._value(term, inputs, logs)
+            pulls[term.name] = _gradient(value, leaf, self._loss_weights([term]), scale, keep_graph=shared)
+        unbalanced = _summed(pulls, None, leaf)
+        chain.add("reconstruction", unbalanced)
         for term in (term for term in terms if term.balance is not None):
-            self._pull_balanced(term, chain, inputs, ("reconstruction", reference), last_layer, scale, logs)
+            against = term.balance.against if term.balance else None
+            reference = unbalanced if against is None else _summed(pulls, against, leaf)
+            pulls[term.name] = self._pull_balanced(
+                term, chain, inputs, ("reconstruction", reference), last_layer, scale, logs
+            )
+        for term in self.active(step):
+            if self.loss(term).at in ENCODER_SIDE and term.balance and term.balance.against is not None:
+                self._keep_reference(term.name, {*term.balance.against}, chain, pulls)
         return logs
+
+    @staticmethod
+    def _keep_reference(name: str, against: set[str], chain: Chain, pulls: Mapping[str, Tensor]) -> None:
+        """Leave for loss `name` what arrives at the latents from the losses `against`; one more walk of the decoder.
+
+        When there are no other losses on the image, it is what is going to arrive anyway.
+        """
+        if {*pulls} <= against:
+            return
+        reconstruction, latents = chain.tensors["reconstruction"], chain.leaves["latents"]
+        gradient = _summed(pulls, against, chain.leaves["reconstruction"]).to(reconstruction.dtype)
+        (chain.references[name],) = torch.autograd.grad(reconstruction, [latents], gradient, retain_graph=True)
 
     def pull_on_encoder(
         self,
@@ -101,12 +142,12 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """Add, to what arrives from the image, the gradients of the losses on latents, moments and features.
 
-        A balanced loss is weighed against everything that arrives from the image (L_rec, with the GAN's share), at
-        the encoder's last layer. Returns what to log.
+        A balanced loss is weighed against everything that arrives from the image (L_rec, with the GAN's share), or
+        against what its balance names, at the encoder's last layer. Returns what to log.
         """
         terms = [term for term in self.active(step) if self.loss(term).at in ENCODER_SIDE]
         logs: dict[str, Tensor] = {}
-        from_image = ("latents", chain.arriving.get("latents", torch.zeros_like(chain.leaves["latents"])))
+        from_image = chain.arriving.get("latents", torch.zeros_like(chain.leaves["latents"]))
         for term in terms:
             point = self.loss(term).at
             if not chain.leaves[point].requires_grad:
@@ -117,7 +158,8 @@ class Objective(nn.Module):
                 chain.add(point, _gradient(value, chain.leaves[point], self._loss_weights([term]), scale))
             else:
                 assert last_layer is not None  # checked when the term was built
-                self._pull_balanced(term, chain, inputs, from_image, last_layer, scale, logs)
+                reference = chain.references.get(term.name, from_image)
+                self._pull_balanced(term, chain, inputs, ("latents", reference), last_layer, scale, logs)
         return logs
 
     def _pull_balanced(
@@ -129,7 +171,8 @@ class Objective(nn.Module):
         last_layer: nn.Parameter,
         scale: Tensor | float,
         logs: dict[str, Tensor],
-    ) -> None:
+    ) -> Tensor:
+        """Add the gradient of a balanced loss to what arrives at the tensor it pulls on, and return it."""
         assert term.balance is not None
         point, parameters = self.loss(term).at, self._loss_weights([term])
         found = torch.autograd.grad(
@@ -146,6 +189,7 @@ class Objective(nn.Module):
         weight = term.weight * ratio
         chain.add(point, weight * found[0])
         _accumulate(parameters, [weight * gradient for gradient in found[1:]])
+        return weight * found[0]
 
     def _value(self, term: Term, inputs: Mapping[str, Tensor], logs: dict[str, Tensor]) -> Tensor:
         loss = self.loss(term)
@@ -182,7 +226,18 @@ def _build_balance(name: str, config: Any) -> Balance:
     if not isinstance(config, Mapping) or "at" not in config:
         raise ConfigError(f"balance of loss '{name}' must be dict(at='decoder' or 'encoder', ...), not {config!r}")
     check_keywords(Balance, dict(config), who=f"balance of loss '{name}'")
-    return Balance(**config)
+    against = config.get("against")
+    if against is None:
+        return Balance(**config)
+    if isinstance(against, str) or not isinstance(against, Sequence):
+        raise ConfigError(f"balance of loss '{name}': against={against!r}; it must be a list of names of losses")
+    return Balance(**{**config, "against": tuple(against)})
+
+
+def _summed(pulls: Mapping[str, Tensor], names: Collection[str] | None, like: Tensor) -> Tensor:
+    """Return the sum of the gradients of the losses `names` (None: of all), zero without any; shape of `like`."""
+    chosen = [pull for name, pull in pulls.items() if names is None or name in names]
+    return sum(chosen[1:], start=chosen[0]) if chosen else torch.zeros_like(like)
 
 
 def _gradient(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aligntok.engine.loops import StepBatch
+from aligntok.errors import ConfigError
 from aligntok.training.alignment import AlignmentModel
 from aligntok.training.gradient_ratio import Balance, gradient_at, gradient_ratio, ratio_at
 
@@ -132,6 +133,86 @@ def test_the_ablations_of_the_semantic_loss_agree_too(tiny, on, distance):
     expected, _ = peers_way(model, images, gan_weight=0.5, semantic_weight=1.0, on=on, distance=distance)
     found, _ = gradients_of_step(model, [images])
     assert_same_gradients(found, expected)
+
+
+AGAINST = {
+    "everything from the image, the default": (None, ("l1", "lpips", "gan")),
+    "VA-VAE's, without the adversarial loss": (["l1", "lpips"], ("l1", "lpips")),
+    "one loss": (["lpips"], ("lpips",)),
+    "the balanced loss with its weight": (["gan"], ("gan",)),
+    "all by name": (["l1", "lpips", "gan"], ("l1", "lpips", "gan")),
+}
+
+
+@pytest.mark.parametrize(("against", "meant"), AGAINST.values(), ids=AGAINST)
+def test_a_loss_is_weighed_against_the_losses_that_its_balance_names(tiny, against, meant):
+    balance = dict(at="encoder", max_ratio=1e8, against=against)
+    losses = {**tiny["losses"], "lpips": LPIPS, "semantic": {**tiny["semantic"], "weight": 0.1, "balance": balance}}
+    model = build(tiny, losses=losses)
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+
+    tokenizer = model.tokenizer
+    latents = tokenizer.encode(images)
+    reconstruction = tokenizer.decode(latents)
+    values = {
+        "l1": (images - reconstruction).abs().mean(),
+        "lpips": model.objective.losses["lpips"](images, reconstruction),
+        "gan": -model.discriminator(reconstruction).mean(),
+    }
+    gan_ratio = norm_ratio(values["l1"] + values["lpips"], values["gan"], tokenizer.decoder.last_layer)
+    values["gan"] = 0.5 * gan_ratio * values["gan"]
+    with torch.no_grad():
+        target = model.teacher.adapter(model.teacher.encoder(images))
+    semantic = (latents - target).square().mean()
+    ratio = norm_ratio(sum(values[name] for name in meant), semantic, tokenizer.encoder.last_layer)
+    total = sum(values.values()) + 0.1 * ratio * semantic
+    named = {
+        f"{part}.{n}": p for part in ("encoder", "decoder") for n, p in getattr(tokenizer, part).named_parameters()
+    }
+    expected = dict(zip(named, torch.autograd.grad(total, list(named.values())), strict=True))
+
+    found, logs = gradients_of_step(model, [images])
+    torch.testing.assert_close(logs["ratio/semantic"], ratio, rtol=1e-5, atol=0)
+    assert_same_gradients({name: found[name] for name in named}, expected)
+
+
+def test_before_the_adversarial_loss_begins_leaving_it_out_changes_nothing(tiny):
+    images, runs = torch.rand(2, 3, 32, 32) * 2 - 1, []
+    for against in (None, ["l1"]):
+        torch.manual_seed(3)
+        tiny["losses"]["gan"]["start_step"] = 5
+        semantic = {**tiny["semantic"], "balance": dict(at="encoder", against=against)}
+        runs.append(gradients_of_step(build(tiny, losses={**tiny["losses"], "semantic": semantic}), [images])[0])
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0] if runs[0][name] is not None)
+
+
+def test_a_loss_on_the_image_is_weighed_against_what_it_names(tiny):
+    losses = {**tiny["losses"], "lpips": LPIPS}
+    losses["gan"]["balance"] = dict(at="decoder", against=["l1"])
+    model = build(tiny, losses=losses, teacher=None)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    reconstruction = model.tokenizer.reconstruct(images)
+    reference, adversarial = (images - reconstruction).abs().mean(), -model.discriminator(reconstruction).mean()
+    expected = norm_ratio(reference, adversarial, model.tokenizer.decoder.last_layer)
+    _, logs = gradients_of_step(model, [images])
+    torch.testing.assert_close(logs["ratio/gan"], expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "against", "said"),
+    [
+        ("semantic", ["l2"], r"against \['l2'\]; name one or more of the losses on the image: l1, gan"),
+        ("semantic", ["semantic"], "name one or more of the losses on the image: l1, gan"),
+        ("semantic", [], "name one or more"),
+        ("semantic", "l1", "against='l1'; it must be a list of names"),
+        ("gan", ["gan"], "on the image without a balance of their own: l1$"),
+    ],
+)
+def test_a_balance_against_what_is_not_there_is_an_error(tiny, name, against, said):
+    losses = {**tiny["losses"], "semantic": tiny["semantic"]}
+    losses[name]["balance"]["against"] = against
+    with pytest.raises(ConfigError, match=said):
+        build(tiny, losses=losses)
 
 
 def test_gradient_checkpointing_changes_no_gradient(tiny):
