@@ -166,9 +166,10 @@ def load_subjects(
 def embed(collection: Collection, draws: Draws, seeds: Sequence[int]) -> list[list[npt.NDArray[Any]]]:
     """Return the t-SNE (P, 2) of every subject and seed, shared out among the processes; collective.
 
-    Images that could not be read are left out. Raises Preempted.
+    Images that could not be read are left out. Raises Preempted, and DataError for latents that have no map.
     """
     wanted = [collection.read[rows] > 0 for rows in draws.rows]
+    check_they_differ(collection, wanted)
     fewest = min(int(each.sum()) for each in wanted)
     jobs = [(subject, seed) for subject in range(len(collection.subjects)) for seed in range(len(seeds))]
     rank, processes = world()
@@ -184,13 +185,32 @@ def embed(collection: Collection, draws: Draws, seeds: Sequence[int]) -> list[li
     return [list(each.numpy()) for each in sum_over_processes(points)]
 
 
+def check_they_differ(collection: Collection, wanted: Sequence[Tensor]) -> None:
+    """Raise DataError for a subject whose drawn latents, those `wanted` of each repetition, are alike or on one line.
+
+    There is no map of them: of latents that are all alike scikit-learn's t-SNE raises nothing, but ends the process.
+    """
+    for each in collection.subjects:
+        for points, rows in zip(each.points, wanted, strict=True):
+            drawn = points[rows].double()
+            variances = torch.linalg.eigvalsh(torch.cov(drawn.T, correction=0).reshape(drawn.shape[1], -1))
+            if (variances > (1e-6 * drawn.abs().max()) ** 2).sum() < 2:
+                raise DataError(
+                    f"the latents of {each.subject.name} hardly differ from image to image, or in one direction only, "
+                    "so their space has no map and no density; leave that model out"
+                )
+
+
 def tsne(latents: Tensor, seed: int) -> npt.NDArray[Any]:
-    """Return scikit-learn's t-SNE (P, 2) of latents (P, C), begun with their PCA; on one thread, so always the same."""
+    """Return scikit-learn's t-SNE (P, 2) of latents (P, C), begun with their PCA; on one thread, so always the same.
+
+    They must differ, in two directions at least.
+    """
     from sklearn.manifold import TSNE
 
     perplexity = min(PERPLEXITY, (len(latents) - 1) // 3)
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # latents of one channel, or all alike: the density says what is wrong
+        warnings.simplefilter("ignore")
         transform = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
         return np.asarray(transform.fit_transform(latents.numpy()), dtype=np.float64)
 

@@ -73,7 +73,7 @@ class EvaluationImages:
         for found, reason in zip(batch.skipped, batch.reasons, strict=True):
             logger.warning("%s: cannot read %s (%s), leaving it out", self.source.where, found.name, reason)
         self.skipped += int(sum_over_processes(torch.tensor(len(batch.skipped))))
-        if self.skipped > math.ceil(len(self) / 100):
+        if self.skipped > math.ceil(len(self) / 100) or self.skipped == len(self):
             raise DataError(
                 f"{self.source.where}: {self.skipped} of {len(self)} images cannot be read (named above), more than "
                 "1 % of them; repair or remove them, so that the numbers are of the images that you mean"

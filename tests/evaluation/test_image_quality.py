@@ -28,6 +28,10 @@ def test_a_change_below_half_a_grey_level_is_none():
     assert psnr(image, image + 1.1 / 255) < 100.0
 
 
+def test_what_is_not_finite_is_not_taken_for_identical(pair):
+    assert math.isnan(psnr(pair[0], torch.full_like(pair[0], math.nan)))
+
+
 def test_ssim_is_that_of_scikit_image_where_the_window_fits(pair):
     x, y = (to_8bit(image).numpy() for image in pair)
     options = dict(channel_axis=0, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)

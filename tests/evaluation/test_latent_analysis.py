@@ -129,6 +129,16 @@ def test_a_tsne_is_of_one_latent_of_each_drawn_image(found, encoded):
     assert [first[name] for name in DENSITY] == pytest.approx(list(expected), rel=1e-2)
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_collapsed_latent_space_is_refused_and_ends_no_process(tokenizers, images, options, tmp_path, kept):
+    collapsed = copy.deepcopy(aligntok.load_tokenizer(tokenizers[0]))
+    with torch.no_grad():
+        list(collapsed.adapter.parameters())[-2][kept:] = 0
+    collapsed.save_pretrained(tmp_path / "collapsed")
+    with pytest.raises(DataError, match="the latents of collapsed hardly differ"):
+        analyze_latents([str(tmp_path / "collapsed")], images, tmp_path / "out", **{**options, "seeds": (0,)})
+
+
 def test_metrics_name_the_model_unless_there_is_one(found, tokenizers, images, options, tmp_path):
     names = {"CKNNA-vit_tiny_patch16_224", *MEASURES}
     assert set(found[1].metrics) == {f"{model}/{name}" for model in ("tiny", "larger", "reference") for name in names}

@@ -103,6 +103,24 @@ def test_unreadable_images_are_left_out_and_counted_or_too_many(tiny_tokenizer, 
         evaluate_reconstruction(tiny_tokenizer, tmp_path / "images", tmp_path / "out", **options)
 
 
+def test_a_tokenizer_whose_reconstructions_are_not_finite_has_no_numbers(
+    tiny_tokenizer, photographs, options, tmp_path
+):
+    broken = aligntok.load_tokenizer(tiny_tokenizer)
+    with torch.no_grad():
+        list(broken.decoder.parameters())[-1].fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    with pytest.raises(DataError, match="the reconstruction of image 0 is not finite; take --precision fp32"):
+        evaluate_reconstruction(tmp_path / "broken", photographs, tmp_path / "out", **{**options, "extractor": None})
+
+
+def test_no_image_that_can_be_read_is_too_few(tiny_tokenizer, options, tmp_path):
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    (tmp_path / "images" / "train" / "0.png").write_bytes(b"")
+    with pytest.raises(DataError, match="1 of 1 images cannot be read"):
+        evaluate_reconstruction(tiny_tokenizer, tmp_path / "images", tmp_path / "out", **options)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
