@@ -523,7 +523,7 @@ def test_generators_are_compared_at_the_papers_steps_and_guidance(config, steps,
 def test_the_papers_numbers_are_well_formed_and_every_entry_can_be_met():
     content = paper()
     assert set(content) == {"about", "evaluated", "tokenizers", "generators", "cost"}
-    assert set(content["evaluated"]) | {"latent_space", "cost"} == set(KINDS)
+    assert set(content["evaluated"]) | {"latent_space", "cost", "comparison"} == set(KINDS)
     facts = set(tokenizer_facts(find_nothing()))
     for entry in content["tokenizers"]:
         assert set(entry["match"]) == facts

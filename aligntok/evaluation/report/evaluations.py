@@ -21,7 +21,7 @@ from aligntok.evaluation.report.blocks import (
 )
 from aligntok.evaluation.report.found import Evaluated, Run
 from aligntok.evaluation.report.names import NONE, without_place
-from aligntok.evaluation.report.paper import Comparison, compare, paper_costs
+from aligntok.evaluation.report.paper import PaperNumbers, compare, paper_costs
 from aligntok.evaluation.report.pictures import Picture, embed
 from aligntok.evaluation.results import KINDS
 
@@ -43,7 +43,7 @@ class Shown(NamedTuple):
     run: Run
     found: Evaluated
     title: str
-    paper: Comparison
+    paper: PaperNumbers
 
 
 def evaluation_sections(runs: Sequence[Run]) -> list[Section]:

@@ -20,7 +20,7 @@ _SAME = {"reconstruction": {"rfid": "rfid", "fid": "rfid"}, "generation": {"gfid
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PaperNumbers:
     """What the paper has to say of a result: values by metric's plain name with their table, or why there are none."""
 
     note: str
@@ -39,23 +39,23 @@ def paper() -> dict[str, Any]:
     return content
 
 
-def compare(run: Run, found: Evaluated) -> Comparison:
+def compare(run: Run, found: Evaluated) -> PaperNumbers:
     """Return the paper's numbers for a result of a run, or the reason why none is put beside it."""
     kind, result = found.result.kind, found.result
     run = run if run.trainings else _run_behind(run, result)
     if kind == "latent_space":
-        return Comparison(f"No numbers of the paper beside these: {_LATENT_SPACE}.")
+        return PaperNumbers(f"No numbers of the paper beside these: {_LATENT_SPACE}.")
     if kind == "cost":
-        return Comparison(_of_cost(run, result))
+        return PaperNumbers(_of_cost(run, result))
     if kind == "comparison":
-        return Comparison(
+        return PaperNumbers(
             "No numbers of the paper beside these: a comparison's tokenizers are compared with one another."
         )
     wanted = paper()["evaluated"][kind]
     images = images_of(result)
     if images != wanted["images"]:
         seen = "an unknown number" if images is None else f"{images:,}"
-        return Comparison(
+        return PaperNumbers(
             f"No numbers of the paper beside these: its own are of {wanted['images']:,} {wanted['of']}, "
             f"these of {seen}."
         )
@@ -80,36 +80,36 @@ def _holds_training(folder: Path) -> bool:
     return any(path.is_file() for path in descriptions)
 
 
-def _tokenized(run: Run, found: Evaluated) -> Comparison:
+def _tokenized(run: Run, found: Evaluated) -> PaperNumbers:
     stages = _evaluated_stages(run, found.result)
     if not stages or (found.result.step is not None and found.result.step < stages[-1].steps):
-        return Comparison("No numbers of the paper beside these: the training that was evaluated is not there, whole.")
+        return PaperNumbers("No numbers of the paper beside these: the training that was evaluated is not there, whole.")
     own = tokenizer_facts(stages)
     same = next((entry for entry in paper()["tokenizers"] if entry["match"] == own), None)
     if same is None:
-        return Comparison(f"No numbers of the paper beside these: it has no such tokenizer ({_short(own)}).")
+        return PaperNumbers(f"No numbers of the paper beside these: it has no such tokenizer ({_short(own)}).")
     return _of_paper(same["title"], same["values"].get(found.result.kind, {}))
 
 
-def _generated(run: Run, result: Result) -> Comparison:
+def _generated(run: Run, result: Result) -> PaperNumbers:
     own = generator_facts(run.generators[-1]) if run.generators else {}
     same = next((entry for entry in paper()["generators"] if entry["match"] == own), None)
     if same is None:
-        return Comparison(f"No numbers of the paper beside these: it has no such generator ({_short(own)}).")
+        return PaperNumbers(f"No numbers of the paper beside these: it has no such generator ({_short(own)}).")
     sampling = _find(result.settings, "sampling") or {}
     steps, scale = sampling.get("steps"), sampling.get("cfg_scale")
     for each in same["values"]:
         if steps == each["sampler_steps"] and scale is not None and (scale != 1) == each["guided"]:
             how = f"{same['title']}, {steps} sampling steps, {'with' if each['guided'] else 'without'} guidance"
             return _of_paper(how, each["generation"])
-    return Comparison(
+    return PaperNumbers(
         f"No numbers of the paper beside these: it has none of {steps or '?'} steps at scale {scale or '?'}."
     )
 
 
-def _of_paper(title: str, values: Mapping[str, Mapping[str, Any]]) -> Comparison:
+def _of_paper(title: str, values: Mapping[str, Mapping[str, Any]]) -> PaperNumbers:
     tables = {plain(name): (value["value"], value["table"]) for name, value in values.items()}
-    return Comparison(f"The paper's column: {title}. Only metrics of the very same name are compared.", tables)
+    return PaperNumbers(f"The paper's column: {title}. Only metrics of the very same name are compared.", tables)
 
 
 def _of_cost(run: Run, result: Result) -> str:
@@ -152,14 +152,12 @@ def tokenizer_facts(stages: Sequence[Training]) -> dict[str, Any]:
         "decoder": part(tokenizer, "decoder").get("type"),
         "decoder_ch": part(tokenizer, "decoder").get("ch"),
         "decoder_depth": part(tokenizer, "decoder").get("depth"),
-        "decoder_depth": part(tokenizer, "decoder").get("depth"),
         "global_batch_size": settings.get("global_batch_size"),
         "image_size": data.get("image_size"),
         "steps": [stage.settings.get("steps") for stage in stages],
         "semantic": loss if second else None,
         "stage_2_lr": part(second, "optimizer").get("lr") if second else None,
         "lora": any(stage.settings.get("lora") is not None for stage in stages),
-        "ema": all(stage.settings.get("ema") is not None for stage in stages),
         "ema": all(stage.settings.get("ema") is not None for stage in stages),
     }
 
