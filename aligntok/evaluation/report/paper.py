@@ -83,7 +83,7 @@ def _holds_training(folder: Path) -> bool:
 def _tokenized(run: Run, found: Evaluated) -> PaperNumbers:
     stages = _evaluated_stages(run, found.result)
     if not stages or (found.result.step is not None and found.result.step < stages[-1].steps):
-        return PaperNumbers("No numbers of the paper beside these: the training that was evaluated is not there, whole.")
+        return PaperNumbers("No numbers of the paper beside these: the training that was evaluated is not there whole.")
     own = tokenizer_facts(stages)
     same = next((entry for entry in paper()["tokenizers"] if entry["match"] == own), None)
     if same is None:
