@@ -477,7 +477,7 @@ def test_a_run_of_a_paper_config_has_the_papers_numbers_beside_it(config, tmp_pa
     ("change", "reason"),
     [
         (dict(images=5000.0), "its own are of 50,000 validation images of ImageNet, these of 5,000"),
-        (dict(step=9), "the training that was evaluated is not there, whole"),
+        (dict(step=9), "the training that was evaluated is not there whole"),
         (dict(lr=0.5), "it has no such tokenizer (dinov2, f16d32, 120,000 + 220,000 + 100,000 steps of 64)"),
     ],
 )
