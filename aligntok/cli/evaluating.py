@@ -70,7 +70,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("samples", help="a folder that tools/sample.py wrote, a folder or zip of pictures, or an .npz with arr_0")
     add("--reference", required=True, metavar="R", help="a file of make-reference, or ADM's .npz")
-    add("--out", help="the folder to write (default: SAMPLES/evaluation/generation_<reference>)")
+    add("--out", help="the folder to write (default: evaluation/... in tools/sample.py's folder, else here)")
     add("--extractor", default="inception_v3", metavar="NAME", help=EXTRACTOR)
     add("--num", "--num-samples", type=int, metavar="N", help="only the first so many (default: all)")
     _add_running(parser)

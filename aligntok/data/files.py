@@ -63,6 +63,18 @@ def claiming(folder: str | os.PathLike[str], wanted: bool = True) -> Iterator[No
         yield
 
 
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Raise ConfigError unless this process can write in `folder`, or make it; nothing is made yet.
+
+    For work whose result is written at its end: what is wrong with the place should not cost the work.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write in {folder}: {place} is no folder that may be written in; give another --out")
+
+
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Call ``write(temporary_path)`` and rename the result to `path` once it is on the disk."""
     with replacing(path) as temporary:

@@ -16,7 +16,7 @@ from aligntok.engine.grids import image_grid
 from aligntok.engine.hooks import to_picture
 from aligntok.engine.preemption import noting_sigterm
 from aligntok.evaluation.metrics import GenerationMetric
-from aligntok.evaluation.publishing import publish
+from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.results import Result, default_folder
 from aligntok.evaluation.samples import Samples
 from aligntok.training.latent_cache import SILENCE_SECONDS
@@ -40,14 +40,17 @@ def evaluate_generation(
     :func:`build_extractor`; metrics of others than Inception-v3 carry its name. Which of them there are depends on
     what the extractor gives and the reference holds.
 
-    Writes into `out` (None: ``evaluation/`` in the samples' folder) ``generation.json``, ``samples.png`` and
-    ``report.html``. Collective under torchrun. Raises DataError for samples or a reference that cannot be used,
-    ConfigError or WeightsError for the extractor, Preempted after SIGTERM.
+    Writes into `out` (None: ``evaluation/`` in the folder of ``tools/sample.py``; of other samples in the current
+    folder) ``generation.json``, ``samples.png`` and ``report.html``. Collective under torchrun. Raises DataError for
+    samples or a reference that cannot be used, ConfigError or WeightsError for the extractor, Preempted after SIGTERM.
     """
     start_processes()
     with noting_sigterm(), ending_together(SILENCE_SECONDS):
         drawn = Samples(samples, num, batch_size, workers)
         metric = GenerationMetric(str(reference), extractor)
+        name = f"generation_{metric.reference.name}"
+        folder = own_folder(drawn, name) if out is None else Path(out).expanduser()
+        check_out(folder)
         for batch in drawn:
             rows = zip(batch.pixels, batch.places, strict=True)
             metric.process(batch, [dict(pixels=pixels, index=place) for pixels, place in rows])
@@ -63,12 +66,16 @@ def evaluate_generation(
         }
         result = Result("generation", str(samples), metrics, settings, pictures={"The first samples": "samples.png"})
         if is_first():
-            folder = default_folder(samples, f"generation_{found.name}") if out is None else Path(out).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
             write_samples(folder / "samples.png", drawn)
             publish(result, folder)
         barrier()
     return result
+
+
+def own_folder(samples: Samples, name: str) -> Path:
+    """Return where the result goes when no folder is named: never among pictures, where it would be taken for one."""
+    return default_folder(samples.path, name, inside=bool(samples.description))
 
 
 def write_samples(path: Path, samples: Samples) -> None:

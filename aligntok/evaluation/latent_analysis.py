@@ -35,7 +35,7 @@ from aligntok.evaluation.latent_collection import (
 )
 from aligntok.evaluation.latent_measures import DensityMeasures, cknna, density_measures
 from aligntok.evaluation.latent_pictures import pca_pictures, pca_sheet, tsne_plot
-from aligntok.evaluation.publishing import publish
+from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.results import Result, default_folder
 from aligntok.training.alignment import PRECISIONS
@@ -99,7 +99,9 @@ def analyze_latents(
     if precision not in PRECISIONS:
         raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
     start_processes()
+    folder = _folder(tokenizers, called) if out is None else Path(out).expanduser()
     with noting_sigterm(), ending_together(SILENCE_SECONDS):
+        check_out(folder)
         images = EvaluationImages(data, image_size, split, num, batch_size, workers)
         check_enough(images, topk)
         subjects = load_subjects(tokenizers, called, encoder, images.image_size, weights, precision)
@@ -116,7 +118,6 @@ def analyze_latents(
         }
         result = describe(", ".join(map(str, tokenizers)), measured, subjects, settings, seeds)
         if is_first():
-            folder = _folder(tokenizers, called) if out is None else Path(out).expanduser()
             write_pictures(folder, collection, embedded, draws)
             publish(result, folder)
         barrier()

@@ -35,7 +35,7 @@ from aligntok.evaluation.probe_features import (
     match_classes,
     statistics,
 )
-from aligntok.evaluation.publishing import publish
+from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.results import Result, default_folder
 from aligntok.tokenizer import Tokenizer
@@ -94,11 +94,11 @@ def linear_probe(
     """
     check_options(train_split, val_split, epochs, lr, batch_size, memory_gb, precision)
     start_processes()
+    folder = default_folder(tokenizer, "linear_probe") if out is None else Path(out).expanduser()
     with noting_sigterm(), ending_together(SILENCE_SECONDS):
-        wanted = {train_split: num_train, val_split: num_val}
-        images = [
-            EvaluationImages(data, image_size, split, num, encode_batch_size, workers) for split, num in wanted.items()
-        ]
+        check_out(folder)
+        wanted = ((train_split, num_train), (val_split, num_val))
+        images = [EvaluationImages(data, image_size, *each, encode_batch_size, workers) for each in wanted]
         model = load_tokenizer(tokenizer, **({} if weights is None else {"weights": weights}))
         encode = FeatureEncoder(model, images[0].image_size, precision, pool)
         names, splits = make_splits(images, encode)
@@ -114,7 +114,7 @@ def linear_probe(
         metrics, table = {"top1": history[-1].top1, "top5": history[-1].top5}, [each._asdict() for each in history]
         result = Result("linear_probe", str(tokenizer), metrics, settings, {"Epochs": table})
         if is_first():
-            publish(result, default_folder(tokenizer, "linear_probe") if out is None else Path(out).expanduser())
+            publish(result, folder)
         barrier()
     return result
 

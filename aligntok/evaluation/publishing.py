@@ -7,7 +7,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from aligntok.data.files import check_writable
+from aligntok.engine.distributed import is_first
 from aligntok.evaluation.results import Result
+
+
+def check_out(folder: Path) -> None:
+    """Raise ConfigError, in the first process, unless it can write in `folder`: before the work, not after it."""
+    if is_first():
+        check_writable(folder)
 
 
 def publish(result: Result, folder: Path, console: Console | None = None) -> Path:
@@ -18,8 +26,8 @@ def publish(result: Result, folder: Path, console: Console | None = None) -> Pat
     from aligntok.evaluation.report import write_report  # matplotlib and jinja2 load when there is something to write
 
     path = result.write(folder)
+    print_metrics(result, console)  # first: a report that cannot be written is no reason not to see the numbers
     report = write_report([folder], folder / "report.html")
-    print_metrics(result, console)
     print(f"Result: {path}\nReport: {report}")
     return path
 

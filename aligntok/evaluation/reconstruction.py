@@ -18,7 +18,7 @@ from aligntok.engine.hooks import to_picture
 from aligntok.engine.preemption import noting_sigterm
 from aligntok.errors import ConfigError
 from aligntok.evaluation.metrics import ImageRow, ReconstructionMetric
-from aligntok.evaluation.publishing import publish
+from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.results import Result, default_folder
 from aligntok.tokenizer import Tokenizer
@@ -62,7 +62,9 @@ def evaluate_reconstruction(
     if precision not in PRECISIONS:
         raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
     start_processes()
+    folder = default_folder(tokenizer, folder_name(data, split)) if out is None else Path(out).expanduser()
     with noting_sigterm(), ending_together(SILENCE_SECONDS):
+        check_out(folder)
         images = EvaluationImages(data, image_size, split, num, batch_size, workers)
         model = load_tokenizer(tokenizer, **({} if weights is None else {"weights": weights}))
         latent_shape(model, images.image_size)
@@ -83,8 +85,6 @@ def evaluate_reconstruction(
         }
         result = Result("reconstruction", str(tokenizer), metrics, settings, pictures=PICTURES)
         if is_first():
-            name = f"reconstruction_{Path(str(data)).stem}" + (f"_{split}" if split else "")
-            folder = default_folder(tokenizer, name) if out is None else Path(out).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
             write_table(folder, metric, images, table)
             write_extremes(folder, metric.rows, reconstruct, images)
@@ -94,6 +94,11 @@ def evaluate_reconstruction(
 
 
 PICTURES = {"The worst reconstructions by PSNR": "worst.png", "The best reconstructions by PSNR": "best.png"}
+
+
+def folder_name(data: str | os.PathLike[str], split: str | None) -> str:
+    """Return the name of the folder of a result on `data`."""
+    return f"reconstruction_{Path(str(data)).stem}" + (f"_{split}" if split else "")
 
 
 def check_table(table: str) -> None:

@@ -18,6 +18,7 @@ from aligntok.evaluation.adm_reference import read_adm
 from aligntok.evaluation.extraction import build_extractor
 from aligntok.evaluation.feature_sets import FeatureCollector, FeatureSet
 from aligntok.evaluation.image_quality import to_pixels
+from aligntok.evaluation.publishing import check_out
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.reference_files import SUFFIX, read_checked, write_checked
 from aligntok.evaluation.statistics import Gaussian
@@ -178,6 +179,7 @@ def make_reference(
         raise DataError(f"a reference is a {SUFFIX} file, out is {path}; give {path.with_suffix(SUFFIX)}")
     start_processes()
     with noting_sigterm(), ending_together(SILENCE_SECONDS):
+        check_out(path.parent)
         built = extractor if isinstance(extractor, Extractor) else build_extractor(extractor)
         images = EvaluationImages(data, image_size, split, num, batch_size, workers)
         kept = min(keep_features, len(images))

@@ -69,14 +69,17 @@ def _to_tensorboard(result: Result, folder: Path) -> None:
             writer.add_scalar(f"{result.kind}/{name}", value, result.step or 0)
 
 
-def default_folder(source: str | os.PathLike[str], what: str) -> Path:
+def default_folder(source: str | os.PathLike[str], what: str, inside: bool = True) -> Path:
     """Return where the result of evaluating `source` goes when no folder is named.
 
-    Inside the source's own folder (``SOURCE/evaluation/<what>``) where it is one; else, for a file or a hub id, in the
-    current folder (``evaluation/<its name>/<what>``).
+    Inside the source's own folder (``SOURCE/evaluation/<what>``) where it is one; else, for a file, a hub id, or a
+    folder that is not to be written in (`inside` False), in the current folder (``evaluation/<its name>/<what>``).
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() and inside:
         return path / "evaluation" / what
-    name = path.stem if path.is_file() else str(source).strip("/").replace("/", "_")
+    if path.is_dir():
+        name = path.resolve().name
+    else:
+        name = path.stem if path.is_file() else str(source).strip("/").replace("/", "_")
     return Path("evaluation", name, what)

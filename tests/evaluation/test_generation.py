@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from aligntok.cli import evaluate, sample, train
-from aligntok.errors import DataError
+from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.extraction import build_extractor
 from aligntok.evaluation.feature_sets import FeatureCollector, compare
 from aligntok.evaluation.generation import evaluate_generation
@@ -58,6 +58,24 @@ def test_real_pictures_are_at_no_distance_from_themselves(pictures, reference, t
     result = evaluate_generation(pictures / "real", reference, tmp_path, extractor=tiny_extractor, workers=0)
     assert result.metrics["FD-Tiny"] == pytest.approx(0, abs=1e-6)
     assert result.metrics["precision-Tiny"] == result.metrics["recall-Tiny"] == 1
+
+
+def test_an_evaluation_adds_nothing_to_the_pictures_that_the_next_is_of(
+    found, pictures, reference, tiny_extractor, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        result = evaluate_generation(pictures / "drawn", reference, extractor=tiny_extractor, workers=0)
+        assert result.metrics == pytest.approx(found[1].metrics, rel=1e-6)
+    assert (tmp_path / "evaluation" / "drawn" / "generation_real" / "generation.json").is_file()
+
+
+def test_a_folder_that_cannot_be_written_in_is_told_before_any_sample_is_measured(
+    pictures, reference, tiny_extractor, monkeypatch
+):
+    monkeypatch.setattr(Samples, "__iter__", lambda _: pytest.fail("samples were read"))
+    with pytest.raises(ConfigError, match="cannot write in .*real.safetensors/out: .* give another --out"):
+        evaluate_generation(pictures / "drawn", reference, reference / "out", extractor=tiny_extractor, workers=0)
 
 
 def test_an_array_and_pictures_and_any_number_of_processes_give_the_same(

@@ -128,11 +128,12 @@ def test_no_image_that_can_be_read_is_too_few(tiny_tokenizer, options, tmp_path)
         (dict(table="xlsx"), "table 'xlsx' is unknown; known: csv, parquet"),
         (dict(precision="fp8"), "precision 'fp8' is unknown"),
         (dict(num=0), "num is 0; it must be 1 or more"),
+        (dict(out=__file__), "cannot write in .*test_reconstruction.py: .* give another --out"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(tiny_tokenizer, photographs, options, tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
-        evaluate_reconstruction(tiny_tokenizer, photographs, tmp_path / "out", **{**options, **change})
+        evaluate_reconstruction(tiny_tokenizer, photographs, **{"out": tmp_path / "out", **options, **change})
     assert not (tmp_path / "out").exists()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from aligntok.data.files import check_writable
 from aligntok.errors import ConfigError
 from aligntok.evaluation.cost import inference, tables, training
 from aligntok.evaluation.cost.counting import Counted, build_encoder, count_config, count_encoder
@@ -73,6 +74,8 @@ def measure_cost(
     how, console = how or How(), console or Console()
     _check(how)
     loaded = [load_config(Path(path), options) for path in configs]
+    folder = Path(out).expanduser() if out else Path(loaded[0]["work_dir"]) / "evaluation" / "cost"
+    check_writable(folder)
     subjects = [
         Subject(name, expand_stages(config), expand_generation(config))
         for name, config in zip(_names(configs), loaded, strict=True)
@@ -86,7 +89,7 @@ def measure_cost(
     found, steps = _run(subjects, counted, beside, (factors or [16])[0], how, measured, device, console)
     result = _result(subjects, [*counted, *beside], found, steps, how, device if measured else None)
     tables.print_tables(result.tables, result.settings["notes"], console)
-    path = result.write(out or Path(loaded[0]["work_dir"]) / "evaluation" / "cost")
+    path = result.write(folder)
     console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
     return result
 
