@@ -159,21 +159,26 @@ class Tokenizer(
         """Return the adapter's output: latents, or mean and log-variance along channels if variational."""
         return self.adapter(self.encoder(images))
 
-    def latents_from(self, moments: Tensor, sample: bool = False) -> Tensor:
-        """Return the latents (N, d, h, w) of an adapter's output: itself, or the posterior's mean or a sample of it."""
+    def latents_from(self, moments: Tensor, sample: bool = False, noise: Tensor | None = None) -> Tensor:
+        """Return the latents (N, d, h, w) of an adapter's output: itself, or the posterior's mean or a sample of it.
+
+        `noise`, standard normal numbers (N, d, h, w), makes it the sample that these numbers give.
+        """
         if not self.variational:
             return moments
         mean, log_variance = moments.chunk(2, dim=1)
-        if not sample:
+        if not sample and noise is None:
             return mean
-        return mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * torch.randn_like(mean)
+        noise = torch.randn_like(mean) if noise is None else noise
+        return mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
 
-    def encode(self, images: Tensor, sample: bool = False) -> Tensor:
+    def encode(self, images: Tensor, sample: bool = False, noise: Tensor | None = None) -> Tensor:
         """Turn images (N, 3, H, W) in [-1, 1], H and W multiples of f, into latents (N, d, H/f, W/f).
 
-        `sample` draws from the posterior of a variational tokenizer instead of taking its mean.
+        `sample` draws from the posterior of a variational tokenizer instead of taking its mean, with torch's global
+        random numbers or with `noise` (N, d, H/f, W/f).
         """
-        return self.latents_from(self.moments(images), sample)
+        return self.latents_from(self.moments(images), sample, noise)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents (N, d, h, w) into images (N, 3, h f, w f), nominally in [-1, 1] and not clamped."""

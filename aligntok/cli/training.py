@@ -55,6 +55,8 @@ def cache_latents(arguments: Sequence[str] | None = None) -> int:
     add("--no-flip", action="store_true", help="no second copy of mirrored images")
     add("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the stored latents (default: fp32)")
     add("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32", help="of the tokenizer's arithmetic")
+    add("--posterior", choices=["mean", "sample"], default="mean", help="of a variational tokenizer (default: mean)")
+    add("--seed", type=int, default=0, help="of --posterior sample; with it, an image's draw is always the same")
     add("--batch-size", type=int, default=32, help="images at once, of one process (default: 32)")
     add("--shard-size", type=int, default=4096, help="images in a file (default: 4096)")
     add("--workers", type=int, default=4, help="processes that read images, for each that encodes (default: 4)")
@@ -64,7 +66,8 @@ def cache_latents(arguments: Sequence[str] | None = None) -> int:
     from aligntok.training.latent_cache import cache_latents as encode
     from aligntok.training.latent_encoding import Encoding
 
-    encoding = Encoding(given.image_size, not given.no_flip, given.dtype, given.precision, given.shard_size)
+    stored = (given.image_size, not given.no_flip, given.dtype, given.precision, given.shard_size)
+    encoding = Encoding(*stored, posterior=given.posterior, seed=given.seed)
     how = dict(batch_size=given.batch_size, workers=given.workers, max_unreadable=given.max_unreadable)
     encode(given.tokenizer, given.data, given.out, encoding, given.split, given.weights, **how)
     return 0

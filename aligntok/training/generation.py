@@ -20,6 +20,7 @@ from aligntok.engine.loops import StepBatch
 from aligntok.errors import ConfigError, DataError, DivergenceError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.training.alignment import PRECISIONS
+from aligntok.training.latent_encoding import check_posterior, posterior_noise
 
 
 class Draws(NamedTuple):
@@ -40,6 +41,7 @@ class GenerationModel(BaseModel):
         precision: "fp32", "tf32", or "bf16" or "fp16" autocast (weights, optimiser and averages stay float32).
         grad_checkpointing: recompute the generator's activations in the backward pass.
         compile: True, or keywords of ``torch.compile``, to compile generator and tokenizer block by block.
+        posterior: "mean" or "sample", what is taken of a variational tokenizer's posterior where it encodes images.
         time_bins: parts of the time axis for which the loss is told apart.
         seed: with the step, the source of every random number that is drawn.
 
@@ -55,9 +57,11 @@ class GenerationModel(BaseModel):
         grad_checkpointing: bool = False,
         compile: bool | Mapping[str, Any] = False,
         time_bins: int = 10,
+        posterior: str = "mean",
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_posterior(posterior, diffusion.tokenizer)
         if precision not in PRECISIONS:
             raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
         self.diffusion = diffusion
@@ -67,6 +71,7 @@ class GenerationModel(BaseModel):
         sample_times(torch.zeros(1), **self.times)  # raises for what is no way to draw them
         self.dtype = PRECISIONS[precision]
         self.time_bins = time_bins
+        self.posterior = posterior
         self.seed = seed
         self.diffusion.tokenizer.requires_grad_(False)
         self.generator.set_grad_checkpointing(grad_checkpointing)
@@ -109,7 +114,7 @@ class GenerationModel(BaseModel):
         scale = optim_wrapper.loss_scale(device) / count
         logs: list[dict[str, Tensor]] = []
         for i, batch in enumerate(data.micro_batches):
-            latents, labels = self.latents(batch), self.labels(batch)
+            latents, labels = self.latents(batch, self.posterior_noise(batch, data.step, i, count)), self.labels(batch)
             draws = self.draws(data.step, i, count, latents)
             if i == count - 1:
                 reduction.start_when_ready(self._groups())
@@ -146,22 +151,38 @@ class GenerationModel(BaseModel):
         They are drawn for the whole global batch, from (seed, step) alone, and cut: so a sample of the step has the
         same ones however the batch is split.
         """
-        rank, processes = world()
         each = len(latents)
-        total, first = each * processes * count, (micro * processes + rank) * each
+        total, first = _share(micro, count, each)
         source = torch.Generator(latents.device).manual_seed(self.seed * 1_000_003 + step)
         times, drops = torch.rand((2, total), generator=source, device=latents.device)[:, first : first + each]
         noise = torch.randn((total, *latents.shape[1:]), generator=source, device=latents.device)
         return Draws(times, drops, noise[first : first + each])
 
+    def posterior_noise(self, batch: Mapping[str, Tensor], step: int, micro: int, count: int) -> Tensor | None:
+        """Return the numbers (N, C, h, w) that draw a micro-batch's latents from their posteriors; None for its means.
+
+        Each sample's follow from the seed and its number in the run alone.
+        """
+        if self.posterior == "mean" or "latents" in batch:
+            return None
+        images = batch["images"]
+        f, (height, width) = self.diffusion.tokenizer.downsample_factor, images.shape[-2:]
+        total, first = _share(micro, count, len(images))
+        numbers = range(step * total + first, step * total + first + len(images))
+        shape = (self.diffusion.tokenizer.latent_dim, height // f, width // f)
+        return posterior_noise(self.seed, numbers, 0, shape).to(self._device())
+
     @torch.no_grad()
-    def latents(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the normalised latents (N, C, h, w) of a batch, float32: its own, or its images' encoded."""
+    def latents(self, batch: Mapping[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        """Return the normalised latents (N, C, h, w) of a batch, float32: its own, or its images' encoded.
+
+        `noise` (N, C, h, w), standard normal, draws those from the posteriors; None takes the means.
+        """
         if "latents" in batch:
             return batch["latents"].to(self._device(), non_blocking=True)
         images = batch["images"].to(self._device(), non_blocking=True)
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            encoded = self.diffusion.tokenizer.encode(images)
+            encoded = self.diffusion.tokenizer.encode(images, noise=noise)
         return self.diffusion.statistics.normalise(encoded)
 
     def labels(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -226,3 +247,9 @@ class GenerationModel(BaseModel):
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Tensor:
         """Have no use: training goes through `train_step`, sampling through `sample`."""
         raise NotImplementedError("GenerationModel is trained by train_step, and sampled from by sample")
+
+
+def _share(micro: int, count: int, each: int) -> tuple[int, int]:
+    """Return the size of a step's batch, and the place in it where this process's micro-batch of `each` begins."""
+    rank, processes = world()
+    return each * processes * count, (micro * processes + rank) * each

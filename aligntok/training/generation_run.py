@@ -29,7 +29,7 @@ from aligntok.training.generation_plan import plan_generation
 from aligntok.training.generation_settings import Generation
 from aligntok.training.generation_validation import validation_options
 from aligntok.training.latent_cache import LatentCache, fill
-from aligntok.training.latent_encoding import Encoding, LatentEncoder
+from aligntok.training.latent_encoding import Encoding, LatentEncoder, check_posterior
 from aligntok.training.latent_statistics import latent_statistics
 from aligntok.training.loading import load_tokenizer
 from aligntok.training.preflight import build_on_meta, check_before_training, print_plan
@@ -77,6 +77,7 @@ def check_chain(generation: Generation, stages: Sequence[Stage]) -> None:
         return
     model: Any = build_on_meta(stages[-1])
     generator: Any = build_on_meta(generation)
+    check_posterior(generation.posterior, model.tokenizer)
     latent_dim, f = model.tokenizer.latent_dim, model.tokenizer.downsample_factor
     if generator.generator.in_channels != latent_dim:
         raise ConfigError(
@@ -152,7 +153,8 @@ def _make_cache(generation: Generation, tokenizer: Tokenizer) -> None:
             "latent_cache encodes the images at data_root, which is not set; "
             "add --cfg-options data_root=/path/to/images"
         )
-    encoding = Encoding(**{key: settings[key] for key in ("image_size", "hflip", "dtype", "precision")})
+    taken = ("image_size", "hflip", "dtype", "precision", "posterior")
+    encoding = Encoding(**{key: settings[key] for key in taken}, seed=generation.seed)
     images = open_source(generation.data_root, settings["split"])
     cache = LatentCache(generation.latents_folder, images, LatentEncoder(tokenizer, encoding), max_unreadable=None)
     source = generation["tokenizer"] or generation.stages_tokenizer
@@ -170,7 +172,13 @@ def _statistics(
         return LatentStatistics(**begun["statistics"]), tuple(begun["latent_shape"])
     data = generation["data"]
     statistics = latent_statistics(
-        tokenizer, data["train"], data["statistics_images"], generation["precision"], data["workers"]
+        tokenizer,
+        data["train"],
+        data["statistics_images"],
+        generation["precision"],
+        data["workers"],
+        data["posterior"],
+        generation.seed,
     )
     height, width = (side // tokenizer.downsample_factor for side in train[0]["images"].shape[1:])
     return statistics, (tokenizer.latent_dim, height, width)

@@ -11,6 +11,7 @@ from aligntok.diffusion.sampling import Sampling
 from aligntok.errors import ConfigError
 from aligntok.training.config import fill_defaults
 from aligntok.training.keys import GENERATION_KEYS
+from aligntok.training.latent_encoding import check_posterior
 from aligntok.training.stages import Stage, check_run, check_settings
 
 NAME = "generation"
@@ -47,7 +48,14 @@ class Generation(Stage):
     def model_settings(self) -> dict[str, Any]:
         """The keywords of :class:`aligntok.training.generation.GenerationModel`, but for `diffusion`."""
         taken = {key: self.settings[key] for key in ("transport", "precision", "grad_checkpointing", "compile")}
-        return {**taken, "time_bins": self["log"]["time_bins"], "seed": self.seed}
+        posterior = self["data"]["posterior"]
+        return {**taken, "posterior": posterior, "time_bins": self["log"]["time_bins"], "seed": self.seed}
+
+    @property
+    def posterior(self) -> str:
+        """What is taken of the posterior of a variational tokenizer: "mean" or "sample"."""
+        cache = self["latent_cache"]
+        return str(self["data"]["posterior"] if cache is None else cache["posterior"])
 
 
 def expand_generation(config: Mapping[str, Any]) -> Generation | None:
@@ -84,6 +92,13 @@ def _check(settings: Mapping[str, Any], where: str) -> None:
         raise ConfigError(
             f"{where}: latent_cache makes the data, so data.train must be dict(type='latents') without a root, not "
             f"{train!r}; leave one of the two out"
+        )
+    for posterior in (settings["data"]["posterior"], (settings["latent_cache"] or {}).get("posterior", "mean")):
+        check_posterior(posterior)
+    if train["type"] == "latents" and settings["data"]["posterior"] != "mean":
+        raise ConfigError(
+            f"{where}: data.posterior='{settings['data']['posterior']}' is for images that are encoded on the fly; a cache "
+            "of latents has its own: latent_cache.posterior, or tools/cache_latents.py --posterior"
         )
     if settings["log"]["pictures"] < 0 or any(step < 1 for step in settings["log"]["pictures_at"]):
         raise ConfigError(f"{where}: log.pictures must not be negative, and log.pictures_at be of steps from 1 on")

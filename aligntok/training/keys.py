@@ -135,6 +135,12 @@ LATENT_CACHE_KEYS = {
     "hflip": Key(True, "Encode the mirrored images too.", (bool,)),
     "dtype": Key("fp32", "Of the stored latents: 'fp32', 'bf16' or 'fp16'.", _TEXT),
     "precision": Key("fp32", "Of the tokenizer's arithmetic: 'fp32', 'tf32', 'bf16' or 'fp16'.", _TEXT),
+    "posterior": Key(
+        "mean",
+        "Of a variational tokenizer's posterior: 'mean', or 'sample', drawn from the run's seed, "
+        "the image and its copy.",
+        _TEXT,
+    ),
     "batch_size": Key(32, "Images at once, of one process.", _INT),
     "workers": Key(4, "Processes that read images, for each that encodes.", _INT),
 }
@@ -146,6 +152,8 @@ GENERATION_DATA_KEYS = {
     "timeout": DATA_KEYS["timeout"],
     "statistics_images": Key(10_000, "Images, evenly spaced, whose latents' mean and deviation normalise latents "
                                      "encoded on the fly; None: all. A cache brings its own.", (int, _NONE)),
+    "posterior": Key("mean", "Of a variational tokenizer that encodes on the fly: the posterior's 'mean', or a "
+                             "'sample' drawn anew each time. Of a cache, its own.", _TEXT),
 }  # fmt: skip
 GENERATION_LOG_KEYS = {
     "every": Key(50, "Steps between scalars and progress lines.", _INT),

@@ -58,8 +58,8 @@ def cache_latents(
     """Encode the images at `data` (see :func:`aligntok.data.sources.open_source`) once, and return the folder `out`.
 
     `source` is a tokenizer as :func:`aligntok.training.loading.load_tokenizer` takes it; `weights` ("raw" or "ema")
-    chooses among a work folder's. Of a variational tokenizer the posterior's mean is kept. Started again, it goes on
-    where it was; of a finished cache it only looks at the files. Images that cannot be read are left out, and named
+    chooses among a work folder's. Of a variational tokenizer the posterior's mean is kept, or, with
+    ``Encoding(posterior="sample")``, a draw. Started again, it goes on where it was; of a finished cache it only looks at the files. Images that cannot be read are left out, and named
     in the manifest; more than `max_unreadable` (None: 1 % of the images, rounded up) are an error. Collective under
     torchrun; `batch_size` is of one process.
 
@@ -126,6 +126,7 @@ class LatentCache:
             "data": {"images": len(self.images), "names": self.images.names.digest(), "where": self.images.where},
             "image_size": list(self.encoder.image_size),
             **{name: getattr(encoding, name) for name in ("hflip", "dtype", "precision", "shard_size")},
+            **encoding.posterior_settings,
         }
 
     def check_folder(self, settings: Mapping[str, Any]) -> None:
@@ -231,6 +232,7 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what may not change between two starts: which tokenizer and images they are, not where they lie."""
     data = settings["data"]
     return {
+        "posterior": "mean",  # of caches that were begun before there was a choice
         **settings,
         "tokenizer": settings["tokenizer"]["identity"][:16],
         "data": f"of {data['images']} images ({data['names'][:16]})",

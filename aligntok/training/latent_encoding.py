@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -26,6 +27,8 @@ from aligntok.training.alignment import PRECISIONS
 
 logger = logging.getLogger("aligntok.data")
 
+POSTERIORS = ("mean", "sample")
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -33,7 +36,9 @@ class Encoding:
 
     Images are resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped in the
     middle. With `hflip` the mirrored image is encoded too. `dtype` is what latents are stored as, `precision` that of
-    the tokenizer's arithmetic ("fp32", "tf32", or "bf16" or "fp16" autocast). `shard_size` is in images.
+    the tokenizer's arithmetic ("fp32", "tf32", or "bf16" or "fp16" autocast). `shard_size` is in images. `posterior` is
+    what is taken of a variational tokenizer's posterior, its "mean" or a "sample" of it, drawn from `seed`, the image's
+    place and its copy alone.
 
     Raises ConfigError for a value that none of these can have.
     """
@@ -43,6 +48,8 @@ class Encoding:
     dtype: str = "fp32"
     precision: str = "fp32"
     shard_size: int = 4096
+    posterior: str = "mean"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         parse_image_size(self.image_size)
@@ -50,7 +57,30 @@ class Encoding:
             raise ConfigError(f"dtype '{self.dtype}' is unknown; known: {', '.join(DTYPES)}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision '{self.precision}' is unknown; known: {', '.join(PRECISIONS)}")
+        check_posterior(self.posterior)
         check_at_least(1, shard_size=self.shard_size)
+        check_at_least(0, seed=self.seed)
+
+    @property
+    def posterior_settings(self) -> dict[str, Any]:
+        """What a cache keeps about the posterior: which, and the seed where that matters."""
+        return {"posterior": self.posterior, **({"seed": self.seed} if self.posterior == "sample" else {})}
+
+
+def check_posterior(posterior: str, tokenizer: Tokenizer | None = None) -> None:
+    """Raise ConfigError for an unknown choice, and for a sample where the tokenizer has no posterior."""
+    if posterior not in POSTERIORS:
+        raise ConfigError(f"posterior '{posterior}' is unknown; known: {', '.join(POSTERIORS)}")
+    if posterior == "sample" and tokenizer is not None and not tokenizer.variational:
+        raise ConfigError(
+            "posterior 'sample' needs a variational tokenizer, and this one gives the latent itself; leave posterior out"
+        )
+
+
+def posterior_noise(seed: int, numbers: Iterable[int], copy: int, shape: Sequence[int]) -> Tensor:
+    """Return standard normal numbers, float32 (N, *shape): each image's follow from (seed, its number, copy) alone."""
+    drawn = [np.random.default_rng((seed, number, copy)).standard_normal(shape, dtype=np.float32) for number in numbers]
+    return torch.from_numpy(np.stack(drawn))
 
 
 def check_at_least(least: int, **options: int) -> None:
@@ -108,10 +138,12 @@ class ImagesToEncode(Dataset[Any]):
 class LatentEncoder:
     """Encoder and adapter of a tokenizer on this process's device, and the latents they are to make.
 
-    Raises ConfigError when the image size is no multiple of the tokenizer's factor.
+    Raises ConfigError when the image size is no multiple of the tokenizer's factor, or a posterior is to be sampled
+    that the tokenizer does not have.
     """
 
     def __init__(self, tokenizer: Tokenizer, encoding: Encoding) -> None:
+        check_posterior(encoding.posterior, tokenizer)
         self.tokenizer, self.encoding = tokenizer, encoding
         self.image_size = parse_image_size(encoding.image_size)
         self.latent_shape = latent_shape(tokenizer, self.image_size)
@@ -126,16 +158,24 @@ class LatentEncoder:
         torch.set_float32_matmul_precision("high" if self.encoding.precision == "tf32" else "highest")
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, places: Sequence[int] = ()) -> Tensor:
         """Return the latents (N, copies, C, h, w) of images (N, 3, H, W), on the CPU and in the type to be stored.
 
-        Those of a variational tokenizer are the posterior's mean.
+        `places` are the images' numbers in the data set: a sample of the posterior follows from them, a mean does not.
         """
         images, low = images.to(self.device, non_blocking=True), PRECISIONS[self.encoding.precision]
         views = [images, images.flip(-1)] if self.encoding.hflip else [images]
         with torch.autocast(self.device.type, low, enabled=low is not None):
-            latents = [self.tokenizer.encode(view).to(self.dtype) for view in views]
+            latents = [
+                self.tokenizer.encode(view, noise=self._noise(places, copy)).to(self.dtype)
+                for copy, view in enumerate(views)
+            ]
         return torch.stack(latents, dim=1).cpu()
+
+    def _noise(self, places: Sequence[int], copy: int) -> Tensor | None:
+        if self.encoding.posterior == "mean":
+            return None
+        return posterior_noise(self.encoding.seed, places, copy, self.latent_shape).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -248,7 +288,7 @@ def _encode_one(shard: _OpenShard, batches: Iterator[Batch], encoder: LatentEnco
             logger.warning("%s: cannot read %s (%s), leaving it out", shard.images.where, found.name, reason)
         shard.skipped += batch.skipped
         if len(batch.places):
-            shard.add(batch, encoder(batch.images))
+            shard.add(batch, encoder(batch.images, batch.places.tolist()))
         if shard.is_complete:
             shard.write()
         bar.update(len(batch.places) + len(batch.skipped))

@@ -24,19 +24,26 @@ BATCH = 16
 
 
 def latent_statistics(
-    tokenizer: Tokenizer, data: Mapping[str, Any], images: int | None, precision: str, workers: int
+    tokenizer: Tokenizer,
+    data: Mapping[str, Any],
+    images: int | None,
+    precision: str,
+    workers: int,
+    posterior: str = "mean",
+    seed: int = 0,
 ) -> LatentStatistics:
     """Return the statistics of the latents of `images` images of a data set (None: all), evenly spaced; collective.
 
-    `data` is the training data's config; the images are cropped in the middle, and not mirrored. The result does not
-    depend on the number of processes. Raises DataError for latents that are not finite, or do not vary.
+    `data` is the training data's config; the images are cropped in the middle, and not mirrored. `posterior` "sample"
+    draws latents, from `seed` and the image's place. The result does not depend on the number of processes. Raises DataError for latents that are not finite, or do not vary.
     """
     dataset = DATASETS.build({**data, "train": False})
     places = evenly_spaced(len(dataset), images or len(dataset))
     rank, processes = world()
     batches = [list(range(i, min(i + BATCH, len(places)))) for i in range(0, len(places), BATCH)]
     size = dataset[places[0]]["images"].shape[1:]
-    encoder = LatentEncoder(tokenizer, Encoding(image_size=tuple(size), hflip=False, precision=precision))
+    encoding = Encoding(image_size=tuple(size), hflip=False, precision=precision, posterior=posterior, seed=seed)
+    encoder = LatentEncoder(tokenizer, encoding)
     encoder.to_device()
     table = torch.zeros(len(places), 1 + 2 * tokenizer.latent_dim, dtype=torch.float64)
     loader = DataLoader(
@@ -47,7 +54,8 @@ def latent_statistics(
     )
     with explaining_loader_errors(), progress_bar(len(places), "statistics", "image") as bar:
         for rows, batch in zip(batches[rank::processes], loader, strict=True):
-            for row, latents in zip(rows, encoder(batch["images"]), strict=True):
+            encoded = encoder(batch["images"], [places[row] for row in rows])
+            for row, latents in zip(rows, encoded, strict=True):
                 found = Moments.of(latents)
                 table[row] = torch.from_numpy(np.concatenate([[found.count], found.mean, found.m2]))
             bar.update(len(rows) * processes)

@@ -7,7 +7,7 @@
 
 The tokenizer is the published one, a file of hustvl/vavae-imagenet256-f16d32-dinov2 on the Hugging Face hub.
 The cache, one for every config on these latents, takes 84 GB in fp32 and 42 GB with --dtype bf16 or fp16. It holds the
-posterior's mean; the published code stores a draw from the posterior.
+posterior's mean; the published code stores a draw from the posterior, as --posterior sample does.
 Paper: about 12 h on 8 H100 (80K steps of 1,024 images = 64 epochs, 81.9 M images seen).
 Expected (paper): gFID 5.14 without and 2.11 with guidance in 250 sampling steps (Table 4), 7.79 and 3.13 in the 30 set
 here (Table 3). Not yet run here at this size.
