@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Train several tokenizers at one budget and the same generator on each, and measure all of them alike.
 
-    python tools/compare.py configs/small/comparison.py --dry-run --cfg-options data_root=tiny_imagenet.zip
-    python tools/compare.py configs/small/comparison.py --cfg-options data_root=tiny_imagenet.zip
+    python tools/compare.py my_comparison.py --dry-run --cfg-options data_root=tiny_imagenet.zip
+    python tools/compare.py my_comparison.py --cfg-options data_root=tiny_imagenet.zip
 
-It says beforehand how many images each training sees and how long that takes on this machine. The same command started
+The config names them (every key: aligntok/evaluation/comparison/plan.py). It says beforehand how many images each training sees and how long that takes on this machine. The same command started
 again goes on where it stopped; to do a part anew, remove its folder.
 """
 

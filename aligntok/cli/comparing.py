@@ -17,7 +17,7 @@ def compare(arguments: Sequence[str] | None = None) -> int:
         "generator on each, and measure all of them alike. Says beforehand what it takes. The same command started "
         "again goes on where it stopped; under torchrun every process takes its share.",
     )
-    parser.add_argument("config", help="a comparison's config file, such as configs/small/comparison.py")
+    parser.add_argument("config", help="a comparison's config file, such as my_comparison.py")
     parser.add_argument("--work-dir", help="where everything is written (default: work_dirs/<config name>)")
     parser.add_argument("--dry-run", action="store_true", help="say what it takes, and stop")
     parser.add_argument(
