@@ -4,8 +4,9 @@
     python tools/compare.py my_comparison.py --dry-run --cfg-options data_root=tiny_imagenet.zip
     python tools/compare.py my_comparison.py --cfg-options data_root=tiny_imagenet.zip
 
-The config names them (every key: aligntok/evaluation/comparison/plan.py). It says beforehand how many images each training sees and how long that takes on this machine. The same command started
-again goes on where it stopped; to do a part anew, remove its folder.
+The config names them; aligntok/evaluation/comparison/plan.py has every key. The command says beforehand how many images
+each training sees and how long that takes on this machine. Started again, it goes on where it stopped; to do a part
+anew, remove its folder.
 """
 
 from aligntok.cli import compare
