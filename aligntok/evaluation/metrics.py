@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aligntok.errors import DataError
 from aligntok.evaluation.extraction import build_extractor
-from aligntok.evaluation.feature_sets import FeatureCollector, compare
+from aligntok.evaluation.feature_sets import INCEPTION, FeatureCollector, compare
 from aligntok.evaluation.image_quality import psnr, ssim, to_pixels
 from aligntok.evaluation.references import check_fits, read_reference
 from aligntok.evaluation.statistics import frechet_distance
@@ -94,7 +94,7 @@ class ReconstructionMetric(BaseMetric):
         metrics = self.compute_metrics(self.rows)
         if self.sides:
             images, reconstructions = (side.combine() for side in self.sides)
-            name = "rFID" if images.title == "Inception-v3" else f"rFD-{images.title}"
+            name = "rFID" if images.title == INCEPTION else f"rFD-{images.title}"
             metrics = {name: frechet_distance(reconstructions.gaussian, images.gaussian), **metrics}
         self._begin()
         return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
