@@ -17,6 +17,7 @@ from aligntok.engine.distributed import sum_over_processes
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.latent_measures import spatial_variance, total_variation
 from aligntok.evaluation.reading import EvaluationImages
+from aligntok.evaluation.results import identity
 from aligntok.registry import ENCODERS
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment import PRECISIONS
@@ -44,11 +45,7 @@ def tokenizer_subject(name: str, source: str, tokenizer: Tokenizer, size: tuple[
     """Return a tokenizer as a subject. Raises ConfigError for a size that its factor does not divide."""
     encoder = LatentEncoder(tokenizer, Encoding(size, hflip=False, precision=precision))
     encoder.to_device()
-    try:
-        identity = tokenizer.identity
-    except ConfigError:  # a part that no config describes
-        identity = None
-    what = {"source": source, "identity": identity, "downsample_factor": tokenizer.downsample_factor}
+    what = {"source": source, "identity": identity(tokenizer), "downsample_factor": tokenizer.downsample_factor}
     return Subject(name, lambda images: encoder(images)[:, 0].float(), encoder.latent_shape, what)
 
 

@@ -37,7 +37,7 @@ from aligntok.evaluation.probe_features import (
 )
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
-from aligntok.evaluation.results import Result, default_folder
+from aligntok.evaluation.results import Result, default_folder, identity
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment import PRECISIONS
 from aligntok.training.latent_cache import SILENCE_SECONDS
@@ -160,10 +160,6 @@ def make_splits(images: Sequence[EvaluationImages], encode: FeatureEncoder) -> t
 
 def describe(splits: Sequence[Split], encode: FeatureEncoder, classes: int, model: Tokenizer) -> dict[str, Any]:
     """Return what fixes the features, as JSON types."""
-    try:
-        identity = model.identity
-    except ConfigError:  # a part that no config describes
-        identity = None
     train, val = splits
     return {
         "data": [split.source.where for split in splits],
@@ -172,7 +168,7 @@ def describe(splits: Sequence[Split], encode: FeatureEncoder, classes: int, mode
         "classes": classes,
         "image_size": list(train.images.image_size),
         "resize": RESIZE,
-        "tokenizer": {"identity": identity},
+        "tokenizer": {"identity": identity(model)},
         "latent": list(encode.shape),
         "features": "means over positions" if encode.pool else "whole latents, flattened",
         "features_dim": encode.dim,

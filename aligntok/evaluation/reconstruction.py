@@ -20,7 +20,7 @@ from aligntok.errors import ConfigError
 from aligntok.evaluation.metrics import ImageRow, ReconstructionMetric
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
-from aligntok.evaluation.results import Result, default_folder
+from aligntok.evaluation.results import Result, default_folder, identity
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment import PRECISIONS
 from aligntok.training.latent_cache import SILENCE_SECONDS
@@ -110,14 +110,6 @@ def check_table(table: str) -> None:
             import pyarrow.parquet  # noqa: F401
         except ImportError as error:
             raise ConfigError("table 'parquet' needs pyarrow: pip install aligntok[parquet], or take csv") from error
-
-
-def identity(tokenizer: Tokenizer) -> str | None:
-    """Return which tokenizer it is; None for one with parts that no config describes."""
-    try:
-        return tokenizer.identity
-    except ConfigError:
-        return None
 
 
 class Reconstruction:

@@ -11,7 +11,8 @@ from typing import Any
 
 import aligntok
 from aligntok.engine.checkpoints import write_json
-from aligntok.errors import DataError, first_line
+from aligntok.errors import ConfigError, DataError, first_line
+from aligntok.tokenizer import Tokenizer
 
 FORMAT = 1
 KINDS = ("comparison", "reconstruction", "generation", "linear_probe", "latent_space", "cost")
@@ -67,6 +68,14 @@ def _to_tensorboard(result: Result, folder: Path) -> None:
     with SummaryWriter(str(folder)) as writer:
         for name, value in result.metrics.items():
             writer.add_scalar(f"{result.kind}/{name}", value, result.step or 0)
+
+
+def identity(tokenizer: Tokenizer) -> str | None:
+    """Return which tokenizer it is; None for one with parts that no config describes."""
+    try:
+        return tokenizer.identity
+    except ConfigError:
+        return None
 
 
 def default_folder(source: str | os.PathLike[str], what: str, inside: bool = True) -> Path:
