@@ -19,6 +19,7 @@ def aligntok_register(registries: Registries) -> None:
     registries.encoders.add("siglip2", "aligntok.encoders.foundation.SigLIP2Encoder")
     registries.encoders.add("open_clip", "aligntok.encoders.open_clip.OpenCLIPEncoder")
     registries.encoders.add("ldm_cnn", "aligntok.encoders.ldm_cnn.LDMEncoder")
+    registries.encoders.add("diffusers_kl", "aligntok.encoders.diffusers_kl.DiffusersKLEncoder")
 
     registries.adapters.add("mlp", "aligntok.adapters.pointwise.MLPAdapter")
     registries.adapters.add("linear", "aligntok.adapters.pointwise.LinearAdapter")
@@ -26,6 +27,7 @@ def aligntok_register(registries: Registries) -> None:
 
     registries.decoders.add("ldm_cnn", "aligntok.decoders.ldm_cnn.LDMDecoder")
     registries.decoders.add("vit_cnn", "aligntok.decoders.vit_cnn.ViTCNNDecoder")
+    registries.decoders.add("diffusers_kl", "aligntok.decoders.diffusers_kl.DiffusersKLDecoder")
 
     registries.discriminators.add("patchgan", "aligntok.discriminators.patchgan.PatchGAN")
 

@@ -1,4 +1,4 @@
-"""Published checkpoints of other tokenizers, read into ours: VA-VAE and other KL autoencoders in LDM's layout."""
+"""Published tokenizers, read into ours: VA-VAE and its like in LDM's layout, diffusers' AutoencoderKL."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from aligntok.errors import WeightsError
+from aligntok.ops.diffusers_models import complete_config, factor_of, find_autoencoder, read_autoencoder
 from aligntok.ops.weight_files import read_tensors
 from aligntok.tokenizer import Tokenizer
 
@@ -50,6 +51,34 @@ def load_ldm_autoencoder(path: str | os.PathLike[str], resolution: int = 256) ->
         tokenizer.load_state_dict({_our_name(key): value.float() for key, value in ours.items()})
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit the autoencoder its shapes describe ({widths}): {error}") from error
+    return tokenizer.eval()
+
+
+def load_diffusers_autoencoder(source: str | os.PathLike[str], **options: Any) -> Tokenizer | None:
+    """Load a diffusers AutoencoderKL, such as Stable Diffusion's or FLUX's; None if `source` has none.
+
+    `source` is a folder or hub id, of the autoencoder or of a pipeline; `options` are the hub's (`revision`, `token`,
+    `cache_dir`, `local_files_only`). Latents are in the units that pipelines train on, (z - shift_factor) *
+    scaling_factor. Returns a variational Tokenizer in eval mode, float32.
+
+    Raises WeightsError when the weights are missing, damaged or of another kind, ConfigError without diffusers.
+    """
+    found = find_autoencoder(source, **options)
+    if found is None:
+        return None
+    config = complete_config(found[0], None)
+    part = {"type": "diffusers_kl", "config": config}
+    tokenizer = Tokenizer(
+        encoder={**part},
+        adapter={"type": "identity"},
+        decoder={**part},
+        latent_dim=config["latent_channels"],
+        downsample_factor=factor_of(config),
+        variational=True,
+    )
+    weights = read_autoencoder(source, found[1], **options)
+    tokenizer.encoder.load_weights(weights)
+    tokenizer.decoder.load_weights(weights)
     return tokenizer.eval()
 
 

@@ -65,6 +65,11 @@ def test_there_are_the_configs_that_the_readme_promises():
     assert [name for name in CONFIGS if name.startswith("configs/demo/")]
 
 
+def test_the_readmes_tables_list_every_config():
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name in CONFIGS if f"({name})" not in readme] == []
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_its_docstring_says_purpose_command_cost_and_result(name):
     text = docstring(name)

@@ -97,8 +97,8 @@ def _check(settings: Mapping[str, Any], where: str) -> None:
         check_posterior(posterior)
     if train["type"] == "latents" and settings["data"]["posterior"] != "mean":
         raise ConfigError(
-            f"{where}: data.posterior='{settings['data']['posterior']}' is for images that are encoded on the fly; a cache "
-            "of latents has its own: latent_cache.posterior, or tools/cache_latents.py --posterior"
+            f"{where}: data.posterior='{settings['data']['posterior']}' is for images that are encoded on the fly; a "
+            "cache of latents has its own: latent_cache.posterior, or tools/cache_latents.py --posterior"
         )
     if settings["log"]["pictures"] < 0 or any(step < 1 for step in settings["log"]["pictures_at"]):
         raise ConfigError(f"{where}: log.pictures must not be negative, and log.pictures_at be of steps from 1 on")

@@ -59,9 +59,9 @@ def cache_latents(
 
     `source` is a tokenizer as :func:`aligntok.training.loading.load_tokenizer` takes it; `weights` ("raw" or "ema")
     chooses among a work folder's. Of a variational tokenizer the posterior's mean is kept, or, with
-    ``Encoding(posterior="sample")``, a draw. Started again, it goes on where it was; of a finished cache it only looks at the files. Images that cannot be read are left out, and named
-    in the manifest; more than `max_unreadable` (None: 1 % of the images, rounded up) are an error. Collective under
-    torchrun; `batch_size` is of one process.
+    ``Encoding(posterior="sample")``, a draw. Started again, it goes on where it was; of a finished cache it only looks
+    at the files. Images that cannot be read are left out, and named in the manifest; more than `max_unreadable` (None:
+    1 % of the images, rounded up) are an error. Collective under torchrun; `batch_size` is of one process.
 
     Raises DataError for images or a cache that cannot be used, too little disk or latents that are not finite;
     ConfigError for wrong options, among them others than the cache was begun with; WeightsError or CheckpointError

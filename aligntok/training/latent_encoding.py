@@ -73,7 +73,7 @@ def check_posterior(posterior: str, tokenizer: Tokenizer | None = None) -> None:
         raise ConfigError(f"posterior '{posterior}' is unknown; known: {', '.join(POSTERIORS)}")
     if posterior == "sample" and tokenizer is not None and not tokenizer.variational:
         raise ConfigError(
-            "posterior 'sample' needs a variational tokenizer, and this one gives the latent itself; leave posterior out"
+            "posterior 'sample' needs a variational tokenizer, and this one gives the latent itself; leave it out"
         )
 
 

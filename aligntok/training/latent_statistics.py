@@ -35,7 +35,8 @@ def latent_statistics(
     """Return the statistics of the latents of `images` images of a data set (None: all), evenly spaced; collective.
 
     `data` is the training data's config; the images are cropped in the middle, and not mirrored. `posterior` "sample"
-    draws latents, from `seed` and the image's place. The result does not depend on the number of processes. Raises DataError for latents that are not finite, or do not vary.
+    draws latents, from `seed` and the image's place. The result does not depend on the number of processes. Raises
+    DataError for latents that are not finite, or do not vary.
     """
     dataset = DATASETS.build({**data, "train": False})
     places = evenly_spaced(len(dataset), images or len(dataset))

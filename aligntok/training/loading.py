@@ -10,7 +10,7 @@ from typing import Any
 from aligntok.engine.checkpoints import join, list_checkpoints, read_parts, read_snapshots
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
-from aligntok.published import load_ldm_autoencoder
+from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.training.lora import lora_scaling, without_lora
 
@@ -23,7 +23,8 @@ def load_tokenizer(source: str | os.PathLike[str], **kwargs: Any) -> Tokenizer:
     `source` is one of: a folder that ``Tokenizer.save_pretrained`` wrote; a training work folder or one of its stages
     (the furthest stage's newest checkpoint, EMA weights where the stage uses them; keywords `weights`="raw"|"ema" and
     `sigma_rel`); a published VA-VAE or other LDM-style checkpoint file (keyword `resolution`, 256 by default); a
-    Hugging Face hub id (keywords of ``from_pretrained``). Nothing is unpickled with code execution.
+    Hugging Face hub id (keywords of ``from_pretrained``); a folder or hub id of a diffusers AutoencoderKL, or of a
+    pipeline that has one. Nothing is unpickled with code execution.
 
     Raises WeightsError or CheckpointError when there is no tokenizer there, or it is damaged.
     """
@@ -35,9 +36,9 @@ def load_tokenizer(source: str | os.PathLike[str], **kwargs: Any) -> Tokenizer:
     if not path.is_dir():
         if path.suffix in CHECKPOINT_SUFFIXES or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
             raise WeightsError(f"no such file or folder: {source}")
-        return Tokenizer.from_pretrained(str(source), **kwargs)
-    if (path / "config.json").is_file():
-        return Tokenizer.from_pretrained(path, **kwargs)
+        return load_diffusers_autoencoder(source, **kwargs) or Tokenizer.from_pretrained(str(source), **kwargs)
+    if (path / "config.json").is_file() or (path / "model_index.json").is_file():
+        return load_diffusers_autoencoder(path, **kwargs) or Tokenizer.from_pretrained(path, **kwargs)
     return load_stage_tokenizer(_furthest_stage(path), **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""The posterior of a variational tokenizer: sampled in training, its mean or a draw for a generator, as the config says."""
+"""The posterior of a variational tokenizer: sampled in training; for a generator its mean or a draw, as one chooses."""
 
 from __future__ import annotations
 
@@ -81,8 +81,7 @@ def latents_of(folder):
 
 
 def test_a_cache_of_samples_does_not_depend_on_batches_and_says_what_it_is(variational, classes, tmp_path):
-    tokenizer, folder = variational
-    made = {}
+    folder, made = variational[1], {}
     for name, batch_size, more in [
         ("mean", 4, {}),
         ("one", 1, dict(posterior="sample")),

@@ -1,0 +1,65 @@
+"""The decoders of diffusers' KL autoencoders: Stable Diffusion's, FLUX's and their kin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from aligntok.decoders.contract import Decoder
+from aligntok.ops.diffusers_models import (
+    build_autoencoder,
+    complete_config,
+    factor_of,
+    read_pretrained,
+    set_checkpointing,
+    shift_and_scale,
+)
+
+
+class DiffusersKLDecoder(Decoder):
+    """Latents (N, d, h, w) in a generator's units to images (N, 3, h*f, w*f), by diffusers' AutoencoderKL.
+
+    Decodes z = z' / scaling_factor + shift_factor. config: what its config.json says; keys left out are Stable
+    Diffusion 1's. latent_dim: replaces its latent channels. pretrained: False for random weights, or the folder or hub
+    id of an autoencoder. Raises ConfigError for what diffusers cannot build, WeightsError for weights that cannot be
+    had.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        latent_dim: int | None = None,
+        pretrained: bool | str = False,
+    ) -> None:
+        whole = complete_config(config, latent_dim)
+        super().__init__(latent_dim=whole["latent_channels"], upsample_factor=factor_of(whole))
+        model = build_autoencoder(whole)
+        self.decoder: Any = model.decoder
+        self.post_quant_conv: nn.Module = model.post_quant_conv or nn.Identity()
+        shift, scale = shift_and_scale(whole)
+        self.shift: Tensor
+        self.scale: Tensor
+        self.register_buffer("shift", shift, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        if pretrained:
+            self.load_weights(read_pretrained(type(self).__name__, pretrained))
+
+    def forward(self, latents: Tensor) -> Tensor:  # (N, d, h, w)
+        self.check_latents(latents)
+        return self.decoder(self.post_quant_conv(latents / self.scale + self.shift))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the last convolution before the image."""
+        return cast(nn.Parameter, self.decoder.conv_out.weight)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
+        set_checkpointing(self.decoder, enable)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take this part's weights out of a whole autoencoder's."""
+        own = self.state_dict()
+        self.load_state_dict({name: tensor for name, tensor in weights.items() if name in own})

@@ -1,0 +1,165 @@
+"""diffusers' KL autoencoders (Stable Diffusion's, FLUX's): built from their configs, found in folders and on a hub."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from aligntok.errors import ConfigError, WeightsError, first_line
+
+CLASS = "AutoencoderKL"
+SUBFOLDERS = ("", "vae")  # the autoencoder alone, or inside a pipeline
+#: Stable Diffusion 1's, for keys that a config leaves out.
+DEFAULTS: Mapping[str, Any] = {
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "scaling_factor": 0.18215,
+}
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+
+
+def complete_config(config: Mapping[str, Any] | None, latent_dim: int | None) -> dict[str, Any]:
+    """Return the keywords of diffusers' AutoencoderKL: `config`, as its config.json has it, without its notes.
+
+    `latent_dim`, where given, replaces its latent channels.
+    """
+    given = {key: value for key, value in (config or {}).items() if not key.startswith("_")}
+    whole = {**DEFAULTS, **given, **({} if latent_dim is None else {"latent_channels": latent_dim})}
+    levels = len(whole["block_out_channels"])
+    whole.setdefault("down_block_types", ["DownEncoderBlock2D"] * levels)
+    whole.setdefault("up_block_types", ["UpDecoderBlock2D"] * levels)
+    return whole
+
+
+def build_autoencoder(config: Mapping[str, Any]) -> Any:
+    """Build a diffusers AutoencoderKL with random weights. Raises ConfigError without diffusers or for wrong keys."""
+    try:
+        return _class()(**config)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"diffusers cannot build an AutoencoderKL of this config ({first_line(error)}); give the keys of its "
+            "config.json"
+        ) from error
+
+
+def factor_of(config: Mapping[str, Any]) -> int:
+    """Return image pixels per latent pixel along a side: each level but the last halves the image."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def shift_and_scale(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return what a generator's latents are made with, z' = (z - shift) * scale: each (1, 1 or C, 1, 1)."""
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    shift = [config.get("shift_factor") or 0.0] if mean is None else list(mean)
+    factor = config.get("scaling_factor") or 1.0
+    scale = [factor] if std is None else [factor / value for value in std]
+    if not all(value > 0 and math.isfinite(value) for value in scale):
+        raise ConfigError(f"diffusers AutoencoderKL: scaling_factor={factor}, latents_std={std}; both must be above 0")
+    return torch.tensor(shift).view(1, -1, 1, 1), torch.tensor(scale).view(1, -1, 1, 1)
+
+
+def set_checkpointing(module: nn.Module, enable: bool) -> None:
+    """Recompute activations of a diffusers module block by block in the backward pass, or do not."""
+    parts: Iterator[Any] = module.modules()
+    for part in parts:
+        if hasattr(part, "gradient_checkpointing"):
+            part.gradient_checkpointing = enable
+            part._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+
+
+def find_autoencoder(source: str | os.PathLike[str], **options: Any) -> tuple[dict[str, Any], str] | None:
+    """Return the config of the diffusers autoencoder at `source`, and its subfolder; None if there is none.
+
+    `source` is a folder or hub id, of an autoencoder or of a pipeline with one in ``vae``. Raises WeightsError for
+    diffusers models of another kind.
+    """
+    for subfolder in SUBFOLDERS:
+        config = _read_config(source, subfolder, options)
+        if config is None:
+            continue
+        kind = config.get("_class_name")
+        if kind is None:
+            return None
+        if kind != CLASS:
+            raise WeightsError(
+                f"{source} is a diffusers {kind}; of diffusers' models only an AutoencoderKL is a tokenizer here"
+            )
+        return config, subfolder
+    return None
+
+
+def read_autoencoder(source: str | os.PathLike[str], subfolder: str, **options: Any) -> dict[str, Tensor]:
+    """Return the weights of the diffusers autoencoder at `source`, float32, by diffusers' current names.
+
+    Nothing is unpickled with code execution. Raises WeightsError when they are missing, damaged or do not fit.
+    """
+    hub = {key: value for key, value in options.items() if key in _HUB_OPTIONS}
+    try:
+        model, info = _class().from_pretrained(
+            os.fspath(source),
+            subfolder=subfolder or None,
+            low_cpu_mem_usage=False,
+            ignore_mismatched_sizes=False,
+            output_loading_info=True,
+            **hub,
+        )
+    except Exception as error:  # diffusers passes on what hub, safetensors and torch raise
+        if isinstance(error, ConfigError):
+            raise
+        raise WeightsError(
+            f"the diffusers autoencoder in {source} cannot be loaded: {first_line(error)}\n  its folder needs "
+            "config.json and diffusion_pytorch_model.safetensors, whole and of one model"
+        ) from error
+    missing = [*info["missing_keys"], *info["mismatched_keys"]]
+    if missing:
+        raise WeightsError(
+            f"the diffusers autoencoder in {source} lacks {len(missing)} of its weights, such as {missing[0]}; its "
+            "file is not of its config.json"
+        )
+    weights: dict[str, Tensor] = model.float().state_dict()
+    return weights
+
+
+def read_pretrained(who: str, pretrained: bool | str) -> dict[str, Tensor]:
+    """Return the weights that a component's `pretrained` asks for. Raises WeightsError when there are none."""
+    found = None if pretrained is True else find_autoencoder(str(pretrained))
+    if found is None:
+        raise WeightsError(
+            f"{who}: pretrained={pretrained!r} is no diffusers autoencoder; give the folder or hub id of one, or False "
+            "for random weights"
+        )
+    return read_autoencoder(str(pretrained), found[1])
+
+
+def _read_config(source: str | os.PathLike[str], subfolder: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return config.json, of a folder or from the hub; None where there is none to be had."""
+    name = f"{subfolder}/config.json" if subfolder else "config.json"
+    hub = {key: value for key, value in options.items() if key in _HUB_OPTIONS}
+    try:
+        path = Path(source) / name if os.path.isdir(source) else Path(hf_hub_download(os.fspath(source), name, **hub))
+        config = json.loads(path.read_text())
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _class() -> Any:
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise ConfigError(
+            f'this tokenizer is a diffusers model, and needs diffusers ({error}): pip install "aligntok[diffusers]"'
+        ) from error
+    return AutoencoderKL
