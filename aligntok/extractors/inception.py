@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -33,20 +34,23 @@ class InceptionV3(Extractor):
     bilinear resize to 299 x 299, which does not filter.
 
     pretrained: True for the usual file, from torch hub's checkpoint folder under torch-fidelity's or pytorch-fid's name
-    or else downloaded; a local file; False for random weights, whose title is another, so that no number on them is
-    called FID. Raises WeightsError, within seconds, for a file that cannot be had or does not fit.
+    or else downloaded; a local file; False for random weights. Only the published file, by its SHA-256, has the title
+    that gives an FID; any other weights have another title. Raises WeightsError, within seconds, for a file that cannot
+    be had or does not fit.
     """
 
     resize = f"bilinear of TensorFlow 1 (not antialiased) to {SIZE} x {SIZE}, (x - 128) / 128"
 
     def __init__(self, pretrained: bool | str | os.PathLike[str] = True) -> None:
         super().__init__()
-        self.title = "Inception-v3" if pretrained is not False else "Inception-v3-random"
+        self.title = "Inception-v3-random"
         self._build()
         if pretrained is False:
             self.init_weights()
         else:
-            self.load_pretrained(usual_file() if pretrained is True else Path(pretrained))
+            file = usual_file() if pretrained is True else Path(pretrained)
+            self.load_pretrained(file)
+            self.title = "Inception-v3" if is_published(file) else "Inception-v3-other"
         self.freeze()
 
     def _build(self) -> None:
@@ -96,6 +100,15 @@ class InceptionV3(Extractor):
         # What batch norm counts changes no feature, and not every copy of the file has it.
         counters = [key for key in self.state_dict() if key.endswith("num_batches_tracked")]
         load_exactly(self, {**tensors, **{key: torch.tensor(0) for key in counters}}, WHO, path)
+
+
+def is_published(file: Path) -> bool:
+    """Tell whether a file is the published one, byte by byte."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest() == SHA256
 
 
 def usual_file() -> Path:

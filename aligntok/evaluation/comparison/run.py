@@ -18,6 +18,7 @@ from aligntok.evaluation.cost.measure import measure_cost
 from aligntok.evaluation.extraction import build_extractor
 from aligntok.evaluation.latent_analysis import analyze_latents
 from aligntok.evaluation.linear_probe import linear_probe
+from aligntok.evaluation.publishing import check_out
 from aligntok.evaluation.reconstruction import evaluate_reconstruction
 from aligntok.evaluation.references import make_reference
 from aligntok.evaluation.results import Result
@@ -45,6 +46,7 @@ def compare(
     """
     comparison = read_comparison(Path(config), options)
     start_processes()
+    check_out(comparison.work_dir)
     state_budget(comparison)
     if dry_run:
         return None
