@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -49,7 +51,8 @@ class StepLoop(IterBasedTrainLoop):
         self.runner.call_hook("before_train_epoch")
         sampler: Any = self.dataloader.batch_sampler
         sampler.start_step = self._iter
-        batches = iter(self.dataloader)
+        with explaining_loader_errors():
+            batches = iter(self.dataloader)
         if self._iter >= self._max_iters and self.runner.val_loop is not None:
             self.runner.val_loop.run()  # it was stopped between its last step and the validation after it
         with explaining_loader_errors():  # a worker's death interrupts whatever the process is doing
@@ -77,6 +80,12 @@ class StepLoop(IterBasedTrainLoop):
         )
 
 
+def _hear_no_more_of_loaders() -> None:
+    """Switch off torch's handler of SIGCHLD, which raises wherever the process is, even while it tells the reason."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 @contextmanager
 def explaining_loader_errors() -> Iterator[None]:
     """Turn what a data-loading process raises, or its death, into one DataError or ConfigError."""
@@ -90,6 +99,7 @@ def explaining_loader_errors() -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it died while handing a batch over
         if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
             raise
+        _hear_no_more_of_loaders()
         raise DataError(
             f"a data-loading process ended or got stuck ({first_line(error)}); it may have run out of memory (lower "
             "data.workers), out of shared memory (enlarge /dev/shm), or wait for a disk (see data.timeout)"

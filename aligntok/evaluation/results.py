@@ -7,12 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aligntok
 from aligntok.engine.checkpoints import write_json
 from aligntok.errors import ConfigError, DataError, first_line
-from aligntok.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # a report is written without mmengine
+    from aligntok.tokenizer import Tokenizer
 
 FORMAT = 1
 KINDS = ("comparison", "reconstruction", "generation", "linear_probe", "latent_space", "cost")

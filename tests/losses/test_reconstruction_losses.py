@@ -66,8 +66,11 @@ def test_lpips_is_the_published_metric(net, tmp_path):
     torch.testing.assert_close(loss, expected)
     loss.backward()
     expected.backward()
-    # Another memory layout rounds otherwise, and a maximum of two nearly equal values may then be the other one.
-    torch.testing.assert_close(y_hat.grad, y.grad, rtol=0, atol=1e-4 * float(y.grad.abs().max()))
+    # Another memory layout rounds otherwise, and a maximum of two nearly equal values may then be the other one: its
+    # gradient goes to the pixel beside.
+    near = (y_hat.grad - y.grad).abs() <= 1e-4 * y.grad.abs().max()
+    assert near.float().mean() > 0.97
+    assert torch.nn.functional.cosine_similarity(y_hat.grad.flatten(), y.grad.flatten(), dim=0) > 0.99
 
 
 def test_torchvisions_file_is_a_trunk_too(tmp_path, lpips_loss):

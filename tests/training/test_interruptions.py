@@ -169,7 +169,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_whole(whole, tool, tm
 def test_a_disk_without_room_is_found_before_training(whole, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: SimpleNamespace(free=50_000_000))
     assert train([str(whole[1]), "--work-dir", str(tmp_path / "run")]) == 2
-    assert "what these stages write needs" in capsys.readouterr().err
+    assert "what these stages write: " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -528,7 +528,7 @@ def write_and_be_told_to_stop(self, pictures):
         os.kill(os.getpid(), signal.SIGTERM)
 PictureWriter.write = write_and_be_told_to_stop
 code = sample()
-os.write(1, f"ended with {code}\n".encode())  # at once: what two processes print would mix
+os.write(1, f"ended with {code}{os.linesep}".encode())  # at once: what two processes print would mix
 raise SystemExit(code)
 """
 
