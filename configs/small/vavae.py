@@ -6,7 +6,7 @@ loss's weight, margins and bound are the published ones. Expected: docs/small.md
 
 _base_ = ["vanilla_vae.py"]
 
-teacher = dict(type="efficientnet_lite0", stride=16)
+teacher = dict(type="efficientnet_lite0", stride=16, downsample_factor=8)
 losses = dict(
     vf=dict(
         type="vf",
