@@ -210,6 +210,7 @@ RUNNERS = {
     "tools/analyze_latents.py": run_analyze_latents,
     "tools/measure_cost.py": run_measure_cost,
     "tools/report.py": run_report,
+    "tools/compare.py": look_at_options("tools/compare.py"),
     "tools/export.py": lambda arguments: run_aligntok(["export", *arguments]),
     **{f"benchmarks/{name}.py": look_at_options(f"benchmarks/{name}.py") for name in BENCHMARKS},
     "aligntok": run_aligntok,

@@ -21,6 +21,12 @@ def compare(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work-dir", help="where everything is written (default: work_dirs/<config name>)")
     parser.add_argument("--dry-run", action="store_true", help="say what it takes, and stop")
     parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="train and measure only these tokenizers, so that several share the work",
+    )
+    parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the comparison's keys"
     )
     given = parser.parse_args(arguments)
@@ -30,5 +36,5 @@ def compare(arguments: Sequence[str] | None = None) -> int:
 
     from aligntok.evaluation.comparison import compare as run
 
-    run(given.config, options, dry_run=given.dry_run)
+    run(given.config, options, dry_run=given.dry_run, only=given.only)
     return 0

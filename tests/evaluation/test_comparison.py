@@ -80,8 +80,11 @@ def config(config_source, generation_source, labelled, extractors, tmp_path_fact
 
 @pytest.fixture(scope="module")
 def finished(config):
-    """The work folder of the finished comparison."""
+    """The work folder of the finished comparison, begun with one of its tokenizers."""
     folder = config.parent / "out"
+    assert compare([str(config), "--work-dir", str(folder), "--only", "two"]) == 0
+    assert not any((folder / name).exists() for name in ("one", "comparison.json", "latent_space"))
+    assert (folder / "two" / "seed_1" / "generator").is_dir()
     assert compare([str(config), "--work-dir", str(folder)]) == 0
     return folder
 
@@ -147,6 +150,12 @@ def test_the_budget_is_told_before_and_a_dry_run_ends_there(config, tmp_path, ca
     assert "Training takes about" in told
     assert "1 + 2" in told
     assert not list((tmp_path / "out").glob("one"))
+
+
+def test_a_tokenizer_that_is_not_there_is_refused(config, tmp_path, capsys):
+    assert compare([str(config), "--work-dir", str(tmp_path / "out"), "--only", "one", "three"]) == 2
+    assert "no tokenizer 'three'; it has one, two" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_unequal_budgets_are_refused(config, tmp_path, capsys):

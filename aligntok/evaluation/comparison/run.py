@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aligntok.engine.distributed import barrier, is_first, start_processes
+from aligntok.errors import ConfigError
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
 from aligntok.evaluation.comparison.summary import summarise
 from aligntok.evaluation.cost.inference import How
@@ -32,32 +33,50 @@ LONGEST_STEP = 60.0  # seconds
 
 
 def compare(
-    config: str | os.PathLike[str], options: Mapping[str, Any] | None = None, dry_run: bool = False
+    config: str | os.PathLike[str],
+    options: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    only: Sequence[str] | None = None,
 ) -> Result | None:
     """Train and measure everything that a comparison's config names; return the summary.
 
     Says first how many images each training sees and, from a few timed steps of each, how long all of it takes on this
     machine; `dry_run` stops there. Started again, it goes on where it stopped: trainings from their checkpoints,
-    evaluations that have a result are kept. To do one anew, remove its folder. Collective under torchrun.
+    evaluations that have a result are kept. To do one anew, remove its folder. Collective under torchrun. `only`: names
+    of the tokenizers to train and measure, and no summary, so that several machines or processes share the work; None
+    for all.
 
     Writes into the comparison's work folder a folder an arm and seed, the ``references/``, ``comparison.json`` with the
     tables, ``convergence.png``, ``samples.png`` and ``report.html``. Raises what training and evaluation raise,
-    ConfigError for budgets that differ.
+    ConfigError for budgets that differ and for names in `only` that the config does not have.
     """
     comparison = read_comparison(Path(config), options)
+    arms = chosen(comparison, only)
     start_processes()
     check_out(comparison.work_dir)
     state_budget(comparison)
     if dry_run:
         return None
     references = make_references(comparison)
-    for arm in comparison.arms:
+    for arm in arms:
         say(f"Arm '{arm.name}', seed {arm.seed}: {arm.folder}")
         run_arm(comparison, arm, references)
+    if only is not None:
+        say(f"Finished: {', '.join(only)}. When all are, the same command without --only makes the summary.")
+        return None
     compare_latents(comparison)
     result = summarise(comparison) if is_first() else None
     barrier()
     return result
+
+
+def chosen(comparison: Comparison, only: Sequence[str] | None) -> list[Arm]:
+    """Return the arms of the tokenizers that are asked for; raise ConfigError for names that there are not."""
+    names = list(dict.fromkeys(arm.name for arm in comparison.arms))
+    unknown = [name for name in only or () if name not in names]
+    if unknown:
+        raise ConfigError(f"{comparison.source} has no tokenizer '{unknown[0]}'; it has {', '.join(names)}")
+    return [arm for arm in comparison.arms if only is None or arm.name in only]
 
 
 def state_budget(comparison: Comparison) -> None:

@@ -1,0 +1,141 @@
+"""The small comparison's tokenizers differ in what they say, are measured on features that none keeps, and train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aligntok.evaluation.comparison import read_comparison
+from aligntok.evaluation.comparison.plan import generator_budget, tokenizer_budget
+from aligntok.evaluation.extraction import build_extractor
+from aligntok.registry import ENCODERS, EXTRACTORS, LOSSES
+from aligntok.tokenizer import Tokenizer
+from aligntok.training.config import load_config
+from aligntok.training.latent_cache import cache_latents
+from aligntok.training.latent_encoding import Encoding
+from aligntok.training.run import run
+from aligntok.training.stages import expand_stages
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "configs" / "small"
+COMPARISON = FOLDER / "comparison.py"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("comparison", "generator"))
+NEEDED = (ENCODERS, "efficientnet_lite0"), (EXTRACTORS, "efficientnet_lite2"), (LOSSES, "st_lpips")
+pytestmark = pytest.mark.skipif(
+    any(name not in registry for registry, name in NEEDED), reason="the plugins under plugins/ are not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return read_comparison(COMPARISON)
+
+
+def stages_of(name):
+    return {
+        stage.name: stage.settings for stage in expand_stages(load_config(FOLDER / f"{name}.py", {"work_dir": "same"}))
+    }
+
+
+def test_every_tokenizer_is_compared_with_two_seeds_or_more(comparison):
+    assert sorted({arm.config.stem for arm in comparison.arms}) == NAMES
+    assert len(set(comparison["seeds"])) >= 2
+
+
+def test_all_see_as_many_images_in_steps_of_one_size(comparison):
+    budgets = [tokenizer_budget(comparison, arm) for arm in comparison.arms]
+    assert {(sum(budget.steps), budget.images) for budget in budgets} == {(2400, 38_400)}
+    assert generator_budget(comparison) == ((1200,), 38_400)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decoder_losses_optimiser_and_data_are_those_of_all(name):
+    shared = ("optimizer", "schedule", "ema", "global_batch_size", "data", "clip_grad_norm", "precision")
+    first = next(iter(stages_of("vanilla_vae").values()))
+    for stage in stages_of(name).values():
+        assert {key: stage[key] for key in shared} == {key: first[key] for key in shared}
+        assert stage["model"]["decoder"] == first["model"]["decoder"]
+        assert (stage["model"]["latent_dim"], stage["model"]["downsample_factor"]) == (32, 8)
+        assert {loss: stage["losses"][loss] for loss in ("l1", "st_lpips")} == {
+            loss: first["losses"][loss] for loss in ("l1", "st_lpips")
+        }
+
+
+def test_each_variant_of_aligntok_differs_in_what_it_says():
+    base, other = stages_of("aligntok"), stages_of("aligntok_random_encoder")
+    assert list(base) == list(other) == ["latent_alignment", "perceptual_alignment", "decoder_refinement"]
+    first = other["latent_alignment"]["model"]["encoder"]  # later stages load the one before
+    assert first == {**base["latent_alignment"]["model"]["encoder"], "pretrained": False}
+    for name, settings in other.items():
+        encoder = base[name]["model"]["encoder"] | {"pretrained": False}
+        assert settings == {**base[name], "model": {**base[name]["model"], "encoder": encoder}}
+    without = stages_of("aligntok_semantic_weight_0")
+    second = without["perceptual_alignment"]
+    assert second["losses"] == without["latent_alignment"]["losses"]
+    assert {key for key in second if second[key] != base["perceptual_alignment"][key]} == {"losses", "teacher"}
+    assert all(without[name] == base[name] for name in ("latent_alignment", "decoder_refinement"))
+    (only,) = stages_of("aligntok_stage_1_only").values()
+    assert {key for key in only if only[key] != base["latent_alignment"][key]} == {"steps"}
+
+
+def test_the_teacher_of_va_vae_is_the_encoder_that_aligntok_begins_from():
+    (vavae,), aligned = stages_of("vavae").values(), stages_of("aligntok")["latent_alignment"]
+    assert vavae["teacher"] == {**aligned["model"]["encoder"], "downsample_factor": 8}
+    vanilla = stages_of("vanilla_vae")["autoencoder"]
+    assert {key for key in vavae if vavae[key] != vanilla[key]} == {"losses", "teacher"}
+    assert {**vavae["losses"], "vf": None} == {**vanilla["losses"], "vf": None}
+
+
+def test_no_distance_is_measured_on_the_aligned_encoder_or_on_the_loss(comparison):
+    titles = [build_extractor(extractor).title for extractor in comparison["extractors"]]
+    assert titles == ["EfficientNetLite2-96px", "STLPIPS-VGG16"]
+    assert load_config(FOLDER / "aligntok.py")["losses"]["st_lpips"]["net"] == "alex"
+
+
+# That they train
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder with train/ and val/ of two classes, 32-pixel pictures."""
+    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for split, number in (("train", 32), ("val", 4)):
+        for i in range(number):
+            folder = root / split / ("cat", "dog")[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            coarse = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains_two_steps_a_stage(name, photographs, tmp_path):
+    settings = {"data_root": str(photographs), "work_dir": str(tmp_path / "run"), "data.workers": 0}
+    settings |= {"log.every": 1, "log.pictures": 0, "validation.num_images": 2, "validation.perceptual": None}
+    stages = list(stages_of(name))
+    run(load_config(FOLDER / f"{name}.py", settings | {f"stages.{i}.steps": 2 for i in range(len(stages))}))
+    for i, stage in enumerate(stages, start=1):
+        (log,) = (tmp_path / "run" / f"{i}_{stage}").rglob("scalars.json")
+        losses = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [entry["step"] for entry in losses if "l1" in str(entry)][:2] == [1, 2]
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "run" / "tokenizer")
+    with torch.no_grad():
+        assert tokenizer.encode(torch.zeros(1, 3, 32, 32)).shape == (1, 32, 4, 4)
+
+
+@pytest.mark.slow
+def test_the_generator_trains_on_the_latents_of_one(photographs, tmp_path):
+    Tokenizer(**load_config(FOLDER / "vanilla_vae.py")["model"]).save_pretrained(tmp_path / "tokenizer")
+    cache_latents(
+        tmp_path / "tokenizer", photographs, tmp_path / "latents", Encoding(image_size=32), split="train", workers=0
+    )
+    settings = {"data_root": str(tmp_path / "latents"), "work_dir": str(tmp_path / "run"), "steps": 2}
+    settings |= {"schedule": None, "log.pictures": 2, "sampling.steps": 2, "data.workers": 0, "log.every": 1}
+    run(load_config(FOLDER / "generator.py", settings | {"generator.num_classes": 2}))
+    assert list((tmp_path / "run").rglob("*.safetensors"))
