@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
 from aligntok.cli import compare
+from aligntok.data.sampler import evenly_spaced
+from aligntok.data.sources import open_source
 from aligntok.evaluation.comparison.summary import over_seeds, shown
+from aligntok.evaluation.generation import evaluate_generation
 from aligntok.evaluation.results import read_result
 
 SPLITS = dict(
@@ -97,7 +101,7 @@ def test_the_table_has_every_column_of_every_tokenizer(finished):
     measured = {"psnr", "l1", "rFD-Tiny", "rFD-Second", "top1", "spatial variance"}
     assert measured <= set(tokenizers[0]), tokenizers[0]
     assert any(name.startswith("CKNNA") for name in tokenizers[0])
-    rest = ["guided/FD-{0}", "unguided/FD-{0}"]
+    rest = ["reconstructions/FD-{0}", "guided/FD-{0}", "unguided/FD-{0}"]
     assert list(generators[0]) == ["tokenizer", *(n.format(t) for t in ("Tiny", "Second") for n in ("rFD-{0}", *rest))]
     assert {"guided/precision-Tiny", "unguided/KD-Second"} <= {row["metric"] for row in more}
     assert all("±" in generators[0][name] for name in ("guided/FD-Tiny", "unguided/FD-Second"))
@@ -107,6 +111,30 @@ def test_the_table_has_every_column_of_every_tokenizer(finished):
         ("two", "2"),
         ("two", "4"),
     ]
+
+
+@pytest.mark.slow
+def test_distances_of_real_images_and_reconstructions_are_yardsticks(finished, labelled, tmp_path):
+    names = open_source(labelled, "val").names
+    for place in evenly_spaced(len(names), 12):
+        shutil.copy(labelled / "val" / names[place], tmp_path / f"{place:02d}.png")
+    (row,) = read_result(finished / "comparison.json").tables["Generators on them, after the last step"][2:]
+    assert row["tokenizer"] == "real images"
+    found = evaluate_generation(
+        tmp_path,
+        finished / "references" / "Tiny.safetensors",
+        tmp_path / "out",
+        extractor="tiny_extractor.TinyExtractor",
+        workers=0,
+    )
+    assert float(row["reconstructions/FD-Tiny"]) == pytest.approx(found.metrics["FD-Tiny"], rel=1e-3)
+    own = [
+        read_result(finished / "one" / f"seed_{seed}/evaluation/against_references/generation.json") for seed in (0, 1)
+    ]
+    values = over_seeds([{"v": each.metrics["reconstructions/FD-Tiny"]} for each in own])["v"]
+    (one, *_) = read_result(finished / "comparison.json").tables["Generators on them, after the last step"]
+    assert one["reconstructions/FD-Tiny"] == shown(values)
+    assert values[0] > found.metrics["FD-Tiny"]
 
 
 @pytest.mark.slow

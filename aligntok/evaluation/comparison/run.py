@@ -13,7 +13,8 @@ from rich.table import Table
 from aligntok.engine.distributed import barrier, is_first, start_processes
 from aligntok.errors import ConfigError
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
-from aligntok.evaluation.comparison.summary import summarise
+from aligntok.evaluation.comparison.summary import REAL_IMAGES, summarise
+from aligntok.evaluation.comparison.yardsticks import measure_images, measure_reconstructions
 from aligntok.evaluation.cost.inference import How
 from aligntok.evaluation.cost.measure import measure_cost
 from aligntok.evaluation.extraction import build_extractor
@@ -58,6 +59,9 @@ def compare(
     if dry_run:
         return None
     references = make_references(comparison)
+    images = comparison.work_dir / REAL_IMAGES
+    if missing(images / "generation.json"):
+        measure_images(comparison, references, images)
     for arm in arms:
         say(f"Arm '{arm.name}', seed {arm.seed}: {arm.folder}")
         run_arm(comparison, arm, references)
@@ -165,6 +169,9 @@ def run_arm(comparison: Comparison, arm: Arm, references: list[dict[str, Any]]) 
         splits = {"train_split": comparison["train_split"], "val_split": comparison["val_split"]}
         more = {**splits, **comparison["probe"], "num_val": comparison["num_val"], "workers": comparison["workers"]}
         linear_probe(tokenizer, data, arm.folder / "evaluation" / "linear_probe", image_size=size, **more)
+    against = arm.folder / "evaluation" / "against_references"
+    if missing(against / "generation.json"):
+        measure_reconstructions(comparison, arm, references, against)
     where = {"split": comparison["train_split"], "workers": comparison["workers"]}
     cache_latents(tokenizer, data, arm.folder / "latents", Encoding(image_size=size), **where)
     generator = comparison.generator_config(arm, references)

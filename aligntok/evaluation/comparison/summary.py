@@ -14,12 +14,14 @@ from rich.table import Table
 
 from aligntok.data.files import replacing, write_atomically
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, tokenizer_budget
+from aligntok.evaluation.comparison.yardsticks import RECONSTRUCTIONS
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.scalars import Curve, read_history
 from aligntok.evaluation.results import Result, read_result
 from aligntok.training.generation_settings import NAME as GENERATION
 
 WITHOUT_PLACE = "images"  # numbers that are the same for all
+REAL_IMAGES = "real_images"  # the folder of what they themselves are measured to be
 CURVES, SAMPLES = "convergence.png", "samples.png"
 
 
@@ -31,11 +33,11 @@ def summarise(comparison: Comparison) -> Result:
     final = {arm: {**found[arm], **{name: curve.values[-1] for name, curve in curves[arm].items()}} for arm in found}
     rows = [{"tokenizer": name, **over_seeds([final[arm] for arm in final if arm.name == name])} for name in names]
     folder = comparison.work_dir
-    plot_convergence(folder / CURVES, curves)
+    plot_convergence(folder / CURVES, curves, dict(zip(names, rows, strict=True)))
     show_samples(folder / SAMPLES, [arm for arm in comparison.arms if arm.seed == comparison["seeds"][0]])
     tables = {
         "Tokenizers": _columns(rows, found),
-        "Generators on them, after the last step": distances_table(rows),
+        "Generators on them, after the last step": [*distances_table(rows), real_images(comparison)],
         "More about the generators": _transposed(rows, [name for own in curves.values() for name in own]),
     }
     result = Result(
@@ -94,8 +96,17 @@ def shown(value: Any) -> str:
     return f"{mean:.4g}" if deviation is None else f"{mean:.4g} ± {deviation:.2g}"
 
 
+def real_images(comparison: Comparison) -> dict[str, str]:
+    """Return the row of the images themselves in the table of distances: as many held-out ones as there are samples."""
+    found = read_result(comparison.work_dir / REAL_IMAGES / "generation.json").metrics
+    return {"tokenizer": "real images", **{name: shown((value, None)) for name, value in found.items()}}
+
+
 def _columns(rows: Iterable[Mapping[str, Any]], of: Mapping[Arm, Mapping[str, Any]]) -> list[dict[str, str]]:
-    names = ["tokenizer", *dict.fromkeys(name for values in of.values() for name in values)]
+    known = dict.fromkeys(
+        name for values in of.values() for name in values if not name.startswith(f"{RECONSTRUCTIONS}/")
+    )
+    names = ["tokenizer", *known]
     return [{name: shown(row[name]) for name in names if name in row} for row in rows]
 
 
@@ -130,13 +141,23 @@ def is_distance(name: str) -> bool:
     return name.rpartition("/")[2].startswith(("FID", "FD-"))
 
 
+def reconstructed(metric: str) -> str:
+    """Return the name of a distance of samples as one of reconstructions: ``reconstructions/FD-timm-resnet50``."""
+    return f"{RECONSTRUCTIONS}/{metric.rpartition('/')[2]}"
+
+
 def _budget(comparison: Comparison) -> dict[str, Any]:
     seen = {arm.name: tokenizer_budget(comparison, arm)._asdict() for arm in comparison.arms}
     return {"tokenizers": seen, "generator": generator_budget(comparison)._asdict()}
 
 
-def plot_convergence(path: Path, curves: Mapping[Arm, Mapping[str, Curve]]) -> None:
-    """Draw every Fréchet distance over training steps: a panel a distance, a line a tokenizer, a dot a seed."""
+def plot_convergence(
+    path: Path, curves: Mapping[Arm, Mapping[str, Curve]], means: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Draw every Fréchet distance over training steps: a panel a distance, a line a tokenizer, a dot a seed.
+
+    A dotted line is where the tokenizer's own reconstructions are, from the `means` of each.
+    """
     from matplotlib.figure import Figure  # not pyplot: no window, and no state that others share
 
     metrics = list(dict.fromkeys(name for own in curves.values() for name in own if is_distance(name)))
@@ -150,8 +171,9 @@ def plot_convergence(path: Path, curves: Mapping[Arm, Mapping[str, Curve]]) -> N
             own = [curves[arm][metric] for arm in curves if arm.name == name and metric in curves[arm]]
             for curve in own:
                 axis.plot(curve.steps, curve.values, ".", color=f"C{colour}", alpha=0.5)
-            means = [statistics.fmean(values) for values in zip(*(curve.values for curve in own), strict=False)]
-            axis.plot(own[0].steps[: len(means)], means, color=f"C{colour}", label=name)
+            line = [statistics.fmean(values) for values in zip(*(curve.values for curve in own), strict=False)]
+            axis.plot(own[0].steps[: len(line)], line, color=f"C{colour}", label=name)
+            axis.axhline(means[name][reconstructed(metric)][0], color=f"C{colour}", linestyle=":", linewidth=1)
         axis.set(title=metric, xlabel="training steps", yscale="log")
         axis.grid(alpha=0.3)
     for axis in axes[len(metrics) :]:
