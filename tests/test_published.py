@@ -7,14 +7,21 @@ import json
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import aligntok
+from aligntok.data.latents import LatentDataset
 from aligntok.errors import WeightsError
+from aligntok.evaluation.reconstruction import evaluate_reconstruction
 from aligntok.published import _our_name, _widths, load_ldm_autoencoder
 from aligntok.tokenizer import Tokenizer
+from aligntok.training.config import load_config
+from aligntok.training.latent_cache import cache_latents
+from aligntok.training.latent_encoding import Encoding
+from aligntok.training.run import run
 
 
 @pytest.fixture
@@ -130,6 +137,20 @@ class Bomb:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+def test_it_is_cached_trained_on_sampled_and_evaluated_like_any_other(tmp_path, published, classes, write_generation):
+    path = write(tmp_path, published, "ckpt")
+    cache = cache_latents(path, classes, tmp_path / "latents", Encoding(image_size=32), "train", workers=0)
+    channels, *side = LatentDataset(cache, train=False).latent_shape
+    generator = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, num_classes=3)
+    generator |= dict(in_channels=channels, input_size=side[0])
+    given = dict(generator=generator, data_root=str(cache), steps=1, work_dir=str(tmp_path / "run"))
+    drawn = aligntok.load_latent_diffusion(run(load_config(write_generation(**given)))).sample([0, 2], [0, 1])
+    assert drawn.shape == (2, 3, 32, 32)
+    options = dict(image_size=32, split="train", perceptual=(), extractor=None, workers=0)
+    found = evaluate_reconstruction(path, classes, tmp_path / "out", **options)
+    assert np.isfinite(found.metrics["psnr"])
 
 
 @pytest.mark.parametrize("suffix", ["pt", "ckpt", "pth", "bin"])

@@ -14,6 +14,7 @@ from aligntok.cli import evaluate
 from aligntok.data.latents import LatentDataset
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.evaluation.cost.counting import count_config
+from aligntok.evaluation.latent_analysis import analyze_latents
 from aligntok.plugins.testing import check_decoder, check_encoder
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
@@ -171,6 +172,27 @@ def test_its_reconstructions_are_evaluated_by_the_command(published, photographs
     assert evaluate(given) == 0
     (file,) = tmp_path.rglob("*.json")
     assert np.isfinite(json.loads(file.read_text())["metrics"]["psnr"])
+
+
+def test_latent_spaces_of_both_kinds_are_analysed_beside_one_another(published, photographs, tmp_path):
+    encoder = dict(type="timm", model_name="vit_tiny_patch16_224", pretrained=False)
+    encoder["model_args"] = dict(depth=1, embed_dim=24, num_heads=2)
+    found = analyze_latents(
+        [str(published[kind][1]) for kind in (SD, FLUX)],
+        photographs,
+        tmp_path / "out",
+        encoder=encoder,
+        image_size=32,
+        split="train",
+        topk=4,
+        tsne_points=20,
+        seeds=(0,),
+        workers=0,
+    ).metrics
+    for kind in (SD, FLUX):
+        own = [value for name, value in found.items() if name.startswith(f"{kind}/")]
+        assert len(own) >= 4
+        assert np.isfinite(own).all()
 
 
 def test_it_can_be_fine_tuned_and_costed_as_a_part_of_a_config(published, write_config, photographs, tmp_path):

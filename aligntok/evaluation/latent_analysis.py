@@ -17,6 +17,7 @@ from torch import Tensor
 
 from aligntok.data.files import replacing
 from aligntok.data.progress import progress_bar
+from aligntok.data.sampler import evenly_spaced
 from aligntok.engine.distributed import barrier, is_first, start_processes, sum_over_processes, world
 from aligntok.engine.failures import ending_together
 from aligntok.engine.preemption import noting_sigterm, sigterm_was_sent
@@ -106,7 +107,7 @@ def analyze_latents(
         check_enough(images, topk)
         subjects = load_subjects(tokenizers, called, encoder, images.image_size, weights, precision)
         draws = Draws.of(seeds, len(images), tsne_points)
-        shown = [place * len(images) // pca_images for place in range(min(pca_images, len(images)))]
+        shown = evenly_spaced(len(images), pca_images)
         collection = collect(subjects, images, draws, shown)
         embedded = embed(collection, draws, seeds)
         measured = measure(collection, embedded, topk)
