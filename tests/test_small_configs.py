@@ -49,7 +49,7 @@ def test_every_tokenizer_is_compared_with_two_seeds_or_more(comparison):
 
 def test_all_see_as_many_images_in_steps_of_one_size(comparison):
     budgets = [tokenizer_budget(comparison, arm) for arm in comparison.arms]
-    assert {(sum(budget.steps), budget.images) for budget in budgets} == {(2400, 38_400)}
+    assert {(sum(budget.steps), budget.images) for budget in budgets} == {(1600, 25_600)}
     assert generator_budget(comparison) == ((1200,), 38_400)
 
 
@@ -60,7 +60,7 @@ def test_decoder_losses_optimiser_and_data_are_those_of_all(name):
     for stage in stages_of(name).values():
         assert {key: stage[key] for key in shared} == {key: first[key] for key in shared}
         assert stage["model"]["decoder"] == first["model"]["decoder"]
-        assert (stage["model"]["latent_dim"], stage["model"]["downsample_factor"]) == (32, 8)
+        assert (stage["model"]["latent_dim"], stage["model"]["downsample_factor"]) == (8, 4)
         assert {loss: stage["losses"][loss] for loss in ("l1", "st_lpips")} == {
             loss: first["losses"][loss] for loss in ("l1", "st_lpips")
         }
@@ -85,7 +85,7 @@ def test_each_variant_of_aligntok_differs_in_what_it_says():
 
 def test_the_teacher_of_va_vae_is_the_encoder_that_aligntok_begins_from():
     (vavae,), aligned = stages_of("vavae").values(), stages_of("aligntok")["latent_alignment"]
-    assert vavae["teacher"] == {**aligned["model"]["encoder"], "downsample_factor": 8}
+    assert vavae["teacher"] == {**aligned["model"]["encoder"], "downsample_factor": 4}
     vanilla = stages_of("vanilla_vae")["autoencoder"]
     assert {key for key in vavae if vavae[key] != vanilla[key]} == {"losses", "teacher"}
     assert {**vavae["losses"], "vf": None} == {**vanilla["losses"], "vf": None}
@@ -126,7 +126,7 @@ def test_it_trains_two_steps_a_stage(name, photographs, tmp_path):
         assert [entry["step"] for entry in losses if "l1" in str(entry)][:2] == [1, 2]
     tokenizer = Tokenizer.from_pretrained(tmp_path / "run" / "tokenizer")
     with torch.no_grad():
-        assert tokenizer.encode(torch.zeros(1, 3, 32, 32)).shape == (1, 32, 4, 4)
+        assert tokenizer.encode(torch.zeros(1, 3, 32, 32)).shape == (1, 8, 8, 8)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
     python tools/train.py configs/small/aligntok_random_encoder.py --cfg-options data_root=tiny_imagenet.zip
 
-Our own recipe: 400 + 1,600 + 400 steps of 16 images = 38,400 images seen, 1.5 epochs. Against configs/small/aligntok.py
+Our own recipe: 300 + 1,000 + 300 steps of 16 images = 25,600 images seen, 1.0 epochs. Against configs/small/aligntok.py
 it lacks the pretraining, and nothing else.
 Expected (measured by configs/small/comparison.py): docs/small.md.
 """

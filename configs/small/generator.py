@@ -1,4 +1,4 @@
-"""The generator of the small comparison: LightningDiT on 16 tokens of 32 channels, f8d32 latents of 32-pixel images.
+"""The generator of the small comparison: LightningDiT with patches of 2 x 2 on f4d8 latents of 32-pixel images.
 
     python tools/cache_latents.py work_dirs/aligntok tiny_imagenet.zip latents/small --split train --image-size 32
     python tools/train.py configs/small/generator.py --cfg-options data_root=latents/small
@@ -15,9 +15,9 @@ generator = dict(
     hidden_size=192,
     depth=6,
     num_heads=3,
-    patch_size=1,
-    input_size=4,
-    in_channels=32,
+    patch_size=2,
+    input_size=8,
+    in_channels=8,
     num_classes=50,
 )
 steps = 1200
