@@ -9,16 +9,15 @@ from torch import Tensor, nn
 
 from aligntok.decoders.contract import Decoder
 from aligntok.ops.diffusers_models import (
+    AutoencoderPart,
     build_autoencoder,
     complete_config,
     factor_of,
-    read_pretrained,
     set_checkpointing,
-    shift_and_scale,
 )
 
 
-class DiffusersKLDecoder(Decoder):
+class DiffusersKLDecoder(AutoencoderPart, Decoder):
     """Latents (N, d, h, w) in a generator's units to images (N, 3, h*f, w*f), by diffusers' AutoencoderKL.
 
     Decodes z = z' / scaling_factor + shift_factor. config: what its config.json says; keys left out are Stable
@@ -38,13 +37,7 @@ class DiffusersKLDecoder(Decoder):
         model = build_autoencoder(whole)
         self.decoder: Any = model.decoder
         self.post_quant_conv: nn.Module = model.post_quant_conv or nn.Identity()
-        shift, scale = shift_and_scale(whole)
-        self.shift: Tensor
-        self.scale: Tensor
-        self.register_buffer("shift", shift, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
-        if pretrained:
-            self.load_weights(read_pretrained(type(self).__name__, pretrained))
+        self.finish(whole, pretrained)
 
     def forward(self, latents: Tensor) -> Tensor:  # (N, d, h, w)
         self.check_latents(latents)
@@ -58,8 +51,3 @@ class DiffusersKLDecoder(Decoder):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
         set_checkpointing(self.decoder, enable)
-
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take this part's weights out of a whole autoencoder's."""
-        own = self.state_dict()
-        self.load_state_dict({name: tensor for name, tensor in weights.items() if name in own})

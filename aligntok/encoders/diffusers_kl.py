@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from aligntok.encoders.contract import Encoder
 from aligntok.errors import ConfigError
 from aligntok.ops.diffusers_models import (
+    AutoencoderPart,
     build_autoencoder,
     complete_config,
     factor_of,
-    read_pretrained,
     set_checkpointing,
-    shift_and_scale,
 )
 
 
-class DiffusersKLEncoder(Encoder):
+class DiffusersKLEncoder(AutoencoderPart, Encoder):
     """Images (N, 3, H, W) to moments (N, 2*d, H/f, W/f) of diffusers' AutoencoderKL, in the generator's units.
 
     The posterior is that of z' = (z - shift_factor) * scaling_factor, so means and draws are what pipelines train on.
@@ -48,13 +47,7 @@ class DiffusersKLEncoder(Encoder):
         model = build_autoencoder(whole)
         self.encoder: Any = model.encoder
         self.quant_conv: nn.Module = model.quant_conv or nn.Identity()
-        shift, scale = shift_and_scale(whole)
-        self.shift: Tensor
-        self.scale: Tensor
-        self.register_buffer("shift", shift, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
-        if pretrained:
-            self.load_weights(read_pretrained(type(self).__name__, pretrained))
+        self.finish(whole, pretrained)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images as they are: this network takes [-1, 1]."""
@@ -73,8 +66,3 @@ class DiffusersKLEncoder(Encoder):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
         set_checkpointing(self.encoder, enable)
-
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take this part's weights out of a whole autoencoder's."""
-        own = self.state_dict()
-        self.load_state_dict({name: tensor for name, tensor in weights.items() if name in own})

@@ -70,6 +70,26 @@ def shift_and_scale(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return torch.tensor(shift).view(1, -1, 1, 1), torch.tensor(scale).view(1, -1, 1, 1)
 
 
+class AutoencoderPart(nn.Module):
+    """What the encoder and the decoder share: the units of their latents, and where their weights come from."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def finish(self, config: Mapping[str, Any], pretrained: bool | str) -> None:
+        """Take units from a complete `config` and, if asked to, weights; raise WeightsError when there are none."""
+        shift, scale = shift_and_scale(config)
+        self.register_buffer("shift", shift, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        if pretrained:
+            self.load_weights(read_pretrained(type(self).__name__, pretrained))
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take this part's weights out of a whole autoencoder's."""
+        own = self.state_dict()
+        self.load_state_dict({name: tensor for name, tensor in weights.items() if name in own})
+
+
 def set_checkpointing(module: nn.Module, enable: bool) -> None:
     """Recompute activations of a diffusers module block by block in the backward pass, or do not."""
     parts: Iterator[Any] = module.modules()

@@ -1,7 +1,7 @@
 """What the tokenizers of the small comparison share: 32-pixel images, f4d8, one decoder, losses, optimiser, averages.
 
-Our own recipe. The 8 x 8 x 8 latents hold a sixth of the numbers. No adversarial loss: at this budget it costs pictures more
-than it sharpens them, for every tokenizer alike.
+Our own recipe. The 8 x 8 x 8 latents hold a sixth of an image's numbers. No adversarial loss, for every tokenizer
+alike: the budget is small.
 """
 
 _base_ = ["./runtime.py"]
