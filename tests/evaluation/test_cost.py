@@ -27,7 +27,11 @@ from aligntok.training.stages import expand_stages
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = ROOT / "configs" / "aligntok_dinov2_f16d32.py"
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.relative_to(ROOT).parts)
+CONFIGS = sorted(
+    path
+    for path in (ROOT / "configs").rglob("*.py")
+    if "_base_" not in path.relative_to(ROOT).parts and path.stem != "comparison"  # trains nothing by itself
+)
 MILLION, GIGA = 1e6, 1e9
 CPU = torch.device("cpu")
 
