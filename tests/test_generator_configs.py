@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "generator"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 DEMO = ROOT / "configs/demo/tiny_imagenet_generator.py"
-IN_SMALL = ROOT / "configs/small/generator.py"
-EVERY = [*(FOLDER / f"{name}.py" for name in NAMES), DEMO, IN_SMALL]
+IN_SMALL = [ROOT / "configs/small/generator.py", ROOT / "configs/small/longer/generator.py"]
+EVERY = [*(FOLDER / f"{name}.py" for name in NAMES), DEMO, *IN_SMALL]
 ALIGNTOK = [name for name in NAMES if "aligntok" in name]
 OF_THE_PAPER = [name for name in NAMES if "rae" not in name]  # RAE's manner is in tests/test_baseline_configs.py
 

@@ -97,6 +97,23 @@ def test_no_distance_is_measured_on_the_aligned_encoder_or_on_the_loss(compariso
     assert load_config(FOLDER / "aligntok.py")["losses"]["st_lpips"]["net"] == "alex"
 
 
+@pytest.mark.parametrize("name", ["aligntok", "vavae", "generator"])
+def test_a_longer_one_differs_in_its_steps_only(name):
+    base, longer = load_config(FOLDER / f"{name}.py"), load_config(FOLDER / "longer" / f"{name}.py")
+    changed = {key for key in longer if longer[key] != base[key]} - {"work_dir"}
+    assert changed == ({"steps", "checkpoint"} if name == "generator" else {"stages"})
+    for before, after in zip(base.get("stages", []), longer.get("stages", []), strict=True):
+        assert {key for key in after if after[key] != before[key]} <= {"steps"}
+
+
+def test_the_longer_comparison_counts_both_tokenizers_alike():
+    longer = read_comparison(FOLDER / "longer" / "comparison.py")
+    assert [arm.config for arm in longer.arms] == [FOLDER / "longer" / f"{name}.py" for name in ("vavae", "aligntok")]
+    budgets = [tokenizer_budget(longer, arm) for arm in longer.arms]
+    assert {(sum(budget.steps), budget.images) for budget in budgets} == {(3600, 57_600)}
+    assert generator_budget(longer) == ((3600,), 115_200)
+
+
 # That they train
 
 

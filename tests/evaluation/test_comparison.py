@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,7 +13,8 @@ from PIL import Image
 from aligntok.cli import compare
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
-from aligntok.evaluation.comparison.summary import over_seeds, shown
+from aligntok.evaluation.comparison.plan import Arm
+from aligntok.evaluation.comparison.summary import over_seeds, show_samples, shown
 from aligntok.evaluation.generation import evaluate_generation
 from aligntok.evaluation.results import read_result
 
@@ -120,6 +122,7 @@ def test_distances_of_real_images_and_reconstructions_are_yardsticks(finished, l
         shutil.copy(labelled / "val" / names[place], tmp_path / f"{place:02d}.png")
     (row,) = read_result(finished / "comparison.json").tables["Generators on them, after the last step"][2:]
     assert row["tokenizer"] == "real images"
+    assert set(row) == {"tokenizer", "reconstructions/FD-Tiny", "reconstructions/FD-Second"}
     found = evaluate_generation(
         tmp_path,
         finished / "references" / "Tiny.safetensors",
@@ -157,6 +160,19 @@ def test_pictures_page_and_tables_are_there(finished):
     page = (finished / "report.html").read_text()
     assert "FD-Tiny" in page
     assert page.count("data:image/png;base64") >= 2
+
+
+def test_samples_lie_three_a_row_under_their_names(tmp_path):
+    arms = [Arm(f"arm_{i}", 0, Path("unread.py"), tmp_path / f"arm_{i}") for i in range(4)]
+    for i, arm in enumerate(arms):
+        pictures = arm.folder / "generator" / "generation" / "pictures"
+        pictures.mkdir(parents=True)
+        Image.new("RGB", (64, 64), (0, 60 * i, 255)).save(pictures / "step_00000004.png")
+    show_samples(tmp_path / "samples.png", arms)
+    with Image.open(tmp_path / "samples.png") as sheet:
+        assert sheet.size == (3 * 64 + 2 * 12, 2 * (24 + 64))
+        places = [(0, 24), (76, 24), (152, 24), (0, 24 + 88)]
+        assert [sheet.getpixel(place) for place in places] == [(0, 60 * i, 255) for i in range(4)]
 
 
 @pytest.mark.slow

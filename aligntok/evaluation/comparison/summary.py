@@ -23,6 +23,7 @@ from aligntok.training.generation_settings import NAME as GENERATION
 WITHOUT_PLACE = "images"  # numbers that are the same for all
 REAL_IMAGES = "real_images"  # the folder of what they themselves are measured to be
 CURVES, SAMPLES = "convergence.png", "samples.png"
+GRIDS_A_ROW = 3  # of the samples, so that a page can show them
 
 
 def summarise(comparison: Comparison) -> Result:
@@ -99,7 +100,8 @@ def shown(value: Any) -> str:
 def real_images(comparison: Comparison) -> dict[str, str]:
     """Return the row of the images themselves in the table of distances: as many held-out ones as there are samples."""
     found = read_result(comparison.work_dir / REAL_IMAGES / "generation.json").metrics
-    return {"tokenizer": "real images", **{name: shown((value, None)) for name, value in found.items()}}
+    own = {name: shown((value, None)) for name, value in found.items() if is_distance(name)}
+    return {"tokenizer": "real images", **own}
 
 
 def _columns(rows: Iterable[Mapping[str, Any]], of: Mapping[Arm, Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -159,6 +161,7 @@ def plot_convergence(
     A dotted line is where the tokenizer's own reconstructions are, from the `means` of each.
     """
     from matplotlib.figure import Figure  # not pyplot: no window, and no state that others share
+    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
     metrics = list(dict.fromkeys(name for own in curves.values() for name in own if is_distance(name)))
     if not metrics:
@@ -175,15 +178,17 @@ def plot_convergence(
             axis.plot(own[0].steps[: len(line)], line, color=f"C{colour}", label=name)
             axis.axhline(means[name][reconstructed(metric)][0], color=f"C{colour}", linestyle=":", linewidth=1)
         axis.set(title=metric, xlabel="training steps", yscale="log")
+        axis.yaxis.set(major_locator=MaxNLocator(7), major_formatter=ScalarFormatter())  # a decade has too few places
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
     for axis in axes[len(metrics) :]:
         axis.axis("off")
-    axes[0].legend()
+    axes[0].legend(fontsize="small")
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
 def show_samples(path: Path, arms: Sequence[Arm]) -> None:
-    """Lay the last grids of samples of several arms side by side, under their names."""
+    """Lay the last grids of samples of several arms side by side, three a row, under their names."""
     import matplotlib
 
     font = ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 14)
@@ -196,13 +201,14 @@ def show_samples(path: Path, arms: Sequence[Arm]) -> None:
     if not grids:
         return
     gap, top = 12, 24
-    width = sum(grid.width + gap for _, grid in grids) - gap
-    sheet = Image.new("RGB", (width, top + max(grid.height for _, grid in grids)), "white")
-    pen, left = ImageDraw.Draw(sheet), 0
-    for name, grid in grids:
-        pen.text((left, 4), name, "black", font)
-        sheet.paste(grid, (left, top))
-        left += grid.width + gap
+    across, down = max(g.width for _, g in grids) + gap, max(g.height for _, g in grids) + top
+    rows = -(-len(grids) // GRIDS_A_ROW)
+    sheet = Image.new("RGB", (min(len(grids), GRIDS_A_ROW) * across - gap, rows * down), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (name, grid) in enumerate(grids):
+        left, upper = i % GRIDS_A_ROW * across, i // GRIDS_A_ROW * down
+        pen.text((left, upper + 4), name, "black", font)
+        sheet.paste(grid, (left, upper + top))
     write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))
 
 
