@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -30,7 +31,23 @@ def start_processes() -> str:
         # Tensors on the GPU go by NCCL; numbers that the CPU holds, such as votes, by gloo, which needs no GPU.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, **_meeting_place())
+        atexit.register(_leave_processes)
     return "pytorch"
+
+
+def _leave_processes() -> None:
+    """End the process group before the interpreter ends.
+
+    A thread of gloo's may still hold a tensor of the last exchange; freeing it needs the interpreter, and without one
+    aborts the process.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def stay_in_processes() -> None:
+    """Let the process end with its group as it is: ending it would wait for exchanges that others have left."""
+    atexit.unregister(_leave_processes)
 
 
 def life() -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from aligntok.engine.distributed import connect_to_store, life, world
+from aligntok.engine.distributed import connect_to_store, life, stay_in_processes, world
 from aligntok.errors import AlignTokError, Preempted, ProcessError, first_line
 
 logger = logging.getLogger("aligntok.engine")
@@ -45,9 +45,11 @@ def ending_together(silence: float) -> Iterator[None]:
     except Preempted:  # every process knows
         raise
     except AlignTokError as error:
+        stay_in_processes()
         board.post(f"{type(error).__name__}: {error}")
         raise
     except BaseException as error:
+        stay_in_processes()
         if not _is_exchange_error(error):
             board.post(f"{type(error).__name__}: {first_line(error)}")
             raise

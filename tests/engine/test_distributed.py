@@ -63,6 +63,36 @@ def test_two_processes_average_what_they_have(tmp_path):
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
 
 
+# At its end it writes whether the process group is still there: what is registered first runs last.
+LEAVING = """
+import atexit, os, sys, torch.distributed as dist
+from pathlib import Path
+from aligntok.engine.distributed import barrier, start_processes
+from aligntok.engine.failures import ending_together
+from aligntok.errors import DataError, Preempted
+end = Path(sys.argv[0]).with_name("end_" + os.environ["RANK"])
+atexit.register(lambda: end.write_text(str(dist.is_initialized())))
+start_processes()
+with ending_together(60.0):
+    barrier()
+    if sys.argv[1:]:
+        raise {"preempted": Preempted, "failed": DataError}[sys.argv[1]]("no more")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ending", "left_open"), [([], "False"), (["preempted"], "False"), (["failed"], "True")])
+def test_the_group_is_ended_before_the_interpreter_unless_a_process_failed(tmp_path, ending, left_open):
+    """torch's own threads abort a process that ends with them at work; those of a broken exchange would never end."""
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*torchrun, str(script), *ending], capture_output=True, text=True, timeout=120)
+    assert (done.returncode == 0) is (not ending), done.stderr
+    # One that ends late may be ended by torchrun, and writes nothing.
+    assert {end.read_text() for end in tmp_path.glob("end_*")} == {left_open}, done.stderr
+
+
 def test_one_process_needs_no_group(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
