@@ -19,11 +19,16 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = {
     str(path.relative_to(ROOT)): path
     for path in sorted((ROOT / "configs").rglob("*.py"))
-    if "_base_" not in path.relative_to(ROOT).parts and path.stem != "comparison"  # trains nothing by itself
+    if "_base_" not in path.relative_to(ROOT).parts and not path.stem.startswith("comparison")  # trains nothing
 }
 IMAGENET = sorted(name for name in CONFIGS if name.count("/") == 1 and "laion" not in name)
 DEFAULT = "configs/aligntok_dinov2_f16d32.py"
 MILLION = 1e6
+
+
+def test_none_writes_into_the_work_folder_of_another():
+    stems = [path.stem for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.relative_to(ROOT).parts]
+    assert len(set(stems)) == len(stems), sorted(stem for stem in stems if stems.count(stem) > 1)
 
 
 def docstring(name):

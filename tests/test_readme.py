@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 
 from aligntok import cli
+from aligntok.evaluation import comparison
+from aligntok.evaluation.comparison.plan import read_comparison
+from aligntok.evaluation.comparison.run import chosen
 from aligntok.registry import ENCODERS, LOSSES
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +146,17 @@ def look_at_options(tool):
     return check
 
 
+def plan_comparison(arguments):
+    """Read what a comparison compares, with the command's options, and go no further."""
+
+    def read(config, options, only, **_):
+        chosen(read_comparison(config, options), only)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "compare", read)
+        return cli.compare(arguments)
+
+
 def run_sample(arguments):
     """Draw two samples from the demo's generator; look at the options of other runs."""
     if arguments[0] != "work_dirs/demo/run":
@@ -210,7 +224,7 @@ RUNNERS = {
     "tools/analyze_latents.py": run_analyze_latents,
     "tools/measure_cost.py": run_measure_cost,
     "tools/report.py": run_report,
-    "tools/compare.py": look_at_options("tools/compare.py"),
+    "tools/compare.py": plan_comparison,
     "tools/export.py": lambda arguments: run_aligntok(["export", *arguments]),
     **{f"benchmarks/{name}.py": look_at_options(f"benchmarks/{name}.py") for name in BENCHMARKS},
     "aligntok": run_aligntok,

@@ -31,11 +31,11 @@ def start_processes() -> str:
         # Tensors on the GPU go by NCCL; numbers that the CPU holds, such as votes, by gloo, which needs no GPU.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, **_meeting_place())
-        atexit.register(_leave_processes)
+        atexit.register(_end_process_group)
     return "pytorch"
 
 
-def _leave_processes() -> None:
+def _end_process_group() -> None:
     """End the process group before the interpreter ends.
 
     A thread of gloo's may still hold a tensor of the last exchange; freeing it needs the interpreter, and without one
@@ -45,9 +45,9 @@ def _leave_processes() -> None:
         dist.destroy_process_group()
 
 
-def stay_in_processes() -> None:
-    """Let the process end with its group as it is: ending it would wait for exchanges that others have left."""
-    atexit.unregister(_leave_processes)
+def abandon_process_group() -> None:
+    """Let this process exit with its group as it is: ending it would wait for exchanges that others have left."""
+    atexit.unregister(_end_process_group)
 
 
 def life() -> str:

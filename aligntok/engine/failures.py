@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from aligntok.engine.distributed import connect_to_store, life, stay_in_processes, world
+from aligntok.engine.distributed import abandon_process_group, connect_to_store, life, world
 from aligntok.errors import AlignTokError, Preempted, ProcessError, first_line
 
 logger = logging.getLogger("aligntok.engine")
@@ -44,14 +44,10 @@ def ending_together(silence: float) -> Iterator[None]:
         yield
     except Preempted:  # every process knows
         raise
-    except AlignTokError as error:
-        stay_in_processes()
-        board.post(f"{type(error).__name__}: {error}")
-        raise
     except BaseException as error:
-        stay_in_processes()
+        abandon_process_group()
         if not _is_exchange_error(error):
-            board.post(f"{type(error).__name__}: {first_line(error)}")
+            board.post(f"{type(error).__name__}: {error if isinstance(error, AlignTokError) else first_line(error)}")
             raise
         reason = board.wait_for_reason(REASON_SECONDS) or (
             f"an exchange with another process broke off ({first_line(error)}); that process was killed or its machine "

@@ -30,7 +30,7 @@ DEFAULT = ROOT / "configs" / "aligntok_dinov2_f16d32.py"
 CONFIGS = sorted(
     path
     for path in (ROOT / "configs").rglob("*.py")
-    if "_base_" not in path.relative_to(ROOT).parts and path.stem != "comparison"  # trains nothing by itself
+    if "_base_" not in path.relative_to(ROOT).parts and not path.stem.startswith("comparison")  # trains nothing
 )
 MILLION, GIGA = 1e6, 1e9
 CPU = torch.device("cpu")

@@ -161,30 +161,38 @@ def plot_convergence(
     A dotted line is where the tokenizer's own reconstructions are, from the `means` of each.
     """
     from matplotlib.figure import Figure  # not pyplot: no window, and no state that others share
-    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
     metrics = list(dict.fromkeys(name for own in curves.values() for name in own if is_distance(name)))
     if not metrics:
         return
     figure = Figure(figsize=(5.5 * min(2, len(metrics)), 4 * ((len(metrics) + 1) // 2)), layout="constrained")
     axes = figure.subplots((len(metrics) + 1) // 2, min(2, len(metrics)), squeeze=False).flatten()
-    names = list(dict.fromkeys(arm.name for arm in curves))
     for axis, metric in zip(axes, metrics, strict=False):
-        for colour, name in enumerate(names):
+        for colour, name in enumerate(dict.fromkeys(arm.name for arm in curves)):
             own = [curves[arm][metric] for arm in curves if arm.name == name and metric in curves[arm]]
-            for curve in own:
-                axis.plot(curve.steps, curve.values, ".", color=f"C{colour}", alpha=0.5)
-            line = [statistics.fmean(values) for values in zip(*(curve.values for curve in own), strict=False)]
-            axis.plot(own[0].steps[: len(line)], line, color=f"C{colour}", label=name)
-            axis.axhline(means[name][reconstructed(metric)][0], color=f"C{colour}", linestyle=":", linewidth=1)
-        axis.set(title=metric, xlabel="training steps", yscale="log")
-        axis.yaxis.set(major_locator=MaxNLocator(7), major_formatter=ScalarFormatter())  # a decade has too few places
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.grid(alpha=0.3)
+            _draw_tokenizer(axis, f"C{colour}", name, own, means[name][reconstructed(metric)][0])
+        _label(axis, metric)
     for axis in axes[len(metrics) :]:
         axis.axis("off")
     axes[0].legend(fontsize="small")
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+
+
+def _draw_tokenizer(axis: Any, colour: str, name: str, curves: Sequence[Curve], reconstructions: float) -> None:
+    for curve in curves:
+        axis.plot(curve.steps, curve.values, ".", color=colour, alpha=0.5)
+    line = [statistics.fmean(values) for values in zip(*(curve.values for curve in curves), strict=False)]
+    axis.plot(curves[0].steps[: len(line)], line, color=colour, label=name)
+    axis.axhline(reconstructions, color=colour, linestyle=":", linewidth=1)
+
+
+def _label(axis: Any, metric: str) -> None:
+    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+
+    axis.set(title=metric, xlabel="training steps", yscale="log")
+    axis.yaxis.set(major_locator=MaxNLocator(7), major_formatter=ScalarFormatter())  # a decade has too few places
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.grid(alpha=0.3)
 
 
 def show_samples(path: Path, arms: Sequence[Arm]) -> None:
@@ -192,12 +200,7 @@ def show_samples(path: Path, arms: Sequence[Arm]) -> None:
     import matplotlib
 
     font = ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 14)
-    grids: list[tuple[str, Image.Image]] = []
-    for arm in arms:
-        pictures = sorted((arm.folder / "generator" / GENERATION / "pictures").glob("*.png"))
-        if pictures:
-            with Image.open(pictures[-1]) as opened:
-                grids.append((arm.name, opened.convert("RGB")))
+    grids = [(arm.name, grid) for arm in arms if (grid := _last_samples(arm))]
     if not grids:
         return
     gap, top = 12, 24
@@ -210,6 +213,14 @@ def show_samples(path: Path, arms: Sequence[Arm]) -> None:
         pen.text((left, upper + 4), name, "black", font)
         sheet.paste(grid, (left, upper + top))
     write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))
+
+
+def _last_samples(arm: Arm) -> Image.Image | None:
+    pictures = sorted((arm.folder / "generator" / GENERATION / "pictures").glob("*.png"))
+    if not pictures:
+        return None
+    with Image.open(pictures[-1]) as opened:
+        return opened.convert("RGB")
 
 
 def write_markdown(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
