@@ -6,12 +6,13 @@ STAMP := $(VENV)/.aligntok-$(shell cat pyproject.toml plugins/*/pyproject.toml |
 PLUGINS := $(wildcard plugins/aligntok-*)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test check docs install clean
+.PHONY: help demo test check golden docs install clean
 
 help:
 	@echo "make demo    install, train a tokenizer on real photographs, then a generator, write samples"
 	@echo "make test    install, then everything CI runs: lint, types, layers, tests, docs"
 	@echo "make check   the quick part of it: lint, types, layers"
+	@echo "make golden  compute anew what must not change by itself: tests/golden/golden.json"
 	@echo "make docs    build the documentation into docs/_build/html"
 
 install: $(STAMP)
@@ -33,6 +34,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(abspath $(BIN)):$$PATH" lint-imports
+
+golden: $(STAMP)
+	$(BIN)/python tests/golden/make.py
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
