@@ -59,9 +59,10 @@ LIGHTNING = dict(
     class_dropout_prob=0.3,
 )
 # What is 0 but for rounding must not be divided by, so that other machines come to the same losses.
-ADAM = dict(type="Adam", lr=1e-3, betas=(0.5, 0.9), eps=1e-2)
-ADAMW = dict(type="AdamW", lr=3e-2, betas=(0.9, 0.95), weight_decay=0.0, eps=1e-3)  # so that guidance is seen
+ADAM = dict(type="Adam", lr=1e-4, betas=(0.5, 0.9), eps=1e-2)
+ADAMW = dict(type="AdamW", lr=3e-2, betas=(0.9, 0.95), weight_decay=0.0, eps=1e-2)  # so that guidance is seen
 WARMUP = [dict(type="LinearLR", start_factor=0.5, begin=0, end=2)]
+GENTLE = [dict(type="LinearLR", start_factor=0.001, begin=0, end=4)]  # the first losses are those of other machines too
 EMA = dict(sigma_rel=[0.05, 0.10], decays=[0.9], inference=0.05, snapshot_every=1)
 SEMANTIC = dict(type="semantic_preservation", **{names.BALANCE: dict(at="encoder", eps=0.1)})
 GAN = dict(type="gan", weight=0.5, **{names.BALANCE: dict(at="decoder")})
@@ -108,7 +109,7 @@ def _tokenizer(data_root: Path | None, **keys: Any) -> dict[str, Any]:
         data=dict(**images, workers=0),
         global_batch_size=4,
         optimizer=ADAM,
-        discriminator_optimizer=dict(ADAM, lr=1e-4),
+        discriminator_optimizer=dict(ADAM, lr=1e-5),
         ema=EMA,
         log=dict(every=1, pictures=4),
         validation=dict(perceptual=dict(type="l1"), batch_size=8),
@@ -123,12 +124,12 @@ def _generator(validation: dict[str, Any] | None, **keys: Any) -> dict[str, Any]
         steps=12,
         global_batch_size=8,
         optimizer=ADAMW,
-        schedule=WARMUP,
+        schedule=GENTLE,
         clip_grad_norm=1.0,
         transport=dict(shift=0.5),
         sampling=dict(steps=3, cfg_scale=2.0),
         ema=dict(sigma_rel=[0.1], decays=[0.5], inference=0.5),
-        log=dict(every=3, pictures=6),
+        log=dict(every=1, pictures=6),
     )
     return {**shared, **({"validation": validation} if validation else {}), **keys}
 
@@ -152,7 +153,7 @@ def stages(steps: int = 3) -> list[dict[str, Any]]:
             "steps": steps,
             **start,
             names.START: dict(stage="perceptual_alignment", weights="ema"),
-            "losses": dict(semantic=dict(SEMANTIC, distance="cosine")),
+            "losses": dict(semantic=dict(SEMANTIC, on="features")),
             "lora": lora,
             "grad_checkpointing": True,
         },

@@ -56,4 +56,4 @@ LEFT_OUT = r"second|memory|hour|latency|throughput|/s\b|(^|/)(time|data_time|eta
 #: Sections of a report that say how numbers were found, not which.
 NOT_FOUND = ("Settings",)
 #: What a scalar's name begins with if it is a loss.
-LOSS = "loss"
+LOSS = "loss/"
