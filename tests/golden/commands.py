@@ -14,7 +14,7 @@ import inputs
 import names
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 900  # seconds of one batch of commands
+TIMEOUT = 1500  # seconds of one batch of commands
 SIZE = ("--image-size", str(inputs.SIZE))
 NO_WORKERS = ("--workers", "0")
 FEATURES = ("--extractor", inputs.TINY)
