@@ -59,3 +59,10 @@ def suggestion(given: str, known: Iterable[str]) -> str:
 def first_line(error: object) -> str:
     """Return the first line of an error's text (200 characters), or its class's name: a reason to quote in our own."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def check_at_least(least: int, **options: int) -> None:
+    """Raise ConfigError for an option below `least`."""
+    for name, value in options.items():
+        if value < least:
+            raise ConfigError(f"{name} is {value}; it must be {least} or more")

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import aligntok
-from aligntok.data.files import replacing, write_atomically
 from aligntok.data.latent_files import LatentStatistics
 from aligntok.diffusion.sampling import Sampling, draw_samples
 from aligntok.errors import ConfigError, WeightsError, first_line, suggestion
+from aligntok.io.files import replacing, write_atomically
 from aligntok.registry import GENERATORS
 from aligntok.tokenizer import Tokenizer
 

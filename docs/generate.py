@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import aligntok
-from aligntok.data.files import write_atomically
+from aligntok.io.files import write_atomically
 from aligntok.registry import ComponentRegistry, shelves
 from aligntok.training.keys import GENERATION_KEYS, RUN_KEYS, STAGE_KEYS, Key
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from aligntok.data.files import replacing
+from aligntok.io.files import replacing
 
 # Left out of what scikit-image ships: drawings, binary images, texture swatches, the second view of a stereo pair.
 SKIMAGE = {

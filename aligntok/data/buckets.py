@@ -13,8 +13,8 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from aligntok.data.image_source import ImageSource
-from aligntok.data.progress import progress_bar
 from aligntok.data.transforms import parse_image_size
+from aligntok.distributed.job import progress_bar
 from aligntok.errors import ConfigError
 
 #: Index of each image's bucket.

@@ -34,8 +34,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aligntok.data.files import write_atomically
 from aligntok.errors import DataError, first_line
+from aligntok.io.files import write_atomically
 
 FORMAT = 1
 ENCODING, MANIFEST = "encoding.json", "manifest.json"

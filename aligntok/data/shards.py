@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from aligntok.data.handles import FilePart, OpenFiles
 from aligntok.data.image_source import IMAGE_SUFFIXES, ImageSource, Labels, PackedNames, is_hidden, is_image
-from aligntok.data.progress import progress_bar
+from aligntok.distributed.job import progress_bar
 from aligntok.errors import DataError, first_line
 
 #: Splits a path into a sample's key and the member's extension; (None, None) for what belongs to no sample.

@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import Subset
 
 from aligntok.data.buckets import BucketIndices, assign_buckets, place_unreadable
-from aligntok.data.files import write_atomically
 from aligntok.data.images import ImageDataset
-from aligntok.engine.distributed import barrier, is_first, sum_over_processes, world
+from aligntok.distributed import barrier, is_first, sum_over_processes, world
+from aligntok.io.files import write_atomically
 
 
 def find_buckets(dataset: Any, folder: Path) -> BucketIndices | None:

@@ -7,12 +7,10 @@ teacher) and ``stage.json``.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aligntok.data.files import replacing, write_atomically
 from aligntok.engine.ema import PartStates
-from aligntok.errors import AlignTokError, CheckpointError, first_line
+from aligntok.errors import CheckpointError, first_line
+from aligntok.io.files import check_space, write_atomically
 
 logger = logging.getLogger("aligntok.engine")
 
 FORMAT = 2
-SPARE_BYTES = 64 << 20  # of disk, beside a checkpoint: for logs and pictures
 _NAME = re.compile(r"step_(\d{8,})\.pt$")
 
 
@@ -69,23 +66,6 @@ def write_checkpoint(
     return path
 
 
-def check_space(
-    path: Path,
-    needed: int,
-    what: str,
-    cure: str = "lower checkpoint.keep, or choose another work_dir",
-    kind: type[AlignTokError] = CheckpointError,
-) -> None:
-    """Raise an error of that `kind` unless the disk of `path` has room for `needed` bytes and a little more."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if free < needed + SPARE_BYTES:
-        raise kind(
-            f"{what}: {needed / 1e9:.3g} GB are needed, and {SPARE_BYTES / 1e9:.2g} GB should stay free, but the disk "
-            f"of {folder} has {free / 1e9:.3g} GB; make room, {cure}"
-        )
-
-
 def _size(content: Any) -> int:
     """Return the bytes of the tensors inside nested dicts and lists."""
     if isinstance(content, Tensor):
@@ -93,12 +73,6 @@ def _size(content: Any) -> int:
     if isinstance(content, Mapping):
         return sum(_size(value) for value in content.values())
     return sum(_size(value) for value in content) if isinstance(content, list | tuple) else 0
-
-
-def remove_leftovers(stage_dir: str | os.PathLike[str]) -> None:
-    """Remove what a process that was killed while writing left behind: temporary files, never read by anyone."""
-    for leftover in Path(stage_dir).rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -229,12 +203,6 @@ def read_parts(stage_dir: str | os.PathLike[str], weights: str = "raw", sigma_re
 def join(first: PartStates, second: PartStates) -> PartStates:
     """Return the parts of both; tensors of one name are the second's."""
     return {part: {**first.get(part, {}), **second.get(part, {})} for part in {**first, **second}}
-
-
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write JSON atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 def write_snapshot(stage_dir: str | os.PathLike[str], step: int, averages: Mapping[str, PartStates]) -> None:

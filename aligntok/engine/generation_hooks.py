@@ -11,10 +11,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor
 
-from aligntok.data.files import write_atomically
-from aligntok.engine.distributed import is_first, sum_over_processes
-from aligntok.engine.grids import image_grid
-from aligntok.engine.hooks import to_picture
+from aligntok.distributed import is_first, sum_over_processes
+from aligntok.io.files import write_atomically
+from aligntok.io.pictures import image_grid, to_picture
 
 
 @HOOKS.register_module()

@@ -14,10 +14,10 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 from tqdm import tqdm
 
-from aligntok.data.files import write_atomically
-from aligntok.engine.checkpoints import write_json, write_snapshot
-from aligntok.engine.distributed import is_first, mean_over_processes
-from aligntok.engine.grids import reconstruction_grid
+from aligntok.distributed import is_first, mean_over_processes
+from aligntok.engine.checkpoints import write_snapshot
+from aligntok.io.files import write_atomically, write_json
+from aligntok.io.pictures import reconstruction_grid, to_picture
 
 
 @HOOKS.register_module()
@@ -197,11 +197,3 @@ class ReconstructionGridHook(Hook):
         if self.inference is not None:
             runner.ema.exchange(self.inference)
         return reconstruction_grid([p["images"].cpu() for p in pairs], [p["reconstruction"].cpu() for p in pairs])
-
-
-def to_picture(grid: Tensor) -> Any:
-    """Turn (3, H, W) in [-1, 1] into a Pillow image."""
-    from PIL import Image
-
-    pixels = ((grid.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -12,7 +12,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, ValLoop
 from torch.utils.data import DataLoader
 
-from aligntok.engine.preemption import sigterm_was_sent
+from aligntok.distributed.job import sigterm_was_sent
 from aligntok.errors import AlignTokError, DataError, Preempted, first_line
 
 

@@ -12,7 +12,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS, PARAM_SCHEDULERS
 from torch import Tensor, nn
 
-from aligntok.engine.distributed import any_process
+from aligntok.distributed import any_process
 from aligntok.engine.guard import StepGuard
 from aligntok.errors import CheckpointError, ConfigError, first_line, suggestion
 from aligntok.registry import check_keywords

@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from aligntok.distributed import barrier, is_first, is_same_everywhere
 from aligntok.engine.checkpoints import (
     PartStates,
     join,
@@ -19,13 +20,12 @@ from aligntok.engine.checkpoints import (
     part_states,
     read_frozen,
     read_newest,
-    remove_leftovers,
     write_checkpoint,
     write_frozen,
 )
-from aligntok.engine.distributed import barrier, is_first, is_same_everywhere
 from aligntok.engine.ema import WeightAverages
 from aligntok.errors import CheckpointError
+from aligntok.io.files import remove_leftovers
 
 
 @contextmanager

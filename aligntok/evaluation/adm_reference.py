@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aligntok.engine.distributed import world
+from aligntok.distributed import world
 from aligntok.errors import DataError, first_line
 from aligntok.evaluation.feature_sets import INCEPTION, FeatureCollector, FeatureSet
 from aligntok.evaluation.statistics import Gaussian

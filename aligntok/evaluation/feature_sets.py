@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aligntok.engine.distributed import sum_over_processes, world
+from aligntok.distributed import sum_over_processes, world
 from aligntok.errors import DataError
 from aligntok.evaluation.distances import density_coverage, inception_score, kernel_distance, precision_recall
 from aligntok.evaluation.statistics import Gaussian, RunningMoments, frechet_distance

@@ -9,17 +9,15 @@ from typing import Any
 
 import torch
 
-from aligntok.data.files import write_atomically
-from aligntok.engine.distributed import barrier, is_first, start_processes
-from aligntok.engine.failures import ending_together
-from aligntok.engine.grids import image_grid
-from aligntok.engine.hooks import to_picture
-from aligntok.engine.preemption import noting_sigterm
+from aligntok.distributed import barrier, is_first, start_processes
+from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
+from aligntok.distributed.job import noting_sigterm
 from aligntok.evaluation.metrics import GenerationMetric
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.results import Result, default_folder
 from aligntok.evaluation.samples import Samples
-from aligntok.training.latent_cache import SILENCE_SECONDS
+from aligntok.io.files import write_atomically
+from aligntok.io.pictures import image_grid, to_picture
 
 SHOWN = 64  # samples in the picture
 

@@ -15,13 +15,12 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from aligntok.data.files import replacing
-from aligntok.data.progress import progress_bar
 from aligntok.data.sampler import evenly_spaced
-from aligntok.engine.distributed import barrier, is_first, start_processes, sum_over_processes, world
-from aligntok.engine.failures import ending_together
-from aligntok.engine.preemption import noting_sigterm, sigterm_was_sent
-from aligntok.errors import ConfigError, DataError, Preempted
+from aligntok.device import PRECISIONS
+from aligntok.distributed import barrier, is_first, start_processes, sum_over_processes, world
+from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
+from aligntok.distributed.job import noting_sigterm, progress_bar, sigterm_was_sent
+from aligntok.errors import ConfigError, DataError, Preempted, check_at_least
 from aligntok.evaluation.latent_collection import (
     REFERENCE,
     Collection,
@@ -39,9 +38,7 @@ from aligntok.evaluation.latent_pictures import pca_pictures, pca_sheet, tsne_pl
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.results import Result, default_folder
-from aligntok.training.alignment import PRECISIONS
-from aligntok.training.latent_cache import SILENCE_SECONDS
-from aligntok.training.latent_encoding import check_at_least
+from aligntok.io.files import replacing
 from aligntok.training.loading import load_tokenizer
 
 FEWEST = 20  # images and points: below, neither neighbours nor densities mean anything

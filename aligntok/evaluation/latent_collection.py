@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aligntok.engine.distributed import sum_over_processes
+from aligntok.device import PRECISIONS
+from aligntok.distributed import sum_over_processes
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.latent_measures import spatial_variance, total_variation
 from aligntok.evaluation.reading import EvaluationImages
 from aligntok.evaluation.results import identity
 from aligntok.registry import ENCODERS
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.alignment import PRECISIONS
 from aligntok.training.latent_encoding import Batch, Encoding, LatentEncoder
 
 REFERENCE = "reference"

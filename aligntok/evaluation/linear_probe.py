@@ -15,18 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.data.progress import progress_bar
-from aligntok.engine.distributed import (
-    barrier,
-    check_agreement,
-    is_first,
-    start_processes,
-    sum_over_processes,
-    world,
-)
-from aligntok.engine.failures import ending_together
-from aligntok.engine.preemption import noting_sigterm, sigterm_was_sent
-from aligntok.errors import ConfigError, DataError, Preempted
+from aligntok.device import PRECISIONS
+from aligntok.distributed import barrier, check_agreement, is_first, start_processes, sum_over_processes, world
+from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
+from aligntok.distributed.job import noting_sigterm, progress_bar, sigterm_was_sent
+from aligntok.errors import ConfigError, DataError, Preempted, check_at_least
 from aligntok.evaluation.probe_features import (
     EncodedAnew,
     KeptFeatures,
@@ -39,9 +32,7 @@ from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.results import Result, default_folder, identity
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.alignment import PRECISIONS
-from aligntok.training.latent_cache import SILENCE_SECONDS
-from aligntok.training.latent_encoding import Encoding, LatentEncoder, check_at_least
+from aligntok.training.latent_encoding import Encoding, LatentEncoder
 from aligntok.training.loading import load_tokenizer
 
 MEASURED_AT_ONCE = 1024  # images of the validation split, over all processes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aligntok.data.image_source import ImageSource
-from aligntok.engine.distributed import world
+from aligntok.distributed import world
 from aligntok.engine.loops import explaining_loader_errors
 from aligntok.errors import DataError
 from aligntok.evaluation.reading import EvaluationImages, make_loader

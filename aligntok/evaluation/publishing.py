@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from aligntok.data.files import check_writable
-from aligntok.engine.distributed import is_first
+from aligntok.distributed import is_first
 from aligntok.errors import ConfigError
 from aligntok.evaluation.results import Result
+from aligntok.io.files import check_writable
 
 
 def check_out(folder: Path) -> None:

@@ -12,15 +12,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from aligntok.data.image_source import ImageSource
-from aligntok.data.progress import progress_bar
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
-from aligntok.engine.distributed import sum_over_processes, world
+from aligntok.distributed import sum_over_processes, world
+from aligntok.distributed.job import ignore_sigterm, progress_bar, sigterm_was_sent
 from aligntok.engine.loops import explaining_loader_errors
-from aligntok.engine.preemption import ignore_sigterm, sigterm_was_sent
-from aligntok.errors import DataError, Preempted
-from aligntok.training.latent_encoding import Batch, ImagesToEncode, check_at_least
+from aligntok.errors import DataError, Preempted, check_at_least
+from aligntok.training.latent_encoding import Batch, ImagesToEncode
 
 logger = logging.getLogger("aligntok.evaluation")
 

@@ -10,20 +10,18 @@ from typing import Any
 
 import torch
 
-from aligntok.data.files import replacing, write_atomically
-from aligntok.engine.distributed import barrier, is_first, start_processes
-from aligntok.engine.failures import ending_together
-from aligntok.engine.grids import reconstruction_grid
-from aligntok.engine.hooks import to_picture
-from aligntok.engine.preemption import noting_sigterm
+from aligntok.device import PRECISIONS
+from aligntok.distributed import barrier, is_first, start_processes
+from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
+from aligntok.distributed.job import noting_sigterm
 from aligntok.errors import ConfigError
 from aligntok.evaluation.metrics import ImageRow, ReconstructionMetric
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.results import Result, default_folder, identity
+from aligntok.io.files import replacing, write_atomically
+from aligntok.io.pictures import reconstruction_grid, to_picture
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.alignment import PRECISIONS
-from aligntok.training.latent_cache import SILENCE_SECONDS
 from aligntok.training.latent_encoding import ImagesToEncode, latent_shape
 from aligntok.training.loading import load_tokenizer
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aligntok.data.files import write_atomically
 from aligntok.errors import DataError, first_line
+from aligntok.io.files import write_atomically
 
 FORMAT = "aligntok reference 1"
 SUFFIX = ".safetensors"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from aligntok.data.transforms import parse_image_size
-from aligntok.engine.distributed import barrier, is_first, start_processes
-from aligntok.engine.failures import ending_together
-from aligntok.engine.preemption import noting_sigterm
-from aligntok.errors import DataError
+from aligntok.distributed import barrier, is_first, start_processes
+from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
+from aligntok.distributed.job import noting_sigterm
+from aligntok.errors import DataError, check_at_least
 from aligntok.evaluation.adm_reference import read_adm
 from aligntok.evaluation.extraction import build_extractor
 from aligntok.evaluation.feature_sets import FeatureCollector, FeatureSet
@@ -23,8 +23,6 @@ from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.reference_files import SUFFIX, read_checked, write_checked
 from aligntok.evaluation.statistics import Gaussian
 from aligntok.extractors.contract import Extractor
-from aligntok.training.latent_cache import SILENCE_SECONDS
-from aligntok.training.latent_encoding import check_at_least
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aligntok
-from aligntok.engine.checkpoints import write_json
 from aligntok.errors import ConfigError, DataError, first_line
+from aligntok.io.files import write_json
 
 if TYPE_CHECKING:  # a report is written without mmengine
     from aligntok.tokenizer import Tokenizer

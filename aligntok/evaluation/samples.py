@@ -18,9 +18,8 @@ from torch.utils.data import Dataset
 from aligntok.data.image_source import ImageSource
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import decode_image
-from aligntok.errors import DataError, first_line
+from aligntok.errors import DataError, check_at_least, first_line
 from aligntok.evaluation.reading import deal, in_rounds, make_loader
-from aligntok.training.latent_encoding import check_at_least
 from aligntok.training.sample_files import DESCRIPTION, PICTURES
 
 Pixels = npt.NDArray[np.uint8]

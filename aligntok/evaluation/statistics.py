@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aligntok.engine.distributed import sum_over_processes
+from aligntok.distributed import sum_over_processes
 from aligntok.errors import DataError
 
 

@@ -12,9 +12,11 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from aligntok.device import PRECISIONS
+from aligntok.distributed import world
+from aligntok.distributed.parallel import GradientReduction
 from aligntok.engine.checkpoints import load_parts
 from aligntok.engine.compilation import compile_blocks
-from aligntok.engine.distributed import GradientReduction, world
 from aligntok.engine.ema import PartStates
 from aligntok.engine.loops import StepBatch
 from aligntok.errors import ConfigError
@@ -23,8 +25,6 @@ from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.training.chain import Chain, run_forward
 from aligntok.training.lora import add_lora, with_lora, without_lora
 from aligntok.training.objective import Objective
-
-PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher(nn.Module):

@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aligntok.data.files import replacing
 from aligntok.data.image_source import ImageSource
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import center_crop, decode_image, resize_to_cover, to_tensor
-from aligntok.engine.grids import image_grid
-from aligntok.engine.hooks import to_picture
 from aligntok.errors import DataError
+from aligntok.io.files import replacing
+from aligntok.io.pictures import image_grid, to_picture
 from aligntok.training.sample_files import SampleFolder
 
 PICTURE = "beside_real.png"

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from aligntok.distributed import is_first
 from aligntok.engine.checkpoints import finished_steps
-from aligntok.engine.distributed import is_first
 from aligntok.errors import ConfigError
 from aligntok.training.stages import Stage
 

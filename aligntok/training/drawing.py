@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -16,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 import aligntok
+from aligntok.device import PRECISIONS, float32_arithmetic
 from aligntok.diffusion.sampling import Sampling, draw_samples
-from aligntok.errors import ConfigError, DivergenceError, first_line, suggestion
+from aligntok.errors import ConfigError, DivergenceError, check_at_least, first_line, suggestion
 from aligntok.latent_diffusion import LatentDiffusion
-from aligntok.training.alignment import PRECISIONS
 from aligntok.training.generation_loading import load_latent_diffusion
-from aligntok.training.latent_encoding import check_at_least
 
 LABELS = ("random", "balanced")
 SEEDS = 2**32  # torch's generator on the CPU takes a seed's lowest 32 bits, and leaves the others out
@@ -168,7 +166,7 @@ class SampleDrawer:
         seeds, low = [self.drawing.seed + i for i in numbers], PRECISIONS[self.drawing.precision]
         chosen = sampling or self.sampling
         try:
-            with _float32(strict=self.drawing.precision == "fp32"):
+            with float32_arithmetic(strict=self.drawing.precision == "fp32"):
                 with torch.autocast(self.device.type, low, enabled=low is not None):
                     latents = self.model.sample_latents(
                         self.labels(numbers), seeds, chosen, self.latent_size, self.weak
@@ -285,16 +283,3 @@ def _sizes(size: tuple[int, int] | None, model: LatentDiffusion) -> tuple[tuple[
 
 def _nothing(x: Tensor, t: Tensor, y: Any) -> Tensor:
     return torch.zeros_like(x)
-
-
-@contextmanager
-def _float32(strict: bool) -> Iterator[None]:
-    """Compute float32 on a GPU as it is written, or with factors rounded to TF32."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest" if strict else "high")
-    torch.backends.cudnn.allow_tf32 = not strict
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]

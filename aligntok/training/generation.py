@@ -11,15 +11,16 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from aligntok.device import PRECISIONS
 from aligntok.diffusion.losses import direction_loss, velocity_mse
 from aligntok.diffusion.paths import interpolate, path_velocity
 from aligntok.diffusion.times import sample_times
+from aligntok.distributed import world
+from aligntok.distributed.parallel import GradientReduction
 from aligntok.engine.compilation import blocks_of, compile_blocks
-from aligntok.engine.distributed import GradientReduction, world
 from aligntok.engine.loops import StepBatch
 from aligntok.errors import ConfigError, DataError, DivergenceError
 from aligntok.latent_diffusion import LatentDiffusion
-from aligntok.training.alignment import PRECISIONS
 from aligntok.training.latent_encoding import check_posterior, posterior_noise
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from aligntok.device import PRECISIONS
 from aligntok.diffusion.times import sample_times
 from aligntok.engine.optim import check_optimizer, check_schedule
 from aligntok.errors import ConfigError
 from aligntok.registry import DATASETS, GENERATORS, check_keywords
-from aligntok.training.alignment import PRECISIONS
 from aligntok.training.generation_settings import Generation
 from aligntok.training.preflight import (
     StagePlan,

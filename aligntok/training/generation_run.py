@@ -15,11 +15,11 @@ from aligntok.data.latent_files import LatentStatistics, read_manifest
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
-from aligntok.engine.checkpoints import write_json
-from aligntok.engine.distributed import barrier, is_first, world
+from aligntok.distributed import barrier, is_first, world
 from aligntok.engine.generation_hooks import SampleGridHook, TimeBinsHook
 from aligntok.engine.runner import StageRunner
 from aligntok.errors import ConfigError, DataError
+from aligntok.io.files import write_json
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import DATASETS
 from aligntok.tokenizer import Tokenizer

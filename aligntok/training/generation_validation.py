@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from aligntok.diffusion.sampling import Sampling
-from aligntok.engine.distributed import world
+from aligntok.distributed import world
 from aligntok.engine.loops import ShareValLoop
 from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import LatentDiffusion

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from aligntok.engine.distributed import mean_over_processes
+from aligntok.distributed import mean_over_processes
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from aligntok.data.files import claiming, replacing, write_atomically
-from aligntok.data.progress import progress_bar
 from aligntok.diffusion.sampling import Sampling
-from aligntok.engine.checkpoints import remove_leftovers, write_json
-from aligntok.engine.distributed import barrier, check_agreement, is_first, start_processes, sum_over_processes, world
-from aligntok.engine.failures import ending_together
-from aligntok.engine.grids import image_grid
-from aligntok.engine.hooks import to_picture
-from aligntok.engine.preemption import noting_sigterm, sigterm_was_sent
-from aligntok.errors import Preempted
+from aligntok.distributed import barrier, check_agreement, is_first, start_processes, sum_over_processes, world
+from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
+from aligntok.distributed.job import noting_sigterm, progress_bar, sigterm_was_sent
+from aligntok.errors import Preempted, check_at_least
+from aligntok.io.files import claiming, remove_leftovers, replacing, write_atomically, write_json
+from aligntok.io.pictures import image_grid, to_picture
 from aligntok.registry import METRICS
 from aligntok.training.drawing import Drawing, SampleDrawer
-from aligntok.training.latent_cache import SILENCE_SECONDS
-from aligntok.training.latent_encoding import check_at_least
 from aligntok.training.sample_files import Pixels, check_folder_is_new, compared
 from aligntok.training.sampling import default_folder
 

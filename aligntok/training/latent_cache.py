@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from aligntok.data.files import claiming
 from aligntok.data.image_source import ImageSource
 from aligntok.data.latent_files import (
     ENCODING,
@@ -30,18 +29,16 @@ from aligntok.data.latent_files import (
     shard_path,
 )
 from aligntok.data.sources import open_source
-from aligntok.engine.checkpoints import check_space, remove_leftovers, write_json
-from aligntok.engine.distributed import barrier, check_agreement, is_first, share_weights, start_processes
-from aligntok.engine.failures import ending_together
-from aligntok.engine.preemption import noting_sigterm
-from aligntok.errors import ConfigError, DataError, first_line
+from aligntok.distributed import barrier, check_agreement, is_first, share_weights, start_processes
+from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
+from aligntok.distributed.job import noting_sigterm
+from aligntok.errors import ConfigError, DataError, check_at_least, first_line
+from aligntok.io.files import check_space, claiming, remove_leftovers, write_json
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.latent_encoding import Encoding, LatentEncoder, ShardJob, check_at_least, encode_shards
+from aligntok.training.latent_encoding import Encoding, LatentEncoder, ShardJob, encode_shards
 from aligntok.training.loading import load_tokenizer
 
 logger = logging.getLogger("aligntok.data")
-
-SILENCE_SECONDS = 120.0  # without a sign of life after which a process counts as failed
 
 
 def cache_latents(

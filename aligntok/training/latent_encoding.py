@@ -16,14 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from aligntok.data.image_source import ImageSource
 from aligntok.data.latent_files import DTYPES, Skipped, write_shard
-from aligntok.data.progress import progress_bar
 from aligntok.data.transforms import center_crop, decode_image, parse_image_size, resize_to_cover, to_tensor
-from aligntok.engine.distributed import sum_over_processes, world
+from aligntok.device import PRECISIONS
+from aligntok.distributed import sum_over_processes, world
+from aligntok.distributed.job import ignore_sigterm, progress_bar, sigterm_was_sent
 from aligntok.engine.loops import explaining_loader_errors
-from aligntok.engine.preemption import ignore_sigterm, sigterm_was_sent
-from aligntok.errors import ConfigError, DataError, Preempted, first_line
+from aligntok.errors import ConfigError, DataError, Preempted, check_at_least, first_line
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.alignment import PRECISIONS
 
 logger = logging.getLogger("aligntok.data")
 
@@ -81,13 +80,6 @@ def posterior_noise(seed: int, numbers: Iterable[int], copy: int, shape: Sequenc
     """Return standard normal numbers, float32 (N, *shape): each image's follow from (seed, its number, copy) alone."""
     drawn = [np.random.default_rng((seed, number, copy)).standard_normal(shape, dtype=np.float32) for number in numbers]
     return torch.from_numpy(np.stack(drawn))
-
-
-def check_at_least(least: int, **options: int) -> None:
-    """Raise ConfigError for an option below `least`."""
-    for name, value in options.items():
-        if value < least:
-            raise ConfigError(f"{name} is {value}; it must be {least} or more")
 
 
 def latent_shape(tokenizer: Tokenizer, image_size: tuple[int, int]) -> tuple[int, int, int]:

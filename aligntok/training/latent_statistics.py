@@ -10,11 +10,10 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from aligntok.data.latent_files import LatentStatistics, Moments
-from aligntok.data.progress import progress_bar
 from aligntok.data.sampler import evenly_spaced
-from aligntok.engine.distributed import sum_over_processes, world
+from aligntok.distributed import sum_over_processes, world
+from aligntok.distributed.job import ignore_sigterm, progress_bar
 from aligntok.engine.loops import explaining_loader_errors
-from aligntok.engine.preemption import ignore_sigterm
 from aligntok.errors import DataError
 from aligntok.registry import DATASETS
 from aligntok.tokenizer import Tokenizer

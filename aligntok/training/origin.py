@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 import aligntok
-from aligntok.engine.checkpoints import write_json
-from aligntok.engine.distributed import world
+from aligntok.distributed import world
+from aligntok.io.files import write_json
 
 NAME = "run.json"
 

@@ -17,16 +17,10 @@ from torch import Tensor, nn
 
 from aligntok.data.buckets import AspectBuckets
 from aligntok.data.sampler import per_process_batch
-from aligntok.engine.checkpoints import (
-    check_space,
-    finished_steps,
-    list_checkpoints,
-    load_parts,
-    part_states,
-    read_parts,
-)
+from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_parts, part_states, read_parts
 from aligntok.engine.optim import check_optimizer, check_schedule
 from aligntok.errors import AlignTokError, ConfigError
+from aligntok.io.files import check_space
 from aligntok.registry import (
     ADAPTERS,
     DATASETS,

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligntok.data.files import claiming
+from aligntok.distributed import barrier, is_first, is_same_everywhere, start_processes, world
+from aligntok.distributed.failures import ending_together
+from aligntok.distributed.job import noting_sigterm, sigterm_was_sent
 from aligntok.engine.checkpoints import finished_steps
-from aligntok.engine.distributed import barrier, is_first, is_same_everywhere, start_processes, world
-from aligntok.engine.failures import ending_together
-from aligntok.engine.preemption import noting_sigterm, sigterm_was_sent
 from aligntok.engine.runner import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted
+from aligntok.io.files import claiming
 from aligntok.training.changes import report_changes
 from aligntok.training.generation_plan import plan_generation
 from aligntok.training.generation_run import check_chain, save_result, train_generator

@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader, default_collate
 
 from aligntok.data.buckets import BucketIndices
 from aligntok.data.sampler import GlobalBatchSampler
+from aligntok.distributed import world
+from aligntok.distributed.job import ignore_sigterm
+from aligntok.distributed.parallel import SelfReducing
 from aligntok.engine import hooks as engine_hooks
-from aligntok.engine.distributed import SelfReducing, world
 from aligntok.engine.loops import StepLoop
 from aligntok.engine.optim import PartOptimizersConstructor
-from aligntok.engine.preemption import ignore_sigterm
 from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS
 from aligntok.training.stages import Stage

@@ -27,15 +27,12 @@ import torch
 from PIL import Image
 from typing_extensions import Self
 
-from aligntok.data.files import replacing
-from aligntok.data.progress import progress_bar
 from aligntok.data.transforms import decode_image, to_tensor
-from aligntok.engine.checkpoints import check_space, remove_leftovers, write_json
-from aligntok.engine.distributed import is_first, share_weights
-from aligntok.engine.grids import image_grid
-from aligntok.engine.hooks import to_picture
-from aligntok.engine.preemption import sigterm_was_sent
+from aligntok.distributed import is_first, share_weights
+from aligntok.distributed.job import progress_bar, sigterm_was_sent
 from aligntok.errors import ConfigError, DataError, Preempted, first_line
+from aligntok.io.files import check_space, remove_leftovers, replacing, write_json
+from aligntok.io.pictures import image_grid, to_picture
 
 FORMAT = 1
 DESCRIPTION, PICTURES, ARRAYS, GRID = "samples.json", "images", "samples.npz", "grid.png"

@@ -15,17 +15,14 @@ from typing import Any
 
 import torch
 
-from aligntok.data.files import claiming
-from aligntok.data.progress import progress_bar
 from aligntok.diffusion.sampling import Sampling
-from aligntok.engine.distributed import barrier, check_agreement, is_first, start_processes, sum_over_processes, world
-from aligntok.engine.failures import ending_together
-from aligntok.engine.preemption import noting_sigterm, sigterm_was_sent
-from aligntok.errors import ConfigError, Preempted
+from aligntok.distributed import barrier, check_agreement, is_first, start_processes, sum_over_processes, world
+from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
+from aligntok.distributed.job import noting_sigterm, progress_bar, sigterm_was_sent
+from aligntok.errors import ConfigError, Preempted, check_at_least
+from aligntok.io.files import claiming
 from aligntok.training.beside import open_real, write_beside
 from aligntok.training.drawing import Drawing, SampleDrawer
-from aligntok.training.latent_cache import SILENCE_SECONDS
-from aligntok.training.latent_encoding import check_at_least
 from aligntok.training.sample_files import PictureWriter, SampleFolder, compared
 
 

@@ -10,13 +10,14 @@ from torch.utils.data import Subset
 
 from aligntok.data.buckets import batches_in_buckets
 from aligntok.data.sampler import evenly_spaced
+from aligntok.distributed import is_first, sum_over_processes, world
 from aligntok.engine import hooks as engine_hooks
 from aligntok.engine.buckets import find_buckets
-from aligntok.engine.checkpoints import PartStates, finished_steps, write_json
-from aligntok.engine.distributed import is_first, sum_over_processes, world
+from aligntok.engine.checkpoints import PartStates, finished_steps
 from aligntok.engine.loops import ShareValLoop
 from aligntok.engine.runner import StageRunner
 from aligntok.errors import ConfigError
+from aligntok.io.files import write_json
 from aligntok.registry import DATASETS, METRICS
 from aligntok.training.alignment import AlignmentModel
 from aligntok.training.loading import read_merged_parts

@@ -13,8 +13,8 @@ from PIL import Image
 from webdataset import tariterators
 
 from aligntok.data.handles import FilePart
-from aligntok.data.progress import progress_bar
 from aligntok.data.sources import open_source
+from aligntok.distributed.job import progress_bar
 from aligntok.errors import DataError
 
 

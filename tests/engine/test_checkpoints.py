@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,7 @@ from aligntok.engine.checkpoints import (
     write_snapshot,
 )
 from aligntok.errors import CheckpointError
+from aligntok.io.files import SPARE_BYTES, remove_leftovers
 
 
 class Bomb:
@@ -184,8 +186,8 @@ def test_every_nth_checkpoint_stays_for_good(tmp_path):
 def test_the_room_for_a_checkpoint_is_looked_at_before_it_is_written(tmp_path, monkeypatch):
     write_checkpoint(tmp_path, 1, content(), keep=1)
     large = {"decoder": {"weight": torch.zeros(1000, 1000)}}
-    for free, fits in ((checkpoints.SPARE_BYTES + 8_000_100, True), (checkpoints.SPARE_BYTES + 7_999_000, False)):
-        monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+    for free, fits in ((SPARE_BYTES + 8_000_100, True), (SPARE_BYTES + 7_999_000, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
         written = {"parts": large, "ema": {"averages": [large]}}
         if fits:
             write_checkpoint(tmp_path, 2, written, keep=1)
@@ -199,7 +201,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     path = write_checkpoint(tmp_path, 1, content(), keep=1)
     leftover = path.with_name(f".{path.name}.0a1b2c3d.tmp")
     leftover.write_bytes(b"half")
-    checkpoints.remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path)
     assert not leftover.exists()
     assert steps(tmp_path) == [1]
 

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import pytest
 
 from aligntok.cli import train
-from aligntok.engine import checkpoints
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_newest
 from aligntok.engine.loops import explaining_loader_errors
 from aligntok.errors import DataError
+from aligntok.io.files import SPARE_BYTES
 from aligntok.training import run
 
 STEPS = 6
@@ -167,7 +167,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_whole(whole, tool, tm
 
 
 def test_a_disk_without_room_is_found_before_training(whole, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: SimpleNamespace(free=50_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=50_000_000))
     assert train([str(whole[1]), "--work-dir", str(tmp_path / "run")]) == 2
     assert "what these stages write: " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -177,8 +177,8 @@ def test_room_is_asked_for_what_is_not_there_yet(whole, tmp_path, monkeypatch):
     """A run that goes on where it stopped needs no second place for the checkpoints that it keeps."""
     one = ["--work-dir", str(tmp_path / "run"), "--stage", STAGES[0], "--cfg-options"]
     assert train([str(whole[1]), *one, "stages.0.steps=4"]) == 0
-    free = checkpoints.SPARE_BYTES + int(1.5 * list_checkpoints(tmp_path / "run" / FIRST)[-1][1].stat().st_size)
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    free = SPARE_BYTES + int(1.5 * list_checkpoints(tmp_path / "run" / FIRST)[-1][1].stat().st_size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     assert train([str(whole[1]), *one, "seed=0"]) == 0
 
 
@@ -190,7 +190,7 @@ def test_a_file_in_the_place_of_the_work_folder_is_one_clear_error(whole, tmp_pa
 
 DEAF_ONCE = """
 import os, signal, time
-from aligntok.engine.preemption import ignore_sigterm
+from aligntok.distributed.job import ignore_sigterm
 ignore_sigterm(0)
 os.kill(os.getpid(), signal.SIGTERM)
 print("heard once", flush=True)

@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from aligntok import distributed
 from aligntok.cli import cache_latents as command
-from aligntok.data import files, latent_files
+from aligntok.data import latent_files
 from aligntok.data.images import ImageDataset
 from aligntok.data.latent_files import read_manifest
 from aligntok.data.latents import LatentDataset
-from aligntok.engine import distributed
 from aligntok.errors import ConfigError, DataError, Preempted, WeightsError
+from aligntok.io import files
 from aligntok.tokenizer import Tokenizer
 from aligntok.training import latent_cache, latent_encoding
 from aligntok.training.latent_cache import cache_latents
@@ -232,7 +233,7 @@ def test_sigterm_leaves_whole_shards_and_the_same_command_goes_on(tokenizer, spo
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
-from aligntok.data import files
+from aligntok.io import files
 from aligntok.cli import cache_latents
 flush, calls = files._flush, []
 def kill_before_the_rename(path):

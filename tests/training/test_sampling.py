@@ -20,14 +20,15 @@ import torch
 from PIL import Image
 from torch import nn
 
+from aligntok import distributed
 from aligntok.cli import sample as command
-from aligntok.data import files
 from aligntok.data.latent_files import LatentStatistics
 from aligntok.data.transforms import decode_image
 from aligntok.diffusion.sampling import Sampling
-from aligntok.engine import distributed
-from aligntok.engine.checkpoints import write_checkpoint, write_frozen, write_json
+from aligntok.engine.checkpoints import write_checkpoint, write_frozen
 from aligntok.errors import CheckpointError, ConfigError, DataError, DivergenceError, Preempted, WeightsError
+from aligntok.io import files
+from aligntok.io.files import write_json
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
 from aligntok.training import drawing, sample_files, sampling
@@ -145,7 +146,7 @@ TOOL = str(ROOT / "tools/sample.py")
 SLOW_DISK = """
 import os, time
 from aligntok.cli import sample
-from aligntok.data import files
+from aligntok.io import files
 from aligntok.training.drawing import SampleDrawer
 flush, draw = files._flush, SampleDrawer.draw
 def slowly(path):
@@ -489,7 +490,7 @@ def test_sigterm_while_the_array_is_written_leaves_none(run, whole, tmp_path, mo
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
-from aligntok.data import files
+from aligntok.io import files
 from aligntok.cli import sample
 flush = files._flush
 def kill_before_the_rename(path):
@@ -632,7 +633,7 @@ def test_other_peoples_folders_are_not_written_into(run, tmp_path):
 
 CLAIM = """
 import sys
-from aligntok.data.files import claiming
+from aligntok.io.files import claiming
 with claiming(sys.argv[1]):
     print("claimed", flush=True)
     sys.stdin.read()

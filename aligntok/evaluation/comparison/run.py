@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from aligntok.engine.distributed import barrier, is_first, start_processes
+from aligntok.distributed import barrier, is_first, start_processes
 from aligntok.errors import ConfigError
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
 from aligntok.evaluation.comparison.summary import REAL_IMAGES, summarise

@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from aligntok.data.files import replacing, write_atomically
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, tokenizer_budget
 from aligntok.evaluation.comparison.yardsticks import RECONSTRUCTIONS
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.scalars import Curve, read_history
 from aligntok.evaluation.results import Result, read_result
+from aligntok.io.files import replacing, write_atomically
 from aligntok.training.generation_settings import NAME as GENERATION
 
 WITHOUT_PLACE = "images"  # numbers that are the same for all

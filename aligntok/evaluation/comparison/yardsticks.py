@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from aligntok.engine.distributed import barrier, is_first
+from aligntok.distributed import barrier, is_first
 from aligntok.evaluation.comparison.plan import Arm, Comparison
 from aligntok.evaluation.image_quality import to_pixels
 from aligntok.evaluation.metrics import GenerationMetric

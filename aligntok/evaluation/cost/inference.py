@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aligntok.device import PRECISIONS
 from aligntok.evaluation.cost.counting import Counted
 from aligntok.evaluation.cost.memory import GB, free_bytes, is_out_of_memory, metering
 from aligntok.evaluation.cost.timing import Limit, Timing, TooSlow, time_calls
-from aligntok.training.alignment import PRECISIONS
 
 WORKING_SPACE = 1.2  # of what tensors take: what kernels allocate for themselves
 

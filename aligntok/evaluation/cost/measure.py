@@ -13,20 +13,19 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from aligntok.data.files import check_writable
-from aligntok.errors import ConfigError
+from aligntok.device import PRECISIONS
+from aligntok.errors import ConfigError, check_at_least
 from aligntok.evaluation.cost import inference, tables, training
 from aligntok.evaluation.cost.counting import Counted, build_encoder, count_config, count_encoder
 from aligntok.evaluation.cost.inference import How, Measured
 from aligntok.evaluation.cost.steps import for_measuring
 from aligntok.evaluation.cost.training import MeasuredStep
 from aligntok.evaluation.results import Result
+from aligntok.io.files import check_writable
 from aligntok.ops.attention import force_backend
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.alignment import PRECISIONS
 from aligntok.training.config import load_config
 from aligntok.training.generation_settings import Generation, expand_generation
-from aligntok.training.latent_encoding import check_at_least
 from aligntok.training.stages import Stage, expand_stages
 
 CONVENTIONS = {

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import aligntok
-from aligntok.data.files import replacing
 from aligntok.errors import DataError, first_line
 from aligntok.evaluation.report.blocks import Block, Cell, Columns, Folded, Note, Section, Table, settings_table
 from aligntok.evaluation.report.curves import quality_section, sweep_section, training_sections
@@ -19,6 +18,7 @@ from aligntok.evaluation.report.found import Run, find
 from aligntok.evaluation.report.grids import reconstruction_section, samples_section
 from aligntok.evaluation.report.head import Head, Tile, compare_tiles, describe, stages_table, tiles
 from aligntok.evaluation.report.names import NONE
+from aligntok.io.files import replacing
 
 
 def write_report(

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from aligntok.engine.distributed import abandon_process_group, connect_to_store, life, world
+from aligntok.distributed import abandon_process_group, connect_to_store, life, world
 from aligntok.errors import AlignTokError, Preempted, ProcessError, first_line
 
+SILENCE_SECONDS = 120.0  # without a sign of life after which a process counts as failed
 logger = logging.getLogger("aligntok.engine")
-
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 5.0  # for a process that hears of a failure to end by itself, in the midst of an exchange or after it
 REASON_SECONDS = 3.0  # for the reason of a broken exchange to arrive

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from aligntok.data.files import replacing, write_atomically
-from aligntok.engine.checkpoints import write_json
+from aligntok.io.files import replacing, write_atomically, write_json
 
 
 def test_a_file_appears_whole_in_a_folder_that_is_made_for_it(tmp_path):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from aligntok.engine.grids import reconstruction_grid
-from aligntok.engine.hooks import to_picture
+from aligntok.io.pictures import reconstruction_grid, to_picture
 
 
 def test_a_row_is_input_reconstruction_and_error():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from aligntok.errors import ConfigError
+from aligntok.errors import AlignTokError, CheckpointError, ConfigError
 
 
 @contextmanager
@@ -87,3 +90,35 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+SPARE_BYTES = 64 << 20  # of disk, beside a checkpoint: for logs and pictures
+
+
+def check_space(
+    path: Path,
+    needed: int,
+    what: str,
+    cure: str = "lower checkpoint.keep, or choose another work_dir",
+    kind: type[AlignTokError] = CheckpointError,
+) -> None:
+    """Raise an error of that `kind` unless the disk of `path` has room for `needed` bytes and a little more."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise kind(
+            f"{what}: {needed / 1e9:.3g} GB are needed, and {SPARE_BYTES / 1e9:.2g} GB should stay free, but the disk "
+            f"of {folder} has {free / 1e9:.3g} GB; make room, {cure}"
+        )
+
+
+def remove_leftovers(stage_dir: str | os.PathLike[str]) -> None:
+    """Remove what a process that was killed while writing left behind: temporary files, never read by anyone."""
+    for leftover in Path(stage_dir).rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write JSON atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")

@@ -9,23 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from aligntok.engine.distributed import (
-    GradientReduction,
-    SelfReducing,
-    barrier,
-    is_first,
-    mean_over_processes,
-    start_processes,
-    world,
-)
+from aligntok.distributed import barrier, is_first, mean_over_processes, start_processes, world
+from aligntok.distributed.parallel import GradientReduction, SelfReducing
 from aligntok.engine.hooks import average_scalars
 
 # One of two processes; asserts for itself what must come out.
 WORKER = """
 import sys, torch, torch.distributed as dist
 from torch import nn
-from aligntok.engine.distributed import *
-from aligntok.engine.distributed import GradientReduction, SelfReducing
+from aligntok.distributed import *
+from aligntok.distributed.parallel import GradientReduction, SelfReducing
 from aligntok.engine.hooks import average_scalars
 torch.set_num_threads(1)
 rank = int(sys.argv[1])
@@ -67,8 +60,8 @@ def test_two_processes_average_what_they_have(tmp_path):
 LEAVING = """
 import atexit, os, sys, torch.distributed as dist
 from pathlib import Path
-from aligntok.engine.distributed import barrier, start_processes
-from aligntok.engine.failures import ending_together
+from aligntok.distributed import barrier, start_processes
+from aligntok.distributed.failures import ending_together
 from aligntok.errors import DataError, Preempted
 end = Path(sys.argv[0]).with_name("end_" + os.environ["RANK"])
 atexit.register(lambda: end.write_text(str(dist.is_initialized())))

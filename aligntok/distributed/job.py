@@ -1,14 +1,26 @@
-"""SIGTERM, which schedulers send before they take a machine away: noted, and obeyed once the step is done."""
+"""A piece of work that several processes share: its progress, and SIGTERM, which ends it early."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from aligntok.engine.distributed import any_process
+import torch.distributed as dist
+from tqdm import tqdm
+
+from aligntok.distributed import any_process
+
+
+def progress_bar(total: int, description: str, unit: str, show: bool = True) -> tqdm[Any]:
+    """Return a bar on stderr, seen when the work takes more than a few seconds, in the first process of a group."""
+    first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    every = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file gets fewer lines
+    return tqdm(total=total, desc=description, unit=unit, delay=3, mininterval=every, disable=not (show and first))
+
 
 _noted = threading.Event()
 

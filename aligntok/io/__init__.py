@@ -1,0 +1,1 @@
+"""Reading and writing: how a file is written, what pictures and tables look like."""
