@@ -28,6 +28,10 @@ class CheckpointError(AlignTokError):
     """A checkpoint that is missing, damaged, or of another shape."""
 
 
+class WriteError(DataError):
+    """A file that cannot be written: no room, no permission. What was there before stays as it was."""
+
+
 class DivergenceError(AlignTokError):
     """Training whose losses or gradients stay out of bounds."""
 

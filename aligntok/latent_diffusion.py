@@ -17,7 +17,7 @@ import aligntok
 from aligntok.data.latent_files import LatentStatistics
 from aligntok.diffusion.sampling import Sampling, draw_samples
 from aligntok.errors import ConfigError, WeightsError, first_line, suggestion
-from aligntok.io.files import replacing, write_atomically
+from aligntok.io.files import replacing, write_json
 from aligntok.registry import GENERATORS
 from aligntok.tokenizer import Tokenizer
 
@@ -162,14 +162,19 @@ class LatentDiffusion(nn.Module):
         }
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``generator.safetensors``, ``tokenizer/`` and, last, ``latent_diffusion.json``, each whole."""
+        """Write ``generator.safetensors``, ``tokenizer/`` and, last, ``latent_diffusion.json``, each whole.
+
+        Raises WriteError when the disk does not take them.
+        """
         path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(path / "tokenizer")
         state = {name: tensor.contiguous() for name, tensor in self.generator.state_dict().items()}
-        write_atomically(path / "generator.safetensors", lambda temporary: _save(state, temporary))
-        with replacing(path / "latent_diffusion.json") as temporary:
-            temporary.write_text(json.dumps(self.config, indent=2) + "\n")
+        with replacing(path / "generator.safetensors") as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            save_file(state, temporary)
+            temporary.chmod(mode)  # safetensors 0.8 makes files that only their owner can read
+        write_json(path / "latent_diffusion.json", self.config)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> LatentDiffusion:
@@ -191,10 +196,3 @@ class LatentDiffusion(nn.Module):
         model = cls(tokenizer=tokenizer, statistics=statistics, **fields)
         model.generator.load_weights(path / "generator.safetensors")
         return model.eval()
-
-
-def _save(state: Mapping[str, Tensor], path: Path) -> None:
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(dict(state), path)
-    path.chmod(mode)  # safetensors 0.8 makes files that only their owner can read

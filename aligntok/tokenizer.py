@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import aligntok
 from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, first_line
+from aligntok.io.files import replacing, writing
 from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, ComponentRegistry
 
 PARTS = ("encoder", "adapter", "decoder")
@@ -194,20 +195,19 @@ class Tokenizer(
         """Write model.safetensors, config.json and a model card; each file is replaced whole, the config last.
 
         Takes the keywords of huggingface_hub's ``ModelHubMixin.save_pretrained``; returns the commit's address if
-        ``push_to_hub=True``. Raises ConfigError if a part was given as a module.
+        ``push_to_hub=True``. Raises ConfigError if a part was given as a module, WriteError when the disk does not
+        take it.
         """
         config = self.config
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
         kwargs.pop("config", None)  # push_to_hub hands ours back
         card: dict[str, Any] = {"model_card_kwargs": kwargs.get("model_card_kwargs")}
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            super().save_pretrained(temporary, config=config, **card)
-            for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json"):
-                with open(file, "rb+") as written:
-                    os.fsync(written.fileno())
-                os.replace(file, folder / file.name)
+        with writing(folder), _beside(folder) as made:
+            super().save_pretrained(made, config=config, **card)
+            for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
+                with replacing(folder / file.name) as temporary:
+                    os.replace(file, temporary)
         return self.push_to_hub(repo_id or folder.name, **kwargs) if push else None
 
     @classmethod
@@ -234,6 +234,14 @@ class Tokenizer(
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> Tokenizer:
         return super()._from_pretrained(strict=strict, **kwargs)
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """Yield a folder on the disk of `folder`, inside it, for as long as something is made there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        yield Path(temporary)
 
 
 def _build(registry: ComponentRegistry, given: Any, **defaults: Any) -> tuple[Any, dict[str, Any] | None]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import aligntok
-from aligntok.io.files import write_atomically
+from aligntok.io.files import replacing
 from aligntok.registry import ComponentRegistry, shelves
 from aligntok.training.keys import GENERATION_KEYS, RUN_KEYS, STAGE_KEYS, Key
 
@@ -113,7 +113,8 @@ def main() -> None:
         stale.unlink()
     for path, text in pages.items():
         if not path.is_file() or path.read_text() != text:
-            write_atomically(path, lambda temporary, text=text: temporary.write_text(text))
+            with replacing(path) as temporary:
+                temporary.write_text(text)
 
 
 if __name__ == "__main__":

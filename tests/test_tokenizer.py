@@ -13,7 +13,7 @@ from torch import nn
 
 import aligntok
 from aligntok import tokenizer as tokenizer_module
-from aligntok.errors import ConfigError, UnknownComponentError, WeightsError
+from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, WriteError
 from aligntok.registry import DECODERS
 from aligntok.tokenizer import Tokenizer
 
@@ -140,7 +140,7 @@ def test_a_failure_while_saving_leaves_the_old_tokenizer(saved, monkeypatch):
     with torch.no_grad():
         tokenizer.decoder.last_layer.add_(1)
     monkeypatch.setattr(tokenizer_module.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match="disk full"):
         tokenizer.save_pretrained(folder)
     after = load_file(folder / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aligntok.errors import DataError, first_line
-from aligntok.io.files import write_atomically
+from aligntok.io.files import replacing
 
 FORMAT = 1
 ENCODING, MANIFEST = "encoding.json", "manifest.json"
@@ -132,7 +132,7 @@ def shard_path(folder: Path, number: int) -> Path:
 def write_shard(path: Path, latents: Tensor, labels: Tensor, index: Tensor, skipped: Sequence[Skipped]) -> None:
     """Write a shard, whole or not at all.
 
-    latents (n, copies, C, h, w) on the CPU; labels and index (n,). Raises OSError or SafetensorError.
+    latents (n, copies, C, h, w) on the CPU; labels and index (n,). Raises WriteError.
     """
     flat = latents.flatten(0, 1)
     moments = Moments.merged([Moments.of(rows) for rows in flat.split(_ROWS_AT_ONCE)])
@@ -144,14 +144,13 @@ def write_shard(path: Path, latents: Tensor, labels: Tensor, index: Tensor, skip
         "m2": torch.from_numpy(moments.m2),
     }
     metadata = {"skipped": json.dumps(skipped)}  # one key: with several, their order in the file would be random
-
-    def save(temporary: Path) -> None:
+    with replacing(
+        path, "the shards that are there are whole. Make room and start the same command again"
+    ) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata)
         temporary.chmod(mode)  # safetensors 0.8 makes files that only their owner can read
-
-    write_atomically(path, save)
 
 
 class Shard:

@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from aligntok.data.buckets import BucketIndices, assign_buckets, place_unreadable
 from aligntok.data.images import ImageDataset
 from aligntok.distributed import barrier, is_first, sum_over_processes, world
-from aligntok.io.files import write_atomically
+from aligntok.io.files import replacing
 
 
 def find_buckets(dataset: Any, folder: Path) -> BucketIndices | None:
@@ -47,12 +47,9 @@ def _find_together(dataset: ImageDataset) -> BucketIndices:
 
 
 def _write(file: Path, buckets: BucketIndices) -> None:
-    def save(temporary: Path) -> None:
-        with temporary.open("wb") as opened:  # np.save would add a suffix to a name
-            np.save(opened, buckets)
-
     if is_first():
-        write_atomically(file, save)
+        with replacing(file) as temporary, temporary.open("wb") as opened:  # np.save would add a suffix to a name
+            np.save(opened, buckets)
     barrier()
 
 

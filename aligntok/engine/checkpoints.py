@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from aligntok.engine.ema import PartStates
 from aligntok.errors import CheckpointError, first_line
-from aligntok.io.files import check_space, write_atomically
+from aligntok.io.files import check_space, replacing
 
 logger = logging.getLogger("aligntok.engine")
 
 FORMAT = 2
+_CURE = "the checkpoints before it are whole. Make room and start the same command again"
 _NAME = re.compile(r"step_(\d{8,})\.pt$")
 
 
@@ -47,17 +48,15 @@ def write_checkpoint(
     """Write a checkpoint atomically, then remove others.
 
     What stays: the newest `keep`, and those at multiples of `keep_every` steps. Later ones, which could not be read
-    when the run went on from before them, go. Raises CheckpointError when the disk is too full; what was there stays.
+    when the run went on from before them, go. Raises WriteError when the disk is too full; what was there stays.
     """
     path = checkpoint_path(stage_dir, step)
     check_space(path, _size(content), f"the checkpoint of step {step}")
-    try:
-        write_atomically(path, lambda temporary: torch.save({"format": FORMAT, "step": step, **content}, temporary))
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError of its own
-        raise CheckpointError(
-            f"{path} could not be written ({first_line(error)}); the checkpoints before it are whole. "
-            "Make room and start the same command again"
-        ) from error
+    with replacing(path, _CURE) as temporary:
+        try:
+            torch.save({"format": FORMAT, "step": step, **content}, temporary)
+        except RuntimeError as error:  # torch.save turns a full disk into a RuntimeError of its own
+            raise OSError(first_line(error)) from error
     found = list_checkpoints(stage_dir)
     later = [old for number, old in found if number > step]
     earlier = found[: max(0, len(found) - len(later) - keep)]
@@ -158,7 +157,8 @@ def write_frozen(
     """Write, once a stage, what it does not change: the `frozen` parts, and frozen weights of `trained` ones."""
     states = {**part_states(frozen), **part_states(trained, frozen=True)}
     tensors = {f"{name}/{key}": t.contiguous() for name, state in states.items() for key, t in state.items()}
-    write_atomically(Path(stage_dir) / "frozen.safetensors", lambda temporary: save_file(tensors, temporary))
+    with replacing(Path(stage_dir) / "frozen.safetensors", _CURE) as temporary:
+        save_file(tensors, temporary)
 
 
 def read_frozen(stage_dir: str | os.PathLike[str]) -> PartStates:
@@ -213,10 +213,8 @@ def write_snapshot(stage_dir: str | os.PathLike[str], step: int, averages: Mappi
         for part, state in parts.items()
         for name, tensor in state.items()
     }
-    write_atomically(
-        Path(stage_dir) / "ema_snapshots" / f"step_{step:08d}.safetensors",
-        lambda temporary: save_file(tensors, temporary),
-    )
+    with replacing(Path(stage_dir) / "ema_snapshots" / f"step_{step:08d}.safetensors", _CURE) as temporary:
+        save_file(tensors, temporary)
 
 
 def read_snapshots(stage_dir: str | os.PathLike[str]) -> list[tuple[int, float, PartStates]]:

@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 
 from aligntok.distributed import is_first, sum_over_processes
-from aligntok.io.files import write_atomically
+from aligntok.io.files import replacing
 from aligntok.io.pictures import image_grid, to_picture
 
 
@@ -77,7 +77,8 @@ class SampleGridHook(Hook):
             return
         picture = to_picture(image_grid(list(self._draw(runner))))
         path = runner.stage_dir / "pictures" / f"step_{step:08d}.png"
-        write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+        with replacing(path) as temporary:
+            picture.save(temporary, format="PNG")
         runner.visualizer.get_backend("TensorboardVisBackend").add_image("samples", np.asarray(picture), step=step)
 
     def _draw(self, runner: Any) -> Tensor:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from aligntok.distributed import is_first, mean_over_processes
 from aligntok.engine.checkpoints import write_snapshot
-from aligntok.io.files import write_atomically, write_json
+from aligntok.io.files import replacing, write_json
 from aligntok.io.pictures import reconstruction_grid, to_picture
 
 
@@ -182,7 +182,8 @@ class ReconstructionGridHook(Hook):
         grid = self._draw(runner)
         picture = to_picture(grid)
         path = runner.stage_dir / "pictures" / f"step_{step:08d}.png"
-        write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+        with replacing(path) as temporary:
+            picture.save(temporary, format="PNG")
         runner.visualizer.get_backend("TensorboardVisBackend").add_image(
             "reconstruction", np.asarray(picture), step=step
         )

@@ -16,7 +16,7 @@ from aligntok.evaluation.metrics import GenerationMetric
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.results import Result, default_folder
 from aligntok.evaluation.samples import Samples
-from aligntok.io.files import write_atomically
+from aligntok.io.files import replacing
 from aligntok.io.pictures import image_grid, to_picture
 
 SHOWN = 64  # samples in the picture
@@ -82,4 +82,5 @@ def write_samples(path: Path, samples: Samples) -> None:
         torch.from_numpy(samples[i][1]).permute(2, 0, 1).float() / 127.5 - 1 for i in range(min(SHOWN, len(samples)))
     ]
     picture = to_picture(image_grid(first))
-    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")

@@ -19,7 +19,7 @@ from aligntok.evaluation.metrics import ImageRow, ReconstructionMetric
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.results import Result, default_folder, identity
-from aligntok.io.files import replacing, write_atomically
+from aligntok.io.files import replacing
 from aligntok.io.pictures import reconstruction_grid, to_picture
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.latent_encoding import ImagesToEncode, latent_shape
@@ -146,7 +146,8 @@ def write_table(folder: Path, metric: ReconstructionMetric, images: EvaluationIm
         import pyarrow.parquet as pq
 
         content = pa.table({column: [row[i] for row in rows] for i, column in enumerate(columns)})
-        write_atomically(path, lambda temporary: pq.write_table(content, temporary))
+        with replacing(path) as temporary:
+            pq.write_table(content, temporary)
         return path
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -14,25 +14,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aligntok.errors import DataError, first_line
-from aligntok.io.files import write_atomically
+from aligntok.io.files import replacing
 
 FORMAT = "aligntok reference 1"
 SUFFIX = ".safetensors"
 
 
 def write_checked(path: Path, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> Path:
-    """Write tensors and their description, whole or not at all. Raises DataError when the disk does not take them."""
+    """Write tensors and their description, whole or not at all. Raises WriteError when the disk does not take them."""
     if path.suffix != SUFFIX:
         raise DataError(f"a reference is a {SUFFIX} file, out is {path}; give {path.with_suffix(SUFFIX)}")
     content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     said = json.dumps(described, sort_keys=True)
     metadata = {"format": FORMAT, "reference": said, "checksum": checksum(content, said)}
-    try:
-        write_atomically(path, lambda temporary: save_file(content, temporary, metadata))
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"the reference {path} could not be written ({first_line(error)}); make room, or name another place"
-        ) from error
+    with replacing(path) as temporary:
+        save_file(content, temporary, metadata)
     return path
 
 

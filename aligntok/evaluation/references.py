@@ -55,8 +55,8 @@ def write_reference(
 ) -> Path:
     """Write a reference to `path` (.safetensors), whole or not at all, and return it.
 
-    With both Gaussians in float64 and the features in float32, without logits. Raises DataError for another ending, or
-    when the disk does not take it.
+    With both Gaussians in float64 and the features in float32, without logits. Raises DataError for another ending,
+    WriteError when the disk does not take it.
     """
     tensors = {"mean": feature_set.gaussian.mean, "covariance": feature_set.gaussian.covariance}
     if feature_set.spatial is not None:
@@ -168,8 +168,8 @@ def make_reference(
 
     data, split, num, batch_size, workers: see :class:`EvaluationImages`. extractor: see :func:`build_extractor`. name:
     by default the file's. keep_features: of how many images, evenly spread, the features are kept too, for KID,
-    precision, recall, density and coverage. Collective under torchrun. Raises what those two raise, and DataError for
-    fewer than two images or a file that cannot be written.
+    precision, recall, density and coverage. Collective under torchrun. Raises what those two raise, DataError for fewer
+    than two images, WriteError for a file that cannot be written.
     """
     check_at_least(0, keep_features=keep_features)
     path = Path(out).expanduser()

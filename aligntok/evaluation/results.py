@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import aligntok
 from aligntok.errors import ConfigError, DataError, first_line
-from aligntok.io.files import write_json
+from aligntok.io.files import write_json, writing
 
 if TYPE_CHECKING:  # a report is written without mmengine
     from aligntok.tokenizer import Tokenizer
@@ -40,11 +40,12 @@ class Result:
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``<kind>.json`` and TensorBoard's line of the metrics into `folder`; return the former's path.
 
-        The JSON is replaced whole. Raises OSError when the disk takes neither.
+        The JSON is replaced whole. Raises WriteError when the disk takes neither.
         """
         path = Path(folder) / f"{self.kind}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _to_tensorboard(self, path.parent)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _to_tensorboard(self, path.parent)
         write_json(path, {"format": FORMAT, "aligntok_version": aligntok.__version__, **asdict(self)})
         return path
 

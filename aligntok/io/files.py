@@ -8,30 +8,45 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from aligntok.errors import AlignTokError, CheckpointError, ConfigError
+from aligntok.errors import ConfigError, WriteError, first_line
+
+#: What to do about a file that could not be written, where whoever writes it knows nothing better.
+MAKE_ROOM = "what was there is as it was. Make room, or correct the folder's permissions, and start again"
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def writing(path: str | os.PathLike[str], cure: str = MAKE_ROOM) -> Iterator[None]:
+    """Turn an OSError inside, such as a full disk's, into a WriteError: the file, the reason, what to do (`cure`)."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{path} could not be written ({error.strerror or first_line(error)}); {cure}") from error
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], cure: str = MAKE_ROOM) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success flush it to disk and rename it to `path`.
 
-    Whatever is raised inside leaves `path` as it was and removes the temporary file.
+    Whatever is raised inside leaves `path` as it was and removes the temporary file. Raises WriteError, which ends with
+    `cure`, for an OSError inside, while the file is flushed, and while it is renamed.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, target)
-        _flush(target.parent)
+        with writing(target, cure):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, target)
+            _flush(target.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
@@ -47,7 +62,7 @@ def claiming(folder: str | os.PathLike[str], wanted: bool = True) -> Iterator[No
     path = Path(folder) / ".claim"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened = path.open("a+")
+        opened = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666), "a+")
     except OSError as error:
         raise ConfigError(f"cannot write in {folder} ({error}); give another folder") from error
     with opened as file:
@@ -78,12 +93,6 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         raise ConfigError(f"cannot write in {folder}: {place} is no folder that may be written in; give another --out")
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Call ``write(temporary_path)`` and rename the result to `path` once it is on the disk."""
-    with replacing(path) as temporary:
-        write(temporary)
-
-
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -96,17 +105,13 @@ SPARE_BYTES = 64 << 20  # of disk, beside a checkpoint: for logs and pictures
 
 
 def check_space(
-    path: Path,
-    needed: int,
-    what: str,
-    cure: str = "lower checkpoint.keep, or choose another work_dir",
-    kind: type[AlignTokError] = CheckpointError,
+    path: Path, needed: int, what: str, cure: str = "lower checkpoint.keep, or choose another work_dir"
 ) -> None:
-    """Raise an error of that `kind` unless the disk of `path` has room for `needed` bytes and a little more."""
+    """Raise WriteError unless the disk of `path` has room for `needed` bytes and a little more."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
-        raise kind(
+        raise WriteError(
             f"{what}: {needed / 1e9:.3g} GB are needed, and {SPARE_BYTES / 1e9:.2g} GB should stay free, but the disk "
             f"of {folder} has {free / 1e9:.3g} GB; make room, {cure}"
         )
@@ -118,7 +123,7 @@ def remove_leftovers(stage_dir: str | os.PathLike[str]) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write JSON atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+def write_json(path: str | os.PathLike[str], content: Any, cure: str = MAKE_ROOM) -> None:
+    """Write JSON as :func:`replacing` does; what JSON does not have, such as a path, as its text."""
+    with replacing(path, cure) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")

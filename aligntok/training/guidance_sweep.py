@@ -23,7 +23,7 @@ from aligntok.distributed import barrier, check_agreement, is_first, start_proce
 from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
 from aligntok.distributed.job import noting_sigterm, progress_bar, sigterm_was_sent
 from aligntok.errors import Preempted, check_at_least
-from aligntok.io.files import claiming, remove_leftovers, replacing, write_atomically, write_json
+from aligntok.io.files import claiming, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, to_picture
 from aligntok.registry import METRICS
 from aligntok.training.drawing import Drawing, SampleDrawer
@@ -247,9 +247,11 @@ def write_results(path: Path, cells: Sequence[Cell], pictures: dict[tuple[float,
         writer.writerow(cells[0].row())
         writer.writerows([value for value, _ in cell.row().values()] for cell in sorted(cells))
     figure = plot(cells)
-    write_atomically(path / "sweep.png", lambda temporary: figure.savefig(temporary, format="png", dpi=100))
+    with replacing(path / "sweep.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
     picture = draw_grid(pictures)
-    write_atomically(path / "sweep_grid.png", lambda temporary: picture.save(temporary, format="PNG"))
+    with replacing(path / "sweep_grid.png") as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def plot(cells: Sequence[Cell]) -> Any:

@@ -60,9 +60,9 @@ def cache_latents(
     at the files. Images that cannot be read are left out, and named in the manifest; more than `max_unreadable` (None:
     1 % of the images, rounded up) are an error. Collective under torchrun; `batch_size` is of one process.
 
-    Raises DataError for images or a cache that cannot be used, too little disk or latents that are not finite;
-    ConfigError for wrong options, among them others than the cache was begun with; WeightsError or CheckpointError
-    for the tokenizer; Preempted after SIGTERM.
+    Raises DataError for images or a cache that cannot be used and latents that are not finite; WriteError for too
+    little disk; ConfigError for wrong options, among them others than the cache was begun with; WeightsError or
+    CheckpointError for the tokenizer; Preempted after SIGTERM.
     """
     check_at_least(1, batch_size=batch_size)
     check_at_least(0, workers=workers, max_unreadable=max_unreadable or 0)
@@ -150,7 +150,7 @@ class LatentCache:
     def begin_together(self, settings: Mapping[str, Any]) -> tuple[list[ShardJob], int]:
         """Return the shards to encode, and how many images are left out of the others; collective.
 
-        The first process looks, and settles what the folder is for. Raises DataError when there is no room.
+        The first process looks, and settles what the folder is for. Raises WriteError when there is no room.
         """
         jobs = self.jobs
         state = torch.zeros(len(jobs) + 1, dtype=torch.int64)  # for each shard whether it is left; images left out
@@ -178,7 +178,7 @@ class LatentCache:
         )
         needed = images * (numbers * self.encoder.dtype.itemsize + 12)  # and a label and a place
         cure = "give another folder, or take --dtype bf16 or --no-flip"
-        check_space(self.folder / ENCODING, needed, f"the latents of {images} images", cure, DataError)
+        check_space(self.folder / ENCODING, needed, f"the latents of {images} images", cure)
 
     def check(self, unreadable: int) -> None:
         """Raise DataError when more images cannot be read than may be left out."""

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -212,15 +211,9 @@ class _OpenShard:
         self.filled += len(latents)
 
     def write(self) -> None:
-        """Write the shard. Raises DataError when it cannot be."""
+        """Write the shard. Raises WriteError when it cannot be."""
         end = self.filled
-        try:
-            write_shard(self.job.path, self.latents[:end], self.labels[:end], self.index[:end], self.skipped)
-        except (OSError, SafetensorError) as error:
-            raise DataError(
-                f"{self.job.path} could not be written ({first_line(error)}); the shards that are there are whole. "
-                "Make room and start the same command again"
-            ) from error
+        write_shard(self.job.path, self.latents[:end], self.labels[:end], self.index[:end], self.skipped)
 
 
 def encode_shards(

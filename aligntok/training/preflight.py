@@ -206,8 +206,8 @@ def trainable_and_frozen(part: nn.Module) -> tuple[int, int]:
 def check_before_training(stages: Sequence[Stage], plans: Sequence[StagePlan]) -> None:
     """Check what is on the disk already, and its room, before hours go by: nothing is written yet.
 
-    Raises CheckpointError when a stage would go on, or start, from weights of other shapes, or when the disk has no
-    room for what the stages write.
+    Raises CheckpointError when a stage would go on, or start, from weights of other shapes, WriteError when the disk
+    has no room for what the stages write.
     """
     planned = {plan.name: plan for plan in plans}
     needed = 0

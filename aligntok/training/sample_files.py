@@ -96,7 +96,7 @@ class SampleFolder:
     def begin_together(self, npz: bool) -> set[int]:
         """Return which samples are missing; collective. The first process looks, and prepares the folder.
 
-        Raises DataError when there is no room for them, and for the arrays if `npz`.
+        Raises WriteError when there is no room for them, and for the arrays if `npz`.
         """
         state = torch.zeros(self.num, dtype=torch.uint8)
         if is_first():
@@ -122,7 +122,7 @@ class SampleFolder:
         bytes_each = 3 * math.prod(self.image_size)  # noise does not get smaller as a PNG
         needed = missing * (bytes_each + DISK_BLOCK) + (self.num * bytes_each if npz else 0)
         what = f"{missing} samples{' and samples.npz' if npz else ''}"
-        check_space(self.path / DESCRIPTION, needed, what, "give another --out, or take --no-npz", DataError)
+        check_space(self.path / DESCRIPTION, needed, what, "give another --out, or take --no-npz")
 
     def _describe(self, finished: bool) -> None:
         write_json(self.path / DESCRIPTION, {**self.settings, "finished": finished})
@@ -130,7 +130,7 @@ class SampleFolder:
     def write_npz_together(self, wanted: bool) -> None:
         """Write the arrays from the pictures, if wanted and not there; collective.
 
-        Raises DataError for a picture that is missing or damaged and when it cannot be written, Preempted.
+        Raises DataError for a picture that is missing or damaged, WriteError when it cannot be written, Preempted.
         """
         chunks = torch.zeros(1, dtype=torch.int64)
         if is_first() and wanted and not self._has_arrays():
@@ -154,13 +154,7 @@ class SampleFolder:
             return False
 
     def _write_npz(self) -> Generator[None, None, None]:
-        try:
-            yield from write_npz(self.path / ARRAYS, self.pixels(), (self.num, *self.image_size, 3), self.labels)
-        except OSError as error:
-            raise DataError(
-                f"{self.path / ARRAYS} could not be written ({first_line(error)}); the pictures are there. "
-                "Make room and start the same command again, or add --no-npz"
-            ) from error
+        return write_npz(self.path / ARRAYS, self.pixels(), (self.num, *self.image_size, 3), self.labels)
 
     def pixels(self) -> Iterator[Pixels]:
         """Read the pictures in order, (H, W, 3) each; a few at a time are in memory. Raises DataError for a bad one."""
@@ -205,26 +199,20 @@ class PictureWriter:
         self._running: list[Future[None]] = []
 
     def write(self, pictures: Sequence[tuple[int, Pixels]]) -> None:
-        """Begin to write samples (H, W, 3) by number, once those before are written. Raises DataError for these."""
+        """Begin to write samples (H, W, 3) by number, once those before are written. Raises WriteError for these."""
         self.wait()
         self._running = [self._pool.submit(self._write, number, pixels) for number, pixels in pictures]
 
     def wait(self) -> None:
-        """Wait until all are written. Raises DataError when one cannot be."""
+        """Wait until all are written. Raises WriteError when one cannot be."""
         running, self._running = self._running, []
         for each in running:
             each.result()
 
     def _write(self, number: int, pixels: Pixels) -> None:
-        path = self.folder.picture(number)
-        try:
-            with replacing(path) as temporary:
-                Image.fromarray(pixels).save(temporary, format="PNG")
-        except OSError as error:
-            raise DataError(
-                f"{path} could not be written ({first_line(error)}); the pictures that are there are whole. "
-                "Make room and start the same command again"
-            ) from error
+        cure = "the pictures that are there are whole. Make room and start the same command again"
+        with replacing(self.folder.picture(number), cure) as temporary:
+            Image.fromarray(pixels).save(temporary, format="PNG")
 
     def __enter__(self) -> Self:
         return self
@@ -244,8 +232,9 @@ def write_npz(
 
     Whole or not at all; gives way after every ROWS_AT_ONCE rows. Uncompressed, with the sizes of ZIP64.
     """
+    cure = "the pictures are there. Make room and start the same command again, or add --no-npz"
     with (
-        replacing(path) as temporary,
+        replacing(path, cure) as temporary,
         progress_bar(shape[0], f"writing {path.name}", "image") as bar,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
     ):

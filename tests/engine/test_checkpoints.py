@@ -27,7 +27,7 @@ from aligntok.engine.checkpoints import (
     write_frozen,
     write_snapshot,
 )
-from aligntok.errors import CheckpointError
+from aligntok.errors import CheckpointError, WriteError
 from aligntok.io.files import SPARE_BYTES, remove_leftovers
 
 
@@ -78,7 +78,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
 
     monkeypatch.setattr(checkpoints.torch, "save", fail_half_way)
     for step in (1, 2):
-        with pytest.raises(CheckpointError, match=r"could not be written \(no space left.*before it are whole"):
+        with pytest.raises(WriteError, match=r"could not be written \(no space left.*before it are whole"):
             write_checkpoint(tmp_path, step, content(2.0), keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001.pt"]
     assert float(read_newest(tmp_path)["parts"]["decoder"]["weight"][0]) == 1.0
@@ -192,7 +192,7 @@ def test_the_room_for_a_checkpoint_is_looked_at_before_it_is_written(tmp_path, m
         if fits:
             write_checkpoint(tmp_path, 2, written, keep=1)
         else:
-            with pytest.raises(CheckpointError, match=r"checkpoint of step 3: 0\.008 GB are needed, .* make room"):
+            with pytest.raises(WriteError, match=r"checkpoint of step 3: 0\.008 GB are needed, .* make room"):
                 write_checkpoint(tmp_path, 3, written, keep=1)
     assert steps(tmp_path) == [2]
 

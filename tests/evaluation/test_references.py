@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from aligntok.errors import ConfigError, DataError
+from aligntok.errors import ConfigError, DataError, WriteError
 from aligntok.evaluation.feature_sets import compare
 from aligntok.evaluation.reading import RESIZE
 from aligntok.evaluation.reference_files import write_checked
@@ -144,7 +144,7 @@ def test_a_write_that_fails_leaves_what_was_there(make, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("aligntok.evaluation.reference_files.save_file", full)
-    with pytest.raises(DataError, match="could not be written .No space left"):
+    with pytest.raises(WriteError, match="could not be written .No space left"):
         make(num=5)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from aligntok.cli import report as command
-from aligntok.errors import DataError
+from aligntok.errors import DataError, WriteError
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.found import find
 from aligntok.evaluation.report.names import NONE, TIMES, metric, write_seconds, write_value
@@ -339,7 +339,7 @@ def test_a_folder_of_several_runs_is_an_error_that_names_them(tmp_path):
 
 def test_a_page_that_cannot_be_written_is_an_error(run, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="could not be written"):
+    with pytest.raises(WriteError, match="could not be written"):
         write_report([run], tmp_path / "file" / "report.html")
 
 

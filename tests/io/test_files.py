@@ -6,12 +6,15 @@ import json
 
 import pytest
 
-from aligntok.io.files import replacing, write_atomically, write_json
+from aligntok.errors import ConfigError, WriteError
+from aligntok.io import files
+from aligntok.io.files import claiming, replacing, write_json
 
 
 def test_a_file_appears_whole_in_a_folder_that_is_made_for_it(tmp_path):
     target = tmp_path / "a" / "b" / "file.txt"
-    write_atomically(target, lambda path: path.write_text("whole"))
+    with replacing(target) as temporary:
+        temporary.write_text("whole")
     assert target.read_text() == "whole"
     assert [path.name for path in target.parent.iterdir()] == ["file.txt"]
 
@@ -26,25 +29,61 @@ def test_until_it_is_whole_the_old_one_is_there(tmp_path):
     assert target.read_text() == "new"
 
 
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_whatever_is_raised_leaves_the_old_one_and_no_rubbish(tmp_path, error):
+def half_of(path, error):
+    path.write_text("half")
+    raise error
+
+
+@pytest.mark.parametrize(("error", "raised"), [(OSError, WriteError), (KeyboardInterrupt, KeyboardInterrupt)])
+def test_whatever_is_raised_leaves_the_old_one_and_no_rubbish(tmp_path, error, raised):
     target = tmp_path / "file.txt"
     target.write_text("old")
-
-    def fail(path):
-        path.write_text("half")
-        raise error
-
-    with pytest.raises(error):
-        write_atomically(target, fail)
+    with pytest.raises(raised), replacing(target) as temporary:
+        half_of(temporary, error)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_writer_that_writes_nothing_is_an_error_and_not_an_empty_file(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        write_atomically(tmp_path / "file.txt", lambda path: None)
+    with (
+        pytest.raises(WriteError, match=r"file\.txt could not be written \(No such file"),
+        replacing(tmp_path / "file.txt"),
+    ):
+        pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["flush", "rename", "folder"])
+def test_an_error_of_the_disk_says_file_reason_and_cure(tmp_path, monkeypatch, step):
+    target = tmp_path / "folder" / "file.txt"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    if step == "folder":
+        target.parent.write_text("a file in its place")
+    else:
+        target.parent.mkdir()
+        target.write_text("old")
+        monkeypatch.setattr(files, "_flush", full) if step == "flush" else monkeypatch.setattr(
+            files.os, "replace", full
+        )
+    reason = "File exists" if step == "folder" else "No space left on device"
+    with (
+        pytest.raises(WriteError, match=rf"folder/file\.txt could not be written \({reason}\); buy a disk$"),
+        replacing(target, "buy a disk") as temporary,
+    ):
+        temporary.write_text("new")
+    assert step == "folder" or ([*target.parent.iterdir()] == [target] and target.read_text() == "old")
+
+
+def test_a_claim_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.claim").symlink_to(tmp_path / "victim")
+    with pytest.raises(ConfigError, match="cannot write in"), claiming(tmp_path / "run"):
+        pass
+    assert (tmp_path / "victim").read_text() == "mine"
 
 
 def test_json_is_written_the_same_way(tmp_path):

@@ -23,7 +23,7 @@ from aligntok.data import latent_files
 from aligntok.data.images import ImageDataset
 from aligntok.data.latent_files import read_manifest
 from aligntok.data.latents import LatentDataset
-from aligntok.errors import ConfigError, DataError, Preempted, WeightsError
+from aligntok.errors import ConfigError, DataError, Preempted, WeightsError, WriteError
 from aligntok.io import files
 from aligntok.tokenizer import Tokenizer
 from aligntok.training import latent_cache, latent_encoding
@@ -398,7 +398,7 @@ def test_a_disk_that_fills_up_leaves_whole_shards(tokenizer, photos, tmp_path, m
         flush(path)
 
     monkeypatch.setattr(files, "_flush", full)
-    with pytest.raises(DataError, match=r"shard_00002\S* could not be written .*No space left.*shards that are there"):
+    with pytest.raises(WriteError, match=r"shard_00002\S* could not be written .*No space left.*shards that are there"):
         cache_latents(tokenizer, photos, tmp_path / "cache", TINY, workers=0)
     assert sorted(contents(tmp_path / "cache"))[1:] == ["shard_00000.safetensors", "shard_00001.safetensors"]
 

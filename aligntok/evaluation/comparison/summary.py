@@ -17,7 +17,7 @@ from aligntok.evaluation.comparison.yardsticks import RECONSTRUCTIONS
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.scalars import Curve, read_history
 from aligntok.evaluation.results import Result, read_result
-from aligntok.io.files import replacing, write_atomically
+from aligntok.io.files import replacing
 from aligntok.training.generation_settings import NAME as GENERATION
 
 WITHOUT_PLACE = "images"  # numbers that are the same for all
@@ -175,7 +175,8 @@ def plot_convergence(
     for axis in axes[len(metrics) :]:
         axis.axis("off")
     axes[0].legend(fontsize="small")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _draw_tokenizer(axis: Any, colour: str, name: str, curves: Sequence[Curve], reconstructions: float) -> None:
@@ -212,7 +213,8 @@ def show_samples(path: Path, arms: Sequence[Arm]) -> None:
         left, upper = i % GRIDS_A_ROW * across, i // GRIDS_A_ROW * down
         pen.text((left, upper + 4), name, "black", font)
         sheet.paste(grid, (left, upper + top))
-    write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def _last_samples(arm: Arm) -> Image.Image | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aligntok
-from aligntok.errors import DataError, first_line
+from aligntok.errors import DataError
 from aligntok.evaluation.report.blocks import Block, Cell, Columns, Folded, Note, Section, Table, settings_table
 from aligntok.evaluation.report.curves import quality_section, sweep_section, training_sections
 from aligntok.evaluation.report.evaluations import evaluation_sections
@@ -35,11 +35,8 @@ def write_report(
     runs = _with_different_names([find(source) for source in sources])
     path = Path(out).expanduser()
     page = render(runs, title)
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"the report {path} could not be written ({first_line(error)}); give another --out") from error
+    with replacing(path, "the report is not written. Make room, or give another --out") as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return path
 
 
