@@ -20,6 +20,10 @@ class DataError(AlignTokError):
     """Images or shards that are missing, empty or unreadable."""
 
 
+class ImageError(DataError):
+    """One image that cannot be read; its text is a short reason, for a message that names the image."""
+
+
 class WeightsError(AlignTokError):
     """Pretrained weights that cannot be reached, or that do not fit the model."""
 

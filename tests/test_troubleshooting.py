@@ -22,6 +22,7 @@ FEWEST_LETTERS = 8  # of an entry: a shorter one would stand for texts that it w
 #: Texts that are put together far from the call that raises or logs them, by that call.
 ELSEWHERE = {
     "ProcessError(reason)": ["process … on … failed: …", "an exchange with another process broke off (…); that"],
+    "ImageError(first_line(error))": [],  # what Pillow says of a damaged file, in a message that names it
     "own.error('%s: %s', type(error).__name__, error)": [],  # any error at all, on its way out
 }
 

@@ -10,12 +10,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
 
 from aligntok.data.image_source import ImageSource
-from aligntok.data.transforms import parse_image_size
+from aligntok.data.transforms import parse_image_size, read_upright_size
 from aligntok.distributed.job import progress_bar
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, ImageError
 
 #: Index of each image's bucket.
 BucketIndices: TypeAlias = npt.NDArray[np.uint8]
@@ -23,7 +22,6 @@ BucketIndices: TypeAlias = npt.NDArray[np.uint8]
 UNREADABLE = 255
 #: First word of the random stream that orders an epoch's buckets; the sampler's own streams have 0 and 1.
 _BUCKET_STREAM = 2
-_QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _THREADS, _CHUNK = 16, 256
 
 
@@ -54,14 +52,6 @@ class AspectBuckets:
         return min(range(len(self)), key=lambda b: round(abs(self._log_ratios[b] - wanted), 9))
 
 
-def read_upright_size(source: ImageSource, index: int) -> tuple[int, int]:
-    """Return (H, W) of an image as the EXIF orientation shows it, from its header. Raises what Pillow raises."""
-    with source.open(index) as file, Image.open(file) as image:
-        # Not image.getexif(): a PNG's decodes every pixel in search of an orientation behind them.
-        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _QUARTER_TURNS
-        return image.size if turned else (image.height, image.width)
-
-
 def assign_buckets(
     source: ImageSource, buckets: AspectBuckets, indices: Sequence[int] | None = None, progress: bool = True
 ) -> BucketIndices:
@@ -89,7 +79,7 @@ def assign_buckets(
 def _assign(source: ImageSource, buckets: AspectBuckets, index: int) -> int:
     try:
         return buckets.nearest(*read_upright_size(source, index))
-    except Exception:  # Pillow raises nearly anything; reading the image will say what is wrong, and count it
+    except ImageError:  # reading the image will say what is wrong, and count it
         return UNREADABLE
 
 

@@ -18,13 +18,13 @@ from aligntok.data.sampler import SampleRequest, sample_rng
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import (
     center_crop,
-    decode_image,
     random_crop,
     random_hflip,
+    read_image,
     resize_to_cover,
     to_tensor,
 )
-from aligntok.errors import ConfigError, DataError
+from aligntok.errors import ConfigError, DataError, ImageError
 
 logger = logging.getLogger("aligntok.data")
 
@@ -139,12 +139,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def _read(self, index: int, draft_side: int | None) -> Image.Image | None:
         try:
-            return decode_image(self.source.read(index), draft_side)
-        except Exception as error:  # Pillow raises nearly anything for a damaged file
+            return read_image(self.source, index, draft_side)
+        except ImageError as error:
             self._note_unreadable(index, error)
             return None
 
-    def _note_unreadable(self, index: int, error: Exception) -> None:
+    def _note_unreadable(self, index: int, error: ImageError) -> None:
         if self._unreadable[index]:
             return
         self._unreadable[index] = 1

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from aligntok.data.image_source import ImageSource, Labels
 from aligntok.data.splits import known_splits, several_splits, spellings
-from aligntok.errors import DataError, first_line
+from aligntok.data.transforms import upright_size
+from aligntok.errors import DataError, ImageError, first_line
 
 _LABEL_NAMES = ("label", "cls")
 _ROWS_TRIED = 8  # to see whether a column of bytes holds images
@@ -204,10 +204,10 @@ def _is_bytes_of_images(dataset: Any, name: str) -> bool:
 
 def _decodes(data: bytes | None) -> bool:
     try:
-        with Image.open(io.BytesIO(data or b"")):
-            return True
-    except Exception:  # Pillow raises nearly anything for what is no image
+        upright_size(io.BytesIO(data or b""))
+    except ImageError:
         return False
+    return True
 
 
 def _kind(feature: Any) -> str:

@@ -1,16 +1,23 @@
-"""From encoded bytes to the tensor a model sees: decoding, resizing, cropping, flipping."""
+"""From encoded bytes to the tensor a model sees: opening, decoding, resizing, cropping, flipping."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from aligntok.errors import ConfigError
+from aligntok.data.image_source import ImageSource
+from aligntok.errors import ConfigError, ImageError, first_line
+
+#: What is opened, whatever a file is called: Pillow's names. It may have no AVIF; the last two are of its plugins.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JXL")
+_QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 def parse_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -21,18 +28,69 @@ def parse_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     return sides
 
 
-def decode_image(data: bytes, draft_side: int | None = None) -> Image.Image:
+def open_image(data: bytes, limit: int | None = None, draft_side: int | None = None) -> Image.Image:
     """Decode to 8-bit RGB, upright as the EXIF orientation says, transparency laid on white.
 
-    With `draft_side`, a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, its short side staying at or above
-    `draft_side` pixels: much faster. 16-bit grey keeps its high byte; colour profiles are not applied. Raises what
-    Pillow raises for damaged data, and ValueError for floating-point images, whose range is unknown.
+    Opened are the FORMATS, by their content, of at most `limit` pixels (None: Pillow's bound, 179 million, which no
+    `limit` raises). With `draft_side`, a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, its short side
+    staying at or above `draft_side` pixels: much faster. 16-bit grey keeps its high byte; colour profiles are not
+    applied. Raises ImageError for all else, floating-point images among it, whose range is unknown.
     """
-    with Image.open(io.BytesIO(data)) as opened:
+    with _reading(), _opened(io.BytesIO(data), limit) as opened:
         if draft_side is not None:
             opened.draft("RGB", (draft_side, draft_side))
         ImageOps.exif_transpose(opened, in_place=True)  # an image that needs no turning is not copied
         return _to_rgb(opened)
+
+
+def read_image(source: ImageSource, index: int, draft_side: int | None = None) -> Image.Image:
+    """Read an image of a source as `open_image` does. Raises ImageError when it cannot be had, too."""
+    with _reading():
+        return open_image(source.read(index), draft_side=draft_side)
+
+
+def read_upright_size(source: ImageSource, index: int) -> tuple[int, int]:
+    """Return (H, W) of an image as `read_image` would give it, from its header. Raises ImageError as that does."""
+    with _reading(), source.open(index) as file:
+        return upright_size(file)
+
+
+def upright_size(file: BinaryIO, limit: int | None = None) -> tuple[int, int]:
+    """Return (H, W) of an image as `open_image` would give it, from its header. Raises ImageError as that does.
+
+    A PNG whose orientation follows its pixels counts as stored: to look for it there would decode them.
+    """
+    with _reading(), _opened(file, limit) as image:
+        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _QUARTER_TURNS  # not a PNG's: it decodes
+        return image.size if turned else (image.height, image.width)
+
+
+def _opened(file: BinaryIO, limit: int | None) -> Any:
+    """Return Pillow's image, its header read."""
+    opened = Image.open(file, formats=_formats())
+    if limit is not None and opened.width * opened.height > limit:
+        opened.close()
+        raise ImageError(f"its {opened.width} x {opened.height} pixels are more than the {limit} allowed")
+    return opened
+
+
+def _formats() -> list[str]:
+    """Return those of FORMATS that are here; a plugin of Pillow may add one at any time."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Raise ImageError for whatever goes wrong inside."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"neither {' nor '.join(_formats())}, or damaged in its first bytes") from error
+    except Exception as error:  # Pillow raises nearly anything for a damaged file
+        raise ImageError(first_line(error)) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from aligntok.data.image_source import ImageSource
 from aligntok.data.sources import open_source
-from aligntok.data.transforms import decode_image
-from aligntok.errors import DataError, check_at_least, first_line
+from aligntok.data.transforms import read_image
+from aligntok.errors import DataError, ImageError, check_at_least, first_line
 from aligntok.evaluation.reading import deal, in_rounds, make_loader
 from aligntok.training.sample_files import DESCRIPTION, PICTURES
 
@@ -109,11 +109,11 @@ class _Pictures:
     def read(self, place: int) -> Pixels:
         """Return a picture (H, W, 3)."""
         try:
-            return np.array(decode_image(self.source.read(place)))
-        except Exception as error:  # Pillow raises nearly anything for a damaged file
+            return np.array(read_image(self.source, place))
+        except ImageError as error:
             raise DataError(
-                f"{self.source.where}: cannot read sample {self.source.names[place]} ({first_line(error)}); draw it "
-                "again: leaving one out would change the numbers"
+                f"{self.source.where}: cannot read sample {self.source.names[place]} ({error}); draw it again: "
+                "leaving one out would change the numbers"
             ) from error
 
 

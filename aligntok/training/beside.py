@@ -13,8 +13,8 @@ from torch import Tensor
 
 from aligntok.data.image_source import ImageSource
 from aligntok.data.sources import open_source
-from aligntok.data.transforms import center_crop, decode_image, resize_to_cover, to_tensor
-from aligntok.errors import DataError
+from aligntok.data.transforms import center_crop, read_image, resize_to_cover, to_tensor
+from aligntok.errors import DataError, ImageError
 from aligntok.io.files import replacing
 from aligntok.io.pictures import image_grid, to_picture
 from aligntok.training.sample_files import SampleFolder
@@ -72,7 +72,7 @@ def _spread(places: np.ndarray, wanted: int) -> list[int]:
 
 def _real(source: ImageSource, place: int, size: tuple[int, int]) -> Tensor:
     try:
-        image = decode_image(source.read(place))
-    except Exception as error:  # Pillow raises nearly anything for a damaged file
+        image = read_image(source, place)
+    except ImageError as error:
         raise DataError(f"{source.where}: cannot read {source.names[place]} ({error}); repair or remove it") from error
     return to_tensor(center_crop(resize_to_cover(image, size), size))

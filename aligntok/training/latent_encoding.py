@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from aligntok.data.image_source import ImageSource
 from aligntok.data.latent_files import DTYPES, Skipped, write_shard
-from aligntok.data.transforms import center_crop, decode_image, parse_image_size, resize_to_cover, to_tensor
+from aligntok.data.transforms import center_crop, parse_image_size, read_image, resize_to_cover, to_tensor
 from aligntok.device import PRECISIONS
 from aligntok.distributed import sum_over_processes, world
 from aligntok.distributed.job import ignore_sigterm, progress_bar, sigterm_was_sent
 from aligntok.engine.loops import explaining_loader_errors
-from aligntok.errors import ConfigError, DataError, Preempted, check_at_least, first_line
+from aligntok.errors import ConfigError, DataError, ImageError, Preempted, check_at_least, first_line
 from aligntok.tokenizer import Tokenizer
 
 logger = logging.getLogger("aligntok.data")
@@ -107,23 +107,23 @@ class ImagesToEncode(Dataset[Any]):
         self.source = source
         self.image_size = image_size
 
-    def __getitem__(self, index: int) -> tuple[int, int, Tensor | Exception]:
+    def __getitem__(self, index: int) -> tuple[int, int, Tensor | ImageError]:
         try:
-            image = decode_image(self.source.read(index))
-        except Exception as error:  # Pillow raises nearly anything for a damaged file
+            image = read_image(self.source, index)
+        except ImageError as error:
             return index, -1, error
         image = center_crop(resize_to_cover(image, self.image_size), self.image_size)
         return index, int(self.source.labels[index]), to_tensor(image)
 
-    def collate(self, items: Sequence[tuple[int, int, Tensor | Exception]]) -> Batch:
+    def collate(self, items: Sequence[tuple[int, int, Tensor | ImageError]]) -> Batch:
         """Return a batch of items, the images that cannot be read apart."""
         good = [(index, label, image) for index, label, image in items if isinstance(image, Tensor)]
-        bad = [(index, error) for index, _, error in items if isinstance(error, Exception)]
+        bad = [(index, error) for index, _, error in items if isinstance(error, ImageError)]
         images = torch.stack([image for *_, image in good]) if good else torch.empty(0, 3, *self.image_size)
         labels = torch.tensor([label for _, label, _ in good], dtype=torch.int32)
         places = torch.tensor([index for index, *_ in good], dtype=torch.int64)
-        skipped = [Skipped(index, self.source.names[index], type(error).__name__) for index, error in bad]
-        return Batch(images, labels, places, skipped, [first_line(error) for _, error in bad])
+        skipped = [Skipped(i, self.source.names[i], type(error.__cause__ or error).__name__) for i, error in bad]
+        return Batch(images, labels, places, skipped, [str(error) for _, error in bad])
 
 
 class LatentEncoder:

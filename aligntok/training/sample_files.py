@@ -27,10 +27,10 @@ import torch
 from PIL import Image
 from typing_extensions import Self
 
-from aligntok.data.transforms import decode_image, to_tensor
+from aligntok.data.transforms import open_image, to_tensor
 from aligntok.distributed import is_first, share_weights
 from aligntok.distributed.job import progress_bar, sigterm_was_sent
-from aligntok.errors import ConfigError, DataError, Preempted, first_line
+from aligntok.errors import ConfigError, DataError, ImageError, Preempted, first_line
 from aligntok.io.files import check_space, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, to_picture
 
@@ -167,10 +167,10 @@ class SampleFolder:
         """Return a picture, (H, W, 3). Raises DataError for one that is missing or damaged."""
         path = self.picture(number)
         try:
-            pixels = np.asarray(decode_image(path.read_bytes()))
+            pixels = np.asarray(open_image(path.read_bytes()))
             if pixels.shape != (*self.image_size, 3):
-                raise ValueError(f"it has {pixels.shape[0]} x {pixels.shape[1]} pixels")
-        except Exception as error:  # Pillow raises nearly anything for a damaged file
+                raise ImageError(f"it has {pixels.shape[0]} x {pixels.shape[1]} pixels")
+        except (ImageError, OSError) as error:
             raise DataError(
                 f"{path} is missing, damaged or of another size ({first_line(error)}); remove it and start the same "
                 "command again, which draws what is missing (several machines must share the folder)"

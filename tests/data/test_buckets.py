@@ -19,11 +19,11 @@ from aligntok.data.buckets import (
     assign_buckets,
     batches_in_buckets,
     place_unreadable,
-    read_upright_size,
 )
 from aligntok.data.images import ImageDataset
 from aligntok.data.sampler import GlobalBatchSampler, epoch_order
 from aligntok.data.sources import open_source
+from aligntok.data.transforms import read_upright_size
 from aligntok.errors import ConfigError, DataError
 
 SIZES = [(16, 16), (16, 24), (24, 16)]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from aligntok.data.buckets import assign_buckets, read_upright_size
+from aligntok.data.buckets import assign_buckets
 from aligntok.data.images import ImageDataset
 from aligntok.data.sampler import GlobalBatchSampler, SampleRequest
 from aligntok.data.sources import open_source
+from aligntok.data.transforms import read_upright_size
 from aligntok.engine.buckets import find_buckets
 from aligntok.errors import DataError
 

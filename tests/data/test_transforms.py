@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from aligntok.data import transforms
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, ImageError
 
 
 def encode(image, file_format="PNG", **options):
@@ -27,7 +27,7 @@ def noise(width, height, seed=0):
 def test_every_mode_becomes_rgb(mode):
     image = Image.new("L", (6, 4), 255).convert("RGB").convert(mode)
     image.paste(0, (0, 0, 3, 4)) if mode in ("L", "1") else None
-    decoded = transforms.decode_image(encode(image, "TIFF"))
+    decoded = transforms.open_image(encode(image, "TIFF"))
     assert (decoded.mode, decoded.size) == ("RGB", (6, 4))
     assert np.asarray(decoded)[1, 5].tolist() == [255, 255, 255]
     assert np.asarray(decoded)[1, 0].tolist() == ([0, 0, 0] if mode in ("L", "1") else [255, 255, 255])
@@ -36,7 +36,7 @@ def test_every_mode_becomes_rgb(mode):
 @pytest.mark.parametrize(("pixels", "file_format"), [(np.uint16, "PNG"), (np.uint16, "TIFF"), (np.int32, "TIFF")])
 def test_sixteen_bit_grey_keeps_its_high_byte(pixels, file_format):
     image = Image.fromarray(np.full((4, 6), 200 * 256 + 7, pixels))
-    decoded = transforms.decode_image(encode(image, file_format))
+    decoded = transforms.open_image(encode(image, file_format))
     assert decoded.mode == "RGB"
     assert set(np.asarray(decoded).flat) == {200}
 
@@ -47,29 +47,60 @@ def test_transparency_is_laid_on_white(mode):
         data = encode(Image.new("RGB", (5, 5)).convert(mode), transparency=0 if mode == "P" else (0, 0, 0))
     else:
         data = encode(Image.new("RGBA", (5, 5), (0, 0, 0, 0)).convert(mode))
-    assert np.asarray(transforms.decode_image(data)).min() == 255
+    assert np.asarray(transforms.open_image(data)).min() == 255
 
 
 def test_exif_orientation_is_undone():
     image, exif = Image.new("RGB", (40, 20)), Image.Exif()
     image.paste("white", (0, 0, 20, 20))
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise
-    decoded = transforms.decode_image(encode(image, "JPEG", exif=exif, quality=95))
+    decoded = transforms.open_image(encode(image, "JPEG", exif=exif, quality=95))
     assert decoded.size == (20, 40)
     assert np.asarray(decoded)[2, 10].min() > 240
     assert np.asarray(decoded)[37, 10].max() < 15
 
 
 def test_floating_point_images_are_refused():
-    with pytest.raises(ValueError, match="range"):
-        transforms.decode_image(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+    with pytest.raises(ImageError, match="range"):
+        transforms.open_image(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
+def test_known_formats_are_opened_by_their_content(file_format):
+    assert transforms.open_image(encode(noise(20, 30), file_format)).size == (20, 30)
+
+
+@pytest.mark.parametrize("file_format", ["EPS", "PCX", "TGA", "ICO", "SGI"])
+def test_other_formats_are_refused_though_pillow_has_them(file_format):
+    with pytest.raises(ImageError, match=r"neither JPEG nor .* nor AVIF, or damaged in its first bytes"):
+        transforms.open_image(encode(noise(20, 30), file_format))
+
+
+@pytest.mark.parametrize("damaged", [b"", b"no image", encode(noise(99, 99))[:3000], encode(noise(9, 9), "TIFF")[:60]])
+def test_damaged_data_is_one_kind_of_error_with_a_short_reason(damaged):
+    with pytest.raises(ImageError) as caught:
+        transforms.open_image(damaged)
+    assert 0 < len(str(caught.value)) <= 200
+    assert "0x" not in str(caught.value)
+
+
+def test_pixels_are_bounded(monkeypatch):
+    data = encode(noise(20, 30))
+    assert transforms.open_image(data, limit=600).size == (20, 30)
+    for read in (transforms.open_image, lambda data, limit: transforms.upright_size(io.BytesIO(data), limit)):
+        with pytest.raises(ImageError, match="its 20 x 30 pixels are more than the 599 allowed"):
+            read(data, limit=599)
+    for bound in (200, 400):  # an error of Pillow's, and a warning that may be one
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", bound)
+        with pytest.raises(ImageError, match="exceeds limit"):
+            transforms.open_image(data)
 
 
 def test_a_draft_is_smaller_but_never_below_its_side():
     data = encode(noise(1024, 800), "JPEG")
-    assert transforms.decode_image(data, draft_side=200).size == (256, 200)
-    assert transforms.decode_image(data, draft_side=201).size == (512, 400)
-    assert transforms.decode_image(data).size == (1024, 800)
+    assert transforms.open_image(data, draft_side=200).size == (256, 200)
+    assert transforms.open_image(data, draft_side=201).size == (512, 400)
+    assert transforms.open_image(data).size == (1024, 800)
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (64, 64), (47, 300), (333, 77)])

@@ -79,4 +79,4 @@ def test_a_real_image_that_cannot_be_read_is_named(run, greys, tmp_path, capsys)
     assert len(open_source(greys, "train")) == 6
     options = ["--num", "1", "--steps", "1", "--out", str(tmp_path / "out"), "--beside", str(greys), "--split", "train"]
     assert command([run(num_classes=3), *options]) == 2
-    assert "cannot identify image file" in capsys.readouterr().err
+    assert "or damaged in its first bytes" in capsys.readouterr().err

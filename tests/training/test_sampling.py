@@ -23,7 +23,7 @@ from torch import nn
 from aligntok import distributed
 from aligntok.cli import sample as command
 from aligntok.data.latent_files import LatentStatistics
-from aligntok.data.transforms import decode_image
+from aligntok.data.transforms import open_image
 from aligntok.diffusion.sampling import Sampling
 from aligntok.engine.checkpoints import write_checkpoint, write_frozen
 from aligntok.errors import CheckpointError, ConfigError, DataError, DivergenceError, Preempted, WeightsError
@@ -75,7 +75,7 @@ def whole(run, tmp_path_factory):
 def pixels(folder):
     paths = sorted((folder / "images").glob("*.png"))
     assert [path.name for path in paths] == [f"{i:06d}.png" for i in range(len(paths))]
-    return np.stack([np.asarray(decode_image(path.read_bytes())) for path in paths])
+    return np.stack([np.asarray(open_image(path.read_bytes())) for path in paths])
 
 
 def grey_levels_apart(a, b):

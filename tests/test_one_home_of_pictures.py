@@ -1,0 +1,73 @@
+"""Every place that opens an image goes through the one function for it; a new place that does not is found."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "aligntok"
+LEFT_OUT = ("evaluation/report", "evaluation/comparison", "evaluation/cost")
+TREES = {
+    name: ast.parse(path.read_text())
+    for path in sorted(ROOT.rglob("*.py"))
+    if not (name := path.relative_to(ROOT).as_posix()).startswith(LEFT_OUT)
+}
+IMAGE_READERS = {"open_image", "read_image", "upright_size", "read_upright_size"}
+
+
+def called(node):
+    """The name that a call is of: `save` of `picture.save(...)`; empty for what is no call."""
+    return getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+
+
+def places(wanted, trees=TREES):
+    """Where `wanted` holds of a node: (file, innermost function or class)."""
+
+    def walk(file, node, inside):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            inside = node.name
+        if wanted(node):
+            yield file, inside
+        for child in ast.iter_child_nodes(node):
+            yield from walk(file, child, inside)
+
+    return [place for file, tree in trees.items() for place in walk(file, tree, "")]
+
+
+def opens_an_image(node):
+    """Whether an image is decoded: by Pillow's open, however it was imported, or by another library's reader."""
+    if isinstance(node, ast.ImportFrom) and f"{node.module}".startswith("PIL"):
+        return "open" in {name.name for name in node.names}
+    if isinstance(node, ast.Attribute) and node.attr == "open":
+        return ast.unparse(node.value) in ("Image", "PIL.Image", "ImageFile")
+    return called(node) in {"imread", "imdecode", "decode_image", "decode_jpeg", "decode_png", "VideoReader"}
+
+
+def reading_attempts(trees=TREES):
+    """(file, function, caught): for every `try` around a reader of images, what its handlers catch."""
+    found = []
+    for file, tree in trees.items():
+        for function in ast.walk(tree):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for node in ast.walk(function):
+                body = ast.Module(node.body, []) if isinstance(node, ast.Try) else None
+                if body and any(called(each) in IMAGE_READERS for each in ast.walk(body)):
+                    caught = [ast.unparse(handler.type) if handler.type else "" for handler in node.handlers]
+                    found.append((file, function.name, caught))
+    return found
+
+
+def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
+    assert places(opens_an_image) == [("data/transforms.py", "_opened")]
+    assert reading_attempts() == [
+        ("data/buckets.py", "_assign", ["ImageError"]),
+        ("data/images.py", "_read", ["ImageError"]),
+        ("data/tables.py", "_decodes", ["ImageError"]),
+        ("evaluation/samples.py", "read", ["ImageError"]),
+        ("training/beside.py", "_real", ["ImageError"]),
+        ("training/latent_encoding.py", "__getitem__", ["ImageError"]),
+        ("training/sample_files.py", "read", ["(ImageError, OSError)"]),  # of a path, not of a data set
+    ]
+    callers = {file for file, _ in places(lambda node: called(node) in IMAGE_READERS)}
+    assert callers == {file for file, *_ in reading_attempts()} | {"data/transforms.py"}
