@@ -18,6 +18,7 @@ from aligntok.errors import ConfigError, ImageError, first_line
 #: What is opened, whatever a file is called: Pillow's names. It may have no AVIF; the last two are of its plugins.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JXL")
 _QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_STORED_SIZE = (256, 257)  # TIFF's tags ImageWidth and ImageLength
 
 
 def parse_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -61,8 +62,10 @@ def upright_size(file: BinaryIO, limit: int | None = None) -> tuple[int, int]:
     A PNG whose orientation follows its pixels counts as stored: to look for it there would decode them.
     """
     with _reading(), _opened(file, limit) as image:
+        # TIFF's size is upright in some versions of Pillow, and stored in others.
+        width, height = (image.tag_v2[tag] for tag in _STORED_SIZE) if hasattr(image, "tag_v2") else image.size
         turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _QUARTER_TURNS  # not a PNG's: it decodes
-        return image.size if turned else (image.height, image.width)
+        return (width, height) if turned else (height, width)
 
 
 def _opened(file: BinaryIO, limit: int | None) -> Any:

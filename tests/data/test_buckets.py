@@ -23,7 +23,7 @@ from aligntok.data.buckets import (
 from aligntok.data.images import ImageDataset
 from aligntok.data.sampler import GlobalBatchSampler, epoch_order
 from aligntok.data.sources import open_source
-from aligntok.data.transforms import read_upright_size
+from aligntok.data.transforms import read_image, read_upright_size
 from aligntok.errors import ConfigError, DataError
 
 SIZES = [(16, 16), (16, 24), (24, 16)]
@@ -83,11 +83,14 @@ def test_sizes_that_cannot_be_are_refused(wrong):
         AspectBuckets(wrong)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-@pytest.mark.parametrize(("orientation", "upright"), [(1, (20, 30)), (3, (20, 30)), (6, (30, 20)), (8, (30, 20))])
-def test_the_size_is_that_of_the_upright_image(tmp_path, suffix, orientation, upright):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_upright_image(tmp_path, suffix, orientation):
     write(tmp_path, f"a.{suffix}", 20, 30, exif=turned(orientation))
-    assert read_upright_size(open_source(tmp_path), 0) == upright
+    source = open_source(tmp_path)
+    upright = (20, 30) if orientation < 5 else (30, 20)
+    assert read_upright_size(source, 0) == upright
+    assert read_image(source, 0).size == upright[::-1]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
