@@ -38,7 +38,7 @@ def aligntok_register(registries: Registries) -> None:
     registries.extractors.add("open_clip", "aligntok.extractors.open_clip.OpenCLIPExtractor")
 
     registries.losses.add("l1", "aligntok.losses.reconstruction.L1Loss")
-    registries.losses.add("lpips", "aligntok.losses.reconstruction.LPIPSLoss")
+    registries.losses.add("lpips", "aligntok.losses.lpips.LPIPSLoss")
     registries.losses.add("gan", "aligntok.losses.adversarial.GANLoss")
     registries.losses.add("semantic_preservation", "aligntok.losses.semantic.SemanticPreservationLoss")
     registries.losses.add("vf", "aligntok.losses.semantic.VisionFoundationLoss")

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from aligntok.errors import WeightsError
-from aligntok.ops.diffusers_models import complete_config, factor_of, find_autoencoder, read_autoencoder
-from aligntok.ops.weight_files import read_tensors
 from aligntok.tokenizer import Tokenizer
+from aligntok.weights.diffusers import complete_config, factor_of, find_autoencoder, read_autoencoder
+from aligntok.weights.load import load_into, read_tensors
 
+WHO = "published autoencoder"
 _OURS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _NEEDED = {
     *("encoder.conv_in.weight", "encoder.down.0.block.0.conv1.weight", "decoder.conv_out.weight"),
@@ -31,7 +32,7 @@ def load_ldm_autoencoder(path: str | os.PathLike[str], resolution: int = 256) ->
 
     Raises WeightsError when the file is damaged, unsafe, or no such autoencoder.
     """
-    weights = read_tensors(path, "published autoencoder")
+    weights = read_tensors(path, WHO)
     ours = {key: value for key, value in weights.items() if key.startswith(_OURS)}
     if missing := _NEEDED - set(ours):
         raise WeightsError(
@@ -47,10 +48,7 @@ def load_ldm_autoencoder(path: str | os.PathLike[str], resolution: int = 256) ->
         downsample_factor=2 ** (len(widths["ch_mult"]) - 1),
         variational=True,
     )
-    try:
-        tokenizer.load_state_dict({_our_name(key): value.float() for key, value in ours.items()})
-    except RuntimeError as error:
-        raise WeightsError(f"{path} does not fit the autoencoder its shapes describe ({widths}): {error}") from error
+    load_into(tokenizer, {_our_name(key): value.float() for key, value in ours.items()}, WHO, path)
     return tokenizer.eval()
 
 
@@ -77,8 +75,8 @@ def load_diffusers_autoencoder(source: str | os.PathLike[str], **options: Any) -
         variational=True,
     )
     weights = read_autoencoder(source, found[1], **options)
-    tokenizer.encoder.load_weights(weights)
-    tokenizer.decoder.load_weights(weights)
+    tokenizer.encoder.load_weights(weights, source)
+    tokenizer.decoder.load_weights(weights, source)
     return tokenizer.eval()
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from aligntok.decoders.contract import Decoder
-from aligntok.ops.diffusers_models import (
+from aligntok.weights.diffusers import (
     AutoencoderPart,
     build_autoencoder,
     complete_config,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aligntok.encoders.contract import Encoder
 from aligntok.errors import ConfigError
-from aligntok.ops.diffusers_models import (
+from aligntok.weights.diffusers import (
     AutoencoderPart,
     build_autoencoder,
     complete_config,

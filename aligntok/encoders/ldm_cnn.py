@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aligntok.encoders.contract import Encoder
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.ops.ldm_blocks import DownLevel, Middle, check_shape_options, group_norm, regroup, set_block_checkpointing
-from aligntok.ops.weight_files import load_exactly, read_tensors
+from aligntok.weights.load import load_into, read_tensors
 
 
 class LDMEncoder(Encoder):
@@ -93,7 +93,7 @@ class LDMEncoder(Encoder):
                 "with the keys of a published LDM or VA-VAE checkpoint"
             )
         who = type(self).__name__
-        load_exactly(self, _own_keys(read_tensors(str(source), who)), who, source)
+        load_into(self, _own_keys(read_tensors(str(source), who)), who, source)
 
 
 def _own_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from aligntok.encoders.contract import Encoder, last_weight
 from aligntok.encoders.timm import build_backbone, checkpoint_blocks, choose_level, intermediate
-from aligntok.ops import pretrained as weights
-from aligntok.ops.open_clip_models import any_tag, chosen_tag, image_tensors, model_config
+from aligntok.ops.patches import resample_position_grid
+from aligntok.weights.libraries import any_tag, chosen_tag, image_tensors, model_config
+from aligntok.weights.load import load_into
 
 
 class OpenCLIPEncoder(Encoder):
@@ -130,7 +131,7 @@ class PatchTower(Tower):
         patches = self.conv1(pixels)  # (N, C, h, w)
         n, c, h, w = patches.shape
         x = torch.cat([self.class_embedding.expand(n, 1, c), patches.flatten(2).mT], dim=1)  # (N, 1 + h*w, C)
-        x = x + weights.resample_position_grid(self.positional_embedding, (h, w), self.grid)
+        x = x + resample_position_grid(self.positional_embedding, (h, w), self.grid)
         x = self.ln_post(self.transformer(self.ln_pre(x)))
         return x[:, 1:].mT.reshape(n, c, h, w)
 
@@ -203,7 +204,7 @@ def build_tower(
     visual = _build_vision_tower(config["embed_dim"], vision, quick_gelu)
     tower: Tower = PatchTower(visual) if hasattr(visual, "transformer") else ResNetTower(visual)
     if tensors is not None:
-        weights.load_weights(tower, _on_grid(tower, tensors), f"open_clip model '{model_name}'", source)
+        load_into(tower, _on_grid(tower, tensors), f"open_clip model '{model_name}'", source, spare=True)
     return tower
 
 
@@ -216,4 +217,4 @@ def _on_grid(tower: Tower, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor
     table = tensors.get("positional_embedding")
     if not isinstance(tower, PatchTower) or table is None:
         return tensors
-    return {**tensors, "positional_embedding": weights.resample_position_grid(table, tower.grid)}
+    return {**tensors, "positional_embedding": resample_position_grid(table, tower.grid)}

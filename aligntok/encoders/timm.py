@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from aligntok.encoders.contract import Encoder, last_weight
-from aligntok.errors import ConfigError, WeightsError
-from aligntok.ops import pretrained as weights
-from aligntok.ops.timm_models import check_model_name, pretrained_tensors
+from aligntok.errors import ConfigError
+from aligntok.weights.libraries import check_model_name, pretrained_tensors
+from aligntok.weights.load import misfit, misfit_of, missing_keys, unknown_keys
 
 # What a model must be told to take images of any size, by family; a family that takes none of it needs none of it.
 ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
@@ -142,13 +142,13 @@ def _create_with_weights(model_name: str, options: dict[str, Any], tensors: dict
     try:
         backbone = _create(model_name, _loading(options, tensors))
     except RuntimeError as error:
-        extra = weights.unexpected_keys(str(error))
-        if not extra or not _is_another_part(extra, tensors) or weights.missing_keys(str(error)):
-            raise weights.misfit_of(error, who, source) from error
+        extra = unknown_keys(str(error))
+        if not extra or not _is_another_part(extra, tensors) or missing_keys(str(error)):
+            raise misfit_of(error, who, source) from error
         kept = {key: value for key, value in tensors.items() if key not in extra}
         return _create_with_weights(model_name, options, kept, source)
     except (KeyError, ValueError, IndexError, AssertionError) as error:  # timm's converter met names it does not know
-        raise WeightsError(f"{who}: {source} does not fit this model: {type(error).__name__}: {error}") from error
+        raise misfit_of(error, who, source) from error
     # The tensors were passed inside the model's own config, where they would stay in memory.
     backbone.pretrained_cfg.pop("state_dict", None)
     _check_loaded(backbone, model_name, tensors, who, source)
@@ -182,7 +182,7 @@ def _check_loaded(backbone: nn.Module, model_name: str, tensors: Mapping[str, Te
     given = {key.removeprefix("visual.trunk.") for key in tensors}
     own = list(backbone.state_dict())
     if missing := [key for key in own if key not in given]:
-        raise weights.misfit(who, source, missing=missing, unexpected=[key for key in tensors if key not in own])
+        raise misfit(who, source, missing, [key for key in tensors if key not in own])
 
 
 def _stop_dropout(backbone: nn.Module) -> None:

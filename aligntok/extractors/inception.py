@@ -13,8 +13,8 @@ from torch_fidelity import feature_extractor_inceptionv3 as blocks
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from aligntok.extractors.contract import Extractor, Features
-from aligntok.ops.pretrained import placed_url, url_file
-from aligntok.ops.weight_files import load_exactly, read_tensors
+from aligntok.weights.hub import fetch, placed_url
+from aligntok.weights.load import load_into, read_tensors
 
 WHO = "extractor 'inception_v3'"
 SIZE = 299
@@ -99,7 +99,7 @@ class InceptionV3(Extractor):
         tensors = {k: v for k, v in read_tensors(path, WHO).items() if not k.startswith("AuxLogits.")}
         # What batch norm counts changes no feature, and not every copy of the file has it.
         counters = [key for key in self.state_dict() if key.endswith("num_batches_tracked")]
-        load_exactly(self, {**tensors, **{key: torch.tensor(0) for key in counters}}, WHO, path)
+        load_into(self, {**tensors, **{key: torch.tensor(0) for key in counters}}, WHO, path)
 
 
 def is_published(file: Path) -> bool:
@@ -116,4 +116,4 @@ def usual_file() -> Path:
     for name in (os.path.basename(URL), OTHER_NAME):
         if placed_url(name).is_file():
             return placed_url(name)
-    return url_file(URL, WHO, hash_prefix=SHA256)
+    return fetch(URL, WHO, sha256=SHA256)

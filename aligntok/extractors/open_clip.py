@@ -13,8 +13,8 @@ from torch import Tensor
 
 from aligntok.extractors.contract import Extractor, Features
 from aligntok.extractors.resizing import in_words, resized
-from aligntok.ops.open_clip_models import any_tag, chosen_tag, image_tensors, model_config
-from aligntok.ops.weight_files import load_exactly
+from aligntok.weights.libraries import any_tag, chosen_tag, image_tensors, model_config
+from aligntok.weights.load import load_into
 
 
 class OpenCLIPExtractor(Extractor):
@@ -41,7 +41,7 @@ class OpenCLIPExtractor(Extractor):
         self.tower = _tower(config, quick_gelu)
         tensors, source = image_tensors(model, tag, pretrained)
         if tensors is not None:
-            load_exactly(self.tower, tensors, f"open_clip model '{model}'", source)
+            load_into(self.tower, tensors, f"open_clip model '{model}'", source)
         mean, std = published.get("mean") or OPENAI_DATASET_MEAN, published.get("std") or OPENAI_DATASET_STD
         side = config["vision_cfg"].get("image_size", 224)
         self.size: tuple[int, int] = (side, side) if isinstance(side, int) else tuple(side)

@@ -10,11 +10,11 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
-from aligntok.errors import ConfigError, WeightsError, first_line
+from aligntok.errors import ConfigError
 from aligntok.extractors.contract import Extractor, Features
 from aligntok.extractors.resizing import in_words, resized
-from aligntok.ops.pretrained import misfit_of
-from aligntok.ops.timm_models import check_model_name, pretrained_tensors
+from aligntok.weights.libraries import check_model_name, pretrained_tensors
+from aligntok.weights.load import misfit_of
 
 FILTERS = ("bilinear", "bicubic")
 
@@ -62,10 +62,8 @@ def _create(model: str, pretrained: bool | str | os.PathLike[str]) -> Any:
     overlay: dict[str, Any] = {"state_dict": tensors, "source": ""}
     try:
         created: Any = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay)
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, ValueError, IndexError, AssertionError) as error:  # loading, or its converter
         raise misfit_of(error, who, source) from error
-    except (KeyError, ValueError, IndexError, AssertionError) as error:  # its converter met names it does not know
-        raise WeightsError(f"{who}: {source} does not fit this model: {first_line(error)}") from error
     created.pretrained_cfg.pop("state_dict", None)  # where the tensors would stay in memory
     if not hasattr(created, "forward_head"):
         raise ConfigError(f"timm model '{model}' gives no pooled features; choose another")

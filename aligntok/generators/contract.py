@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aligntok.errors import ConfigError
-from aligntok.ops.weight_files import load_exactly, read_tensors
+from aligntok.weights.load import load_into, read_tensors
 
 
 class Generator(nn.Module):
@@ -57,7 +57,7 @@ class Generator(nn.Module):
         Raises WeightsError when the file is missing, damaged or unsafe, or does not fit.
         """
         who = type(self).__name__
-        load_exactly(self, self.own_tensors(read_tensors(path, who)), who, path)
+        load_into(self, self.own_tensors(read_tensors(path, who)), who, path)
 
     def own_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint that are weights here, by name: the subclass leaves out what it computes.

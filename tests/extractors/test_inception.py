@@ -12,7 +12,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from aligntok.errors import WeightsError
 from aligntok.extractors.inception import InceptionV3
-from aligntok.ops import pretrained
+from aligntok.weights import hub
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_usual_file_is_found_under_either_librarys_name(name, weights, incep
 def test_weights_that_cannot_be_had_are_one_error_at_once(monkeypatch, tmp_path, offline):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1" if offline else "0")
-    monkeypatch.setattr(pretrained, "unreachable", lambda url: f"no answer from {url}")
+    monkeypatch.setattr(hub, "unreachable", lambda url: f"no answer from {url}")
     began = time.monotonic()
     with pytest.raises(WeightsError) as caught:
         InceptionV3()

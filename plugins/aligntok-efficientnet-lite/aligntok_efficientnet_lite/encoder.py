@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aligntok.encoders.contract import Encoder
 from aligntok.errors import ConfigError
 from aligntok.ops.checkpointing import run_block
-from aligntok.ops.weight_files import load_exactly, read_tensors
+from aligntok.weights.load import load_into, read_tensors
 
 
 class Stage(NamedTuple):
@@ -79,5 +79,4 @@ class EfficientNetLite0Encoder(Encoder):
     def load_pretrained(self, path: str | Path) -> None:
         """Load this encoder's part of an EfficientNet-Lite0 file. Raises WeightsError when it does not fit."""
         tensors = read_tensors(path, "efficientnet_lite0")
-        own = self.state_dict().keys()
-        load_exactly(self, {k: v for k, v in tensors.items() if k in own}, "efficientnet_lite0", path)
+        load_into(self, tensors, "efficientnet_lite0", path, spare=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from aligntok.errors import ConfigError
 from aligntok.extractors.contract import Extractor, Features
 from aligntok.extractors.resizing import resized
-from aligntok.ops.weight_files import load_exactly, read_tensors
+from aligntok.weights.load import load_into, read_tensors
 
 SMALLEST = 32  # the network's whole stride
 SPATIAL_CHANNELS = 7
@@ -51,7 +51,7 @@ class EfficientNetLiteExtractor(Extractor):
             self.init_weights()
         else:
             path = type(self).packaged() if pretrained is True else pretrained
-            load_exactly(self.classifier, read_tensors(path, self.network), self.network, path)
+            load_into(self.classifier, read_tensors(path, self.network), self.network, path)
         self.freeze()
 
     def forward(self, pixels: Tensor) -> Features:  # uint8 (N, 3, H, W)

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.losses.contract import Loss, check_same_shape
-from aligntok.ops.weight_files import load_exactly, read_tensors
+from aligntok.weights.load import load_into, read_tensors
 from aligntok_st_lpips.trunks import Trunk, alex, vgg
 
 
@@ -76,8 +76,7 @@ class STLPIPSLoss(Loss):
         """Load a file with the published names. Raises WeightsError when it is missing or does not fit."""
         tensors = read_tensors(path, "st_lpips")
         renamed = {re.sub(r"^lin(\d)\.model\.1\.", r"heads.\1.", key): x for key, x in tensors.items()}
-        own = self.state_dict().keys()  # the file also holds constants
-        load_exactly(self, {key: x for key, x in renamed.items() if key in own}, "st_lpips", path)
+        load_into(self, renamed, "st_lpips", path, spare=True)  # the file also holds constants
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: the metric is frozen."""

@@ -4,7 +4,7 @@ import timm
 from torch import Tensor, nn
 
 from aligntok.encoders.contract import Encoder
-from aligntok.ops.pretrained import hub_file
+from aligntok.weights.hub import fetch
 
 
 class MyEncoder(Encoder):
@@ -19,7 +19,7 @@ class MyEncoder(Encoder):
             std=(0.229, 0.224, 0.225),
         )
         if pretrained is True:
-            pretrained = str(hub_file("timm/convnext_atto.d2_in1k", ["model.safetensors"], who="my_encoder"))
+            pretrained = str(fetch("timm/convnext_atto.d2_in1k", "my_encoder", ["model.safetensors"]))
         self.backbone = timm.create_model(
             "convnext_atto",
             features_only=True,

@@ -7,19 +7,20 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aligntok.errors import ConfigError, WeightsError, first_line
+from aligntok.weights.hub import find_file
+from aligntok.weights.load import load_into
 
 CLASS = "AutoencoderKL"
 SUBFOLDERS = ("", "vae")  # the autoencoder alone, or inside a pipeline
+
+
 #: Stable Diffusion 1's, for keys that a config leaves out.
 DEFAULTS: Mapping[str, Any] = {
     "block_out_channels": [128, 256, 512, 512],
@@ -82,12 +83,11 @@ class AutoencoderPart(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
         if pretrained:
-            self.load_weights(read_pretrained(type(self).__name__, pretrained))
+            self.load_weights(read_pretrained(type(self).__name__, pretrained), pretrained)
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take this part's weights out of a whole autoencoder's."""
-        own = self.state_dict()
-        self.load_state_dict({name: tensor for name, tensor in weights.items() if name in own})
+    def load_weights(self, weights: Mapping[str, Tensor], source: object) -> None:
+        """Take this part's weights out of a whole autoencoder's. Raises WeightsError when they do not fit."""
+        load_into(self, weights, type(self).__name__, source, spare=True)
 
 
 def set_checkpointing(module: nn.Module, enable: bool) -> None:
@@ -168,9 +168,9 @@ def _read_config(source: str | os.PathLike[str], subfolder: str, options: Mappin
     name = f"{subfolder}/config.json" if subfolder else "config.json"
     hub = {key: value for key, value in options.items() if key in _HUB_OPTIONS}
     try:
-        path = Path(source) / name if os.path.isdir(source) else Path(hf_hub_download(os.fspath(source), name, **hub))
-        config = json.loads(path.read_text())
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+        path = find_file(source, name, **hub)
+        config = None if path is None else json.loads(path.read_text())
+    except (OSError, ValueError):
         return None
     return config if isinstance(config, dict) else None
 

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aligntok.errors import WeightsError
-from aligntok.ops.weight_files import load_exactly, read_tensors
+from aligntok.weights.load import load_into, read_tensors
 
 
 class Hostile:
@@ -64,4 +64,4 @@ def test_a_missing_file_is_named_with_what_to_do(tmp_path):
 def test_what_does_not_fit_is_listed():
     given = {"weight": torch.zeros(3, 2), "extra": torch.zeros(1)}
     with pytest.raises(WeightsError, match=r"missing bias; unknown extra; weight is \(3, 2\), not \(2, 2\)"):
-        load_exactly(nn.Linear(2, 2), given, "X", "w.pt")
+        load_into(nn.Linear(2, 2), given, "X", "w.pt")

@@ -1,0 +1,141 @@
+"""Where a file of weights is: on disk, placed by hand, in a cache, on Hugging Face's hub or at a plain address."""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aligntok.errors import WeightsError, first_line
+
+#: How long the hub may take to answer before it counts as unreachable, in seconds.
+PROBE_SECONDS = 3.0
+
+
+def fetch(source: str | os.PathLike[str], who: str, files: Sequence[str] = (), sha256: str | None = None) -> Path:
+    """Return the local path of a file of weights, fetching it if need be.
+
+    source: a local file; or an address (``https://...``), whose file stays in torch hub's checkpoint folder unless its
+    SHA-256 does not begin with `sha256`; or, with `files`, a Hugging Face repository (``owner/name@revision``), of
+    which the first file is taken that there is. What is placed by hand (:func:`placed_file`, :func:`placed_url`) and
+    what is in a cache comes first. `who` is the component that wants it, in errors. Raises WeightsError when it cannot
+    be had, naming what to fetch and where to put it; within some seconds when a host can't be reached.
+    """
+    if files:
+        return _from_hub(os.fspath(source), files, who)
+    if os.fspath(source).startswith(("https://", "http://")):
+        return _from_address(os.fspath(source), who, sha256)
+    file = Path(source).expanduser()
+    if not file.is_file():
+        raise WeightsError(f"{who}: no weights at {file}; place the file there, a .safetensors, .bin or .pth")
+    return file
+
+
+def find_file(source: str | os.PathLike[str], name: str, **options: Any) -> Path | None:
+    """Return where file `name` of a folder or a hub repository is; None where it is not to be had.
+
+    options: the hub's, `revision`, `token`, `cache_dir` and `local_files_only`.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if os.path.isdir(source):
+        return Path(source) / name
+    try:
+        return Path(hf_hub_download(os.fspath(source), name, **options))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+        return None
+
+
+def placed_url(url: str) -> Path:
+    """Where a file of a plain address is kept, and may be put by hand: torch.hub's checkpoints folder."""
+    return _checkpoints() / os.path.basename(url)
+
+
+def placed_file(repo: str, filename: str) -> Path:
+    """Where a file of a hub repository may be put by hand: torch.hub's checkpoints folder, named after the repo."""
+    return _checkpoints() / (repo.replace("/", "--") + Path(filename).suffix)
+
+
+def unreachable(url: str) -> str:
+    """Return why `url` does not answer within PROBE_SECONDS, or an empty string when it does."""
+    outcome = [f"no answer from {url} within {PROBE_SECONDS:g} s"]
+
+    def probe() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_SECONDS).close()
+            outcome[0] = ""
+        except urllib.error.HTTPError as error:  # a refusal is an answer too, unless it is a gateway's
+            outcome[0] = f"{url} answers {error.code}" if error.code >= 500 else ""
+            error.close()
+        except OSError as error:
+            outcome[0] = f"{url}: {first_line(getattr(error, 'reason', error))}"
+
+    # In a thread of its own, because looking up a host name knows no timeout.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return outcome[0]
+
+
+def _from_hub(repo: str, filenames: Sequence[str], who: str) -> Path:
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    repo_id, _, revision = repo.partition("@")
+    for filename in filenames:
+        cached = try_to_load_from_cache(repo_id, filename, revision=revision or None)
+        for candidate in (placed_file(repo_id, filename), Path(cached) if isinstance(cached, str) else None):
+            if candidate and candidate.is_file():
+                return candidate
+    source = f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}/{filenames[0]}"
+    place = placed_file(repo_id, filenames[0])
+    if reason := _offline(constants.HF_HUB_OFFLINE) or unreachable(constants.ENDPOINT):
+        raise _not_fetched(who, source, place, reason)
+    try:
+        for filename in filenames:
+            with suppress(EntryNotFoundError):
+                return Path(hf_hub_download(repo_id, filename, revision=revision or None))
+    except Exception as error:  # gated or absent repositories, and a connection lost on the way
+        raise _not_fetched(who, source, place, f"{type(error).__name__}: {first_line(error)}") from error
+    raise _not_fetched(who, source, place, f"the repository has none of {', '.join(filenames)}")
+
+
+def _from_address(url: str, who: str, sha256: str | None) -> Path:
+    place = placed_url(url)
+    if place.is_file():
+        return place
+    if reason := _offline() or unreachable(url):
+        raise _not_fetched(who, url, place, reason)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(place), sha256, progress=False)
+    except Exception as error:  # whatever goes wrong in a download is said the same way
+        raise _not_fetched(who, url, place, f"{type(error).__name__}: {first_line(error)}") from error
+    return place
+
+
+def _offline(declared: bool = False) -> str:
+    """Return why nothing is to be asked for, or ''; people set the hub's switch for a machine, not for one host."""
+    declared = declared or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return "HF_HUB_OFFLINE is set" if declared else ""
+
+
+def _not_fetched(who: str, source: str, place: Path, reason: str) -> WeightsError:
+    return WeightsError(
+        f"{who}: pretrained weights cannot be fetched: {reason}\n"
+        f"  needed: {source}\n"
+        f'  place it at {place}, or give pretrained="/path/{os.path.basename(source)}"; '
+        "pretrained=False starts from random weights"
+    )
+
+
+def _checkpoints() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"

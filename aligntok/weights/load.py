@@ -1,0 +1,129 @@
+"""Weights from a local file into a module, with errors that say what does not fit. No file can run code."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from aligntok.errors import WeightsError, first_line
+from aligntok.weights.hub import fetch
+
+#: Where a checkpoint keeps its weights, in the order of preference; the averaged ones are what models are released for.
+CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "teacher")
+WRAPPERS = ("_orig_mod.", "module.")  # what torch.compile and DistributedDataParallel put before every name
+SHOWN = 4
+_SIZES = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)")
+
+
+def read_tensors(path: str | os.PathLike[str], who: str) -> dict[str, Tensor]:
+    """Return tensors by name from a .safetensors file, or from a torch file (.bin, .pth, .pt, .ckpt) without its code.
+
+    A nested checkpoint gives its weights (`CONTAINERS`), and wrapper prefixes are taken off the names. `who` names
+    the component that wants them in the error. Raises WeightsError when the file is missing, is damaged, holds
+    objects other than tensors and plain data, or holds no tensors by name.
+    """
+    file = fetch(path, who)
+    try:
+        content = _read(file)
+    except Exception as error:  # damaged files raise whatever the format's reader happens to
+        raise WeightsError(
+            f"{who}: {file} cannot be read as weights ({type(error).__name__}: {first_line(error)}); place a sound "
+            "file there\n  allowed: safetensors, or a torch file of plain tensors; nothing in it is ever executed"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{who}: {file} holds a {type(content).__name__}, not a state dict")
+    named = {str(key): value for key, value in _inner(content).items() if isinstance(value, Tensor)}
+    tensors = {_unwrapped(name): value for name, value in named.items()}
+    if not tensors:
+        raise WeightsError(f"{who}: {file} holds no tensors by name; a state dict is needed")
+    return tensors
+
+
+def _read(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _inner(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in CONTAINERS:
+        if isinstance(content.get(name), Mapping):
+            return _inner(content[name])
+    return content
+
+
+def _unwrapped(key: str) -> str:
+    while key.startswith(WRAPPERS):
+        key = key.split(".", 1)[1]
+    return key
+
+
+def load_into(
+    module: nn.Module, tensors: Mapping[str, Tensor], who: str, source: object, *, spare: bool = False
+) -> None:
+    """Load `tensors` into `module`; `spare` ones, which it has no place for, are passed over if allowed.
+
+    Counters of batch norm, which change no output, may be absent. `who` is the component and `source` the file, in the
+    error. Raises WeightsError, naming what is missing, unknown or of another shape.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in tensors if key not in own]
+    shapes = [
+        _two_shapes(key, tuple(tensors[key].shape), tuple(value.shape))
+        for key, value in own.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    if missing or shapes or (unknown and not spare):
+        raise misfit(who, source, missing, unknown, shapes)
+    module.load_state_dict({key: tensors[key] for key in own if key in tensors}, strict=False)
+
+
+def misfit(
+    who: str, source: object, missing: Sequence[str] = (), unknown: Sequence[str] = (), others: Sequence[str] = ()
+) -> WeightsError:
+    """The error of weights that belong to another model: the first names of each side, and what else does not fit."""
+    faults = [f"{side} {_some(names)}" for side, names in (("missing", missing), ("unknown", unknown)) if names]
+    faults += [_some(others)] if others else []
+    return WeightsError(
+        f"{who}: {source} does not fit ({'; '.join(faults)}); check the model's name and options against the file"
+    )
+
+
+def misfit_of(error: Exception, who: str, source: object) -> WeightsError:
+    """The same error, made from what torch's own strict loading, or a library's converter of names, says."""
+    text = str(error)
+    missing, unknown = missing_keys(text), unknown_keys(text)
+    shapes = [_two_shapes(key, f"({given})", f"({own})") for key, given, own in _SIZES.findall(text)]
+    said = missing or unknown or shapes
+    return misfit(who, source, missing, unknown, shapes if said else [f"{type(error).__name__}: {first_line(error)}"])
+
+
+def missing_keys(text: str) -> list[str]:
+    """Names under 'Missing key(s)' in the message of torch's strict loading."""
+    return _quoted_after("Missing key(s) in state_dict:", text)
+
+
+def unknown_keys(text: str) -> list[str]:
+    """Names under 'Unexpected key(s)' in the message of torch's strict loading."""
+    return _quoted_after("Unexpected key(s) in state_dict:", text)
+
+
+def _quoted_after(title: str, text: str) -> list[str]:
+    lines = [line for line in text.splitlines() if title in line]
+    return re.findall(r'"([^"]+)"', lines[0].split(title)[1]) if lines else []
+
+
+def _two_shapes(key: str, given: object, own: object) -> str:
+    return f"{key} is {given}, not {own}"
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")

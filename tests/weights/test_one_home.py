@@ -1,0 +1,59 @@
+"""Weights have one home: whoever needs some asks the rooms of aligntok.weights for them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "aligntok"
+#: Folders that keep what this project wrote itself: checkpoints, snapshots, files of our own.
+OWN_FILES = ("engine", "training", "io")
+OTHERS = ("evaluation/report", "evaluation/cost", "evaluation/comparison")
+#: Calls that fetch, that read a file of weights, and that put weights into a module.
+FETCHES = {"urlopen", "hf_hub_download", "snapshot_download", "download_url_to_file", "load_state_dict_from_url"}
+READS = {"load_file", "safe_open"}
+#: By place: what looks like one of these and is none.
+ELSEWHERE = {
+    "plugins/promises.py:load_state_dict": "a copy of a module, in memory",
+    "evaluation/reference_files.py:safe_open": "statistics, not weights",
+}
+
+
+def names(tree):
+    """The functions that a module calls, by their last name, torch's own with its name before it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            text = ast.unparse(node.func)
+            yield text if text == "torch.load" else text.rpartition(".")[2], node.lineno
+
+
+def does_it_itself(code):
+    return [
+        (name, line)
+        for name, line in names(ast.parse(code))
+        if name in FETCHES | READS | {"torch.load", "load_state_dict"}
+    ]
+
+
+def test_weights_are_fetched_read_and_put_into_modules_in_one_place():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = str(path.relative_to(PACKAGE))
+        if place.startswith(("weights/", *OTHERS)):
+            continue
+        for name, line in does_it_itself(path.read_text()):
+            ours = place.startswith(OWN_FILES) and name not in FETCHES
+            assert ours or f"{place}:{name}" in ELSEWHERE, f"{place}:{line} calls {name}; weights.hub and .load do that"
+
+
+def test_whether_a_host_answers_is_asked_in_one_place():
+    asked = [path.name for path in PACKAGE.rglob("*.py") if "urlopen(" in path.read_text()]
+    assert asked == ["hub.py"]
+
+
+@pytest.mark.parametrize(
+    "code", ["torch.load(path)", "hub.hf_hub_download(repo)", "load_file(path)", "self.net.load_state_dict(tensors)"]
+)
+def test_a_new_place_is_found_out(code):
+    assert len(does_it_itself(code)) == 1
