@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import json
 import os
@@ -22,6 +21,7 @@ import aligntok
 from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, first_line
 from aligntok.io.files import replacing, writing
 from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, ComponentRegistry
+from aligntok.weights.load import weights_hash
 
 PARTS = ("encoder", "adapter", "decoder")
 #: What a tokenizer's config says that its latents do not depend on: how they are decoded, and by what it was written.
@@ -149,12 +149,7 @@ class Tokenizer(
         out: refining it, as stage 3 does, changes no latent. Raises ConfigError if a part was given as a module.
         """
         config = {key: value for key, value in self.config.items() if key not in _WITHOUT_EFFECT}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for part in ("encoder", "adapter"):
-            for name, tensor in sorted(getattr(self, part).state_dict().items()):
-                digest.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return weights_hash(config, encoder=self.encoder, adapter=self.adapter)
 
     def moments(self, images: Tensor) -> Tensor:
         """Return the adapter's output: latents, or mean and log-variance along channels if variational."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
+
+from aligntok.weights.load import weights_hash
 
 
 class Features(NamedTuple):
@@ -36,11 +36,7 @@ class Extractor(nn.Module):
     @property
     def identity(self) -> str:
         """SHA-256 of the title, the way of resizing and the weights, 64 hexadecimal digits."""
-        digest = hashlib.sha256(f"{self.title} {self.resize}".encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return weights_hash(f"{self.title} {self.resize}", self)
 
     def freeze(self) -> None:
         """Go into eval mode, and take no gradient for any parameter."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from aligntok.diffusion.sampling import Sampling, draw_samples
 from aligntok.errors import ConfigError, DivergenceError, check_at_least, first_line, suggestion
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.training.generation_loading import load_latent_diffusion
+from aligntok.weights.load import weights_hash
 
 LABELS = ("random", "balanced")
 SEEDS = 2**32  # torch's generator on the CPU takes a seed's lowest 32 bits, and leaves the others out
@@ -198,7 +198,7 @@ class SampleDrawer:
         drawing, model = self.drawing, self.model
         weak = None
         if self.weak is not None:
-            weak = {"identity": weights_identity(self.weak, {}), "source": str(drawing.autoguidance)}
+            weak = {"identity": weights_hash({}, self.weak), "source": str(drawing.autoguidance)}
         return {
             "generator": {
                 "identity": generator_identity(model),
@@ -208,7 +208,7 @@ class SampleDrawer:
             },
             "tokenizer": {
                 "identity": model.tokenizer.identity,
-                "decoder": weights_identity(model.tokenizer.decoder, model.tokenizer.config["decoder"]),
+                "decoder": weights_hash(model.tokenizer.config["decoder"], model.tokenizer.decoder),
             },
             "autoguidance": weak,
             "sampling": json.loads(json.dumps(asdict(self.sampling))),
@@ -247,18 +247,8 @@ def load_weaker(source: str | os.PathLike[str], model: LatentDiffusion) -> nn.Mo
 
 def generator_identity(model: LatentDiffusion) -> str:
     """SHA-256 of the generator's weights and config and its latents' statistics, 64 hexadecimal digits."""
-    return weights_identity(
-        model.generator, {"generator": model.config["generator"], "statistics": model.config["statistics"]}
-    )
-
-
-def weights_identity(module: nn.Module, config: Mapping[str, Any]) -> str:
-    """SHA-256 of a module's weights and a config, 64 hexadecimal digits; the same on every device."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    config = {"generator": model.config["generator"], "statistics": model.config["statistics"]}
+    return weights_hash(config, model.generator)
 
 
 def _changed(own: Sampling, changes: Mapping[str, Any]) -> Sampling:

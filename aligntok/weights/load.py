@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -84,6 +86,21 @@ def load_into(
     if missing or shapes or (unknown and not spare):
         raise misfit(who, source, missing, unknown, shapes)
     module.load_state_dict({key: tensors[key] for key in own if key in tensors}, strict=False)
+
+
+def weights_hash(config: object, *modules: nn.Module, **parts: nn.Module) -> str:
+    """SHA-256 of a config and of weights, 64 hexadecimal digits; the same on every device.
+
+    config: JSON types, or a text as it is. modules: their tensors go by their own names; those of `parts` by
+    ``part.name``. Caches and samples name what they were made with by it, so it never changes.
+    """
+    text = config if isinstance(config, str) else json.dumps(config, sort_keys=True)
+    digest = hashlib.sha256(text.encode())
+    for prefix, module in [*(("", module) for module in modules), *((f"{part}.", parts[part]) for part in parts)]:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{prefix}{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def misfit(

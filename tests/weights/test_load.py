@@ -1,3 +1,4 @@
+import copy
 import pickle
 
 import pytest
@@ -6,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aligntok.errors import WeightsError
-from aligntok.weights.load import load_into, read_tensors
+from aligntok.weights.load import load_into, read_tensors, weights_hash
 
 
 class Hostile:
@@ -65,3 +66,27 @@ def test_what_does_not_fit_is_listed():
     given = {"weight": torch.zeros(3, 2), "extra": torch.zeros(1)}
     with pytest.raises(WeightsError, match=r"missing bias; unknown extra; weight is \(3, 2\), not \(2, 2\)"):
         load_into(nn.Linear(2, 2), given, "X", "w.pt")
+
+
+@pytest.fixture
+def filled():
+    layers = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    for i, (_, tensor) in enumerate(sorted(layers.state_dict().items())):
+        tensor.copy_((torch.arange(tensor.numel()) + i).view(tensor.shape) % 7)
+    return layers
+
+
+def test_a_hash_is_what_it_always_was(filled):
+    """Caches and samples of earlier versions name it."""
+    config = {"b": [1], "a": None}
+    assert weights_hash(config, filled) == "de25d270d7af6371c3463ad48206c5c04bbc45563afe33d25ee3518efd7a4bf9"
+    reordered = dict(reversed(config.items()))
+    assert weights_hash(reordered, filled) == weights_hash(config, filled)
+
+
+def test_a_hash_follows_from_config_names_and_every_number(filled):
+    own = weights_hash({}, encoder=filled, adapter=nn.Identity())
+    assert own == weights_hash({}, encoder=copy.deepcopy(filled))
+    others = [weights_hash({"a": 1}, encoder=filled), weights_hash({}, adapter=filled), weights_hash({}, filled)]
+    filled[0].weight.data[0, 0] += 1
+    assert len({own, *others, weights_hash({}, encoder=filled)}) == 5

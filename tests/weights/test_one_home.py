@@ -52,8 +52,24 @@ def test_whether_a_host_answers_is_asked_in_one_place():
     assert asked == ["hub.py"]
 
 
+def hashes_weights(code):
+    """The functions that take a digest of what a state dict holds."""
+    functions = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)]
+    called = {f.name: {name for name, _ in names(f)} for f in functions}
+    return [name for name, calls in called.items() if {"sha256", "state_dict"} <= calls]
+
+
+def test_what_weights_are_known_by_is_made_in_one_place():
+    found = {str(path.relative_to(PACKAGE)): hashes_weights(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    assert {place: made for place, made in found.items() if made} == {"weights/load.py": ["weights_hash"]}
+
+
 @pytest.mark.parametrize(
     "code", ["torch.load(path)", "hub.hf_hub_download(repo)", "load_file(path)", "self.net.load_state_dict(tensors)"]
 )
 def test_a_new_place_is_found_out(code):
     assert len(does_it_itself(code)) == 1
+
+
+def test_a_new_digest_is_found_out():
+    assert hashes_weights("def digest(m):\n    return hashlib.sha256(repr(m.state_dict()).encode())") == ["digest"]
