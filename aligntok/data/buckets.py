@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from aligntok.data.image_source import ImageSource
 from aligntok.data.transforms import parse_image_size, read_upright_size
-from aligntok.distributed.job import progress_bar
+from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, ImageError
 
 #: Index of each image's bucket.
@@ -61,19 +61,18 @@ def assign_buckets(
     """
     indices = range(len(source)) if indices is None else indices
 
-    def assign(start: int) -> list[int]:
-        return [_assign(source, buckets, index) for index in indices[start : start + _CHUNK]]
+    def assign(places: Sequence[int]) -> bytes:
+        return bytes(_assign(source, buckets, index) for index in places)
 
-    found = np.empty(len(indices), dtype=np.uint8)
+    found = bytearray()
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        progress_bar(len(found), "reading image sizes", "image", progress) as bar,
+        progress_bar(len(indices), "reading image sizes", "image", progress) as bar,
     ):
-        starts = range(0, len(found), _CHUNK)
-        for start, chunk in zip(starts, pool.map(assign, starts), strict=True):
-            found[start : start + len(chunk)] = chunk
+        for chunk in pool.map(assign, batched(indices, _CHUNK)):
+            found += chunk
             bar.update(len(chunk))
-    return found
+    return np.frombuffer(found, dtype=np.uint8)
 
 
 def _assign(source: ImageSource, buckets: AspectBuckets, index: int) -> int:
@@ -93,7 +92,7 @@ def batches_in_buckets(buckets: BucketIndices, batch_size: int) -> Iterator[list
     """Yield every image once, in order, in batches of one bucket each; a bucket's last batch may be smaller."""
     for bucket in np.unique(buckets):
         members = np.flatnonzero(buckets == bucket).tolist()
-        yield from (members[i : i + batch_size] for i in range(0, len(members), batch_size))
+        yield from batched(members, batch_size)
 
 
 class BucketSchedule:

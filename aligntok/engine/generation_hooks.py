@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 
 from aligntok.distributed import is_first, sum_over_processes
+from aligntok.distributed.job import batched
 from aligntok.io.files import replacing
 from aligntok.io.pictures import image_grid, to_picture
 
@@ -85,8 +86,7 @@ class SampleGridHook(Hook):
         if self.inference is not None:
             runner.ema.exchange(self.inference)
         try:
-            numbers = range(len(self.labels))
-            parts = [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
+            parts = batched(range(len(self.labels)), self.batch_size)
             drawn = [runner.trained_model.sample([self.labels[i] for i in part], list(part)).cpu() for part in parts]
         finally:
             if self.inference is not None:

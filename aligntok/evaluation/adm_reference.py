@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aligntok.distributed import world
+from aligntok.distributed.job import batched
 from aligntok.errors import DataError, first_line
 from aligntok.evaluation.feature_sets import INCEPTION, FeatureCollector, FeatureSet
 from aligntok.evaluation.statistics import Gaussian
@@ -91,7 +92,6 @@ def _features(images: Tensor, extractor: Extractor) -> Tensor | None:
     """Pooled features of uint8 images (N, H, W, 3), in their order; collective."""
     rank, processes = world()
     collector = FeatureCollector(extractor, keep_features=True)
-    for start in range(rank * BATCH, len(images), processes * BATCH):
-        batch = images[start : start + BATCH].permute(0, 3, 1, 2)
-        collector.add(batch, range(start, start + len(batch)))
+    for places in batched(range(len(images)), BATCH)[rank::processes]:
+        collector.add(images[places.start : places.stop].permute(0, 3, 1, 2), places)
     return collector.combine().features

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from aligntok.distributed.job import batched
 from aligntok.errors import DataError
 
 BLOCK = 2**23  # distances held at once, 64 MB
@@ -132,11 +133,11 @@ def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
     b = b.double() - middle
     of_b = b.square().sum(dim=1)
     rows = max(1, BLOCK // len(b))
-    for start in range(0, len(a), rows):
-        part = a[start : start + rows].double() - middle
+    for number, block in enumerate(batched(a, rows)):
+        part = block.double() - middle
         size = part.square().sum(dim=1)[:, None] + of_b
         d = torch.addmm(size, part, b.T, alpha=-2)  # |a|² + |b|² - 2 a·b
-        yield start, d.masked_fill_(d <= SAME * size, 0)
+        yield number * rows, d.masked_fill_(d <= SAME * size, 0)
 
 
 def _check_enough(count: int, least: int, what: str) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from aligntok.distributed import barrier, is_first, start_processes
-from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
-from aligntok.distributed.job import noting_sigterm
+from aligntok.distributed import barrier, is_first
+from aligntok.distributed.job import job
 from aligntok.evaluation.metrics import GenerationMetric
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.results import Result, default_folder
@@ -42,8 +41,7 @@ def evaluate_generation(
     folder) ``generation.json``, ``samples.png`` and ``report.html``. Collective under torchrun. Raises DataError for
     samples or a reference that cannot be used, ConfigError or WeightsError for the extractor, Preempted after SIGTERM.
     """
-    start_processes()
-    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+    with job():
         drawn = Samples(samples, num, batch_size, workers)
         metric = GenerationMetric(str(reference), extractor)
         name = f"generation_{metric.reference.name}"

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from aligntok.data.sampler import evenly_spaced
 from aligntok.device import PRECISIONS
-from aligntok.distributed import barrier, is_first, start_processes, sum_over_processes, world
-from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
-from aligntok.distributed.job import noting_sigterm, progress_bar, sigterm_was_sent
-from aligntok.errors import ConfigError, DataError, Preempted, check_at_least
+from aligntok.distributed import barrier, is_first, sum_over_processes
+from aligntok.distributed.job import job, shares
+from aligntok.errors import ConfigError, DataError, check_at_least
 from aligntok.evaluation.latent_collection import (
     REFERENCE,
     Collection,
@@ -36,7 +35,7 @@ from aligntok.evaluation.latent_collection import (
 from aligntok.evaluation.latent_measures import DensityMeasures, cknna, density_measures
 from aligntok.evaluation.latent_pictures import pca_pictures, pca_sheet, tsne_plot
 from aligntok.evaluation.publishing import check_out, publish
-from aligntok.evaluation.reading import RESIZE, EvaluationImages
+from aligntok.evaluation.reading import RESIZE, EvaluationImages, begins_anew
 from aligntok.evaluation.results import Result, default_folder
 from aligntok.io.files import replacing
 from aligntok.training.loading import load_tokenizer
@@ -96,9 +95,8 @@ def analyze_latents(
     check_at_least(1, topk=topk, pca_images=pca_images, seeds=len(seeds))
     if precision not in PRECISIONS:
         raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
-    start_processes()
     folder = _folder(tokenizers, called) if out is None else Path(out).expanduser()
-    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+    with job():
         check_out(folder)
         images = EvaluationImages(data, image_size, split, num, batch_size, workers)
         check_enough(images, topk)
@@ -171,16 +169,10 @@ def embed(collection: Collection, draws: Draws, seeds: Sequence[int]) -> list[li
     check_they_differ(collection, wanted)
     fewest = min(int(each.sum()) for each in wanted)
     jobs = [(subject, seed) for subject in range(len(collection.subjects)) for seed in range(len(seeds))]
-    rank, processes = world()
     points = torch.zeros(len(collection.subjects), len(seeds), fewest, 2, dtype=torch.float64)
-    with progress_bar(len(jobs), "t-SNE", "map") as bar:
-        for first in range(0, len(jobs), processes):
-            for subject, seed in jobs[first : first + processes][rank : rank + 1]:
-                latents = collection.subjects[subject].points[seed, wanted[seed]][:fewest]
-                points[subject, seed] = torch.from_numpy(tsne(latents, seeds[seed]))
-            if sigterm_was_sent():
-                raise Preempted("stopped by SIGTERM; an evaluation is not gone on with, it begins anew")
-            bar.update(len(jobs[first : first + processes]))
+    for subject, seed in shares(jobs, "t-SNE", begins_anew(), size=lambda _: 1, unit="map"):
+        latents = collection.subjects[subject].points[seed, wanted[seed]][:fewest]
+        points[subject, seed] = torch.from_numpy(tsne(latents, seeds[seed]))
     return [list(each.numpy()) for each in sum_over_processes(points)]
 
 

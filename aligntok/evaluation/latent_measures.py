@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aligntok.distributed.job import batched
 from aligntok.errors import ConfigError
 
 _ROWS_AT_ONCE = 1024  # of the N x N similarities
@@ -56,9 +57,8 @@ def cknna(features_a: Tensor, features_b: Tensor, topk: int = 10) -> float:
 def _near(features: Tensor, topk: int) -> Tensor:
     """Return i N + j, in order, for every row i and each of its `topk` nearest others j, (N topk,)."""
     num, found = len(features), []
-    for first in range(0, num, _ROWS_AT_ONCE):
-        similar = features[first : first + _ROWS_AT_ONCE] @ features.T
-        rows = torch.arange(first, first + len(similar), device=features.device)
+    for rows in batched(torch.arange(num, device=features.device), _ROWS_AT_ONCE):
+        similar = features[rows] @ features.T
         similar[torch.arange(len(similar)), rows] = -torch.inf  # no neighbour of itself
         found.append(rows[:, None] * num + similar.topk(topk, dim=1).indices)
     return torch.cat(found).flatten().sort().values

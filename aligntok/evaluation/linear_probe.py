@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.device import PRECISIONS
-from aligntok.distributed import barrier, check_agreement, is_first, start_processes, sum_over_processes, world
-from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
-from aligntok.distributed.job import noting_sigterm, progress_bar, sigterm_was_sent
-from aligntok.errors import ConfigError, DataError, Preempted, check_at_least
+from aligntok.distributed import barrier, check_agreement, is_first, sum_over_processes, world
+from aligntok.distributed.job import batched, job, progress_bar, stop_if_preempted
+from aligntok.errors import ConfigError, DataError, check_at_least
 from aligntok.evaluation.probe_features import (
     EncodedAnew,
     KeptFeatures,
@@ -29,7 +28,7 @@ from aligntok.evaluation.probe_features import (
     statistics,
 )
 from aligntok.evaluation.publishing import check_out, publish
-from aligntok.evaluation.reading import RESIZE, EvaluationImages
+from aligntok.evaluation.reading import RESIZE, EvaluationImages, begins_anew
 from aligntok.evaluation.results import Result, default_folder, identity
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.latent_encoding import Encoding, LatentEncoder
@@ -84,9 +83,8 @@ def linear_probe(
     classes, or with others in one split than in the other; what loading raises; Preempted after SIGTERM.
     """
     check_options(train_split, val_split, epochs, lr, batch_size, memory_gb, precision)
-    start_processes()
     folder = default_folder(tokenizer, "linear_probe") if out is None else Path(out).expanduser()
-    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+    with job():
         check_out(folder)
         wanted = ((train_split, num_train), (val_split, num_val))
         images = [EvaluationImages(data, image_size, *each, encode_batch_size, workers) for each in wanted]
@@ -100,7 +98,7 @@ def linear_probe(
         train, val = feature_sets(splits, memory_gb, workers)
         probe = Probe(encode.dim, len(names), lr, seed)
         if standardize:
-            probe.standardize(*statistics(train, torch.arange(len(train)).split(MEASURED_AT_ONCE), sum_over_processes))
+            probe.standardize(*statistics(train, in_order(train), sum_over_processes))
         history = run(probe, train, val, epochs, batch_size, seed)
         metrics, table = {"top1": history[-1].top1, "top5": history[-1].top5}, [each._asdict() for each in history]
         result = Result("linear_probe", str(tokenizer), metrics, settings, {"Epochs": table})
@@ -233,11 +231,10 @@ def run(probe: Probe, train: ProbeFeatures, val: ProbeFeatures, epochs: int, bat
     for number in range(1, epochs + 1):
         order = torch.randperm(len(train), generator=generator)
         loss, right, count = go_through(
-            train, order.split(batch_size), probe.step, f"probe, epoch {number}/{epochs}"
+            train, batched(order, batch_size), probe.step, f"probe, epoch {number}/{epochs}"
         ).tolist()
-        in_order = torch.arange(len(val)).split(MEASURED_AT_ONCE)
         first, five, measured = go_through(
-            val, in_order, lambda x, y: sum_over_processes(probe.guesses(x, y)), "probe, validation"
+            val, in_order(val), lambda x, y: sum_over_processes(probe.guesses(x, y)), "probe, validation"
         ).tolist()
         history.append(Epoch(number, loss / count, right / count, first / measured, five / measured))
         if is_first():
@@ -247,6 +244,11 @@ def run(probe: Probe, train: ProbeFeatures, val: ProbeFeatures, epochs: int, bat
                 f"validation top-1 {now.top1:.2%}, top-5 {now.top5:.2%}"
             )
     return history
+
+
+def in_order(features: ProbeFeatures) -> list[Tensor]:
+    """Return the rows of a split, in order, in the batches that are measured at once."""
+    return batched(torch.arange(len(features)), MEASURED_AT_ONCE)
 
 
 def go_through(
@@ -262,8 +264,7 @@ def go_through(
             total += act(x, y)
             asked += len(batch)
             bar.update(len(batch))
-            if sigterm_was_sent():
-                raise Preempted("stopped by SIGTERM; an evaluation is not gone on with, it begins anew")
+            stop_if_preempted(begins_anew())
             if asked - int(total[2]) > -(-len(features) // 100):
                 raise DataError(
                     f"{asked - int(total[2])} of the first {asked} images cannot be read (named above), more than 1 % "

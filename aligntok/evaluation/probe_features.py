@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aligntok.data.image_source import ImageSource
 from aligntok.distributed import world
+from aligntok.distributed.job import batched
 from aligntok.engine.loops import explaining_loader_errors
 from aligntok.errors import DataError
 from aligntok.evaluation.reading import EvaluationImages, make_loader
@@ -121,7 +122,7 @@ class EncodedAnew:
             with explaining_loader_errors():
                 batch: Batch = next(loader)
             self._name_unreadable(batch)
-            parts = [self.split.encode(part) for part in batch.images.split(self.at_once) if len(part)]
+            parts = [self.split.encode(part) for part in batched(batch.images, self.at_once)]
             features = torch.cat([torch.empty(0, self.split.dim), *parts])
             yield Examples(features, self.split.classes(batch.labels))
 

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -16,7 +16,7 @@ from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import sum_over_processes, world
-from aligntok.distributed.job import ignore_sigterm, progress_bar, sigterm_was_sent
+from aligntok.distributed.job import batched, ignore_sigterm, in_full_rounds, shares
 from aligntok.engine.loops import explaining_loader_errors
 from aligntok.errors import DataError, Preempted, check_at_least
 from aligntok.training.latent_encoding import Batch, ImagesToEncode
@@ -62,8 +62,7 @@ class EvaluationImages:
     def __iter__(self) -> Iterator[Batch]:
         self.skipped = 0
         dataset = ImagesToEncode(self.source, self.image_size)
-        batches = deal(self.places, self.batch_size)
-        for batch in in_rounds(make_loader(dataset, batches.mine, self.workers), batches, len(self)):
+        for batch in in_rounds(dataset, self.places, self.batch_size, self.workers):
             batch = batch or _no_images(self.image_size)
             self._note(batch)
             yield batch
@@ -79,34 +78,23 @@ class EvaluationImages:
             )
 
 
-class Dealt(NamedTuple):
-    """The batches of this process, and how many rounds it takes until every process has had its last."""
+def in_rounds(dataset: Any, places: Sequence[int], batch_size: int, workers: int) -> Iterator[Any]:
+    """Yield this process's batches of a data set, cut from `places` in order and dealt to the processes in turn.
 
-    mine: list[list[int]]
-    rounds: int
-
-
-def deal(places: Sequence[int], batch_size: int) -> Dealt:
-    """Cut places into batches, in order, and deal them to the processes in turn."""
-    rank, processes = world()
-    batches = [list(places[i : i + batch_size]) for i in range(0, len(places), batch_size)]
-    return Dealt(batches[rank::processes], math.ceil(len(batches) / processes))
-
-
-def in_rounds(loader: DataLoader[Any], dealt: Dealt, total: int) -> Iterator[Any]:
-    """Yield this process's batches, then None for as many rounds as others still have one; collective.
-
-    A batch is counted by the length of its first part. Raises Preempted after SIGTERM to any process, and DataError
-    when a data-loading process fails.
+    None in a round in which others alone have one: collective. Raises Preempted after SIGTERM to any process, and
+    DataError when a data-loading process fails.
     """
-    with explaining_loader_errors(), progress_bar(total, "evaluating", "image") as bar:
-        loaded = iter(loader)
-        for _ in range(dealt.rounds):
-            batch = next(loaded, None)
-            yield batch
-            bar.update(int(sum_over_processes(torch.tensor(0 if batch is None else len(batch[0])))))
-            if sigterm_was_sent():
-                raise Preempted("stopped by SIGTERM; an evaluation is not gone on with, it begins anew")
+    rank, processes = world()
+    dealt = in_full_rounds(batched(places, batch_size), [])
+    loaded = iter(make_loader(dataset, [list(batch) for batch in dealt[rank::processes] if batch], workers))
+    with explaining_loader_errors():
+        for batch in shares(dealt, "evaluating", begins_anew()):
+            yield next(loaded) if batch else None
+
+
+def begins_anew() -> Preempted:
+    """Return what ends an evaluation after SIGTERM."""
+    return Preempted("stopped by SIGTERM; an evaluation is not gone on with, it begins anew")
 
 
 def make_loader(dataset: Any, batches: list[list[int]], workers: int) -> DataLoader[Any]:

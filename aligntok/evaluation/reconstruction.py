@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from aligntok.device import PRECISIONS
-from aligntok.distributed import barrier, is_first, start_processes
-from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
-from aligntok.distributed.job import noting_sigterm
+from aligntok.distributed import barrier, is_first
+from aligntok.distributed.job import job
 from aligntok.errors import ConfigError
 from aligntok.evaluation.metrics import ImageRow, ReconstructionMetric
 from aligntok.evaluation.publishing import check_out, publish
@@ -59,9 +58,8 @@ def evaluate_reconstruction(
     check_table(table)
     if precision not in PRECISIONS:
         raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
-    start_processes()
     folder = default_folder(tokenizer, folder_name(data, split)) if out is None else Path(out).expanduser()
-    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+    with job():
         check_out(folder)
         images = EvaluationImages(data, image_size, split, num, batch_size, workers)
         model = load_tokenizer(tokenizer, **({} if weights is None else {"weights": weights}))

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from aligntok.data.transforms import parse_image_size
-from aligntok.distributed import barrier, is_first, start_processes
-from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
-from aligntok.distributed.job import noting_sigterm
+from aligntok.distributed import barrier, is_first
+from aligntok.distributed.job import job
 from aligntok.errors import DataError, check_at_least
 from aligntok.evaluation.adm_reference import read_adm
 from aligntok.evaluation.extraction import build_extractor
@@ -175,8 +174,7 @@ def make_reference(
     path = Path(out).expanduser()
     if path.suffix != SUFFIX:
         raise DataError(f"a reference is a {SUFFIX} file, out is {path}; give {path.with_suffix(SUFFIX)}")
-    start_processes()
-    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+    with job():
         check_out(path.parent)
         built = extractor if isinstance(extractor, Extractor) else build_extractor(extractor)
         images = EvaluationImages(data, image_size, split, num, batch_size, workers)

@@ -19,7 +19,7 @@ from aligntok.data.image_source import ImageSource
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import read_image
 from aligntok.errors import DataError, ImageError, check_at_least, first_line
-from aligntok.evaluation.reading import deal, in_rounds, make_loader
+from aligntok.evaluation.reading import in_rounds
 from aligntok.training.sample_files import DESCRIPTION, PICTURES
 
 Pixels = npt.NDArray[np.uint8]
@@ -91,9 +91,8 @@ class Samples(Dataset[Any]):
         return SampleBatch(stacked.permute(0, 3, 1, 2).contiguous(), [place for place, _ in items])
 
     def __iter__(self) -> Iterator[SampleBatch]:
-        dealt = deal(range(self.num), self.batch_size)
         nothing = SampleBatch(torch.empty(0, 3, *self.image_size, dtype=torch.uint8), [])
-        for batch in in_rounds(make_loader(self, dealt.mine, self.workers), dealt, self.num):
+        for batch in in_rounds(self, range(self.num), self.batch_size, self.workers):
             yield batch or nothing
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from aligntok.data.image_source import ImageSource
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import center_crop, read_image, resize_to_cover, to_tensor
+from aligntok.distributed.job import batched
 from aligntok.errors import DataError, ImageError
 from aligntok.io.files import replacing
 from aligntok.io.pictures import image_grid, to_picture
@@ -55,7 +56,7 @@ def write_beside(folder: SampleFolder, source: ImageSource) -> None:
 def _groups(folder: SampleFolder, source: ImageSource) -> list[tuple[list[int], list[int]]]:
     """Return the places of real images and the numbers of samples that belong beside one another."""
     if folder.labels is None:
-        sets = [range(i, min(i + EACH, folder.num)) for i in range(0, min(folder.num, EACH * MOST), EACH)]
+        sets = batched(range(min(folder.num, EACH * MOST)), EACH)
         spread = _spread(np.arange(len(source)), EACH * len(sets))
         return [(spread[EACH * i : EACH * (i + 1)], list(numbers)) for i, numbers in enumerate(sets)]
     numbers_of: dict[int, list[int]] = defaultdict(list)

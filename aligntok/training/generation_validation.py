@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import world
+from aligntok.distributed.job import batched
 from aligntok.engine.loops import ShareValLoop
 from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import LatentDiffusion
@@ -96,12 +97,7 @@ class SampleNumbers(Dataset[tuple[str, int]]):
 
     def batches(self, size: int) -> list[list[int]]:
         """Return the places of all batches; each is of one variant, and cut as `sample.py` cuts them."""
-        return list(self._batches(size))
-
-    def _batches(self, size: int) -> Iterator[list[int]]:
-        for start in range(0, len(self), self.num):
-            for first in range(0, self.num, size):
-                yield [start + i for i in range(first, min(first + size, self.num))]
+        return [list(batch) for variant in batched(range(len(self)), self.num) for batch in batched(variant, size)]
 
     def collate(self, items: Sequence[tuple[str, int]]) -> dict[str, Any]:
         """Return what `val_step` of the model takes: variant and sampling, and of each sample number and label."""

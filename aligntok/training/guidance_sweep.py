@@ -19,9 +19,8 @@ from rich.table import Table
 from torch import Tensor
 
 from aligntok.diffusion.sampling import Sampling
-from aligntok.distributed import barrier, check_agreement, is_first, start_processes, sum_over_processes, world
-from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
-from aligntok.distributed.job import noting_sigterm, progress_bar, sigterm_was_sent
+from aligntok.distributed import barrier, check_agreement, is_first, sum_over_processes, world
+from aligntok.distributed.job import batched, in_full_rounds, job, shares
 from aligntok.errors import Preempted, check_at_least
 from aligntok.io.files import claiming, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, to_picture
@@ -93,8 +92,7 @@ def sweep_guidance(
     gone on with.
     """
     check_at_least(1, num=num, batch_size=batch_size)
-    start_processes()
-    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+    with job():
         drawer = SampleDrawer(drawing)
         grid = combinations(drawer.sampling, scales, steps)
         drawer.check(num, *grid)
@@ -144,28 +142,24 @@ def measure(
 
     Of each number of steps, scale 1 comes first in `grid`. Raises Preempted.
     """
-    batches = [range(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
-    rank, processes = world()
-    mine = batches[rank::processes]
+    batches, (rank, processes) = batched(range(num), batch_size), world()
     table = torch.zeros(len(grid), num, _MEASURED, dtype=torch.float64)
     first = torch.zeros(len(grid), min(SHOWN, num), *drawer.image_size, 3, dtype=torch.uint8)
-    if mine:
+    for warming in batches[rank : rank + 1]:
         drawer.to_device()
-        drawer.draw(mine[0], replace(grid[-1], steps=1))  # so that no combination pays for what comes once
+        drawer.draw(warming, replace(grid[-1], steps=1))  # so that no combination pays for what comes once
     unguided: dict[int, Pixels] = {}
-    with progress_bar(num * len(grid), "guidance sweep", "image") as bar:
-        for round in range(math.ceil(len(batches) / processes)):
-            batch = mine[round] if round < len(mine) else range(0)
-            for place, sampling in enumerate(grid):
-                if batch:
-                    table[place, batch.start : batch.stop], pixels = _measure(drawer, sampling, batch, unguided)
-                    for i in range(batch.start, min(batch.stop, first.shape[1])):
-                        first[place, i] = torch.from_numpy(pixels[i - batch.start])
-                    for metric in metrics:
-                        metric.process(None, _as_samples(pixels, batch, sampling))
-                bar.update(int(sum_over_processes(torch.tensor(len(batch)))))
-                if sigterm_was_sent():
-                    raise Preempted("stopped by SIGTERM; a guidance sweep is not gone on with, it begins anew")
+    rounds = batched(in_full_rounds(batches, range(0)), processes)  # a process takes its batch through all of the grid
+    work = [(place, batch) for round in rounds for place in range(len(grid)) for batch in round]
+    stopped = Preempted("stopped by SIGTERM; a guidance sweep is not gone on with, it begins anew")
+    for place, batch in shares(work, "guidance sweep", stopped, size=lambda item: len(item[1])):
+        if not batch:
+            continue
+        table[place, batch.start : batch.stop], pixels = _measure(drawer, grid[place], batch, unguided)
+        for i in range(batch.start, min(batch.stop, first.shape[1])):
+            first[place, i] = torch.from_numpy(pixels[i - batch.start])
+        for metric in metrics:
+            metric.process(None, _as_samples(pixels, batch, grid[place]))
     means = sum_over_processes(table).mean(dim=1)
     shown = sum_over_processes(first).numpy()
     found = {name: value for metric in metrics for name, value in metric.evaluate(num).items()}

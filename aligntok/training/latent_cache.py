@@ -29,9 +29,8 @@ from aligntok.data.latent_files import (
     shard_path,
 )
 from aligntok.data.sources import open_source
-from aligntok.distributed import barrier, check_agreement, is_first, share_weights, start_processes
-from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
-from aligntok.distributed.job import noting_sigterm
+from aligntok.distributed import barrier, check_agreement, is_first, share_weights
+from aligntok.distributed.job import batched, job
 from aligntok.errors import ConfigError, DataError, check_at_least, first_line
 from aligntok.io.files import check_space, claiming, remove_leftovers, write_json
 from aligntok.tokenizer import Tokenizer
@@ -66,8 +65,7 @@ def cache_latents(
     """
     check_at_least(1, batch_size=batch_size)
     check_at_least(0, workers=workers, max_unreadable=max_unreadable or 0)
-    start_processes()
-    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+    with job():
         encoder = LatentEncoder(_load(source, weights), encoding or Encoding())
         cache = LatentCache(Path(out).expanduser(), open_source(data, split), encoder, max_unreadable)
         fill(cache, os.fspath(source), batch_size, workers)
@@ -110,9 +108,8 @@ class LatentCache:
     @property
     def jobs(self) -> list[ShardJob]:
         """Every shard of the cache, there or not."""
-        everything, size = range(len(self.images)), self.encoder.encoding.shard_size
-        begins = range(0, len(everything), size)
-        return [ShardJob(shard_path(self.folder, i), everything[b : b + size]) for i, b in enumerate(begins)]
+        shards = batched(range(len(self.images)), self.encoder.encoding.shard_size)
+        return [ShardJob(shard_path(self.folder, i), places) for i, places in enumerate(shards)]
 
     def describe(self, source: str) -> dict[str, Any]:
         """Return what encoding.json is to hold."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,9 @@ from aligntok.data.latent_files import DTYPES, Skipped, write_shard
 from aligntok.data.transforms import center_crop, parse_image_size, read_image, resize_to_cover, to_tensor
 from aligntok.device import PRECISIONS
 from aligntok.distributed import sum_over_processes, world
-from aligntok.distributed.job import ignore_sigterm, progress_bar, sigterm_was_sent
+from aligntok.distributed.job import batched, ignore_sigterm, shares
 from aligntok.engine.loops import explaining_loader_errors
-from aligntok.errors import ConfigError, DataError, ImageError, Preempted, check_at_least, first_line
+from aligntok.errors import ConfigError, DataError, ImageError, Preempted, check_at_least
 from aligntok.tokenizer import Tokenizer
 
 logger = logging.getLogger("aligntok.data")
@@ -178,7 +179,7 @@ class ShardJob:
 
     def batches(self, size: int) -> list[range]:
         """Return the places of each batch: the same whichever process encodes the shard, and how often."""
-        return [self.places[i : i + size] for i in range(0, len(self.places), size)]
+        return batched(self.places, size)
 
 
 class _OpenShard:
@@ -230,17 +231,17 @@ def encode_shards(
     high. Raises Preempted in every process after SIGTERM to any of them, and DataError for what cannot be encoded.
     """
     rank, processes = world()
-    shares = [jobs[first::processes] for first in range(processes)]
-    rounds = max(sum(len(job.batches(batch_size)) for job in share) for share in shares)
-    mine, skipped = _encode_share(shares[rank], images, encoder, batch_size, workers), 0
+    dealt = [jobs[first::processes] for first in range(processes)]  # whole shards
+    batches = [[batch for job in each for batch in job.batches(batch_size)] for each in dealt]
+    rounds = [batch for round in zip_longest(*batches, fillvalue=range(0)) for batch in round]
+    mine, skipped = _encode_share(dealt[rank], images, encoder, batch_size, workers), 0
+    stopped = Preempted(
+        f"stopped by SIGTERM while {jobs[0].path.parent} was written; the shards that are there are whole, and the "
+        "same command goes on from them"
+    )
     with explaining_loader_errors():
-        for _ in range(rounds):  # as many in every process: all learn of a signal, and of too many failures, together
+        for _ in shares(rounds, "encoding", stopped):
             skipped += next(mine, 0)
-            if sigterm_was_sent():
-                raise Preempted(
-                    f"stopped by SIGTERM while {jobs[0].path.parent} was written; the shards that are there are "
-                    "whole, and the same command goes on from them"
-                )
             check_unreadable(int(sum_over_processes(torch.tensor(skipped))))
 
 
@@ -261,12 +262,11 @@ def _encode_share(
     )
     encoder.to_device()
     batches = iter(loader)
-    with progress_bar(sum(len(job.places) for job in jobs), "encoding", "image") as bar:
-        for job in jobs:
-            yield from _encode_one(_OpenShard(job, images, encoder), batches, encoder, bar)
+    for job in jobs:
+        yield from _encode_one(_OpenShard(job, images, encoder), batches, encoder)
 
 
-def _encode_one(shard: _OpenShard, batches: Iterator[Batch], encoder: LatentEncoder, bar: Any) -> Iterator[int]:
+def _encode_one(shard: _OpenShard, batches: Iterator[Batch], encoder: LatentEncoder) -> Iterator[int]:
     while not shard.is_complete:
         batch = next(batches)
         for found, reason in zip(batch.skipped, batch.reasons, strict=True):
@@ -276,5 +276,4 @@ def _encode_one(shard: _OpenShard, batches: Iterator[Batch], encoder: LatentEnco
             shard.add(batch, encoder(batch.images, batch.places.tolist()))
         if shard.is_complete:
             shard.write()
-        bar.update(len(batch.places) + len(batch.skipped))
         yield len(batch.skipped)

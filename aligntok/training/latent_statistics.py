@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Subset
 from aligntok.data.latent_files import LatentStatistics, Moments
 from aligntok.data.sampler import evenly_spaced
 from aligntok.distributed import sum_over_processes, world
-from aligntok.distributed.job import ignore_sigterm, progress_bar
+from aligntok.distributed.job import batched, ignore_sigterm, shares
 from aligntok.engine.loops import explaining_loader_errors
-from aligntok.errors import DataError
+from aligntok.errors import DataError, Preempted
 from aligntok.registry import DATASETS
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.latent_encoding import Encoding, LatentEncoder
@@ -40,7 +40,7 @@ def latent_statistics(
     dataset = DATASETS.build({**data, "train": False})
     places = evenly_spaced(len(dataset), images or len(dataset))
     rank, processes = world()
-    batches = [list(range(i, min(i + BATCH, len(places)))) for i in range(0, len(places), BATCH)]
+    batches = batched(range(len(places)), BATCH)
     size = dataset[places[0]]["images"].shape[1:]
     encoding = Encoding(image_size=tuple(size), hflip=False, precision=precision, posterior=posterior, seed=seed)
     encoder = LatentEncoder(tokenizer, encoding)
@@ -48,17 +48,18 @@ def latent_statistics(
     table = torch.zeros(len(places), 1 + 2 * tokenizer.latent_dim, dtype=torch.float64)
     loader = DataLoader(
         Subset(dataset, places),
-        batch_sampler=batches[rank::processes],
+        batch_sampler=[list(rows) for rows in batches[rank::processes]],
         num_workers=workers,
         worker_init_fn=ignore_sigterm,
     )
-    with explaining_loader_errors(), progress_bar(len(places), "statistics", "image") as bar:
-        for rows, batch in zip(batches[rank::processes], loader, strict=True):
-            encoded = encoder(batch["images"], [places[row] for row in rows])
+    stopped = Preempted("stopped by SIGTERM while latents were measured; the same command begins with that again")
+    loaded = iter(loader)
+    with explaining_loader_errors():
+        for rows in shares(batches, "statistics", stopped):
+            encoded = encoder(next(loaded)["images"], [places[row] for row in rows])
             for row, latents in zip(rows, encoded, strict=True):
                 found = Moments.of(latents)
                 table[row] = torch.from_numpy(np.concatenate([[found.count], found.mean, found.m2]))
-            bar.update(len(rows) * processes)
     rows_of_all = sum_over_processes(table).numpy()
     means, squares = np.split(rows_of_all[:, 1:], 2, axis=1)
     parts = [Moments(int(n), m, s) for n, m, s in zip(rows_of_all[:, 0], means, squares, strict=True)]

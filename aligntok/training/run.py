@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligntok.distributed import barrier, is_first, is_same_everywhere, start_processes, world
-from aligntok.distributed.failures import ending_together
-from aligntok.distributed.job import noting_sigterm, sigterm_was_sent
+from aligntok.distributed import barrier, is_first, is_same_everywhere, world
+from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.runner import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted
@@ -46,8 +45,7 @@ def run(
     if dry_run:
         print_plan([_plan(stage) for stage in chosen])
         return None
-    launcher = start_processes()
-    with logging_the_end(), noting_sigterm(), ending_together(config["process_timeout"]):
+    with logging_the_end(), job(config["process_timeout"]) as launcher:
         if generation in chosen:
             _plan(generation)  # what is wrong with its settings is said before any work
             check_chain(generation, stages)
@@ -79,8 +77,9 @@ def _train_stages(
         if left:
             _note(config, origin)
         for stage in left:
-            if sigterm_was_sent():
-                raise Preempted(f"stopped by SIGTERM before stage '{stage.name}'; the same command goes on with it")
+            stop_if_preempted(
+                Preempted(f"stopped by SIGTERM before stage '{stage.name}'; the same command goes on with it")
+            )
             run_stage(stage, *datasets[stage.name], launcher)
         return _finish(config, stages) if stages else None
 
@@ -88,8 +87,7 @@ def _train_stages(
 def _train_generator(
     config: Mapping[str, Any], generation: Generation, launcher: str, origin: Mapping[str, Any] | None
 ) -> Path:
-    if sigterm_was_sent():
-        raise Preempted("stopped by SIGTERM before the generator's training; the same command goes on with it")
+    stop_if_preempted(Preempted("stopped by SIGTERM before the generator's training; the same command goes on with it"))
     if not _is_left(generation, generation["validation"]["num"] or None):
         return save_result(generation)
     with claiming(config["work_dir"], wanted=is_first()):

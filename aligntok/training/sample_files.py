@@ -29,7 +29,7 @@ from typing_extensions import Self
 
 from aligntok.data.transforms import open_image, to_tensor
 from aligntok.distributed import is_first, share_weights
-from aligntok.distributed.job import progress_bar, sigterm_was_sent
+from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.errors import ConfigError, DataError, ImageError, Preempted, first_line
 from aligntok.io.files import check_space, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, to_picture
@@ -136,14 +136,14 @@ class SampleFolder:
         if is_first() and wanted and not self._has_arrays():
             chunks += math.ceil(self.num / ROWS_AT_ONCE) + 1  # the last one closes the file
         share_weights([chunks])
+        stopped = Preempted(
+            f"stopped by SIGTERM before {self.path / ARRAYS} was whole; the pictures are there, and the same command "
+            "writes it"
+        )
         with closing(self._write_npz() if is_first() else _idle()) as writing:
             for _ in range(int(chunks)):
                 next(writing, None)
-                if sigterm_was_sent():
-                    raise Preempted(
-                        f"stopped by SIGTERM before {self.path / ARRAYS} was whole; the pictures are there, and the "
-                        "same command writes it"
-                    )
+                stop_if_preempted(stopped)
 
     def _has_arrays(self) -> bool:
         try:
@@ -158,10 +158,9 @@ class SampleFolder:
 
     def pixels(self) -> Iterator[Pixels]:
         """Read the pictures in order, (H, W, 3) each; a few at a time are in memory. Raises DataError for a bad one."""
-        numbers = range(self.num)
         with ThreadPoolExecutor(THREADS) as pool:
-            for first in range(0, self.num, ROWS_AT_ONCE):
-                yield from pool.map(self.read, numbers[first : first + ROWS_AT_ONCE])
+            for numbers in batched(range(self.num), ROWS_AT_ONCE):
+                yield from pool.map(self.read, numbers)
 
     def read(self, number: int) -> Pixels:
         """Return a picture, (H, W, 3). Raises DataError for one that is missing or damaged."""

@@ -7,18 +7,14 @@ on processes and interruptions, and on the batch size only as far as the roundin
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from aligntok.diffusion.sampling import Sampling
-from aligntok.distributed import barrier, check_agreement, is_first, start_processes, sum_over_processes, world
-from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
-from aligntok.distributed.job import noting_sigterm, progress_bar, sigterm_was_sent
+from aligntok.distributed import barrier, check_agreement, is_first
+from aligntok.distributed.job import batched, job, shares
 from aligntok.errors import ConfigError, Preempted, check_at_least
 from aligntok.io.files import claiming
 from aligntok.training.beside import open_real, write_beside
@@ -49,8 +45,7 @@ def sample_images(
     """
     check_at_least(1, num=num, batch_size=batch_size)
     check_at_least(0, grid=grid)
-    start_processes()
-    with noting_sigterm(), ending_together(SILENCE_SECONDS):
+    with job():
         drawer = SampleDrawer(drawing)
         drawer.check(num, drawer.sampling)
         if drawer.weak is not None and drawer.sampling.cfg_scale == 1:
@@ -79,24 +74,16 @@ def draw_batches(drawer: SampleDrawer, folder: SampleFolder, missing: set[int], 
 
     A batch is drawn whole, so that its samples are the very same as without an interruption. Raises Preempted.
     """
-    batches = [range(first, min(first + batch_size, folder.num)) for first in range(0, folder.num, batch_size)]
-    left = [batch for batch in batches if not missing.isdisjoint(batch)]
-    rank, processes = world()
-    mine = left[rank::processes]
-    if mine:
-        drawer.to_device()
-    with PictureWriter(folder) as writer, progress_bar(len(missing), "sampling", "image") as bar:
-        for round in range(math.ceil(len(left) / processes)):  # as many in every process, that all stop together
-            wanted = sorted(missing.intersection(mine[round])) if round < len(mine) else []
-            if wanted:
-                pixels = drawer.draw(mine[round]).pixels
-                writer.write([(i, pixels[i - mine[round].start]) for i in wanted])
-            bar.update(int(sum_over_processes(torch.tensor(len(wanted)))))
-            if sigterm_was_sent():
-                raise Preempted(
-                    f"stopped by SIGTERM while samples were drawn into {folder.path}; the pictures that are there are "
-                    "whole, and the same command goes on from them"
-                )
+    left = [batch for batch in batched(range(folder.num), batch_size) if not missing.isdisjoint(batch)]
+    stopped = Preempted(
+        f"stopped by SIGTERM while samples were drawn into {folder.path}; the pictures that are there are whole, and "
+        "the same command goes on from them"
+    )
+    with PictureWriter(folder) as writer:
+        for batch in shares(left, "sampling", stopped, size=lambda batch: len(missing.intersection(batch))):
+            drawer.to_device()  # not of a process that draws nothing
+            pixels = drawer.draw(batch).pixels
+            writer.write([(i, pixels[i - batch.start]) for i in batch if i in missing])
     barrier()  # the pictures of all processes are written
 
 

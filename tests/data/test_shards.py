@@ -206,4 +206,5 @@ def test_progress_is_shown_by_one_process_only(monkeypatch):
     assert progress_bar(1, "listing shards", "shard", show=False).disable
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     assert progress_bar(1, "listing shards", "shard").disable

@@ -15,11 +15,16 @@ from aligntok.engine.hooks import average_scalars
 
 # One of two processes; asserts for itself what must come out.
 WORKER = """
-import sys, torch, torch.distributed as dist
+import os, signal, sys, torch, torch.distributed as dist
 from torch import nn
 from aligntok.distributed import *
+from aligntok.distributed import job as job_module
+from aligntok.distributed.job import batched, in_full_rounds, job, shares
 from aligntok.distributed.parallel import GradientReduction, SelfReducing
 from aligntok.engine.hooks import average_scalars
+from aligntok.errors import Preempted
+from contextlib import nullcontext
+job_module.ending_together = lambda timeout: nullcontext()  # there is no store of torchrun's
 torch.set_num_threads(1)
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/store", rank=rank, world_size=2)
@@ -43,6 +48,21 @@ reduction.finish()
 assert model[0].weight.grad.tolist() == [[1.5, 1.5], [1.5, 1.5]]
 assert model[0].bias.grad.tolist() == [2.0, 2.0]
 assert all(p.grad is None for part in list(model)[1:] for p in part.parameters())
+stopped, cut = Preempted("no more"), batched(range(11), 2)
+assert cut[-1] == range(10, 11) and list(shares(cut, "work", stopped)) == cut[rank::2]
+assert list(shares(cut[:3], "work", stopped)) == cut[:3][rank::2]  # the second has none in the last round
+assert list(shares(in_full_rounds(cut[:3], range(0)), "work", stopped)) == [*cut[:3], range(0)][rank::2]
+done = []
+try:
+    with job():
+        for part in shares(cut, "work", stopped):
+            done.append(part)
+            if part == cut[3]:  # the second's alone
+                os.kill(os.getpid(), signal.SIGTERM)
+except Preempted as ended:
+    assert ended is stopped and done == cut[rank:4:2], done
+else:
+    raise AssertionError("the first process heard nothing of it")
 barrier()
 dist.destroy_process_group()
 """

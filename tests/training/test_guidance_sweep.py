@@ -20,10 +20,10 @@ from torch import nn
 from aligntok.cli import sample as command
 from aligntok.data.latent_files import LatentStatistics
 from aligntok.diffusion.sampling import Sampling
+from aligntok.distributed import job
 from aligntok.errors import ConfigError, DivergenceError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
-from aligntok.training import guidance_sweep
 from aligntok.training.drawing import Drawing, SampleDrawer
 from aligntok.training.guidance_sweep import Cell, combinations, draw_grid, plot, print_cells, sweep_guidance
 
@@ -217,7 +217,7 @@ def test_the_folders_own_name_tells_scales_and_steps(tmp_path):
 
 
 def test_sigterm_ends_it_without_results(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(guidance_sweep, "sigterm_was_sent", lambda: True)
+    monkeypatch.setattr(job, "sigterm_was_sent", lambda: True)
     assert command(words(run, tmp_path / "out")) == 75
     assert "a guidance sweep is not gone on with, it begins anew" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".claim"}

@@ -25,6 +25,7 @@ from aligntok.cli import sample as command
 from aligntok.data.latent_files import LatentStatistics
 from aligntok.data.transforms import open_image
 from aligntok.diffusion.sampling import Sampling
+from aligntok.distributed import job
 from aligntok.engine.checkpoints import write_checkpoint, write_frozen
 from aligntok.errors import CheckpointError, ConfigError, DataError, DivergenceError, Preempted, WeightsError
 from aligntok.io import files
@@ -436,7 +437,7 @@ def test_sigterm_ends_it_after_a_batch_and_the_same_command_goes_on(run, whole, 
         return len(told) == 2
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "sigterm_was_sent", told_to_stop)
+        patch.setattr(job, "sigterm_was_sent", told_to_stop)
         assert command(words(run, tmp_path / "out")) == 75
     assert "the pictures that are there are whole, and the same command goes on from them" in capsys.readouterr().err
     assert set(contents(tmp_path / "out")) == {f"images/00000{i}.png" for i in range(8)} | {"samples.json"}
@@ -467,7 +468,7 @@ def test_sigterm_to_the_process_is_heeded(run, whole, tmp_path, monkeypatch):
 
 def test_an_array_of_fewer_samples_does_not_stay_beside_more(run, tmp_path, monkeypatch):
     sample_images(Drawing(run), 4, tmp_path / "out", batch_size=4)
-    monkeypatch.setattr(sampling, "sigterm_was_sent", lambda: True)
+    monkeypatch.setattr(job, "sigterm_was_sent", lambda: True)
     with pytest.raises(Preempted):
         sample_images(Drawing(run), NUM, tmp_path / "out", batch_size=4)
     assert len(pixels(tmp_path / "out")) == 8
@@ -479,7 +480,7 @@ def test_sigterm_while_the_array_is_written_leaves_none(run, whole, tmp_path, mo
     shutil.copytree(whole, tmp_path / "out")
     (tmp_path / "out/samples.npz").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(sample_files, "sigterm_was_sent", lambda: True)
+        patch.setattr(job, "sigterm_was_sent", lambda: True)
         with pytest.raises(Preempted, match="the pictures are there, and the same command writes it"):
             sample_images(Drawing(run), NUM, tmp_path / "out", batch_size=4)
     assert set(contents(whole)) - set(contents(tmp_path / "out")) == {"samples.npz"}
@@ -807,7 +808,7 @@ def test_seeds_that_torch_would_take_for_one_are_the_reason_for_their_limit():
 
 
 def test_progress_is_told_for_what_is_missing(run, tmp_path, monkeypatch):
-    told, bar = [], sampling.progress_bar
+    told, bar = [], job.progress_bar
 
     def watched(total, *rest):
         made = bar(total, *rest)
@@ -815,7 +816,7 @@ def test_progress_is_told_for_what_is_missing(run, tmp_path, monkeypatch):
         monkeypatch.setattr(made, "update", lambda count, known=told[-1][1]: known.append(count))
         return made
 
-    monkeypatch.setattr(sampling, "progress_bar", watched)
+    monkeypatch.setattr(job, "progress_bar", watched)
     sample_images(Drawing(run), 4, tmp_path / "out", batch_size=4)
     sample_images(Drawing(run), NUM, tmp_path / "out", batch_size=4)
     assert told == [(4, [4]), (7, [4, 3])]

@@ -1,0 +1,93 @@
+"""Each concern has one home: whatever in the package does it otherwise, or anew, is found in the source."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "aligntok"
+#: Rooms that keep ways of their own.
+LEFT_OUT = ("evaluation/report", "evaluation/cost", "evaluation/comparison")
+
+
+@cache
+def package():
+    """(``module:function``, node) of everything; the module alone for what stands outside of functions."""
+    everything = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = path.relative_to(PACKAGE).as_posix()
+        if not module.startswith(LEFT_OUT):
+            tree = ast.parse(path.read_text())
+            functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+            inside = {child: function.name for function in functions for child in ast.walk(function)}  # the innermost
+            everything += [(f"{module}:{inside[node]}" if node in inside else module, node) for node in ast.walk(tree)]
+    return everything
+
+
+def found(here):
+    """Where there are nodes that `here` says yes to."""
+    return {place for place, node in package() if here(node)}
+
+
+def called(node):
+    """The last name of what a node calls."""
+    return getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+
+
+def calls(*names):
+    return found(lambda node: called(node) in names)
+
+
+def steps_along(node):
+    """A slice of what a loop over range(first, length, size) comes to: x[i : i + size]."""
+    return (
+        isinstance(node, ast.Slice)
+        and node.lower is not None
+        and isinstance(node.upper, ast.BinOp)
+        and isinstance(node.upper.op, ast.Add)
+        and ast.unparse(node.upper.left) == ast.unparse(node.lower)
+    )
+
+
+def strides(node):
+    """range(first, end, step), but for literal steps."""
+    return called(node) == "range" and len(node.args) == 3 and not isinstance(node.args[2], ast.Constant | ast.UnaryOp)
+
+
+def test_work_is_cut_shared_out_and_ended_early_in_one_way():
+    assert found(strides) == {
+        "distributed/job.py:batched",
+        "training/stage_run.py:_validation",  # which images are whose, of a loop that is mmengine's
+        "engine/buckets.py:_find_together",  # a share at once, by threads
+        "io/pictures.py:image_grid",  # rows of a picture; stands below
+        "io/pictures.py:reconstruction_grid",
+    }
+    cut = found(steps_along) - found(strides)
+    assert cut == {
+        "distributed/job.py:shares",  # this process's part of a round
+        "training/generation.py:draws",  # a process's numbers out of the global batch's
+        "diffusion/sampling.py:draw_samples",  # one by one
+        "data/splits.py:_has_word",
+        "evaluation/distances.py:density_coverage",
+        "training/guidance_sweep.py:measure",
+    }
+    assert calls("start_processes", "ending_together", "catching_sigterm") == {"distributed/job.py:job"}
+    assert calls("sigterm_was_sent") == {
+        "distributed/job.py:stop_if_preempted",
+        "engine/loops.py:run",  # writes a checkpoint first
+    }
+    assert calls("stop_if_preempted") == {
+        "distributed/job.py:shares",
+        "evaluation/linear_probe.py:go_through",  # every process takes part in every step
+        "training/run.py:_train_stages",
+        "training/run.py:_train_generator",
+        "training/sample_files.py:write_npz_together",  # one process writes
+    }
+    assert calls("progress_bar") == {
+        "distributed/job.py:shares",
+        "data/buckets.py:assign_buckets",  # nothing is exchanged
+        "data/shards.py:_list_all",
+        "evaluation/linear_probe.py:go_through",
+        "training/sample_files.py:write_npz",
+    }
