@@ -39,6 +39,12 @@ def calls(*names):
     return found(lambda node: called(node) in names)
 
 
+def named(*names):
+    """Where one of these is defined, taken as a value or given as a keyword."""
+    keys = {ast.FunctionDef: "name", ast.Name: "id", ast.Attribute: "attr", ast.keyword: "arg"}
+    return found(lambda node: type(node) in keys and getattr(node, keys[type(node)]) in names)
+
+
 def steps_along(node):
     """A slice of what a loop over range(first, length, size) comes to: x[i : i + size]."""
     return (
@@ -91,3 +97,24 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
         "evaluation/linear_probe.py:go_through",
         "training/sample_files.py:write_npz",
     }
+
+
+def test_loaders_are_made_in_one_way_and_their_ends_explained():
+    assert calls("DataLoader") == {"data/loader.py:make_loader"}
+    assert named("ignore_sigterm", "num_workers", "worker_init_fn", "pin_memory") == {
+        "data/loader.py:make_loader",
+        "distributed/job.py:ignore_sigterm",
+    }
+    made = {
+        "training/runners.py:training_batches",  # for mmengine's loops, of engine/loops
+        "training/stage_run.py:_validation",
+        "training/generation_validation.py:validation_options",
+    }
+    explained = {
+        "evaluation/reading.py:in_rounds",
+        "evaluation/probe_features.py:batches",
+        "training/latent_statistics.py:latent_statistics",
+    }
+    encoding = {"training/latent_encoding.py:_encode_share"}, {"training/latent_encoding.py:encode_shards"}
+    assert calls("make_loader") == made | explained | encoding[0]
+    assert calls("explaining_loader_errors") == explained | encoding[1] | {"engine/loops.py:run"}

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, ValLoop
 from torch.utils.data import DataLoader
 
+from aligntok.data.loader import explaining_loader_errors
 from aligntok.distributed.job import sigterm_was_sent
-from aligntok.errors import AlignTokError, DataError, Preempted, first_line
+from aligntok.errors import Preempted
 
 
 class StepBatch(NamedTuple):
@@ -78,32 +75,6 @@ class StepLoop(IterBasedTrainLoop):
             f"stopped by SIGTERM after step {self._iter} of {self._max_iters} in {runner.work_dir}; a checkpoint is "
             "written, and the same command goes on from it"
         )
-
-
-def _hear_no_more_of_loaders() -> None:
-    """Switch off torch's handler of SIGCHLD, which raises wherever the process is, even while it tells the reason."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
-@contextmanager
-def explaining_loader_errors() -> Iterator[None]:
-    """Turn what a data-loading process raises, or its death, into one DataError or ConfigError."""
-    try:
-        yield
-    except AlignTokError as error:
-        if "Original Traceback" not in str(error):
-            raise
-        reason = str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]  # the last line of the worker's
-        raise type(error)(reason) from None
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it died while handing a batch over
-        if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
-            raise
-        _hear_no_more_of_loaders()
-        raise DataError(
-            f"a data-loading process ended or got stuck ({first_line(error)}); it may have run out of memory (lower "
-            "data.workers), out of shared memory (enlarge /dev/shm), or wait for a disk (see data.timeout)"
-        ) from error
 
 
 @LOOPS.register_module()

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from aligntok.data.image_source import ImageSource
+from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.distributed import world
 from aligntok.distributed.job import batched
-from aligntok.engine.loops import explaining_loader_errors
 from aligntok.errors import DataError
-from aligntok.evaluation.reading import EvaluationImages, make_loader
+from aligntok.evaluation.reading import EvaluationImages
 from aligntok.training.latent_encoding import Batch, ImagesToEncode
 
 logger = logging.getLogger("aligntok.evaluation")
@@ -114,7 +114,7 @@ class EncodedAnew:
         """Yield this process's part of each batch, in order."""
         dataset = ImagesToEncode(self.split.source, self.split.images.image_size)
         mine = [[self.split.images.places[row] for row in self.split.mine(batch).tolist()] for batch in rows]
-        loader = iter(make_loader(dataset, [places for places in mine if places], self.workers))
+        loader = iter(make_loader(dataset, [places for places in mine if places], self.workers, dataset.collate))
         for places in mine:
             if not places:
                 yield Examples(torch.empty(0, self.split.dim), torch.empty(0, dtype=torch.int64))

@@ -9,15 +9,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from aligntok.data.image_source import ImageSource
+from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import sum_over_processes, world
-from aligntok.distributed.job import batched, ignore_sigterm, in_full_rounds, shares
-from aligntok.engine.loops import explaining_loader_errors
+from aligntok.distributed.job import batched, in_full_rounds, shares
 from aligntok.errors import DataError, Preempted, check_at_least
 from aligntok.training.latent_encoding import Batch, ImagesToEncode
 
@@ -86,7 +85,8 @@ def in_rounds(dataset: Any, places: Sequence[int], batch_size: int, workers: int
     """
     rank, processes = world()
     dealt = in_full_rounds(batched(places, batch_size), [])
-    loaded = iter(make_loader(dataset, [list(batch) for batch in dealt[rank::processes] if batch], workers))
+    mine = [list(batch) for batch in dealt[rank::processes] if batch]
+    loaded = iter(make_loader(dataset, mine, workers, dataset.collate))
     with explaining_loader_errors():
         for batch in shares(dealt, "evaluating", begins_anew()):
             yield next(loaded) if batch else None
@@ -95,18 +95,6 @@ def in_rounds(dataset: Any, places: Sequence[int], batch_size: int, workers: int
 def begins_anew() -> Preempted:
     """Return what ends an evaluation after SIGTERM."""
     return Preempted("stopped by SIGTERM; an evaluation is not gone on with, it begins anew")
-
-
-def make_loader(dataset: Any, batches: list[list[int]], workers: int) -> DataLoader[Any]:
-    """Return a loader of those batches, whose workers leave SIGTERM to the process that they read for."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=dataset.collate,
-        worker_init_fn=ignore_sigterm,
-        pin_memory=torch.cuda.is_available(),
-    )
 
 
 def _no_images(size: tuple[int, int]) -> Batch:

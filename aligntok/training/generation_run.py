@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import default_collate
 
 from aligntok.data.latent_files import LatentStatistics, read_manifest
 from aligntok.data.sampler import evenly_spaced
@@ -220,14 +219,13 @@ def build_generation_runner(generation: Generation, ready: Ready, launcher: str 
         inference = ema["inference"] if ema else None
         labels = grid_labels(ready.diffusion, log["pictures"])
         hooks.append(SampleGridHook(labels, log["pictures_every"], log["pictures_at"], inference))
-    collate = getattr(ready.train, "collate", default_collate)
     return StageRunner(
         model={
             "type": GenerationModel.__name__,
             "diffusion": ready.diffusion,
             **generation.model_settings,
         },
-        train_dataloader=training_batches(generation, ready.train, collate=collate),
+        train_dataloader=training_batches(generation, ready.train, collate=getattr(ready.train, "collate", None)),
         optim_wrapper=optimizers(generation, sides),
         custom_hooks=hooks,
         **runner_options(generation, sides, launcher, val_every=generation["validation"]["every"]),

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from aligntok.data.loader import make_loader
 from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import world
 from aligntok.distributed.job import batched
@@ -17,7 +18,6 @@ from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import METRICS
 from aligntok.training.drawing import LABELS, LabelRule
 from aligntok.training.generation_settings import Generation
-from aligntok.training.runners import make_loader
 
 
 def variants(settings: Mapping[str, Any], own: Sampling) -> dict[str, Sampling]:
@@ -68,7 +68,7 @@ def validation_options(generation: Generation, diffusion: LatentDiffusion) -> di
     rank, processes = world()
     batches = numbers.batches(settings["batch_size"])[rank::processes]
     return {
-        "val_dataloader": make_loader(numbers, 0, 0, numbers.collate, batch_sampler=batches),
+        "val_dataloader": make_loader(numbers, batches, 0, numbers.collate),
         "val_cfg": {"type": ShareValLoop.__name__, "num_images": settings["num"]},
         "val_evaluator": _metrics(settings, drawn),
     }

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from aligntok.data.image_source import ImageSource
 from aligntok.data.latent_files import DTYPES, Skipped, write_shard
+from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.transforms import center_crop, parse_image_size, read_image, resize_to_cover, to_tensor
 from aligntok.device import PRECISIONS
 from aligntok.distributed import sum_over_processes, world
-from aligntok.distributed.job import batched, ignore_sigterm, shares
-from aligntok.engine.loops import explaining_loader_errors
+from aligntok.distributed.job import batched, shares
 from aligntok.errors import ConfigError, DataError, ImageError, Preempted, check_at_least
 from aligntok.tokenizer import Tokenizer
 
@@ -252,16 +252,9 @@ def _encode_share(
     if not jobs:
         return
     dataset = ImagesToEncode(images, encoder.image_size)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=[list(batch) for job in jobs for batch in job.batches(batch_size)],
-        num_workers=workers,
-        collate_fn=dataset.collate,
-        worker_init_fn=ignore_sigterm,
-        pin_memory=encoder.device.type == "cuda",
-    )
+    numbers = [list(batch) for job in jobs for batch in job.batches(batch_size)]
     encoder.to_device()
-    batches = iter(loader)
+    batches = iter(make_loader(dataset, numbers, workers, dataset.collate))
     for job in jobs:
         yield from _encode_one(_OpenShard(job, images, encoder), batches, encoder)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from aligntok.data.latent_files import LatentStatistics, Moments
+from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sampler import evenly_spaced
 from aligntok.distributed import sum_over_processes, world
-from aligntok.distributed.job import batched, ignore_sigterm, shares
-from aligntok.engine.loops import explaining_loader_errors
+from aligntok.distributed.job import batched, shares
 from aligntok.errors import DataError, Preempted
 from aligntok.registry import DATASETS
 from aligntok.tokenizer import Tokenizer
@@ -46,14 +46,8 @@ def latent_statistics(
     encoder = LatentEncoder(tokenizer, encoding)
     encoder.to_device()
     table = torch.zeros(len(places), 1 + 2 * tokenizer.latent_dim, dtype=torch.float64)
-    loader = DataLoader(
-        Subset(dataset, places),
-        batch_sampler=[list(rows) for rows in batches[rank::processes]],
-        num_workers=workers,
-        worker_init_fn=ignore_sigterm,
-    )
     stopped = Preempted("stopped by SIGTERM while latents were measured; the same command begins with that again")
-    loaded = iter(loader)
+    loaded = iter(make_loader(Subset(dataset, places), [list(rows) for rows in batches[rank::processes]], workers))
     with explaining_loader_errors():
         for rows in shares(batches, "statistics", stopped):
             encoded = encoder(next(loaded)["images"], [places[row] for row in rows])

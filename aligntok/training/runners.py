@@ -7,12 +7,12 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from aligntok.data.buckets import BucketIndices
+from aligntok.data.loader import make_loader
 from aligntok.data.sampler import GlobalBatchSampler
 from aligntok.distributed import world
-from aligntok.distributed.job import ignore_sigterm
 from aligntok.distributed.parallel import SelfReducing
 from aligntok.engine import hooks as engine_hooks
 from aligntok.engine.loops import StepLoop
@@ -64,7 +64,7 @@ def optimizers(stage: Stage, sides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_batches(
-    stage: Stage, train: Any, buckets: BucketIndices | None = None, collate: Callable[..., Any] = default_collate
+    stage: Stage, train: Any, buckets: BucketIndices | None = None, collate: Callable[..., Any] | None = None
 ) -> DataLoader[Any]:
     """Return the loader of this process's share of every step's batch."""
     rank, processes = world()
@@ -79,23 +79,7 @@ def training_batches(
         buckets=buckets,
     )
     data = stage["data"]
-    return make_loader(train, data["workers"], data["timeout"], collate, batch_sampler=sampler)
-
-
-def make_loader(
-    dataset: Any, workers: int, timeout: float, collate: Callable[..., Any] = default_collate, **options: Any
-) -> DataLoader[Any]:
-    """Return a loader whose workers leave SIGTERM to the process that they read for."""
-    return DataLoader(
-        dataset,
-        num_workers=workers,
-        timeout=timeout if workers else 0,
-        worker_init_fn=ignore_sigterm,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
-        **options,
-    )
+    return make_loader(train, sampler, data["workers"], collate, data["timeout"])
 
 
 def common_hooks(stage: Stage) -> list[Any]:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Subset
 
 from aligntok.data.buckets import batches_in_buckets
+from aligntok.data.loader import make_loader
 from aligntok.data.sampler import evenly_spaced
 from aligntok.distributed import is_first, sum_over_processes, world
 from aligntok.engine import hooks as engine_hooks
@@ -21,7 +22,7 @@ from aligntok.io.files import write_json
 from aligntok.registry import DATASETS, METRICS
 from aligntok.training.alignment import AlignmentModel
 from aligntok.training.loading import read_merged_parts
-from aligntok.training.runners import common_hooks, make_loader, optimizers, runner_options, training_batches
+from aligntok.training.runners import common_hooks, optimizers, runner_options, training_batches
 from aligntok.training.stages import Stage
 
 
@@ -88,7 +89,7 @@ def _validation(stage: Stage, val: Any) -> dict[str, Any]:
     measured = {key: settings[key] for key in ("perceptual", "extractor")}
     metric = METRICS.build({"type": "reconstruction", **measured})
     return {
-        "val_dataloader": make_loader(shares, min(2, data["workers"]), data["timeout"], batch_sampler=list(batches)),
+        "val_dataloader": make_loader(shares, list(batches), min(2, data["workers"]), timeout=data["timeout"]),
         "val_cfg": {"type": ShareValLoop.__name__, "num_images": len(val)},
         "val_evaluator": [metric],
     }

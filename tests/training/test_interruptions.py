@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from aligntok.cli import train
+from aligntok.data.loader import explaining_loader_errors
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_newest
-from aligntok.engine.loops import explaining_loader_errors
 from aligntok.errors import DataError
 from aligntok.io.files import SPARE_BYTES
 from aligntok.training import run

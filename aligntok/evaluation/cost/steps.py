@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 
 from aligntok.data.buckets import AspectBuckets
 from aligntok.data.latent_files import LatentStatistics
+from aligntok.data.loader import explaining_loader_errors
 from aligntok.data.sampler import per_process_batch
 from aligntok.engine.ema import WeightAverages
-from aligntok.engine.loops import StepBatch, explaining_loader_errors
+from aligntok.engine.loops import StepBatch
 from aligntok.evaluation.cost.counting import generator_inputs
 from aligntok.evaluation.cost.timing import Watched
 from aligntok.latent_diffusion import LatentDiffusion
