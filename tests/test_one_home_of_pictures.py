@@ -1,4 +1,4 @@
-"""Every place that opens an image goes through the one function for it; a new place that does not is found."""
+"""Every place that opens an image, or goes to 8 bits and back, calls the one function for it; a new one is found."""
 
 from __future__ import annotations
 
@@ -71,3 +71,27 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
     ]
     callers = {file for file, _ in places(lambda node: called(node) in IMAGE_READERS)}
     assert callers == {file for file, *_ in reading_attempts()} | {"data/transforms.py"}
+
+
+def converts_to_or_from_8_bits(node):
+    """Whether [-1, 1] and 0 to 255 meet: half of 255, or a conversion to uint8 (not a view of bytes, nor new zeros)."""
+    if isinstance(node, ast.Constant) and node.value == 127.5:
+        return True
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Div):
+        return any(isinstance(side, ast.Constant) and side.value in (255, 256, 127) for side in (node.left, node.right))
+    given = [ast.unparse(each) for each in [*node.args, *node.keywords]] if isinstance(node, ast.Call) else []
+    return called(node) in ("byte", "uint8") or (
+        called(node) in ("to", "type", "astype") and "uint8" in " ".join(given)
+    )
+
+
+def test_8_bits_come_about_and_go_in_one_place():
+    assert sorted(set(places(converts_to_or_from_8_bits))) == [
+        ("data/buckets.py", "place_unreadable"),  # numbers of buckets
+        ("data/transforms.py", "_to_rgb"),  # the high byte of 16-bit grey
+        ("data/transforms.py", "from_uint8"),
+        ("data/transforms.py", "round_to_8bit"),
+        ("data/transforms.py", "to_uint8"),
+        ("evaluation/image_quality.py", "ssim"),  # the constants of its definition
+        ("extractors/resizing.py", "resized"),  # to [0, 1], as feature extractors take images
+    ]

@@ -11,10 +11,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor
 
+from aligntok.data.transforms import to_picture
 from aligntok.distributed import is_first, sum_over_processes
 from aligntok.distributed.job import batched
 from aligntok.io.files import replacing
-from aligntok.io.pictures import image_grid, to_picture
+from aligntok.io.pictures import image_grid
 
 
 @HOOKS.register_module()

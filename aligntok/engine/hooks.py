@@ -14,10 +14,11 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 from tqdm import tqdm
 
+from aligntok.data.transforms import to_picture
 from aligntok.distributed import is_first, mean_over_processes
 from aligntok.engine.checkpoints import write_snapshot
 from aligntok.io.files import replacing, write_json
-from aligntok.io.pictures import reconstruction_grid, to_picture
+from aligntok.io.pictures import reconstruction_grid
 
 
 @HOOKS.register_module()

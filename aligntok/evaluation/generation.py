@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from aligntok.data.transforms import to_picture, to_tensor
 from aligntok.distributed import barrier, is_first
 from aligntok.distributed.job import job
 from aligntok.evaluation.metrics import GenerationMetric
@@ -16,7 +15,7 @@ from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.results import Result, default_folder
 from aligntok.evaluation.samples import Samples
 from aligntok.io.files import replacing
-from aligntok.io.pictures import image_grid, to_picture
+from aligntok.io.pictures import image_grid
 
 SHOWN = 64  # samples in the picture
 
@@ -76,9 +75,7 @@ def own_folder(samples: Samples, name: str) -> Path:
 
 def write_samples(path: Path, samples: Samples) -> None:
     """Write the first samples as one picture."""
-    first = [
-        torch.from_numpy(samples[i][1]).permute(2, 0, 1).float() / 127.5 - 1 for i in range(min(SHOWN, len(samples)))
-    ]
+    first = [to_tensor(samples[i][1]) for i in range(min(SHOWN, len(samples)))]
     picture = to_picture(image_grid(first))
     with replacing(path) as temporary:
         picture.save(temporary, format="PNG")

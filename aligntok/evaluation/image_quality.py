@@ -6,17 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aligntok.data.transforms import round_to_8bit, to_uint8
+
 SSIM_WINDOW, SSIM_DEVIATION = 11, 1.5  # pixels: of the Gaussian window (Wang et al. 2004)
 
 
 def to_8bit(images: Tensor) -> Tensor:
     """Round images in [-1, 1] to the 8-bit grid and return them as float64 in [0, 255], any shape."""
-    return ((images.double().clamp(-1, 1) + 1) * 127.5).round()
+    return round_to_8bit(images.double())
 
 
 def to_pixels(images: Tensor) -> Tensor:
     """Return images in [-1, 1] as they would be saved: uint8, the same shape."""
-    return to_8bit(images).to(torch.uint8)
+    return to_uint8(images.double())
 
 
 def psnr(image: Tensor, reconstruction: Tensor) -> float:

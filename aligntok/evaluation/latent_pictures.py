@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aligntok.io.pictures import to_picture
+from aligntok.data.transforms import to_picture
 
 TILE = 128  # pixels: smaller images are shown enlarged by a whole number
 GAP = 6

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from aligntok.data.transforms import to_picture
 from aligntok.device import PRECISIONS
 from aligntok.distributed import barrier, is_first
 from aligntok.distributed.job import job
@@ -19,7 +20,7 @@ from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.results import Result, default_folder, identity
 from aligntok.io.files import replacing
-from aligntok.io.pictures import reconstruction_grid, to_picture
+from aligntok.io.pictures import reconstruction_grid
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.latent_encoding import ImagesToEncode, latent_shape
 from aligntok.training.loading import load_tokenizer

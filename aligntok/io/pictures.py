@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def to_picture(grid: Tensor) -> Any:
-    """Turn (3, H, W) in [-1, 1] into a Pillow image."""
-    from PIL import Image
-
-    pixels = ((grid.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def reconstruction_grid(images: Sequence[Tensor], reconstructions: Sequence[Tensor], gap: int = 4) -> Tensor:

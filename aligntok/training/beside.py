@@ -8,16 +8,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from aligntok.data.image_source import ImageSource
 from aligntok.data.sources import open_source
-from aligntok.data.transforms import center_crop, read_image, resize_to_cover, to_tensor
+from aligntok.data.transforms import center_crop, read_image, resize_to_cover, to_picture, to_tensor
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError, ImageError
 from aligntok.io.files import replacing
-from aligntok.io.pictures import image_grid, to_picture
+from aligntok.io.pictures import image_grid
 from aligntok.training.sample_files import SampleFolder
 
 PICTURE = "beside_real.png"
@@ -45,7 +44,7 @@ def write_beside(folder: SampleFolder, source: ImageSource) -> None:
     tiles = []
     for places, numbers in _groups(folder, source):
         real = [_real(source, place, folder.image_size) for place in places]
-        drawn = [to_tensor(Image.fromarray(folder.read(number))) for number in numbers]
+        drawn = [to_tensor(folder.read(number)) for number in numbers]
         white = torch.ones(3, *folder.image_size)
         tiles.append(image_grid([*(real + [white] * EACH)[:EACH], *(drawn + [white] * EACH)[:EACH]], columns=2 * EACH))
     picture = to_picture(image_grid(tiles, columns=min(COLUMNS, len(tiles)), gap=10))

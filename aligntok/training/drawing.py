@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import aligntok
+from aligntok.data.transforms import to_uint8
 from aligntok.device import PRECISIONS, float32_arithmetic
 from aligntok.diffusion.sampling import Sampling, draw_samples
 from aligntok.errors import ConfigError, DivergenceError, check_at_least, first_line, suggestion
@@ -178,7 +179,7 @@ class SampleDrawer:
                 "memory of this device; lower --batch-size"
             ) from error
         self._check_finite(latents, images, numbers, chosen)
-        pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        pixels = to_uint8(images).permute(0, 2, 3, 1)
         return Drawn(latents, pixels.cpu().numpy())
 
     def _check_finite(self, latents: Tensor, images: Tensor, numbers: Sequence[int], chosen: Sampling) -> None:

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from aligntok.data.transforms import to_uint8
 from aligntok.device import PRECISIONS
 from aligntok.diffusion.losses import direction_loss, velocity_mse
 from aligntok.diffusion.paths import interpolate, path_velocity
@@ -230,7 +231,7 @@ class GenerationModel(BaseModel):
                 f"samples {numbers[0]} to {numbers[-1]} of the validation (variant '{data['variant']}') are not "
                 "finite; the generator diverged: go on from an earlier checkpoint with a lower learning rate"
             )
-        pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+        pixels = to_uint8(images)
         return [
             {"pixels": each, "index": number, "variant": data["variant"]}
             for each, number in zip(pixels, numbers, strict=True)

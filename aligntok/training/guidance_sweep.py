@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from aligntok.data.transforms import to_picture, to_tensor
 from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import barrier, check_agreement, is_first, sum_over_processes, world
 from aligntok.distributed.job import batched, in_full_rounds, job, shares
 from aligntok.errors import Preempted, check_at_least
 from aligntok.io.files import claiming, remove_leftovers, replacing, write_json
-from aligntok.io.pictures import image_grid, to_picture
+from aligntok.io.pictures import image_grid
 from aligntok.registry import METRICS
 from aligntok.training.drawing import Drawing, SampleDrawer
 from aligntok.training.sample_files import Pixels, check_folder_is_new, compared
@@ -305,6 +306,6 @@ def draw_grid(pictures: dict[tuple[float, int], list[Pixels]]) -> Any:
 def _tile(shown: Sequence[Pixels]) -> Tensor:
     """Return a few samples (H, W, 3) as one picture (3, H', W') in [-1, 1], enlarged if they are small."""
     times = max(1, SMALLEST_TILE // min(shown[0].shape[:2]))
-    images = [torch.from_numpy(each).permute(2, 0, 1).float() / 127.5 - 1 for each in shown]
+    images = [to_tensor(each) for each in shown]
     larger = [image.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2) for image in images]
     return image_grid(larger, columns=2)

@@ -27,12 +27,12 @@ import torch
 from PIL import Image
 from typing_extensions import Self
 
-from aligntok.data.transforms import open_image, to_tensor
+from aligntok.data.transforms import open_image, to_picture, to_tensor
 from aligntok.distributed import is_first, share_weights
 from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.errors import ConfigError, DataError, ImageError, Preempted, first_line
 from aligntok.io.files import check_space, remove_leftovers, replacing, write_json
-from aligntok.io.pictures import image_grid, to_picture
+from aligntok.io.pictures import image_grid
 
 FORMAT = 1
 DESCRIPTION, PICTURES, ARRAYS, GRID = "samples.json", "images", "samples.npz", "grid.png"
@@ -179,7 +179,7 @@ class SampleFolder:
     def finish(self, grid: int) -> str:
         """Write the grid of the first samples, and that all are there; return a line about the folder."""
         if grid:
-            first = [to_tensor(Image.fromarray(self.read(i))) for i in range(min(grid, self.num))]
+            first = [to_tensor(self.read(i)) for i in range(min(grid, self.num))]
             with replacing(self.path / GRID) as temporary:
                 to_picture(image_grid(first)).save(temporary, format="PNG")
         self._describe(finished=True)

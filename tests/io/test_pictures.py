@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from aligntok.io.pictures import reconstruction_grid, to_picture
+from aligntok.io.pictures import reconstruction_grid
 
 
 def test_a_row_is_input_reconstruction_and_error():
@@ -31,9 +30,3 @@ def test_many_rows_stand_side_by_side_and_sizes_may_differ():
     width = 3 * 12 + 2  # of the widest row
     assert grid.shape == (3, 4 * 8 + 3, 2 * width + 3)
     assert float(grid.abs().max()) <= 1
-
-
-def test_a_picture_has_the_pixels_of_the_grid():
-    pixels = np.asarray(to_picture(torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1).expand(3, 2, 5)))
-    assert pixels.shape == (2, 5, 3)
-    assert pixels[0, 0].tolist() == [0, 128, 255]
