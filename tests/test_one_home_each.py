@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -118,3 +119,21 @@ def test_loaders_are_made_in_one_way_and_their_ends_explained():
     encoding = {"training/latent_encoding.py:_encode_share"}, {"training/latent_encoding.py:encode_shards"}
     assert calls("make_loader") == made | explained | encoding[0]
     assert calls("explaining_loader_errors") == explained | encoding[1] | {"engine/loops.py:run"}
+
+
+def test_processes_exchange_through_one_package():
+    """import-linter sees torch as a whole, so the source is asked."""
+
+    def exchanges(node):
+        match node:
+            case ast.Import(names=names):
+                modules = [each.name for each in names]
+            case ast.ImportFrom(module=str(module), names=names):
+                modules = [f"{module}.{each.name}" for each in names]
+            case ast.Attribute(value=ast.Name(id="torch"), attr="distributed"):
+                return True
+            case _:
+                return False
+        return any(re.match(r"(torch\.distributed|mmengine\.dist)\b", module) for module in modules)
+
+    assert {place.partition("/")[0] for place in found(exchanges)} == {"distributed"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from aligntok.distributed import total, world
 
 
 class GlobalBatchNorm2d(nn.SyncBatchNorm):
@@ -18,7 +19,7 @@ class GlobalBatchNorm2d(nn.SyncBatchNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or _world_size() == 1:
+        if not self.training or world()[1] == 1:
             return nn.BatchNorm2d.forward(self, input)
         if input.is_cuda:
             return super().forward(input)
@@ -27,10 +28,10 @@ class GlobalBatchNorm2d(nn.SyncBatchNorm):
     def _forward_anywhere(self, x: Tensor) -> Tensor:
         # nn.SyncBatchNorm has kernels for accelerators only; this is the same in differentiable sums.
         local_count = x.new_full((1,), x.numel() / x.shape[1])
-        total, count = _AllReduce.apply(torch.cat([x.sum((0, 2, 3)), local_count])).split([x.shape[1], 1])
-        mean = total / count
+        summed, count = _Total.apply(torch.cat([x.sum((0, 2, 3)), local_count])).split([x.shape[1], 1])
+        mean = summed / count
         centred = x - mean[:, None, None]
-        variance = _AllReduce.apply(centred.square().sum((0, 2, 3))) / count
+        variance = _Total.apply(centred.square().sum((0, 2, 3))) / count
         self._update_running(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt()
         if self.affine:
@@ -47,21 +48,13 @@ class GlobalBatchNorm2d(nn.SyncBatchNorm):
         self.running_var.lerp_(unbiased_variance, momentum)
 
 
-class _AllReduce(torch.autograd.Function):
+class _Total(torch.autograd.Function):
     """Sum over processes, whose gradient is the sum over processes of the sum's gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+        return total(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        return total(gradient)

@@ -90,13 +90,28 @@ def barrier() -> None:
         dist.barrier()
 
 
-def sum_over_processes(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all processes, on its own device."""
+def total(tensor: Tensor) -> Tensor:
+    """Return the sum of `tensor` over all processes, on its own device; collective."""
     if world()[1] == 1:
         return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total
+    summed = tensor.clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def gather(rows: Tensor) -> list[Tensor]:
+    """Return the rows (n, ...) of every process, alike but for their number n, in the processes' order; collective."""
+    rank, processes = world()
+    if processes == 1:
+        return [rows]
+    counts = torch.zeros(processes, dtype=torch.int64)
+    counts[rank] = len(rows)
+    counts = total(counts)
+    padded = rows.new_zeros(max(1, int(counts.max())), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    found = [torch.empty_like(padded) for _ in range(processes)]
+    dist.all_gather(found, padded)
+    return [part[:count] for part, count in zip(found, counts.tolist(), strict=True)]
 
 
 def any_process(flag: bool) -> bool:
@@ -108,8 +123,8 @@ def any_process(flag: bool) -> bool:
     return bool(vote)
 
 
-def is_same_everywhere(number: int) -> bool:
-    """Tell whether all processes have the same number; collective."""
+def agree(number: int) -> bool:
+    """Tell whether all processes have the same number; collective. (`must_agree` raises where they do not.)"""
     if world()[1] == 1:
         return True
     span = torch.tensor([number, -number])
@@ -117,11 +132,11 @@ def is_same_everywhere(number: int) -> bool:
     return bool(span[0] == -span[1])
 
 
-def check_agreement(settings: Mapping[str, Any], what: str) -> None:
+def must_agree(settings: Mapping[str, Any], what: str) -> None:
     """Raise DataError, which tells `what` may differ, in a process with other settings than the first; collective."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
     first = torch.tensor(list(digest), dtype=torch.uint8)
-    share_weights([first])
+    broadcast([first])
     if bytes(first.tolist()) != digest:
         raise DataError(
             f"this process sees {what}, or other options than the first; give every machine the same files and the "
@@ -138,8 +153,8 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def share_weights(tensors: Sequence[Tensor]) -> None:
-    """Give every process the first one's values, in place."""
+def broadcast(tensors: Sequence[Tensor]) -> None:
+    """Give every process the first one's values, in place; collective."""
     if world()[1] > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from tqdm import tqdm
 
-from aligntok.distributed import any_process, is_first, start_processes, sum_over_processes, world
+from aligntok.distributed import any_process, is_first, start_processes, total, world
 from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
 from aligntok.errors import Preempted
 
@@ -59,7 +59,7 @@ def shares(
         for round in batched(items, processes):
             mine = round[rank : rank + 1]
             yield from mine
-            bar.update(int(sum_over_processes(torch.tensor(sum(map(size, mine))))))
+            bar.update(int(total(torch.tensor(sum(map(size, mine))))))
             stop_if_preempted(stopped)
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
-from aligntok.distributed import share_weights, world
+from aligntok.distributed import broadcast, world
 
 
 class GradientReduction:
@@ -88,7 +88,7 @@ class SelfReducing(nn.Module):
     def __init__(self, module: Any) -> None:
         super().__init__()
         self.module = module
-        share_weights([*module.parameters(), *module.buffers()])
+        broadcast([*module.parameters(), *module.buffers()])
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         return self.module.train_step(*args, **kwargs)

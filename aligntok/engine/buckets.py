@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 
 from aligntok.data.buckets import BucketIndices, assign_buckets, place_unreadable
 from aligntok.data.images import ImageDataset
-from aligntok.distributed import barrier, is_first, sum_over_processes, world
+from aligntok.distributed import barrier, is_first, total, world
 from aligntok.io.files import replacing
 
 
@@ -43,7 +43,7 @@ def _find_together(dataset: ImageDataset) -> BucketIndices:
     found = np.zeros(len(dataset), dtype=np.uint8)
     share = range(rank, len(dataset), processes)
     found[rank::processes] = assign_buckets(dataset.source, dataset.shapes, share, progress=is_first())
-    return place_unreadable(sum_over_processes(torch.from_numpy(found)).numpy())
+    return place_unreadable(total(torch.from_numpy(found)).numpy())
 
 
 def _write(file: Path, buckets: BucketIndices) -> None:

@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 
 from aligntok.data.transforms import to_picture
-from aligntok.distributed import is_first, sum_over_processes
+from aligntok.distributed import is_first, total
 from aligntok.distributed.job import batched
 from aligntok.io.files import replacing
 from aligntok.io.pictures import image_grid
@@ -40,13 +40,13 @@ class TimeBinsHook(Hook):
         step = runner.iter + 1
         if step % self.every and step != runner.max_iters:
             return
-        sums, counts = sum_over_processes(self._sums).tolist()
+        sums, counts = total(self._sums).tolist()
         self._sums = None
         if is_first():
             width = 1 / len(sums)
             scalars = {
-                f"loss_at_time/{i * width:.2f}-{(i + 1) * width:.2f}": total / number
-                for i, (total, number) in enumerate(zip(sums, counts, strict=True))
+                f"loss_at_time/{i * width:.2f}-{(i + 1) * width:.2f}": loss / number
+                for i, (loss, number) in enumerate(zip(sums, counts, strict=True))
                 if number
             }
             runner.visualizer.add_scalars(scalars, step=step)

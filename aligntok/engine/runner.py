@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from aligntok.distributed import barrier, is_first, is_same_everywhere
+from aligntok.distributed import agree, barrier, is_first
 from aligntok.engine.checkpoints import (
     PartStates,
     join,
@@ -103,7 +103,7 @@ class StageRunner(Runner):
             remove_leftovers(self.work_dir)
         barrier()  # nobody reads while the first removes, and on a network disk all look at the same time
         content = read_newest(self.work_dir)
-        if not is_same_everywhere(content["step"] if content else 0):
+        if not agree(content["step"] if content else 0):
             raise CheckpointError(
                 f"the processes read different newest checkpoints in {self.work_dir}, this one that of step "
                 f"{content['step'] if content else 'none'}; see the logs for one that cannot be read, and start again"

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from aligntok.distributed import sum_over_processes, world
+from aligntok.distributed import gather, total
 from aligntok.errors import DataError
 from aligntok.evaluation.distances import density_coverage, inception_score, kernel_distance, precision_recall
 from aligntok.evaluation.statistics import Gaussian, RunningMoments, frechet_distance
@@ -127,33 +126,18 @@ def _in_full_precision(device: torch.device) -> Iterator[None]:
 
 
 def _anywhere(count: int) -> bool:
-    return bool(sum_over_processes(torch.tensor(count)))
+    return bool(total(torch.tensor(count)))
 
 
 def _gathered(kept: _Kept) -> Tensor | None:
     """Every process's rows, in the order of their places; None where no process has any. Collective."""
-    rank, processes = world()
-    counts, dims = torch.zeros(processes, dtype=torch.int64), torch.zeros(processes, dtype=torch.int64)
-    if kept.places:
-        counts[rank], dims[rank] = len(kept.places), kept.rows[0].shape[1]
-    counts, dims = sum_over_processes(counts), sum_over_processes(dims)
-    if not counts.any():
+    dim = torch.tensor([kept.rows[0].shape[1] if kept.places else 0])
+    dims = torch.cat(gather(dim))
+    if not dims.any():
         return None
     rows = torch.cat(kept.rows) if kept.places else torch.empty(0, int(dims.max()))
-    places = torch.tensor(kept.places, dtype=torch.int64)
-    order = torch.cat(_from_all(places, counts.tolist())).argsort(stable=True)
-    return torch.cat(_from_all(rows, counts.tolist()))[order]
-
-
-def _from_all(rows: Tensor, counts: list[int]) -> list[Tensor]:
-    """The rows of each process; collective."""
-    if len(counts) == 1:
-        return [rows]
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    found = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(found, padded)
-    return [part[:count] for part, count in zip(found, counts, strict=True)]
+    order = torch.cat(gather(torch.tensor(kept.places, dtype=torch.int64))).argsort(stable=True)
+    return torch.cat(gather(rows))[order]
 
 
 def compare(generated: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict[str, float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aligntok.data.sampler import evenly_spaced
 from aligntok.device import PRECISIONS
-from aligntok.distributed import barrier, is_first, sum_over_processes
+from aligntok.distributed import barrier, is_first, total
 from aligntok.distributed.job import job, shares
 from aligntok.errors import ConfigError, DataError, check_at_least
 from aligntok.evaluation.latent_collection import (
@@ -173,7 +173,7 @@ def embed(collection: Collection, draws: Draws, seeds: Sequence[int]) -> list[li
     for subject, seed in shares(jobs, "t-SNE", begins_anew(), size=lambda _: 1, unit="map"):
         latents = collection.subjects[subject].points[seed, wanted[seed]][:fewest]
         points[subject, seed] = torch.from_numpy(tsne(latents, seeds[seed]))
-    return [list(each.numpy()) for each in sum_over_processes(points)]
+    return [list(each.numpy()) for each in total(points)]
 
 
 def check_they_differ(collection: Collection, wanted: Sequence[Tensor]) -> None:

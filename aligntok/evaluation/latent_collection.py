@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aligntok.device import PRECISIONS
-from aligntok.distributed import sum_over_processes
+from aligntok.distributed import total
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.latent_measures import spatial_variance, total_variation
 from aligntok.evaluation.reading import EvaluationImages
@@ -162,7 +162,7 @@ class Collected:
     def share(self) -> None:
         """Put together what the processes have; collective."""
         for name in ("pooled", "variance", "variation", "points", "shown"):
-            setattr(self, name, sum_over_processes(getattr(self, name)))
+            setattr(self, name, total(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def collect(subjects: Sequence[Subject], images: EvaluationImages, draws: Draws,
             each.add(rows, latents)
     for each in kept:
         each.share()
-    return Collection(kept, sum_over_processes(labels), sum_over_processes(read), sum_over_processes(inputs))
+    return Collection(kept, total(labels), total(read), total(inputs))
 
 
 def _check_finite(subject: Subject, latents: Tensor, images: EvaluationImages, batch: Batch) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.device import PRECISIONS
-from aligntok.distributed import barrier, check_agreement, is_first, sum_over_processes, world
+from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, job, progress_bar, stop_if_preempted
 from aligntok.errors import ConfigError, DataError, check_at_least
 from aligntok.evaluation.probe_features import (
@@ -94,11 +94,11 @@ def linear_probe(
         recipe = {"epochs": epochs, "optimizer": "Adam", "lr": lr, "batch_size": batch_size, "seed": seed}
         recipe |= {"standardize": standardize, "augmentation": None, "weights": weights, "precision": precision}
         settings = describe(splits, encode, len(names), model) | recipe
-        check_agreement(settings, "another tokenizer, other images")
+        must_agree(settings, "another tokenizer, other images")
         train, val = feature_sets(splits, memory_gb, workers)
         probe = Probe(encode.dim, len(names), lr, seed)
         if standardize:
-            probe.standardize(*statistics(train, in_order(train), sum_over_processes))
+            probe.standardize(*statistics(train, in_order(train), total))
         history = run(probe, train, val, epochs, batch_size, seed)
         metrics, table = {"top1": history[-1].top1, "top5": history[-1].top5}, [each._asdict() for each in history]
         result = Result("linear_probe", str(tokenizer), metrics, settings, {"Epochs": table})
@@ -209,10 +209,10 @@ class Probe:
         gradients = torch.autograd.grad(loss, parameters)
         right = (logits.argmax(dim=1) == labels).sum()
         counts = torch.stack([loss.detach(), right.float(), torch.tensor(float(len(labels)), device=self.device)])
-        flat = sum_over_processes(torch.cat([*(each.flatten() for each in gradients), counts]))
+        flat = total(torch.cat([*(each.flatten() for each in gradients), counts]))
         *sums, counts = flat.split([*(each.numel() for each in parameters), 3])
-        for parameter, total in zip(parameters, sums, strict=True):
-            parameter.grad = (total / counts[2].clamp(min=1)).view_as(parameter)
+        for parameter, summed in zip(parameters, sums, strict=True):
+            parameter.grad = (summed / counts[2].clamp(min=1)).view_as(parameter)
         self.optimizer.step()
         return counts.cpu()
 
@@ -234,7 +234,7 @@ def run(probe: Probe, train: ProbeFeatures, val: ProbeFeatures, epochs: int, bat
             train, batched(order, batch_size), probe.step, f"probe, epoch {number}/{epochs}"
         ).tolist()
         first, five, measured = go_through(
-            val, in_order(val), lambda x, y: sum_over_processes(probe.guesses(x, y)), "probe, validation"
+            val, in_order(val), lambda x, y: total(probe.guesses(x, y)), "probe, validation"
         ).tolist()
         history.append(Epoch(number, loss / count, right / count, first / measured, five / measured))
         if is_first():
@@ -258,16 +258,16 @@ def go_through(
 
     Raises DataError when more than 1 % of the images cannot be read, and Preempted.
     """
-    total, asked = torch.zeros(3, dtype=torch.float64), 0
+    sums, asked = torch.zeros(3, dtype=torch.float64), 0
     with progress_bar(len(features), what, "image") as bar:
         for batch, (x, y) in zip(rows, features.batches(rows), strict=True):
-            total += act(x, y)
+            sums += act(x, y)
             asked += len(batch)
             bar.update(len(batch))
             stop_if_preempted(begins_anew())
-            if asked - int(total[2]) > -(-len(features) // 100):
+            if asked - int(sums[2]) > -(-len(features) // 100):
                 raise DataError(
-                    f"{asked - int(total[2])} of the first {asked} images cannot be read (named above), more than 1 % "
+                    f"{asked - int(sums[2])} of the first {asked} images cannot be read (named above), more than 1 % "
                     f"of all {len(features)}; repair or remove them: the numbers would be of other images than you mean"
                 )
-    return total
+    return sums

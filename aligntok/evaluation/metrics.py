@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.dist import all_gather_object
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
+from aligntok.distributed import gather
 from aligntok.errors import DataError
 from aligntok.evaluation.extraction import build_extractor
 from aligntok.evaluation.feature_sets import INCEPTION, FeatureCollector, compare
@@ -90,7 +90,7 @@ class ReconstructionMetric(BaseMetric):
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Return the metrics, the same in every process, and keep the `rows` of all images; collective."""
-        self.rows = gather_rows(self.results)
+        self.rows = gather_rows(self.results, len(self.distances))
         metrics = self.compute_metrics(self.rows)
         if self.sides:
             images, reconstructions = (side.combine() for side in self.sides)
@@ -172,9 +172,11 @@ class GenerationMetric(BaseMetric):
         return found
 
 
-def gather_rows(mine: Sequence[ImageRow]) -> list[ImageRow]:
-    """Return the rows of all processes, in the order of their places; collective."""
-    rows = [row for share in all_gather_object(list(mine)) for row in share]
+def gather_rows(mine: Sequence[ImageRow], distances: int) -> list[ImageRow]:
+    """Return the rows, of so many distances each, of all processes, in the order of their places; collective."""
+    flat = [(row.place, row.psnr, row.ssim, *row.distances) for row in mine]
+    shared = gather(torch.tensor(flat, dtype=torch.float64).reshape(len(flat), 3 + distances))
+    rows = [ImageRow(int(place), psnr, ssim, tuple(rest)) for place, psnr, ssim, *rest in torch.cat(shared).tolist()]
     return sorted(rows, key=lambda row: row.place)
 
 

@@ -15,7 +15,7 @@ from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
-from aligntok.distributed import sum_over_processes, world
+from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, in_full_rounds, shares
 from aligntok.errors import DataError, Preempted, check_at_least
 from aligntok.training.latent_encoding import Batch, ImagesToEncode
@@ -69,7 +69,7 @@ class EvaluationImages:
     def _note(self, batch: Batch) -> None:
         for found, reason in zip(batch.skipped, batch.reasons, strict=True):
             logger.warning("%s: cannot read %s (%s), leaving it out", self.source.where, found.name, reason)
-        self.skipped += int(sum_over_processes(torch.tensor(len(batch.skipped))))
+        self.skipped += int(total(torch.tensor(len(batch.skipped))))
         if self.skipped > math.ceil(len(self) / 100) or self.skipped == len(self):
             raise DataError(
                 f"{self.source.where}: {self.skipped} of {len(self)} images cannot be read (named above), more than "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aligntok.distributed import sum_over_processes
+from aligntok.distributed import total
 from aligntok.errors import DataError
 
 
@@ -54,28 +54,28 @@ class RunningMoments:
             self.count, self.mean, self.scatter = count, mean.clone(), scatter.clone()
             return
         mean, scatter = mean.to(self.mean.device), scatter.to(self.mean.device)
-        total, delta = self.count + count, mean - self.mean
+        both, delta = self.count + count, mean - self.mean
         self.scatter += scatter
-        self.scatter.addr_(delta, delta, alpha=self.count * count / total)
-        self.mean = self.mean + delta * (count / total)
-        self.count = total
+        self.scatter.addr_(delta, delta, alpha=self.count * count / both)
+        self.mean = self.mean + delta * (count / both)
+        self.count = both
 
     def combine(self) -> Gaussian:
         """Return the Gaussian of the features of all processes, on the CPU; collective, and a process may have none.
 
         Raises DataError, in every process, for fewer than two images.
         """
-        counts = sum_over_processes(torch.tensor([self.count, 1 if self.count else 0, len(self.mean)]))
+        counts = total(torch.tensor([self.count, 1 if self.count else 0, len(self.mean)]))
         count, processes, dims = counts.tolist()
         if count < 2:
             raise DataError(f"a covariance of features needs at least 2 images, there are {count}; give more images")
         dim = dims // processes
         own_mean = self.mean.cpu() if self.count else torch.zeros(dim, dtype=torch.float64)
         own_scatter = self.scatter.cpu() if self.count else torch.zeros(dim, dim, dtype=torch.float64)
-        mean = sum_over_processes(own_mean * self.count) / count
+        mean = total(own_mean * self.count) / count
         delta = own_mean - mean
         scatter = own_scatter.addr(delta, delta, alpha=self.count)
-        return Gaussian(mean, sum_over_processes(scatter) / (count - 1), count)
+        return Gaussian(mean, total(scatter) / (count - 1), count)
 
 
 def gaussian_of(features: Tensor) -> Gaussian:

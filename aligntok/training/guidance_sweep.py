@@ -20,7 +20,7 @@ from torch import Tensor
 
 from aligntok.data.transforms import to_picture, to_tensor
 from aligntok.diffusion.sampling import Sampling
-from aligntok.distributed import barrier, check_agreement, is_first, sum_over_processes, world
+from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, in_full_rounds, job, shares
 from aligntok.errors import Preempted, check_at_least
 from aligntok.io.files import claiming, remove_leftovers, replacing, write_json
@@ -101,7 +101,7 @@ def sweep_guidance(
         measured = {"metrics": [dict(metric) for metric in metrics]} if metrics else {}
         settings = _described(drawer, scales, steps) | {"num": num, "batch_size": batch_size, **measured}
         built = [METRICS.build({**metric, "variants": [_name(each) for each in grid]}) for metric in metrics]
-        check_agreement(compared(settings), "another generator")
+        must_agree(compared(settings), "another generator")
         words = [f"{name}-{'-'.join(f'{x:g}' for x in values)}" for name, values in (("cfg", scales), ("steps", steps))]
         named = default_folder(drawer, settings, "sweep", drawer.sampling.sampler, *words)
         path = named if out is None else Path(out).expanduser()
@@ -161,8 +161,8 @@ def measure(
             first[place, i] = torch.from_numpy(pixels[i - batch.start])
         for metric in metrics:
             metric.process(None, _as_samples(pixels, batch, grid[place]))
-    means = sum_over_processes(table).mean(dim=1)
-    shown = sum_over_processes(first).numpy()
+    means = total(table).mean(dim=1)
+    shown = total(first).numpy()
     found = {name: value for metric in metrics for name, value in metric.evaluate(num).items()}
     cells = [_cell(sampling, row, found) for sampling, row in zip(grid, means.tolist(), strict=True)]
     return cells, {(cell.scale, cell.steps): list(pictures) for cell, pictures in zip(cells, shown, strict=True)}

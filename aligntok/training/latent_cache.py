@@ -29,7 +29,7 @@ from aligntok.data.latent_files import (
     shard_path,
 )
 from aligntok.data.sources import open_source
-from aligntok.distributed import barrier, check_agreement, is_first, share_weights
+from aligntok.distributed import barrier, broadcast, is_first, must_agree
 from aligntok.distributed.job import batched, job
 from aligntok.errors import ConfigError, DataError, check_at_least, first_line
 from aligntok.io.files import check_space, claiming, remove_leftovers, write_json
@@ -75,7 +75,7 @@ def cache_latents(
 def fill(cache: LatentCache, source: str, batch_size: int, workers: int) -> None:
     """Encode what a cache lacks, and finish it; `source` is where its tokenizer is. Collective."""
     settings = cache.describe(source)
-    check_agreement(_compared(settings), "another tokenizer, other images")
+    must_agree(_compared(settings), "another tokenizer, other images")
     if is_first():
         cache.check_folder(settings)
     with claiming(cache.folder, wanted=is_first()):
@@ -153,7 +153,7 @@ class LatentCache:
         state = torch.zeros(len(jobs) + 1, dtype=torch.int64)  # for each shard whether it is left; images left out
         if is_first():
             state.copy_(torch.tensor(self._begin(jobs, settings)))
-        share_weights([state])
+        broadcast([state])
         *is_left, skipped = state.tolist()
         return [job for job, left in zip(jobs, is_left, strict=True) if left], skipped
 

@@ -19,7 +19,7 @@ from aligntok.data.latent_files import DTYPES, Skipped, write_shard
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.transforms import center_crop, parse_image_size, read_image, resize_to_cover, to_tensor
 from aligntok.device import PRECISIONS
-from aligntok.distributed import sum_over_processes, world
+from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, shares
 from aligntok.errors import ConfigError, DataError, ImageError, Preempted, check_at_least
 from aligntok.tokenizer import Tokenizer
@@ -242,7 +242,7 @@ def encode_shards(
     with explaining_loader_errors():
         for _ in shares(rounds, "encoding", stopped):
             skipped += next(mine, 0)
-            check_unreadable(int(sum_over_processes(torch.tensor(skipped))))
+            check_unreadable(int(total(torch.tensor(skipped))))
 
 
 def _encode_share(

@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from aligntok.data.latent_files import LatentStatistics, Moments
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sampler import evenly_spaced
-from aligntok.distributed import sum_over_processes, world
+from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, shares
 from aligntok.errors import DataError, Preempted
 from aligntok.registry import DATASETS
@@ -54,7 +54,7 @@ def latent_statistics(
             for row, latents in zip(rows, encoded, strict=True):
                 found = Moments.of(latents)
                 table[row] = torch.from_numpy(np.concatenate([[found.count], found.mean, found.m2]))
-    rows_of_all = sum_over_processes(table).numpy()
+    rows_of_all = total(table).numpy()
     means, squares = np.split(rows_of_all[:, 1:], 2, axis=1)
     parts = [Moments(int(n), m, s) for n, m, s in zip(rows_of_all[:, 0], means, squares, strict=True)]
     statistics = LatentStatistics.of(Moments.merged(parts))

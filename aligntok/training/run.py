@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligntok.distributed import barrier, is_first, is_same_everywhere, world
+from aligntok.distributed import agree, barrier, is_first, world
 from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.runner import logging_the_end
@@ -109,7 +109,7 @@ def _plan(stage: Stage, num_images: int | None = None) -> StagePlan:
 def _is_left(stage: Stage, val: Any) -> bool:
     """Tell whether a stage is still to be trained; report what differs from the settings it was trained with so far."""
     finished = is_finished(stage, validated=val is not None)
-    if not is_same_everywhere(finished):
+    if not agree(finished):
         raise CheckpointError(f"not all processes find stage '{stage.name}' in {stage.folder} alike; start again")
     report_changes(stage, finished)
     if finished:

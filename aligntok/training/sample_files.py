@@ -28,7 +28,7 @@ from PIL import Image
 from typing_extensions import Self
 
 from aligntok.data.transforms import open_image, to_picture, to_tensor
-from aligntok.distributed import is_first, share_weights
+from aligntok.distributed import broadcast, is_first
 from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.errors import ConfigError, DataError, ImageError, Preempted, first_line
 from aligntok.io.files import check_space, remove_leftovers, replacing, write_json
@@ -101,7 +101,7 @@ class SampleFolder:
         state = torch.zeros(self.num, dtype=torch.uint8)
         if is_first():
             state[self._begin(npz)] = 1
-        share_weights([state])
+        broadcast([state])
         return set(state.nonzero().flatten().tolist())
 
     def _begin(self, npz: bool) -> list[int]:
@@ -135,7 +135,7 @@ class SampleFolder:
         chunks = torch.zeros(1, dtype=torch.int64)
         if is_first() and wanted and not self._has_arrays():
             chunks += math.ceil(self.num / ROWS_AT_ONCE) + 1  # the last one closes the file
-        share_weights([chunks])
+        broadcast([chunks])
         stopped = Preempted(
             f"stopped by SIGTERM before {self.path / ARRAYS} was whole; the pictures are there, and the same command "
             "writes it"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aligntok.diffusion.sampling import Sampling
-from aligntok.distributed import barrier, check_agreement, is_first
+from aligntok.distributed import barrier, is_first, must_agree
 from aligntok.distributed.job import batched, job, shares
 from aligntok.errors import ConfigError, Preempted, check_at_least
 from aligntok.io.files import claiming
@@ -51,7 +51,7 @@ def sample_images(
         if drawer.weak is not None and drawer.sampling.cfg_scale == 1:
             raise ConfigError("autoguidance with cfg_scale=1 guides nothing; give --cfg-scale, such as 2")
         settings = drawer.describe()
-        check_agreement(compared(settings), "another generator")
+        must_agree(compared(settings), "another generator")
         path = default_folder(drawer, settings) if out is None else Path(out).expanduser()
         labels = drawer.labels(range(num)) if drawer.conditional else None
         real = None if beside is None else open_real(beside, split, labels)

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from aligntok.data.buckets import batches_in_buckets
 from aligntok.data.loader import make_loader
 from aligntok.data.sampler import evenly_spaced
-from aligntok.distributed import is_first, sum_over_processes, world
+from aligntok.distributed import is_first, total, world
 from aligntok.engine import hooks as engine_hooks
 from aligntok.engine.buckets import find_buckets
 from aligntok.engine.checkpoints import PartStates, finished_steps
@@ -117,6 +117,6 @@ def _start(stage: Stage) -> Any:
 
 def _report_unreadable(stage: Stage, dataset: Any) -> None:
     """Say how many images could not be read, over all processes; each process saw its share of them."""
-    number = int(sum_over_processes(torch.tensor(getattr(dataset, "num_unreadable", 0))))
+    number = int(total(torch.tensor(getattr(dataset, "num_unreadable", 0))))
     if number and is_first():
         print(f"{stage.name}: images that could not be read and were replaced: {number} (named above)", flush=True)

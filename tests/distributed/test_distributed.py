@@ -22,7 +22,7 @@ from aligntok.distributed import job as job_module
 from aligntok.distributed.job import batched, in_full_rounds, job, shares
 from aligntok.distributed.parallel import GradientReduction, SelfReducing
 from aligntok.engine.hooks import average_scalars
-from aligntok.errors import Preempted
+from aligntok.errors import DataError, Preempted
 from contextlib import nullcontext
 job_module.ending_together = lambda timeout: nullcontext()  # there is no store of torchrun's
 torch.set_num_threads(1)
@@ -48,6 +48,19 @@ reduction.finish()
 assert model[0].weight.grad.tolist() == [[1.5, 1.5], [1.5, 1.5]]
 assert model[0].bias.grad.tolist() == [2.0, 2.0]
 assert all(p.grad is None for part in list(model)[1:] for p in part.parameters())
+assert total(torch.tensor(rank + 1)) == 3 and agree(3) and not agree(rank)
+assert [part.tolist() for part in gather(torch.arange(2 * rank).reshape(-1, 1))] == [[], [[0], [1]]]
+assert [tuple(part.shape) for part in gather(torch.empty(0, 3))] == [(0, 3), (0, 3)]
+given = torch.full((2,), rank)
+broadcast([given])
+assert not given.any()
+must_agree({"seed": 1}, "another seed")
+try:
+    must_agree({"seed": rank}, "another seed")
+except DataError as error:
+    assert rank == 1 and "this process sees another seed" in str(error)
+else:
+    assert rank == 0
 stopped, cut = Preempted("no more"), batched(range(11), 2)
 assert cut[-1] == range(10, 11) and list(shares(cut, "work", stopped)) == cut[rank::2]
 assert list(shares(cut[:3], "work", stopped)) == cut[:3][rank::2]  # the second has none in the last round

@@ -435,10 +435,10 @@ def test_processes_that_see_different_things_are_told(monkeypatch):
     def share_another(tensors):
         tensors[0].fill_(7)
 
-    monkeypatch.setattr(distributed, "share_weights", share_another)
+    monkeypatch.setattr(distributed, "broadcast", share_another)
     settings = dict(tokenizer=dict(identity="a" * 64), data=dict(images=3, names="b" * 64))
     with pytest.raises(DataError, match="this process sees another tokenizer, other images, or other options"):
-        distributed.check_agreement(settings, "another tokenizer, other images")
+        distributed.must_agree(settings, "another tokenizer, other images")
 
 
 def test_the_manifest_is_plain_json_that_says_what_it_is(whole, tokenizer, spoilt):

@@ -797,9 +797,9 @@ def test_guidance_without_a_null_class_is_refused_before_anything_is_written(tmp
 
 
 def test_processes_that_have_different_generators_are_told(monkeypatch):
-    monkeypatch.setattr(distributed, "share_weights", lambda tensors: tensors[0].fill_(7))
+    monkeypatch.setattr(distributed, "broadcast", lambda tensors: tensors[0].fill_(7))
     with pytest.raises(DataError, match="this process sees another generator, or other options than the first"):
-        distributed.check_agreement({"seed": 3}, "another generator")
+        distributed.must_agree({"seed": 3}, "another generator")
 
 
 def test_seeds_that_torch_would_take_for_one_are_the_reason_for_their_limit():
