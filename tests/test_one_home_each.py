@@ -137,3 +137,19 @@ def test_processes_exchange_through_one_package():
         return any(re.match(r"(torch\.distributed|mmengine\.dist)\b", module) for module in modules)
 
     assert {place.partition("/")[0] for place in found(exchanges)} == {"distributed"}
+
+
+def test_devices_and_their_arithmetic_are_settled_in_one_module():
+    assert calls("autocast", "set_float32_matmul_precision", "current_device") == {
+        "device.py:device",
+        "device.py:computing",
+        "device.py:multiplying",
+    }
+    assert named("allow_tf32", "fp32_precision") == {"device.py:multiplying"}
+    assert named("PRECISIONS") == {"device.py", "device.py:check_precision", "device.py:computing"}
+    assert named("OutOfMemoryError") == {"device.py:explaining_out_of_memory"}
+    asked = found(lambda node: isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.cuda.is_available")
+    assert asked == {
+        "device.py:device",
+        "distributed/__init__.py:start_processes",  # where it is said which GPU is this process's
+    }

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from aligntok.device import device
 from aligntok.distributed.job import ignore_sigterm
 from aligntok.errors import AlignTokError, DataError, first_line
 
@@ -34,7 +34,7 @@ def make_loader(
         collate_fn=default_collate if collate is None else collate,
         timeout=timeout if workers else 0,
         worker_init_fn=ignore_sigterm,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device().type == "cuda",
     )
 
 

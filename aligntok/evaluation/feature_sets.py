@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from aligntok.device import computing
+from aligntok.device import device as own_device
 from aligntok.distributed import gather, total
 from aligntok.errors import DataError
 from aligntok.evaluation.distances import density_coverage, inception_score, kernel_distance, precision_recall
@@ -61,7 +62,7 @@ class FeatureCollector:
         keep_features: bool | Collection[int],
         device: torch.device | str | None = None,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or own_device())
         self.extractor = extractor.eval().requires_grad_(False).to(self.device)
         self.wanted = keep_features
         self.pooled, self.spatial = RunningMoments(), RunningMoments()
@@ -74,7 +75,7 @@ class FeatureCollector:
         """
         if not len(pixels):
             return
-        with torch.inference_mode(), _in_full_precision(self.device):
+        with torch.inference_mode(), computing("fp32", self.device, whole=True):
             inside = self.extractor(pixels.to(self.device, non_blocking=True))
         spatial, logits = (None if part is None else part.float().clone() for part in inside[1:])
         found = Features(inside.pooled.float().clone(), spatial, logits)  # copies may be used outside inference mode
@@ -112,19 +113,6 @@ class FeatureCollector:
         )
 
 
-@contextmanager
-def _in_full_precision(device: torch.device) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
-
-
 def _anywhere(count: int) -> bool:
     return bool(total(torch.tensor(count)))
 
@@ -160,8 +148,7 @@ def compare(generated: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict
 
 
 def _of_single_images(features: Tensor, reference: Tensor, seed: int) -> dict[str, float]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    x, y = features.to(device), reference.to(device)
+    x, y = features.to(own_device()), reference.to(own_device())
     known: list[tuple[int, tuple[str, str], Callable[[], tuple[float, float]]]] = [
         (4, ("KID", "KID_se"), lambda: kernel_distance(x, y, seed=seed)),
         (PRECISION_K + 1, ("precision", "recall"), lambda: precision_recall(x, y, PRECISION_K)),

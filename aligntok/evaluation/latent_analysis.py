@@ -16,10 +16,10 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from aligntok.data.sampler import evenly_spaced
-from aligntok.device import PRECISIONS
+from aligntok.device import check_precision, multiplying
 from aligntok.distributed import barrier, is_first, total
 from aligntok.distributed.job import job, shares
-from aligntok.errors import ConfigError, DataError, check_at_least
+from aligntok.errors import DataError, check_at_least
 from aligntok.evaluation.latent_collection import (
     REFERENCE,
     Collection,
@@ -93,10 +93,9 @@ def analyze_latents(
     called = distinct_names([os.fspath(source) for source in tokenizers], names)
     check_at_least(FEWEST, tsne_points=tsne_points, **({} if num is None else {"num": num}))
     check_at_least(1, topk=topk, pca_images=pca_images, seeds=len(seeds))
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
+    check_precision(precision)
     folder = _folder(tokenizers, called) if out is None else Path(out).expanduser()
-    with job():
+    with job(), multiplying(precision):
         check_out(folder)
         images = EvaluationImages(data, image_size, split, num, batch_size, workers)
         check_enough(images, topk)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aligntok.device import PRECISIONS
+from aligntok.device import computing, device, explaining_out_of_memory
 from aligntok.distributed import total
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.latent_measures import spatial_variance, total_variation
@@ -70,14 +70,13 @@ def on_grid_of(config: Mapping[str, Any], factors: set[int]) -> dict[str, Any]:
 def reference_subject(config: Mapping[str, Any], size: tuple[int, int], precision: str) -> Subject:
     """Return the reference encoder as a subject. Raises what building it does, ConfigError for an unfit size."""
     encoder = ENCODERS.build(dict(config)).eval().requires_grad_(False)
-    cuda, low = torch.cuda.is_available(), PRECISIONS[precision]
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    encoder.to(device)
+    encoder.to(device())
 
     @torch.inference_mode()
     def encode(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, low, enabled=low is not None):
-            return encoder(images.to(device, non_blocking=True)).float().cpu()
+        what = f"{len(images)} images of {size[0]} x {size[1]}"
+        with explaining_out_of_memory(what, "lower the batch size"), computing(precision):
+            return encoder(images.to(device(), non_blocking=True)).float().cpu()
 
     channels, height, width = encode(torch.zeros(1, 3, *size)).shape[1:]
     return Subject(REFERENCE, encode, (channels, height, width), {"encoder": {**config}})

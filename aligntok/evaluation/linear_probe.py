@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.device import PRECISIONS
+from aligntok.device import check_precision, device, multiplying
 from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, job, progress_bar, stop_if_preempted
 from aligntok.errors import ConfigError, DataError, check_at_least
@@ -84,7 +84,7 @@ def linear_probe(
     """
     check_options(train_split, val_split, epochs, lr, batch_size, memory_gb, precision)
     folder = default_folder(tokenizer, "linear_probe") if out is None else Path(out).expanduser()
-    with job():
+    with job(), multiplying(precision):  # the probe as the tokenizer
         check_out(folder)
         wanted = ((train_split, num_train), (val_split, num_val))
         images = [EvaluationImages(data, image_size, *each, encode_batch_size, workers) for each in wanted]
@@ -117,8 +117,7 @@ def check_options(
         raise ConfigError(f"train_split and val_split are both '{val_split}'; a probe is measured on other images")
     if not lr > 0 or memory_gb < 0:
         raise ConfigError(f"lr is {lr} and memory_gb {memory_gb}; give lr above 0, and memory_gb of 0 or more")
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
+    check_precision(precision)
 
 
 class FeatureEncoder:
@@ -183,8 +182,7 @@ class Probe:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.linear = nn.Linear(dim, classes)
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        self.device = device()
         self.linear.to(self.device)
         self.optimizer = torch.optim.Adam(self.linear.parameters(), lr=lr)
         self.mean, self.deviation = torch.zeros(1, device=self.device), torch.ones(1, device=self.device)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from aligntok.data.transforms import to_picture
-from aligntok.device import PRECISIONS
+from aligntok.device import check_precision, computing, device, explaining_out_of_memory, multiplying
 from aligntok.distributed import barrier, is_first
 from aligntok.distributed.job import job
 from aligntok.errors import ConfigError
@@ -57,10 +57,9 @@ def evaluate_reconstruction(
     Preempted after SIGTERM.
     """
     check_table(table)
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
+    check_precision(precision)
     folder = default_folder(tokenizer, folder_name(data, split)) if out is None else Path(out).expanduser()
-    with job():
+    with job(), multiplying(precision):  # perceptual distances as the tokenizer
         check_out(folder)
         images = EvaluationImages(data, image_size, split, num, batch_size, workers)
         model = load_tokenizer(tokenizer, **({} if weights is None else {"weights": weights}))
@@ -113,16 +112,14 @@ class Reconstruction:
     """A tokenizer on this process's device, as what turns images (N, 3, H, W) in [-1, 1] into reconstructions."""
 
     def __init__(self, tokenizer: Tokenizer, precision: str = "fp32") -> None:
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        self.tokenizer = tokenizer.to(self.device).eval()
-        self.low = PRECISIONS[precision]
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        self.tokenizer = tokenizer.to(device()).eval()
+        self.precision = precision
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self.device.type, self.low, enabled=self.low is not None):
-            return self.tokenizer.reconstruct(images.to(self.device)).float()
+        what = f"{len(images)} images of {' x '.join(map(str, images.shape[-2:]))}"
+        with explaining_out_of_memory(what, "lower the batch size"), computing(self.precision):
+            return self.tokenizer.reconstruct(images.to(device())).float()
 
 
 def measure(reconstruct: Reconstruction, images: EvaluationImages, metric: ReconstructionMetric) -> dict[str, float]:

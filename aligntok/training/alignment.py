@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from aligntok.device import PRECISIONS
+from aligntok.device import check_precision, computing
 from aligntok.distributed import world
 from aligntok.distributed.parallel import GradientReduction
 from aligntok.engine.checkpoints import load_parts
@@ -84,14 +84,13 @@ class AlignmentModel(BaseModel):
         self.trains = tuple(trains)
         if not self.trains or set(self.trains) - set(PARTS):
             raise ConfigError(f"trains={list(self.trains)}; it must name one or more of {', '.join(PARTS)}")
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
+        check_precision(precision)
         self.tokenizer = Tokenizer(**tokenizer)
         self.objective = Objective(losses, self.trains)
         self.discriminator = self._build_discriminator(discriminator)
         self.teacher = self._build_teacher(teacher)
         self.teacher_is_start = teacher == "start"
-        self.dtype = PRECISIONS[precision]
+        self.precision = precision
         self.seed = seed
         for name in PARTS:
             getattr(self.tokenizer, name).requires_grad_(name in self.trains)
@@ -211,7 +210,7 @@ class AlignmentModel(BaseModel):
         `scale` multiplies every loss: the micro-batch's share of the step, times the loss scale of float16.
         """
         decoder, encoder = self.tokenizer.decoder, self.tokenizer.encoder
-        with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        with computing(self.precision, images.device):
             chain = run_forward(self.tokenizer, images, self.trains)
             inputs = self._loss_inputs(images, chain, step)
             logs = self.objective.pull_on_image(chain, inputs, decoder.last_layer, step, scale)

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 import aligntok
 from aligntok.data.transforms import to_uint8
-from aligntok.device import PRECISIONS, float32_arithmetic
+from aligntok.device import (
+    check_precision,
+    computing,
+    device,
+    explaining_out_of_memory,
+    multiplying,
+)
 from aligntok.diffusion.sampling import Sampling, draw_samples
 from aligntok.errors import ConfigError, DivergenceError, check_at_least, first_line, suggestion
 from aligntok.latent_diffusion import LatentDiffusion
@@ -55,8 +61,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         check_at_least(0, seed=self.seed)
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision '{self.precision}' is unknown; known: {', '.join(PRECISIONS)}")
+        check_precision(self.precision)
         if self.weights == "raw" and self.average is not None:
             raise ConfigError(f"average {self.average:g} is one of the EMA's; leave it, or --weights raw, out")
         if self.labels is not None and self.labels not in LABELS:
@@ -118,8 +123,7 @@ class SampleDrawer:
         self.rule = LabelRule.of(drawing, self.model)
         self.weak = None if drawing.autoguidance is None else load_weaker(drawing.autoguidance, self.model)
         self.latent_size, self.image_size = _sizes(drawing.size, self.model)
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        self.device = device()
 
     @property
     def conditional(self) -> bool:
@@ -164,20 +168,13 @@ class SampleDrawer:
 
         Raises DivergenceError when one is not finite, ConfigError when memory does not suffice.
         """
-        seeds, low = [self.drawing.seed + i for i in numbers], PRECISIONS[self.drawing.precision]
-        chosen = sampling or self.sampling
-        try:
-            with float32_arithmetic(strict=self.drawing.precision == "fp32"):
-                with torch.autocast(self.device.type, low, enabled=low is not None):
-                    latents = self.model.sample_latents(
-                        self.labels(numbers), seeds, chosen, self.latent_size, self.weak
-                    )
-                images = self.model.decode(latents)
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"{len(numbers)} samples of {' x '.join(map(str, self.image_size))} at once do not fit into the "
-                "memory of this device; lower --batch-size"
-            ) from error
+        seeds, labels = [self.drawing.seed + i for i in numbers], self.labels(numbers)
+        chosen, precision = sampling or self.sampling, self.drawing.precision
+        what = f"{len(numbers)} samples of {' x '.join(map(str, self.image_size))}"
+        with explaining_out_of_memory(what, "lower --batch-size"), multiplying(precision, whole=True):
+            with computing(precision, whole=True):
+                latents = self.model.sample_latents(labels, seeds, chosen, self.latent_size, self.weak)
+            images = self.model.decode(latents)
         self._check_finite(latents, images, numbers, chosen)
         pixels = to_uint8(images).permute(0, 2, 3, 1)
         return Drawn(latents, pixels.cpu().numpy())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from aligntok.data.transforms import to_uint8
-from aligntok.device import PRECISIONS
+from aligntok.device import check_precision, computing, multiplying
 from aligntok.diffusion.losses import direction_loss, velocity_mse
 from aligntok.diffusion.paths import interpolate, path_velocity
 from aligntok.diffusion.times import sample_times
@@ -20,7 +20,7 @@ from aligntok.distributed import world
 from aligntok.distributed.parallel import GradientReduction
 from aligntok.engine.compilation import blocks_of, compile_blocks
 from aligntok.engine.loops import StepBatch
-from aligntok.errors import ConfigError, DataError, DivergenceError
+from aligntok.errors import DataError, DivergenceError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.training.latent_encoding import check_posterior, posterior_noise
 
@@ -64,14 +64,13 @@ class GenerationModel(BaseModel):
     ) -> None:
         super().__init__()
         check_posterior(posterior, diffusion.tokenizer)
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
+        check_precision(precision)
         self.diffusion = diffusion
         self.direction_weight = transport["direction_weight"]
         self.times = {key: transport[key] for key in ("mean", "scale", "shift")}
         self.times["sampling"] = transport["times"]
         sample_times(torch.zeros(1), **self.times)  # raises for what is no way to draw them
-        self.dtype = PRECISIONS[precision]
+        self.precision = precision
         self.time_bins = time_bins
         self.posterior = posterior
         self.seed = seed
@@ -120,8 +119,9 @@ class GenerationModel(BaseModel):
             draws = self.draws(data.step, i, count, latents)
             if i == count - 1:
                 reduction.start_when_ready(self._groups())
-            losses, t = self.losses(latents, labels, draws)
-            (losses["total"].mean() * scale).backward()
+            with multiplying(self.precision):
+                losses, t = self.losses(latents, labels, draws)
+                (losses["total"].mean() * scale).backward()
             logs.append({f"loss/{name}": value.detach().mean() for name, value in losses.items()})
             logs[-1]["time_bins"] = self._binned(losses["total"].detach(), t)
         reduction.finish()
@@ -139,7 +139,7 @@ class GenerationModel(BaseModel):
             dropped = draws.drops < self.generator.class_dropout_prob
             labels = torch.where(dropped, self.generator.null_class, labels)
         x, target = interpolate(draws.noise, latents, t), path_velocity(draws.noise, latents)
-        with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        with computing(self.precision, x.device):
             velocity = self.generator(x, t, labels).float()
         found = {"velocity": velocity_mse(velocity, target)}  # paper, Eq. 3
         if self.direction_weight:
@@ -183,7 +183,7 @@ class GenerationModel(BaseModel):
         if "latents" in batch:
             return batch["latents"].to(self._device(), non_blocking=True)
         images = batch["images"].to(self._device(), non_blocking=True)
-        with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        with computing(self.precision, images.device):
             encoded = self.diffusion.tokenizer.encode(images, noise=noise)
         return self.diffusion.statistics.normalise(encoded)
 
@@ -223,7 +223,7 @@ class GenerationModel(BaseModel):
         not finite.
         """
         numbers, sampling = data["numbers"], data["sampling"]
-        with torch.autocast(self._device().type, dtype=self.dtype, enabled=self.dtype is not None):
+        with computing(self.precision, self._device()):
             latents = self.diffusion.sample_latents(data["labels"], numbers, sampling)
         images = self.diffusion.decode(latents)
         if not images.isfinite().all():
@@ -241,7 +241,7 @@ class GenerationModel(BaseModel):
     def sample(self, labels: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Draw images (N, 3, H, W) in [-1, 1] with the weights as they are, in eval mode, and go on training."""
         self.generator.eval()
-        with torch.autocast(self._device().type, dtype=self.dtype, enabled=self.dtype is not None):
+        with computing(self.precision, self._device()):
             images = self.diffusion.sample(labels, seeds).float()
         self.generator.train()
         return images

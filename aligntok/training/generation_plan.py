@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aligntok.device import PRECISIONS
+from aligntok.device import check_precision
 from aligntok.diffusion.times import sample_times
 from aligntok.engine.optim import check_optimizer, check_schedule
 from aligntok.errors import ConfigError
@@ -68,8 +68,7 @@ def _check_settings(generation: Generation, generator: Any) -> None:
     check_optimizer(generation["optimizer"], f"{where}, optimizer")
     check_schedule(generation["schedule"] or [], where)
     check_hooks(generation["hooks"], where)
-    if generation["precision"] not in PRECISIONS:
-        raise ConfigError(f"{where}: precision '{generation['precision']}' is unknown; known: {', '.join(PRECISIONS)}")
+    check_precision(generation["precision"], f"{where}: ")
     transport = generation["transport"]
     sample_times(torch.zeros(1), transport["times"], **{key: transport[key] for key in ("mean", "scale", "shift")})
     if transport["direction_weight"] < 0:

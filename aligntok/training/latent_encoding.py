@@ -18,7 +18,7 @@ from aligntok.data.image_source import ImageSource
 from aligntok.data.latent_files import DTYPES, Skipped, write_shard
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.transforms import center_crop, parse_image_size, read_image, resize_to_cover, to_tensor
-from aligntok.device import PRECISIONS
+from aligntok.device import check_precision, computing, device, explaining_out_of_memory
 from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, shares
 from aligntok.errors import ConfigError, DataError, ImageError, Preempted, check_at_least
@@ -54,8 +54,7 @@ class Encoding:
         parse_image_size(self.image_size)
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype '{self.dtype}' is unknown; known: {', '.join(DTYPES)}")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision '{self.precision}' is unknown; known: {', '.join(PRECISIONS)}")
+        check_precision(self.precision)
         check_posterior(self.posterior)
         check_at_least(1, shard_size=self.shard_size)
         check_at_least(0, seed=self.seed)
@@ -141,13 +140,11 @@ class LatentEncoder:
         self.latent_shape = latent_shape(tokenizer, self.image_size)
         self.copies = 2 if encoding.hflip else 1
         self.dtype = DTYPES[encoding.dtype]
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        self.device = device()
 
     def to_device(self) -> None:
-        """Move the tokenizer, and settle how float32 is computed."""
+        """Move the tokenizer."""
         self.tokenizer.to(self.device).eval()
-        torch.set_float32_matmul_precision("high" if self.encoding.precision == "tf32" else "highest")
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, places: Sequence[int] = ()) -> Tensor:
@@ -155,9 +152,10 @@ class LatentEncoder:
 
         `places` are the images' numbers in the data set: a sample of the posterior follows from them, a mean does not.
         """
-        images, low = images.to(self.device, non_blocking=True), PRECISIONS[self.encoding.precision]
-        views = [images, images.flip(-1)] if self.encoding.hflip else [images]
-        with torch.autocast(self.device.type, low, enabled=low is not None):
+        what = f"{len(images)} images of {' x '.join(map(str, images.shape[-2:]))}"
+        with explaining_out_of_memory(what, "lower the batch size"), computing(self.encoding.precision):
+            images = images.to(self.device, non_blocking=True)
+            views = [images, images.flip(-1)] if self.encoding.hflip else [images]
             latents = [
                 self.tokenizer.encode(view, noise=self._noise(places, copy)).to(self.dtype)
                 for copy, view in enumerate(views)

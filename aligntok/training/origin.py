@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import aligntok
+from aligntok.device import device
 from aligntok.distributed import world
 from aligntok.io.files import write_json
 
@@ -34,7 +35,7 @@ def read_docstring(config: str | os.PathLike[str]) -> str:
 
 def note_origin(work_dir: str | os.PathLike[str], origin: Mapping[str, Any]) -> None:
     """Write ``run.json`` into a work folder: the newest start's origin, with versions, machine and time."""
-    cuda = torch.cuda.is_available()
+    cuda = device().type == "cuda"
     here = {
         "started": datetime.now().isoformat(timespec="seconds"),
         "aligntok_version": aligntok.__version__,

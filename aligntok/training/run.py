@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aligntok.device import multiplying
 from aligntok.distributed import agree, barrier, is_first, world
 from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.engine.checkpoints import finished_steps
@@ -80,7 +81,8 @@ def _train_stages(
             stop_if_preempted(
                 Preempted(f"stopped by SIGTERM before stage '{stage.name}'; the same command goes on with it")
             )
-            run_stage(stage, *datasets[stage.name], launcher)
+            with multiplying(stage["precision"]):
+                run_stage(stage, *datasets[stage.name], launcher)
         return _finish(config, stages) if stages else None
 
 
@@ -92,7 +94,8 @@ def _train_generator(
         return save_result(generation)
     with claiming(config["work_dir"], wanted=is_first()):
         _note(config, origin)
-        return train_generator(generation, launcher)
+        with multiplying(generation["precision"]):
+            return train_generator(generation, launcher)
 
 
 def _note(config: Mapping[str, Any], origin: Mapping[str, Any] | None) -> None:

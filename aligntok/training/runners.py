@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from aligntok.data.buckets import BucketIndices
@@ -28,7 +27,6 @@ def runner_options(
     stage: Stage, sides: Mapping[str, Any], launcher: str, val_every: int | None = None
 ) -> dict[str, Any]:
     """Return the keywords of :class:`aligntok.engine.runner.StageRunner` that do not depend on what is trained."""
-    torch.set_float32_matmul_precision("high" if stage["precision"] == "tf32" else "highest")
     force_backend(stage["attention"])
     first, *others = sides
     schedule = {first: [{"by_epoch": False, **s} for s in stage["schedule"] or []], **{side: [] for side in others}}

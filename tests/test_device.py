@@ -1,0 +1,52 @@
+"""What a precision means, inside of its context and after it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+import torch
+
+from aligntok.device import PRECISIONS, check_precision, computing, device, explaining_out_of_memory, multiplying
+from aligntok.errors import ConfigError
+
+
+def state():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("arithmetic", [multiplying, computing])
+def test_float32_is_multiplied_as_the_precision_says_and_then_as_before(arithmetic, precision, whole):
+    before = state()
+    rounded = precision != "fp32" if whole else precision == "tf32"
+    with suppress(KeyError), arithmetic(precision, whole=whole):
+        assert state() == ("high" if rounded else "highest", rounded if whole else before[1])
+        raise KeyError
+    assert state() == before
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_autocast_is_on_for_half_precisions_alone_and_ended_by_the_others(precision):
+    x = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16), computing(precision, torch.device("cpu")):
+        assert (x @ x).dtype == (PRECISIONS[precision] or torch.float32)
+
+
+def test_a_full_memory_is_told_with_its_cure():
+    with (
+        pytest.raises(ConfigError, match="^9 images at once do not fit into the memory of this device; take fewer$"),
+        explaining_out_of_memory("9 images", "take fewer"),
+    ):
+        raise torch.OutOfMemoryError
+
+
+def test_the_device_is_a_gpu_with_its_number_or_the_cpu():
+    assert device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert (device().index is None) is (device().type == "cpu")
+
+
+def test_an_unknown_precision_is_refused_by_whom_it_was_given():
+    with pytest.raises(ConfigError, match="^generation: precision 'fp8' is unknown; known: fp32, tf32, bf16, fp16$"):
+        check_precision("fp8", "generation: ")
