@@ -153,3 +153,12 @@ def test_devices_and_their_arithmetic_are_settled_in_one_module():
         "device.py:device",
         "distributed/__init__.py:start_processes",  # where it is said which GPU is this process's
     }
+
+
+def test_random_streams_begin_in_one_table():
+    kinds = ("default_rng", "manual_seed", "seed_all", "SeedSequence", "RandomState", "PCG64", "Generator", "Random")
+    assert {place.partition(":")[0] for place in calls(*kinds)} == {
+        "rng.py",
+        "plugins/promises.py",  # stands below, and checks components with numbers of its own
+    }
+    assert calls("standard_normal") == {"rng.py:_normal"}

@@ -15,13 +15,12 @@ from aligntok.data.image_source import ImageSource
 from aligntok.data.transforms import parse_image_size, read_upright_size
 from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, ImageError
+from aligntok.rng import rng
 
 #: Index of each image's bucket.
 BucketIndices: TypeAlias = npt.NDArray[np.uint8]
 #: In place of a bucket: the image's header cannot be read.
 UNREADABLE = 255
-#: First word of the random stream that orders an epoch's buckets; the sampler's own streams have 0 and 1.
-_BUCKET_STREAM = 2
 _THREADS, _CHUNK = 16, 256
 
 
@@ -134,7 +133,7 @@ class BucketSchedule:
         steps = np.subtract(after, before)
         order = np.repeat(np.arange(len(steps)), steps)
         if self.shuffle:
-            np.random.default_rng((_BUCKET_STREAM, self.seed, epoch)).shuffle(order)
+            rng("buckets", self.seed, epoch).shuffle(order)
         nth = np.empty(len(order), dtype=np.int64)
         for bucket, first in enumerate(before):
             nth[order == bucket] = first + np.arange(steps[bucket])

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from aligntok.data.buckets import AspectBuckets, BucketIndices, assign_buckets, place_unreadable
-from aligntok.data.sampler import SampleRequest, sample_rng
+from aligntok.data.sampler import SampleRequest
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import (
     center_crop,
@@ -25,6 +25,7 @@ from aligntok.data.transforms import (
     to_tensor,
 )
 from aligntok.errors import ConfigError, DataError, ImageError
+from aligntok.rng import rng
 
 logger = logging.getLogger("aligntok.data")
 
@@ -116,9 +117,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         image, shown = self._read_or_next(index, draft_side=2 * max(cover) if self.train else None)
         image = resize_to_cover(image, cover)
         if self.train:
-            rng = sample_rng(self.seed, index if sample_number is None else sample_number)
-            image = random_crop(image, size, rng)
-            image = random_hflip(image, rng) if self.hflip else image
+            own = rng("sample", self.seed, index if sample_number is None else sample_number)
+            image = random_crop(image, size, own)
+            image = random_hflip(image, own) if self.hflip else image
         else:
             image = center_crop(image, size)
         return {"images": to_tensor(image), "label": int(self.source.labels[shown]), "index": shown}

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from aligntok.data.latent_files import DTYPES, LatentStatistics, Manifest, MappedRows, Shard, read_manifest
-from aligntok.data.sampler import SampleRequest, sample_rng
+from aligntok.data.sampler import SampleRequest
 from aligntok.errors import ConfigError, DataError
+from aligntok.rng import rng
 
 _FLIPS_AT_ONCE = 4096  # samples whose flips come from one random stream: to seed one for each takes longer than to read
 _MOST_MAPPED = 512  # shards; each holds a file descriptor, of which a process often may have 1024
@@ -168,7 +169,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if block not in self._flips:
             if len(self._flips) > 1:
                 self._flips.clear()
-            self._flips[block] = sample_rng(self.seed, block).integers(2, size=_FLIPS_AT_ONCE, dtype=np.uint8)
+            self._flips[block] = rng("sample", self.seed, block).integers(2, size=_FLIPS_AT_ONCE, dtype=np.uint8)
         return int(self._flips[block][place])
 
 

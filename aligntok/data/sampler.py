@@ -11,9 +11,7 @@ from torch.utils.data import Sampler
 
 from aligntok.data.buckets import BucketIndices, BucketSchedule
 from aligntok.errors import ConfigError
-
-# First word of a random stream's key, so that the streams drawn from one seed are independent of one another.
-_ORDER_STREAM, _SAMPLE_STREAM = 0, 1
+from aligntok.rng import rng
 
 
 class SampleRequest(NamedTuple):
@@ -29,14 +27,9 @@ def evenly_spaced(length: int, wanted: int) -> list[int]:
     return [i * length // number for i in range(number)]
 
 
-def sample_rng(seed: int, sample_number: int) -> np.random.Generator:
-    """Return the random generator that belongs to one sample of a run."""
-    return np.random.default_rng((_SAMPLE_STREAM, seed, sample_number))
-
-
 def epoch_order(dataset_len: int, seed: int, epoch: int, bucket: int = 0) -> npt.NDArray[np.int64]:
     """Return the order in which a pass visits the images of a bucket: a permutation of range(dataset_len)."""
-    return np.random.default_rng((_ORDER_STREAM, seed, epoch, bucket)).permutation(dataset_len)
+    return rng("order", seed, epoch, bucket).permutation(dataset_len)
 
 
 class GlobalBatchSampler(Sampler[list[SampleRequest]]):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aligntok.errors import ConfigError
+from aligntok.rng import batch_noise, rng
 
 #: One generator a sample, advanced by each draw; or the numbers themselves, (draws, N, ...).
 Randomness = Sequence[torch.Generator] | Tensor
@@ -15,17 +16,12 @@ Randomness = Sequence[torch.Generator] | Tensor
 
 def generators_from_seeds(seeds: Iterable[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
     """Return a generator a seed. On the CPU, the default, the numbers are the same whatever the sampling runs on."""
-    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-
-def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
-    """Draw standard normal numbers, `shape` (C, h, w) from each generator: float32 (N, C, h, w) on their device."""
-    return torch.stack([torch.randn(tuple(shape), generator=g, device=g.device) for g in generators])
+    return [rng("noise", seed, device=device) for seed in seeds]
 
 
 def step_noise(randomness: Randomness, number: int, like: Tensor) -> Tensor:
     """Return the numbers of draw `number` (0, 1, ...), of the shape, type and device of `like` (N, ...)."""
-    drawn = randomness[number] if isinstance(randomness, Tensor) else draw_noise(randomness, like.shape[1:])
+    drawn = randomness[number] if isinstance(randomness, Tensor) else batch_noise(randomness, like.shape[1:])
     return drawn.to(like)
 
 

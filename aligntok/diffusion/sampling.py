@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from aligntok.diffusion.guidance import Model, autoguidance, classifier_free
-from aligntok.diffusion.noise import draw_noise, generators_from_seeds
+from aligntok.diffusion.noise import generators_from_seeds
 from aligntok.diffusion.paths import Velocity
 from aligntok.diffusion.samplers import SAMPLERS, sample
 from aligntok.diffusion.times import time_grid
 from aligntok.errors import ConfigError, suggestion
+from aligntok.rng import batch_noise
 
 #: Samplers whose steps follow from the whole batch: samples that must not depend on one another are drawn one by one.
 COUPLING = ("dopri5",)
@@ -96,7 +97,7 @@ def draw_samples(
         )
         return torch.cat(list(one))
     generators = generators_from_seeds(seeds)
-    noise = draw_noise(generators, shape).to(y.device)
+    noise = batch_noise(generators, shape).to(y.device)
     options = dict(sampling.options)
     if "randomness" in _options(sampling.sampler):
         options["randomness"] = generators

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError
+from aligntok.rng import rng
 
 BLOCK = 2**23  # distances held at once, 64 MB
 SAME = 1e-12  # of |a|² + |b|²: what rounding may make of the squared distance of equal features
@@ -36,7 +37,7 @@ def kernel_distance(
     n = min(len(features), len(reference))
     _check_enough(n, 4, "a kernel distance")
     size = min(subset_size, n // 2)
-    generator = torch.Generator().manual_seed(seed)
+    generator = rng("subsets", seed)
     values = []
     for _ in range(subsets):
         x = features[_draw(len(features), size, generator).to(features.device)].double()
@@ -70,7 +71,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = 0) -> tuple[fl
     too low. The deviation is the population's (divided by `splits`). Raises DataError for fewer images than parts.
     """
     _check_enough(len(logits), splits, f"an Inception Score with {splits} splits")
-    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed)).to(logits.device)
+    order = torch.randperm(len(logits), generator=rng("shuffle", seed)).to(logits.device)
     scores = []
     for i in range(splits):
         part = order[i * len(order) // splits : (i + 1) * len(order) // splits]

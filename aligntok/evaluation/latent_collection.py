@@ -20,6 +20,7 @@ from aligntok.evaluation.latent_measures import spatial_variance, total_variatio
 from aligntok.evaluation.reading import EvaluationImages
 from aligntok.evaluation.results import identity
 from aligntok.registry import ENCODERS
+from aligntok.rng import rng
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.latent_encoding import Batch, Encoding, LatentEncoder
 
@@ -120,7 +121,7 @@ class Draws:
         """Draw `points` of the images, or all of them if there are fewer, for each seed."""
         rows, places = [], []
         for seed in seeds:
-            generator = torch.Generator().manual_seed(seed)
+            generator = rng("points", seed)
             rows.append(torch.randperm(images, generator=generator)[:points])
             places.append(torch.rand(len(rows[-1]), 2, generator=generator))
         return cls(torch.stack(rows), torch.stack(places))

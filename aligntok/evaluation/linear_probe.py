@@ -30,6 +30,7 @@ from aligntok.evaluation.probe_features import (
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages, begins_anew
 from aligntok.evaluation.results import Result, default_folder, identity
+from aligntok.rng import rng, seed_torch
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.latent_encoding import Encoding, LatentEncoder
 from aligntok.training.loading import load_tokenizer
@@ -180,7 +181,7 @@ class Probe:
 
     def __init__(self, dim: int, classes: int, lr: float, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            seed_torch("weights", seed)
             self.linear = nn.Linear(dim, classes)
         self.device = device()
         self.linear.to(self.device)
@@ -224,7 +225,7 @@ class Probe:
 
 def run(probe: Probe, train: ProbeFeatures, val: ProbeFeatures, epochs: int, batch_size: int, seed: int) -> list[Epoch]:
     """Train for so many epochs, measuring after each; collective. Raises Preempted, and DataError for bad images."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = rng("probe", seed)
     history = []
     for number in range(1, epochs + 1):
         order = torch.randperm(len(train), generator=generator)

@@ -21,6 +21,7 @@ from aligntok.engine.ema import PartStates
 from aligntok.engine.loops import StepBatch
 from aligntok.errors import ConfigError
 from aligntok.registry import DISCRIMINATORS, ENCODERS
+from aligntok.rng import seed_torch
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.training.chain import Chain, run_forward
 from aligntok.training.lora import add_lora, with_lora, without_lora
@@ -268,7 +269,7 @@ class AlignmentModel(BaseModel):
 
     def _seed_step(self, step: int) -> None:
         """Make what is drawn in a step follow from (seed, step, rank): nothing to save, nothing to lose on resume."""
-        torch.manual_seed((self.seed * 1_000_003 + step) * 4_096 + world()[0])
+        seed_torch("step of a process", self.seed, step, world()[0])
 
     def _device(self) -> torch.device:
         return next(self.tokenizer.parameters()).device

@@ -25,6 +25,7 @@ from aligntok.device import (
 from aligntok.diffusion.sampling import Sampling, draw_samples
 from aligntok.errors import ConfigError, DivergenceError, check_at_least, first_line, suggestion
 from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.rng import rng
 from aligntok.training.generation_loading import load_latent_diffusion
 from aligntok.weights.load import weights_hash
 
@@ -100,7 +101,7 @@ class LabelRule:
             return number % self.num_classes
         if self.rule == "none":
             return 0
-        return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] % self.num_classes)
+        return int(rng("label", seed).bit_generator.seed_seq.generate_state(1, np.uint64)[0] % self.num_classes)
 
     def as_json(self) -> str | list[int]:
         return list(self.listed) if self.rule == "listed" else self.rule

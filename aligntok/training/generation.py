@@ -22,6 +22,7 @@ from aligntok.engine.compilation import blocks_of, compile_blocks
 from aligntok.engine.loops import StepBatch
 from aligntok.errors import DataError, DivergenceError
 from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.rng import rng
 from aligntok.training.latent_encoding import check_posterior, posterior_noise
 
 
@@ -155,7 +156,7 @@ class GenerationModel(BaseModel):
         """
         each = len(latents)
         total, first = _share(micro, count, each)
-        source = torch.Generator(latents.device).manual_seed(self.seed * 1_000_003 + step)
+        source = rng("step", self.seed, step, device=latents.device)
         times, drops = torch.rand((2, total), generator=source, device=latents.device)[:, first : first + each]
         noise = torch.randn((total, *latents.shape[1:]), generator=source, device=latents.device)
         return Draws(times, drops, noise[first : first + each])

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from aligntok.data.latent_files import LatentStatistics, read_manifest
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
@@ -21,6 +19,7 @@ from aligntok.errors import ConfigError, DataError
 from aligntok.io.files import write_json
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import DATASETS
+from aligntok.rng import seed_torch
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.generation import GenerationModel
 from aligntok.training.generation_loading import load_latent_diffusion
@@ -120,7 +119,7 @@ def prepare(generation: Generation) -> Ready:
     train = DATASETS.build({"train": True, "seed": generation.seed, **train_config})
     statistics, shape = _statistics(generation, tokenizer, train)
     names = tuple(getattr(train, "class_names", ()))
-    torch.manual_seed(generation.seed)  # the generator's first weights; mmengine's Runner comes too late for them
+    seed_torch("weights", generation.seed)  # the generator's first weights; mmengine's Runner comes too late for them
     diffusion = LatentDiffusion(
         generation["generator"], tokenizer, statistics, shape, names, sampling=generation["sampling"]
     )

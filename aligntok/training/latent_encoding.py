@@ -9,7 +9,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,6 +21,7 @@ from aligntok.device import check_precision, computing, device, explaining_out_o
 from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, shares
 from aligntok.errors import ConfigError, DataError, ImageError, Preempted, check_at_least
+from aligntok.rng import batch_noise, rng
 from aligntok.tokenizer import Tokenizer
 
 logger = logging.getLogger("aligntok.data")
@@ -77,8 +77,7 @@ def check_posterior(posterior: str, tokenizer: Tokenizer | None = None) -> None:
 
 def posterior_noise(seed: int, numbers: Iterable[int], copy: int, shape: Sequence[int]) -> Tensor:
     """Return standard normal numbers, float32 (N, *shape): each image's follow from (seed, its number, copy) alone."""
-    drawn = [np.random.default_rng((seed, number, copy)).standard_normal(shape, dtype=np.float32) for number in numbers]
-    return torch.from_numpy(np.stack(drawn))
+    return batch_noise((rng("posterior", seed, number, copy) for number in numbers), shape)
 
 
 def latent_shape(tokenizer: Tokenizer, image_size: tuple[int, int]) -> tuple[int, int, int]:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aligntok.data.sampler import GlobalBatchSampler, epoch_order, per_process_batch, sample_rng
+from aligntok.data.sampler import GlobalBatchSampler, epoch_order, per_process_batch
 from aligntok.errors import ConfigError
+from aligntok.rng import rng
 
 
 def global_batch(step, dataset_len=37, size=8, world_size=1, accumulation=1, **options):
@@ -76,9 +77,9 @@ def test_arguments_out_of_range_are_refused(wrong):
 
 
 def test_random_streams_of_samples_and_seeds_differ_and_repeat():
-    draws = [sample_rng(seed, number).random() for seed in (0, 1) for number in (0, 1, 2**33)]
+    draws = [rng("sample", seed, number).random() for seed in (0, 1) for number in (0, 1, 2**33)]
     assert len(set(draws)) == len(draws)
-    assert draws == [sample_rng(seed, number).random() for seed in (0, 1) for number in (0, 1, 2**33)]
+    assert draws == [rng("sample", seed, number).random() for seed in (0, 1) for number in (0, 1, 2**33)]
 
 
 def test_steps_are_quick_once_the_order_of_an_epoch_is_drawn():

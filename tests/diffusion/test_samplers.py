@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligntok.diffusion.noise import draw_noise, generators_from_seeds
+from aligntok.diffusion.noise import generators_from_seeds
 from aligntok.diffusion.samplers import DIFFUSIONS, LAST_STEPS, SAMPLERS, ddim, dopri5, euler, euler_maruyama, sample
 from aligntok.diffusion.times import time_grid
 from aligntok.errors import ConfigError
+from aligntok.rng import batch_noise
 
 MEAN, DEVIATION = 0.7, 0.4
 
@@ -190,7 +191,7 @@ def test_a_sample_alone_and_in_a_batch_are_the_same_bits(sampler, options):
 
     def run(some):
         generators = generators_from_seeds(some)
-        return sample(curved, draw_noise(generators, shape), time_grid(12), sampler, randomness=generators, **options)
+        return sample(curved, batch_noise(generators, shape), time_grid(12), sampler, randomness=generators, **options)
 
     batch = run(seeds)
     assert torch.equal(torch.cat([run([seed]) for seed in seeds]), batch)
@@ -201,9 +202,9 @@ def test_a_sample_alone_and_in_a_batch_are_the_same_bits(sampler, options):
 def test_numbers_given_are_those_that_generators_would_draw():
     shape, times = (4, 4, 4), time_grid(6)
     generators, others = generators_from_seeds([1, 2]), generators_from_seeds([1, 2])
-    noise = draw_noise(generators, shape)
-    draw_noise(others, shape)
-    numbers = torch.stack([draw_noise(others, shape) for _ in range(4)])
+    noise = batch_noise(generators, shape)
+    batch_noise(others, shape)
+    numbers = torch.stack([batch_noise(others, shape) for _ in range(4)])
     by_generators = euler_maruyama(curved, noise, times, randomness=generators)
     assert torch.equal(by_generators, euler_maruyama(curved, noise, times, randomness=numbers))
 

@@ -8,10 +8,11 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from aligntok.diffusion.noise import draw_noise, generators_from_seeds
+from aligntok.diffusion.noise import generators_from_seeds
 from aligntok.diffusion.samplers import SAMPLERS, euler
 from aligntok.diffusion.sampling import Sampling, draw_samples
 from aligntok.errors import ConfigError
+from aligntok.rng import batch_noise
 
 SHAPE, LABELS, SEEDS, NULL = (4, 3, 5), [0, 3, 1, 3, 2], [7, 0, 12345, 1, 2**31], 5
 OPTIONS = {"euler_maruyama": {"diffusion_norm": 0.5}, "ddim": {"eta": 0.7}, "dopri5": {"rtol": 1e-2}}
@@ -51,7 +52,7 @@ def test_a_sample_depends_on_its_own_label_and_seed_alone(sampler, guidance):
 def test_the_adaptive_sampler_would_mix_the_samples_of_a_batch():
     """If this fails, dopri5 need no longer be drawn one by one."""
     sampling = Sampling(2, "dopri5", options={"rtol": 1e-1, "atol": 1e-1})
-    noise = draw_noise(generators_from_seeds(SEEDS), SHAPE)
+    noise = batch_noise(generators_from_seeds(SEEDS), SHAPE)
     velocity = sampling.velocity(model, torch.tensor(LABELS), None)
     coupled = SAMPLERS["dopri5"](velocity, noise, sampling.times(), **sampling.options)
     assert not torch.allclose(coupled, draw(range(5), sampling), rtol=1e-6, atol=1e-6)
@@ -59,7 +60,7 @@ def test_the_adaptive_sampler_would_mix_the_samples_of_a_batch():
 
 def test_the_noise_is_that_of_the_seeds_and_the_rest_the_samplers():
     sampling = Sampling(8, shift=0.3)
-    noise = draw_noise(generators_from_seeds(SEEDS), SHAPE)
+    noise = batch_noise(generators_from_seeds(SEEDS), SHAPE)
     expected = euler(lambda x, t: model(x, t, torch.tensor(LABELS)), noise, sampling.times())
     assert torch.equal(draw(range(5), sampling), expected)
     assert (len(sampling.times()), sampling.times()[0], sampling.times()[-1]) == (9, 0, 1)
