@@ -1,4 +1,7 @@
-"""Every place that opens an image, or goes to 8 bits and back, calls the one function for it; a new one is found."""
+"""Every place that opens an image, goes to 8 bits or back, or writes a PNG calls the one function for it.
+
+The places are found in the source, so that a new one that does it in its own way fails here.
+"""
 
 from __future__ import annotations
 
@@ -95,3 +98,23 @@ def test_8_bits_come_about_and_go_in_one_place():
         ("evaluation/image_quality.py", "ssim"),  # the constants of its definition
         ("extractors/resizing.py", "resized"),  # to [0, 1], as feature extractors take images
     ]
+
+
+def writes_a_picture(node):
+    """Whether a picture is encoded or letters are drawn: `save` but torch's and numpy's, and other libraries' ways."""
+    if called(node) == "save":
+        return ast.unparse(node.func) not in ("torch.save", "np.save")
+    if isinstance(node, ast.Attribute) and node.attr in ("Draw", "truetype"):
+        return True
+    return called(node) in {"savefig", "save_image", "imsave", "imwrite", "write_png", "encode_png"}
+
+
+def test_a_png_is_written_and_labelled_in_one_place():
+    assert sorted(set(places(writes_a_picture))) == [
+        ("io/pictures.py", "_font"),
+        ("io/pictures.py", "save_picture"),
+        ("io/pictures.py", "sheet"),
+    ]
+    callers = [file for file, _ in places(lambda node: called(node) == "save_picture")]
+    assert len(callers) >= 11, callers
+    assert len(places(lambda node: called(node) == "sheet")) == 2

@@ -14,8 +14,7 @@ from torch import Tensor
 from aligntok.data.transforms import to_picture
 from aligntok.distributed import is_first, total
 from aligntok.distributed.job import batched
-from aligntok.io.files import replacing
-from aligntok.io.pictures import image_grid
+from aligntok.io.pictures import image_grid, save_picture
 
 
 @HOOKS.register_module()
@@ -79,8 +78,7 @@ class SampleGridHook(Hook):
             return
         picture = to_picture(image_grid(list(self._draw(runner))))
         path = runner.stage_dir / "pictures" / f"step_{step:08d}.png"
-        with replacing(path) as temporary:
-            picture.save(temporary, format="PNG")
+        save_picture(path, picture)
         runner.visualizer.get_backend("TensorboardVisBackend").add_image("samples", np.asarray(picture), step=step)
 
     def _draw(self, runner: Any) -> Tensor:

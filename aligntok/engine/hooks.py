@@ -17,8 +17,8 @@ from tqdm import tqdm
 from aligntok.data.transforms import to_picture
 from aligntok.distributed import is_first, mean_over_processes
 from aligntok.engine.checkpoints import write_snapshot
-from aligntok.io.files import replacing, write_json
-from aligntok.io.pictures import reconstruction_grid
+from aligntok.io.files import write_json
+from aligntok.io.pictures import reconstruction_grid, save_picture
 
 
 @HOOKS.register_module()
@@ -183,8 +183,7 @@ class ReconstructionGridHook(Hook):
         grid = self._draw(runner)
         picture = to_picture(grid)
         path = runner.stage_dir / "pictures" / f"step_{step:08d}.png"
-        with replacing(path) as temporary:
-            picture.save(temporary, format="PNG")
+        save_picture(path, picture)
         runner.visualizer.get_backend("TensorboardVisBackend").add_image(
             "reconstruction", np.asarray(picture), step=step
         )

@@ -14,8 +14,7 @@ from aligntok.evaluation.metrics import GenerationMetric
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.results import Result, default_folder
 from aligntok.evaluation.samples import Samples
-from aligntok.io.files import replacing
-from aligntok.io.pictures import image_grid
+from aligntok.io.pictures import image_grid, save_picture
 
 SHOWN = 64  # samples in the picture
 
@@ -76,6 +75,4 @@ def own_folder(samples: Samples, name: str) -> Path:
 def write_samples(path: Path, samples: Samples) -> None:
     """Write the first samples as one picture."""
     first = [to_tensor(samples[i][1]) for i in range(min(SHOWN, len(samples)))]
-    picture = to_picture(image_grid(first))
-    with replacing(path) as temporary:
-        picture.save(temporary, format="PNG")
+    save_picture(path, to_picture(image_grid(first)))

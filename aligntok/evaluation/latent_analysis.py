@@ -37,7 +37,7 @@ from aligntok.evaluation.latent_pictures import pca_pictures, pca_sheet, tsne_pl
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages, begins_anew
 from aligntok.evaluation.results import Result, default_folder
-from aligntok.io.files import replacing
+from aligntok.io.pictures import save_picture
 from aligntok.training.loading import load_tokenizer
 
 FEWEST = 20  # images and points: below, neither neighbours nor densities mean anything
@@ -284,15 +284,11 @@ def write_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     titles = [*(each.subject.name for each in collection.subjects[:-1]), _type(collection.subjects[-1].subject)]
     columns = [pca_pictures(each.shown) for each in collection.subjects]
-    sheet = pca_sheet(collection.inputs, titles, columns)
-    with replacing(folder / "pca.png") as temporary:
-        sheet.save(temporary, format="PNG")
+    save_picture(folder / "pca.png", pca_sheet(collection.inputs, titles, columns))
     rows = draws.rows[0][collection.read[draws.rows[0]] > 0]
     for title, each, maps in zip(titles, collection.subjects, embedded, strict=True):
         labels = collection.labels[rows][: len(maps[0])].numpy()
-        figure = tsne_plot(maps[0], labels, title)
-        with replacing(folder / _tsne_file(each.subject.name)) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+        save_picture(folder / _tsne_file(each.subject.name), tsne_plot(maps[0], labels, title))
 
 
 def _folder(tokenizers: Sequence[str], names: Sequence[str]) -> Path:

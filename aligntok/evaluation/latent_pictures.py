@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from aligntok.data.transforms import to_picture
+from aligntok.io.pictures import sheet
 
 TILE = 128  # pixels: smaller images are shown enlarged by a whole number
-GAP = 6
 OUTLIERS = (0.02, 0.98)  # quantiles of a component that become black and full colour
 
 
@@ -41,42 +41,19 @@ def pca_pictures(latents: Tensor) -> Tensor:
     return scaled.view(count, height, width, 3).permute(0, 3, 1, 2).float()
 
 
-def pca_sheet(inputs: Tensor, titles: Sequence[str], columns: Sequence[Tensor]) -> Any:
+def pca_sheet(inputs: Tensor, titles: Sequence[str], columns: Sequence[Tensor]) -> Image.Image:
     """Return a Pillow image: a row an image, the input (M, 3, H, W) in [-1, 1] first, then each column's colours.
 
     columns: each (M, 3, h, w) in [0, 1], under its title; shown in the input's size, a position a block of one colour.
     """
-    from PIL import Image, ImageDraw
-
     times = max(1, math.ceil(TILE / max(inputs.shape[2:])))
     height, width = (side * times for side in inputs.shape[2:])
     shown = [inputs, *(2 * colours - 1 for colours in columns)]
-    font = _font(13)
-    top = 13 + 2 * GAP
-    size = (len(shown) * (width + GAP) + GAP, top + len(inputs) * (height + GAP))
-    sheet = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(sheet)
-    for column, (title, pictures) in enumerate(zip(["input", *titles], shown, strict=True)):
-        x = GAP + column * (width + GAP)
-        pen.text((x + width / 2, top / 2), _shortened(title, font, width), "black", font, anchor="mm")
-        for row, picture in enumerate(pictures):
-            tile = to_picture(picture).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(tile, (x, top + row * (height + GAP)))
-    return sheet
-
-
-def _font(size: int) -> Any:
-    import matplotlib
-    from PIL import ImageFont
-
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
-
-
-def _shortened(text: str, font: Any, width: int) -> str:
-    """Return text that fits, its beginning left out where it does not: paths differ at their ends."""
-    while font.getlength(text) > width and len(text) > 2:
-        text = "…" + text[2:]
-    return text
+    rows = [
+        [to_picture(picture).resize((width, height), Image.Resampling.NEAREST) for picture in row]
+        for row in zip(*shown, strict=True)
+    ]
+    return sheet(rows, ["input", *titles], letters=13, gap=6)
 
 
 def tsne_plot(points: npt.NDArray[Any], labels: npt.NDArray[Any], title: str) -> Any:
@@ -84,7 +61,8 @@ def tsne_plot(points: npt.NDArray[Any], labels: npt.NDArray[Any], title: str) ->
     from matplotlib.figure import Figure  # not pyplot: no window, and no state that others share
 
     width, height = np.ptp(points, axis=0) + 1e-9
-    figure = Figure(figsize=(6, 6 * min(1.5, max(0.4, height / width)) + 0.3), layout="constrained")  # 0.3: the title
+    size = (6, 6 * min(1.5, max(0.4, height / width)) + 0.3)  # 0.3: the title
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
     axes = figure.subplots()
     known = np.unique(labels[labels >= 0])
     colours: dict[str, Any] = {"s": min(12.0, max(2.0, 12000 / len(points))), "c": "tab:blue"}

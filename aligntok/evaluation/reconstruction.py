@@ -20,7 +20,7 @@ from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.results import Result, default_folder, identity
 from aligntok.io.files import replacing
-from aligntok.io.pictures import reconstruction_grid
+from aligntok.io.pictures import reconstruction_grid, save_picture
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.latent_encoding import ImagesToEncode, latent_shape
 from aligntok.training.loading import load_tokenizer
@@ -162,6 +162,4 @@ def write_extremes(
     for name, chosen in (("worst", ordered[:each]), ("best", ordered[::-1][:each])):
         shown = [torch.as_tensor(pixels[row.place][2]) for row in chosen]
         made = [reconstruct(image[None])[0].cpu() for image in shown]
-        picture = to_picture(reconstruction_grid(shown, made))
-        with replacing(folder / f"{name}.png") as temporary:
-            picture.save(temporary, format="PNG")
+        save_picture(folder / f"{name}.png", to_picture(reconstruction_grid(shown, made)))

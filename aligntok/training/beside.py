@@ -15,8 +15,7 @@ from aligntok.data.sources import open_source
 from aligntok.data.transforms import center_crop, read_image, resize_to_cover, to_picture, to_tensor
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError, ImageError
-from aligntok.io.files import replacing
-from aligntok.io.pictures import image_grid
+from aligntok.io.pictures import image_grid, save_picture
 from aligntok.training.sample_files import SampleFolder
 
 PICTURE = "beside_real.png"
@@ -48,8 +47,7 @@ def write_beside(folder: SampleFolder, source: ImageSource) -> None:
         white = torch.ones(3, *folder.image_size)
         tiles.append(image_grid([*(real + [white] * EACH)[:EACH], *(drawn + [white] * EACH)[:EACH]], columns=2 * EACH))
     picture = to_picture(image_grid(tiles, columns=min(COLUMNS, len(tiles)), gap=10))
-    with replacing(folder.path / PICTURE) as temporary:
-        picture.save(temporary, format="PNG")
+    save_picture(folder.path / PICTURE, picture)
 
 
 def _groups(folder: SampleFolder, source: ImageSource) -> list[tuple[list[int], list[int]]]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -24,7 +25,7 @@ from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, in_full_rounds, job, shares
 from aligntok.errors import Preempted, check_at_least
 from aligntok.io.files import claiming, remove_leftovers, replacing, write_json
-from aligntok.io.pictures import image_grid
+from aligntok.io.pictures import image_grid, save_picture, sheet
 from aligntok.registry import METRICS
 from aligntok.training.drawing import Drawing, SampleDrawer
 from aligntok.training.sample_files import Pixels, check_folder_is_new, compared
@@ -241,12 +242,8 @@ def write_results(path: Path, cells: Sequence[Cell], pictures: dict[tuple[float,
         writer = csv.writer(file)
         writer.writerow(cells[0].row())
         writer.writerows([value for value, _ in cell.row().values()] for cell in sorted(cells))
-    figure = plot(cells)
-    with replacing(path / "sweep.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
-    picture = draw_grid(pictures)
-    with replacing(path / "sweep_grid.png") as temporary:
-        picture.save(temporary, format="PNG")
+    save_picture(path / "sweep.png", plot(cells))
+    save_picture(path / "sweep_grid.png", draw_grid(pictures))
 
 
 def plot(cells: Sequence[Cell]) -> Any:
@@ -262,7 +259,7 @@ def plot(cells: Sequence[Cell]) -> Any:
     }
     panels.update({name: name for name in cells[0].distances})
     rows = math.ceil((len(panels) + 1) / 3)
-    figure = Figure(figsize=(15, 4.25 * rows), layout="constrained")
+    figure = Figure(figsize=(15, 4.25 * rows), dpi=100, layout="constrained")
     axes = figure.subplots(rows, 3).flatten()
     for axis in axes[len(panels) :]:
         axis.axis("off")
@@ -279,28 +276,11 @@ def plot(cells: Sequence[Cell]) -> Any:
     return figure
 
 
-def draw_grid(pictures: dict[tuple[float, int], list[Pixels]]) -> Any:
-    """Return a Pillow image: a row a scale, a column a number of steps, the first samples in each cell."""
-    import matplotlib
-    from PIL import Image, ImageDraw, ImageFont
-
-    font = ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 16)
+def draw_grid(pictures: dict[tuple[float, int], list[Pixels]]) -> Image.Image:
+    """Return a picture: a row a scale, a column a number of steps, the first samples in each cell."""
     scales, counts = sorted({scale for scale, _ in pictures}), sorted({steps for _, steps in pictures})
-    tiles = {key: _tile(shown) for key, shown in pictures.items()}
-    height, width, gap = *next(iter(tiles.values())).shape[1:], 8
-    rows, columns = [f"cfg {scale:g}" for scale in scales], [f"{steps} steps" for steps in counts]
-    left, top = math.ceil(max(map(font.getlength, rows))) + 2 * gap, 16 + 2 * gap
-    sheet = Image.new("RGB", (left + len(counts) * (width + gap), top + len(scales) * (height + gap)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for row, scale in enumerate(scales):
-        y = top + row * (height + gap)
-        pen.text((gap, y + height / 2), rows[row], "black", font, anchor="lm")
-        for column, steps in enumerate(counts):
-            x = left + column * (width + gap)
-            if row == 0:
-                pen.text((x + width / 2, top / 2), columns[column], "black", font, anchor="mm")
-            sheet.paste(to_picture(tiles[scale, steps]), (x, y))
-    return sheet
+    rows = [[to_picture(_tile(pictures[scale, steps])) for steps in counts] for scale in scales]
+    return sheet(rows, [f"{steps} steps" for steps in counts], [f"cfg {scale:g}" for scale in scales])
 
 
 def _tile(shown: Sequence[Pixels]) -> Tensor:

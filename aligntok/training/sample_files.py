@@ -32,7 +32,7 @@ from aligntok.distributed import broadcast, is_first
 from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.errors import ConfigError, DataError, ImageError, Preempted, first_line
 from aligntok.io.files import check_space, remove_leftovers, replacing, write_json
-from aligntok.io.pictures import image_grid
+from aligntok.io.pictures import image_grid, save_picture
 
 FORMAT = 1
 DESCRIPTION, PICTURES, ARRAYS, GRID = "samples.json", "images", "samples.npz", "grid.png"
@@ -180,8 +180,7 @@ class SampleFolder:
         """Write the grid of the first samples, and that all are there; return a line about the folder."""
         if grid:
             first = [to_tensor(self.read(i)) for i in range(min(grid, self.num))]
-            with replacing(self.path / GRID) as temporary:
-                to_picture(image_grid(first)).save(temporary, format="PNG")
+            save_picture(self.path / GRID, to_picture(image_grid(first)))
         self._describe(finished=True)
         size = " x ".join(map(str, self.image_size))
         more = len(self._there()) - self.num
@@ -210,8 +209,7 @@ class PictureWriter:
 
     def _write(self, number: int, pixels: Pixels) -> None:
         cure = "the pictures that are there are whole. Make room and start the same command again"
-        with replacing(self.folder.picture(number), cure) as temporary:
-            Image.fromarray(pixels).save(temporary, format="PNG")
+        save_picture(self.folder.picture(number), Image.fromarray(pixels), cure)
 
     def __enter__(self) -> Self:
         return self
