@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, unknown
 
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -20,7 +20,7 @@ def device() -> torch.device:
 def check_precision(precision: str, who: str = "") -> None:
     """Raise ConfigError for a precision that there is not; `who` begins the sentence."""
     if precision not in PRECISIONS:
-        raise ConfigError(f"{who}precision '{precision}' is unknown; known: {', '.join(PRECISIONS)}")
+        raise ConfigError(who + unknown("precision", precision, PRECISIONS))
 
 
 @contextmanager

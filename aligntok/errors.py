@@ -69,8 +69,31 @@ def first_line(error: object) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def check_at_least(least: int, **options: int) -> None:
-    """Raise ConfigError for an option below `least`."""
+def unknown(kind: str, given: object, known: Iterable[object], shown: int | None = None) -> str:
+    """The sentence about a name that there is not: no `kind` of that name, the nearest one, and those known.
+
+    shown: how many of the known ones to list, None for all.
+    """
+    names = [str(name) for name in known]
+    near, listed = suggestion(str(given), names), names[:shown]
+    more = f" and {len(names) - len(listed)} more" if len(names) > len(listed) else ""
+    return f"no {kind} named '{given}'; {near}known: {', '.join(listed) or 'none'}{more}"
+
+
+def at_least(least: float, where: str = "", /, **options: float | None) -> None:
+    """Raise ConfigError for an option below `least`; one that is None is left out. `where` begins the message."""
     for name, value in options.items():
-        if value < least:
-            raise ConfigError(f"{name} is {value}; it must be {least} or more")
+        if value is not None and value < least:
+            prefix = f"{where}: " if where else ""
+            raise ConfigError(f"{prefix}{name} is {value}; it must be {least} or more")
+
+
+def multiples_of(unit: int, what: str, size: Iterable[int], of: str = "f") -> None:
+    """Raise ConfigError, naming a size that works, unless the sides of `size` are multiples of `unit`.
+
+    what: whose size it is; of: what the unit is called.
+    """
+    sides = tuple(size)
+    if any(side < 1 or side % unit for side in sides):
+        near = tuple(max(1, round(side / unit)) * unit for side in sides)
+        raise ConfigError(f"{what} {sides}; its sides must be multiples of {of} = {unit}, such as {near}")

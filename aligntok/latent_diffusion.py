@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import aligntok
 from aligntok.data.latent_files import LatentStatistics
 from aligntok.diffusion.sampling import Sampling, draw_samples
-from aligntok.errors import ConfigError, WeightsError, first_line, suggestion
+from aligntok.errors import ConfigError, WeightsError, first_line, unknown
 from aligntok.io.files import replacing, write_json
 from aligntok.registry import GENERATORS
 from aligntok.tokenizer import Tokenizer
@@ -71,11 +71,7 @@ class LatentDiffusion(nn.Module):
                 f"the data has {len(self.class_names)} classes, the generator's num_classes is {classes}; "
                 "set generator.num_classes to the data's, or to 1 for an unconditional generator"
             )
-        if self.sampling.cfg_scale != 1 and self.generator.null_class is None:
-            raise ConfigError(
-                f"sampling.cfg_scale={self.sampling.cfg_scale}, but a generator with class_dropout_prob=0 has no null "
-                "class to be guided away from; set cfg_scale=1, or train with class_dropout_prob=0.1"
-            )
+        check_null_class(self.sampling.cfg_scale, self.generator, "sampling")
 
     @property
     def conditional(self) -> bool:
@@ -125,18 +121,12 @@ class LatentDiffusion(nn.Module):
         folded = [known.casefold() for known in self.class_names]
         if text.casefold() in folded:
             return folded.index(text.casefold())
-        some = ", ".join(self.class_names[:8]) + (", ..." if len(self.class_names) > 8 else "")
-        raise ConfigError(
-            f"no class named '{text}'; {suggestion(text, self.class_names)}known: {some or 'no names, only numbers'}"
-        )
+        raise ConfigError(unknown("class", text, self.class_names or ["no names, only numbers"], shown=8))
 
     def check_guidance(self, sampling: Sampling, weak: nn.Module | None = None) -> None:
         """Raise ConfigError for guidance that has nothing to lead away from."""
-        if sampling.cfg_scale != 1 and weak is None and self.generator.null_class is None:
-            raise ConfigError(
-                f"cfg_scale={sampling.cfg_scale} needs a null class, but this generator was trained without label "
-                "dropout (class_dropout_prob=0); use 1, or guide with a weaker generator"
-            )
+        if weak is None:
+            check_null_class(sampling.cfg_scale, self.generator, "sampling")
 
     def _check_labels(self, labels: Sequence[int], seeds: Sequence[int]) -> None:
         if len(labels) != len(seeds) or not len(labels):
@@ -196,3 +186,12 @@ class LatentDiffusion(nn.Module):
         model = cls(tokenizer=tokenizer, statistics=statistics, **fields)
         model.generator.load_weights(path / "generator.safetensors")
         return model.eval()
+
+
+def check_null_class(cfg_scale: float, generator: Any, where: str) -> None:
+    """Raise ConfigError for guidance with nothing to be guided away from: a generator that learns no null class."""
+    if cfg_scale != 1 and generator.null_class is None:
+        raise ConfigError(
+            f"{where}: cfg_scale={cfg_scale} needs a null class, but with class_dropout_prob=0 the generator learns "
+            "none; use 1, train with class_dropout_prob=0.1, or guide with a weaker generator"
+        )

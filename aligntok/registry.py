@@ -13,7 +13,7 @@ from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import Registry
 from mmengine.utils import get_object_from_string
 
-from aligntok.errors import ConfigError, UnknownComponentError, suggestion
+from aligntok.errors import ConfigError, UnknownComponentError, unknown
 
 # Imported (by name, so that nothing here depends on it) when a registry is first looked into; it loads the plugins.
 _AUTOLOAD = ["aligntok.plugins.autoload"]
@@ -103,11 +103,10 @@ class ComponentRegistry(Registry):
         return found
 
     def _missing(self, key: str) -> str:
-        known = list(self)
         failed = "; ".join(str(record) for record in PLUGIN_RECORDS if record.error)
         article = "an" if self.kind[0] in "aeiou" else "a"
         return (
-            f"no {self.kind} named '{key}'; {suggestion(key, known)}known: {', '.join(known) or 'none'}; "
+            f"{unknown(self.kind, key, list(self))}; "
             + (f"{failed}; fix or remove that plugin, or " if failed else "")
             + f"install a plugin that gives {article} {self.kind} of that name (`aligntok plugins list`)"
         )
@@ -154,8 +153,7 @@ def check_keywords(component: Any, options: dict[str, Any], who: str, also: tupl
     known = [*(p.name for p in parameters.values() if p.kind in named), *also]
     for key in options:
         if key not in known:
-            allowed = ", ".join(known) or "none"
-            raise ConfigError(f"{who} takes no keyword '{key}'\n  {suggestion(key, known)}Known here: {allowed}")
+            raise ConfigError(f"{who} takes {unknown('keyword', key, known)}")
 
 
 ENCODERS = ComponentRegistry("encoder", "encoder")  # pretrained vision models: images -> features

@@ -146,7 +146,7 @@ def test_without_names_there_are_numbers():
         (dict(generator=dict(in_channels=3)), "the generator's in_channels 3"),
         (dict(statistics=LatentStatistics((0, 0), (1, 1))), "the statistics' channels 2"),
         (dict(generator=dict(num_classes=4)), "the data has 5 classes, the generator's num_classes is 4; set"),
-        (dict(generator=dict(class_dropout_prob=0), cfg_scale=2.0), r"sampling.cfg_scale=2.0, but .* no null class"),
+        (dict(generator=dict(class_dropout_prob=0), cfg_scale=2.0), r"sampling: cfg_scale=2.0 needs a null class, but"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(change, message):
@@ -170,6 +170,6 @@ def test_labels_that_cannot_be_drawn_are_refused(model, labels, seeds, message):
 
 def test_guidance_needs_a_null_class_or_a_weaker_generator():
     model = make(dict(class_dropout_prob=0), steps=2)
-    with pytest.raises(ConfigError, match=r"cfg_scale=3.0 needs a null class, .* use 1, or guide with a weaker"):
+    with pytest.raises(ConfigError, match=r"cfg_scale=3.0 needs a null class, .* use 1, .* or guide with a weaker"):
         model.sample([0], [0], sampling=Sampling(2, cfg_scale=3.0))
     assert model.sample([0], [0], sampling=Sampling(2, cfg_scale=3.0), weak=model.generator).shape == (1, 3, 8, 12)

@@ -115,7 +115,7 @@ def test_a_name_is_given_once(shelf):
         (dict(in_dim=3), "adapter config {'in_dim': 3} has no 'type'; known: identity, linear, mlp"),
         (
             dict(type="mlp", in_dim=3, laten_dim=4),
-            "adapter 'mlp' takes no keyword 'laten_dim'\n  did you mean 'latent_dim'?",
+            "adapter 'mlp' takes no keyword named 'laten_dim'; did you mean 'latent_dim'?",
         ),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_module_without_keywords_takes_none_though_torch_would_say_so_late(mon
 
     check_keywords(Bare, {}, who="bare")
     check_keywords(Open, {"anything": 1}, who="open")
-    with pytest.raises(ConfigError, match="bare takes no keyword 'width'\n  Known here: none"):
+    with pytest.raises(ConfigError, match="bare takes no keyword named 'width'; known: none"):
         check_keywords(Bare, {"width": 1}, who="bare")
     with pytest.raises(ConfigError, match="did you mean 'weight'"):
         check_keywords(Bare, {"wieght": 1}, who="bare", also=("weight",))

@@ -6,6 +6,7 @@ A text is read off the code, with `…` for what is filled in; the message of an
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from functools import cache
 from itertools import product
@@ -18,6 +19,7 @@ TABLE = re.compile(r"^\| message \| cause \| cure \|\n\|[-|]+\n((?:\|.*\n)+)", r
 CODE = re.compile(r"(`+) ?(.+?) ?\1(?!`)")
 ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 SAID = {"warning", "error", "_say"}  # calls that tell the user something and raise nothing
+SHARED = "unknown"  # the sentence that a call fills in: an entry is of what the call says
 FEWEST_LETTERS = 8  # of an entry: a shorter one would stand for texts that it was not written for
 #: Texts that are put together far from the call that raises or logs them, by that call.
 ELSEWHERE = {
@@ -52,6 +54,10 @@ def texts(node):
             return joined(node.values)
         case ast.FormattedValue(value=ast.IfExp() | ast.BinOp(op=ast.Mult())):
             return texts(node.value)
+        case ast.FormattedValue(value=ast.Call() | ast.Constant() | ast.JoinedStr()) if filled_in(node.value):
+            return texts(node.value)
+        case ast.Call() if called(node) == SHARED:
+            return texts(sentence(node))
         case ast.IfExp():
             return texts(node.body) + texts(node.orelse)
         case ast.BinOp(op=ast.Add()):
@@ -63,6 +69,22 @@ def texts(node):
         case ast.Call() if called(node) not in ERRORS and called(node) in returns():
             return [text for value in returns()[called(node)] for text in texts(value)]
     return ["…"]
+
+
+def filled_in(node):
+    return not isinstance(node, ast.Call) or called(node) == SHARED
+
+
+def sentence(call):
+    """What the shared sentence returns, with the call's first argument, if it is a text, in its place."""
+    kind = call.args[0]
+    place = {"kind": kind} if isinstance(kind, ast.Constant | ast.JoinedStr) else {}
+
+    class Filled(ast.NodeTransformer):
+        def visit_Name(self, name):
+            return place.get(name.id, name)
+
+    return Filled().visit(copy.deepcopy(returns()[SHARED][0]))
 
 
 def joined(nodes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, at_least
 
 
 class Adapter(nn.Module):
@@ -12,9 +12,7 @@ class Adapter(nn.Module):
 
     def __init__(self, *, in_dim: int, latent_dim: int) -> None:
         super().__init__()
-        for name, value in (("in_dim", in_dim), ("latent_dim", latent_dim)):
-            if value < 1:
-                raise ConfigError(f"{type(self).__name__}: {name}={value} must be at least 1")
+        at_least(1, type(self).__name__, in_dim=in_dim, latent_dim=latent_dim)
         self.in_dim = in_dim
         self.latent_dim = latent_dim
 

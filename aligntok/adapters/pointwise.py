@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.adapters.contract import Adapter
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, at_least
 
 
 class MLPAdapter(Adapter):
@@ -18,8 +18,7 @@ class MLPAdapter(Adapter):
     def __init__(self, in_dim: int, latent_dim: int, hidden_dim: int | None = None) -> None:
         super().__init__(in_dim=in_dim, latent_dim=latent_dim)
         hidden_dim = 2 * latent_dim if hidden_dim is None else hidden_dim
-        if hidden_dim < 1:
-            raise ConfigError(f"MLPAdapter: hidden_dim={hidden_dim} must be at least 1")
+        at_least(1, "MLPAdapter", hidden_dim=hidden_dim)
         self.fc1 = nn.Conv2d(in_dim, hidden_dim, 1)
         self.fc2 = nn.Conv2d(hidden_dim, latent_dim, 1)
 

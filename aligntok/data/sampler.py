@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from aligntok.data.buckets import BucketIndices, BucketSchedule
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, at_least
 from aligntok.rng import rng
 
 
@@ -63,7 +63,7 @@ class GlobalBatchSampler(Sampler[list[SampleRequest]]):
         num_steps: int | None = None,
         buckets: BucketIndices | None = None,
     ) -> None:
-        _check_at_least_one(dataset_len=dataset_len, world_size=world_size, accumulation=accumulation)
+        at_least(1, dataset_len=dataset_len, world_size=world_size, accumulation=accumulation)
         if not 0 <= rank < world_size or start_step < 0 or seed < 0:
             raise ConfigError(
                 f"GlobalBatchSampler: rank {rank} must lie in [0, {world_size}), "
@@ -129,7 +129,7 @@ def _members(buckets: BucketIndices | None, dataset_len: int) -> list[npt.NDArra
 
 def per_process_batch(global_batch_size: int, world_size: int, accumulation: int = 1) -> int:
     """Return the images of one process in one micro-step. Raises ConfigError when the split is not even."""
-    _check_at_least_one(global_batch_size=global_batch_size)
+    at_least(1, global_batch_size=global_batch_size)
     shares = world_size * accumulation
     if global_batch_size % shares:
         lower = global_batch_size // shares * shares
@@ -139,9 +139,3 @@ def per_process_batch(global_batch_size: int, world_size: int, accumulation: int
             f"({world_size} processes x {accumulation} accumulation steps); {works} would work"
         )
     return global_batch_size // shares
-
-
-def _check_at_least_one(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from aligntok.errors import DataError, suggestion
+from aligntok.errors import DataError, unknown
 
 #: Names that a split usually has; those of one row mean the same.
 _SPELLINGS = (("train", "training"), ("val", "validation", "valid"), ("test",))
@@ -39,16 +39,10 @@ def choose_files(where: str, files: Sequence[Path], split: str, folders: Iterabl
             if chosen := [file for file in files if belongs(file, name)]:
                 return chosen
     raise DataError(
-        f"{where} has no split '{split}': no file name has that word, {files[0].name} the first of {len(files)}; "
-        f"{known_splits(split, [*known, *folders])}"
-        "name the files by split (train-0000.tar, val-0000.tar), or leave `split` out to take all of them"
+        f"{where} has {unknown('split', split, sorted({*known, *folders}))}; no file name has that word, "
+        f"{files[0].name} the first of {len(files)}: name the files by split (train-0000.tar, val-0000.tar), or leave "
+        "`split` out to take all of them"
     )
-
-
-def known_splits(split: str, known: Iterable[str]) -> str:
-    """Return the part of a message that lists the splits there are, and the nearest to the one asked for."""
-    names = sorted(set(known))
-    return f"{suggestion(split, names)}splits in it: {', '.join(names) or 'none'}; "
 
 
 def several_splits(where: str, known: Iterable[str]) -> DataError:

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from aligntok.data.image_source import ImageSource, Labels
-from aligntok.data.splits import known_splits, several_splits, spellings
+from aligntok.data.splits import several_splits, spellings
 from aligntok.data.transforms import upright_size
-from aligntok.errors import DataError, ImageError, first_line
+from aligntok.errors import DataError, ImageError, first_line, unknown
 
 _LABEL_NAMES = ("label", "cls")
 _ROWS_TRIED = 8  # to see whether a column of bytes holds images
@@ -165,7 +165,7 @@ def _of_dictionary(where: str, loaded: dict[str, Any], split: str) -> Any:
     for name in spellings(split) if split else loaded:
         if name in loaded:
             return loaded[name]
-    raise DataError(f"{where} has no split '{split}'; {known_splits(split, loaded)}choose one of them with `split`")
+    raise DataError(f"{where} has {unknown('split', split, sorted(loaded))}; choose one of them with `split`")
 
 
 def _column(dataset: Any, name: str) -> Any:

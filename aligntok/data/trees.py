@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from aligntok.data.handles import OpenFiles
 from aligntok.data.image_source import IMAGE_SUFFIXES, ImageSource, Labels, PackedNames, is_hidden, is_image
-from aligntok.errors import DataError, suggestion
+from aligntok.errors import DataError, unknown
 
 _ZIP_LOCAL_HEADER = struct.Struct("<26xHH")  # the lengths of the name and of the extra field end it
 
@@ -115,10 +115,7 @@ class ZipSource(FileTreeSource):
 
 
 def _missing_split(path: Path, split: str, known: Iterable[str]) -> DataError:
-    folders = sorted(set(known))
-    return DataError(
-        f"{path} has no split '{split}'; {suggestion(split, folders)}folders in it: {', '.join(folders) or 'none'}"
-    )
+    return DataError(f"{path} has {unknown('split', split, sorted(set(known)))}, by the names of its folders")
 
 
 def _zip_entries(path: Path) -> list[zipfile.ZipInfo]:

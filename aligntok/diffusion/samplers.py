@@ -25,7 +25,7 @@ from aligntok.diffusion.paths import (
     noise_from_velocity,
     score_from_velocity,
 )
-from aligntok.errors import ConfigError, suggestion
+from aligntok.errors import ConfigError, unknown
 
 LAST_STEPS = ("mean", "tweedie", "euler")
 #: Diffusion coefficient w of the SDE at time t and norm c (Ma et al. 2024, SiT: its choices, on the linear path).
@@ -99,7 +99,7 @@ def euler_maruyama(
     steps = _steps("euler_maruyama", times)
     w_at = _diffusion(diffusion, diffusion_norm, steps[0][0])
     if last_step not in LAST_STEPS:
-        raise ConfigError(f"euler_maruyama: unknown last_step '{last_step}'; allowed: {', '.join(LAST_STEPS)}")
+        raise ConfigError(f"euler_maruyama: {unknown('last_step', last_step, LAST_STEPS)}")
     if len(steps) > 1:
         randomness = check_randomness("euler_maruyama", randomness, len(steps) - 1, noise)
     x = noise
@@ -160,14 +160,12 @@ def sample(velocity: Velocity, noise: Tensor, times: Tensor, sampler: str = "eul
     options: keywords of that sampler. Raises ConfigError for a name or an option it does not know.
     """
     if sampler not in SAMPLERS:
-        near = suggestion(sampler, SAMPLERS)
-        raise ConfigError(f"sample: unknown sampler '{sampler}'; {near}allowed: {', '.join(SAMPLERS)}")
+        raise ConfigError(f"sample: {unknown('sampler', sampler, SAMPLERS)}")
     parameters = inspect.signature(SAMPLERS[sampler]).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        allowed = ", ".join(known) or "none"
-        raise ConfigError(f"sample: sampler '{sampler}' has no option '{unknown[0]}'; its options: {allowed}")
+    wrong = sorted(set(options) - set(known))
+    if wrong:
+        raise ConfigError(f"sample: sampler '{sampler}' has {unknown('option', wrong[0], known)}")
     return SAMPLERS[sampler](velocity, noise, times, **options)
 
 
@@ -197,8 +195,7 @@ def _evaluate(who: str, velocity: Velocity, x: Tensor, times: Tensor) -> Tensor:
 def _diffusion(name: str, norm: float, start: float) -> Callable[[float], float]:
     """Return the diffusion coefficient as a function of time, checked from `start` on."""
     if name not in DIFFUSIONS:
-        near = suggestion(name, DIFFUSIONS)
-        raise ConfigError(f"euler_maruyama: unknown diffusion '{name}'; {near}allowed: {', '.join(DIFFUSIONS)}")
+        raise ConfigError(f"euler_maruyama: {unknown('diffusion', name, DIFFUSIONS)}")
     if not (norm >= 0 and math.isfinite(norm)):
         raise ConfigError(f"euler_maruyama: diffusion_norm={norm}; it must be finite, 0 or above")
     if name == "sbdm" and start == 0:

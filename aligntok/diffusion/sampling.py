@@ -15,7 +15,7 @@ from aligntok.diffusion.noise import generators_from_seeds
 from aligntok.diffusion.paths import Velocity
 from aligntok.diffusion.samplers import SAMPLERS, sample
 from aligntok.diffusion.times import time_grid
-from aligntok.errors import ConfigError, suggestion
+from aligntok.errors import ConfigError, at_least, unknown
 from aligntok.rng import batch_noise
 
 #: Samplers whose steps follow from the whole batch: samples that must not depend on one another are drawn one by one.
@@ -45,16 +45,13 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.cfg_interval is not None:  # JSON and configs have lists
             object.__setattr__(self, "cfg_interval", tuple(float(t) for t in self.cfg_interval))
-        if self.steps < 1:
-            raise ConfigError(f"sampling: steps={self.steps}; it must be at least 1")
+        at_least(1, "sampling", steps=self.steps)
         if self.sampler not in SAMPLERS:
-            near = suggestion(self.sampler, SAMPLERS)
-            raise ConfigError(f"sampling: unknown sampler '{self.sampler}'; {near}allowed: {', '.join(SAMPLERS)}")
+            raise ConfigError(f"sampling: {unknown('sampler', self.sampler, SAMPLERS)}")
         known = [name for name in _options(self.sampler) if name != "randomness"]
         for name in self.options:
             if name not in known:
-                allowed = ", ".join(known) or "none"
-                raise ConfigError(f"sampling: sampler '{self.sampler}' has no option '{name}'; its options: {allowed}")
+                raise ConfigError(f"sampling: sampler '{self.sampler}' has {unknown('option', name, known)}")
         self.times()
         self.velocity(_nothing, torch.zeros(1, dtype=torch.long), 0)
 

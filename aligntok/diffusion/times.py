@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from aligntok.errors import ConfigError, suggestion
+from aligntok.errors import ConfigError, unknown
 
 SAMPLINGS = ("uniform", "logit_normal")
 
@@ -49,8 +49,7 @@ def sample_times(
     is applied last. Raises ConfigError for an unknown sampling or a scale that is not positive.
     """
     if sampling not in SAMPLINGS:
-        near = suggestion(sampling, SAMPLINGS)
-        raise ConfigError(f"sample_times: unknown sampling '{sampling}'; {near}allowed: {', '.join(SAMPLINGS)}")
+        raise ConfigError(f"sample_times: {unknown('sampling', sampling, SAMPLINGS)}")
     if not (scale > 0 and math.isfinite(scale) and math.isfinite(mean)):
         raise ConfigError(f"sample_times: mean={mean}, scale={scale}; both must be finite, the scale above 0")
     if sampling == "uniform":

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from aligntok.discriminators.batch_norm import GlobalBatchNorm2d
 from aligntok.discriminators.contract import Discriminator
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, at_least, unknown
 
 NORMS = ("batch", "group", "none")
 
@@ -22,8 +22,7 @@ class PatchGAN(Discriminator):
     """
 
     def __init__(self, in_channels: int = 3, base_channels: int = 64, num_layers: int = 3, norm: str = "batch") -> None:
-        if num_layers < 1:
-            raise ConfigError(f"PatchGAN: num_layers={num_layers} must be at least 1")
+        at_least(1, "PatchGAN", num_layers=num_layers)
         # Each strided layer halves the side; the two unstrided ones then take one pixel each.
         super().__init__(in_channels=in_channels, min_size=3 * 2**num_layers)
         widths = [base_channels * min(2**i, 8) for i in range(num_layers + 1)]
@@ -54,7 +53,7 @@ def _norm_layer(norm: str, channels: int) -> nn.Module:
         return nn.GroupNorm(32, channels)
     if norm == "none":
         return nn.Identity()
-    raise ConfigError(f"PatchGAN: unknown norm '{norm}'; allowed: {', '.join(NORMS)}")
+    raise ConfigError(f"PatchGAN: {unknown('norm', norm, NORMS)}")
 
 
 def _init_pix2pix(module: nn.Module) -> None:

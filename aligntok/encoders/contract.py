@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, multiples_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -90,12 +90,7 @@ class Encoder(nn.Module):
             raise ConfigError(
                 f"{type(self).__name__} takes images (N, {channels}, H, W), was given {tuple(images.shape)}"
             )
-        height, width = images.shape[-2:]
-        if height % f or width % f or not height or not width:
-            raise ConfigError(
-                f"{type(self).__name__} takes images whose sides are multiples of {f}, was given {height} x {width}; "
-                f"nearest allowed: height {_nearest(height, f)}, width {_nearest(width, f)}"
-            )
+        multiples_of(f, f"{type(self).__name__}: an image size of", images.shape[-2:])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass to save memory; gradients stay the same.
@@ -140,10 +135,3 @@ def last_weight(module: nn.Module) -> nn.Parameter:
     if found is None:
         raise ConfigError(f"{type(module).__name__} has no linear or convolution whose weight losses could balance at")
     return found
-
-
-def _nearest(size: int, factor: int) -> str:
-    below = size // factor * factor
-    if below == size and size:
-        return str(size)
-    return f"{below} or {below + factor}" if below else str(factor)

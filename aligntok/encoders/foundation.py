@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aligntok.encoders.timm import TimmEncoder
-from aligntok.errors import ConfigError, suggestion
+from aligntok.errors import ConfigError, unknown
 
 
 class DINOv2Encoder(TimmEncoder):
@@ -125,7 +125,5 @@ class SigLIP2Encoder(TimmEncoder):
 def name_of_size(encoder: str, names: dict[str, str], size: str) -> str:
     """The timm name of one size of a model. Raises ConfigError, listing the sizes, when there is none."""
     if size not in names:
-        raise ConfigError(
-            f"encoder '{encoder}' has no size={size!r}\n  {suggestion(str(size), names)}Allowed: {', '.join(names)}"
-        )
+        raise ConfigError(f"encoder '{encoder}': {unknown('size', size, names)}")
     return names[size]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from aligntok.distributed import any_process
 from aligntok.engine.guard import StepGuard
-from aligntok.errors import CheckpointError, ConfigError, first_line, suggestion
+from aligntok.errors import CheckpointError, ConfigError, first_line, unknown
 from aligntok.registry import check_keywords
 
 SIDES = ("autoencoder", "discriminator", "generator")
@@ -25,10 +25,7 @@ def check_optimizer(config: Mapping[str, Any], where: str) -> None:
     optimizer = OPTIMIZERS.get(str(config.get("type")))
     if optimizer is None:
         known = sorted(OPTIMIZERS.module_dict)
-        raise ConfigError(
-            f"{where}: no optimiser '{config.get('type')}'; {suggestion(str(config.get('type')), known)}"
-            f"known: {', '.join(known)}"
-        )
+        raise ConfigError(f"{where}: {unknown('optimiser', config.get('type'), known)}")
     options = {key: value for key, value in config.items() if key != "type"}
     check_keywords(optimizer, options, who=f"{where}: optimiser '{config['type']}'")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aligntok.errors import ConfigError, suggestion
+from aligntok.errors import ConfigError, unknown
 from aligntok.extractors.contract import Extractor
 from aligntok.extractors.encoder import EncoderFeatures
 from aligntok.registry import ENCODERS, EXTRACTORS
@@ -52,7 +52,6 @@ def _of_word(word: str) -> Any:
         return EncoderFeatures(ENCODERS.build({"type": word}), title=word)
     known = [*EXTRACTORS, *ENCODERS]
     raise ConfigError(
-        f"'{word}' is neither an extractor nor an encoder\n  {suggestion(name, known)}"
-        f"Extractors: {', '.join(EXTRACTORS)} (timm:MODEL, open_clip:MODEL[/TAG], NAME:/path/to/weights); "
-        f"encoders: {', '.join(ENCODERS)}"
+        f"{unknown('extractor or encoder', name, known)}; extractors also as timm:MODEL, open_clip:MODEL[/TAG] and "
+        "NAME:/path/to/weights"
     )

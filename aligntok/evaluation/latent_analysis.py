@@ -19,7 +19,7 @@ from aligntok.data.sampler import evenly_spaced
 from aligntok.device import check_precision, multiplying
 from aligntok.distributed import barrier, is_first, total
 from aligntok.distributed.job import job, shares
-from aligntok.errors import DataError, check_at_least
+from aligntok.errors import DataError, at_least
 from aligntok.evaluation.latent_collection import (
     REFERENCE,
     Collection,
@@ -91,8 +91,8 @@ def analyze_latents(
     ConfigError and WeightsError for what cannot be measured with, DataError for the images, Preempted after SIGTERM.
     """
     called = distinct_names([os.fspath(source) for source in tokenizers], names)
-    check_at_least(FEWEST, tsne_points=tsne_points, **({} if num is None else {"num": num}))
-    check_at_least(1, topk=topk, pca_images=pca_images, seeds=len(seeds))
+    at_least(FEWEST, tsne_points=tsne_points, num=num)
+    at_least(1, topk=topk, pca_images=pca_images, seeds=len(seeds))
     check_precision(precision)
     folder = _folder(tokenizers, called) if out is None else Path(out).expanduser()
     with job(), multiplying(precision):

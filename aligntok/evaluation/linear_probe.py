@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from aligntok.device import check_precision, device, multiplying
 from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, job, progress_bar, stop_if_preempted
-from aligntok.errors import ConfigError, DataError, check_at_least
+from aligntok.errors import ConfigError, DataError, at_least
 from aligntok.evaluation.probe_features import (
     EncodedAnew,
     KeptFeatures,
@@ -113,7 +113,7 @@ def check_options(
     train_split: str, val_split: str, epochs: int, lr: float, batch_size: int, memory_gb: float, precision: str
 ) -> None:
     """Raise ConfigError for options that cannot be."""
-    check_at_least(1, epochs=epochs, batch_size=batch_size)
+    at_least(1, epochs=epochs, batch_size=batch_size)
     if train_split == val_split:
         raise ConfigError(f"train_split and val_split are both '{val_split}'; a probe is measured on other images")
     if not lr > 0 or memory_gb < 0:

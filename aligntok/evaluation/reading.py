@@ -17,7 +17,7 @@ from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, in_full_rounds, shares
-from aligntok.errors import DataError, Preempted, check_at_least
+from aligntok.errors import DataError, Preempted, at_least
 from aligntok.training.latent_encoding import Batch, ImagesToEncode
 
 logger = logging.getLogger("aligntok.evaluation")
@@ -46,8 +46,8 @@ class EvaluationImages:
         batch_size: int = 32,
         workers: int = 2,
     ) -> None:
-        check_at_least(1, batch_size=batch_size, **({} if num is None else {"num": num}))
-        check_at_least(0, workers=workers)
+        at_least(1, batch_size=batch_size, num=num)
+        at_least(0, workers=workers)
         self.source: ImageSource = open_source(data, split)
         self.image_size = parse_image_size(image_size)
         self.places = evenly_spaced(len(self.source), num or len(self.source))

@@ -14,7 +14,7 @@ from aligntok.data.transforms import to_picture
 from aligntok.device import check_precision, computing, device, explaining_out_of_memory, multiplying
 from aligntok.distributed import barrier, is_first
 from aligntok.distributed.job import job
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.metrics import ImageRow, ReconstructionMetric
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
@@ -100,7 +100,7 @@ def folder_name(data: str | os.PathLike[str], split: str | None) -> str:
 def check_table(table: str) -> None:
     """Raise ConfigError for a format that tables are not written in, or not without a library."""
     if table not in TABLES:
-        raise ConfigError(f"table '{table}' is unknown; known: {', '.join(TABLES)}")
+        raise ConfigError(unknown("table format", table, TABLES))
     if table == "parquet":
         try:
             import pyarrow.parquet  # noqa: F401

@@ -12,7 +12,7 @@ from typing import Any
 from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import barrier, is_first
 from aligntok.distributed.job import job
-from aligntok.errors import DataError, check_at_least
+from aligntok.errors import DataError, at_least
 from aligntok.evaluation.adm_reference import read_adm
 from aligntok.evaluation.extraction import build_extractor
 from aligntok.evaluation.feature_sets import FeatureCollector, FeatureSet
@@ -170,7 +170,7 @@ def make_reference(
     precision, recall, density and coverage. Collective under torchrun. Raises what those two raise, DataError for fewer
     than two images, WriteError for a file that cannot be written.
     """
-    check_at_least(0, keep_features=keep_features)
+    at_least(0, keep_features=keep_features)
     path = Path(out).expanduser()
     if path.suffix != SUFFIX:
         raise DataError(f"a reference is a {SUFFIX} file, out is {path}; give {path.with_suffix(SUFFIX)}")

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from aligntok.data.image_source import ImageSource
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import read_image
-from aligntok.errors import DataError, ImageError, check_at_least, first_line
+from aligntok.errors import DataError, ImageError, at_least, first_line
 from aligntok.evaluation.reading import in_rounds
 from aligntok.training.sample_files import DESCRIPTION, PICTURES
 
@@ -44,8 +44,8 @@ class Samples(Dataset[Any]):
     def __init__(
         self, source: str | os.PathLike[str], num: int | None = None, batch_size: int = 32, workers: int = 2
     ) -> None:
-        check_at_least(1, batch_size=batch_size, **({} if num is None else {"num": num}))
-        check_at_least(0, workers=workers)
+        at_least(1, batch_size=batch_size, num=num)
+        at_least(0, workers=workers)
         self.path = Path(source).expanduser()
         self.description = read_description(self.path)
         self.reader: _Array | _Pictures

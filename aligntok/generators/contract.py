@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aligntok.errors import ConfigError
+from aligntok.errors import AlignTokError, ConfigError, at_least
 from aligntok.weights.load import load_into, read_tensors
 
 
@@ -24,9 +25,7 @@ class Generator(nn.Module):
 
     def __init__(self, *, in_channels: int, num_classes: int, class_dropout_prob: float = 0.0) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
-            if value < 1:
-                raise ConfigError(f"{type(self).__name__}: {name}={value} must be at least 1")
+        at_least(1, type(self).__name__, in_channels=in_channels, num_classes=num_classes)
         if not 0 <= class_dropout_prob < 1:
             raise ConfigError(
                 f"{type(self).__name__}: class_dropout_prob={class_dropout_prob} must be at least 0 and below 1"
@@ -82,3 +81,18 @@ class Generator(nn.Module):
                 )
         if y.dtype not in (torch.int64, torch.int32):
             raise ConfigError(f"{who} takes labels y as whole numbers, was given {y.dtype}; convert them with .long()")
+
+
+def check_label_range(labels: Any, generator: Any, error: type[AlignTokError] = ConfigError) -> None:
+    """Raise ConfigError unless labels (N,), a tensor or an array, are classes or, given to a model, the null class.
+
+    error: DataError for labels that are the data's, among which no null class may be.
+    """
+    low, high, classes = int(labels.min()), int(labels.max()), generator.num_classes
+    null = generator.null_class if error is ConfigError else None
+    if low < 0 or high >= classes + (null is not None):
+        allowed = f"0 to {classes - 1}" + ("" if null is None else f", and {null} for the null class")
+        raise error(
+            f"labels from {low} to {high}, but with num_classes={classes} of the generator allowed are {allowed}; set "
+            "it to the number of classes, or to 1 for an unconditional generator (-1 is an image without a class)"
+        )

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.errors import ConfigError, WeightsError, suggestion
-from aligntok.generators.contract import Generator
+from aligntok.errors import ConfigError, WeightsError, multiples_of, unknown
+from aligntok.generators.contract import Generator, check_label_range
 from aligntok.generators.dit_blocks import DiTBlock, FinalLayer, LabelEmbedder, PatchEmbedder, TimeEmbedder
 from aligntok.ops.checkpointing import run_block
 from aligntok.ops.patches import from_patches
@@ -122,21 +122,9 @@ class LightningDiT(Generator):
         Elsewhere looking at the labels would wait for the device.
         """
         super().check_inputs(x, t, y)
-        p = self.patch_size
-        if any(side % p or not side for side in x.shape[-2:]):
-            raise ConfigError(
-                f"LightningDiT: latents of {x.shape[-2]} x {x.shape[-1]} are not whole patches; with patch_size={p} "
-                f"height and width must be multiples of {p}"
-            )
+        multiples_of(self.patch_size, "LightningDiT: a latent of", x.shape[-2:], "patch_size")
         if y.device.type == "cpu" and len(y) and not torch.compiler.is_compiling():
-            low, high = (int(v) for v in y.aminmax())
-            rows = self.y_embedder.embedding_table.num_embeddings
-            if low < 0 or high >= rows:
-                null = f", and {self.null_class} for the null class" if rows > self.num_classes else ""
-                raise ConfigError(
-                    f"LightningDiT: labels from {low} to {high} were given; with num_classes={self.num_classes} and "
-                    f"class_dropout_prob={self.class_dropout_prob} allowed are 0 to {self.num_classes - 1}{null}"
-                )
+            check_label_range(y, self)
 
     def own_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a checkpoint's tensors without its position tables.
@@ -188,7 +176,7 @@ def _shape(size: str, *given: int | None) -> tuple[int, int, int]:
     """Return hidden_size, depth and num_heads: those given, the others those of the size."""
     if size not in SIZES:
         raise ConfigError(
-            f"LightningDiT has no size '{size}'; {suggestion(size, SIZES)}allowed: {', '.join(SIZES)}; "
+            f"LightningDiT: {unknown('size', size, SIZES)}; "
             "hidden_size, depth and num_heads beside one of them come instead of its own"
         )
     width, depth, heads = (own if value is None else value for own, value in zip(SIZES[size], given, strict=True))

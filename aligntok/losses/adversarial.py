@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, unknown
 from aligntok.losses.contract import Loss
 
 KINDS = ("hinge", "non_saturating")
@@ -24,7 +24,7 @@ class GANLoss(Loss):
     def __init__(self, kind: str = "hinge") -> None:
         super().__init__()
         if kind not in KINDS:
-            raise ConfigError(f"GANLoss: unknown kind '{kind}'; allowed: {', '.join(KINDS)}")
+            raise ConfigError(f"GANLoss: {unknown('kind', kind, KINDS)}")
         self.kind = kind
 
     def forward(self, fake_logits: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from aligntok.errors import ConfigError, WeightsError
+from aligntok.errors import ConfigError, WeightsError, unknown
 from aligntok.losses.contract import Loss, check_same_shape
 from aligntok.weights.hub import fetch
 from aligntok.weights.load import load_into, read_tensors
@@ -38,7 +38,7 @@ class LPIPSLoss(Loss):
 
     def __init__(self, net: str = "vgg", pretrained: bool | str | Path = True) -> None:
         if net not in TRUNKS:
-            raise ConfigError(f"LPIPSLoss: unknown net '{net}'; allowed: {', '.join(TRUNKS)}")
+            raise ConfigError(f"LPIPSLoss: {unknown('net', net, TRUNKS)}")
         super().__init__()
         shape = TRUNKS[net]
         self.min_size = shape.min_size

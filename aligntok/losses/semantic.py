@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, unknown
 from aligntok.losses.contract import Loss, check_same_shape
 
 DISTANCES = ("l2", "cosine")
@@ -24,7 +24,7 @@ class SemanticPreservationLoss(Loss):
         super().__init__()
         for name, value, allowed in (("distance", distance, DISTANCES), ("on", on, PLACES)):
             if value not in allowed:
-                raise ConfigError(f"SemanticPreservationLoss: unknown {name} '{value}'; allowed: {', '.join(allowed)}")
+                raise ConfigError(f"SemanticPreservationLoss: {unknown(name, value, allowed)}")
         self.distance = distance
         self.at = on
         self.inputs = (on, f"teacher_{on}")

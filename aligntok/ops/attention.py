@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, unknown
 
 BACKENDS = ("xformers", "sdpa")
 ENVIRONMENT_VARIABLE = "ALIGNTOK_ATTENTION"
@@ -30,7 +30,7 @@ def force_backend(backend: str | None) -> None:
     Raises ConfigError for an unknown one.
     """
     if backend is not None and backend not in BACKENDS:
-        raise ConfigError(f"unknown attention backend '{backend}'; allowed: {', '.join(BACKENDS)}")
+        raise ConfigError(unknown("attention backend", backend, BACKENDS))
     _forced[:] = [] if backend is None else [backend]
 
 
@@ -71,7 +71,7 @@ def _choose(forced: str | None, device_type: str) -> str:
     if forced is None:
         return "xformers" if memory_efficient_attention() else "sdpa"
     if forced not in BACKENDS:
-        raise ConfigError(f"unknown attention backend '{forced}'; allowed: {', '.join(BACKENDS)}")
+        raise ConfigError(unknown("attention backend", forced, BACKENDS))
     if forced == "sdpa":
         return forced
     if device_type != "cuda":

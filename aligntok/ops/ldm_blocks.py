@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, at_least
 from aligntok.ops.attention import attention
 from aligntok.ops.checkpointing import run_block
 
@@ -42,9 +42,7 @@ def check_shape_options(who: str, ch_mult: Sequence[int], num_res_blocks: int, l
     """Raise ConfigError when the options of an LDM encoder or decoder describe no network."""
     if not ch_mult or min(ch_mult) < 1:
         raise ConfigError(f"{who}: ch_mult={tuple(ch_mult)} must be one or more positive whole numbers")
-    for name, value in (("num_res_blocks", num_res_blocks), ("latent_dim", latent_dim)):
-        if value < 1:
-            raise ConfigError(f"{who}: {name}={value} must be at least 1")
+    at_least(1, who, num_res_blocks=num_res_blocks, latent_dim=latent_dim)
 
 
 class ResnetBlock(nn.Module):

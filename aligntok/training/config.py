@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aligntok.errors import ConfigError, first_line, suggestion
+from aligntok.errors import ConfigError, first_line, unknown
 from aligntok.training.keys import GENERATOR_TOP_KEYS, ONE_STAGE_KEYS, RUN_KEYS, STAGE_KEYS, TOP_KEYS, Key
 
 
@@ -41,7 +41,7 @@ def read_config(path: str | Path, options: Mapping[str, Any], keys: Mapping[str,
     for key in options:
         first = key.split(".")[0]
         if first not in known:
-            raise ConfigError(_unknown(first, known, "--cfg-options"))
+            raise ConfigError(f"--cfg-options: {unknown('key', first, sorted(known))}")
     try:
         loaded.merge_from_dict(dict(options))
     except (KeyError, IndexError, TypeError, AssertionError) as error:
@@ -85,7 +85,7 @@ def check_model_keys(model: Mapping[str, Any], where: str) -> None:
     known = [name for name in inspect.signature(Tokenizer.__init__).parameters if name not in ("self", "plugins")]
     for key in model:
         if key not in known:
-            raise ConfigError(_unknown(key, known, f"{where}, model"))
+            raise ConfigError(f"{where}, model: {unknown('key', key, sorted(known))}")
 
 
 def fill_defaults(settings: Mapping[str, Any], keys: Mapping[str, Key] = STAGE_KEYS) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def check_keys(config: Mapping[str, Any], known: Mapping[str, Key], where: str) 
     """Raise ConfigError for a key that `known` does not have, or a value of another type, below them too."""
     for key, value in config.items():
         if key not in known:
-            raise ConfigError(_unknown(key, known, where))
+            raise ConfigError(f"{where}: {unknown('key', key, sorted(known))}")
         kinds = known[key].kinds
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             allowed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
@@ -116,7 +116,3 @@ def check_keys(config: Mapping[str, Any], known: Mapping[str, Key], where: str) 
         below = known[key].below
         if below is not None and isinstance(value, Mapping):
             check_keys({k: v for k, v in value.items() if k != "_delete_"}, below, f"{where}, {key}")
-
-
-def _unknown(key: str, known: Any, where: str) -> str:
-    return f"unknown key '{key}' in {where}\n  {suggestion(key, known)}Known keys here: {', '.join(sorted(known))}"

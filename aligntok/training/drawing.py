@@ -23,7 +23,7 @@ from aligntok.device import (
     multiplying,
 )
 from aligntok.diffusion.sampling import Sampling, draw_samples
-from aligntok.errors import ConfigError, DivergenceError, check_at_least, first_line, suggestion
+from aligntok.errors import ConfigError, DivergenceError, at_least, first_line, multiples_of, unknown
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng
 from aligntok.training.generation_loading import load_latent_diffusion
@@ -61,19 +61,18 @@ class Drawing:
     autoguidance: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        check_at_least(0, seed=self.seed)
+        at_least(0, seed=self.seed)
         check_precision(self.precision)
         if self.weights == "raw" and self.average is not None:
             raise ConfigError(f"average {self.average:g} is one of the EMA's; leave it, or --weights raw, out")
         if self.labels is not None and self.labels not in LABELS:
-            near = suggestion(self.labels, LABELS)
-            raise ConfigError(f"labels '{self.labels}' are unknown; {near}known: {', '.join(LABELS)}, or list classes")
+            raise ConfigError(f"{unknown('rule of labels', self.labels, LABELS)}; or list classes")
         if self.labels is not None and self.classes:
             raise ConfigError(f"both labels={self.labels} and a list of classes were given; give one of the two")
-        unknown = [name for name in self.changes if name not in {known.name for known in fields(Sampling)}]
-        if unknown:
-            known = ", ".join(each.name for each in fields(Sampling))
-            raise ConfigError(f"sampling has no setting '{unknown[0]}'; it has: {known}")
+        known = [each.name for each in fields(Sampling)]
+        for name in self.changes:
+            if name not in known:
+                raise ConfigError(f"sampling: {unknown('setting', name, known)}")
 
 
 @dataclass(frozen=True)
@@ -261,12 +260,7 @@ def _sizes(size: tuple[int, int] | None, model: LatentDiffusion) -> tuple[tuple[
     own = (model.latent_shape[1] * f, model.latent_shape[2] * f)
     height, width = size or own
     unit = f * getattr(model.generator, "patch_size", 1)
-    if min(height, width) < 1 or height % unit or width % unit:
-        near = " x ".join(str(max(1, round(side / unit)) * unit) for side in (height, width))
-        raise ConfigError(
-            f"size {height} x {width}: both sides must be multiples of {unit}, the tokenizer's factor times the "
-            f"generator's patch size, such as {near}"
-        )
+    multiples_of(unit, "size", (height, width), "the tokenizer's factor times the generator's patch size")
     return (height // f, width // f), (height, width)
 
 

@@ -21,6 +21,7 @@ from aligntok.distributed.parallel import GradientReduction
 from aligntok.engine.compilation import blocks_of, compile_blocks
 from aligntok.engine.loops import StepBatch
 from aligntok.errors import DataError, DivergenceError
+from aligntok.generators.contract import check_label_range
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng
 from aligntok.training.latent_encoding import check_posterior, posterior_noise
@@ -193,12 +194,7 @@ class GenerationModel(BaseModel):
         given = batch["label"]
         if not self.diffusion.conditional:
             return torch.zeros(len(given), dtype=torch.long, device=self._device())
-        low, high = (int(x) for x in given.aminmax())
-        if low < 0 or high >= self.generator.num_classes:
-            raise DataError(
-                f"labels from {low} to {high} in the data, but generator.num_classes={self.generator.num_classes}; set "
-                "it to the number of classes, or to 1 for an unconditional generator (-1 is an image without a class)"
-            )
+        check_label_range(given, self.generator, DataError)
         return given.to(self._device(), non_blocking=True)
 
     def _binned(self, losses: Tensor, t: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from aligntok.device import check_precision
 from aligntok.diffusion.times import sample_times
 from aligntok.engine.optim import check_optimizer, check_schedule
 from aligntok.errors import ConfigError
+from aligntok.latent_diffusion import check_null_class
 from aligntok.registry import DATASETS, GENERATORS, check_keywords
 from aligntok.training.generation_settings import Generation
 from aligntok.training.preflight import (
@@ -81,11 +82,7 @@ def _check_settings(generation: Generation, generator: Any) -> None:
         {key: value for key, value in data.items() if key != "type"},
         who=f"{where}, data.train: {DATASETS.kind} '{data['type']}'",
     )
-    if generation["sampling"]["cfg_scale"] != 1 and generator.null_class is None:
-        raise ConfigError(
-            f"{where}: sampling.cfg_scale={generation['sampling']['cfg_scale']} needs a null class, but "
-            "generator.class_dropout_prob is 0; set cfg_scale=1, or class_dropout_prob=0.1"
-        )
+    check_null_class(generation["sampling"]["cfg_scale"], generator, f"{where}, sampling")
     channels = generation["sampling"]["cfg_channels"]
     if channels is not None and channels > generator.in_channels:
         raise ConfigError(f"{where}: sampling.cfg_channels={channels} of {generator.in_channels} latent channels")

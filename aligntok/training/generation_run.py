@@ -15,7 +15,8 @@ from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import barrier, is_first, world
 from aligntok.engine.generation_hooks import SampleGridHook, TimeBinsHook
 from aligntok.engine.runner import StageRunner
-from aligntok.errors import ConfigError, DataError
+from aligntok.errors import ConfigError, DataError, multiples_of
+from aligntok.generators.contract import check_label_range
 from aligntok.io.files import write_json
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import DATASETS
@@ -85,11 +86,7 @@ def check_chain(generation: Generation, stages: Sequence[Stage]) -> None:
     cache = generation["latent_cache"]
     if cache is not None and generation.data_root is not None:
         open_source(generation.data_root, cache["split"])
-        if any(side % f for side in parse_image_size(cache["image_size"])):
-            raise ConfigError(
-                f"{generation.name}: latent_cache.image_size={cache['image_size']}; its sides must be multiples of "
-                f"the tokenizer's f = {f}"
-            )
+        multiples_of(f, f"{generation.name}: latent_cache.image_size", parse_image_size(cache["image_size"]))
 
 
 def save_result(generation: Generation) -> Path:
@@ -187,12 +184,7 @@ def _check_labels(train: Any, diffusion: LatentDiffusion) -> None:
     labels = getattr(getattr(train, "source", None), "labels", None) if labels is None else labels
     if labels is None or not len(labels) or not diffusion.conditional:
         return
-    low, high, classes = int(min(labels)), int(max(labels)), diffusion.generator.num_classes
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"the data has labels from {low} to {high}, but generator.num_classes={classes}; set it to the number of "
-            "classes, or to 1 for an unconditional generator (-1 is an image without a class)"
-        )
+    check_label_range(labels, diffusion.generator, DataError)
 
 
 def _describe(generation: Generation, diffusion: LatentDiffusion) -> None:

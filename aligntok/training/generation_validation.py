@@ -13,7 +13,7 @@ from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import world
 from aligntok.distributed.job import batched
 from aligntok.engine.loops import ShareValLoop
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, unknown
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import METRICS
 from aligntok.training.drawing import LABELS, LabelRule
@@ -28,11 +28,9 @@ def variants(settings: Mapping[str, Any], own: Sampling) -> dict[str, Sampling]:
     known = [field.name for field in fields(Sampling)]
     found = {}
     for name, changes in (settings["variants"] or {"generation": {}}).items():
-        wrong = [key for key in changes if key not in known]
-        if wrong:
-            raise ConfigError(
-                f"validation.variants.{name}: sampling has no setting '{wrong[0]}'; it has: {', '.join(known)}"
-            )
+        for key in changes:
+            if key not in known:
+                raise ConfigError(f"validation.variants.{name}: {unknown('setting', key, known)}")
         found[name] = replace(own, **changes)
     return found
 

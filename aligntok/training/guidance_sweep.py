@@ -22,8 +22,13 @@ from torch import Tensor
 from aligntok.data.transforms import to_picture, to_tensor
 from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import barrier, is_first, must_agree, total, world
-from aligntok.distributed.job import batched, in_full_rounds, job, shares
-from aligntok.errors import Preempted, check_at_least
+from aligntok.distributed.job import (
+    batched,
+    in_full_rounds,
+    job,
+    shares,
+)
+from aligntok.errors import Preempted, at_least
 from aligntok.io.files import claiming, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, save_picture, sheet
 from aligntok.registry import METRICS
@@ -93,7 +98,7 @@ def sweep_guidance(
     Raises ConfigError for options that cannot be, what drawing raises, and Preempted after SIGTERM: a sweep is not
     gone on with.
     """
-    check_at_least(1, num=num, batch_size=batch_size)
+    at_least(1, num=num, batch_size=batch_size)
     with job():
         drawer = SampleDrawer(drawing)
         grid = combinations(drawer.sampling, scales, steps)

@@ -31,7 +31,7 @@ from aligntok.data.latent_files import (
 from aligntok.data.sources import open_source
 from aligntok.distributed import barrier, broadcast, is_first, must_agree
 from aligntok.distributed.job import batched, job
-from aligntok.errors import ConfigError, DataError, check_at_least, first_line
+from aligntok.errors import ConfigError, DataError, at_least, first_line
 from aligntok.io.files import check_space, claiming, remove_leftovers, write_json
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.latent_encoding import Encoding, LatentEncoder, ShardJob, encode_shards
@@ -63,8 +63,8 @@ def cache_latents(
     little disk; ConfigError for wrong options, among them others than the cache was begun with; WeightsError or
     CheckpointError for the tokenizer; Preempted after SIGTERM.
     """
-    check_at_least(1, batch_size=batch_size)
-    check_at_least(0, workers=workers, max_unreadable=max_unreadable or 0)
+    at_least(1, batch_size=batch_size)
+    at_least(0, workers=workers, max_unreadable=max_unreadable)
     with job():
         encoder = LatentEncoder(_load(source, weights), encoding or Encoding())
         cache = LatentCache(Path(out).expanduser(), open_source(data, split), encoder, max_unreadable)

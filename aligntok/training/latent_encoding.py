@@ -20,7 +20,7 @@ from aligntok.data.transforms import center_crop, parse_image_size, read_image, 
 from aligntok.device import check_precision, computing, device, explaining_out_of_memory
 from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, shares
-from aligntok.errors import ConfigError, DataError, ImageError, Preempted, check_at_least
+from aligntok.errors import ConfigError, DataError, ImageError, Preempted, at_least, multiples_of, unknown
 from aligntok.rng import batch_noise, rng
 from aligntok.tokenizer import Tokenizer
 
@@ -53,11 +53,11 @@ class Encoding:
     def __post_init__(self) -> None:
         parse_image_size(self.image_size)
         if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype '{self.dtype}' is unknown; known: {', '.join(DTYPES)}")
+            raise ConfigError(unknown("dtype", self.dtype, DTYPES))
         check_precision(self.precision)
         check_posterior(self.posterior)
-        check_at_least(1, shard_size=self.shard_size)
-        check_at_least(0, seed=self.seed)
+        at_least(1, shard_size=self.shard_size)
+        at_least(0, seed=self.seed)
 
     @property
     def posterior_settings(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Encoding:
 def check_posterior(posterior: str, tokenizer: Tokenizer | None = None) -> None:
     """Raise ConfigError for an unknown choice, and for a sample where the tokenizer has no posterior."""
     if posterior not in POSTERIORS:
-        raise ConfigError(f"posterior '{posterior}' is unknown; known: {', '.join(POSTERIORS)}")
+        raise ConfigError(unknown("posterior", posterior, POSTERIORS))
     if posterior == "sample" and tokenizer is not None and not tokenizer.variational:
         raise ConfigError(
             "posterior 'sample' needs a variational tokenizer, and this one gives the latent itself; leave it out"
@@ -83,9 +83,7 @@ def posterior_noise(seed: int, numbers: Iterable[int], copy: int, shape: Sequenc
 def latent_shape(tokenizer: Tokenizer, image_size: tuple[int, int]) -> tuple[int, int, int]:
     """Return (d, h, w) of an image's latent. Raises ConfigError for a size that is no multiple of the factor f."""
     (height, width), f = image_size, tokenizer.downsample_factor
-    if height % f or width % f:
-        near = (max(1, round(height / f)) * f, max(1, round(width / f)) * f)
-        raise ConfigError(f"image_size {image_size}; its sides must be multiples of f = {f}, such as {near}")
+    multiples_of(f, "image_size", image_size)
     return tokenizer.latent_dim, height // f, width // f
 
 

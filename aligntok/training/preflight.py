@@ -19,7 +19,7 @@ from aligntok.data.buckets import AspectBuckets
 from aligntok.data.sampler import per_process_batch
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_parts, part_states, read_parts
 from aligntok.engine.optim import check_optimizer, check_schedule
-from aligntok.errors import AlignTokError, ConfigError
+from aligntok.errors import AlignTokError, ConfigError, multiples_of
 from aligntok.io.files import check_space
 from aligntok.registry import (
     ADAPTERS,
@@ -164,9 +164,7 @@ def _check_sizes(data: Mapping[str, Any], f: int, who: str) -> list[tuple[int, i
         return []
     sizes = list(AspectBuckets(given).sizes)
     for size in sizes:
-        if any(side % f for side in size):
-            near = tuple(max(1, round(side / f)) * f for side in size)
-            raise ConfigError(f"{who}: image_size {size}; its sides must be multiples of f = {f}, such as {near}")
+        multiples_of(f, f"{who}: image_size", size)
     return sizes
 
 

@@ -12,7 +12,7 @@ from aligntok.distributed import agree, barrier, is_first, world
 from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.runner import logging_the_end
-from aligntok.errors import CheckpointError, ConfigError, Preempted
+from aligntok.errors import CheckpointError, ConfigError, Preempted, unknown
 from aligntok.io.files import claiming
 from aligntok.training.changes import report_changes
 from aligntok.training.generation_plan import plan_generation
@@ -130,7 +130,7 @@ def is_finished(stage: Stage, validated: bool) -> bool:
 def _choose(stages: Sequence[Stage], name: str | None) -> list[Stage]:
     chosen = [stage for stage in stages if name in (None, stage.name)]
     if not chosen:
-        raise ConfigError(f"no stage named '{name}'; the config has: {', '.join(s.name for s in stages)}")
+        raise ConfigError(unknown("stage", name, [stage.name for stage in stages]))
     return chosen
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import barrier, is_first, must_agree
 from aligntok.distributed.job import batched, job, shares
-from aligntok.errors import ConfigError, Preempted, check_at_least
+from aligntok.errors import ConfigError, Preempted, at_least
 from aligntok.io.files import claiming
 from aligntok.training.beside import open_real, write_beside
 from aligntok.training.drawing import Drawing, SampleDrawer
@@ -43,8 +43,8 @@ def sample_images(
     Raises ConfigError for options that cannot be, or differ from what the folder was begun with; DataError for a full
     disk; DivergenceError for samples that are not finite; what loading raises; Preempted after SIGTERM.
     """
-    check_at_least(1, num=num, batch_size=batch_size)
-    check_at_least(0, grid=grid)
+    at_least(1, num=num, batch_size=batch_size)
+    at_least(0, grid=grid)
     with job():
         drawer = SampleDrawer(drawing)
         drawer.check(num, drawer.sampling)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aligntok.engine.ema import check_decay, gamma_from_sigma_rel
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, at_least
 from aligntok.ops.attention import BACKENDS
 from aligntok.training.config import check_model_keys, fill_defaults
 from aligntok.training.keys import STAGE_KEYS
@@ -157,7 +157,7 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: steps=None; it must be a whole number of at least 1")
     for names, least in _AT_LEAST.items():
         for name in names:
-            _check_at_least(settings, name, least, where)
+            at_least(least, where, **{name: _setting(settings, name)})
     if settings["attention"] not in (None, *BACKENDS):
         raise ConfigError(f"{where}: attention='{settings['attention']}'; it must be None or {' or '.join(BACKENDS)}")
     if settings["clip_grad_norm"] == 0:
@@ -172,12 +172,11 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
         _check_averages(settings["ema"], where)
 
 
-def _check_at_least(settings: Mapping[str, Any], name: str, least: int, where: str) -> None:
+def _setting(settings: Mapping[str, Any], name: str) -> Any:
     value: Any = settings
     for key in name.split("."):
         value = None if value is None else value.get(key)
-    if value is not None and value < least:
-        raise ConfigError(f"{where}: {name}={value}; it must be at least {least}")
+    return value
 
 
 def _check_averages(ema: Mapping[str, Any], where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from aligntok.errors import ConfigError, WeightsError, suggestion
+from aligntok.errors import ConfigError, WeightsError, unknown
 from aligntok.weights.hub import fetch
 from aligntok.weights.load import read_tensors
 
@@ -22,16 +22,14 @@ def check_model_name(model_name: str) -> None:
     """Raise ConfigError, with the nearest name, unless timm has a model (and pretrained tag) of that name."""
     architecture, _, tag = model_name.partition(".")
     if not timm.is_model(architecture):
+        version, models = timm.__version__, timm.list_models()
         raise ConfigError(
-            f"timm {timm.__version__} has no model '{model_name}'\n  {suggestion(architecture, timm.list_models())}"
-            f"See timm.list_models('*{architecture[:8]}*')"
+            f"timm {version}: {unknown('timm model', architecture, models, shown=4)}; see "
+            f"timm.list_models('*{architecture[:8]}*')"
         )
     known = timm.list_pretrained(f"{architecture}.*")
     if tag and model_name not in known:
-        raise ConfigError(
-            f"timm model '{architecture}' has no pretrained tag '{tag}'\n  {suggestion(model_name, known)}"
-            f"Known: {', '.join(known) or 'none'}"
-        )
+        raise ConfigError(unknown("pretrained timm model", model_name, known))
 
 
 def pretrained_tensors(
@@ -66,10 +64,7 @@ def model_config(model_name: str) -> dict[str, Any]:
     known = open_clip.list_models()
     config = open_clip.get_model_config(model_name) if model_name in known else None
     if config is None:
-        raise ConfigError(
-            f"open_clip {open_clip.__version__} has no model '{model_name}'\n  {suggestion(model_name, known)}"
-            "See open_clip.list_models()"
-        )
+        raise ConfigError(f"open_clip {open_clip.__version__}: {unknown('open_clip model', model_name, known)}")
     return config
 
 
@@ -90,10 +85,7 @@ def chosen_tag(model_name: str, pretrained: bool | str | os.PathLike[str]) -> st
     name = os.fspath(pretrained)
     if open_clip.pretrained.is_pretrained_cfg(model_name, name):
         return name
-    raise WeightsError(
-        f"open_clip model '{model_name}': pretrained={name!r} is neither a file nor one of its tags\n"
-        f"  {suggestion(name, tags)}Tags: {', '.join(tags) or 'none'}"
-    )
+    raise WeightsError(f"open_clip model '{model_name}': {unknown('file or pretrained tag', name, tags)}")
 
 
 def image_tensors(

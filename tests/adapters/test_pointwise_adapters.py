@@ -50,7 +50,7 @@ def test_identity_refuses_two_widths():
 
 @pytest.mark.parametrize("options", [{"in_dim": 0, "latent_dim": 8}, {"in_dim": 8, "latent_dim": 8, "hidden_dim": 0}])
 def test_empty_widths_are_refused(options):
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="is 0; it must be 1 or more"):
         MLPAdapter(**options)
 
 

@@ -88,7 +88,10 @@ def test_a_split_is_a_subfolder_of_a_folder_or_zip(tmp_path):
     for root in (tmp_path / "set", archive):
         assert len(ImageDataset(root, 16, split="train")) == 3
         assert len(ImageDataset(root, 16, split="val/")) == 2
-        with pytest.raises(DataError, match=r"no split 'vall'; did you mean 'val'\? folders in it: train, val"):
+        with pytest.raises(
+            DataError,
+            match=r"no split named 'vall'; did you mean 'val'\? known: train, val, by the names of its folders",
+        ):
             ImageDataset(root, 16, split="vall")
         with pytest.raises(DataError, match=r"holds the splits train, val; choose one"):
             ImageDataset(root, 16)

@@ -94,7 +94,9 @@ def test_a_pattern_may_name_the_shards_of_both_splits(as_shards, tmp_path):
     assert [len(open_source(root, split)) for split in ("train", "val", "test")] == [12, 6, 5]
     with pytest.raises(DataError, match="holds the splits train, val; choose one"):
         open_source(root)
-    with pytest.raises(DataError, match=r"no split 'vall': no file name .* 'val'\? splits in it: train, val; name the"):
+    with pytest.raises(
+        DataError, match=r"no split named 'vall'; .* 'val'\? known: train, val; no file name has .*: name the"
+    ):
         open_source(root, "vall")
 
 

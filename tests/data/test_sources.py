@@ -171,7 +171,7 @@ def test_a_split_is_a_subfolder(kind, tmp_path, request):
         with pytest.raises(DataError, match=r"set holds the splits train, val; choose one with `split`"):
             open_source(tmp_path / "set")
     assert len(open_source(tmp_path / "set", "train/")) == 12
-    with pytest.raises(DataError, match=r"no split 'trian'; did you mean 'train'\?"):
+    with pytest.raises(DataError, match=r"no split named 'trian'; did you mean 'train'\?"):
         open_source(tmp_path / "set", "trian")
 
 
@@ -190,7 +190,9 @@ def test_a_split_is_a_word_in_the_names(kind, tmp_path, request):
     pack(tmp_path / "set", stem="restrained")
     for split in ("train", "validation", "val"):
         assert len(open_source(tmp_path / "set", split)) == 12
-    with pytest.raises(DataError, match=r"no split 'tests'.* splits in it: train, validation; name the files by split"):
+    with pytest.raises(
+        DataError, match=r"no split named 'tests'.* known: train, validation; no file .*: name the files by split"
+    ):
         open_source(tmp_path / "set", "tests")
     with pytest.raises(DataError, match=r"holds the splits train, validation; choose one"):
         open_source(tmp_path / "set")

@@ -188,7 +188,7 @@ def test_the_split_of_a_saved_dictionary_is_chosen(as_dataset, tmp_path):
     assert len(open_source(tmp_path / "both", "val")) == 4
     with pytest.raises(DataError, match="both holds the splits train, validation; choose one with `split`"):
         open_source(tmp_path / "both")
-    with pytest.raises(DataError, match=r"no split 'trian'; did you mean 'train'\? splits in it: train, validation"):
+    with pytest.raises(DataError, match=r"no split named 'trian'; did you mean 'train'\? known: train, validation"):
         open_source(tmp_path / "both", "trian")
 
 

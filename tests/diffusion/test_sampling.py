@@ -74,10 +74,10 @@ def test_settings_survive_json():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(steps=0), "steps=0; it must be at least 1"),
-        (dict(sampler="eular"), "unknown sampler 'eular'; did you mean 'euler'"),
-        (dict(options={"eta": 1}), "sampler 'euler' has no option 'eta'; its options: none"),
-        (dict(sampler="ddim", options={"randomness": 1}), "'ddim' has no option 'randomness'; its options: eta"),
+        (dict(steps=0), "steps is 0; it must be 1 or more"),
+        (dict(sampler="eular"), "no sampler named 'eular'; did you mean 'euler'"),
+        (dict(options={"eta": 1}), "sampler 'euler' has no option named 'eta'; known: none"),
+        (dict(sampler="ddim", options={"randomness": 1}), "'ddim' has no option named 'randomness'; known: eta"),
         (dict(shift=-1), "timestep shift -1; it must be positive"),
         (dict(cfg_scale=-1), "scale=-1; it must be finite and not negative"),
         (dict(cfg_scale=float("nan")), "scale=nan; it must be finite"),

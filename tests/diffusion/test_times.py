@@ -111,7 +111,7 @@ def test_the_ends_of_the_random_numbers_are_times(sampling):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampling": "logitnormal"}, "unknown sampling 'logitnormal'; did you mean 'logit_normal'.*allowed: uniform"),
+        ({"sampling": "logitnormal"}, "no sampling named 'logitnormal'; did you mean 'logit_normal'.*known: uniform"),
         ({"scale": 0.0}, "scale=0.0; both must be finite, the scale above 0"),
         ({"mean": math.inf}, "mean=inf"),
     ],

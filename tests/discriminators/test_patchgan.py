@@ -76,9 +76,9 @@ def test_the_smallest_image_it_says_it_takes_works():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": "layer"}, "unknown norm 'layer'; allowed: batch, group, none"),
+        ({"norm": "layer"}, "no norm named 'layer'; known: batch, group, none"),
         ({"norm": "group", "base_channels": 8}, "multiples of 32, not 16"),
-        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
+        ({"num_layers": 0}, "num_layers is 0; it must be 1 or more"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):

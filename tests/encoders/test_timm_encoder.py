@@ -128,7 +128,7 @@ def test_what_timm_does_not_have_is_refused_with_what_it_has(model_name, options
 
 
 def test_an_unknown_size_of_the_papers_encoders_is_refused_with_the_sizes():
-    with pytest.raises(ConfigError, match=r"did you mean 'large'.*Allowed: small, base, large, giant"):
+    with pytest.raises(ConfigError, match=r"did you mean 'large'.*known: small, base, large, giant"):
         DINOv2Encoder("larg", pretrained=False)
 
 

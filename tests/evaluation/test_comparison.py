@@ -213,10 +213,10 @@ def test_unequal_budgets_are_refused(config, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("extractor=['tiny']", "unknown key 'extractor'"),
+        ("extractor=['tiny']", "no key named 'extractor'"),
         ("extractors=[]", "compares nothing: extractors=[]"),
         ("tokenizers={'one':'none.py'}", "no config file"),
-        ("samples.number=3", "unknown key 'number'"),
+        ("samples.number=3", "no key named 'number'"),
         ("generator=one.py", "trains no generator"),
     ],
 )

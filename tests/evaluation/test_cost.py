@@ -510,7 +510,7 @@ def test_meta_runs_nothing_and_prints_what_the_documentation_shows(tmp_path, mon
         (["--devices", "3"], "not divisible by 3"),
         (["--max-seconds", "0"], "--max-seconds 0; it must be above 0"),
         (["--repeats", "0"], "repeats is 0; it must be 1 or more"),
-        (["--resolutions", "250"], "sides are multiples of"),
+        (["--resolutions", "250"], "its sides must be multiples of"),
         (["--encoders", "dinov9"], "no encoder named 'dinov9'"),
     ],
 )

@@ -194,7 +194,10 @@ def test_a_sweep_measures_the_distance_of_each_combination(run, reference, tiny_
         (dict(num=4), "validation draws 4 samples for no metric"),
         (dict(num=-1), "validation.num=-1"),
         (dict(num=4, labels="all"), "one of: random, balanced"),
-        (dict(num=4, metrics=[{}], variants=dict(a=dict(scale=1))), "sampling has no setting 'scale'; it has: steps"),
+        (
+            dict(num=4, metrics=[{}], variants=dict(a=dict(scale=1))),
+            r"no setting named 'scale'; did you mean 'cfg_scale'\? known: steps",
+        ),
         (dict(num=4, metrics=[dict(type="generation", reference="none.npz", extractor=TINY)]), "none.npz"),
     ],
 )

@@ -313,7 +313,7 @@ def test_a_reference_encoder_is_a_word_and_gets_the_tokenizers_grid():
         (dict(seeds=()), ConfigError, "seeds is 0; it must be 1 or more"),
         (dict(topk=29), DataError, "30 images are too few .* give at least 31 for topk=29"),
         (dict(image_size=36), ConfigError, "must be multiples of f = 8"),
-        (dict(precision="int8"), ConfigError, "precision 'int8' is unknown"),
+        (dict(precision="int8"), ConfigError, "no precision named 'int8'"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_anything_is_read(

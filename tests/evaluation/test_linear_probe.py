@@ -223,7 +223,7 @@ def test_classes_are_matched_by_name_and_numbers_where_there_are_none():
         (dict(lr=0.0), "lr is 0.0 and memory_gb 16"),
         (dict(memory_gb=-1.0), "lr is 0.003 and memory_gb -1"),
         (dict(epochs=0), "epochs is 0; it must be 1 or more"),
-        (dict(precision="int8"), "precision 'int8' is unknown"),
+        (dict(precision="int8"), "no precision named 'int8'"),
         (dict(image_size=33), "must be multiples of f = 8"),
     ],
 )

@@ -125,8 +125,8 @@ def test_no_image_that_can_be_read_is_too_few(tiny_tokenizer, options, tmp_path)
     ("change", "message"),
     [
         (dict(image_size=33), "image_size .33, 33.; its sides must be multiples of f = 8"),
-        (dict(table="xlsx"), "table 'xlsx' is unknown; known: csv, parquet"),
-        (dict(precision="fp8"), "precision 'fp8' is unknown"),
+        (dict(table="xlsx"), "no table format named 'xlsx'; known: csv, parquet"),
+        (dict(precision="fp8"), "no precision named 'fp8'"),
         (dict(num=0), "num is 0; it must be 1 or more"),
         (dict(out=__file__), "cannot write in .*test_reconstruction.py: .* give another --out"),
     ],

@@ -354,15 +354,15 @@ def test_a_number_beside_the_size_comes_instead_of_the_sizes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(size="xl"), "no size 'xl'; .*allowed: S, B, L, XL, 1p0B, 1p6B"),
+        (dict(size="xl"), "no size named 'xl'; .*known: S, B, L, XL, 1p0B, 1p6B"),
         (dict(size="XXL"), "did you mean 'XL'"),
         (dict(num_heads=5), r"hidden_size=48 with num_heads=5, .* multiple of 4 \* num_heads"),
         (dict(depth=0), "depth=0 is no transformer"),
         (dict(input_size=5, patch_size=2), "input_size=5 and patch_size=2 describe no grid"),
         (dict(input_size=(4, 4, 4)), "describe no grid; give a side"),
         (dict(patch_size=0), "describe no grid"),
-        (dict(num_classes=0), "num_classes=0 must be at least 1"),
-        (dict(in_channels=0), "in_channels=0 must be at least 1"),
+        (dict(num_classes=0), "num_classes is 0; it must be 1 or more"),
+        (dict(in_channels=0), "in_channels is 0; it must be 1 or more"),
         (dict(class_dropout_prob=1.0), "class_dropout_prob=1.0 must be at least 0 and below 1"),
     ],
 )
@@ -376,13 +376,13 @@ def test_options_that_describe_no_generator_are_refused(options, message):
     [
         (dict(x=torch.zeros(3, 5, 4, 4)), r"takes latents \(N, 6, h, w\), was given \(3, 5, 4, 4\); its in_channels"),
         (dict(x=torch.zeros(3, 6, 4)), r"takes latents \(N, 6, h, w\), was given \(3, 6, 4\)"),
-        (dict(x=torch.zeros(3, 6, 4, 3)), "latents of 4 x 3 are not whole patches; .* multiples of 2"),
-        (dict(x=torch.zeros(3, 6, 0, 4)), "latents of 0 x 4 are not whole patches"),
+        (dict(x=torch.zeros(3, 6, 4, 3)), r"a latent of \(4, 3\); its sides must be multiples of patch_size = 2"),
+        (dict(x=torch.zeros(3, 6, 0, 4)), r"a latent of \(0, 4\); its sides must be multiples"),
         (dict(t=torch.tensor(0.5)), r"takes t \(3,\), one for each latent, was given \(\); repeat"),
         (dict(y=torch.zeros(2, dtype=torch.long)), r"takes y \(3,\), one for each latent, was given \(2,\)"),
         (dict(y=torch.zeros(3)), r"labels y as whole numbers, was given torch.float32; convert"),
-        (dict(y=torch.tensor([0, 8, 1])), "labels from 0 to 8 were given; .* allowed are 0 to 6, and 7 for the null"),
-        (dict(y=torch.tensor([0, -1, 1])), "labels from -1 to 1 were given"),
+        (dict(y=torch.tensor([0, 8, 1])), "labels from 0 to 8, .* allowed are 0 to 6, and 7 for the null"),
+        (dict(y=torch.tensor([0, -1, 1])), "labels from -1 to 1, but"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(change, message):
@@ -392,5 +392,5 @@ def test_inputs_that_do_not_fit_are_refused(change, message):
 
 
 def test_without_dropout_there_is_no_null_class_to_ask_for():
-    with pytest.raises(ConfigError, match=r"class_dropout_prob=0.0 allowed are 0 to 6$"):
+    with pytest.raises(ConfigError, match=r"labels from \d to 7, .* allowed are 0 to 6; set"):
         tiny(class_dropout_prob=0.0)(*inputs())

@@ -38,5 +38,5 @@ def test_its_gradient_enters_at_the_reconstruction():
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ConfigError, match="unknown kind 'wasserstein'; allowed: hinge, non_saturating"):
+    with pytest.raises(ConfigError, match="no kind named 'wasserstein'; known: hinge, non_saturating"):
         GANLoss("wasserstein")

@@ -154,7 +154,7 @@ def test_the_smallest_images_work_and_smaller_ones_are_refused(net, smallest):
 
 
 def test_an_unknown_net_is_refused():
-    with pytest.raises(ConfigError, match="unknown net 'squeeze'; allowed: vgg, alex"):
+    with pytest.raises(ConfigError, match="no net named 'squeeze'; known: vgg, alex"):
         LPIPSLoss("squeeze")
 
 

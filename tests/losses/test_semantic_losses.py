@@ -45,7 +45,7 @@ def test_half_precision_is_compared_in_float32(distance):
     ("options", "message"), [({"distance": "l3"}, "l2, cosine"), ({"on": "moments"}, "latents, features")]
 )
 def test_unknown_choices_are_refused(options, message):
-    with pytest.raises(ConfigError, match=f"allowed: {message}"):
+    with pytest.raises(ConfigError, match=f"known: {message}"):
         SemanticPreservationLoss(**options)
 
 

@@ -85,7 +85,10 @@ def test_images_are_encoded_and_normalised_as_a_cache_is(make, classes, tiny_cac
 def test_labels_are_in_range_or_an_error_and_ignored_without_classes(make):
     model = make()
     for wrong in ([0, 3], [-1, 2]):
-        with pytest.raises(DataError, match=rf"labels from {min(wrong)} to {max(wrong)} in the data, but generator"):
+        with pytest.raises(
+            DataError,
+            match=rf"labels from {min(wrong)} to {max(wrong)}, but with num_classes=3 .* allowed are 0 to 2; set",
+        ):
             model.labels(dict(label=torch.tensor(wrong)))
     free = make(generator=dict(num_classes=1, class_dropout_prob=0.0))
     assert free.labels(dict(label=torch.tensor([-1, 7]))).tolist() == [0, 0]
@@ -120,8 +123,8 @@ def test_samples_are_of_their_seed_and_leave_it_in_training(make):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (dict(precision="fp8"), "precision 'fp8' is unknown"),
-        (dict(transport=dict(times="normal")), "unknown sampling 'normal'"),
+        (dict(precision="fp8"), "no precision named 'fp8'"),
+        (dict(transport=dict(times="normal")), "no sampling named 'normal'"),
         (dict(transport=dict(scale=0.0)), "scale=0.0; both must be finite"),
         (dict(generator=dict(in_channels=5)), "generator, latents and tokenizer do not fit"),
         (dict(compile=dict(fulgraph=True)), "did you mean 'fullgraph'"),

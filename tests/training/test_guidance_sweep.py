@@ -231,7 +231,7 @@ def test_sigterm_ends_it_without_results(run, tmp_path, monkeypatch, capsys):
         (["--cfg-scale", "2"], "--guidance-sweep and --sweep-steps say which scales and steps; leave out --cfg-scale"),
         (["--steps", "2"], "leave out --cfg-scale, --steps"),
         (["--guidance-sweep", "-2"], "scale=-2.0; it must be finite and not negative"),
-        (["--sweep-steps", "0"], "steps=0; it must be at least 1"),
+        (["--sweep-steps", "0"], "steps is 0; it must be 1 or more"),
         (["--num", "0"], "num is 0; it must be 1 or more"),
     ],
 )

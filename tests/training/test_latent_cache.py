@@ -406,8 +406,8 @@ def test_a_disk_that_fills_up_leaves_whole_shards(tokenizer, photos, tmp_path, m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(dtype="int8"), "dtype 'int8' is unknown; known: fp32, bf16, fp16"),
-        (dict(precision="fp8"), "precision 'fp8' is unknown"),
+        (dict(dtype="int8"), "no dtype named 'int8'; known: fp32, bf16, fp16"),
+        (dict(precision="fp8"), "no precision named 'fp8'"),
         (dict(shard_size=0), "shard_size is 0; it must be 1 or more"),
         (dict(image_size=(8, 0)), "neither a whole number of pixels nor a pair"),
     ],

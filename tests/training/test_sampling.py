@@ -337,7 +337,7 @@ def test_lower_precision_changes_little(run, whole, tmp_path, precision, monkeyp
 def test_other_sizes_are_drawn_in_pixels(run, tmp_path):
     assert command(words(run, tmp_path / "out", "--size", "10x4", num=2)) == 0
     assert pixels(tmp_path / "out").shape == (2, 10, 4, 3)
-    message = r"size 8 x 13: both sides must be multiples of 2, .* such as 8 x 12"
+    message = r"size \(8, 13\); its sides must be multiples of .* = 2, such as \(8, 12\)"
     with pytest.raises(ConfigError, match=message):
         sample_images(Drawing(run, size=(8, 13)), 1)
 
@@ -751,12 +751,12 @@ def test_too_little_memory_is_told_as_such(run, tmp_path, monkeypatch):
         (["--cfg-interval", "all", "1"], "--cfg-interval takes two times, .* not 'all 1'"),
         (["--cfg-interval", "0.9", "0.1"], r"interval=\(0.9, 0.1\); it is \(lo, hi\)"),
         (["--cfg-channels", "9"], "guidance on channels=9, but x has 4"),
-        (["--sampler", "eular"], "unknown sampler 'eular'; did you mean 'euler'"),
+        (["--sampler", "eular"], "no sampler named 'eular'; did you mean 'euler'"),
         (["--sampler-options", "eta"], "--sampler-options takes key=value, not 'eta'"),
-        (["--sampler-options", "eta=1"], "sampler 'euler' has no option 'eta'"),
+        (["--sampler-options", "eta=1"], "sampler 'euler' has no option named 'eta'"),
         (["--sampler", "ddim", "--sampler-options", "eta=half"], "sampler 'ddim' cannot use its options .*half"),
         (["--sampler", "ddim", "--sampler-options", "eta=3"], r"ddim: eta=3; it must lie in \[0, 1\]"),
-        (["--steps", "0"], "steps=0; it must be at least 1"),
+        (["--steps", "0"], "steps is 0; it must be 1 or more"),
         (["--cfg-scale", "-1"], "scale=-1.0; it must be finite and not negative"),
         (["--classes", "tencj"], "no class named 'tencj'; did you mean 'tench'"),
         (["--classes", "5"], "class 5: there are 5, numbered from 0 to 4"),
@@ -778,10 +778,10 @@ def test_options_that_cannot_be_are_refused_before_anything_is_written(run, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(precision="fp8"), "precision 'fp8' is unknown; known: fp32, tf32, bf16, fp16"),
+        (dict(precision="fp8"), "no precision named 'fp8'; known: fp32, tf32, bf16, fp16"),
         (dict(weights="raw", average=0.05), "average 0.05 is one of the EMA's; leave it, or --weights raw, out"),
-        (dict(labels="balance"), "labels 'balance' are unknown; did you mean 'balanced'"),
-        (dict(changes={"step": 3}), "sampling has no setting 'step'; it has: steps, sampler"),
+        (dict(labels="balance"), "no rule of labels named 'balance'; did you mean 'balanced'"),
+        (dict(changes={"step": 3}), r"no setting named 'step'; did you mean 'steps'\? known: steps, sampler"),
     ],
 )
 def test_a_drawing_that_cannot_be_is_refused(options, message):
@@ -791,7 +791,9 @@ def test_a_drawing_that_cannot_be_is_refused(options, message):
 
 def test_guidance_without_a_null_class_is_refused_before_anything_is_written(tmp_path):
     make_diffusion(own={}, class_dropout_prob=0).save_pretrained(tmp_path / "run")
-    with pytest.raises(ConfigError, match="needs a null class, but this generator was trained without label dropout"):
+    with pytest.raises(
+        ConfigError, match="needs a null class, but with class_dropout_prob=0 the generator learns none"
+    ):
         sample_images(Drawing(tmp_path / "run", changes={"cfg_scale": 2.0}), 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

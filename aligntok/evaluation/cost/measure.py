@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from aligntok.device import PRECISIONS
-from aligntok.errors import ConfigError, check_at_least
+from aligntok.errors import ConfigError, at_least
 from aligntok.evaluation.cost import inference, tables, training
 from aligntok.evaluation.cost.counting import Counted, build_encoder, count_config, count_encoder
 from aligntok.evaluation.cost.inference import How, Measured
@@ -189,11 +189,11 @@ def _names(configs: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def _check(how: How) -> None:
-    check_at_least(1, repeats=how.repeats, devices=how.devices)
+    at_least(1, repeats=how.repeats, devices=how.devices)
     for size in how.resolutions:
-        check_at_least(1, resolution=size)
+        at_least(1, resolution=size)
     for batch in how.batch_sizes:
-        check_at_least(1, batch_size=batch)
+        at_least(1, batch_size=batch)
     if how.precision not in PRECISIONS:
         raise ConfigError(f"precision '{how.precision}' is unknown; known: {', '.join(PRECISIONS)}")
     if how.max_seconds <= 0:
