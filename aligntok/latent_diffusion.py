@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import aligntok
 from aligntok.data.latent_files import LatentStatistics
 from aligntok.diffusion.sampling import Sampling, draw_samples
 from aligntok.errors import ConfigError, WeightsError, first_line, unknown
-from aligntok.io.files import replacing, write_json
+from aligntok.io.files import check_tensors, save_tensors, write_json
 from aligntok.registry import GENERATORS
 from aligntok.tokenizer import Tokenizer
 
@@ -158,12 +157,7 @@ class LatentDiffusion(nn.Module):
         """
         path = Path(folder)
         self.tokenizer.save_pretrained(path / "tokenizer")
-        state = {name: tensor.contiguous() for name, tensor in self.generator.state_dict().items()}
-        with replacing(path / "generator.safetensors") as temporary:
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            save_file(state, temporary)
-            temporary.chmod(mode)  # safetensors 0.8 makes files that only their owner can read
+        save_tensors(path / "generator.safetensors", self.generator.state_dict())
         write_json(path / "latent_diffusion.json", self.config)
 
     @classmethod
@@ -184,6 +178,7 @@ class LatentDiffusion(nn.Module):
             ) from error
         tokenizer = Tokenizer.from_pretrained(path / "tokenizer")
         model = cls(tokenizer=tokenizer, statistics=statistics, **fields)
+        check_tensors(path / "generator.safetensors", WeightsError, "copy the folder again, whole")
         model.generator.load_weights(path / "generator.safetensors")
         return model.eval()
 

@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 import aligntok
 from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, first_line
-from aligntok.io.files import replacing, writing
+from aligntok.io.files import check_tensors, replacing, save_tensors, write_json
 from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, ComponentRegistry
 from aligntok.weights.load import weights_hash
 
@@ -197,12 +196,11 @@ class Tokenizer(
         folder = Path(save_directory)
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
         kwargs.pop("config", None)  # push_to_hub hands ours back
-        card: dict[str, Any] = {"model_card_kwargs": kwargs.get("model_card_kwargs")}
-        with writing(folder), _beside(folder) as made:
-            super().save_pretrained(made, config=config, **card)
-            for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
-                with replacing(folder / file.name) as temporary:
-                    os.replace(file, temporary)
+        card = self.generate_model_card(**(kwargs.get("model_card_kwargs") or {}))
+        save_tensors(folder / "model.safetensors", _without_ties(self.state_dict()))
+        with replacing(folder / "README.md") as temporary:
+            temporary.write_text(str(card), encoding="utf-8")
+        write_json(folder / "config.json", config)
         return self.push_to_hub(repo_id or folder.name, **kwargs) if push else None
 
     @classmethod
@@ -230,13 +228,17 @@ class Tokenizer(
     def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> Tokenizer:
         return super()._from_pretrained(strict=strict, **kwargs)
 
+    @classmethod
+    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
+        check_tensors(model_file, WeightsError, "copy or download the folder again")
+        return super()._load_as_safetensor(model, model_file, map_location, strict)
 
-@contextlib.contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """Yield a folder on the disk of `folder`, inside it, for as long as something is made there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        yield Path(temporary)
+
+def _without_ties(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict in which a tensor of several names is there once: safetensors' load_model ties it again."""
+    places = {name: (t.data_ptr(), t.shape, t.stride()) if t.numel() else name for name, t in state.items()}
+    first = {place: name for name, place in reversed(places.items())}
+    return {name: tensor for name, tensor in state.items() if first[places[name]] == name}
 
 
 def _build(registry: ComponentRegistry, given: Any, **defaults: Any) -> tuple[Any, dict[str, Any] | None]:

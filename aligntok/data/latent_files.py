@@ -10,6 +10,7 @@ A cache is a folder of plain files, of which none can run code::
         index     (n,)                  int64; the image's place in the data set
         mean, m2  (C,)                  float64; mean of each channel, and sum of squared deviations from it
         and, in the file's metadata, the images that could not be read and are left out
+      shard_00000.safetensors.sha256   its checksum, as `sha256sum --check` reads it
       manifest.json               everything of encoding.json, the number of images, the statistics of all latents,
                                   names of classes, the images left out, each shard's length in images and bytes
 
@@ -31,11 +32,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from aligntok.errors import DataError, first_line
-from aligntok.io.files import replacing
+from aligntok.io.files import save_tensors
 
 FORMAT = 1
 ENCODING, MANIFEST = "encoding.json", "manifest.json"
@@ -137,20 +137,16 @@ def write_shard(path: Path, latents: Tensor, labels: Tensor, index: Tensor, skip
     flat = latents.flatten(0, 1)
     moments = Moments.merged([Moments.of(rows) for rows in flat.split(_ROWS_AT_ONCE)])
     tensors = {
-        "latents": latents.contiguous(),
+        "latents": latents,
         "labels": labels.to(torch.int32),
         "index": index.to(torch.int64),
         "mean": torch.from_numpy(moments.mean),
         "m2": torch.from_numpy(moments.m2),
     }
     metadata = {"skipped": json.dumps(skipped)}  # one key: with several, their order in the file would be random
-    with replacing(
-        path, "the shards that are there are whole. Make room and start the same command again"
-    ) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata)
-        temporary.chmod(mode)  # safetensors 0.8 makes files that only their owner can read
+    save_tensors(
+        path, tensors, metadata, "the shards that are there are whole. Make room and start the same command again"
+    )
 
 
 class Shard:

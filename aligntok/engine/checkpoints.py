@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from aligntok.engine.ema import PartStates
 from aligntok.errors import CheckpointError, first_line
-from aligntok.io.files import check_space, replacing
+from aligntok.io.files import check_space, load_tensors, replacing, save_tensors
 
 logger = logging.getLogger("aligntok.engine")
 
@@ -156,20 +154,14 @@ def write_frozen(
 ) -> None:
     """Write, once a stage, what it does not change: the `frozen` parts, and frozen weights of `trained` ones."""
     states = {**part_states(frozen), **part_states(trained, frozen=True)}
-    tensors = {f"{name}/{key}": t.contiguous() for name, state in states.items() for key, t in state.items()}
-    with replacing(Path(stage_dir) / "frozen.safetensors", _CURE) as temporary:
-        save_file(tensors, temporary)
+    tensors = {f"{name}/{key}": t for name, state in states.items() for key, t in state.items()}
+    save_tensors(Path(stage_dir) / "frozen.safetensors", tensors, cure=_CURE)
 
 
 def read_frozen(stage_dir: str | os.PathLike[str]) -> PartStates:
     """Read the parts that a stage does not change. Raises CheckpointError if the file is missing or damaged."""
-    path = Path(stage_dir) / "frozen.safetensors"
-    try:
-        tensors = load_file(path)
-    except (FileNotFoundError, SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({first_line(error)}); copy the stage's folder whole, or train it anew"
-        ) from error
+    cure = "copy the stage's folder whole, or train it anew"
+    tensors = load_tensors(Path(stage_dir) / "frozen.safetensors", CheckpointError, cure)
     states: PartStates = {}
     for key, tensor in tensors.items():
         part, name = key.split("/", 1)
@@ -208,20 +200,23 @@ def join(first: PartStates, second: PartStates) -> PartStates:
 def write_snapshot(stage_dir: str | os.PathLike[str], step: int, averages: Mapping[str, PartStates]) -> None:
     """Write the averages of all widths after `step`, for widths chosen afterwards (:func:`read_snapshots`)."""
     tensors = {
-        f"{width}/{part}/{name}": tensor.contiguous()
+        f"{width}/{part}/{name}": tensor
         for width, parts in averages.items()
         for part, state in parts.items()
         for name, tensor in state.items()
     }
-    with replacing(Path(stage_dir) / "ema_snapshots" / f"step_{step:08d}.safetensors", _CURE) as temporary:
-        save_file(tensors, temporary)
+    save_tensors(Path(stage_dir) / "ema_snapshots" / f"step_{step:08d}.safetensors", tensors, cure=_CURE)
 
 
 def read_snapshots(stage_dir: str | os.PathLike[str]) -> list[tuple[int, float, PartStates]]:
-    """Return (step, sigma_rel, averages) of every snapshot. The tensors are mapped from disk, not read yet."""
+    """Return (step, sigma_rel, averages) of every snapshot, its tensors mapped from disk.
+
+    Raises CheckpointError for one that is damaged.
+    """
+    cure = "copy that file again; without it, remove it, and the widths are made of the other snapshots"
     found: list[tuple[int, float, PartStates]] = []
     for path in sorted((Path(stage_dir) / "ema_snapshots").glob("step_*.safetensors")):
-        found.extend(_snapshot_widths(int(path.stem.split("_")[1]), load_file(path)))
+        found.extend(_snapshot_widths(int(path.stem.split("_")[1]), load_tensors(path, CheckpointError, cure)))
     return found
 
 

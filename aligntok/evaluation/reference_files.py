@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from aligntok.errors import DataError, first_line
-from aligntok.io.files import replacing
+from aligntok.io.files import save_tensors
 
 FORMAT = "aligntok reference 1"
 SUFFIX = ".safetensors"
@@ -27,8 +26,7 @@ def write_checked(path: Path, tensors: Mapping[str, Tensor], described: Mapping[
     content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     said = json.dumps(described, sort_keys=True)
     metadata = {"format": FORMAT, "reference": said, "checksum": checksum(content, said)}
-    with replacing(path) as temporary:
-        save_file(content, temporary, metadata)
+    save_tensors(path, content, metadata)
     return path
 
 

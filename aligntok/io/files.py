@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aligntok.errors import ConfigError, WriteError, first_line
+from aligntok.errors import AlignTokError, ConfigError, WriteError, first_line
+
+if TYPE_CHECKING:  # torch is imported where tensors are: a report has none
+    from torch import Tensor
 
 #: What to do about a file that could not be written, where whoever writes it knows nothing better.
 MAKE_ROOM = "what was there is as it was. Make room, or correct the folder's permissions, and start again"
@@ -127,3 +131,89 @@ def write_json(path: str | os.PathLike[str], content: Any, cure: str = MAKE_ROOM
     """Write JSON as :func:`replacing` does; what JSON does not have, such as a path, as its text."""
     with replacing(path, cure) as temporary:
         temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def save_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    cure: str = MAKE_ROOM,
+) -> None:
+    """Write named tensors as .safetensors, as :func:`replacing` does, and their SHA-256 beside it, ``NAME.sha256``.
+
+    Tensors may be on any device and of any layout. The files are as readable as the umask lets them be. The checksum is
+    written last and is that of the file beside it: where a process was killed in between, there is none.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    target, laid_out = Path(path), {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(target, cure) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file(laid_out, temporary, None if metadata is None else dict(metadata))
+        except SafetensorError as error:  # a full disk, in its words
+            raise OSError(first_line(error)) from error
+        temporary.chmod(mode)  # safetensors 0.8 makes files that only their owner can read
+        checksum = _sha256(temporary)
+        _checksum_file(target).unlink(missing_ok=True)  # of the file that is about to be replaced
+    with replacing(_checksum_file(target), cure) as temporary:
+        temporary.write_text(f"{checksum}  {target.name}\n")  # as `sha256sum --check` reads it
+
+
+def check_tensors(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) -> None:
+    """Raise an error of that `kind`, which ends with `cure`, when a file is not what its checksum is of.
+
+    A file without a checksum, such as one of an earlier version, passes; so does one that is missing, which whoever
+    opens it explains.
+    """
+    file = Path(path)
+    with reading(file, kind, cure):
+        if not (file.is_file() and _checksum_file(file).is_file()):
+            return
+        written = _checksum_file(file).read_text().split()
+        if written[:1] != [_sha256(file)]:
+            raise ValueError(f"its SHA-256 is not the one in {_checksum_file(file).name}, which goes if you changed it")
+
+
+def load_tensors(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) -> dict[str, Tensor]:
+    """Read a .safetensors file onto the CPU, mapped where it lies; checked by :func:`check_tensors`.
+
+    Raises an error of that `kind`, which ends with `cure`, for a file that is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    check_tensors(path, kind, cure)
+    with reading(path, kind, cure):
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(first_line(error)) from error
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) -> Iterator[None]:
+    """Turn what a missing or damaged file raises inside into an error of that `kind`: file, reason, `cure`."""
+    try:
+        yield
+    except AlignTokError:
+        raise
+    except KeyError as error:
+        raise kind(f"{path} cannot be read (it has no {error}); {cure}") from error
+    except (OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise kind(f"{path} cannot be read ({reason}); {cure}") from error
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()

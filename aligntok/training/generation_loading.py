@@ -37,7 +37,7 @@ def load_latent_diffusion(
         fields = {key: described[key] for key in ("generator", "latent_shape", "class_names", "sampling")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder / DESCRIPTION} cannot be read ({first_line(error)}), so the generator is unknown"
+            f"{folder / DESCRIPTION} cannot be read ({first_line(error)}); so the generator is unknown"
         ) from error
     tokenizer = Tokenizer.from_pretrained(folder / "tokenizer")
     model = LatentDiffusion(tokenizer=tokenizer, statistics=statistics, **fields)

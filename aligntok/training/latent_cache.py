@@ -29,10 +29,15 @@ from aligntok.data.latent_files import (
     shard_path,
 )
 from aligntok.data.sources import open_source
-from aligntok.distributed import barrier, broadcast, is_first, must_agree
+from aligntok.distributed import (
+    barrier,
+    broadcast,
+    is_first,
+    must_agree,
+)
 from aligntok.distributed.job import batched, job
 from aligntok.errors import ConfigError, DataError, at_least, first_line
-from aligntok.io.files import check_space, claiming, remove_leftovers, write_json
+from aligntok.io.files import check_space, check_tensors, claiming, remove_leftovers, write_json
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.latent_encoding import Encoding, LatentEncoder, ShardJob, encode_shards
 from aligntok.training.loading import load_tokenizer
@@ -160,7 +165,8 @@ class LatentCache:
     def _begin(self, jobs: Sequence[ShardJob], settings: Mapping[str, Any]) -> list[int]:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
-        shards = [_whole_shard(job) for job in jobs]
+        finished = (self.folder / MANIFEST).is_file()  # of a finished one only headers are looked at: it may be large
+        shards = [_whole_shard(job, check=not finished) for job in jobs]
         left = [job for job, shard in zip(jobs, shards, strict=True) if shard is None]
         if left:
             (self.folder / MANIFEST).unlink(missing_ok=True)  # of a cache that has lost a shard since
@@ -211,11 +217,13 @@ class LatentCache:
         return f"Latents: {self.folder}   ({manifest.images} images{copies}, {shape}; {len(skipped)} left out)"
 
 
-def _whole_shard(job: ShardJob) -> Shard | None:
-    """Return a shard that is there; None for one to encode. A damaged one is reported."""
+def _whole_shard(job: ShardJob, check: bool) -> Shard | None:
+    """Return a shard that is there; None for one to encode. A damaged one is reported; `check` its checksum, too."""
     if not job.path.exists():
         return None
     try:
+        if check:
+            check_tensors(job.path, DataError, "it is encoded again")
         return Shard(job.path)
     except DataError as error:
         logger.warning("%s is encoded again: it is damaged (%s)", job.path, error.__cause__)

@@ -81,6 +81,10 @@ def whole(tokenizer, spoilt, tmp_path_factory):
     )
 
 
+def shards_and_checksums(number):
+    return [f"shard_{i:05d}.safetensors{suffix}" for i in range(number) for suffix in ("", ".sha256")]
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != ".claim"}
 
@@ -168,6 +172,7 @@ def test_latents_that_are_not_finite_are_an_error_that_names_the_image(tokenizer
     weights = load_file(broken / "model.safetensors")
     scaled = {name: tensor * (1e9 if name.startswith("adapter") else 1) for name, tensor in weights.items()}
     save_file(scaled, broken / "model.safetensors", {"format": "pt"})
+    (broken / "model.safetensors.sha256").unlink()
     with pytest.raises(DataError, match=r"the latents of ant/00\.png are not finite, computed in fp32 .* as fp16"):
         cache_latents(broken, photos, tmp_path / "cache", Encoding(image_size=8, dtype="fp16"), workers=0)
 
@@ -223,7 +228,7 @@ def test_sigterm_leaves_whole_shards_and_the_same_command_goes_on(tokenizer, spo
     options = dict(batch_size=2, workers=2, max_unreadable=2)
     with pytest.raises(Preempted, match="the shards that are there are whole, and the same command goes on"):
         cache_latents(tokenizer, spoilt, out, TINY, **options)
-    assert set(contents(out)) == {"encoding.json", "shard_00000.safetensors", "shard_00001.safetensors"}
+    assert set(contents(out)) == {"encoding.json", *shards_and_checksums(2)}
     with pytest.raises(DataError, match=r"is not finished \(2 shards are there"):
         LatentDataset(out)
     cache_latents(tokenizer, spoilt, out, TINY, **options)
@@ -268,8 +273,7 @@ def test_a_kill_in_the_midst_of_writing_leaves_whole_shards_only(tokenizer, spoi
     assert len([name for name in contents(out) if name.endswith(".tmp")]) == 1
     assert {name for name in contents(out) if not name.startswith(".")} == {
         "encoding.json",
-        "shard_00000.safetensors",
-        "shard_00001.safetensors",
+        *shards_and_checksums(2),
     }
     done = run(str(ROOT / "tools/cache_latents.py"), *words(tokenizer, spoilt, out))
     assert done.returncode == 0, done.stderr
@@ -293,6 +297,16 @@ def test_an_error_of_one_process_is_that_of_all(tokenizer, spoilt, tmp_path):
     assert done.returncode == 1
     assert "DataError: " in done.stderr
     assert "2 of 17 images cannot be read" in done.stderr
+
+
+def test_a_shard_with_a_changed_bit_is_encoded_again(tokenizer, spoilt, whole, tmp_path, caplog):
+    shutil.copytree(whole, tmp_path / "cache")
+    (tmp_path / "cache/manifest.json").unlink()  # as long as the cache is not finished
+    path = tmp_path / "cache/shard_00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert command(words(tokenizer, spoilt, tmp_path / "cache")) == 0
+    assert "is encoded again: it is damaged (its SHA-256" in caplog.text
+    assert contents(tmp_path / "cache") == contents(whole)
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
@@ -400,7 +414,7 @@ def test_a_disk_that_fills_up_leaves_whole_shards(tokenizer, photos, tmp_path, m
     monkeypatch.setattr(files, "_flush", full)
     with pytest.raises(WriteError, match=r"shard_00002\S* could not be written .*No space left.*shards that are there"):
         cache_latents(tokenizer, photos, tmp_path / "cache", TINY, workers=0)
-    assert sorted(contents(tmp_path / "cache"))[1:] == ["shard_00000.safetensors", "shard_00001.safetensors"]
+    assert sorted(contents(tmp_path / "cache"))[1:] == shards_and_checksums(2)
 
 
 @pytest.mark.parametrize(
