@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 import aligntok
 from aligntok.data.latent_files import LatentStatistics
 from aligntok.diffusion.sampling import Sampling, draw_samples
-from aligntok.errors import ConfigError, WeightsError, first_line, unknown
-from aligntok.io.files import check_tensors, save_tensors, write_json
+from aligntok.errors import ConfigError, WeightsError, unknown
+from aligntok.io.files import check_tensors, read_json, save_tensors, write_json
 from aligntok.registry import GENERATORS
 from aligntok.tokenizer import Tokenizer
 
@@ -167,17 +166,10 @@ class LatentDiffusion(nn.Module):
         Raises WeightsError when it is not there, or damaged.
         """
         path = Path(folder)
-        try:
-            config = json.loads((path / "latent_diffusion.json").read_text())
-            statistics = LatentStatistics(**config["statistics"])
-            fields = {key: config[key] for key in ("generator", "latent_shape", "class_names", "sampling")}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise WeightsError(
-                f"{folder} is no saved generator with its tokenizer ({first_line(error)}); "
-                "a training run writes one, latent_diffusion in its work folder"
-            ) from error
+        cure = "so the folder is no saved generator with its tokenizer: a training writes one, its latent_diffusion"
+        fields = read_json(path / "latent_diffusion.json", WeightsError, cure, described_fields)
         tokenizer = Tokenizer.from_pretrained(path / "tokenizer")
-        model = cls(tokenizer=tokenizer, statistics=statistics, **fields)
+        model = cls(tokenizer=tokenizer, **fields)
         check_tensors(path / "generator.safetensors", WeightsError, "copy the folder again, whole")
         model.generator.load_weights(path / "generator.safetensors")
         return model.eval()
@@ -190,3 +182,12 @@ def check_null_class(cfg_scale: float, generator: Any, where: str) -> None:
             f"{where}: cfg_scale={cfg_scale} needs a null class, but with class_dropout_prob=0 the generator learns "
             "none; use 1, train with class_dropout_prob=0.1, or guide with a weaker generator"
         )
+
+
+def described_fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of :class:`LatentDiffusion`, but for its tokenizer, of a file that describes a generator.
+
+    Raises KeyError, TypeError or ValueError for a file that does not.
+    """
+    fields = {key: content[key] for key in ("generator", "latent_shape", "class_names", "sampling")}
+    return {**fields, "statistics": LatentStatistics(**content["statistics"])}

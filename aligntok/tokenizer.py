@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import aligntok
 from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, first_line
-from aligntok.io.files import check_tensors, replacing, save_tensors, write_json
+from aligntok.io.files import check_tensors, read_json, replacing, save_tensors, write_json
 from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, ComponentRegistry
 from aligntok.weights.load import weights_hash
 
@@ -212,6 +212,8 @@ class Tokenizer(
         source = str(pretrained_model_name_or_path)
         if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
             raise WeightsError(f"{source} has no config.json, so it is no saved tokenizer; found: {_listing(source)}")
+        if os.path.isdir(source):
+            read_json(Path(source) / "config.json", WeightsError, "copy or download the folder again")
         try:
             return super().from_pretrained(source, **kwargs)
         except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:

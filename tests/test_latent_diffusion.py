@@ -62,11 +62,17 @@ def test_others_may_read_what_is_saved(saved):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: (f / "latent_diffusion.json").unlink(), "is no saved generator with its tokenizer .*No such file"),
+        (
+            lambda f: (f / "latent_diffusion.json").unlink(),
+            "latent_diffusion.json cannot be read .No such file.*is no saved generator with its tokenizer",
+        ),
         (lambda f: (f / "latent_diffusion.json").write_text("{"), "is no saved generator"),
         (lambda f: (f / "latent_diffusion.json").write_text("[1]"), "is no saved generator"),
-        (lambda f: without(f, "generator"), r"is no saved generator with its tokenizer \('generator'\)"),
-        (lambda f: without(f, "statistics"), r"is no saved generator with its tokenizer \('statistics'\)"),
+        (
+            lambda f: without(f, "generator"),
+            r"cannot be read \(it has no 'generator'\); so the folder is no saved generator",
+        ),
+        (lambda f: without(f, "statistics"), r"cannot be read \(it has no 'statistics'\)"),
         (lambda f: (f / "generator.safetensors").unlink(), "LightningDiT: no weights at"),
         (
             lambda f: (f / "generator.safetensors").write_bytes(b"1234"),

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from aligntok.errors import DataError, first_line
-from aligntok.io.files import save_tensors
+from aligntok.io.files import read_json, save_tensors
 
 FORMAT = 1
 ENCODING, MANIFEST = "encoding.json", "manifest.json"
@@ -267,25 +267,22 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise _unfinished(Path(folder))
-    try:
-        content = json.loads(path.read_text())
+
+    def parse(content: dict[str, Any]) -> Manifest:
         if content["encoding"]["format"] != FORMAT:
             raise ValueError(f"its format is {content['encoding']['format']}, this version reads {FORMAT}")
-        statistics = _checked_statistics(path, content.get("statistics"), content["latent_shape"][0])
         return Manifest(
             content["encoding"],
             int(content["images"]),
             tuple(content["latent_shape"]),
-            statistics,
+            _checked_statistics(path, content.get("statistics"), content["latent_shape"][0]),
             tuple(content["class_names"]),
             content["shards"],
             [Skipped(**found) for found in content["skipped"]],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} cannot be read as the manifest of a latent cache ({type(error).__name__}: {first_line(error)}); "
-            "remove that file and start the command that made the cache again: it writes the file anew"
-        ) from error
+
+    cure = "remove that file and start the command that made the cache again: it writes the file anew"
+    return read_json(path, DataError, cure, parse)
 
 
 def _unfinished(folder: Path) -> DataError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aligntok
-from aligntok.errors import ConfigError, DataError, first_line
-from aligntok.io.files import write_json, writing
+from aligntok.errors import ConfigError, DataError
+from aligntok.io.files import read_json, write_json, writing
 
 if TYPE_CHECKING:  # a report is written without mmengine
     from aligntok.tokenizer import Tokenizer
@@ -52,17 +51,15 @@ class Result:
 
 def read_result(path: str | os.PathLike[str]) -> Result:
     """Read what :meth:`Result.write` wrote. Raises DataError for a file that is none, or of another format."""
-    try:
-        content = json.loads(Path(path).read_text())
+
+    def parse(content: dict[str, Any]) -> Result:
         if content.pop("format") != FORMAT:
             raise ValueError(f"it is not of format {FORMAT}")
         content.pop("aligntok_version")
         return Result(**content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} is no result of an evaluation ({type(error).__name__}: {first_line(error)}); "
-            "run the evaluation again, or leave that file out"
-        ) from error
+
+    cure = "so it is no result of an evaluation: run the evaluation again, or leave that file out"
+    return read_json(path, DataError, cure, parse)
 
 
 def _to_tensorboard(result: Result, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from aligntok.data.sources import open_source
 from aligntok.data.transforms import read_image
 from aligntok.errors import DataError, ImageError, at_least, first_line
 from aligntok.evaluation.reading import in_rounds
+from aligntok.io.files import read_json
 from aligntok.training.sample_files import DESCRIPTION, PICTURES
 
 Pixels = npt.NDArray[np.uint8]
@@ -160,12 +160,12 @@ def read_description(path: Path) -> dict[str, Any]:
     file = path / DESCRIPTION
     if not file.is_file():
         return {}
-    try:
-        described: dict[str, Any] = json.loads(file.read_text())
-        if described["finished"] and described["num"] > 0:
-            return described
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} cannot be read ({first_line(error)}); draw the samples again") from error
-    raise DataError(
-        f"{path} has not all of its {described['num']} samples yet; start the command that drew them again, then this"
+    finished, described = read_json(
+        file, DataError, "draw the samples again", lambda said: (said["finished"] and said["num"] > 0, said)
     )
+    if not finished:
+        raise DataError(
+            f"{path} has not all of its {described['num']} samples yet; start the command that drew them again, "
+            "then this"
+        )
+    return described

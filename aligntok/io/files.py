@@ -9,16 +9,17 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from aligntok.errors import AlignTokError, ConfigError, WriteError, first_line
 
 if TYPE_CHECKING:  # torch is imported where tensors are: a report has none
     from torch import Tensor
 
+T = TypeVar("T")
 #: What to do about a file that could not be written, where whoever writes it knows nothing better.
 MAKE_ROOM = "what was there is as it was. Make room, or correct the folder's permissions, and start again"
 
@@ -131,6 +132,25 @@ def write_json(path: str | os.PathLike[str], content: Any, cure: str = MAKE_ROOM
     """Write JSON as :func:`replacing` does; what JSON does not have, such as a path, as its text."""
     with replacing(path, cure) as temporary:
         temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+@overload
+def read_json(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) -> dict[str, Any]: ...
+@overload
+def read_json(
+    path: str | os.PathLike[str], kind: type[AlignTokError], cure: str, parse: Callable[[dict[str, Any]], T]
+) -> T: ...
+def read_json(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str, parse: Any = None) -> Any:
+    """Read a JSON file of ours, names with values, and return what it holds, or what `parse` makes of that.
+
+    Raises an error of that `kind`, which names the file and the reason and ends with `cure`, when it is missing, cut
+    off, not UTF-8, no JSON, no object, or when `parse` misses a name or finds a value that cannot be.
+    """
+    with reading(path, kind, cure):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not names with values")
+        return content if parse is None else parse(content)
 
 
 def save_tensors(

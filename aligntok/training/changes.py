@@ -9,7 +9,8 @@ from typing import Any
 
 from aligntok.distributed import is_first
 from aligntok.engine.checkpoints import finished_steps
-from aligntok.errors import ConfigError
+from aligntok.errors import CheckpointError, ConfigError
+from aligntok.io.files import read_json
 from aligntok.training.stages import Stage
 
 logger = logging.getLogger("aligntok.training")
@@ -41,7 +42,9 @@ def report_changes(stage: Stage, finished: bool) -> None:
     file = stage.description
     if not file.is_file() or not finished_steps(stage.folder):
         return
-    changes = changed_settings(json.loads(file.read_text()), {"seed": stage.seed, **stage.settings})
+    cure = "so what the stage was trained with is unknown: restore it, or remove it to go on without the comparison"
+    before = read_json(file, CheckpointError, cure)
+    changes = changed_settings(before, {"seed": stage.seed, **stage.settings})
     if not changes:
         return
     shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())

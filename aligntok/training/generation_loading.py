@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-from aligntok.data.latent_files import LatentStatistics
 from aligntok.engine.checkpoints import list_checkpoints, load_parts, read_parts
-from aligntok.errors import CheckpointError, ConfigError, WeightsError, first_line
-from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.errors import CheckpointError, ConfigError, WeightsError
+from aligntok.io.files import read_json
+from aligntok.latent_diffusion import LatentDiffusion, described_fields
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.generation_settings import DESCRIPTION, NAME
+
+UNKNOWN = "so the generator is unknown: copy the folder whole; starting its training again writes that file"
 
 
 def load_latent_diffusion(
@@ -31,17 +32,12 @@ def load_latent_diffusion(
             raise ConfigError(f"--weights and --average choose among a work folder's weights; {source} is none")
         return LatentDiffusion.from_pretrained(path)
     folder = generation_folder(path)
-    try:
-        described = json.loads((folder / DESCRIPTION).read_text())
-        statistics = LatentStatistics(**described["statistics"])
-        fields = {key: described[key] for key in ("generator", "latent_shape", "class_names", "sampling")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / DESCRIPTION} cannot be read ({first_line(error)}); so the generator is unknown"
-        ) from error
+    has_ema, fields = read_json(
+        folder / DESCRIPTION, CheckpointError, UNKNOWN, lambda said: (bool(said["ema"]), described_fields(said))
+    )
     tokenizer = Tokenizer.from_pretrained(folder / "tokenizer")
-    model = LatentDiffusion(tokenizer=tokenizer, statistics=statistics, **fields)
-    states = read_parts(folder, weights or ("ema" if described["ema"] else "raw"), average)
+    model = LatentDiffusion(tokenizer=tokenizer, **fields)
+    states = read_parts(folder, weights or ("ema" if has_ema else "raw"), average)
     load_parts({"generator": model.generator}, states, f"the newest checkpoint in {folder}")
     return model.eval()
 

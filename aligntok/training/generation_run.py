@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,15 +14,15 @@ from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import barrier, is_first, world
 from aligntok.engine.generation_hooks import SampleGridHook, TimeBinsHook
 from aligntok.engine.runner import StageRunner
-from aligntok.errors import ConfigError, DataError, multiples_of
+from aligntok.errors import CheckpointError, ConfigError, DataError, multiples_of
 from aligntok.generators.contract import check_label_range
-from aligntok.io.files import write_json
-from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.io.files import read_json, write_json
+from aligntok.latent_diffusion import LatentDiffusion, described_fields
 from aligntok.registry import DATASETS
 from aligntok.rng import seed_torch
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.generation import GenerationModel
-from aligntok.training.generation_loading import load_latent_diffusion
+from aligntok.training.generation_loading import UNKNOWN, load_latent_diffusion
 from aligntok.training.generation_plan import plan_generation
 from aligntok.training.generation_settings import Generation
 from aligntok.training.generation_validation import validation_options
@@ -163,8 +162,8 @@ def _statistics(
     if generation["data"]["train"]["type"] == "latents":
         return train.statistics, train.latent_shape
     if generation.description.is_file():
-        begun = json.loads(generation.description.read_text())
-        return LatentStatistics(**begun["statistics"]), tuple(begun["latent_shape"])
+        begun = read_json(generation.description, CheckpointError, UNKNOWN, described_fields)
+        return begun["statistics"], tuple(begun["latent_shape"])
     data = generation["data"]
     statistics = latent_statistics(
         tokenizer,

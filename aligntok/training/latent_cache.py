@@ -7,7 +7,6 @@ on a CPU, sums may differ in their last bits with the number of threads, and eve
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -36,8 +35,8 @@ from aligntok.distributed import (
     must_agree,
 )
 from aligntok.distributed.job import batched, job
-from aligntok.errors import ConfigError, DataError, at_least, first_line
-from aligntok.io.files import check_space, check_tensors, claiming, remove_leftovers, write_json
+from aligntok.errors import ConfigError, DataError, at_least
+from aligntok.io.files import check_space, check_tensors, claiming, read_json, remove_leftovers, write_json
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.latent_encoding import Encoding, LatentEncoder, ShardJob, encode_shards
 from aligntok.training.loading import load_tokenizer
@@ -135,13 +134,8 @@ class LatentCache:
             if self.folder.is_file() or (self.folder.is_dir() and {*os.listdir(self.folder)} - {".claim"}):
                 raise ConfigError(f"{self.folder} has other things in it, and no {ENCODING}; give a new folder")
             return
-        try:
-            before, now = _compared(json.loads(begun.read_text())), _compared(settings)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{begun} cannot be read ({first_line(error)}), so how the shards beside it were encoded is unknown; "
-                "restore that file, or give another folder"
-            ) from error
+        cure = "so how the shards beside it were encoded is unknown: restore that file, or give another folder"
+        before, now = read_json(begun, DataError, cure, _compared), _compared(settings)
         changed = [f"{key} {before.get(key)}, now {now[key]}" for key in now if now[key] != before.get(key)]
         if changed:
             raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from aligntok.engine.checkpoints import join, list_checkpoints, read_parts, read_snapshots
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
+from aligntok.io.files import read_json
 from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.training.lora import lora_scaling, without_lora
@@ -70,12 +70,13 @@ def _merged(states: PartStates, folder: str | os.PathLike[str]) -> PartStates:
 
 
 def _read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    description = Path(folder) / "stage.json"
-    try:
-        stage: dict[str, Any] = json.loads(description.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{description} cannot be read ({error}), so the stage's model is unknown") from error
-    return stage
+    cure = "so the stage's model is unknown: copy the stage's folder whole; going on with the training writes that file"
+    return read_json(Path(folder) / "stage.json", CheckpointError, cure, _described)
+
+
+def _described(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what a stage's file says, with what every reader needs: a tokenizer, and its averages or None."""
+    return {**content, "tokenizer": dict(content["tokenizer"]), "ema": content["ema"] and dict(content["ema"])}
 
 
 def _furthest_stage(folder: Path) -> Path:
@@ -145,5 +146,4 @@ def synthesise_tokenizer(folder: Path, sigma_rel: float) -> Tokenizer:
 def _needs_synthesis(path: Path, sigma_rel: float | None) -> bool:
     if sigma_rel is None:
         return False
-    stage = json.loads((_furthest_stage(path) / "stage.json").read_text())
-    return sigma_rel not in (stage["ema"] or {}).get("sigma_rel", [])
+    return sigma_rel not in (_read_description(_furthest_stage(path))["ema"] or {}).get("sigma_rel", [])

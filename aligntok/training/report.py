@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from aligntok.errors import CheckpointError
+from aligntok.io.files import read_json
 from aligntok.training.stages import Stage
 
 _HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "st_lpips": "ST-LPIPS", "images": "held-out images"}
@@ -17,7 +19,15 @@ _HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "st_lpips": 
 def read_results(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
     """Return what the finished stages measured: ``{stage: dict(step, seconds, metrics)}``."""
     found = {stage.name: stage.folder / "result.json" for stage in stages}
-    return {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}
+    return {name: read_result(path) for name, path in found.items() if path.is_file()}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Return what a stage's ``result.json`` holds, dict(step, seconds, metrics). Raises CheckpointError."""
+    cure = "remove that file and start the same command again: the stage is measured anew"
+    return read_json(
+        path, CheckpointError, cure, lambda said: {key: said[key] for key in ("step", "seconds", "metrics")}
+    )
 
 
 def print_summary(stages: Sequence[Stage], console: Console | None = None) -> None:

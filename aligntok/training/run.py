@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from aligntok.training.generation_validation import check_validation
 from aligntok.training.loading import load_stage_tokenizer
 from aligntok.training.origin import note_origin
 from aligntok.training.preflight import StagePlan, check_before_training, plan_stage, print_plan
-from aligntok.training.report import print_summary
+from aligntok.training.report import print_summary, read_result
 from aligntok.training.stage_run import build_datasets, run_stage
 from aligntok.training.stages import Stage, expand_stages
 
@@ -124,7 +123,7 @@ def is_finished(stage: Stage, validated: bool) -> bool:
     """Tell whether a stage has done all its steps and, if it is `validated`, measured the result."""
     done = finished_steps(stage.folder) >= stage["steps"]
     result = stage.folder / "result.json"
-    return done and (not validated or (result.is_file() and json.loads(result.read_text())["step"] >= stage["steps"]))
+    return done and (not validated or (result.is_file() and read_result(result)["step"] >= stage["steps"]))
 
 
 def _choose(stages: Sequence[Stage], name: str | None) -> list[Stage]:

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import zipfile
@@ -31,7 +30,7 @@ from aligntok.data.transforms import open_image, to_picture, to_tensor
 from aligntok.distributed import broadcast, is_first
 from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.errors import ConfigError, DataError, ImageError, Preempted, first_line
-from aligntok.io.files import check_space, remove_leftovers, replacing, write_json
+from aligntok.io.files import check_space, read_json, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, save_picture
 
 FORMAT = 1
@@ -75,13 +74,8 @@ class SampleFolder:
         if not begun.is_file():
             check_folder_is_new(self.path, DESCRIPTION)
             return
-        try:
-            before, now = compared(json.loads(begun.read_text())), compared(self.settings)
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"{begun} cannot be read ({first_line(error)}), so how the pictures beside it were drawn is unknown; "
-                "restore that file, or give another --out"
-            ) from error
+        cure = "so how the pictures beside it were drawn is unknown: restore that file, or give another --out"
+        before, now = read_json(begun, DataError, cure, compared), compared(self.settings)
         changed = [
             f"{key} {_short(before.get(key))}, now {_short(now.get(key))}"
             for key in sorted({**before, **now})

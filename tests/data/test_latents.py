@@ -247,7 +247,7 @@ AMISS = {
         r"no latent cache in .*cache_latents\.py TOKENIZER",
     ),
     "unfinished": (lambda f: (f / "manifest.json").unlink(), r"not finished \(4 shards .*start the command"),
-    "no JSON": (lambda f: (f / "manifest.json").write_text('{"images"'), "cannot be read as the manifest"),
+    "no JSON": (lambda f: (f / "manifest.json").write_text('{"images"'), r"manifest\.json cannot be read"),
     "a later format": (lambda f: rewrite(f, encoding={"format": 2}), "its format is 2, this version reads 1"),
     "no statistics": (lambda f: rewrite(f, statistics=None), "no mean and standard deviation of the 3 latent channels"),
     "part of them": (lambda f: rewrite(f, statistics={**NUMBERS, "std": [1.0]}), "no mean and standard deviation"),

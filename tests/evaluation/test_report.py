@@ -297,7 +297,7 @@ def test_what_is_missing_or_damaged_is_named(run, tmp_path):
         str(folder / "1_latent_alignment") + "/*/vis_data/scalars.json, the training's log",
         str(folder / "1_latent_alignment/result.json") + " (",
         f"1 line of {folder}/2_perceptual_alignment/20260102_120000/vis_data/scalars.json cannot be read",
-        str(folder / "evaluation/cost/cost.json") + " is no result of an evaluation",
+        str(folder / "evaluation/cost/cost.json") + " cannot be read",
         str(folder / "sweep/sweep.csv") + " (",
         str(folder / "generation/generation.json") + " is no result",
         str(folder / "run.json") + " (",

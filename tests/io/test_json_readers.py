@@ -1,0 +1,140 @@
+"""Every JSON file of ours is read by `read_json`: whatever is wrong with it is one sentence with its cure."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from aligntok.data.latent_files import read_manifest
+from aligntok.engine.checkpoints import write_checkpoint
+from aligntok.errors import AlignTokError, CheckpointError, DataError, WeightsError
+from aligntok.evaluation.results import read_result
+from aligntok.evaluation.samples import read_description
+from aligntok.io.files import read_json
+from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.tokenizer import Tokenizer
+from aligntok.training import report
+from aligntok.training.generation_loading import load_latent_diffusion
+from aligntok.training.loading import load_stage_tokenizer
+
+PACKAGE = Path(__file__).parents[2] / "aligntok"
+#: Rooms that read JSON in their own way still.
+LEFT_OUT = ("evaluation/report", "evaluation/cost", "evaluation/comparison")
+#: JSON that is no file of ours, by file and function, and why.
+OTHERS = {
+    ("io/files.py", "read_json"): "the one place",
+    ("data/latent_files.py", "skipped"): "in the header of a .safetensors file, which is checked when it is opened",
+    ("data/latent_files.py", "_read_header"): "the header of a .safetensors file",
+    ("evaluation/reference_files.py", "read_checked"): "in the header of a .safetensors file, under its checksum",
+    ("weights/diffusers.py", "_read_config"): "diffusers' file, which may be there or not",
+}
+
+
+def readers(tree):
+    """The names of functions that parse JSON, but for what they have just written as JSON themselves."""
+    for function in ast.walk(tree):
+        for call in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
+            if (
+                isinstance(call, ast.Call)
+                and ast.unparse(call.func) in ("json.loads", "json.load", "loads", "json.JSONDecoder")
+                and not ast.unparse(call.args[0] if call.args else call).startswith("json.dumps(")
+            ):
+                yield function.name
+
+
+def test_our_json_is_read_in_one_place():
+    found = {
+        (name, function)
+        for path in PACKAGE.rglob("*.py")
+        if not (name := str(path.relative_to(PACKAGE))).startswith(LEFT_OUT)
+        for function in readers(ast.parse(path.read_text()))
+    }
+    assert found == set(OTHERS)
+
+
+def test_a_new_reader_is_found():
+    assert [*readers(ast.parse("def f():\n    return json.loads(path.read_text())"))] == ["f"]
+    assert not [*readers(ast.parse("def f():\n    return json.loads(json.dumps(x))"))]
+
+
+DAMAGE = {
+    "missing": None,
+    "cut off": b'{"a": [1, 2',
+    "empty": b"",
+    "not UTF-8": b'{"a": "\xff"}',
+    "no JSON": b"a: 1",
+    "a list": b"[1]",
+    "a number": b"1",
+    "nested without end": b"[" * 100_000,
+}
+
+
+def spoil(path, damage):
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if DAMAGE[damage] is not None:
+        path.write_bytes(DAMAGE[damage])
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_whatever_is_wrong_is_one_sentence(tmp_path, damage):
+    spoil(tmp_path / "a.json", damage)
+    with pytest.raises(CheckpointError, match=r"a\.json cannot be read \(.+\); buy another$"):
+        read_json(tmp_path / "a.json", CheckpointError, "buy another")
+
+
+def test_what_is_missing_inside_is_named(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert read_json(tmp_path / "a.json", DataError, "") == {"a": 1}
+    with pytest.raises(DataError, match=r"\(it has no 'b'\); copy it"):
+        read_json(tmp_path / "a.json", DataError, "copy it", lambda content: content["b"])
+
+
+def trained(read, file):
+    """A reader of a training's folder, which has a checkpoint."""
+
+    def call(folder):
+        write_checkpoint(folder, 1, {"parts": {}, "ema": None}, keep=1)
+        return read(folder)
+
+    return call, file
+
+
+def of_samples(folder):
+    if (folder / "samples.json").is_file():  # a folder without one holds any pictures
+        return read_description(folder)
+    raise DataError("cannot be read")
+
+
+READERS = {
+    "tokenizer": (Tokenizer.from_pretrained, "config.json", WeightsError),
+    "generator": (LatentDiffusion.from_pretrained, "latent_diffusion.json", WeightsError),
+    "stage": (*trained(load_stage_tokenizer, "stage.json"), CheckpointError),
+    "generation": (*trained(load_latent_diffusion, "generation.json"), AlignTokError),
+    "stage's result": (lambda folder: report.read_result(folder / "result.json"), "result.json", CheckpointError),
+    "samples": (of_samples, "samples.json", DataError),
+    "cache": (read_manifest, "manifest.json", DataError),
+    "result": (lambda folder: read_result(folder / "cost.json"), "cost.json", DataError),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_says_so(tmp_path, reader, damage):
+    read, file, kind = READERS[reader]
+    spoil(tmp_path / file, damage)
+    with pytest.raises(kind) as caught:
+        read(tmp_path)
+    assert str(tmp_path) in str(caught.value) or damage == "missing"
+    assert damage == "missing" or f"{file} cannot be read (" in str(caught.value)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_object_of_something_else_is_refused(tmp_path, reader):
+    read, file, _ = READERS[reader]
+    (tmp_path / file).write_text(json.dumps({"encoder": 1, "other": "thing"}))
+    with pytest.raises(AlignTokError):
+        read(tmp_path)
