@@ -190,7 +190,7 @@ class PartOptimizersConstructor:
                 sides[side] = OptimWrapper(optimizer)
         guard = StepGuard(self.config["max_skipped"], self.config["spike_factor"])
         device = next(p for part in parts.values() for p in part.parameters()).device.type
-        scaling = torch.amp.GradScaler(device, enabled=getattr(model, "module", model).dtype == torch.float16)
+        scaling = torch.amp.GradScaler(device, enabled=getattr(model, "module", model).precision == "fp16")
         return PartOptimizers(guard, self.config["clip_grad_norm"], scaling, **sides)
 
 
