@@ -14,7 +14,7 @@ from aligntok.errors import CheckpointError
 class Parts(nn.Module):
     """What the constructor asks of a model."""
 
-    dtype = None
+    precision = "fp32"
 
     def __init__(self, **parts):
         super().__init__()

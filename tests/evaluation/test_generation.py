@@ -196,7 +196,7 @@ def test_a_sweep_measures_the_distance_of_each_combination(run, reference, tiny_
         (dict(num=4, labels="all"), "one of: random, balanced"),
         (
             dict(num=4, metrics=[{}], variants=dict(a=dict(scale=1))),
-            r"no setting named 'scale'; did you mean 'cfg_scale'\? known: steps",
+            "no setting named 'scale'; did you mean 'cfg_scale'? known: steps",
         ),
         (dict(num=4, metrics=[dict(type="generation", reference="none.npz", extractor=TINY)]), "none.npz"),
     ],
