@@ -30,6 +30,8 @@ class LatentDiffusion(nn.Module):
         latent_shape: (C, h, w) of the latents it was trained on, the default size of a sample.
         class_names: the name of each class, where they are known.
         sampling: keywords of :class:`aligntok.diffusion.sampling.Sampling`, the defaults of `sample`.
+        trusted: False for a generator's config that a file brings: of those only registered names are taken.
+        components: classes by name, taken beside the registered ones.
 
     Raises ConfigError when these do not fit one another.
     """
@@ -42,10 +44,12 @@ class LatentDiffusion(nn.Module):
         latent_shape: Sequence[int],
         class_names: Sequence[str] = (),
         sampling: Mapping[str, Any] | None = None,
+        trusted: bool = True,
+        components: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.generator_config = dict(generator)
-        self.generator = GENERATORS.build(self.generator_config)
+        self.generator = GENERATORS.build(self.generator_config, trusted=trusted, components=components)
         self.tokenizer = tokenizer
         self.statistics = statistics
         self.latent_shape = tuple(latent_shape)
@@ -160,16 +164,20 @@ class LatentDiffusion(nn.Module):
         write_json(path / "latent_diffusion.json", self.config)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> LatentDiffusion:
-        """Load what `save_pretrained` wrote, in eval mode on the CPU.
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], components: Mapping[str, Any] | None = None
+    ) -> LatentDiffusion:
+        """Load what `save_pretrained` wrote, in eval mode on the CPU; `components` as of a tokenizer's.
 
-        Raises WeightsError when it is not there, or damaged.
+        Raises WeightsError when it is not there, or damaged, UnknownComponentError for a part that is neither
+        registered nor among `components`.
         """
         path = Path(folder)
         cure = "so the folder is no saved generator with its tokenizer: a training writes one, its latent_diffusion"
         fields = read_json(path / "latent_diffusion.json", WeightsError, cure, described_fields)
-        tokenizer = Tokenizer.from_pretrained(path / "tokenizer")
-        model = cls(tokenizer=tokenizer, **fields)
+        GENERATORS.check_registered(fields["generator"], components)  # before the tokenizer's parts are imported
+        tokenizer = Tokenizer.from_pretrained(path / "tokenizer", components=components)
+        model = cls(tokenizer=tokenizer, trusted=False, components=components, **fields)
         check_tensors(path / "generator.safetensors", WeightsError, "copy the folder again, whole")
         model.generator.load_weights(path / "generator.safetensors")
         return model.eval()

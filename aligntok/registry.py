@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -91,6 +91,11 @@ class ComponentRegistry(Registry):
             raise UnknownComponentError(self._missing(key))
         return found
 
+    def find(self, name: str, components: Mapping[str, Any] | None = None) -> Any:
+        """Return the class that `components` has under a name, else what :meth:`get` returns."""
+        given = components or {}
+        return given[name] if name in given else self.get(name)
+
     def _resolve(self, key: str, path: str) -> Any:
         found = get_object_from_string(path)
         if found is None:
@@ -111,18 +116,50 @@ class ComponentRegistry(Registry):
             + f"install a plugin that gives {article} {self.kind} of that name (`aligntok plugins list`)"
         )
 
-    def build(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+    def check_registered(self, cfg: Any, components: Mapping[str, Any] | None = None) -> None:
+        """Raise UnknownComponentError unless a config that a file brings names registered components only.
+
+        Its own type is a name of this registry or one of `components`; the type of a dict inside it, at any depth,
+        which the component may build, a name of any registry. Dotted names, names of mmengine's registries and classes
+        are refused, and nothing is imported but the plugins that are installed.
+        """
+        if not isinstance(cfg, Mapping):
+            return
+        name = cfg.get("type")
+        if not isinstance(name, str) or not (name in self or name in (components or {})):
+            raise UnknownComponentError(self._refusal(name))
+        for inner in _configs_in([value for key, value in cfg.items() if key != "type"]):
+            if not any(inner["type"] in shelf for shelf in shelves().values() if isinstance(inner["type"], str)):
+                raise UnknownComponentError(self._refusal(inner["type"]))
+
+    def _refusal(self, name: Any) -> str:
+        if isinstance(name, str) and "." not in name:
+            return self._missing(name)
+        loader = "load_latent_diffusion" if self.kind == "generator" else "load_tokenizer"
+        return (
+            f"{self.kind} {name!r} stands in a file, of which only registered names are taken ({', '.join(self)}), and "
+            "dotted names are for configs that you wrote yourself: load it with "
+            f"{loading_line(loader, [str(name)])}, or install a plugin that registers it"
+        )
+
+    def build(
+        self, cfg: Any, *args: Any, trusted: bool = True, components: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Any:
         """Build a component from ``dict(type=name, **keywords)``; an object that is built already is returned as is.
 
-        Raises ConfigError when the keywords are not the component's, and whatever the component itself raises.
+        `trusted` False is for a config that a file brings, not its user: see :meth:`check_registered`, which looks
+        before anything is imported. `components` are classes by name that are taken beside the registered ones. Raises
+        ConfigError when the keywords are not the component's, and whatever the component itself raises.
         """
+        if not trusted:
+            self.check_registered(cfg, components)
         if not isinstance(cfg, dict):
             return cfg
         options = {**kwargs, **cfg}
         name = options.pop("type", None)
         if name is None:
             raise ConfigError(f"{self.kind} config {dict(cfg)} has no 'type'; known: {', '.join(self)}")
-        component = self.get(name) if isinstance(name, str) else name
+        component = self.find(name, components) if isinstance(name, str) else name
         check_keywords(component, options, who=f"{self.kind} '{name}'")
         return component(**options)
 
@@ -154,6 +191,34 @@ def check_keywords(component: Any, options: dict[str, Any], who: str, also: tupl
     for key in options:
         if key not in known:
             raise ConfigError(f"{who} takes {unknown('keyword', key, known)}")
+
+
+def _configs_in(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield every dict with a 'type' inside dicts and lists, at any depth, `value` itself too."""
+    if isinstance(value, Mapping):
+        if "type" in value:
+            yield value
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _configs_in(each)
+
+
+def dotted_components(config: Any) -> list[str]:
+    """Return the import paths that a user's config names as types, at any depth, sorted."""
+    named = {each["type"] for each in _configs_in(config) if isinstance(each["type"], str)}
+    return sorted(name for name in named if "." in name and not any(name in shelf for shelf in shelves().values()))
+
+
+def import_components(names: Sequence[str]) -> dict[str, Any]:
+    """Import classes by their paths, for `components` of a loader: those of a user's own config."""
+    return {name: get_object_from_string(name) for name in names}
+
+
+def loading_line(loader: str, names: Sequence[str]) -> str:
+    """Return the line that loads what holds components which no registry has."""
+    given = ", ".join(f'"{name}": {name.rpartition(".")[2]}' for name in names)
+    return f"{loader}(folder, components={{{given}}})"
 
 
 ENCODERS = ComponentRegistry("encoder", "encoder")  # pretrained vision models: images -> features

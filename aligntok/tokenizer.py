@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
 import os
@@ -62,6 +63,8 @@ class Tokenizer(
         variational: the adapter gives mean and log-variance (2 d channels) of a Gaussian posterior, as in the VAE
             baselines. AlignTok itself has none.
         plugins: where each component came from when the tokenizer was saved; used to explain what is missing.
+        trusted: False for configs that a file brings: of those only registered names are taken.
+        components: classes by name, taken beside the registered ones.
 
     Raises:
         ConfigError: encoder, adapter and decoder do not fit one another.
@@ -77,6 +80,8 @@ class Tokenizer(
         downsample_factor: int = 16,
         variational: bool = False,
         plugins: Mapping[str, Any] | None = None,
+        trusted: bool = True,
+        components: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
@@ -84,14 +89,18 @@ class Tokenizer(
         self.variational = variational
         given = {"encoder": encoder, "adapter": adapter or {"type": "mlp"}, "decoder": decoder or {"type": "ldm_cnn"}}
         with _explaining_plugins(plugins):
-            self.encoder, config = _build(
+            for registry, part in zip((ENCODERS, ADAPTERS, DECODERS), PARTS, strict=True):
+                if not trusted:  # all of them before the first is imported
+                    registry.check_registered(given[part], components)
+            build = functools.partial(_build, trusted=trusted, components=components)
+            self.encoder, config = build(
                 ENCODERS, given["encoder"], downsample_factor=downsample_factor, latent_dim=latent_dim
             )
             adapted = latent_dim * (2 if variational else 1)
-            self.adapter, adapter_config = _build(
+            self.adapter, adapter_config = build(
                 ADAPTERS, given["adapter"], in_dim=self.encoder.out_dim, latent_dim=adapted
             )
-            self.decoder, decoder_config = _build(DECODERS, given["decoder"], latent_dim=latent_dim)
+            self.decoder, decoder_config = build(DECODERS, given["decoder"], latent_dim=latent_dim)
         configs = {"encoder": config, "adapter": adapter_config, "decoder": decoder_config}
         self._check_fit()
         self._hub_mixin_config = self._describe(configs)
@@ -204,10 +213,14 @@ class Tokenizer(
         return self.push_to_hub(repo_id or folder.name, **kwargs) if push else None
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Tokenizer:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, components: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Tokenizer:
         """Load a saved tokenizer, in eval mode, from a folder or a hub id.
 
-        Raises WeightsError when neither is there, the hub cannot be reached, or the weights do not fit the config.
+        `components` are classes by the names that its config gives them, for parts that no plugin registers. Raises
+        WeightsError when neither is there, the hub cannot be reached, or the weights do not fit the config,
+        UnknownComponentError for a part that is neither registered nor given.
         """
         source = str(pretrained_model_name_or_path)
         if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
@@ -215,7 +228,7 @@ class Tokenizer(
         if os.path.isdir(source):
             read_json(Path(source) / "config.json", WeightsError, "copy or download the folder again")
         try:
-            return super().from_pretrained(source, **kwargs)
+            return super().from_pretrained(source, **{**kwargs, "trusted": False, "components": components})
         except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -243,17 +256,19 @@ def _without_ties(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if first[places[name]] == name}
 
 
-def _build(registry: ComponentRegistry, given: Any, **defaults: Any) -> tuple[Any, dict[str, Any] | None]:
+def _build(
+    registry: ComponentRegistry, given: Any, trusted: bool, components: Mapping[str, Any] | None, **defaults: Any
+) -> tuple[Any, dict[str, Any] | None]:
     """Build a part, with those defaults filled in that it takes; also return the config that rebuilds it."""
     if isinstance(given, nn.Module):
         return given, None
     if not isinstance(given, Mapping) or "type" not in given:
         raise ConfigError(f"{registry.kind} must be dict(type=name, ...) or a module, not {given!r}")
     name = given["type"]
-    parameters = inspect.signature(registry.get(name)).parameters
+    parameters = inspect.signature(registry.find(name, components)).parameters
     config = {**{key: value for key, value in defaults.items() if key in parameters}, **given}
     saved = {**config, "pretrained": False} if "pretrained" in parameters else config
-    return registry.build(config), json.loads(json.dumps(saved))
+    return registry.build(config, trusted=trusted, components=components), json.loads(json.dumps(saved))
 
 
 @contextlib.contextmanager

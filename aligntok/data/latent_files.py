@@ -277,7 +277,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             tuple(content["latent_shape"]),
             _checked_statistics(path, content.get("statistics"), content["latent_shape"][0]),
             tuple(content["class_names"]),
-            content["shards"],
+            [
+                {"file": shard["file"], **{key: int(shard[key]) for key in ("images", "bytes")}}
+                for shard in content["shards"]
+            ],
             [Skipped(**found) for found in content["skipped"]],
         )
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, default_collate
 from aligntok.data.latent_files import DTYPES, LatentStatistics, Manifest, MappedRows, Shard, read_manifest
 from aligntok.data.sampler import SampleRequest
 from aligntok.errors import ConfigError, DataError
+from aligntok.io.files import inside
 from aligntok.rng import rng
 
 _FLIPS_AT_ONCE = 4096  # samples whose flips come from one random stream: to seed one for each takes longer than to read
@@ -177,7 +178,7 @@ def _open_shards(root: Path, manifest: Manifest) -> list[Shard]:
     """Open every shard with something in it. Raises DataError for one that is missing or not of the manifest."""
     shards = []
     for entry in manifest.shards:
-        shard = Shard(root / entry["file"])
+        shard = Shard(inside(root, entry["file"], DataError, "copy the cache again, whole, or make it anew"))
         if (shard.images, shard.bytes) != (entry["images"], entry["bytes"]):
             raise DataError(
                 f"{shard.path} is not the shard of the manifest: {shard.images} images in {shard.bytes} bytes, not "

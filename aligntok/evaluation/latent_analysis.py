@@ -148,7 +148,7 @@ def load_subjects(
     precision: str,
 ) -> list[Subject]:
     """Load the tokenizers and, last, the reference encoder."""
-    chosen = {} if weights is None else {"weights": weights}
+    chosen: dict[str, Any] = {} if weights is None else {"weights": weights}
     loaded = [load_tokenizer(source, **chosen) for source in tokenizers]
     config = encoder_config(encoder) if isinstance(encoder, str) else encoder
     config = on_grid_of(config, {each.downsample_factor for each in loaded})

@@ -62,7 +62,8 @@ def evaluate_reconstruction(
     with job(), multiplying(precision):  # perceptual distances as the tokenizer
         check_out(folder)
         images = EvaluationImages(data, image_size, split, num, batch_size, workers)
-        model = load_tokenizer(tokenizer, **({} if weights is None else {"weights": weights}))
+        chosen: dict[str, Any] = {} if weights is None else {"weights": weights}
+        model = load_tokenizer(tokenizer, **chosen)
         latent_shape(model, images.image_size)
         reconstruct = Reconstruction(model, precision)
         metric = ReconstructionMetric(perceptual, extractor)

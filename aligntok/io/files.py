@@ -227,6 +227,23 @@ def reading(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) 
         raise kind(f"{path} cannot be read ({reason}); {cure}") from error
 
 
+def inside(folder: str | os.PathLike[str], name: Any, kind: type[AlignTokError], cure: str) -> Path:
+    """Return the path of a file in `folder` that another file names.
+
+    Raises an error of that `kind`, which ends with `cure`, for a name that leads out of the folder, also by way of a
+    link, and for what is no regular file. A file that is missing is left to whoever opens it.
+    """
+    root = Path(folder).resolve()
+    try:
+        place = (root / name).resolve()
+        sound = place != root and place.is_relative_to(root) and (place.is_file() or not place.exists())
+    except (TypeError, ValueError, OSError, RuntimeError):  # no text, a NUL in it, links in a circle
+        sound = False
+    if not sound:
+        raise kind(f"a file in {folder} names {name!r}, which is no file in that folder; {cure}")
+    return Path(folder) / name
+
+
 def _checksum_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 

@@ -92,7 +92,7 @@ def save_result(generation: Generation) -> Path:
     """Save the finished generator with its tokenizer, and say where; the first process writes."""
     folder = generation.folder.parent / "latent_diffusion"
     if is_first():
-        load_latent_diffusion(generation.folder).save_pretrained(folder)
+        load_latent_diffusion(generation.folder, components=generation.components).save_pretrained(folder)
         print(f"Generator: {folder}   (python tools/sample.py {folder} --num 16)")
         pictures = sorted((generation.folder / "pictures").glob("*.png"))
         if pictures:
@@ -127,7 +127,7 @@ def open_tokenizer(generation: Generation) -> Tokenizer:
     """Load the tokenizer: the run's own copy once it has begun, else the one that the config, or its cache, names."""
     kept = generation.folder / "tokenizer"
     if (kept / "config.json").is_file() and generation.description.is_file():
-        return load_tokenizer(kept)
+        return load_tokenizer(kept, components=generation.components)
     source = generation["tokenizer"] or generation.stages_tokenizer
     train = generation["data"]["train"]
     if source is None and train["type"] == "latents" and generation["latent_cache"] is None:
@@ -137,7 +137,7 @@ def open_tokenizer(generation: Generation) -> Tokenizer:
             "no tokenizer is known: set tokenizer to a work folder, a saved tokenizer, a published checkpoint or a hub "
             "id (a finished cache of latents names its own)"
         )
-    return load_tokenizer(source)
+    return load_tokenizer(source, components=generation.components)
 
 
 def _make_cache(generation: Generation, tokenizer: Tokenizer) -> None:

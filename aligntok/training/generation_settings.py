@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aligntok.diffusion.sampling import Sampling
 from aligntok.errors import ConfigError
+from aligntok.registry import dotted_components, import_components
 from aligntok.training.config import fill_defaults
 from aligntok.training.keys import GENERATION_KEYS
 from aligntok.training.latent_encoding import check_posterior
@@ -23,11 +24,17 @@ class Generation(Stage):
     """A generator's training, complete: settings with every key of ``GENERATION_KEYS``.
 
     `data_root` is the run's; `stages_tokenizer` the folder of the tokenizer that the same config's stages make, or
-    None.
+    None; `dotted` the import paths that the config names as components.
     """
 
     data_root: str | None
     stages_tokenizer: Path | None
+    dotted: Sequence[str] = ()
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The classes that the config names by import path, by that name: its own folders may name them, too."""
+        return import_components(self.dotted)
 
     @property
     def description(self) -> Path:
@@ -79,7 +86,15 @@ def expand_generation(config: Mapping[str, Any]) -> Generation | None:
         settings=settings,
         data_root=config["data_root"],
         stages_tokenizer=work_dir / "tokenizer" if config["stages"] and settings["tokenizer"] is None else None,
+        dotted=dotted_models(config),
     )
+
+
+def dotted_models(config: Mapping[str, Any]) -> list[str]:
+    """Return the import paths that a run's config names as parts of its tokenizers or as its generator."""
+    given = [config, config.get("generation"), *config.get("stages", [])]
+    parts = [{"model": each.get("model"), "generator": each.get("generator")} for each in given if each]
+    return dotted_components(parts)
 
 
 def _check(settings: Mapping[str, Any], where: str) -> None:

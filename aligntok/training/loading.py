@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from aligntok.training.lora import lora_scaling, without_lora
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
-def load_tokenizer(source: str | os.PathLike[str], **kwargs: Any) -> Tokenizer:
+def load_tokenizer(
+    source: str | os.PathLike[str], *, components: Mapping[str, Any] | None = None, **kwargs: Any
+) -> Tokenizer:
     """Load a tokenizer, in eval mode on the CPU.
 
     `source` is one of: a folder that ``Tokenizer.save_pretrained`` wrote; a training work folder or one of its stages
     (the furthest stage's newest checkpoint, EMA weights where the stage uses them; keywords `weights`="raw"|"ema" and
     `sigma_rel`); a published VA-VAE or other LDM-style checkpoint file (keyword `resolution`, 256 by default); a
     Hugging Face hub id (keywords of ``from_pretrained``); a folder or hub id of a diffusers AutoencoderKL, or of a
-    pipeline that has one. Nothing is unpickled with code execution.
+    pipeline that has one. Nothing is unpickled with code execution, and no name in a file is imported: of those only
+    registered ones are taken, and those that `components` has a class for, such as ``{"mypkg.Enc": Enc}``.
 
-    Raises WeightsError or CheckpointError when there is no tokenizer there, or it is damaged.
+    Raises WeightsError or CheckpointError when there is no tokenizer there, or it is damaged, UnknownComponentError for
+    a part that is neither registered nor given.
     """
     path = Path(source)
     if path.is_file():
@@ -36,21 +41,29 @@ def load_tokenizer(source: str | os.PathLike[str], **kwargs: Any) -> Tokenizer:
     if not path.is_dir():
         if path.suffix in CHECKPOINT_SUFFIXES or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
             raise WeightsError(f"no such file or folder: {source}")
-        return load_diffusers_autoencoder(source, **kwargs) or Tokenizer.from_pretrained(str(source), **kwargs)
+        return load_diffusers_autoencoder(source, **kwargs) or Tokenizer.from_pretrained(
+            str(source), components=components, **kwargs
+        )
     if (path / "config.json").is_file() or (path / "model_index.json").is_file():
-        return load_diffusers_autoencoder(path, **kwargs) or Tokenizer.from_pretrained(path, **kwargs)
-    return load_stage_tokenizer(_furthest_stage(path), **kwargs)
+        return load_diffusers_autoencoder(path, **kwargs) or Tokenizer.from_pretrained(
+            path, components=components, **kwargs
+        )
+    return load_stage_tokenizer(_furthest_stage(path), components=components, **kwargs)
 
 
 def load_stage_tokenizer(
-    folder: str | os.PathLike[str], weights: str | None = None, sigma_rel: float | None = None
+    folder: str | os.PathLike[str],
+    weights: str | None = None,
+    sigma_rel: float | None = None,
+    components: Mapping[str, Any] | None = None,
 ) -> Tokenizer:
-    """Load the tokenizer of a stage's folder from its newest checkpoint.
+    """Load the tokenizer of a stage's folder from its newest checkpoint; `components` as in :func:`load_tokenizer`.
 
     `weights` None takes the EMA (of width `sigma_rel`, or the stage's inference width) where the stage keeps one.
     """
     stage = _read_description(folder)
-    tokenizer = Tokenizer(**{k: v for k, v in stage["tokenizer"].items() if k != "aligntok_version"})
+    saved = {key: value for key, value in stage["tokenizer"].items() if key != "aligntok_version"}
+    tokenizer = Tokenizer(**{**saved, "trusted": False, "components": components})
     states = read_merged_parts(folder, weights or ("ema" if stage["ema"] else "raw"), sigma_rel)
     for part in PARTS:
         getattr(tokenizer, part).load_state_dict(states.get(part, {}))  # files have no part without weights
@@ -113,7 +126,9 @@ def export_tokenizer(
         raise ConfigError(f"{target} is a file; give a new folder, or a saved tokenizer's")
     if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or a saved tokenizer's")
-    chosen = {key: value for key, value in (("weights", weights), ("sigma_rel", sigma_rel)) if value is not None}
+    chosen: dict[str, Any] = {
+        key: value for key, value in (("weights", weights), ("sigma_rel", sigma_rel)) if value is not None
+    }
     path = Path(source)
     if chosen and not (path.is_dir() and not (path / "config.json").is_file()):
         raise ConfigError(f"--weights and --sigma-rel choose among a work folder's weights; {source} is none")

@@ -13,10 +13,11 @@ from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.runner import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted, unknown
 from aligntok.io.files import claiming
+from aligntok.registry import import_components, loading_line
 from aligntok.training.changes import report_changes
 from aligntok.training.generation_plan import plan_generation
 from aligntok.training.generation_run import check_chain, save_result, train_generator
-from aligntok.training.generation_settings import Generation, expand_generation
+from aligntok.training.generation_settings import Generation, dotted_models, expand_generation
 from aligntok.training.generation_validation import check_validation
 from aligntok.training.loading import load_stage_tokenizer
 from aligntok.training.origin import note_origin
@@ -50,6 +51,7 @@ def run(
             _plan(generation)  # what is wrong with its settings is said before any work
             check_chain(generation, stages)
             check_validation(generation)
+        _say_what_loads(config)
         chosen_stages = [stage for stage in chosen if stage is not generation]
         tokenizer = _train_stages(config, stages, chosen_stages, launcher, origin)
         if generation is None or generation not in chosen:
@@ -57,6 +59,22 @@ def run(
         if stages and tokenizer is None:
             raise ConfigError("the generator's tokenizer is not finished; train all stages first, without --stage")
         return _train_generator(config, generation, launcher, None if stages else origin)
+
+
+def _say_what_loads(config: Mapping[str, Any]) -> None:
+    """Say which line loads what is exported, of a config with components that no registry has."""
+    names = dotted_models(config)
+    if names:
+        loaders = ["load_tokenizer"] * bool(config["stages"]) + ["load_latent_diffusion"] * (_has_generator(config))
+        lines = " and ".join(loading_line(loader, names) for loader in loaders)
+        _say(
+            f"named by import path: {', '.join(names)}; what this run exports loads only with {lines}, or once a "
+            "plugin registers the name"
+        )
+
+
+def _has_generator(config: Mapping[str, Any]) -> bool:
+    return "generator" in (config["generation"] if config["stages"] else config)
 
 
 def _train_stages(
@@ -141,7 +159,8 @@ def _finish(config: Mapping[str, Any], stages: Sequence[Stage]) -> Path | None:
         return None
     folder = Path(config["work_dir"]) / "tokenizer"
     if is_first():
-        load_stage_tokenizer(stages[-1].folder).save_pretrained(folder)
+        own = import_components(dotted_models(config))
+        load_stage_tokenizer(stages[-1].folder, components=own).save_pretrained(folder)
         print(f"Tokenizer: {folder}   (aligntok.load_tokenizer('{folder}'))")
         pictures = sorted((stages[-1].folder / "pictures").glob("*.png"))
         if pictures:
