@@ -89,8 +89,7 @@ def linear_probe(
         check_out(folder)
         wanted = ((train_split, num_train), (val_split, num_val))
         images = [EvaluationImages(data, image_size, *each, encode_batch_size, workers) for each in wanted]
-        chosen: dict[str, Any] = {} if weights is None else {"weights": weights}
-        model = load_tokenizer(tokenizer, **chosen)
+        model = load_tokenizer(tokenizer, **({} if weights is None else dict[str, Any](weights=weights)))
         encode = FeatureEncoder(model, images[0].image_size, precision, pool)
         names, splits = make_splits(images, encode)
         recipe = {"epochs": epochs, "optimizer": "Adam", "lr": lr, "batch_size": batch_size, "seed": seed}

@@ -62,8 +62,7 @@ def evaluate_reconstruction(
     with job(), multiplying(precision):  # perceptual distances as the tokenizer
         check_out(folder)
         images = EvaluationImages(data, image_size, split, num, batch_size, workers)
-        chosen: dict[str, Any] = {} if weights is None else {"weights": weights}
-        model = load_tokenizer(tokenizer, **chosen)
+        model = load_tokenizer(tokenizer, **({} if weights is None else dict[str, Any](weights=weights)))
         latent_shape(model, images.image_size)
         reconstruct = Reconstruction(model, precision)
         metric = ReconstructionMetric(perceptual, extractor)

@@ -257,6 +257,11 @@ AMISS = {
     "truncated shard": (cut_off, r"shard_00003.* missing, cut off or damaged \(\d+ bytes of \d+\)"),
     "no shard at all": (lambda f: shard_path(f, 2).write_bytes(b"x" * 9), "its header is cut off"),
     "garbage": (lambda f: shard_path(f, 2).write_bytes(bytes([2] + [0] * 7) + b"ab"), "cut off or damaged"),
+    "shards of elsewhere": (
+        lambda f: rewrite(f, shards=[{"file": "../../x.png", "images": 1, "bytes": 1}]),
+        r"names '\.\./\.\./x\.png', which is no file in that folder; copy the cache again",
+    ),
+    "shards without a length": (lambda f: rewrite(f, shards=[{"file": "x"}]), "cannot be read .it has no 'images'"),
     "shards swapped": (swap, "is not the shard of the manifest: 7 images .* not 5"),
 }
 
