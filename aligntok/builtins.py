@@ -21,15 +21,15 @@ def aligntok_register(registries: Registries) -> None:
     registries.encoders.add("ldm_cnn", "aligntok.encoders.ldm_cnn.LDMEncoder")
     registries.encoders.add("diffusers_kl", "aligntok.encoders.diffusers_kl.DiffusersKLEncoder")
 
-    registries.adapters.add("mlp", "aligntok.adapters.pointwise.MLPAdapter")
-    registries.adapters.add("linear", "aligntok.adapters.pointwise.LinearAdapter")
-    registries.adapters.add("identity", "aligntok.adapters.pointwise.IdentityAdapter")
+    registries.adapters.add("mlp", "aligntok.adapters.MLPAdapter")
+    registries.adapters.add("linear", "aligntok.adapters.LinearAdapter")
+    registries.adapters.add("identity", "aligntok.adapters.IdentityAdapter")
 
     registries.decoders.add("ldm_cnn", "aligntok.decoders.ldm_cnn.LDMDecoder")
     registries.decoders.add("vit_cnn", "aligntok.decoders.vit_cnn.ViTCNNDecoder")
     registries.decoders.add("diffusers_kl", "aligntok.decoders.diffusers_kl.DiffusersKLDecoder")
 
-    registries.discriminators.add("patchgan", "aligntok.discriminators.patchgan.PatchGAN")
+    registries.discriminators.add("patchgan", "aligntok.discriminators.PatchGAN")
 
     registries.generators.add("lightning_dit", "aligntok.generators.lightning_dit.LightningDiT")
 
@@ -42,7 +42,7 @@ def aligntok_register(registries: Registries) -> None:
     registries.losses.add("gan", "aligntok.losses.adversarial.GANLoss")
     registries.losses.add("semantic_preservation", "aligntok.losses.semantic.SemanticPreservationLoss")
     registries.losses.add("vf", "aligntok.losses.semantic.VisionFoundationLoss")
-    registries.losses.add("kl", "aligntok.losses.posterior.KLLoss")
+    registries.losses.add("kl", "aligntok.losses.reconstruction.KLLoss")
 
     registries.datasets.add("images", "aligntok.data.images.ImageDataset")
     registries.datasets.add("latents", "aligntok.data.latents.LatentDataset")

@@ -9,7 +9,7 @@ import mmengine.hooks
 import pytest
 from torch import nn
 
-from aligntok.adapters.pointwise import MLPAdapter
+from aligntok.adapters import MLPAdapter
 from aligntok.errors import AlignTokError, ConfigError, UnknownComponentError
 from aligntok.registry import (
     ADAPTERS,
@@ -75,7 +75,7 @@ def test_a_component_is_built_from_its_config():
     adapter = ADAPTERS.build(dict(type="mlp", in_dim=6, latent_dim=3))
     assert isinstance(adapter, MLPAdapter)
     assert ADAPTERS.build(adapter) is adapter
-    dotted = ADAPTERS.build(dict(type="aligntok.adapters.pointwise.MLPAdapter", in_dim=6, latent_dim=3))
+    dotted = ADAPTERS.build(dict(type="aligntok.adapters.MLPAdapter", in_dim=6, latent_dim=3))
     assert isinstance(dotted, MLPAdapter)
     assert isinstance(ADAPTERS.build(dict(type=MLPAdapter, latent_dim=3), in_dim=6), MLPAdapter)
 

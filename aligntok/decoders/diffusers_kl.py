@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from aligntok.decoders.contract import Decoder
+from aligntok.decoders.base import Decoder
 from aligntok.weights.diffusers import (
     AutoencoderPart,
     build_autoencoder,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.decoders.contract import Decoder
+from aligntok.decoders.base import Decoder
 from aligntok.ops.ldm_blocks import Middle, UpLevel, check_shape_options, group_norm, regroup, set_block_checkpointing
 
 

@@ -13,7 +13,7 @@ from open_clip.model import _build_vision_tower
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from aligntok.encoders.contract import Encoder, last_weight
+from aligntok.encoders.base import Encoder, last_weight
 from aligntok.encoders.timm import build_backbone, checkpoint_blocks, choose_level, intermediate
 from aligntok.ops.patches import resample_position_grid
 from aligntok.weights.libraries import any_tag, chosen_tag, image_tensors, model_config

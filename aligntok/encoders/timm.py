@@ -11,7 +11,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from aligntok.encoders.contract import Encoder, last_weight
+from aligntok.encoders.base import Encoder, last_weight
 from aligntok.errors import ConfigError
 from aligntok.weights.libraries import check_model_name, pretrained_tensors
 from aligntok.weights.load import misfit, misfit_of, missing_keys, unknown_keys

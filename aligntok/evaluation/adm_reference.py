@@ -16,7 +16,7 @@ from aligntok.distributed.job import batched
 from aligntok.errors import DataError, first_line
 from aligntok.evaluation.feature_sets import INCEPTION, FeatureCollector, FeatureSet
 from aligntok.evaluation.statistics import Gaussian
-from aligntok.extractors.contract import Extractor
+from aligntok.extractors.base import Extractor
 
 BATCH = 64
 STATISTICS = (("mu", 1), ("sigma", 2), ("mu_s", 1), ("sigma_s", 2))

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aligntok.errors import ConfigError, unknown
-from aligntok.extractors.contract import Extractor
-from aligntok.extractors.encoder import EncoderFeatures
+from aligntok.extractors.base import EncoderFeatures, Extractor
 from aligntok.registry import ENCODERS, EXTRACTORS
 
 

@@ -14,7 +14,7 @@ from aligntok.distributed import gather, total
 from aligntok.errors import DataError
 from aligntok.evaluation.distances import density_coverage, inception_score, kernel_distance, precision_recall
 from aligntok.evaluation.statistics import Gaussian, RunningMoments, frechet_distance
-from aligntok.extractors.contract import Extractor, Features
+from aligntok.extractors.base import Extractor, Features
 
 INCEPTION = "Inception-v3"  # the title whose distances have the names FID, sFID, IS and KID
 SPLITS, PRECISION_K, COVERAGE_K = 10, 3, 5

@@ -17,7 +17,7 @@ from aligntok.evaluation.feature_sets import INCEPTION, FeatureCollector, compar
 from aligntok.evaluation.image_quality import psnr, ssim, to_pixels
 from aligntok.evaluation.references import check_fits, read_reference
 from aligntok.evaluation.statistics import frechet_distance
-from aligntok.extractors.contract import Extractor
+from aligntok.extractors.base import Extractor
 from aligntok.registry import LOSSES
 
 

@@ -21,7 +21,7 @@ from aligntok.evaluation.publishing import check_out
 from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.reference_files import SUFFIX, read_checked, write_checked
 from aligntok.evaluation.statistics import Gaussian
-from aligntok.extractors.contract import Extractor
+from aligntok.extractors.base import Extractor
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import _build_vision_tower
 from torch import Tensor
 
-from aligntok.extractors.contract import Extractor, Features
-from aligntok.extractors.resizing import in_words, resized
+from aligntok.extractors.base import Extractor, Features, in_words, resized
 from aligntok.weights.libraries import any_tag, chosen_tag, image_tensors, model_config
 from aligntok.weights.load import load_into
 

@@ -11,8 +11,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from aligntok.errors import ConfigError
-from aligntok.extractors.contract import Extractor, Features
-from aligntok.extractors.resizing import in_words, resized
+from aligntok.extractors.base import Extractor, Features, in_words, resized
 from aligntok.weights.libraries import check_model_name, pretrained_tensors
 from aligntok.weights.load import misfit_of
 

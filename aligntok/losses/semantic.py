@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.errors import ConfigError, unknown
-from aligntok.losses.contract import Loss, check_same_shape
+from aligntok.losses.base import Loss, check_same_shape
 
 DISTANCES = ("l2", "cosine")
 PLACES = ("latents", "features")

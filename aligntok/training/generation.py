@@ -21,7 +21,7 @@ from aligntok.distributed.parallel import GradientReduction
 from aligntok.engine.compilation import blocks_of, compile_blocks
 from aligntok.engine.loops import StepBatch
 from aligntok.errors import DataError, DivergenceError
-from aligntok.generators.contract import check_label_range
+from aligntok.generators.base import check_label_range
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng
 from aligntok.training.latent_encoding import check_posterior, posterior_noise

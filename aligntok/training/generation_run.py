@@ -15,7 +15,7 @@ from aligntok.distributed import barrier, is_first, world
 from aligntok.engine.generation_hooks import SampleGridHook, TimeBinsHook
 from aligntok.engine.runner import StageRunner
 from aligntok.errors import CheckpointError, ConfigError, DataError, multiples_of
-from aligntok.generators.contract import check_label_range
+from aligntok.generators.base import check_label_range
 from aligntok.io.files import read_json, write_json
 from aligntok.latent_diffusion import LatentDiffusion, described_fields
 from aligntok.registry import DATASETS

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aligntok.adapters.pointwise import IdentityAdapter, LinearAdapter, MLPAdapter
+from aligntok.adapters import IdentityAdapter, LinearAdapter, MLPAdapter
 from aligntok.errors import ConfigError
 
 

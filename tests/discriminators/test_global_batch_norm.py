@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from aligntok.discriminators.batch_norm import GlobalBatchNorm2d
+from aligntok.discriminators import GlobalBatchNorm2d
 
 SHARES = (slice(0, 3), slice(3, 4))  # unequal on purpose
 
 # One of two processes: normalises its share twice, saves what came out.
 WORKER = """
 import sys, torch, torch.distributed as dist
-from aligntok.discriminators.batch_norm import GlobalBatchNorm2d
+from aligntok.discriminators import GlobalBatchNorm2d
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from aligntok.discriminators.patchgan import PatchGAN
+from aligntok.discriminators import PatchGAN
 from aligntok.errors import ConfigError
 
 SMALL = {"base_channels": 32, "num_layers": 2}

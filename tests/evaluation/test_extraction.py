@@ -7,7 +7,7 @@ import torch
 
 from aligntok.errors import ConfigError
 from aligntok.evaluation.extraction import build_extractor
-from aligntok.extractors.encoder import EncoderFeatures
+from aligntok.extractors.base import EncoderFeatures
 from aligntok.extractors.timm import TimmExtractor
 from aligntok.registry import ENCODERS, EXTRACTORS
 

@@ -11,11 +11,11 @@ import torch
 from aligntok.errors import DataError
 from aligntok.evaluation.feature_sets import FeatureCollector, FeatureSet, compare
 from aligntok.evaluation.statistics import gaussian_of
-from aligntok.extractors.contract import Extractor, Features
+from aligntok.extractors.base import Extractor, Features
 
 EXTRACTOR = '''
 import torch
-from aligntok.extractors.contract import Extractor, Features
+from aligntok.extractors.base import Extractor, Features
 
 
 class Colours(Extractor):

@@ -16,7 +16,7 @@ from aligntok.evaluation.feature_sets import compare
 from aligntok.evaluation.reading import RESIZE
 from aligntok.evaluation.reference_files import write_checked
 from aligntok.evaluation.references import check_fits, describe, make_reference, read_reference
-from aligntok.extractors.contract import Extractor, Features
+from aligntok.extractors.base import Extractor, Features
 
 
 class Colours(Extractor):

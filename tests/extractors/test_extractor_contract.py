@@ -7,8 +7,7 @@ import torch
 from open_clip import factory
 from torch import nn
 
-from aligntok.extractors.encoder import EncoderFeatures
-from aligntok.extractors.resizing import in_words, resized
+from aligntok.extractors.base import EncoderFeatures, in_words, resized
 from aligntok.plugins.testing import check_extractor
 from aligntok.registry import EXTRACTORS
 

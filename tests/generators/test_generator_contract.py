@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from aligntok.errors import ConfigError
-from aligntok.generators.contract import Generator
+from aligntok.generators.base import Generator
 
 
 class Still(Generator):

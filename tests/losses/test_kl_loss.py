@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from aligntok.losses.posterior import KLLoss
+from aligntok.losses.reconstruction import KLLoss
 
 
 def test_it_is_the_divergence_summed_over_an_image_and_averaged_over_the_batch():

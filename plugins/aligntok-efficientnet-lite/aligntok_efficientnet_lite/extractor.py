@@ -11,8 +11,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
 from aligntok.errors import ConfigError
-from aligntok.extractors.contract import Extractor, Features
-from aligntok.extractors.resizing import resized
+from aligntok.extractors.base import Extractor, Features, resized
 from aligntok.weights.load import load_into, read_tensors
 
 SMALLEST = 32  # the network's whole stride

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aligntok.extractors.contract import Extractor, Features
-from aligntok.extractors.resizing import resized
+from aligntok.extractors.base import Extractor, Features, resized
 from aligntok_st_lpips.loss import STLPIPSLoss
 
 SIZE = 64

@@ -17,6 +17,8 @@ TENSORS = {
     "teacher_latents": "(N, d, h, w), the frozen teacher's, after its adapter",
     "fake_logits": "(N, 1, h', w'), the discriminator's for the reconstruction",
 }
+
+
 #: Where the gradient of a loss may enter the tokenizer: its `at`.
 ENTRY_POINTS = ("reconstruction", "latents", "moments", "features")
 

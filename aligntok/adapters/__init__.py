@@ -1,1 +1,0 @@
-"""Adapters: the encoder's features to the latent."""

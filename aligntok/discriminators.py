@@ -1,0 +1,134 @@
+"""Discriminators: whether images look real, patch by patch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aligntok.distributed import total, world
+from aligntok.errors import ConfigError, at_least, unknown
+
+
+class Discriminator(nn.Module):
+    """Base of all discriminators: images (N, in_channels, H, W) in [-1, 1] to logits (N, 1, h', w'), high for real."""
+
+    def __init__(self, *, in_channels: int, min_size: int) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.min_size = min_size
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise ConfigError for images of another number of channels, or too small to hold a patch."""
+        if images.dim() != 4 or images.shape[1] != self.in_channels or min(images.shape[-2:]) < self.min_size:
+            raise ConfigError(
+                f"{type(self).__name__} takes images (N, {self.in_channels}, H, W) of at least {self.min_size} pixels "
+                f"a side, was given {tuple(images.shape)}; use larger images or fewer layers"
+            )
+
+
+class GlobalBatchNorm2d(nn.SyncBatchNorm):
+    """Batch norm over the batches of all processes together: (N, C, h, w) to (N, C, h, w).
+
+    Outputs, input gradients and running statistics are those of one process with the whole batch, whatever each
+    process's share. Weight and bias get the gradient of the process's own share, to be summed as for any parameter.
+    Without a process group, with one process, or in eval mode it is ``nn.BatchNorm2d``; names are the same.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world()[1] == 1:
+            return nn.BatchNorm2d.forward(self, input)
+        if input.is_cuda:
+            return super().forward(input)
+        return self._forward_anywhere(input.float()).to(input.dtype)
+
+    def _forward_anywhere(self, x: Tensor) -> Tensor:
+        # nn.SyncBatchNorm has kernels for accelerators only; this is the same in differentiable sums.
+        local_count = x.new_full((1,), x.numel() / x.shape[1])
+        summed, count = _Total.apply(torch.cat([x.sum((0, 2, 3)), local_count])).split([x.shape[1], 1])
+        mean = summed / count
+        centred = x - mean[:, None, None]
+        variance = _Total.apply(centred.square().sum((0, 2, 3))) / count
+        self._update_running(mean.detach(), variance.detach() * count / (count - 1))
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            return centred * (scale * self.weight)[:, None, None] + self.bias[:, None, None]
+        return centred * scale[:, None, None]
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(unbiased_variance, momentum)
+
+
+class _Total(torch.autograd.Function):
+    """Sum over processes, whose gradient is the sum over processes of the sum's gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return total(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient)
+
+
+NORMS = ("batch", "group", "none")
+
+
+class PatchGAN(Discriminator):
+    """Images (N, 3, H, W) to logits (N, 1, h', w'), about H/2**num_layers; 2,765,633 parameters by default.
+
+    base_channels: width of the first layer, doubled by each strided layer up to eight times. num_layers: strided
+    layers; 3 judge patches of 70 pixels. norm: "batch", over the batches of all processes; "group", 32 groups of one
+    image, which does not depend on how a batch is split over processes or accumulation steps; "none". Names are those
+    of the published checkpoints (`main.N.weight`), convolutions start at N(0, 0.02). Raises ConfigError for unknown
+    norms, widths that do not divide into 32 groups, and images too small.
+    """
+
+    def __init__(self, in_channels: int = 3, base_channels: int = 64, num_layers: int = 3, norm: str = "batch") -> None:
+        at_least(1, "PatchGAN", num_layers=num_layers)
+        # Each strided layer halves the side; the two unstrided ones then take one pixel each.
+        super().__init__(in_channels=in_channels, min_size=3 * 2**num_layers)
+        widths = [base_channels * min(2**i, 8) for i in range(num_layers + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        for i in range(1, num_layers + 1):
+            stride = 2 if i < num_layers else 1
+            layers += [
+                nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=norm == "none"),
+                _norm_layer(norm, widths[i]),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+        layers.append(nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        self.main = nn.Sequential(*layers)
+        self.apply(_init_pix2pix)
+
+    def forward(self, images: Tensor) -> Tensor:  # (N, 3, H, W) in [-1, 1]
+        """Return logits (N, 1, h', w')."""
+        self.check_images(images)
+        return self.main(images)
+
+
+def _norm_layer(norm: str, channels: int) -> nn.Module:
+    if norm == "batch":
+        return GlobalBatchNorm2d(channels)
+    if norm == "group":
+        if channels % 32:
+            raise ConfigError(f"PatchGAN: norm='group' needs widths that are multiples of 32, not {channels}")
+        return nn.GroupNorm(32, channels)
+    if norm == "none":
+        return nn.Identity()
+    raise ConfigError(f"PatchGAN: {unknown('norm', norm, NORMS)}")
+
+
+def _init_pix2pix(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, (GlobalBatchNorm2d, nn.GroupNorm)):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

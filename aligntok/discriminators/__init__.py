@@ -1,1 +1,0 @@
-"""Discriminators: images to patch logits."""
