@@ -34,9 +34,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from aligntok.diffusion.flow import flow_matching_loss, interpolate, path_velocity
 from aligntok.diffusion.guidance import classifier_free
-from aligntok.diffusion.losses import flow_matching_loss
-from aligntok.diffusion.paths import interpolate, path_velocity
 from aligntok.diffusion.samplers import sample
 from aligntok.diffusion.times import draw_times, time_grid
 from aligntok.engine.compilation import compile_blocks

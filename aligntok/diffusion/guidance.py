@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from aligntok.diffusion.paths import Velocity
+from aligntok.diffusion.flow import Velocity
 from aligntok.errors import ConfigError
 
 #: What a model is conditioned on: labels (N,), text states (N, L, D), or several such tensors by name.

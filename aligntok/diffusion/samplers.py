@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aligntok.diffusion.noise import Randomness, check_randomness, step_noise
-from aligntok.diffusion.paths import (
+from aligntok.diffusion.flow import (
     Velocity,
     check_same_shape,
     data_from_velocity,
@@ -26,6 +25,7 @@ from aligntok.diffusion.paths import (
     score_from_velocity,
 )
 from aligntok.errors import ConfigError, unknown
+from aligntok.rng import batch_noise, rng
 
 LAST_STEPS = ("mean", "tweedie", "euler")
 #: Diffusion coefficient w of the SDE at time t and norm c (Ma et al. 2024, SiT: its choices, on the linear path).
@@ -211,3 +211,32 @@ def _posterior_deviation(t: float, t_next: float) -> float:
     sigma, sigma_next = 1 - t, 1 - t_next
     # s_next^2 / s^2 (s^2 - (a / a_next)^2 s_next^2) (Kingma et al. 2021, VDM, App. A), with a = t and s = 1 - t
     return sigma_next / sigma * math.sqrt(max(sigma**2 - (t / t_next * sigma_next) ** 2, 0))
+
+
+#: One generator a sample, advanced by each draw; or the numbers themselves, (draws, N, ...).
+Randomness = Sequence[torch.Generator] | Tensor
+
+
+def generators_from_seeds(seeds: Iterable[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """Return a generator a seed. On the CPU, the default, the numbers are the same whatever the sampling runs on."""
+    return [rng("noise", seed, device=device) for seed in seeds]
+
+
+def step_noise(randomness: Randomness, number: int, like: Tensor) -> Tensor:
+    """Return the numbers of draw `number` (0, 1, ...), of the shape, type and device of `like` (N, ...)."""
+    drawn = randomness[number] if isinstance(randomness, Tensor) else batch_noise(randomness, like.shape[1:])
+    return drawn.to(like)
+
+
+def check_randomness(who: str, randomness: Randomness | None, draws: int, like: Tensor) -> Randomness:
+    """Return `randomness`; ConfigError unless it serves `draws` draws of the shape of `like` (N, ...)."""
+    wanted = f"{len(like)} generators, one a sample, or a tensor {(draws, *like.shape)}"
+    if randomness is None:
+        raise ConfigError(f"{who} draws random numbers, but randomness is None; give {wanted}")
+    if isinstance(randomness, Tensor):
+        if tuple(randomness.shape) != (draws, *like.shape):
+            raise ConfigError(f"{who}: randomness is a tensor {tuple(randomness.shape)}; give {wanted}")
+    elif isinstance(randomness, torch.Generator) or len(randomness) != len(like):
+        given = 1 if isinstance(randomness, torch.Generator) else len(randomness)
+        raise ConfigError(f"{who}: randomness is {given} generators; give {wanted}")
+    return randomness

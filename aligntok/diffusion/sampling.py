@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aligntok.diffusion.flow import Velocity
 from aligntok.diffusion.guidance import Model, autoguidance, classifier_free
-from aligntok.diffusion.noise import generators_from_seeds
-from aligntok.diffusion.paths import Velocity
-from aligntok.diffusion.samplers import SAMPLERS, sample
+from aligntok.diffusion.samplers import SAMPLERS, generators_from_seeds, sample
 from aligntok.diffusion.times import time_grid
 from aligntok.errors import ConfigError, at_least, unknown
 from aligntok.rng import batch_noise

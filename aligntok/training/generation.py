@@ -13,8 +13,7 @@ from typing_extensions import Self
 
 from aligntok.data.transforms import to_uint8
 from aligntok.device import check_precision, computing, multiplying
-from aligntok.diffusion.losses import direction_loss, velocity_mse
-from aligntok.diffusion.paths import interpolate, path_velocity
+from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, velocity_mse
 from aligntok.diffusion.times import sample_times
 from aligntok.distributed import world
 from aligntok.distributed.parallel import GradientReduction

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aligntok.diffusion.losses import direction_loss, flow_matching_loss, velocity_mse
+from aligntok.diffusion.flow import direction_loss, flow_matching_loss, velocity_mse
 from aligntok.errors import ConfigError
 
 

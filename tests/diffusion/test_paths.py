@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from aligntok.diffusion.paths import (
+from aligntok.diffusion.flow import (
     data_from_velocity,
     interpolate,
     noise_from_velocity,

@@ -9,8 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligntok.diffusion.noise import generators_from_seeds
-from aligntok.diffusion.samplers import DIFFUSIONS, LAST_STEPS, SAMPLERS, ddim, dopri5, euler, euler_maruyama, sample
+from aligntok.diffusion.samplers import (
+    DIFFUSIONS,
+    LAST_STEPS,
+    SAMPLERS,
+    ddim,
+    dopri5,
+    euler,
+    euler_maruyama,
+    generators_from_seeds,
+    sample,
+)
 from aligntok.diffusion.times import time_grid
 from aligntok.errors import ConfigError
 from aligntok.rng import batch_noise

@@ -8,8 +8,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from aligntok.diffusion.noise import generators_from_seeds
-from aligntok.diffusion.samplers import SAMPLERS, euler
+from aligntok.diffusion.samplers import SAMPLERS, euler, generators_from_seeds
 from aligntok.diffusion.sampling import Sampling, draw_samples
 from aligntok.errors import ConfigError
 from aligntok.rng import batch_noise

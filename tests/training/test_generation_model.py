@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aligntok.data.latents import LatentDataset
-from aligntok.diffusion.losses import flow_matching_loss
+from aligntok.diffusion.flow import flow_matching_loss
 from aligntok.errors import ConfigError, DataError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
