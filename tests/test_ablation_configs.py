@@ -21,10 +21,10 @@ from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, read_
 from aligntok.registry import DECODERS
 from aligntok.training.config import load_config
 from aligntok.training.keys import RUN_KEYS
-from aligntok.training.lora import TARGETS
 from aligntok.training.preflight import plan_stage
 from aligntok.training.run import run
 from aligntok.training.stages import expand_stages
+from aligntok.weights.lora import TARGETS
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "ablations"

@@ -11,8 +11,7 @@ from aligntok.decoders.base import Decoder
 from aligntok.decoders.ldm_cnn import LDMDecoder
 from aligntok.errors import ConfigError
 from aligntok.ops.attention import attention
-from aligntok.ops.checkpointing import run_block
-from aligntok.ops.rope import axial_rotations, rotate
+from aligntok.ops.embeddings import axial_rotations, rotate, run_block
 
 
 class ViTBlock(nn.Module):

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aligntok.encoders.base import Encoder, last_weight
 from aligntok.encoders.timm import build_backbone, checkpoint_blocks, choose_level, intermediate
-from aligntok.ops.patches import resample_position_grid
+from aligntok.ops.embeddings import resample_position_grid
 from aligntok.weights.libraries import any_tag, chosen_tag, image_tensors, model_config
 from aligntok.weights.load import load_into
 

@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.ops.attention import attention
-from aligntok.ops.patches import to_patches
-from aligntok.ops.rope import rotate
-from aligntok.ops.sinusoids import embed_times
+from aligntok.ops.embeddings import embed_times, rotate, to_patches
 
 EPS = 1e-6
 TIME_CHANNELS = 256  # cosines and sines that a time is embedded in

@@ -13,10 +13,7 @@ from torch import Tensor, nn
 from aligntok.errors import ConfigError, WeightsError, multiples_of, unknown
 from aligntok.generators.base import Generator, check_label_range
 from aligntok.generators.dit_blocks import DiTBlock, FinalLayer, LabelEmbedder, PatchEmbedder, TimeEmbedder
-from aligntok.ops.checkpointing import run_block
-from aligntok.ops.patches import from_patches
-from aligntok.ops.rope import axial_rotations
-from aligntok.ops.sinusoids import embed_grid
+from aligntok.ops.embeddings import axial_rotations, embed_grid, from_patches, run_block
 
 #: The published sizes: hidden_size, depth, num_heads.
 SIZES = {

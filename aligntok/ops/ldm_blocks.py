@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aligntok.errors import ConfigError, at_least
 from aligntok.ops.attention import attention
-from aligntok.ops.checkpointing import run_block
+from aligntok.ops.embeddings import run_block
 
 NORM_GROUPS = 32
 

@@ -24,8 +24,8 @@ from aligntok.registry import DISCRIMINATORS, ENCODERS
 from aligntok.rng import seed_torch
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.training.chain import Chain, run_forward
-from aligntok.training.lora import add_lora, with_lora, without_lora
 from aligntok.training.objective import Objective
+from aligntok.weights.lora import add_lora, with_lora, without_lora
 
 
 class Teacher(nn.Module):
@@ -60,7 +60,7 @@ class AlignmentModel(BaseModel):
         precision: "fp32", "tf32", or "bf16" or "fp16" autocast (weights, optimiser and ratios stay float32).
         grad_checkpointing: recompute activations of encoder and decoder in the backward pass.
         compile: True, or keywords of ``torch.compile``, to compile tokenizer and teacher block by block.
-        lora: None, or options of :func:`aligntok.training.lora.add_lora`: the encoder trains through low-rank updates.
+        lora: None, or options of :func:`aligntok.weights.lora.add_lora`: the encoder trains through low-rank updates.
         seed: with the step, the source of every random number that the model draws.
 
     Raises ConfigError when these do not fit one another.

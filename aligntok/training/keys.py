@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aligntok.training.lora import TARGETS
+from aligntok.weights.lora import TARGETS
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.io.files import read_json
 from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
 from aligntok.tokenizer import PARTS, Tokenizer
-from aligntok.training.lora import lora_scaling, without_lora
+from aligntok.weights.lora import lora_scaling, without_lora
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 

@@ -9,8 +9,7 @@ from torch import nn
 from aligntok.engine.compilation import blocks_of
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.generators.lightning_dit import SIZES, TABLES, LightningDiT
-from aligntok.ops.rope import axial_rotations
-from aligntok.ops.sinusoids import embed_grid
+from aligntok.ops.embeddings import axial_rotations, embed_grid
 from aligntok.registry import GENERATORS
 
 TINY = dict(input_size=4, in_channels=6, hidden_size=48, depth=2, num_heads=3, num_classes=7)

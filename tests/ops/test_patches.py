@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aligntok.ops.patches import from_patches, to_patches
+from aligntok.ops.embeddings import from_patches, to_patches
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -1,6 +1,6 @@
 import torch
 
-from aligntok.ops.rope import axial_rotations, rotate
+from aligntok.ops.embeddings import axial_rotations, rotate
 
 
 def test_turning_keeps_lengths_and_starts_at_no_turn():

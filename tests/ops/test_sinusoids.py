@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from aligntok.ops.sinusoids import embed_grid, embed_times
+from aligntok.ops.embeddings import embed_grid, embed_times
 
 
 def test_a_time_is_cosines_then_sines_from_fast_to_slow():

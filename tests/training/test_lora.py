@@ -14,7 +14,7 @@ from aligntok.encoders.timm import TimmEncoder
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, read_frozen
 from aligntok.errors import ConfigError
 from aligntok.training.alignment import AlignmentModel
-from aligntok.training.lora import add_lora, lora_scaling, with_lora, without_lora
+from aligntok.weights.lora import add_lora, lora_scaling, with_lora, without_lora
 
 LORA = dict(rank=2, alpha=8, dropout=0.0)
 FOLDERS = ("1_latent_alignment", "2_perceptual_alignment", "3_decoder_refinement")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from aligntok.encoders.foundation import SigLIP2Encoder
 from aligntok.encoders.timm import TimmEncoder, build_backbone
 from aligntok.errors import WeightsError
-from aligntok.ops.patches import resample_position_grid
+from aligntok.ops.embeddings import resample_position_grid
 
 TINY = "vit_tiny_patch16_224"
 SHORT = {"depth": 2}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aligntok.encoders.base import Encoder
 from aligntok.errors import ConfigError
-from aligntok.ops.checkpointing import run_block
+from aligntok.ops.embeddings import run_block
 from aligntok.weights.load import load_into, read_tensors
 
 

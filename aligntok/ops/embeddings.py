@@ -1,0 +1,95 @@
+"""Positions, times and patches as vectors, and blocks that are computed anew in the backward pass."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def axial_rotations(
+    height: int, width: int, dim: int, *, theta: float = 1e4, device: torch.device | None = None
+) -> Tensor:
+    """Return the rotations of a grid, (2, height*width, dim): cosines and sines; rows turn the first half of `dim`.
+
+    dim: width of one attention head, a multiple of 4. Positions count tokens, so any grid can be asked for.
+    """
+    frequencies = theta ** -torch.arange(0, dim // 2, 2, dtype=torch.float32, device=device).div(dim // 2)  # (dim/4,)
+    rows = torch.arange(height, dtype=torch.float32, device=device)[:, None] * frequencies  # (height, dim/4)
+    columns = torch.arange(width, dtype=torch.float32, device=device)[:, None] * frequencies  # (width, dim/4)
+    grid = torch.cat(
+        [rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1
+    )  # (height, width, dim/2)
+    angles = grid.reshape(height * width, dim // 2).repeat_interleave(2, dim=-1)  # (tokens, dim)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Turn neighbouring pairs of channels of x (B, heads, tokens, dim) by the rotations of :func:`axial_rotations`."""
+    cos, sin = rotations
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return (x * cos + turned * sin).to(x.dtype)  # turned in float32: half precision would blur large angles
+
+
+MAX_PERIOD = 1e4
+
+
+def embed_times(t: Tensor, dim: int) -> Tensor:
+    """Embed numbers t (N,) as (N, dim) in float32: cosines, then sines, of dim/2 frequencies from 1 down to 1e-4."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(MAX_PERIOD) / half))
+    angles = t.float()[:, None] * frequencies  # (N, dim/2)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def embed_grid(height: int, width: int, dim: int, *, device: torch.device | None = None) -> Tensor:
+    """Embed the places of a grid, (height*width, dim) in float32: the column in the first half of dim, then the row.
+
+    dim: a multiple of 4. Positions count tokens from the corner, so a smaller grid is a corner of a larger one.
+    """
+    # In float64 on the CPU, as the published tables were made: some accelerators have no float64.
+    places = torch.arange(max(height, width), dtype=torch.float64, device="cpu")
+    frequencies = MAX_PERIOD ** -(torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim // 4))
+    angles = places[:, None] * frequencies  # (longer side, dim/4)
+    line = torch.cat([angles.sin(), angles.cos()], dim=-1).float()  # (longer side, dim/2)
+    columns, rows = line[:width].expand(height, -1, -1), line[:height, None].expand(-1, width, -1)
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1).to(device)
+
+
+def to_patches(x: Tensor, size: int) -> Tensor:
+    """Cut x (N, C, h*size, w*size) into tokens (N, h*w, C*size*size), row by row; each in a convolution's order."""
+    x = x.unflatten(2, (-1, size)).unflatten(4, (-1, size))  # (N, C, h, size, w, size)
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def from_patches(tokens: Tensor, size: int, height: int, width: int) -> Tensor:
+    """Put tokens (N, height*width, size*size*C), channels last in each, together as (N, C, height*size, width*size)."""
+    x = tokens.unflatten(2, (size, size, -1)).unflatten(1, (height, width))  # (N, height, width, size, size, C)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def resample_position_grid(
+    table: Tensor, grid: tuple[int, int], source: tuple[int, int] | None = None, prefix: int = 1
+) -> Tensor:
+    """Resample a learned position table (prefix + h*w, C) to another grid, bicubic with antialiasing.
+
+    source: (h, w) of the table, a square when not given. Returns (prefix + grid[0]*grid[1], C); the first `prefix`
+    rows belong to tokens without a place and stay.
+    """
+    h, w = source or (int((len(table) - prefix) ** 0.5),) * 2
+    if (h, w) == grid:
+        return table
+    places = table[prefix:].reshape(1, h, w, -1).permute(0, 3, 1, 2).float()
+    places = F.interpolate(places, size=grid, mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([table[:prefix], places.flatten(2)[0].T.to(table.dtype)])
+
+
+def run_block(block: nn.Module, x: Tensor, checkpointing: bool, *args: Tensor | None) -> Tensor:
+    """Return ``block(x, *args)``; with checkpointing, its activations are recomputed in the backward pass, not kept."""
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint(block, x, *args, use_reentrant=False)
+    return block(x, *args)
