@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import aligntok
-from aligntok.data.latent_files import LatentStatistics
+from aligntok.data.latent_shards import LatentStatistics
 from aligntok.diffusion.sampling import Sampling, draw_samples
 from aligntok.errors import ConfigError, WeightsError, unknown
 from aligntok.io.files import check_tensors, read_json, save_tensors, write_json

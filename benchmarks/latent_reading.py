@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from aligntok.data.latent_files import LatentStatistics, Manifest, Moments, Shard, shard_path, write_shard
+from aligntok.data.latent_shards import LatentStatistics, Manifest, Moments, Shard, shard_path, write_shard
 from aligntok.data.latents import LatentDataset
 from aligntok.data.sampler import GlobalBatchSampler
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from aligntok.data.latent_files import LatentStatistics
+from aligntok.data.latent_shards import LatentStatistics
 from aligntok.diffusion.sampling import Sampling
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.latent_diffusion import LatentDiffusion

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from aligntok import load_latent_diffusion, load_tokenizer, registry
-from aligntok.data.latent_files import LatentStatistics
+from aligntok.data.latent_shards import LatentStatistics
 from aligntok.engine.checkpoints import write_checkpoint, write_frozen
 from aligntok.errors import DataError, UnknownComponentError
 from aligntok.io.files import inside

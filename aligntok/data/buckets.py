@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from aligntok.data.image_source import ImageSource
+from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import parse_image_size, read_upright_size
 from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, ImageError

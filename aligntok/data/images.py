@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from aligntok.data.buckets import AspectBuckets, BucketIndices, assign_buckets, place_unreadable
 from aligntok.data.sampler import SampleRequest
@@ -24,7 +27,9 @@ from aligntok.data.transforms import (
     resize_to_cover,
     to_tensor,
 )
+from aligntok.distributed import barrier, is_first, total, world
 from aligntok.errors import ConfigError, DataError, ImageError
+from aligntok.io.files import replacing
 from aligntok.rng import rng
 
 logger = logging.getLogger("aligntok.data")
@@ -156,3 +161,45 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 f"{self.source.where}: {count} of {len(self)} images cannot be read, {name} the latest ({error}); "
                 f"{self.max_unreadable} are allowed: repair or remove the files, or raise `max_unreadable`"
             ) from error
+
+
+def find_buckets(dataset: Any, folder: Path) -> BucketIndices | None:
+    """Return the bucket of each image of a data set, or of a subset of one; None when all have one size.
+
+    Those of an :class:`ImageDataset` are read from a file in `folder` that an earlier call wrote for the same images
+    and sizes, so that stages and restarts need not look again; without one, each process reads the headers of its
+    share. Another data set has an attribute `buckets`, or one size. Collective.
+    """
+    if isinstance(dataset, Subset):
+        found = find_buckets(dataset.dataset, folder)
+        return None if found is None else found[np.asarray(dataset.indices)]
+    if isinstance(dataset, ImageDataset) and len(dataset.shapes) > 1:
+        file = folder / f"buckets_{_fingerprint(dataset)}.npy"
+        if not file.is_file():  # the exchange keeps the first process from writing before the others looked
+            found = _find_together(dataset)
+            _write(file, found)
+            dataset.buckets = found  # not read again: another node may not see the new file yet
+        else:
+            dataset.buckets = np.load(file)
+    buckets: BucketIndices | None = getattr(dataset, "buckets", None)
+    return buckets
+
+
+def _find_together(dataset: ImageDataset) -> BucketIndices:
+    rank, processes = world()
+    found = np.zeros(len(dataset), dtype=np.uint8)
+    share = range(rank, len(dataset), processes)
+    found[rank::processes] = assign_buckets(dataset.source, dataset.shapes, share, progress=is_first())
+    return place_unreadable(total(torch.from_numpy(found)).numpy())
+
+
+def _write(file: Path, buckets: BucketIndices) -> None:
+    if is_first():
+        with replacing(file) as temporary, temporary.open("wb") as opened:  # np.save would add a suffix to a name
+            np.save(opened, buckets)
+    barrier()
+
+
+def _fingerprint(dataset: ImageDataset) -> str:
+    what = f"{dataset.source.where} {dataset.source.names.digest()} {dataset.shapes.sizes}"
+    return hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:16]

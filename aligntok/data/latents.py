@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from aligntok.data.latent_files import DTYPES, LatentStatistics, Manifest, MappedRows, Shard, read_manifest
+from aligntok.data.latent_shards import DTYPES, LatentStatistics, Manifest, MappedRows, Shard, read_manifest
 from aligntok.data.sampler import SampleRequest
 from aligntok.errors import ConfigError, DataError
 from aligntok.io.files import inside

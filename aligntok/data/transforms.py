@@ -13,7 +13,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from aligntok.data.image_source import ImageSource
+from aligntok.data.sources.base import ImageSource
 from aligntok.errors import ConfigError, ImageError, first_line
 
 #: What is opened, whatever a file is called: Pillow's names. It may have no AVIF; the last two are of its plugins.

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from aligntok.data.image_source import ImageSource
 from aligntok.data.loader import explaining_loader_errors, make_loader
+from aligntok.data.sources.base import ImageSource
 from aligntok.distributed import world
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from aligntok.data.image_source import ImageSource
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
+from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, in_full_rounds, shares

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from aligntok.data.image_source import ImageSource
 from aligntok.data.sources import open_source
+from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import read_image
 from aligntok.errors import DataError, ImageError, at_least, first_line
 from aligntok.evaluation.reading import in_rounds

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aligntok.data.image_source import ImageSource
 from aligntok.data.sources import open_source
+from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import center_crop, read_image, resize_to_cover, to_picture, to_tensor
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError, ImageError

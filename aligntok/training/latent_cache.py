@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from aligntok.data.image_source import ImageSource
-from aligntok.data.latent_files import (
+from aligntok.data.latent_shards import (
     ENCODING,
     FORMAT,
     MANIFEST,
@@ -28,6 +27,7 @@ from aligntok.data.latent_files import (
     shard_path,
 )
 from aligntok.data.sources import open_source
+from aligntok.data.sources.base import ImageSource
 from aligntok.distributed import (
     barrier,
     broadcast,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from aligntok.data.image_source import ImageSource
-from aligntok.data.latent_files import DTYPES, Skipped, write_shard
+from aligntok.data.latent_shards import DTYPES, Skipped, write_shard
 from aligntok.data.loader import explaining_loader_errors, make_loader
+from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import center_crop, parse_image_size, read_image, resize_to_cover, to_tensor
 from aligntok.device import check_precision, computing, device, explaining_out_of_memory
 from aligntok.distributed import total, world

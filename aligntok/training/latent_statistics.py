@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from aligntok.data.latent_files import LatentStatistics, Moments
+from aligntok.data.latent_shards import LatentStatistics, Moments
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sampler import evenly_spaced
 from aligntok.distributed import total, world

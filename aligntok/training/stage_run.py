@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import Subset
 
 from aligntok.data.buckets import batches_in_buckets
+from aligntok.data.images import find_buckets
 from aligntok.data.loader import make_loader
 from aligntok.data.sampler import evenly_spaced
 from aligntok.distributed import is_first, total, world
 from aligntok.engine import hooks as engine_hooks
-from aligntok.engine.buckets import find_buckets
 from aligntok.engine.checkpoints import PartStates, finished_steps
 from aligntok.engine.loops import ShareValLoop
 from aligntok.engine.runner import StageRunner

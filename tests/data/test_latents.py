@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
 
-from aligntok.data.latent_files import (
+from aligntok.data.latent_shards import (
     DTYPES,
     LatentStatistics,
     Manifest,

@@ -12,8 +12,8 @@ import webdataset
 from PIL import Image
 from webdataset import tariterators
 
-from aligntok.data.handles import FilePart
 from aligntok.data.sources import open_source
+from aligntok.data.sources.base import FilePart
 from aligntok.distributed.job import progress_bar
 from aligntok.errors import DataError
 

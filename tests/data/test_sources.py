@@ -8,11 +8,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from aligntok.data.buckets import assign_buckets
-from aligntok.data.images import ImageDataset
+from aligntok.data.images import ImageDataset, find_buckets
 from aligntok.data.sampler import GlobalBatchSampler, SampleRequest
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import read_upright_size
-from aligntok.engine.buckets import find_buckets
 from aligntok.errors import DataError
 
 SIZES = [(16, 16), (16, 24), (24, 16)]
@@ -98,7 +97,7 @@ def test_headers_are_read_by_several_threads(packed):
 
 def test_buckets_are_kept_for_another_process_that_opens_the_same(packed, tmp_path, monkeypatch):
     first = find_buckets(ImageDataset(packed, SIZES), tmp_path / "run")
-    monkeypatch.setattr("aligntok.engine.buckets.assign_buckets", lambda *a, **k: pytest.fail("looked again"))
+    monkeypatch.setattr("aligntok.data.images.assign_buckets", lambda *a, **k: pytest.fail("looked again"))
     assert find_buckets(ImageDataset(packed, SIZES), tmp_path / "run").tolist() == first.tolist()
 
 

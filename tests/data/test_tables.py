@@ -12,7 +12,7 @@ import pytest
 
 from aligntok.data.images import ImageDataset
 from aligntok.data.sources import open_source
-from aligntok.data.tables import RowSource
+from aligntok.data.sources.tables import RowSource
 from aligntok.errors import DataError
 
 

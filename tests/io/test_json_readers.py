@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aligntok.data.latent_files import read_manifest
+from aligntok.data.latent_shards import read_manifest
 from aligntok.engine.checkpoints import write_checkpoint
 from aligntok.errors import AlignTokError, CheckpointError, DataError, WeightsError
 from aligntok.evaluation.results import read_result

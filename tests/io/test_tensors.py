@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from aligntok.data.latent_files import shard_path, write_shard
+from aligntok.data.latent_shards import shard_path, write_shard
 from aligntok.engine.checkpoints import read_frozen, read_snapshots, write_frozen, write_snapshot
 from aligntok.errors import CheckpointError, DataError, WeightsError, WriteError
 from aligntok.io import files

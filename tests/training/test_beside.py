@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from aligntok.cli import sample as command
-from aligntok.data.image_source import ImageSource
 from aligntok.data.latents import LatentDataset
 from aligntok.data.sources import open_source
+from aligntok.data.sources.base import ImageSource
 from aligntok.errors import DataError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from aligntok.cli import sample as command
-from aligntok.data.latent_files import LatentStatistics
+from aligntok.data.latent_shards import LatentStatistics
 from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import job
 from aligntok.errors import ConfigError, DivergenceError

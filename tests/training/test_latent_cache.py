@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from aligntok import distributed
 from aligntok.cli import cache_latents as command
-from aligntok.data import latent_files
+from aligntok.data import latent_shards
 from aligntok.data.images import ImageDataset
-from aligntok.data.latent_files import read_manifest
+from aligntok.data.latent_shards import read_manifest
 from aligntok.data.latents import LatentDataset
 from aligntok.errors import ConfigError, DataError, Preempted, WeightsError, WriteError
 from aligntok.io import files
@@ -149,7 +149,7 @@ def test_half_of_the_room_holds_the_latents_rounded_once(tokenizer, photos, tmp_
         encoding = Encoding(image_size=8, dtype=kind, hflip=False)
         cache_latents(tokenizer, photos, tmp_path / kind, encoding, workers=0)
     half, full = (LatentDataset(tmp_path / kind, normalise=False) for kind in (dtype, "fp32"))
-    rounded = full.batch(range(IMAGES))["latents"].to(latent_files.DTYPES[dtype]).float()
+    rounded = full.batch(range(IMAGES))["latents"].to(latent_shards.DTYPES[dtype]).float()
     assert torch.equal(half.batch(range(IMAGES))["latents"], rounded)
     sizes = [(tmp_path / kind / "shard_00000.safetensors").stat().st_size for kind in (dtype, "fp32")]
     assert sizes[1] - sizes[0] == pytest.approx(IMAGES * 4 * 4 * 4 * 2, abs=8)
@@ -219,7 +219,7 @@ def test_sigterm_leaves_whole_shards_and_the_same_command_goes_on(tokenizer, spo
     written, out = [], tmp_path / "cache"
 
     def write_and_be_told_to_stop(path, *tensors):
-        latent_files.write_shard(path, *tensors)
+        latent_shards.write_shard(path, *tensors)
         written.append(path.name)
         if len(written) == 2:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from aligntok.data.buckets import AspectBuckets
-from aligntok.data.latent_files import LatentStatistics
+from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.loader import explaining_loader_errors
 from aligntok.data.sampler import per_process_batch
 from aligntok.engine.ema import WeightAverages

@@ -14,8 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from aligntok.data.handles import OpenFiles
-from aligntok.data.image_source import IMAGE_SUFFIXES, ImageSource, Labels, PackedNames, is_hidden, is_image
+from aligntok.data.sources.base import IMAGE_SUFFIXES, ImageSource, Labels, OpenFiles, PackedNames, is_hidden, is_image
 from aligntok.errors import DataError, unknown
 
 _ZIP_LOCAL_HEADER = struct.Struct("<26xHH")  # the lengths of the name and of the extra field end it

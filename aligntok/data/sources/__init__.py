@@ -6,11 +6,10 @@ import os
 import re
 from pathlib import Path
 
-from aligntok.data.image_source import ImageSource, is_hidden, is_image
-from aligntok.data.shards import ShardSource, expand_pattern
-from aligntok.data.splits import SPLIT_NAMES, choose_files, several_splits
-from aligntok.data.tables import RowSource, open_hub, open_parquet, open_saved
-from aligntok.data.trees import FileTreeSource, FolderSource, ZipSource
+from aligntok.data.sources.base import SPLIT_NAMES, ImageSource, choose_files, is_hidden, is_image, several_splits
+from aligntok.data.sources.folders import FileTreeSource, FolderSource, ZipSource
+from aligntok.data.sources.tables import RowSource, open_hub, open_parquet, open_saved
+from aligntok.data.sources.webdataset import ShardSource, expand_pattern
 from aligntok.errors import DataError, suggestion
 
 _HUB = "hf://"
@@ -28,7 +27,7 @@ def open_source(root: str | os.PathLike[str], split: str | None = None) -> Image
     - ``hf://owner/name``, a data set of the Hugging Face hub.
 
     The split of shards and parquet files is the subfolder of that name, or else the files whose names have it as a
-    word (see :func:`aligntok.data.splits.choose_files`).
+    word (see :func:`aligntok.data.sources.base.choose_files`).
 
     Raises DataError when `root` or `split` is missing, nothing is in it, files of two kinds are, a file is damaged,
     a library is not installed, or several splits are there and none was chosen; see the sources for what else.

@@ -40,8 +40,9 @@ from aligntok.io.files import read_json, save_tensors
 FORMAT = 1
 ENCODING, MANIFEST = "encoding.json", "manifest.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 Float64s = npt.NDArray[np.float64]
+
+
 # numpy has no bfloat16: what has 16 bits is read as bits, and torch is told what they are.
 _NUMPY_DTYPES = {"F32": "<f4", "F16": "<u2", "BF16": "<u2", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
 _TENSORS = ("latents", "labels", "index", "mean", "m2")

@@ -14,14 +14,21 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from aligntok.data.handles import FilePart, OpenFiles
-from aligntok.data.image_source import IMAGE_SUFFIXES, ImageSource, Labels, PackedNames, is_hidden, is_image
+from aligntok.data.sources.base import (
+    IMAGE_SUFFIXES,
+    FilePart,
+    ImageSource,
+    Labels,
+    OpenFiles,
+    PackedNames,
+    is_hidden,
+    is_image,
+)
 from aligntok.distributed.job import progress_bar
 from aligntok.errors import DataError, first_line
 
 #: Splits a path into a sample's key and the member's extension; (None, None) for what belongs to no sample.
 SplitName: TypeAlias = Callable[[str], tuple[str | None, str | None]]
-
 _THREADS = 16
 _LABEL = re.compile(rb"-1|[0-9]{1,9}")
 

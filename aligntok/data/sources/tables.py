@@ -11,8 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from aligntok.data.image_source import ImageSource, Labels
-from aligntok.data.splits import several_splits, spellings
+from aligntok.data.sources.base import ImageSource, Labels, several_splits, spellings
 from aligntok.data.transforms import upright_size
 from aligntok.errors import DataError, ImageError, first_line, unknown
 
