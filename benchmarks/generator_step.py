@@ -38,7 +38,7 @@ from aligntok.diffusion.flow import flow_matching_loss, interpolate, path_veloci
 from aligntok.diffusion.guidance import classifier_free
 from aligntok.diffusion.samplers import sample
 from aligntok.diffusion.times import draw_times, time_grid
-from aligntok.engine.compilation import compile_blocks
+from aligntok.engine.compile import compile_blocks
 from aligntok.engine.ema import WeightAverages
 from aligntok.generators.lightning_dit import SIZES, LightningDiT
 

@@ -36,7 +36,7 @@ import torch
 from PIL import Image
 
 from aligntok.cli import parse_options
-from aligntok.engine.loops import StepBatch
+from aligntok.engine.runner import StepBatch
 from aligntok.evaluation.cost.timing import Stopwatch, Watched, seconds_of
 from aligntok.training import objective as objective_module
 from aligntok.training.chain import ENCODER_SIDE, Chain

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aligntok.diffusion.times import shift_times
-from aligntok.engine.loops import StepBatch
+from aligntok.engine.runner import StepBatch
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment import AlignmentModel
 from aligntok.training.config import load_config

@@ -16,9 +16,9 @@ from aligntok.device import check_precision, computing
 from aligntok.distributed import world
 from aligntok.distributed.parallel import GradientReduction
 from aligntok.engine.checkpoints import load_parts
-from aligntok.engine.compilation import compile_blocks
+from aligntok.engine.compile import compile_blocks
 from aligntok.engine.ema import PartStates
-from aligntok.engine.loops import StepBatch
+from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError
 from aligntok.registry import DISCRIMINATORS, ENCODERS
 from aligntok.rng import seed_torch

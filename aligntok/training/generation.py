@@ -17,8 +17,8 @@ from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, 
 from aligntok.diffusion.times import sample_times
 from aligntok.distributed import world
 from aligntok.distributed.parallel import GradientReduction
-from aligntok.engine.compilation import blocks_of, compile_blocks
-from aligntok.engine.loops import StepBatch
+from aligntok.engine.compile import blocks_of, compile_blocks
+from aligntok.engine.runner import StepBatch
 from aligntok.errors import DataError, DivergenceError
 from aligntok.generators.base import check_label_range
 from aligntok.latent_diffusion import LatentDiffusion

@@ -12,7 +12,7 @@ from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import barrier, is_first, world
-from aligntok.engine.generation_hooks import SampleGridHook, TimeBinsHook
+from aligntok.engine.hooks import SampleGridHook, TimeBinsHook
 from aligntok.engine.runner import StageRunner
 from aligntok.errors import CheckpointError, ConfigError, DataError, multiples_of
 from aligntok.generators.base import check_label_range

@@ -12,7 +12,7 @@ from aligntok.data.loader import make_loader
 from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import world
 from aligntok.distributed.job import batched
-from aligntok.engine.loops import ShareValLoop
+from aligntok.engine.runner import ShareValLoop
 from aligntok.errors import ConfigError, unknown
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import METRICS

@@ -14,8 +14,8 @@ from aligntok.data.sampler import GlobalBatchSampler
 from aligntok.distributed import world
 from aligntok.distributed.parallel import SelfReducing
 from aligntok.engine import hooks as engine_hooks
-from aligntok.engine.loops import StepLoop
 from aligntok.engine.optim import PartOptimizersConstructor
+from aligntok.engine.runner import StepLoop
 from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS
 from aligntok.training.stages import Stage

@@ -15,8 +15,7 @@ from aligntok.data.sampler import evenly_spaced
 from aligntok.distributed import is_first, total, world
 from aligntok.engine import hooks as engine_hooks
 from aligntok.engine.checkpoints import PartStates, finished_steps
-from aligntok.engine.loops import ShareValLoop
-from aligntok.engine.runner import StageRunner
+from aligntok.engine.runner import ShareValLoop, StageRunner
 from aligntok.errors import ConfigError
 from aligntok.io.files import write_json
 from aligntok.registry import DATASETS, METRICS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from aligntok.engine.compilation import blocks_of, compile_blocks
+from aligntok.engine.compile import blocks_of, compile_blocks
 from aligntok.tokenizer import Tokenizer
 
 

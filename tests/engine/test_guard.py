@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aligntok.engine.guard import WINDOW, StepGuard
+from aligntok.engine.optim import WINDOW, StepGuard
 from aligntok.errors import DivergenceError
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from aligntok.engine.compilation import blocks_of
+from aligntok.engine.compile import blocks_of
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.generators.lightning_dit import SIZES, TABLES, LightningDiT
 from aligntok.ops.embeddings import axial_rotations, embed_grid

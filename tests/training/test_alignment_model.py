@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aligntok.engine.loops import StepBatch
 from aligntok.engine.optim import PartOptimizersConstructor
+from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError, DivergenceError
 from aligntok.training.alignment import AlignmentModel
 from aligntok.training.stages import expand_stages

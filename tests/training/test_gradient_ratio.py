@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from aligntok.engine.loops import StepBatch
+from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError
 from aligntok.training.alignment import AlignmentModel
 from aligntok.training.gradient_ratio import Balance, gradient_at, gradient_ratio, ratio_at

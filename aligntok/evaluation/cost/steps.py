@@ -16,7 +16,7 @@ from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.loader import explaining_loader_errors
 from aligntok.data.sampler import per_process_batch
 from aligntok.engine.ema import WeightAverages
-from aligntok.engine.loops import StepBatch
+from aligntok.engine.runner import StepBatch
 from aligntok.evaluation.cost.counting import generator_inputs
 from aligntok.evaluation.cost.timing import Watched
 from aligntok.latent_diffusion import LatentDiffusion
