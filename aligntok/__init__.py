@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: Marks a plugin's implementation of :func:`aligntok.plugins.hookspecs.aligntok_register`.
+#: Marks a plugin's implementation of :func:`aligntok.plugins.aligntok_register`.
 hookimpl = pluggy.HookimplMarker("aligntok")
 
 

@@ -19,7 +19,7 @@ def plugins(arguments: Sequence[str] | None = None) -> int:
     verbs.add_parser("check", help="import every component; exit status 1 if anything is broken")
     given = parser.parse_args(arguments)
 
-    from aligntok.plugins.inspection import check_components, list_plugins
+    from aligntok.plugins.manager import check_components, list_plugins
 
     if given.verb == "check":
         problems = check_components()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligntok.plugins.promises import (
+from aligntok.plugins.component_checks import (
     BATCH,
     FEATURE_DIM,
     LATENT_DIM,

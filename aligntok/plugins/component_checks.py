@@ -15,9 +15,6 @@ FEATURE_DIM = 12
 Build = Callable[[], Any]
 
 
-# What every component promises
-
-
 def check_module(who: str, build: Build, module: nn.Module, *inputs: Tensor, reached: list[int] | None = None) -> None:
     check_deterministic(who, module, inputs)
     check_round_trip(who, build, module, inputs)
@@ -102,9 +99,6 @@ def check_meta(who: str, build: Build, real: nn.Module) -> None:
     promise(not elsewhere, f"{who}: built on the meta device, it still allocates {some_of(elsewhere)}")
     shapes = [{key: tuple(value.shape) for key, value in tensors(module).items()} for module in (shadow, real)]
     promise(shapes[0] == shapes[1], f"{who}: on the meta device it has other parameters than elsewhere")
-
-
-# What some kinds promise besides
 
 
 def check_balanced(who: str, module: Any, given: Tensor) -> None:
@@ -193,9 +187,6 @@ def check_discriminator_side(who: str, loss: Any, logits: Tensor) -> None:
     value.backward()
     reached = all(x.grad is not None and bool(x.grad.any()) for x in (real, fake))
     promise(reached, f"{who}: discriminator_loss must pull at the real and at the fake logits")
-
-
-# Building blocks
 
 
 def builder(registry: Any, name: str, options: dict[str, Any]) -> Build:
