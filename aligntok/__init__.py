@@ -23,18 +23,18 @@ hookimpl = pluggy.HookimplMarker("aligntok")
 def load_tokenizer(source: Any, **kwargs: Any) -> Tokenizer:
     """Load a tokenizer from a saved folder, a hub id, a training work folder or a published VA-VAE checkpoint.
 
-    See :func:`aligntok.training.loading.load_tokenizer` for what each source may be and the errors raised.
+    See :func:`aligntok.loading.load_tokenizer` for what each source may be and the errors raised.
     """
     # Imported by name: this package stands above all its parts, and they import it for the hook marker and the version.
-    return importlib.import_module("aligntok.training.loading").load_tokenizer(source, **kwargs)
+    return importlib.import_module("aligntok.loading").load_tokenizer(source, **kwargs)
 
 
 def load_latent_diffusion(source: Any, **kwargs: Any) -> LatentDiffusion:
     """Load a generator with its tokenizer from a saved folder or a training work folder.
 
-    See :func:`aligntok.training.generation_loading.load_latent_diffusion` for keywords and the errors raised.
+    See :func:`aligntok.loading.load_latent_diffusion` for keywords and the errors raised.
     """
-    loading = importlib.import_module("aligntok.training.generation_loading")  # by name, as above
+    loading = importlib.import_module("aligntok.loading")  # by name, as above
     return loading.load_latent_diffusion(source, **kwargs)
 
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from aligntok.caching import cache_latents
+from aligntok.caching.encoder import Encoding
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, same_content
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.latent_cache import cache_latents
-from aligntok.training.latent_encoding import Encoding
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

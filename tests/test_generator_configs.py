@@ -16,13 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from aligntok.caching import cache_latents
+from aligntok.caching.encoder import Encoding
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
 from aligntok.training.generation_plan import plan_generation
 from aligntok.training.generation_settings import expand_generation
-from aligntok.training.latent_cache import cache_latents
-from aligntok.training.latent_encoding import Encoding
 from aligntok.training.preflight import build_on_meta
 from aligntok.training.run import run
 

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import aligntok
+from aligntok.caching import cache_latents
+from aligntok.caching.encoder import Encoding
 from aligntok.data.latents import LatentDataset
 from aligntok.errors import WeightsError
 from aligntok.evaluation.reconstruction import evaluate_reconstruction
 from aligntok.published import _our_name, _widths, load_ldm_autoencoder
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
-from aligntok.training.latent_cache import cache_latents
-from aligntok.training.latent_encoding import Encoding
 from aligntok.training.run import run
 
 

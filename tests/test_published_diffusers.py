@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import aligntok
+from aligntok.caching import cache_latents
+from aligntok.caching.encoder import Encoding
 from aligntok.cli import evaluate
 from aligntok.data.latents import LatentDataset
 from aligntok.errors import ConfigError, WeightsError
@@ -18,8 +20,6 @@ from aligntok.evaluation.latent_analysis import analyze_latents
 from aligntok.plugins.testing import check_decoder, check_encoder
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
-from aligntok.training.latent_cache import cache_latents
-from aligntok.training.latent_encoding import Encoding
 from aligntok.training.run import run
 from aligntok.training.stages import expand_stages
 

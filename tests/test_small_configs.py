@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from aligntok.caching import cache_latents
+from aligntok.caching.encoder import Encoding
 from aligntok.evaluation.comparison import read_comparison
 from aligntok.evaluation.comparison.plan import generator_budget, tokenizer_budget
 from aligntok.evaluation.extraction import build_extractor
 from aligntok.registry import ENCODERS, EXTRACTORS, LOSSES
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
-from aligntok.training.latent_cache import cache_latents
-from aligntok.training.latent_encoding import Encoding
 from aligntok.training.run import run
 from aligntok.training.stages import expand_stages
 

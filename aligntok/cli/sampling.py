@@ -89,18 +89,18 @@ def sample(arguments: Sequence[str] | None = None) -> int:
         )
     changes = _sampling_changes(given)
 
-    from aligntok.training.drawing import Drawing
+    from aligntok.sampling.pipeline import Drawing
 
     choices = {name: getattr(given, name) for name in ("weights", "average", "labels", "classes", "size", "precision")}
     drawing = Drawing(given.run, changes=changes, seed=given.seed, autoguidance=given.autoguidance, **choices)
     if sweep is not None:
-        from aligntok.training.guidance_sweep import sweep_guidance
+        from aligntok.sampling.guidance_sweep import sweep_guidance
 
         distance = dict(type="generation", reference=given.reference, extractor=given.extractor, features=False)
         metrics = [distance] if given.reference else []
         sweep_guidance(drawing, sweep, given.sweep_steps, given.num, given.out, given.batch_size, metrics)
         return 0
-    from aligntok.training.sampling import sample_images
+    from aligntok.sampling import sample_images
 
     pictures = dict(grid=given.grid, beside=given.beside, split=given.split)
     sample_images(drawing, given.num, given.out, given.batch_size, npz=not given.no_npz, **pictures)

@@ -63,8 +63,8 @@ def cache_latents(arguments: Sequence[str] | None = None) -> int:
     add("--max-unreadable", type=int, metavar="N", help="images that may be left out (default: 1 %% of them)")
     given = parser.parse_args(arguments)
 
-    from aligntok.training.latent_cache import cache_latents as encode
-    from aligntok.training.latent_encoding import Encoding
+    from aligntok.caching import cache_latents as encode
+    from aligntok.caching.encoder import Encoding
 
     stored = (given.image_size, not given.no_flip, given.dtype, given.precision, given.shard_size)
     encoding = Encoding(*stored, posterior=given.posterior, seed=given.seed)
@@ -83,7 +83,7 @@ def export(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sigma-rel", type=float, help="EMA width; one that was not kept is made from the snapshots")
     given = parser.parse_args(arguments)
 
-    from aligntok.training.loading import export_tokenizer
+    from aligntok.loading import export_tokenizer
 
     export_tokenizer(given.source, given.out, given.weights, given.sigma_rel)
     print(f"Tokenizer: {given.out}")

@@ -38,7 +38,7 @@ from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages, begins_anew
 from aligntok.evaluation.results import Result, default_folder
 from aligntok.io.pictures import save_picture
-from aligntok.training.loading import load_tokenizer
+from aligntok.loading import load_tokenizer
 
 FEWEST = 20  # images and points: below, neither neighbours nor densities mean anything
 PERPLEXITY = 30

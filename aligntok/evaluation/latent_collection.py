@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aligntok.caching.encoder import Batch, Encoding, LatentEncoder
 from aligntok.device import computing, device, explaining_out_of_memory
 from aligntok.distributed import total
 from aligntok.errors import ConfigError, DataError
@@ -22,7 +23,6 @@ from aligntok.evaluation.results import identity
 from aligntok.registry import ENCODERS
 from aligntok.rng import rng
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.latent_encoding import Batch, Encoding, LatentEncoder
 
 REFERENCE = "reference"
 #: Encoder types whose models have names of their own, written as ``timm:MODEL``.

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aligntok.caching.encoder import Encoding, LatentEncoder
 from aligntok.device import check_precision, device, multiplying
 from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, job, progress_bar, stop_if_preempted
@@ -30,10 +31,9 @@ from aligntok.evaluation.probe_features import (
 from aligntok.evaluation.publishing import check_out, publish
 from aligntok.evaluation.reading import RESIZE, EvaluationImages, begins_anew
 from aligntok.evaluation.results import Result, default_folder, identity
+from aligntok.loading import load_tokenizer
 from aligntok.rng import rng, seed_torch
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.latent_encoding import Encoding, LatentEncoder
-from aligntok.training.loading import load_tokenizer
 
 MEASURED_AT_ONCE = 1024  # images of the validation split, over all processes
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from aligntok.caching.encoder import Batch, ImagesToEncode
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sources.base import ImageSource
 from aligntok.distributed import world
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError
 from aligntok.evaluation.reading import EvaluationImages
-from aligntok.training.latent_encoding import Batch, ImagesToEncode
 
 logger = logging.getLogger("aligntok.evaluation")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from aligntok.caching.encoder import Batch, ImagesToEncode
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
@@ -18,7 +19,6 @@ from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, in_full_rounds, shares
 from aligntok.errors import DataError, Preempted, at_least
-from aligntok.training.latent_encoding import Batch, ImagesToEncode
 
 logger = logging.getLogger("aligntok.evaluation")
 

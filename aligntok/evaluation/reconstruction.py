@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from aligntok.caching.encoder import ImagesToEncode, latent_shape
 from aligntok.data.transforms import to_picture
 from aligntok.device import check_precision, computing, device, explaining_out_of_memory, multiplying
 from aligntok.distributed import barrier, is_first
@@ -21,9 +22,8 @@ from aligntok.evaluation.reading import RESIZE, EvaluationImages
 from aligntok.evaluation.results import Result, default_folder, identity
 from aligntok.io.files import replacing
 from aligntok.io.pictures import reconstruction_grid, save_picture
+from aligntok.loading import load_tokenizer
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.latent_encoding import ImagesToEncode, latent_shape
-from aligntok.training.loading import load_tokenizer
 
 TABLES = ("csv", "parquet")
 SHOWN = 8  # images in each of the pictures of the worst and the best

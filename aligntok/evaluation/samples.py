@@ -20,7 +20,7 @@ from aligntok.data.transforms import read_image
 from aligntok.errors import DataError, ImageError, at_least, first_line
 from aligntok.evaluation.reading import in_rounds
 from aligntok.io.files import read_json
-from aligntok.training.sample_files import DESCRIPTION, PICTURES
+from aligntok.sampling.folder import DESCRIPTION, PICTURES
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from aligntok.caching.encoder import check_posterior, posterior_noise
 from aligntok.data.transforms import to_uint8
 from aligntok.device import check_precision, computing, multiplying
 from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, velocity_mse
@@ -23,7 +24,6 @@ from aligntok.errors import DataError, DivergenceError
 from aligntok.generators.base import check_label_range
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng
-from aligntok.training.latent_encoding import check_posterior, posterior_noise
 
 
 class Draws(NamedTuple):

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aligntok.caching import LatentCache, fill
+from aligntok.caching.encoder import Encoding, LatentEncoder, check_posterior, latent_statistics
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
@@ -18,18 +20,14 @@ from aligntok.errors import CheckpointError, ConfigError, DataError, multiples_o
 from aligntok.generators.base import check_label_range
 from aligntok.io.files import read_json, write_json
 from aligntok.latent_diffusion import LatentDiffusion, described_fields
+from aligntok.loading import UNKNOWN, load_latent_diffusion, load_tokenizer
 from aligntok.registry import DATASETS
 from aligntok.rng import seed_torch
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.generation import GenerationModel
-from aligntok.training.generation_loading import UNKNOWN, load_latent_diffusion
 from aligntok.training.generation_plan import plan_generation
 from aligntok.training.generation_settings import Generation
 from aligntok.training.generation_validation import validation_options
-from aligntok.training.latent_cache import LatentCache, fill
-from aligntok.training.latent_encoding import Encoding, LatentEncoder, check_posterior
-from aligntok.training.latent_statistics import latent_statistics
-from aligntok.training.loading import load_tokenizer
 from aligntok.training.preflight import build_on_meta, check_before_training, print_plan
 from aligntok.training.runners import common_hooks, optimizers, runner_options, training_batches
 from aligntok.training.stages import Stage

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aligntok.caching.encoder import check_posterior
 from aligntok.diffusion.sampling import Sampling
 from aligntok.errors import ConfigError
+from aligntok.loading import DESCRIPTION, NAME
 from aligntok.registry import dotted_components, import_components
 from aligntok.training.config import fill_defaults
 from aligntok.training.keys import GENERATION_KEYS
-from aligntok.training.latent_encoding import check_posterior
 from aligntok.training.stages import Stage, check_run, check_settings
-
-NAME = "generation"
-DESCRIPTION = "generation.json"
 
 
 @dataclass(frozen=True)

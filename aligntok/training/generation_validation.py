@@ -16,7 +16,7 @@ from aligntok.engine.runner import ShareValLoop
 from aligntok.errors import ConfigError, unknown
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import METRICS
-from aligntok.training.drawing import LABELS, LabelRule
+from aligntok.sampling.pipeline import LABELS, LabelRule
 from aligntok.training.generation_settings import Generation
 
 

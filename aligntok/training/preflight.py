@@ -21,6 +21,7 @@ from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_p
 from aligntok.engine.optim import check_optimizer, check_schedule
 from aligntok.errors import AlignTokError, ConfigError, multiples_of
 from aligntok.io.files import check_space
+from aligntok.loading import read_merged_parts
 from aligntok.registry import (
     ADAPTERS,
     DATASETS,
@@ -33,7 +34,6 @@ from aligntok.registry import (
     check_keywords,
 )
 from aligntok.training.alignment import AlignmentModel
-from aligntok.training.loading import read_merged_parts
 from aligntok.training.stages import Stage
 
 _OPTIMIZER_STATES = {"SGD": 0, "Adam": 2, "AdamW": 2, "RAdam": 2, "NAdam": 2}

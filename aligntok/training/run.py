@@ -13,13 +13,13 @@ from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.runner import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted, unknown
 from aligntok.io.files import claiming
+from aligntok.loading import load_stage_tokenizer
 from aligntok.registry import import_components, loading_line
 from aligntok.training.changes import report_changes
 from aligntok.training.generation_plan import plan_generation
 from aligntok.training.generation_run import check_chain, save_result, train_generator
 from aligntok.training.generation_settings import Generation, dotted_models, expand_generation
 from aligntok.training.generation_validation import check_validation
-from aligntok.training.loading import load_stage_tokenizer
 from aligntok.training.origin import note_origin
 from aligntok.training.preflight import StagePlan, check_before_training, plan_stage, print_plan
 from aligntok.training.report import print_summary, read_result

@@ -18,9 +18,9 @@ from aligntok.engine.checkpoints import PartStates, finished_steps
 from aligntok.engine.runner import ShareValLoop, StageRunner
 from aligntok.errors import ConfigError
 from aligntok.io.files import write_json
+from aligntok.loading import read_merged_parts
 from aligntok.registry import DATASETS, METRICS
 from aligntok.training.alignment import AlignmentModel
-from aligntok.training.loading import read_merged_parts
 from aligntok.training.runners import common_hooks, optimizers, runner_options, training_batches
 from aligntok.training.stages import Stage
 

@@ -15,10 +15,9 @@ from aligntok.evaluation.results import read_result
 from aligntok.evaluation.samples import read_description
 from aligntok.io.files import read_json
 from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.loading import load_latent_diffusion, load_stage_tokenizer
 from aligntok.tokenizer import Tokenizer
 from aligntok.training import report
-from aligntok.training.generation_loading import load_latent_diffusion
-from aligntok.training.loading import load_stage_tokenizer
 
 PACKAGE = Path(__file__).parents[2] / "aligntok"
 #: Rooms that read JSON in their own way still.

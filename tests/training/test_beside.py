@@ -12,8 +12,8 @@ from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
 from aligntok.errors import DataError
 from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.sampling.sheets import open_real
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.beside import open_real
 
 GREYS = {"ant": 40, "bee": 130, "zebra": 220}
 SMALL = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4)

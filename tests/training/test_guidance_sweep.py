@@ -23,9 +23,9 @@ from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import job
 from aligntok.errors import ConfigError, DivergenceError
 from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.sampling.guidance_sweep import Cell, combinations, draw_grid, plot, print_cells, sweep_guidance
+from aligntok.sampling.pipeline import Drawing, SampleDrawer
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.drawing import Drawing, SampleDrawer
-from aligntok.training.guidance_sweep import Cell, combinations, draw_grid, plot, print_cells, sweep_guidance
 
 ROOT = Path(__file__).parents[2]
 PART = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), resolution=8)  # f2

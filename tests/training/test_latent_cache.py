@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from aligntok import distributed
+from aligntok import caching, distributed
+from aligntok.caching import cache_latents, encoder
+from aligntok.caching.encoder import Encoding
 from aligntok.cli import cache_latents as command
 from aligntok.data import latent_shards
 from aligntok.data.images import ImageDataset
@@ -26,9 +28,6 @@ from aligntok.data.latents import LatentDataset
 from aligntok.errors import ConfigError, DataError, Preempted, WeightsError, WriteError
 from aligntok.io import files
 from aligntok.tokenizer import Tokenizer
-from aligntok.training import latent_cache, latent_encoding
-from aligntok.training.latent_cache import cache_latents
-from aligntok.training.latent_encoding import Encoding
 
 ROOT = Path(__file__).parents[2]
 PART = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), resolution=8)
@@ -207,7 +206,7 @@ def test_weights_are_chosen_of_a_work_folder_only(tokenizer, photos, tmp_path, m
     with pytest.raises(WeightsError, match="neither a saved tokenizer"):
         cache_latents(photos, photos, tmp_path / "cache", weights="raw")
     asked = []
-    monkeypatch.setattr(latent_cache, "load_tokenizer", lambda *a, **k: asked.append((a, k)) or make_tokenizer())
+    monkeypatch.setattr(caching, "load_tokenizer", lambda *a, **k: asked.append((a, k)) or make_tokenizer())
     cache_latents(photos, photos, tmp_path / "cache", Encoding(image_size=8), weights="raw", workers=0)
     assert asked == [((photos,), {"weights": "raw"})]
 
@@ -224,7 +223,7 @@ def test_sigterm_leaves_whole_shards_and_the_same_command_goes_on(tokenizer, spo
         if len(written) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(latent_encoding, "write_shard", write_and_be_told_to_stop)
+    monkeypatch.setattr(encoder, "write_shard", write_and_be_told_to_stop)
     options = dict(batch_size=2, workers=2, max_unreadable=2)
     with pytest.raises(Preempted, match="the shards that are there are whole, and the same command goes on"):
         cache_latents(tokenizer, spoilt, out, TINY, **options)
@@ -328,7 +327,7 @@ def test_a_cache_that_lost_a_shard_is_not_finished_until_it_has_it_again(
     def stop(*_):
         raise Preempted
 
-    monkeypatch.setattr(latent_cache, "encode_shards", stop)
+    monkeypatch.setattr(caching, "encode_shards", stop)
     assert command(words(tokenizer, spoilt, tmp_path / "cache")) == 75
     with pytest.raises(DataError, match="is not finished"):
         LatentDataset(tmp_path / "cache")
@@ -336,7 +335,7 @@ def test_a_cache_that_lost_a_shard_is_not_finished_until_it_has_it_again(
 
 def test_a_finished_cache_is_left_as_it_is(tokenizer, spoilt, whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "cache")
-    monkeypatch.setattr(latent_cache, "encode_shards", None)
+    monkeypatch.setattr(caching, "encode_shards", None)
     (tmp_path / "cache/manifest.json").unlink()
     assert command(words(tokenizer, spoilt, tmp_path / "cache")) == 0
     assert contents(tmp_path / "cache") == contents(whole)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from aligntok.caching import cache_latents
+from aligntok.caching.encoder import Encoding, LatentEncoder, latent_statistics, posterior_noise
 from aligntok.data.latents import LatentDataset
 from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import LatentDiffusion
@@ -17,9 +19,6 @@ from aligntok.tokenizer import Tokenizer
 from aligntok.training.chain import run_forward
 from aligntok.training.config import load_config
 from aligntok.training.generation_settings import expand_generation
-from aligntok.training.latent_cache import cache_latents
-from aligntok.training.latent_encoding import Encoding, LatentEncoder, posterior_noise
-from aligntok.training.latent_statistics import latent_statistics
 from aligntok.training.run import run
 
 

@@ -20,13 +20,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import aligntok
+from aligntok import loading
 from aligntok.cli import export, train
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_checkpoint, read_frozen, read_parts
 from aligntok.engine.checkpoints import same_content as same
 from aligntok.engine.ema import WeightAverages
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.registry import HOOKS
-from aligntok.training import loading
 from aligntok.training.config import load_config
 from aligntok.training.preflight import plan_stage
 from aligntok.training.run import run

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from aligntok import distributed
+from aligntok import distributed, sampling
 from aligntok.cli import sample as command
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.transforms import open_image
@@ -31,11 +31,10 @@ from aligntok.errors import CheckpointError, ConfigError, DataError, DivergenceE
 from aligntok.io import files
 from aligntok.io.files import write_json
 from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.sampling import folder, pipeline, sample_images
+from aligntok.sampling.folder import write_npz
+from aligntok.sampling.pipeline import Drawing, LabelRule, SampleDrawer, generator_identity
 from aligntok.tokenizer import Tokenizer
-from aligntok.training import drawing, sample_files, sampling
-from aligntok.training.drawing import Drawing, LabelRule, SampleDrawer, generator_identity
-from aligntok.training.sample_files import write_npz
-from aligntok.training.sampling import sample_images
 
 ROOT = Path(__file__).parents[2]
 PART = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), resolution=8)  # f2
@@ -148,7 +147,7 @@ SLOW_DISK = """
 import os, time
 from aligntok.cli import sample
 from aligntok.io import files
-from aligntok.training.drawing import SampleDrawer
+from aligntok.sampling.pipeline import SampleDrawer
 flush, draw = files._flush, SampleDrawer.draw
 def slowly(path):
     time.sleep(1 if os.environ["RANK"] == "2" else 0)
@@ -173,10 +172,10 @@ def test_any_number_of_processes_draws_the_same_bits(run, whole, tmp_path, proce
 
 def test_the_array_waits_for_the_pictures_of_every_process(run, tmp_path, monkeypatch):
     told = []
-    leave, write = sample_files.PictureWriter.__exit__, sample_files.SampleFolder.write_npz_together
-    monkeypatch.setattr(sample_files.PictureWriter, "__exit__", lambda *a: told.append("mine") or leave(*a))
+    leave, write = folder.PictureWriter.__exit__, folder.SampleFolder.write_npz_together
+    monkeypatch.setattr(folder.PictureWriter, "__exit__", lambda *a: told.append("mine") or leave(*a))
     monkeypatch.setattr(sampling, "barrier", lambda: told.append("all"))
-    monkeypatch.setattr(sample_files.SampleFolder, "write_npz_together", lambda *a: told.append("array") or write(*a))
+    monkeypatch.setattr(folder.SampleFolder, "write_npz_together", lambda *a: told.append("array") or write(*a))
     sample_images(Drawing(run), 1, tmp_path / "out")
     assert told == ["mine", "all", "array", "all"]
 
@@ -311,9 +310,9 @@ def test_what_is_not_given_is_as_the_generators_config_says(run, tmp_path, optio
 
 def test_options_belong_to_their_sampler():
     own = Sampling(3, "ddim", options={"eta": 0.5})
-    assert drawing._changed(own, {"steps": 7}).options == {"eta": 0.5}
-    assert drawing._changed(own, {"options": {"eta": 1.0}}).options == {"eta": 1.0}
-    assert drawing._changed(own, {"sampler": "heun"}).options == {}
+    assert pipeline._changed(own, {"steps": 7}).options == {"eta": 0.5}
+    assert pipeline._changed(own, {"options": {"eta": 1.0}}).options == {"eta": 1.0}
+    assert pipeline._changed(own, {"sampler": "heun"}).options == {}
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
@@ -451,14 +450,14 @@ def test_sigterm_ends_it_after_a_batch_and_the_same_command_goes_on(run, whole, 
 
 
 def test_sigterm_to_the_process_is_heeded(run, whole, tmp_path, monkeypatch):
-    write, out = sample_files.PictureWriter.write, tmp_path / "out"
+    write, out = folder.PictureWriter.write, tmp_path / "out"
 
     def write_and_be_told_to_stop(self, pictures):
         write(self, pictures)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample_files.PictureWriter, "write", write_and_be_told_to_stop)
+        patch.setattr(folder.PictureWriter, "write", write_and_be_told_to_stop)
         with pytest.raises(Preempted):
             sample_images(Drawing(run), NUM, out, batch_size=4)
     assert len(pixels(out)) == 4
@@ -522,7 +521,7 @@ def test_a_kill_in_the_midst_of_writing_leaves_whole_pictures_only(run, whole, t
 TOLD_TO_STOP = """
 import os, signal, sys
 from aligntok.cli import sample
-from aligntok.training.sample_files import PictureWriter
+from aligntok.sampling.folder import PictureWriter
 write = PictureWriter.write
 def write_and_be_told_to_stop(self, pictures):
     write(self, pictures)
@@ -805,7 +804,7 @@ def test_processes_that_have_different_generators_are_told(monkeypatch):
 
 
 def test_seeds_that_torch_would_take_for_one_are_the_reason_for_their_limit():
-    same = [torch.randn(4, generator=torch.Generator().manual_seed(5 + k * drawing.SEEDS)) for k in range(2)]
+    same = [torch.randn(4, generator=torch.Generator().manual_seed(5 + k * pipeline.SEEDS)) for k in range(2)]
     assert torch.equal(*same)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from aligntok.caching import cache_latents
+from aligntok.caching.encoder import Encoding
 from aligntok.distributed import barrier, is_first, start_processes
 from aligntok.errors import ConfigError
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
@@ -24,8 +26,6 @@ from aligntok.evaluation.publishing import check_out
 from aligntok.evaluation.reconstruction import evaluate_reconstruction
 from aligntok.evaluation.references import make_reference
 from aligntok.evaluation.results import Result
-from aligntok.training.latent_cache import cache_latents
-from aligntok.training.latent_encoding import Encoding
 from aligntok.training.origin import origin_of
 from aligntok.training.run import run
 

@@ -18,7 +18,7 @@ from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.scalars import Curve, read_history
 from aligntok.evaluation.results import Result, read_result
 from aligntok.io.files import replacing
-from aligntok.training.generation_settings import NAME as GENERATION
+from aligntok.loading import NAME as GENERATION
 
 WITHOUT_PLACE = "images"  # numbers that are the same for all
 REAL_IMAGES = "real_images"  # the folder of what they themselves are measured to be

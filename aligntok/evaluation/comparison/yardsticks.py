@@ -19,7 +19,7 @@ from aligntok.evaluation.metrics import GenerationMetric
 from aligntok.evaluation.reading import EvaluationImages
 from aligntok.evaluation.reconstruction import Reconstruction
 from aligntok.evaluation.results import Result
-from aligntok.training.loading import load_tokenizer
+from aligntok.loading import load_tokenizer
 
 RECONSTRUCTIONS = "reconstructions"  # begins the names of both: images are what a perfect tokenizer makes of them
 

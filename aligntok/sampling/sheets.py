@@ -16,7 +16,7 @@ from aligntok.data.transforms import center_crop, read_image, resize_to_cover, t
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError, ImageError
 from aligntok.io.pictures import image_grid, save_picture
-from aligntok.training.sample_files import SampleFolder
+from aligntok.sampling.folder import SampleFolder
 
 PICTURE = "beside_real.png"
 EACH, MOST = 2, 27  # real images, and samples, of a class; classes in the picture

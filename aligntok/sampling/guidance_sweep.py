@@ -22,23 +22,20 @@ from torch import Tensor
 from aligntok.data.transforms import to_picture, to_tensor
 from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import barrier, is_first, must_agree, total, world
-from aligntok.distributed.job import (
-    batched,
-    in_full_rounds,
-    job,
-    shares,
-)
+from aligntok.distributed.job import batched, in_full_rounds, job, shares
 from aligntok.errors import Preempted, at_least
 from aligntok.io.files import claiming, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, save_picture, sheet
 from aligntok.registry import METRICS
-from aligntok.training.drawing import Drawing, SampleDrawer
-from aligntok.training.sample_files import Pixels, check_folder_is_new, compared
-from aligntok.training.sampling import default_folder
+from aligntok.sampling import default_folder
+from aligntok.sampling.folder import Pixels, check_folder_is_new, compared
+from aligntok.sampling.pipeline import Drawing, SampleDrawer
 
 DESCRIPTION = "sweep.json"
 SHOWN = 4  # samples in each cell of the picture
 SMALLEST_TILE = 96  # pixels: smaller samples are shown enlarged
+
+
 #: Columns of sweep.csv: their headings in the printed table, and how a number is written there.
 COLUMNS = {
     "cfg_scale": ("cfg", "g"),

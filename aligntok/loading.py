@@ -1,4 +1,4 @@
-"""Tokenizers from wherever they are: a saved folder, a hub id, a training work folder, a published checkpoint."""
+"""Tokenizers and generators from wherever they are, and the export of a tokenizer."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aligntok.engine.checkpoints import join, list_checkpoints, read_parts, read_snapshots
+from aligntok.engine.checkpoints import join, list_checkpoints, load_parts, read_parts, read_snapshots
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.io.files import read_json
+from aligntok.latent_diffusion import LatentDiffusion, described_fields
 from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
+from aligntok.registry import GENERATORS
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.weights.lora import lora_scaling, without_lora
 
+NAME = "generation"
+DESCRIPTION = "generation.json"
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
@@ -162,3 +166,52 @@ def _needs_synthesis(path: Path, sigma_rel: float | None) -> bool:
     if sigma_rel is None:
         return False
     return sigma_rel not in (_read_description(_furthest_stage(path))["ema"] or {}).get("sigma_rel", [])
+
+
+UNKNOWN = "so the generator is unknown: copy the folder whole; starting its training again writes that file"
+
+
+def load_latent_diffusion(
+    source: str | os.PathLike[str],
+    weights: str | None = None,
+    average: float | None = None,
+    components: Mapping[str, Any] | None = None,
+) -> LatentDiffusion:
+    """Load a generator with its tokenizer, in eval mode on the CPU.
+
+    `source` is a folder that ``LatentDiffusion.save_pretrained`` wrote, a training work folder, or its ``generation``
+    folder. Of the latter two the newest checkpoint is taken: `weights` "raw", or "ema" (None: where it is kept), of the
+    width or decay `average` (None: that of the config's `ema.inference`).
+
+    `components` are classes by the names that its files give them, for parts that no plugin registers.
+
+    Raises WeightsError or CheckpointError when there is none there, or it is damaged, UnknownComponentError for a part
+    that is neither registered nor given.
+    """
+    path = Path(source)
+    if (path / "latent_diffusion.json").is_file():
+        if weights is not None or average is not None:
+            raise ConfigError(f"--weights and --average choose among a work folder's weights; {source} is none")
+        return LatentDiffusion.from_pretrained(path, components)
+    folder = generation_folder(path)
+    has_ema, fields = read_json(
+        folder / DESCRIPTION, CheckpointError, UNKNOWN, lambda said: (bool(said["ema"]), described_fields(said))
+    )
+    GENERATORS.check_registered(fields["generator"], components)  # before the tokenizer's parts are imported
+    tokenizer = Tokenizer.from_pretrained(folder / "tokenizer", components=components)
+    model = LatentDiffusion(tokenizer=tokenizer, trusted=False, components=components, **fields)
+    states = read_parts(folder, weights or ("ema" if has_ema else "raw"), average)
+    load_parts({"generator": model.generator}, states, f"the newest checkpoint in {folder}")
+    return model.eval()
+
+
+def generation_folder(path: Path) -> Path:
+    """Return the folder of a generator's training: itself, or the one in a work folder. Raises WeightsError."""
+    for folder in (path, path / NAME):
+        if (folder / DESCRIPTION).is_file() and list_checkpoints(folder):
+            return folder
+    there = ", ".join(sorted(os.listdir(path))[:10]) if path.is_dir() else "no such folder"
+    raise WeightsError(
+        f"{path} has no trained generator: neither a saved one (latent_diffusion.json) nor a work folder with a "
+        f"checkpoint of its generation; it has: {there or 'nothing'}"
+    )

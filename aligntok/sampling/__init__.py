@@ -17,9 +17,9 @@ from aligntok.distributed import barrier, is_first, must_agree
 from aligntok.distributed.job import batched, job, shares
 from aligntok.errors import ConfigError, Preempted, at_least
 from aligntok.io.files import claiming
-from aligntok.training.beside import open_real, write_beside
-from aligntok.training.drawing import Drawing, SampleDrawer
-from aligntok.training.sample_files import PictureWriter, SampleFolder, compared
+from aligntok.sampling.folder import PictureWriter, SampleFolder, compared
+from aligntok.sampling.pipeline import Drawing, SampleDrawer
+from aligntok.sampling.sheets import open_real, write_beside
 
 
 def sample_images(

@@ -38,9 +38,10 @@ DESCRIPTION, PICTURES, ARRAYS, GRID = "samples.json", "images", "samples.npz", "
 THREADS = 8  # that write and read PNGs: the work is zlib's and the disk's, outside of Python's lock
 ROWS_AT_ONCE = 256  # pictures in memory while the arrays are written
 DISK_BLOCK = 4096
+
+
 #: What may differ when a folder is gone on with: where things are, how many are wanted, how many at once.
 FREE = {"source", "weights", "average", "num", "batch_size", "finished", "aligntok_version"}
-
 Pixels = npt.NDArray[np.uint8]
 
 

@@ -1,9 +1,4 @@
-"""A latent cache in the making: what is there, what is left to encode, and the manifest once nothing is.
-
-Each shard is encoded by one process from the same batches, whatever the number of processes; one that was not finished
-is encoded anew. So the files do not depend on processes or interruptions, as far as the arithmetic itself does not:
-on a CPU, sums may differ in their last bits with the number of threads, and everywhere with `batch_size`.
-"""
+"""Latents of a data set, encoded once into a folder."""
 
 from __future__ import annotations
 
@@ -16,6 +11,7 @@ from typing import Any
 
 import torch
 
+from aligntok.caching.encoder import Encoding, LatentEncoder, ShardJob, encode_shards
 from aligntok.data.latent_shards import (
     ENCODING,
     FORMAT,
@@ -28,18 +24,12 @@ from aligntok.data.latent_shards import (
 )
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
-from aligntok.distributed import (
-    barrier,
-    broadcast,
-    is_first,
-    must_agree,
-)
+from aligntok.distributed import barrier, broadcast, is_first, must_agree
 from aligntok.distributed.job import batched, job
 from aligntok.errors import ConfigError, DataError, at_least
 from aligntok.io.files import check_space, check_tensors, claiming, read_json, remove_leftovers, write_json
+from aligntok.loading import load_tokenizer
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.latent_encoding import Encoding, LatentEncoder, ShardJob, encode_shards
-from aligntok.training.loading import load_tokenizer
 
 logger = logging.getLogger("aligntok.data")
 
@@ -57,7 +47,7 @@ def cache_latents(
 ) -> Path:
     """Encode the images at `data` (see :func:`aligntok.data.sources.open_source`) once, and return the folder `out`.
 
-    `source` is a tokenizer as :func:`aligntok.training.loading.load_tokenizer` takes it; `weights` ("raw" or "ema")
+    `source` is a tokenizer as :func:`aligntok.loading.load_tokenizer` takes it; `weights` ("raw" or "ema")
     chooses among a work folder's. Of a variational tokenizer the posterior's mean is kept, or, with
     ``Encoding(posterior="sample")``, a draw. Started again, it goes on where it was; of a finished cache it only looks
     at the files. Images that cannot be read are left out, and named in the manifest; more than `max_unreadable` (None:
