@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligntok.training.alignment import AlignmentModel
-from aligntok.training.gradient_ratio import gradient_ratio
+from aligntok.training.alignment.gradient_ratio import gradient_ratio
+from aligntok.training.alignment.model import AlignmentModel
 
 LOSSES = {
     "l1": {"type": "l1"},

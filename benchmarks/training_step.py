@@ -38,10 +38,10 @@ from PIL import Image
 from aligntok.cli import parse_options
 from aligntok.engine.runner import StepBatch
 from aligntok.evaluation.cost.timing import Stopwatch, Watched, seconds_of
-from aligntok.training import objective as objective_module
-from aligntok.training.chain import ENCODER_SIDE, Chain
+from aligntok.training.alignment import build_datasets, build_runner
+from aligntok.training.alignment import objective as objective_module
+from aligntok.training.alignment.graph import ENCODER_SIDE, Chain
 from aligntok.training.config import load_config
-from aligntok.training.stage_run import build_datasets, build_runner
 from aligntok.training.stages import Stage, expand_stages
 
 CONFIG = Path(__file__).parents[1] / "configs" / "aligntok_dinov2_f16d32.py"
@@ -233,7 +233,7 @@ def measure(options: dict[str, Any], index: int, rounds: int, threads: int) -> N
 def in_new_process(function: Callable[..., Any], *args: Any) -> Any:
     """Return what `function` returns in a process that has imported everything and done nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["aligntok.training.run", "aligntok.training.alignment", "timm"])
+    context.set_forkserver_preload(["aligntok.training.run", "aligntok.training.alignment.model", "timm"])
     with context.Pool(1, maxtasksperchild=1) as pool:
         return pool.apply(function, args)
 

@@ -18,7 +18,7 @@ from typing import Any
 import aligntok
 from aligntok.io.files import replacing
 from aligntok.registry import ComponentRegistry, shelves
-from aligntok.training.keys import GENERATION_KEYS, RUN_KEYS, STAGE_KEYS, Key
+from aligntok.training.settings import GENERATION_KEYS, RUN_KEYS, STAGE_KEYS, Key
 
 DOCS = Path(__file__).parent
 API = DOCS / "api" / "generated"

@@ -20,9 +20,9 @@ from aligntok import load_tokenizer
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, read_parts
 from aligntok.registry import DECODERS
 from aligntok.training.config import load_config
-from aligntok.training.keys import RUN_KEYS
-from aligntok.training.preflight import plan_stage
+from aligntok.training.plan import plan_stage
 from aligntok.training.run import run
+from aligntok.training.settings import RUN_KEYS
 from aligntok.training.stages import expand_stages
 from aligntok.weights.lora import TARGETS
 

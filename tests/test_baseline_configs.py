@@ -12,10 +12,10 @@ import torch
 from aligntok.diffusion.times import shift_times
 from aligntok.engine.runner import StepBatch
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.alignment import AlignmentModel
+from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.config import load_config
-from aligntok.training.generation_settings import expand_generation
-from aligntok.training.preflight import plan_stage
+from aligntok.training.generation.settings import expand_generation
+from aligntok.training.plan import plan_stage
 from aligntok.training.run import run
 from aligntok.training.stages import expand_stages
 

@@ -10,9 +10,9 @@ import pytest
 
 from aligntok.registry import ENCODERS, LOSSES
 from aligntok.training.config import load_config
-from aligntok.training.generation_plan import plan_generation
-from aligntok.training.generation_settings import expand_generation
-from aligntok.training.preflight import plan_stage
+from aligntok.training.generation.plan import plan_generation
+from aligntok.training.generation.settings import expand_generation
+from aligntok.training.plan import plan_stage
 from aligntok.training.stages import expand_stages
 
 ROOT = Path(__file__).parents[1]

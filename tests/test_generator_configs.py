@@ -21,9 +21,9 @@ from aligntok.caching.encoder import Encoding
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
-from aligntok.training.generation_plan import plan_generation
-from aligntok.training.generation_settings import expand_generation
-from aligntok.training.preflight import build_on_meta
+from aligntok.training.generation.plan import plan_generation
+from aligntok.training.generation.settings import expand_generation
+from aligntok.training.plan import build_on_meta
 from aligntok.training.run import run
 
 ROOT = Path(__file__).parents[1]

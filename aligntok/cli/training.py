@@ -29,8 +29,8 @@ def train(arguments: Sequence[str] | None = None) -> int:
         options["work_dir"] = given.work_dir
 
     from aligntok.training.config import load_config
-    from aligntok.training.origin import origin_of
     from aligntok.training.run import run
+    from aligntok.training.run_info import origin_of
 
     origin = origin_of(given.config, options)
     run(load_config(given.config, options), only_stage=given.stage, dry_run=given.dry_run, origin=origin)

@@ -15,15 +15,14 @@ from aligntok.errors import CheckpointError, ConfigError, Preempted, unknown
 from aligntok.io.files import claiming
 from aligntok.loading import load_stage_tokenizer
 from aligntok.registry import import_components, loading_line
-from aligntok.training.changes import report_changes
-from aligntok.training.generation_plan import plan_generation
-from aligntok.training.generation_run import check_chain, save_result, train_generator
-from aligntok.training.generation_settings import Generation, dotted_models, expand_generation
-from aligntok.training.generation_validation import check_validation
-from aligntok.training.origin import note_origin
-from aligntok.training.preflight import StagePlan, check_before_training, plan_stage, print_plan
-from aligntok.training.report import print_summary, read_result
-from aligntok.training.stage_run import build_datasets, run_stage
+from aligntok.training.alignment import build_datasets, run_stage
+from aligntok.training.config import report_changes
+from aligntok.training.generation import check_chain, save_result, train_generator
+from aligntok.training.generation.plan import plan_generation
+from aligntok.training.generation.settings import Generation, dotted_models, expand_generation
+from aligntok.training.generation.validation import check_validation
+from aligntok.training.plan import StagePlan, check_before_training, plan_stage, print_plan
+from aligntok.training.run_info import note_origin, print_summary, read_result
 from aligntok.training.stages import Stage, expand_stages
 
 
@@ -37,7 +36,7 @@ def run(
 
     Started again, it skips what is finished and goes on with what is not. `only_stage` runs one stage by name, or
     "generation"; `dry_run` prints the plan, on the meta device, and stops: it needs neither data nor weights. `origin`,
-    see :func:`aligntok.training.origin.origin_of`, is noted in the work folder when anything is trained. Returns the
+    see :func:`aligntok.training.run_info.origin_of`, is noted in the work folder when anything is trained. Returns the
     saved generator's folder, of a config without one the tokenizer's, or None when that is not finished. Raises
     AlignTokError's kinds before the first step wherever they can be known.
     """

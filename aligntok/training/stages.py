@@ -12,7 +12,7 @@ from aligntok.engine.ema import check_decay, gamma_from_sigma_rel
 from aligntok.errors import ConfigError, at_least
 from aligntok.ops.attention import BACKENDS
 from aligntok.training.config import check_model_keys, fill_defaults
-from aligntok.training.keys import STAGE_KEYS
+from aligntok.training.settings import STAGE_KEYS
 
 # The least that numbers of a stage may be; those that may be None are not checked then.
 _AT_LEAST = {
@@ -57,7 +57,7 @@ class Stage:
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """The keywords of :class:`aligntok.training.alignment.AlignmentModel`."""
+        """The keywords of :class:`aligntok.training.alignment.model.AlignmentModel`."""
         taken = ("losses", "trains", "discriminator", "teacher", "precision", "grad_checkpointing", "compile", "lora")
         return {"tokenizer": self.settings["model"], "seed": self.seed, **{key: self.settings[key] for key in taken}}
 

@@ -22,7 +22,7 @@ from aligntok.evaluation.cost.timing import Limit, Stopwatch, Timing, TooSlow, W
 from aligntok.evaluation.results import read_result
 from aligntok.registry import ENCODERS, LOSSES
 from aligntok.training.config import load_config
-from aligntok.training.generation_settings import expand_generation
+from aligntok.training.generation.settings import expand_generation
 from aligntok.training.stages import expand_stages
 
 ROOT = Path(__file__).parents[2]

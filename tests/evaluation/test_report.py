@@ -27,8 +27,8 @@ from aligntok.evaluation.report.pictures import embed
 from aligntok.evaluation.report.scalars import Curve, join_starts, read_history, smooth, thin
 from aligntok.evaluation.results import KINDS, Result
 from aligntok.training.config import load_config
-from aligntok.training.generation_settings import expand_generation
-from aligntok.training.origin import origin_of
+from aligntok.training.generation.settings import expand_generation
+from aligntok.training.run_info import origin_of
 from aligntok.training.stages import expand_stages
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from aligntok.io.files import read_json
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import load_latent_diffusion, load_stage_tokenizer
 from aligntok.tokenizer import Tokenizer
-from aligntok.training import report
+from aligntok.training import run_info
 
 PACKAGE = Path(__file__).parents[2] / "aligntok"
 #: Rooms that read JSON in their own way still.
@@ -113,7 +113,7 @@ READERS = {
     "generator": (LatentDiffusion.from_pretrained, "latent_diffusion.json", WeightsError),
     "stage": (*trained(load_stage_tokenizer, "stage.json"), CheckpointError),
     "generation": (*trained(load_latent_diffusion, "generation.json"), AlignTokError),
-    "stage's result": (lambda folder: report.read_result(folder / "result.json"), "result.json", CheckpointError),
+    "stage's result": (lambda folder: run_info.read_result(folder / "result.json"), "result.json", CheckpointError),
     "samples": (of_samples, "samples.json", DataError),
     "cache": (read_manifest, "manifest.json", DataError),
     "result": (lambda folder: read_result(folder / "cost.json"), "cost.json", DataError),

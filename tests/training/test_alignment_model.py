@@ -8,7 +8,7 @@ import torch
 from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError, DivergenceError
-from aligntok.training.alignment import AlignmentModel
+from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.stages import expand_stages
 
 PARTS = ("encoder", "adapter", "decoder")

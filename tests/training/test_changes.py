@@ -9,7 +9,7 @@ import pytest
 
 from aligntok.cli import train
 from aligntok.engine.checkpoints import read_newest
-from aligntok.training.changes import changed_settings
+from aligntok.training.config import changed_settings
 
 FIRST = "1_latent_alignment"
 ONE = ("--stage", "latent_alignment", "--cfg-options")

@@ -12,8 +12,7 @@ from aligntok.diffusion.flow import flow_matching_loss
 from aligntok.errors import ConfigError, DataError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
-from aligntok.training import generation
-from aligntok.training.generation import Draws, GenerationModel
+from aligntok.training.generation.model import Draws, GenerationModel
 
 TRANSPORT = dict(times="logit_normal", mean=0.0, scale=1.0, shift=1.0, direction_weight=1.0)
 SMALL = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4, num_classes=3)
@@ -44,7 +43,7 @@ def test_a_samples_draws_do_not_depend_on_how_the_batch_is_split(make, monkeypat
     expected, found = model.draws(5, 0, 1, whole), []
     for m in range(micro):
         for rank in range(processes):
-            monkeypatch.setattr(generation, "world", lambda rank=rank: (rank, processes))
+            monkeypatch.setattr(model, "world", lambda rank=rank: (rank, processes))
             found.append(model.draws(5, m, micro, whole[: 8 // processes // micro]))
     for name in Draws._fields:
         assert torch.equal(torch.cat([getattr(draws, name) for draws in found]), getattr(expected, name))
@@ -142,7 +141,7 @@ def test_a_step_of_micro_batches_is_a_step_of_one_batch(make):
         model = make(seed=1)
         stepped = SimpleNamespace(loss_scale=lambda device: torch.ones(()), step_parts=lambda parts, losses: {})
         parts = [{key: value[i : i + 8 // micro] for key, value in data.items()} for i in range(0, 8, 8 // micro)]
-        outputs = model.train_step(generation.StepBatch(2, parts), stepped)
+        outputs = model.train_step(model.StepBatch(2, parts), stepped)
         steps.append((outputs, [p.grad for p in model.generator.parameters()]))
     (one, gradients), (many, others) = steps
     assert set(one) == {"loss/total", "loss/velocity", "loss/direction", "time_bins"}

@@ -11,8 +11,8 @@ from torch import nn
 
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError
-from aligntok.training.alignment import AlignmentModel
-from aligntok.training.gradient_ratio import Balance, gradient_at, gradient_ratio, ratio_at
+from aligntok.training.alignment.gradient_ratio import Balance, gradient_at, gradient_ratio, ratio_at
+from aligntok.training.alignment.model import AlignmentModel
 
 LPIPS = dict(type="lpips", pretrained=False, weight=1.0)
 CNN = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, attn_resolutions=(), resolution=32)

@@ -13,7 +13,7 @@ from aligntok.cli import train
 from aligntok.encoders.timm import TimmEncoder
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, read_frozen
 from aligntok.errors import ConfigError
-from aligntok.training.alignment import AlignmentModel
+from aligntok.training.alignment.model import AlignmentModel
 from aligntok.weights.lora import add_lora, lora_scaling, with_lora, without_lora
 
 LORA = dict(rank=2, alpha=8, dropout=0.0)

@@ -16,9 +16,9 @@ from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import DATASETS
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.chain import run_forward
+from aligntok.training.alignment.graph import run_forward
 from aligntok.training.config import load_config
-from aligntok.training.generation_settings import expand_generation
+from aligntok.training.generation.settings import expand_generation
 from aligntok.training.run import run
 
 
@@ -142,7 +142,7 @@ def test_a_generator_trains_on_samples_that_are_encoded_on_the_fly(variational, 
 
 
 def test_samples_on_the_fly_do_not_depend_on_how_a_step_is_split(variational, classes):
-    from aligntok.training.generation import GenerationModel
+    from aligntok.training.generation.model import GenerationModel
 
     tokenizer = copy.deepcopy(variational[0])
     data = dict(type="images", root=str(classes), split="train", image_size=32)

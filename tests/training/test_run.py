@@ -28,7 +28,7 @@ from aligntok.engine.ema import WeightAverages
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.registry import HOOKS
 from aligntok.training.config import load_config
-from aligntok.training.preflight import plan_stage
+from aligntok.training.plan import plan_stage
 from aligntok.training.run import run
 from aligntok.training.stages import expand_stages
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from aligntok.errors import AlignTokError, ConfigError
 from aligntok.training.config import check_config, fill_defaults, load_config
-from aligntok.training.keys import STAGE_KEYS
-from aligntok.training.preflight import plan_stage
+from aligntok.training.plan import plan_stage
+from aligntok.training.settings import STAGE_KEYS
 from aligntok.training.stages import expand_stages, merge, stage_folder
 
 

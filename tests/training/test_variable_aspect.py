@@ -18,7 +18,7 @@ import aligntok
 from aligntok.cli import train
 from aligntok.data import images
 from aligntok.engine.checkpoints import finished_steps, read_parts
-from aligntok.training.alignment import AlignmentModel
+from aligntok.training.alignment.model import AlignmentModel
 
 SIZES = [(32, 32), (32, 48), (48, 32)]
 FOLDERS = ("1_latent_alignment", "2_perceptual_alignment", "3_decoder_refinement")

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from aligntok.errors import ConfigError
 from aligntok.training.config import check_keys, fill_defaults, load_config, read_config
-from aligntok.training.generation_settings import expand_generation
-from aligntok.training.keys import Key
+from aligntok.training.generation.settings import expand_generation
+from aligntok.training.settings import Key
 from aligntok.training.stages import expand_stages
 
 _NONE = type(None)

@@ -26,8 +26,8 @@ from aligntok.evaluation.publishing import check_out
 from aligntok.evaluation.reconstruction import evaluate_reconstruction
 from aligntok.evaluation.references import make_reference
 from aligntok.evaluation.results import Result
-from aligntok.training.origin import origin_of
 from aligntok.training.run import run
+from aligntok.training.run_info import origin_of
 
 TIMED_STEPS = 3  # of each training, for the estimate
 LONGEST_STEP = 60.0  # seconds

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aligntok.ops.ldm_blocks import AttnBlock
 from aligntok.registry import ENCODERS, GENERATORS
-from aligntok.training.generation_settings import Generation
-from aligntok.training.preflight import build_on_meta, count_parameters, trainable_and_frozen, without_weights
+from aligntok.training.generation.settings import Generation
+from aligntok.training.plan import build_on_meta, count_parameters, trainable_and_frozen, without_weights
 from aligntok.training.stages import Stage
 
 

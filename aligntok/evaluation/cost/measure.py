@@ -25,7 +25,7 @@ from aligntok.io.files import check_writable
 from aligntok.ops.attention import force_backend
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
-from aligntok.training.generation_settings import Generation, expand_generation
+from aligntok.training.generation.settings import Generation, expand_generation
 from aligntok.training.stages import Stage, expand_stages
 
 CONVENTIONS = {

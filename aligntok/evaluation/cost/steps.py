@@ -21,12 +21,12 @@ from aligntok.evaluation.cost.counting import generator_inputs
 from aligntok.evaluation.cost.timing import Watched
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import ADAPTERS, DATASETS, DECODERS, DISCRIMINATORS, ENCODERS, LOSSES
-from aligntok.training import objective as objective_module
-from aligntok.training.chain import Chain
-from aligntok.training.generation_run import Ready, build_generation_runner
-from aligntok.training.generation_settings import Generation
-from aligntok.training.preflight import without_weights
-from aligntok.training.stage_run import build_datasets, build_runner
+from aligntok.training.alignment import build_datasets, build_runner
+from aligntok.training.alignment import objective as objective_module
+from aligntok.training.alignment.graph import Chain
+from aligntok.training.generation import Ready, build_generation_runner
+from aligntok.training.generation.settings import Generation
+from aligntok.training.plan import without_weights
 from aligntok.training.stages import Stage
 
 DATA, ENCODER, TEACHER, DECODER = "data", "encoder", "teacher", "decoder"

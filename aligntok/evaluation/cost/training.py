@@ -17,7 +17,7 @@ from aligntok.evaluation.cost.inference import How
 from aligntok.evaluation.cost.memory import GB, free_bytes, is_out_of_memory, metering
 from aligntok.evaluation.cost.steps import PARTS, REST, Step, build_step, for_measuring, reads_data, training_size
 from aligntok.evaluation.cost.timing import Limit, Stopwatch, Timing, TooSlow, seconds_per_operation, time_calls
-from aligntok.training.generation_settings import Generation
+from aligntok.training.generation.settings import Generation
 
 BACKWARD = 3  # a forward and a backward pass are about so many forward passes
 

@@ -13,7 +13,7 @@ from aligntok.errors import ConfigError
 from aligntok.loading import DESCRIPTION, NAME
 from aligntok.registry import dotted_components, import_components
 from aligntok.training.config import fill_defaults
-from aligntok.training.keys import GENERATION_KEYS
+from aligntok.training.settings import GENERATION_KEYS
 from aligntok.training.stages import Stage, check_run, check_settings
 
 
@@ -51,7 +51,7 @@ class Generation(Stage):
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """The keywords of :class:`aligntok.training.generation.GenerationModel`, but for `diffusion`."""
+        """The keywords of :class:`aligntok.training.generation.model.GenerationModel`, but for `diffusion`."""
         taken = {key: self.settings[key] for key in ("transport", "precision", "grad_checkpointing", "compile")}
         posterior = self["data"]["posterior"]
         return {**taken, "posterior": posterior, "time_bins": self["log"]["time_bins"], "seed": self.seed}

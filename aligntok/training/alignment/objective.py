@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from aligntok.errors import ConfigError
 from aligntok.registry import LOSSES, check_keywords
-from aligntok.training.chain import ENCODER_SIDE, Chain
-from aligntok.training.gradient_ratio import Balance, ratio_at
+from aligntok.training.alignment.gradient_ratio import Balance, ratio_at
+from aligntok.training.alignment.graph import ENCODER_SIDE, Chain
 
 POINTS = (*ENCODER_SIDE, "reconstruction")
 _TERM_KEYS = ("weight", "start_step", "balance")

@@ -14,8 +14,8 @@ from aligntok.engine.optim import check_optimizer, check_schedule
 from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import check_null_class
 from aligntok.registry import DATASETS, GENERATORS, check_keywords
-from aligntok.training.generation_settings import Generation
-from aligntok.training.preflight import (
+from aligntok.training.generation.settings import Generation
+from aligntok.training.plan import (
     StagePlan,
     build_on_meta,
     check_hooks,
@@ -26,7 +26,7 @@ from aligntok.training.preflight import (
 
 
 class GeneratorOnMeta(nn.Module):
-    """The parts of a :class:`aligntok.training.generation.GenerationModel` that are trained, without a tokenizer."""
+    """What of a :class:`~aligntok.training.generation.model.GenerationModel` is trained, without a tokenizer."""
 
     def __init__(self, generator: nn.Module) -> None:
         super().__init__()

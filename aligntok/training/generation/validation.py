@@ -17,7 +17,7 @@ from aligntok.errors import ConfigError, unknown
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import METRICS
 from aligntok.sampling.pipeline import LABELS, LabelRule
-from aligntok.training.generation_settings import Generation
+from aligntok.training.generation.settings import Generation
 
 
 def variants(settings: Mapping[str, Any], own: Sampling) -> dict[str, Sampling]:

@@ -22,6 +22,7 @@ class Key:
 _INT, _NUMBER, _TEXT, _DICT = (int,), (int, float), (str,), (dict,)
 _NONE = type(None)
 
+
 DATA_KEYS = {
     "train": Key({"type": "images"}, "Data set to train on: a registry name and its keywords; `root` is `data_root`."),
     "val": Key(None, "Held-out data set, as the training one but cropped in the middle; None: none.",
@@ -31,11 +32,15 @@ DATA_KEYS = {
     "workers": Key(4, "Data-loading processes of each training process.", _INT),
     "timeout": Key(600, "Seconds to wait for a batch of the data-loading processes before the run ends.", _NUMBER),
 }  # fmt: skip
+
+
 START_KEYS = {
     "stage": Key(None, "Name of the earlier stage whose weights this one begins from.", (str, _NONE)),
     "work_dir": Key(None, "Begin from that stage in another run's work folder.", (str, _NONE)),
     "weights": Key("raw", "Which of its weights: 'raw', or 'ema' (averages where it keeps them).", _TEXT),
 }
+
+
 EMA_KEYS = {
     "sigma_rel": Key([0.05, 0.10], "Relative widths that are kept (EDM2's power-function profile).", (list, tuple)),
     "decays": Key([], "Decays of plain averages that are kept beside them, such as 0.9999.", (list, tuple)),
@@ -44,22 +49,30 @@ EMA_KEYS = {
     ),
     "snapshot_every": Key(None, "Steps between snapshots for post-hoc widths; None: none.", (int, _NONE)),
 }
+
+
 CHECKPOINT_KEYS = {
     "every": Key(5000, "Steps between checkpoints; one is always written after the last step.", _INT),
     "keep": Key(2, "How many of a stage's newest checkpoints stay.", _INT),
     "keep_every": Key(None, "Checkpoints at multiples of so many steps stay for good; None: none do.", (int, _NONE)),
 }
+
+
 LORA_KEYS = {
     "rank": Key(16, "Rank of the updates.", _INT),
     "alpha": Key(32, "The updates are scaled by alpha / rank.", _NUMBER),
     "dropout": Key(0.1, "Dropout before an update.", _NUMBER),
     "targets": Key(TARGETS, "Regular expression that the names of the linear layers match as a whole.", _TEXT),
 }
+
+
 LOG_KEYS = {
     "every": Key(50, "Steps between scalars and progress lines.", _INT),
     "pictures_every": Key(None, "Steps between reconstruction grids; None: only after the last step.", (int, _NONE)),
     "pictures": Key(8, "Held-out images in a grid.", _INT),
 }
+
+
 VALIDATION_KEYS = {
     "every": Key(None, "Steps between validations; None: only after the last step.", (int, _NONE)),
     "batch_size": Key(8, "Images of a validation batch in each process.", _INT),
@@ -69,6 +82,7 @@ VALIDATION_KEYS = {
     "extractor": Key(None, "Features for rFID (inception_v3) or rFD (any other), as `tools/evaluate.py --extractor`; "
                            "None: neither.", (str, dict, _NONE)),
 }  # fmt: skip
+
 
 #: Keys that a stage may override, and that the top of a config sets for all stages.
 STAGE_KEYS = {
@@ -111,6 +125,8 @@ STAGE_KEYS = {
     "validation": Key({}, "Held-out reconstruction quality.", _DICT, VALIDATION_KEYS),
     "hooks": Key([], "More mmengine hooks: registry names or mmengine's classes.", (list,)),
 }  # fmt: skip
+
+
 TRANSPORT_KEYS = {
     "times": Key("logit_normal", "How training times are drawn: 'logit_normal' or 'uniform'.", _TEXT),
     "mean": Key(0.0, "Mean of the logit.", _NUMBER),
@@ -118,6 +134,8 @@ TRANSPORT_KEYS = {
     "shift": Key(1.0, "Shift of the times, below 1 towards noise; 1 for none.", _NUMBER),
     "direction_weight": Key(1.0, "Weight of the velocity's direction (cosine) loss beside its squared error.", _NUMBER),
 }
+
+
 SAMPLING_KEYS = {
     "steps": Key(30, "Steps of the solver.", _INT),
     "sampler": Key("euler", "'euler', 'heun', 'dopri5', 'euler_maruyama' or 'ddim'.", _TEXT),
@@ -129,6 +147,8 @@ SAMPLING_KEYS = {
     "preserve_energy": Key(False, "Rescale what is guided to the energy of what is not (EP-CFG).", (bool,)),
     "options": Key({}, "Keywords of the sampler's own, such as dict(last_step='tweedie')."),
 }  # fmt: skip
+
+
 LATENT_CACHE_KEYS = {
     "split": Key(None, "Which part of `data_root` is encoded, as `tools/cache_latents.py --split`.", (str, _NONE)),
     "image_size": Key(256, "Pixels, a side or (H, W).", (int, list, tuple)),
@@ -144,6 +164,8 @@ LATENT_CACHE_KEYS = {
     "batch_size": Key(32, "Images at once, of one process.", _INT),
     "workers": Key(4, "Processes that read images, for each that encodes.", _INT),
 }
+
+
 GENERATION_DATA_KEYS = {
     "train": Key({"type": "latents"}, "What to train on: 'latents', a cache, or 'images', encoded on the fly; `root` "
                                       "is `data_root`, or the cache that `latent_cache` makes."),
@@ -155,6 +177,8 @@ GENERATION_DATA_KEYS = {
     "posterior": Key("mean", "Of a variational tokenizer that encodes on the fly: the posterior's 'mean', or a "
                              "'sample' drawn anew each time. Of a cache, its own.", _TEXT),
 }  # fmt: skip
+
+
 GENERATION_LOG_KEYS = {
     "every": Key(50, "Steps between scalars and progress lines.", _INT),
     "time_bins": Key(10, "Equal parts of the time axis for which the loss is logged apart.", _INT),
@@ -162,6 +186,8 @@ GENERATION_LOG_KEYS = {
     "pictures_at": Key([], "More steps at which a grid is drawn.", (list, tuple)),
     "pictures": Key(16, "Samples in a grid, of seeds 0, 1, ...; 0 for none.", _INT),
 }
+
+
 GENERATION_VALIDATION_KEYS = {
     "num": Key(0, "Samples that are drawn, of seeds 0, 1, ..., as `tools/sample.py` does; 0: no validation.", _INT),
     "every": Key(None, "Steps between validations; None: only after the last step.", (int, _NONE)),
@@ -171,6 +197,7 @@ GENERATION_VALIDATION_KEYS = {
     "variants": Key({}, "name -> settings that differ from `sampling`, such as dict(unguided=dict(cfg_scale=1.0)); "
                         "every metric is taken of each. {}: of one, 'generation', as `sampling` says."),
 }  # fmt: skip
+
 
 #: Keys of a generator's training: at the top of a config without stages, in `generation` of one with stages.
 GENERATION_KEYS = {
@@ -205,6 +232,8 @@ GENERATION_KEYS = {
     "validation": Key({}, "Samples that are measured on the way.", _DICT, GENERATION_VALIDATION_KEYS),
     "hooks": STAGE_KEYS["hooks"],
 }  # fmt: skip
+
+
 #: Keys of a run, whatever it trains.
 RUN_KEYS = {
     "work_dir": Key(None, "Where everything is written; None: work_dirs/<the config's name>.", (str, _NONE)),

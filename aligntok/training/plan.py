@@ -33,7 +33,7 @@ from aligntok.registry import (
     ComponentRegistry,
     check_keywords,
 )
-from aligntok.training.alignment import AlignmentModel
+from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.stages import Stage
 
 _OPTIMIZER_STATES = {"SGD": 0, "Adam": 2, "AdamW": 2, "RAdam": 2, "NAdam": 2}

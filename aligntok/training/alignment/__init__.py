@@ -20,8 +20,8 @@ from aligntok.errors import ConfigError
 from aligntok.io.files import write_json
 from aligntok.loading import read_merged_parts
 from aligntok.registry import DATASETS, METRICS
-from aligntok.training.alignment import AlignmentModel
-from aligntok.training.runners import common_hooks, optimizers, runner_options, training_batches
+from aligntok.training.alignment.model import AlignmentModel
+from aligntok.training.builder import common_hooks, optimizers, runner_options, training_batches
 from aligntok.training.stages import Stage
 
 

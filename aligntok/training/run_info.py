@@ -1,17 +1,56 @@
-"""The table at the end of a run: what each stage reached, and what it took."""
+"""What started a run, noted in its folder, and the table of what its stages reached."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+import aligntok
+from aligntok.device import device
+from aligntok.distributed import world
 from aligntok.errors import CheckpointError
-from aligntok.io.files import read_json
-from aligntok.training.stages import Stage
+from aligntok.io.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from aligntok.training.stages import Stage
+
+NAME = "run.json"
+
+
+def origin_of(config: str | os.PathLike[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what starts a run: the config file with its docstring, and the options given beside it."""
+    return {"config": str(config), "docstring": read_docstring(config), "options": dict(options)}
+
+
+def read_docstring(config: str | os.PathLike[str]) -> str:
+    """Return a config's own words about itself, empty where it has none or cannot be read."""
+    try:
+        return ast.get_docstring(ast.parse(Path(config).read_text(encoding="utf-8"))) or ""
+    except (OSError, ValueError, SyntaxError):
+        return ""
+
+
+def note_origin(work_dir: str | os.PathLike[str], origin: Mapping[str, Any]) -> None:
+    """Write ``run.json`` into a work folder: the newest start's origin, with versions, machine and time."""
+    cuda = device().type == "cuda"
+    here = {
+        "started": datetime.now().isoformat(timespec="seconds"),
+        "aligntok_version": aligntok.__version__,
+        "torch_version": torch.__version__,
+        "device": torch.cuda.get_device_name() if cuda else platform.machine() + " CPU",
+        "processes": world()[1],
+    }
+    write_json(Path(work_dir) / NAME, {**origin, **here})
+
 
 _HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "st_lpips": "ST-LPIPS", "images": "held-out images"}
 

@@ -23,8 +23,8 @@ from aligntok.errors import ConfigError
 from aligntok.registry import DISCRIMINATORS, ENCODERS
 from aligntok.rng import seed_torch
 from aligntok.tokenizer import PARTS, Tokenizer
-from aligntok.training.chain import Chain, run_forward
-from aligntok.training.objective import Objective
+from aligntok.training.alignment.graph import Chain, run_forward
+from aligntok.training.alignment.objective import Objective
 from aligntok.weights.lora import add_lora, with_lora, without_lora
 
 

@@ -24,12 +24,12 @@ from aligntok.loading import UNKNOWN, load_latent_diffusion, load_tokenizer
 from aligntok.registry import DATASETS
 from aligntok.rng import seed_torch
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.generation import GenerationModel
-from aligntok.training.generation_plan import plan_generation
-from aligntok.training.generation_settings import Generation
-from aligntok.training.generation_validation import validation_options
-from aligntok.training.preflight import build_on_meta, check_before_training, print_plan
-from aligntok.training.runners import common_hooks, optimizers, runner_options, training_batches
+from aligntok.training.builder import common_hooks, optimizers, runner_options, training_batches
+from aligntok.training.generation.model import GenerationModel
+from aligntok.training.generation.plan import plan_generation
+from aligntok.training.generation.settings import Generation
+from aligntok.training.generation.validation import validation_options
+from aligntok.training.plan import build_on_meta, check_before_training, print_plan
 from aligntok.training.stages import Stage
 
 
