@@ -46,5 +46,5 @@ def aligntok_register(registries: Registries) -> None:
 
     registries.datasets.add("images", "aligntok.data.images.ImageDataset")
     registries.datasets.add("latents", "aligntok.data.latents.LatentDataset")
-    registries.metrics.add("reconstruction", "aligntok.evaluation.metrics.ReconstructionMetric")
-    registries.metrics.add("generation", "aligntok.evaluation.metrics.GenerationMetric")
+    registries.metrics.add("reconstruction", "aligntok.evaluation.metrics.online.ReconstructionMetric")
+    registries.metrics.add("generation", "aligntok.evaluation.metrics.online.GenerationMetric")

@@ -14,7 +14,7 @@ from aligntok.caching import cache_latents
 from aligntok.caching.encoder import Encoding
 from aligntok.evaluation.comparison import read_comparison
 from aligntok.evaluation.comparison.plan import generator_budget, tokenizer_budget
-from aligntok.evaluation.extraction import build_extractor
+from aligntok.evaluation.metrics.features import build_extractor
 from aligntok.registry import ENCODERS, EXTRACTORS, LOSSES
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config

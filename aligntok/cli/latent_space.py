@@ -44,7 +44,7 @@ def analyze_latents(arguments: Sequence[str] | None = None) -> int:
     word = given.pop("encoder")
 
     from aligntok.evaluation.latent_analysis import analyze_latents as analyze
-    from aligntok.evaluation.latent_collection import encoder_config
+    from aligntok.evaluation.latent_models import encoder_config
 
     analyze(**given, encoder={**encoder_config(word), **options})
     return 0

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aligntok.data.sources.base import ImageSource
 from aligntok.errors import ConfigError, ImageError, first_line
+from aligntok.io.pictures import from_uint8
 
 #: What is opened, whatever a file is called: Pillow's names. It may have no AVIF; the last two are of its plugins.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JXL")
@@ -134,29 +135,9 @@ def random_hflip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageOps.mirror(image) if rng.random() < 0.5 else image
 
 
-def from_uint8(pixels: Tensor) -> Tensor:
-    """Return uint8 pixels of any shape as float32 in [-1, 1]."""
-    return pixels.float().div_(127.5).sub_(1)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Return images in [-1, 1], any shape, as they are saved: clamped, rounded, uint8."""
-    return round_to_8bit(images).to(torch.uint8)
-
-
-def round_to_8bit(images: Tensor) -> Tensor:
-    """Clamp images in [-1, 1] and round them to 0, 1, ..., 255, in their own precision; NaN stays."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round()
-
-
 def to_tensor(image: Image.Image | npt.NDArray[np.uint8]) -> Tensor:
     """Return an RGB image, Pillow's or (H, W, 3), as float32 (3, H, W) in [-1, 1]."""
     return from_uint8(torch.from_numpy(np.array(image)).permute(2, 0, 1)).contiguous()
-
-
-def to_picture(image: Tensor) -> Image.Image:
-    """Return an image (3, H, W) in [-1, 1] as a Pillow image."""
-    return Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy())
 
 
 def _crop(image: Image.Image, size: tuple[int, int], top: int, left: int) -> Image.Image:

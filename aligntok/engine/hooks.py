@@ -14,12 +14,11 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 from tqdm import tqdm
 
-from aligntok.data.transforms import to_picture
 from aligntok.distributed import is_first, mean_over_processes, total
 from aligntok.distributed.job import batched
 from aligntok.engine.checkpoints import write_snapshot
 from aligntok.io.files import write_json
-from aligntok.io.pictures import image_grid, reconstruction_grid, save_picture
+from aligntok.io.pictures import image_grid, reconstruction_grid, save_picture, to_picture
 
 
 @HOOKS.register_module()

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aligntok.data.transforms import to_picture, to_tensor
+from aligntok.data.transforms import to_tensor
 from aligntok.distributed import barrier, is_first
 from aligntok.distributed.job import job
-from aligntok.evaluation.metrics import GenerationMetric
-from aligntok.evaluation.publishing import check_out, publish
-from aligntok.evaluation.results import Result, default_folder
-from aligntok.evaluation.samples import Samples
-from aligntok.io.pictures import image_grid, save_picture
+from aligntok.evaluation.images import Samples
+from aligntok.evaluation.metrics.online import GenerationMetric
+from aligntok.evaluation.results import Result, check_out, default_folder, publish
+from aligntok.io.pictures import image_grid, save_picture, to_picture
 
 SHOWN = 64  # samples in the picture
 

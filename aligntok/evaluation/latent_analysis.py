@@ -20,7 +20,8 @@ from aligntok.device import check_precision, multiplying
 from aligntok.distributed import barrier, is_first, total
 from aligntok.distributed.job import job, shares
 from aligntok.errors import DataError, at_least
-from aligntok.evaluation.latent_collection import (
+from aligntok.evaluation.images import RESIZE, EvaluationImages, begins_anew
+from aligntok.evaluation.latent_models import (
     REFERENCE,
     Collection,
     Draws,
@@ -32,12 +33,9 @@ from aligntok.evaluation.latent_collection import (
     reference_subject,
     tokenizer_subject,
 )
-from aligntok.evaluation.latent_measures import DensityMeasures, cknna, density_measures
-from aligntok.evaluation.latent_pictures import pca_pictures, pca_sheet, tsne_plot
-from aligntok.evaluation.publishing import check_out, publish
-from aligntok.evaluation.reading import RESIZE, EvaluationImages, begins_anew
-from aligntok.evaluation.results import Result, default_folder
-from aligntok.io.pictures import save_picture
+from aligntok.evaluation.metrics.latent_space import DensityMeasures, cknna, density_measures
+from aligntok.evaluation.results import Result, check_out, default_folder, publish
+from aligntok.io.pictures import pca_pictures, pca_sheet, save_picture, tsne_plot
 from aligntok.loading import load_tokenizer
 
 FEWEST = 20  # images and points: below, neither neighbours nor densities mean anything

@@ -20,6 +20,7 @@ from aligntok.device import check_precision, device, multiplying
 from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, job, progress_bar, stop_if_preempted
 from aligntok.errors import ConfigError, DataError, at_least
+from aligntok.evaluation.images import RESIZE, EvaluationImages, begins_anew
 from aligntok.evaluation.probe_features import (
     EncodedAnew,
     KeptFeatures,
@@ -28,9 +29,7 @@ from aligntok.evaluation.probe_features import (
     match_classes,
     statistics,
 )
-from aligntok.evaluation.publishing import check_out, publish
-from aligntok.evaluation.reading import RESIZE, EvaluationImages, begins_anew
-from aligntok.evaluation.results import Result, default_folder, identity
+from aligntok.evaluation.results import Result, check_out, default_folder, identity, publish
 from aligntok.loading import load_tokenizer
 from aligntok.rng import rng, seed_torch
 from aligntok.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ from aligntok.data.sources.base import ImageSource
 from aligntok.distributed import world
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError
-from aligntok.evaluation.reading import EvaluationImages
+from aligntok.evaluation.images import EvaluationImages
 
 logger = logging.getLogger("aligntok.evaluation")
 

@@ -11,17 +11,15 @@ from typing import Any
 import torch
 
 from aligntok.caching.encoder import ImagesToEncode, latent_shape
-from aligntok.data.transforms import to_picture
 from aligntok.device import check_precision, computing, device, explaining_out_of_memory, multiplying
 from aligntok.distributed import barrier, is_first
 from aligntok.distributed.job import job
 from aligntok.errors import ConfigError, unknown
-from aligntok.evaluation.metrics import ImageRow, ReconstructionMetric
-from aligntok.evaluation.publishing import check_out, publish
-from aligntok.evaluation.reading import RESIZE, EvaluationImages
-from aligntok.evaluation.results import Result, default_folder, identity
+from aligntok.evaluation.images import RESIZE, EvaluationImages
+from aligntok.evaluation.metrics.online import ImageRow, ReconstructionMetric
+from aligntok.evaluation.results import Result, check_out, default_folder, identity, publish
 from aligntok.io.files import replacing
-from aligntok.io.pictures import reconstruction_grid, save_picture
+from aligntok.io.pictures import reconstruction_grid, save_picture, to_picture
 from aligntok.loading import load_tokenizer
 from aligntok.tokenizer import Tokenizer
 

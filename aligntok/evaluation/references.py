@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from aligntok.data.transforms import parse_image_size
-from aligntok.distributed import barrier, is_first
-from aligntok.distributed.job import job
-from aligntok.errors import DataError, at_least
-from aligntok.evaluation.adm_reference import read_adm
-from aligntok.evaluation.extraction import build_extractor
-from aligntok.evaluation.feature_sets import FeatureCollector, FeatureSet
-from aligntok.evaluation.image_quality import to_pixels
-from aligntok.evaluation.publishing import check_out
-from aligntok.evaluation.reading import RESIZE, EvaluationImages
-from aligntok.evaluation.reference_files import SUFFIX, read_checked, write_checked
-from aligntok.evaluation.statistics import Gaussian
+from aligntok.distributed import barrier, is_first, world
+from aligntok.distributed.job import batched, job
+from aligntok.errors import DataError, at_least, first_line
+from aligntok.evaluation.images import RESIZE, EvaluationImages
+from aligntok.evaluation.metrics.features import INCEPTION, FeatureCollector, FeatureSet, build_extractor
+from aligntok.evaluation.metrics.fid import Gaussian
+from aligntok.evaluation.metrics.image_quality import to_pixels
+from aligntok.evaluation.results import check_out
 from aligntok.extractors.base import Extractor
+from aligntok.io.files import save_tensors
 
 
 @dataclass(frozen=True)
@@ -195,3 +200,124 @@ def describe(reference: Reference) -> dict[str, Any]:
     kept = reference.feature_set.features
     said = {key: value for key, value in vars(reference).items() if key != "feature_set"}
     return json.loads(json.dumps({**said, "features_kept": 0 if kept is None else len(kept)}))
+
+
+FORMAT = "aligntok reference 1"
+SUFFIX = ".safetensors"
+
+
+def write_checked(path: Path, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> Path:
+    """Write tensors and their description, whole or not at all. Raises WriteError when the disk does not take them."""
+    if path.suffix != SUFFIX:
+        raise DataError(f"a reference is a {SUFFIX} file, out is {path}; give {path.with_suffix(SUFFIX)}")
+    content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    said = json.dumps(described, sort_keys=True)
+    metadata = {"format": FORMAT, "reference": said, "checksum": checksum(content, said)}
+    save_tensors(path, content, metadata)
+    return path
+
+
+def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and description. Raises DataError for a file that is damaged or something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"the reference {path} is damaged ({first_line(error)}); fetch or make it again") from error
+    if metadata.get("format") != FORMAT:
+        raise DataError(
+            f"{path} is no reference of this version (its format is {metadata.get('format')!r}, not {FORMAT!r}); make "
+            "one with `tools/evaluate.py make-reference`"
+        )
+    if checksum(tensors, metadata["reference"]) != metadata["checksum"]:
+        raise DataError(f"the reference {path} is damaged (its checksum differs); fetch or make it again")
+    return tensors, json.loads(metadata["reference"])
+
+
+def checksum(tensors: Mapping[str, Tensor], said: str) -> str:
+    """SHA-256 of tensors (CPU, contiguous), their names, types and shapes, and of what is said about them."""
+    digest = hashlib.sha256(said.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+BATCH = 64
+STATISTICS = (("mu", 1), ("sigma", 2), ("mu_s", 1), ("sigma_s", 2))
+
+
+class ADMReference(NamedTuple):
+    """What such a file holds; image_size (H, W) is None for one without images."""
+
+    feature_set: FeatureSet
+    image_size: tuple[int, int] | None
+
+
+def read_adm(path: Path, extractor: Extractor) -> ADMReference:
+    """Read `mu`, `sigma`, and, where they are there, `mu_s`, `sigma_s` and the images `arr_0` (N, H, W, 3).
+
+    The features of the images are computed here, shared out over the processes: collective. The Gaussians are those of
+    the file, of a number of images that it does not tell (that of `arr_0` is another). Raises DataError for a file that
+    is damaged or something else, and for another extractor than Inception-v3.
+    """
+    if extractor.title != INCEPTION:
+        raise DataError(
+            f"the reference {path} is of the features of {INCEPTION}, as all of ADM's are, but this evaluation uses "
+            f"{extractor.title}; use inception_v3, or make a reference with `tools/evaluate.py make-reference`"
+        )
+    arrays = _read(path)
+    gaussian = _gaussian(arrays, "mu", "sigma")
+    spatial = _gaussian(arrays, "mu_s", "sigma_s") if "mu_s" in arrays else None
+    images = arrays.get("arr_0")
+    features = None if images is None else _features(torch.from_numpy(images), extractor)
+    found = FeatureSet(extractor.title, gaussian, spatial, features, logits=None, count=0)
+    return ADMReference(found, None if images is None else (images.shape[1], images.shape[2]))
+
+
+def _gaussian(arrays: dict[str, Any], mean: str, covariance: str) -> Gaussian:
+    return Gaussian(torch.from_numpy(arrays[mean]).double(), torch.from_numpy(arrays[covariance]).double(), count=0)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, Mapping):
+                raise ValueError("it is a single array")
+            arrays = {name: file[name] for name in (*dict(STATISTICS), "arr_0") if name in file}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"the reference {path} is damaged ({first_line(error)}); fetch it again") from error
+    fault = _fault(arrays)
+    if fault:
+        raise DataError(
+            f"{path} is no reference of ADM's: {fault}; such a file holds mu (2048,), sigma (2048, 2048), and perhaps "
+            "mu_s, sigma_s and images arr_0, uint8 (N, H, W, 3); of images alone, make a reference with "
+            "`tools/evaluate.py make-reference`"
+        )
+    return arrays
+
+
+def _fault(arrays: dict[str, Any]) -> str:
+    if "mu" not in arrays or "sigma" not in arrays:
+        return f"mu or sigma is missing, there is {', '.join(arrays) or 'nothing of it'}"
+    if ("mu_s" in arrays) != ("sigma_s" in arrays):
+        return "one of mu_s and sigma_s is missing"
+    for name, dims in STATISTICS:
+        shape = (2048 if name in ("mu", "sigma") else 2023,) * dims
+        if name in arrays and (arrays[name].shape != shape or arrays[name].dtype.kind != "f"):
+            return f"{name} is {arrays[name].dtype} {arrays[name].shape}"
+    images = arrays.get("arr_0")
+    if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3):
+        return f"arr_0 is {images.dtype} {images.shape}"
+    return ""
+
+
+def _features(images: Tensor, extractor: Extractor) -> Tensor | None:
+    """Pooled features of uint8 images (N, H, W, 3), in their order; collective."""
+    rank, processes = world()
+    collector = FeatureCollector(extractor, keep_features=True)
+    for places in batched(range(len(images)), BATCH)[rank::processes]:
+        collector.add(images[places.start : places.stop].permute(0, 3, 1, 2), places)
+    return collector.combine().features

@@ -26,12 +26,12 @@ import torch
 from PIL import Image
 from typing_extensions import Self
 
-from aligntok.data.transforms import open_image, to_picture, to_tensor
+from aligntok.data.transforms import open_image, to_tensor
 from aligntok.distributed import broadcast, is_first
 from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.errors import ConfigError, DataError, ImageError, Preempted, first_line
 from aligntok.io.files import check_space, read_json, remove_leftovers, replacing, write_json
-from aligntok.io.pictures import image_grid, save_picture
+from aligntok.io.pictures import image_grid, save_picture, to_picture
 
 FORMAT = 1
 DESCRIPTION, PICTURES, ARRAYS, GRID = "samples.json", "images", "samples.npz", "grid.png"

@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from aligntok.data.transforms import to_picture, to_tensor
+from aligntok.data.transforms import to_tensor
 from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, in_full_rounds, job, shares
 from aligntok.errors import Preempted, at_least
 from aligntok.io.files import claiming, remove_leftovers, replacing, write_json
-from aligntok.io.pictures import image_grid, save_picture, sheet
+from aligntok.io.pictures import image_grid, save_picture, sheet, to_picture
 from aligntok.registry import METRICS
 from aligntok.sampling import default_folder
 from aligntok.sampling.folder import Pixels, check_folder_is_new, compared

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import aligntok
-from aligntok.data.transforms import to_uint8
 from aligntok.device import check_precision, computing, device, explaining_out_of_memory, multiplying
 from aligntok.diffusion.sampling import Sampling, draw_samples
 from aligntok.errors import ConfigError, DivergenceError, at_least, first_line, multiples_of, unknown
+from aligntok.io.pictures import to_uint8
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import load_latent_diffusion
 from aligntok.rng import rng

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
-from aligntok.data.transforms import center_crop, read_image, resize_to_cover, to_picture, to_tensor
+from aligntok.data.transforms import center_crop, read_image, resize_to_cover, to_tensor
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError, ImageError
-from aligntok.io.pictures import image_grid, save_picture
+from aligntok.io.pictures import image_grid, save_picture, to_picture
 from aligntok.sampling.folder import SampleFolder
 
 PICTURE = "beside_real.png"

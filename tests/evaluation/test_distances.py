@@ -15,8 +15,8 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from aligntok.errors import DataError
-from aligntok.evaluation import distances
-from aligntok.evaluation.distances import density_coverage, inception_score, kernel_distance, precision_recall
+from aligntok.evaluation.metrics import fid
+from aligntok.evaluation.metrics.fid import density_coverage, inception_score, kernel_distance, precision_recall
 
 
 def draw(n, d=16, seed=0, shift=0.0):
@@ -25,7 +25,7 @@ def draw(n, d=16, seed=0, shift=0.0):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(distances, "BLOCK", 700)
+    monkeypatch.setattr(fid, "BLOCK", 700)
 
 
 def kernel(a, b):
@@ -33,7 +33,7 @@ def kernel(a, b):
 
 
 def test_the_kernel_distance_is_the_unbiased_estimate_of_its_definition(monkeypatch):
-    monkeypatch.setattr(distances, "_draw", lambda count, size, generator: torch.arange(size))
+    monkeypatch.setattr(fid, "_draw", lambda count, size, generator: torch.arange(size))
     x, y = draw(20), draw(30, seed=1, shift=0.3)
     found, error = kernel_distance(x, y, subsets=3)
     x, y = x[:10], y[:10]  # half the smaller set
@@ -50,7 +50,7 @@ def test_the_kernel_distance_is_the_unbiased_estimate_of_its_definition(monkeypa
 def test_the_kernel_distance_agrees_with_torch_fidelity(monkeypatch):
     rng = np.random.RandomState(7)
     chosen = lambda count, size, generator: torch.from_numpy(rng.choice(count, size, replace=False))  # noqa: E731
-    monkeypatch.setattr(distances, "_draw", chosen)
+    monkeypatch.setattr(fid, "_draw", chosen)
     x, y = draw(300), draw(250, seed=1, shift=0.2)
     theirs = kid_features_to_metric(x, y, kid_subsets=20, kid_subset_size=100, rng_seed=7, verbose=False)
     found, _ = kernel_distance(x, y, subsets=20, subset_size=100)
@@ -70,7 +70,7 @@ def test_the_kernel_distance_agrees_with_torchmetrics(monkeypatch):
         theirs = KernelInceptionDistance(feature=Given(), subsets=20, subset_size=100)
     theirs.update(x, real=True)
     theirs.update(y, real=False)
-    monkeypatch.setattr(distances, "_draw", lambda count, size, generator: torch.randperm(count)[:size])
+    monkeypatch.setattr(fid, "_draw", lambda count, size, generator: torch.randperm(count)[:size])
     torch.manual_seed(3)
     expected = theirs.compute()[0]
     torch.manual_seed(3)
@@ -186,7 +186,7 @@ def test_blocks_change_nothing(monkeypatch):
     generated, real = draw(130, 8, seed=1, shift=0.3), draw(90, 8)
     whole = precision_recall(generated, real), density_coverage(generated, real)
     for block in (1, 90, 1000):
-        monkeypatch.setattr(distances, "BLOCK", block)
+        monkeypatch.setattr(fid, "BLOCK", block)
         assert (precision_recall(generated, real), density_coverage(generated, real)) == whole
 
 

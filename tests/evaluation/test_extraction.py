@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aligntok.errors import ConfigError
-from aligntok.evaluation.extraction import build_extractor
+from aligntok.evaluation.metrics.features import build_extractor
 from aligntok.extractors.base import EncoderFeatures
 from aligntok.extractors.timm import TimmExtractor
 from aligntok.registry import ENCODERS, EXTRACTORS

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from aligntok.errors import DataError
-from aligntok.evaluation.feature_sets import FeatureCollector, FeatureSet, compare
-from aligntok.evaluation.statistics import gaussian_of
+from aligntok.evaluation.metrics.features import FeatureCollector, FeatureSet, compare
+from aligntok.evaluation.metrics.fid import gaussian_of
 from aligntok.extractors.base import Extractor, Features
 
 EXTRACTOR = '''
@@ -37,7 +37,7 @@ exec(EXTRACTOR)
 # One of three processes; the last has no image. Says what it found.
 WORKER = """
 import sys, torch, torch.distributed as dist
-from aligntok.evaluation.feature_sets import FeatureCollector
+from aligntok.evaluation.metrics.features import FeatureCollector
 torch.set_num_threads(1)
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)

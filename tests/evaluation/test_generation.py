@@ -11,11 +11,10 @@ from PIL import Image
 
 from aligntok.cli import evaluate, sample, train
 from aligntok.errors import ConfigError, DataError
-from aligntok.evaluation.extraction import build_extractor
-from aligntok.evaluation.feature_sets import FeatureCollector, compare
 from aligntok.evaluation.generation import evaluate_generation
+from aligntok.evaluation.images import Samples
+from aligntok.evaluation.metrics.features import FeatureCollector, build_extractor, compare
 from aligntok.evaluation.results import read_result
-from aligntok.evaluation.samples import Samples
 
 TINY = "tiny_extractor.TinyExtractor"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from aligntok.evaluation.image_quality import psnr, ssim, to_8bit, to_pixels
+from aligntok.evaluation.metrics.image_quality import psnr, ssim, to_8bit, to_pixels
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from aligntok.cli import analyze_latents as command
 from aligntok.data.images import ImageDataset
 from aligntok.errors import ConfigError, DataError, UnknownComponentError
 from aligntok.evaluation.latent_analysis import DENSITY, analyze_latents, tsne
-from aligntok.evaluation.latent_collection import Draws, distinct_names, encoder_config, on_grid_of
-from aligntok.evaluation.latent_measures import cknna, density_measures, spatial_variance, total_variation
-from aligntok.evaluation.latent_pictures import pca_pictures, pca_sheet, tsne_plot
+from aligntok.evaluation.latent_models import Draws, distinct_names, encoder_config, on_grid_of
+from aligntok.evaluation.metrics.latent_space import cknna, density_measures, spatial_variance, total_variation
 from aligntok.evaluation.results import read_result
+from aligntok.io.pictures import pca_pictures, pca_sheet, tsne_plot
 from aligntok.registry import ENCODERS
 from aligntok.tokenizer import Tokenizer
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from aligntok.errors import ConfigError
-from aligntok.evaluation import latent_measures
-from aligntok.evaluation.latent_measures import (
+from aligntok.evaluation.metrics import latent_space
+from aligntok.evaluation.metrics.latent_space import (
     cknna,
     density_measures,
     gini,
@@ -66,7 +66,7 @@ def test_cknna_is_that_of_the_published_code(shared_dir):
 def test_cknna_is_its_definition_however_many_rows_are_taken_at_once(features, monkeypatch, topk):
     a, b = features
     assert cknna(a, b, topk) == pytest.approx(dense_cknna(a, b, topk), abs=1e-9)
-    monkeypatch.setattr(latent_measures, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(latent_space, "_ROWS_AT_ONCE", 7)
     assert cknna(a, b, topk) == pytest.approx(dense_cknna(a, b, topk), abs=1e-9)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 import aligntok
 from aligntok.cli import evaluate, train
 from aligntok.errors import ConfigError, DataError
-from aligntok.evaluation.image_quality import psnr
+from aligntok.evaluation.metrics.image_quality import psnr
 from aligntok.evaluation.reconstruction import evaluate_reconstruction
 from aligntok.evaluation.results import read_result
 

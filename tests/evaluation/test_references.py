@@ -12,10 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from aligntok.errors import ConfigError, DataError, WriteError
-from aligntok.evaluation.feature_sets import compare
-from aligntok.evaluation.reading import RESIZE
-from aligntok.evaluation.reference_files import write_checked
-from aligntok.evaluation.references import check_fits, describe, make_reference, read_reference
+from aligntok.evaluation.images import RESIZE
+from aligntok.evaluation.metrics.features import compare
+from aligntok.evaluation.references import check_fits, describe, make_reference, read_reference, write_checked
 from aligntok.extractors.base import Extractor, Features
 
 

@@ -12,7 +12,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from aligntok.errors import DataError
-from aligntok.evaluation.statistics import Gaussian, RunningMoments, frechet_distance, gaussian_of
+from aligntok.evaluation.metrics.fid import Gaussian, RunningMoments, frechet_distance, gaussian_of
 
 
 def draw(n, d, seed=0, mean=0.0):

@@ -11,8 +11,8 @@ import pytest
 from aligntok.data.latent_shards import read_manifest
 from aligntok.engine.checkpoints import write_checkpoint
 from aligntok.errors import AlignTokError, CheckpointError, DataError, WeightsError
+from aligntok.evaluation.images import read_description
 from aligntok.evaluation.results import read_result
-from aligntok.evaluation.samples import read_description
 from aligntok.io.files import read_json
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import load_latent_diffusion, load_stage_tokenizer

@@ -160,7 +160,7 @@ def test_each_stage_leaves_its_result(finished):
 
 def test_the_result_is_that_of_the_tokenizer_that_is_shared(finished, photographs):
     from aligntok.data.images import ImageDataset
-    from aligntok.evaluation.image_quality import psnr
+    from aligntok.evaluation.metrics.image_quality import psnr
 
     tokenizer = aligntok.load_tokenizer(finished[0])
     images = [item["images"] for item in ImageDataset(photographs, 32, train=False, split="val")]

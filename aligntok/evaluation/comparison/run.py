@@ -19,13 +19,12 @@ from aligntok.evaluation.comparison.summary import REAL_IMAGES, summarise
 from aligntok.evaluation.comparison.yardsticks import measure_images, measure_reconstructions
 from aligntok.evaluation.cost.inference import How
 from aligntok.evaluation.cost.measure import measure_cost
-from aligntok.evaluation.extraction import build_extractor
 from aligntok.evaluation.latent_analysis import analyze_latents
 from aligntok.evaluation.linear_probe import linear_probe
-from aligntok.evaluation.publishing import check_out
+from aligntok.evaluation.metrics.features import build_extractor
 from aligntok.evaluation.reconstruction import evaluate_reconstruction
 from aligntok.evaluation.references import make_reference
-from aligntok.evaluation.results import Result
+from aligntok.evaluation.results import Result, check_out
 from aligntok.training.run import run
 from aligntok.training.run_info import origin_of
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from aligntok.distributed import barrier, is_first
 from aligntok.evaluation.comparison.plan import Arm, Comparison
-from aligntok.evaluation.image_quality import to_pixels
-from aligntok.evaluation.metrics import GenerationMetric
-from aligntok.evaluation.reading import EvaluationImages
+from aligntok.evaluation.images import EvaluationImages
+from aligntok.evaluation.metrics.image_quality import to_pixels
+from aligntok.evaluation.metrics.online import GenerationMetric
 from aligntok.evaluation.reconstruction import Reconstruction
 from aligntok.evaluation.results import Result
 from aligntok.loading import load_tokenizer

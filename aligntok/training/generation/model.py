@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from aligntok.caching.encoder import check_posterior, posterior_noise
-from aligntok.data.transforms import to_uint8
 from aligntok.device import check_precision, computing, multiplying
 from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, velocity_mse
 from aligntok.diffusion.times import sample_times
@@ -22,6 +21,7 @@ from aligntok.engine.compile import blocks_of, compile_blocks
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import DataError, DivergenceError
 from aligntok.generators.base import check_label_range
+from aligntok.io.pictures import to_uint8
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aligntok.data.transforms import round_to_8bit, to_uint8
+from aligntok.io.pictures import round_to_8bit, to_uint8
 
 SSIM_WINDOW, SSIM_DEVIATION = 11, 1.5  # pixels: of the Gaussian window (Wang et al. 2004)
 

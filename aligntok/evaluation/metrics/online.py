@@ -12,11 +12,10 @@ from torch import Tensor
 
 from aligntok.distributed import gather
 from aligntok.errors import DataError
-from aligntok.evaluation.extraction import build_extractor
-from aligntok.evaluation.feature_sets import INCEPTION, FeatureCollector, compare
-from aligntok.evaluation.image_quality import psnr, ssim, to_pixels
+from aligntok.evaluation.metrics.features import INCEPTION, FeatureCollector, build_extractor, compare
+from aligntok.evaluation.metrics.fid import frechet_distance
+from aligntok.evaluation.metrics.image_quality import psnr, ssim, to_pixels
 from aligntok.evaluation.references import check_fits, read_reference
-from aligntok.evaluation.statistics import frechet_distance
 from aligntok.extractors.base import Extractor
 from aligntok.registry import LOSSES
 

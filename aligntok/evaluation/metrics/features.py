@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,18 @@ from torch import Tensor
 from aligntok.device import computing
 from aligntok.device import device as own_device
 from aligntok.distributed import gather, total
-from aligntok.errors import DataError
-from aligntok.evaluation.distances import density_coverage, inception_score, kernel_distance, precision_recall
-from aligntok.evaluation.statistics import Gaussian, RunningMoments, frechet_distance
-from aligntok.extractors.base import Extractor, Features
+from aligntok.errors import ConfigError, DataError, unknown
+from aligntok.evaluation.metrics.fid import (
+    Gaussian,
+    RunningMoments,
+    density_coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from aligntok.extractors.base import EncoderFeatures, Extractor, Features
+from aligntok.registry import ENCODERS, EXTRACTORS
 
 INCEPTION = "Inception-v3"  # the title whose distances have the names FID, sFID, IS and KID
 SPLITS, PRECISION_K, COVERAGE_K = 10, 3, 5
@@ -171,3 +180,49 @@ def _check_alike(generated: FeatureSet, reference: FeatureSet) -> None:
         raise DataError(
             f"features of {sides[0]} cannot be compared with features of {sides[1]}; use one extractor for both"
         )
+
+
+def _timm(argument: str) -> dict[str, Any]:
+    return {"model": argument}
+
+
+def _open_clip(argument: str) -> dict[str, Any]:
+    model, _, tag = argument.partition("/")
+    return {"model": model, "pretrained": tag or True}
+
+
+def _local_file(argument: str) -> dict[str, Any]:
+    return {"pretrained": argument}
+
+
+#: What stands behind the colon of a word, by the extractor's name; for any other it is a local file of weights.
+ARGUMENTS: dict[str, Callable[[str], dict[str, Any]]] = {"timm": _timm, "open_clip": _open_clip}
+
+
+def build_extractor(given: str | Mapping[str, Any]) -> Extractor:
+    """Build a frozen extractor from a config ``dict(type=name, ...)`` or a word.
+
+    A word is an extractor's name (``inception_v3``), perhaps with a local file of its weights
+    (``inception_v3:/path/file.pth``); ``timm:MODEL``; ``open_clip:MODEL`` or ``open_clip:MODEL/TAG``; or the name of a
+    registered encoder, whose features are averaged over the grid under that title.
+
+    Raises ConfigError for a name that is neither, listing both, and whatever the component raises.
+    """
+    built = EXTRACTORS.build(dict(given)) if isinstance(given, Mapping) else _of_word(given)
+    return built.eval().requires_grad_(False)
+
+
+def _of_word(word: str) -> Any:
+    name, colon, argument = word.partition(":")
+    if name in EXTRACTORS or "." in name:  # with a dot: any class that can be imported
+        if name in ARGUMENTS and not argument:
+            raise ConfigError(f"extractor '{name}' needs a model; write {name}:MODEL")
+        options = ARGUMENTS.get(name, _local_file)(argument) if colon else {}
+        return EXTRACTORS.build({"type": name, **options})
+    if word in ENCODERS:
+        return EncoderFeatures(ENCODERS.build({"type": word}), title=word)
+    known = [*EXTRACTORS, *ENCODERS]
+    raise ConfigError(
+        f"{unknown('extractor or encoder', name, known)}; extractors also as timm:MODEL, open_clip:MODEL[/TAG] and "
+        "NAME:/path/to/weights"
+    )

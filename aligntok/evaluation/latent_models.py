@@ -17,14 +17,16 @@ from aligntok.caching.encoder import Batch, Encoding, LatentEncoder
 from aligntok.device import computing, device, explaining_out_of_memory
 from aligntok.distributed import total
 from aligntok.errors import ConfigError, DataError
-from aligntok.evaluation.latent_measures import spatial_variance, total_variation
-from aligntok.evaluation.reading import EvaluationImages
+from aligntok.evaluation.images import EvaluationImages
+from aligntok.evaluation.metrics.latent_space import spatial_variance, total_variation
 from aligntok.evaluation.results import identity
 from aligntok.registry import ENCODERS
 from aligntok.rng import rng
 from aligntok.tokenizer import Tokenizer
 
 REFERENCE = "reference"
+
+
 #: Encoder types whose models have names of their own, written as ``timm:MODEL``.
 WITH_MODELS = ("timm", "open_clip")
 
