@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,11 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from aligntok.data.sources.base import ImageSource
 from aligntok.errors import ConfigError, ImageError, first_line
 from aligntok.io.pictures import from_uint8
+
+if TYPE_CHECKING:
+    from aligntok.data.sources.base import ImageSource
 
 #: What is opened, whatever a file is called: Pillow's names. It may have no AVIF; the last two are of its plugins.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JXL")
