@@ -20,15 +20,16 @@ from PIL import Image
 from aligntok.cli import report as command
 from aligntok.errors import DataError, WriteError
 from aligntok.evaluation.report import write_report
-from aligntok.evaluation.report.found import find
-from aligntok.evaluation.report.names import NONE, TIMES, metric, write_seconds, write_value
-from aligntok.evaluation.report.paper import compare, generator_facts, paper, tokenizer_facts
+from aligntok.evaluation.report.blocks import NONE, TIMES, metric, write_seconds, write_value
+from aligntok.evaluation.report.collect import Curve, find, join_starts, read_history
+from aligntok.evaluation.report.evaluations import FREE, FREE_FOR_GENERATORS, compare, paper
 from aligntok.evaluation.report.pictures import embed
-from aligntok.evaluation.report.scalars import Curve, join_starts, read_history, smooth, thin
+from aligntok.evaluation.report.plots import smooth, thin
 from aligntok.evaluation.results import KINDS, Result
 from aligntok.training.config import load_config
 from aligntok.training.generation.settings import expand_generation
 from aligntok.training.run_info import origin_of
+from aligntok.training.settings import GENERATION_KEYS, STAGE_KEYS
 from aligntok.training.stages import expand_stages
 
 ROOT = Path(__file__).parents[2]
@@ -426,8 +427,14 @@ def test_large_pictures_are_reduced_and_small_ones_enlarged_by_whole_factors(tmp
 # The paper's numbers
 
 
-def stages_of(config, folder):
-    """The run that a config of the repository leaves, as the stages' files describe it."""
+def note_start(folder, config, **options):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps({"config": str(config), "docstring": "", "options": options}))
+
+
+def stages_of(config, folder, **options):
+    """The run that a config of the repository leaves, as the stages' files and run.json describe it."""
+    note_start(folder, config, **options)
     for stage in expand_stages(load_config(ROOT / config, {"work_dir": str(folder)})):
         stage.folder.mkdir(parents=True)
         model = stage.settings["model"]
@@ -478,19 +485,81 @@ def test_a_run_of_a_paper_config_has_the_papers_numbers_beside_it(config, tmp_pa
     [
         (dict(images=5000.0), "its own are of 50,000 validation images of ImageNet, these of 5,000"),
         (dict(step=9), "the training that was evaluated is not there whole"),
-        (dict(lr=0.5), "it has no such tokenizer (dinov2, f16d32, 120,000 + 220,000 + 100,000 steps of 64)"),
+        (dict(options={"stages.1.optimizer.lr": 0.5}), "it has no such tokenizer (RUN with stages.1.optimizer.lr=0.5"),
+        (dict(options={"model": {"latent_dim": 8}}), "(RUN with model.latent_dim=8, 120,000 + 220,000 + 100,000 steps"),
+        (dict(options={"accumulation": 2}), "(RUN with accumulation=2,"),  # the discriminator's batch norm sees it
+        (dict(options={"logs": 2}), "(RUN with logs=2,"),
+        (dict(origin={"config": "RUN"}), "(RUN with options that are not noted,"),
+        (dict(origin={"config": "configs/my_aligntok_dinov2_f16d32.py", "options": {}}), "it has no such tokenizer"),
+        (dict(origin={}), "it has no such tokenizer (no run.json names the config that it was started with)"),
+        (dict(origin=None), "it has no such tokenizer (no run.json names the config that it was started with)"),
+        (dict(edited={"steps": 3}), "it has no such tokenizer (RUN, 120,000 + 3 + 100,000 steps of 64)"),
+        (dict(edited={"global_batch_size": 8}), "it has no such tokenizer (RUN, 120,000 + 220,000 + 100,000 steps of"),
     ],
 )
 def test_where_a_run_is_not_the_papers_the_page_says_why(change, reason, tmp_path):
-    run = stages_of("configs/aligntok_dinov2_f16d32.py", tmp_path)
-    if "lr" in change:
-        run.stages[1].settings["optimizer"]["lr"] = change["lr"]
+    config = "configs/aligntok_dinov2_f16d32.py"
+    stages_of(config, tmp_path, **change.get("options", {}))
+    if "origin" in change:
+        (tmp_path / "run.json").write_text(json.dumps(change["origin"]).replace("RUN", config))
+    if change.get("origin", {}) is None:
+        (tmp_path / "run.json").unlink()
+    second = tmp_path / "2_perceptual_alignment/stage.json"
+    second.write_text(json.dumps({**json.loads(second.read_text()), **change.get("edited", {})}))
     metrics = {"rFID": 0.3, "images": change.get("images", 50_000.0)}
     Result("reconstruction", str(tmp_path), metrics, step=change.get("step")).write(tmp_path / "evaluation")
-    (found,) = find(tmp_path).results
-    comparison = compare(run, found)
+    run = find(tmp_path)
+    comparison = compare(run, run.results[0])
     assert not comparison.values
-    assert reason in comparison.note
+    assert reason.replace("RUN", config) in comparison.note
+
+
+def test_options_that_no_number_depends_on_leave_a_run_the_papers(tmp_path):
+    options = {"work_dir": "w", "data_root": "/d", "seed": 3, "log": {"every": 1}, "data": {"workers": 2}}
+    config = tmp_path / "elsewhere/configs/aligntok_dinov2_f16d32.py"
+    stages_of("configs/aligntok_dinov2_f16d32.py", tmp_path)
+    note_start(tmp_path, config, **options, **{"stages.0.checkpoint.every": 7})
+    Result("reconstruction", str(tmp_path), {"rFID": 0.3, "images": 50_000.0}).write(tmp_path / "evaluation")
+    run = find(tmp_path)
+    assert compare(run, run.results[0]).of("reconstruction", "rFID") == (0.26, "Table 3")
+
+
+def test_stages_of_a_longer_run_have_the_papers_numbers_of_a_shorter_one(tmp_path):
+    stages_of("configs/aligntok_dinov2_f16d32.py", tmp_path)
+    values = {}
+    for name in NAMES:
+        stage = next(tmp_path.glob(f"*_{name}"))
+        Result("reconstruction", str(stage), {"rFID": 0.3, "images": 50_000.0}).write(tmp_path / "evaluation" / name)
+    run = find(tmp_path)
+    values = {each.path.parent.name: compare(run, each).of("reconstruction", "rFID")[0] for each in run.results}
+    assert values == dict(zip(NAMES, (1.63, 0.36, 0.26), strict=True))
+
+
+def test_another_runs_origin_is_not_taken_for_a_runs_own(tmp_path):
+    (tmp_path / "a").mkdir()
+    note_start(tmp_path / "a", "configs/aligntok_dinov2_f16d32.py")
+    make_run(tmp_path / "b", generator=False)
+    assert find(tmp_path).origin["config"] == "configs/x.py"
+
+
+def generator_of(config, folder, **tokenizer):
+    """The finished run that a generator's config of the repository leaves."""
+    generation = expand_generation(load_config(ROOT / f"configs/generator/{config}.py", {"work_dir": str(folder)}))
+    (generation.folder / "tokenizer").mkdir(parents=True)
+    own = dict(encoder=dict(type="dinov2"), latent_dim=64 if "d64" in config else 32, downsample_factor=16)
+    (generation.folder / "tokenizer/config.json").write_text(json.dumps({**own, **tokenizer}))
+    generation.description.write_text(json.dumps({"stage": "generation", **generation.settings}))
+    log(generation.folder, "20260101_000000", [trained(generation.settings["steps"])])
+    note_start(folder, f"configs/generator/{config}.py", accumulation=2, tokenizer="my_tokenizer")
+
+
+def sampled(folder, steps, scale):
+    settings = {"samples": {"sampling": {"steps": steps, "cfg_scale": scale}}}
+    Result("generation", "samples", {"FID": 9.0, "FD-X": 9.0, "images": 50_000.0}, settings).write(
+        folder / "evaluation"
+    )
+    run = find(folder)
+    return compare(run, run.results[0])
 
 
 @pytest.mark.parametrize(
@@ -505,41 +574,53 @@ def test_where_a_run_is_not_the_papers_the_page_says_why(change, reason, tmp_pat
     ],
 )
 def test_generators_are_compared_at_the_papers_steps_and_guidance(config, steps, scale, fid, tmp_path):
-    generation = expand_generation(load_config(ROOT / f"configs/generator/{config}.py", {"work_dir": str(tmp_path)}))
-    (generation.folder / "tokenizer").mkdir(parents=True)
-    latent_dim = 64 if "d64" in config else 32
-    tokenizer = dict(encoder=dict(type="dinov2"), latent_dim=latent_dim, downsample_factor=16)
-    (generation.folder / "tokenizer/config.json").write_text(json.dumps(tokenizer))
-    generation.description.write_text(json.dumps({"stage": "generation", **generation.settings}))
-    settings = {"samples": {"sampling": {"steps": steps, "cfg_scale": scale}}}
-    metrics = {"FID": 9.0, "FD-X": 9.0, "images": 50_000.0}
-    Result("generation", "samples", metrics, settings).write(tmp_path / "evaluation")
-    run = find(tmp_path)
-    comparison = compare(run, run.results[0])
+    generator_of(config, tmp_path)
+    comparison = sampled(tmp_path, steps, scale)
     assert (comparison.of("generation", "FID") or (None,))[0] == fid
     assert comparison.of("generation", "FD-X") is None
 
 
-def test_the_papers_numbers_are_well_formed_and_every_entry_can_be_met():
+def test_a_generator_on_another_tokenizer_or_unfinished_is_not_the_papers(tmp_path):
+    config = "lightningdit_xl_aligntok_f16d32_64ep"
+    for name, other in {
+        "encoder": {"encoder": {"type": "mae"}},
+        "size": {"latent_dim": 16},
+        "odd": {"encoder": 3},
+    }.items():
+        generator_of(config, tmp_path / name, **other)
+        assert "it has no such generator (configs/generator/" in sampled(tmp_path / name, 30, 10.0).note
+    generator_of(config, tmp_path / "early")
+    log(tmp_path / "early/generation", "20260101_000000", [trained(79_000)])
+    assert "is not there whole" in sampled(tmp_path / "early", 30, 10.0).note
+
+
+def test_the_papers_numbers_are_well_formed_and_their_configs_are_there():
     content = paper()
     assert set(content) == {"about", "evaluated", "tokenizers", "generators", "cost"}
     assert set(content["evaluated"]) | {"latent_space", "cost", "comparison"} == set(KINDS)
-    facts = set(tokenizer_facts(find_nothing()))
     for entry in content["tokenizers"]:
-        assert set(entry["match"]) == facts
+        assert set(entry) == {"title", "configs", "steps", "batch", "values"}
         assert set(entry["values"]) <= {"reconstruction", "linear_probe"}
         values = [each for of_kind in entry["values"].values() for each in of_kind.items()]
         check_values(values)
     for entry in content["generators"]:
-        assert set(entry["match"]) == set(generator_facts(find_nothing()[0]))
+        assert set(entry) == {"title", "configs", "steps", "batch", "tokenizer", "values"}
         for each in entry["values"]:
             assert set(each) == {"sampler_steps", "guided", "generation"}
             check_values(each["generation"].items())
-    matches = [json.dumps(entry["match"]) for entry in content["tokenizers"] + content["generators"]]
-    assert len(matches) == len(set(matches))
-    assert set(content["cost"]) == {"config", "match", "tables"}
-    assert (ROOT / f"configs/{content['cost']['config']}.py").is_file()
-    assert set(content["cost"]["match"]) <= facts
+    entries = content["tokenizers"] + content["generators"]
+    keys = [(config, tuple(entry["steps"])) for entry in entries for config in entry["configs"]]
+    assert len(keys) == len(set(keys))
+    assert set(content["cost"]) == {"configs", "tables"}
+    assert all((ROOT / config).is_file() for config in [*(config for config, _ in keys), *content["cost"]["configs"]])
+
+
+def test_options_that_may_differ_are_keys_of_configs():
+    for free, keys in ((FREE, STAGE_KEYS), (FREE_FOR_GENERATORS, STAGE_KEYS | GENERATION_KEYS)):
+        for key in free - {"work_dir", "data_root", "seed"}:
+            first, _, second = key.partition(".")
+            assert first in keys, key
+            assert not second or second in keys[first].below, key
 
 
 def check_values(values):
@@ -550,18 +631,14 @@ def check_values(values):
         assert re.fullmatch(r"Table (1|3|4|9|10)", value["table"])
 
 
-def find_nothing():
-    from aligntok.evaluation.report.found import Training
-    from aligntok.evaluation.report.scalars import History
-
-    return [Training("none", Path("none"), {}, History(), {}, {})]
-
-
 def test_the_papers_cost_tables_stand_beside_its_own_model(tmp_path):
     Result("cost", "aligntok_dinov2_f16d32", {}, {}, {"Parameters": []}).write(tmp_path / "a")
     Result("cost", "x", {}, {}, {"Parameters": []}).write(tmp_path / "b")
     assert "The paper's Table 8: encoder and decoder" in visible(write_report([tmp_path / "a"], tmp_path / "a.html"))
     assert "The paper's Table 8" not in visible(write_report([tmp_path / "b"], tmp_path / "b.html"))
+    stages_of("configs/ablations/lora.py", tmp_path / "run")
+    Result("cost", str(tmp_path / "run"), {}, {}, {"Parameters": []}).write(tmp_path / "c")
+    assert "The paper's Table 8" in visible(write_report([tmp_path / "c"], tmp_path / "c.html"))
 
 
 def test_a_start_notes_the_configs_own_words():

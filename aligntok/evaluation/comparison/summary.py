@@ -15,7 +15,7 @@ from rich.table import Table
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, tokenizer_budget
 from aligntok.evaluation.comparison.yardsticks import RECONSTRUCTIONS
 from aligntok.evaluation.report import write_report
-from aligntok.evaluation.report.scalars import Curve, read_history
+from aligntok.evaluation.report.collect import Curve, read_history
 from aligntok.evaluation.results import Result, read_result
 from aligntok.io.files import replacing
 from aligntok.loading import NAME as GENERATION

@@ -1,5 +1,112 @@
-"""Reports: what trainings, samples and evaluations left in their folders, as one page to read."""
+"""Reports: what trainings, samples and evaluations left in their folders, as one HTML page that loads nothing."""
 
-from aligntok.evaluation.report.page import write_report
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import aligntok
+from aligntok.errors import DataError, first_line
+from aligntok.evaluation.report import key_numbers, sections
+from aligntok.evaluation.report.blocks import Block, Columns, Folded, Section, Table, side_table
+from aligntok.evaluation.report.collect import Run, find
+from aligntok.evaluation.report.evaluations import evaluation_sections
+from aligntok.io.files import replacing
 
 __all__ = ["write_report"]
+
+
+def write_report(
+    sources: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], title: str | None = None
+) -> Path:
+    """Write one self-contained HTML page about all `sources` to `out`, whole or not at all; return its path.
+
+    sources: work folders of a training, folders of samples, sweeps or evaluations, or a result's JSON file; several are
+    shown side by side. What is missing or damaged in them is named in the page. Raises DataError for a source that is
+    not there or has nothing to report, and when the page cannot be written.
+    """
+    if not sources:
+        raise DataError("nothing to report on; give one or several work folders, samples, sweeps or evaluations")
+    runs = _with_different_names([find(source) for source in sources])
+    path = Path(out).expanduser()
+    page = render(runs, title)
+    with replacing(path, "the report is not written. Make room, or give another --out") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _with_different_names(runs: Sequence[Run]) -> Sequence[Run]:
+    """Name runs after their folders, and as much of what is above them as tells them apart."""
+    names, depth = [run.name for run in runs], 2
+    while len({*names}) < len(names) and depth < 8:
+        count = Counter(names)
+        names = [
+            "/".join(r.path.resolve().parts[-depth:]) if count[n] > 1 else n for r, n in zip(runs, names, strict=True)
+        ]
+        depth += 1
+    for number, (run, name) in enumerate(zip(runs, names, strict=True), 1):
+        run.name = name if names.count(name) == 1 else f"{name} ({number})"
+    return runs
+
+
+def render(runs: Sequence[Run], title: str | None = None) -> str:
+    """Return the page about runs as HTML."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    options: dict[str, Any] = dict(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader(__name__, "templates"), autoescape=True, **options)
+    heads, shown = [key_numbers.describe(run) for run in runs], page_sections(runs)
+    numbers = {run.name: key_numbers.key_numbers(run) for run in runs}
+    compared = [side_table("key number", numbers, number=True)] if any(numbers.values()) else []
+    compared.append(side_table("", {head.name: head.facts for head in heads}))
+    return environment.get_template("page.html").render(
+        title=title or " and ".join(run.name for run in runs[:3]) + (" and others" if len(runs) > 3 else ""),
+        heads=heads,
+        tiles=numbers[runs[0].name] if len(runs) == 1 else {},
+        compared=compared if len(runs) > 1 else [],
+        sections=shown,
+        terms=_terms(shown),
+        made=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        version=aligntok.__version__,
+    )
+
+
+def page_sections(runs: Sequence[Run]) -> list[Section]:
+    """Return the parts of the page, in the order in which they are read."""
+    every = [
+        *evaluation_sections(runs),
+        sections.quality_section(runs),
+        sections.reconstruction_section(runs),
+        sections.samples_section(runs),
+        sections.sweep_section(runs),
+        key_numbers.stages_section(runs),
+        *sections.training_sections(runs),
+        key_numbers.settings_section(runs),
+        key_numbers.missing_section(runs),
+    ]
+    return [section for section in every if section.blocks]
+
+
+def _terms(shown: Sequence[Section]) -> dict[str, str]:
+    """Return the metrics of the page's tables with their meaning, for those who cannot hover."""
+    found: dict[str, str] = {}
+    for table in (table for section in shown for table in _tables(section.blocks)):
+        for cell in [*table.head, *(row[0] for row in table.rows if row)]:
+            if cell.hint:
+                found.setdefault(cell.text, cell.hint)
+    return dict(sorted(found.items(), key=lambda term: term[0].lower()))
+
+
+def _tables(blocks: Sequence[Block]) -> Iterator[Table]:
+    for block in blocks:
+        if isinstance(block, Table):
+            yield block
+        elif isinstance(block, Folded):
+            yield from _tables(block.blocks)
+        elif isinstance(block, Columns):
+            for column in block.columns.values():
+                yield from _tables(column)

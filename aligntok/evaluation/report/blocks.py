@@ -1,17 +1,218 @@
-"""What a page is made of; the template knows how each is written."""
+"""What a page is made of, which the template writes: words and numbers as they are shown, tables, plots."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from markupsafe import Markup
 
-from aligntok.evaluation.report.names import Metric, metric, write_value
-from aligntok.evaluation.report.pictures import Picture
-
 ROWS = 40  # of a table that are shown
+
+UP, DOWN = "up", "down"
+NONE, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a number is shown: its label, which way is better, digits after the point, unit, and what it means.
+
+    percent: the number is a share in [0, 1], shown as per cent.
+    """
+
+    label: str
+    better: str | None = None
+    digits: int | None = None
+    unit: str = ""
+    meaning: str = ""
+    percent: bool = False
+
+    def write(self, value: Any) -> str:
+        """Return a number as text, with its unit."""
+        if not is_number(value) or not math.isfinite(value):
+            return write_value(value)
+        if self.percent:
+            return f"{100 * value:.2f} %"
+        text = "" if self.digits is None else f"{value:,.{self.digits}f}"
+        if not text or (value and not float(text.replace(",", ""))):  # too small for so few digits
+            text = write_value(value)
+        return f"{text} {self.unit}".strip()
+
+
+_FRECHET = "Fréchet distance between Gaussians fitted to Inception-v3 features of two sets of images"
+_KNOWN = {
+    "psnr": Metric("PSNR", UP, 2, "dB", "peak signal-to-noise ratio on 8-bit pixels, mean over images"),
+    "ssim": Metric("SSIM", UP, 4, "", "structural similarity, mean over images; 1 is identical"),
+    "lpips": Metric("LPIPS", DOWN, 4, "", "learned perceptual distance (VGG-16), mean over images; 0 is identical"),
+    "stlpips": Metric("ST-LPIPS", DOWN, 4, "", "shift-tolerant perceptual distance, mean over images; not LPIPS"),
+    "fid": Metric("FID", DOWN, 2, "", _FRECHET),
+    "rfid": Metric("rFID", DOWN, 2, "", f"{_FRECHET}: originals and reconstructions"),
+    "gfid": Metric("gFID", DOWN, 2, "", f"{_FRECHET}: a reference and samples"),
+    "sfid": Metric("sFID", DOWN, 2, "", "FID on spatial Inception-v3 features: sensitive to layout"),
+    "kid": Metric("KID", DOWN, 5, "", "kernel distance between features of two sets of images, unbiased"),
+    "is": Metric("IS", UP, 1, "", "Inception Score: confident and varied classes; needs no reference"),
+    "precision": Metric("Precision", UP, 3, "", "share of samples that lie among the reference's features"),
+    "recall": Metric("Recall", UP, 3, "", "share of the reference that lies among the samples' features"),
+    "density": Metric("Density", UP, 3, "", "how densely the reference surrounds the samples; may exceed 1"),
+    "coverage": Metric("Coverage", UP, 3, "", "share of the reference with a sample close by"),
+    "top1": Metric("Top-1", UP, percent=True, meaning="classes right at the first guess"),
+    "top5": Metric("Top-5", UP, percent=True, meaning="right class among the first five guesses"),
+    "traintop1": Metric("Top-1 in training", UP, percent=True, meaning="of the images trained on"),
+    "cknna": Metric("CKNNA", UP, 3, "", "agreement of neighbourhoods with a reference encoder's; 1 is the same"),
+    "spatialvariance": Metric("Spatial variance", None, 3, "", "variance of a latent over its positions"),
+    "totalvariation": Metric("Total variation", None, 1, "", "differences between neighbouring positions, summed"),
+    "densitycv": Metric("Density CV", DOWN, 3, "", "spread of the density of latents on a t-SNE; 0 is even"),
+    "ginicoefficient": Metric("Gini coefficient", DOWN, 3, "", "inequality of that density; 0 is even"),
+    "normalizedentropy": Metric("Normalised entropy", UP, 3, "", "entropy of that density; 1 is even"),
+    "isstd": Metric("IS, deviation", None, 2, "", "of the Inception Score over splits"),
+    "kidse": Metric("KID, standard error", None, 5, "", "of the KID over subsets"),
+    "images": Metric("Images", None, 0, "", "images that the numbers are means of"),
+    "evaluationspersample": Metric("evaluations a sample", None, 1, "", "passes through the generator"),
+    "secondspersample": Metric("seconds a sample", DOWN, 4, "s", "of one process, decoding included"),
+    "rmsfromunguided": Metric("difference from unguided (RMS)", None, 2, "", "grey levels"),
+    "latentstd": Metric("deviation of latents (data: 1)", None, 3, "", "of normalised latents"),
+    "saturated": Metric("saturated values", DOWN, None, "", "share of values that are 0 or 255"),
+    "cfgscale": Metric("guidance scale", None, None, "", "1 is no guidance"),
+    "steps": Metric("steps", None, 0),
+    "gmac": Metric("GMAC", None, None, "", "billions of multiply-accumulates of one forward pass"),
+    "ms": Metric("ms", DOWN, 2, "", "milliseconds of a call, median"),
+    "sastep": Metric("seconds a step", DOWN, 3, "", "of training, median"),
+    "imagespersecond": Metric("images/s", UP, 1, "", "seen in training"),
+    "skippedsteps": Metric("steps left out", None, 0, "", "because of a spike or numbers that are not finite"),
+}
+_ALSO = {
+    "inceptionscore": "is",
+    "gini": "ginicoefficient",
+    "normalisedentropy": "normalizedentropy",
+    "entropy": "normalizedentropy",
+    "cfg": "cfgscale",
+    "top1accuracy": "top1",
+    "top5accuracy": "top5",
+    "accuracy": "top1",
+}
+_ERRORS = re.compile(r"(standard error|std|deviation|error|spread|±)", re.IGNORECASE)
+_ON_FEATURES = re.compile(r"^([rgs]?FD|KD|KID|IS|precision|recall|density|coverage|CKNNA)[-@ ](.+)$", re.IGNORECASE)
+_UNITS = {"m": "M", "gb": "GB", "ms": "ms", "s": "s"}
+_PLACES = ("reconstruction/", "generation/", "linear_probe/", "latent_space/", "cost/")
+#: Losses and the like as they are logged, in words.
+_LOGGED = {
+    "loss/l1": "L1",
+    "loss/lpips": "LPIPS",
+    "loss/st_lpips": "ST-LPIPS",
+    "loss/gan": "GAN, of the decoder",
+    "loss/discriminator": "GAN, of the discriminator",
+    "loss/semantic": "semantic preservation",
+    "loss/kl": "KL",
+    "loss/vf": "vision foundation",
+    "loss/velocity": "velocity",
+    "loss/direction": "direction of the velocity",
+    "loss/total": "total",
+    "images_per_second": "images/s",
+    "skipped_steps": "steps left out",
+}
+
+
+def in_words(name: str) -> str:
+    """Return the name of a logged quantity in words: "ratio/gan" says what is balanced."""
+    family, _, own = name.partition("/")
+    shown = own.replace("_", " ")
+    words = {"ratio": "gradient ratio of {}", "weight": "weight of {}", "logits": "logits of {} images"}
+    return _LOGGED.get(name) or words.get(family, "{}").format(shown) or name
+
+
+def plain(name: str) -> str:
+    """Return a metric's name in small letters and digits alone: "Top-1" and "top1" are one."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def without_place(name: str) -> str:
+    """Return a metric's name without the kind of evaluation before it."""
+    return next((name.removeprefix(place) for place in _PLACES if name.startswith(place)), name)
+
+
+def metric(name: str) -> Metric:
+    """Return how a metric is shown; one that is not known keeps its name, and has no better way.
+
+    "FD-X" and others on the features of X say so, and are never called FID.
+    """
+    own = without_place(name)
+    known = _KNOWN.get(_ALSO.get(plain(own), plain(own)))
+    if known:
+        return known
+    found = _ON_FEATURES.match(own)
+    if found and not _ERRORS.search(own):
+        base, features = found.groups()
+        if base.upper().endswith("FD"):
+            spatial = "spatial " if base.startswith("s") else ""
+            meaning = f"Fréchet distance on {spatial}features of {features}; not FID, and not comparable to it"
+            return Metric(own, DOWN, 2, "", meaning)
+        base = {"KD": "KID"}.get(base.upper(), base)
+        like = _KNOWN[plain(base)]
+        return replace(like, label=own, meaning=f"{like.meaning} (features: {features})")
+    if "/" in own and name not in _LOGGED:  # of one of several subjects
+        of, _, last = own.rpartition("/")
+        like = metric(last)
+        return replace(like, label=f"{of}: {like.label}")
+    return Metric(_LOGGED.get(name, _column(own)))
+
+
+def _column(name: str) -> str:
+    """Return the name of a table's column with its unit in brackets: "peak_gb" is "peak (GB)"."""
+    words, _, unit = name.rpartition("_")
+    if words and unit in _UNITS:
+        return f"{words.replace('_', ' ')} ({_UNITS[unit]})"
+    return name.replace("_", " ") if re.fullmatch(r"[a-z0-9_]+", name) else name
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value of a file is a number: what is true or false is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def write_value(value: Any) -> str:
+    """Return any value of a table or of settings as text, a number with about four digits that count."""
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)) and not any(isinstance(each, (list, tuple, dict)) for each in value):
+        return ", ".join(map(write_value, value)) if len(value) <= 12 else f"{len(value)} values"
+    if not is_number(value):
+        return str(value)
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite"
+    size = abs(value)
+    if value == int(value) and size < 1e15:
+        return f"{int(value):,}"
+    if size < 1e-3 or size >= 1e9:
+        digits, power = f"{value:.2e}".split("e")
+        return f"{digits} {TIMES} 10{str(int(power)).translate(_RAISED)}"
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def write_seconds(seconds: float) -> str:
+    """Return a duration in the two largest of its units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next((i for i, (number, _) in enumerate(parts) if number), 3)
+    return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number) or "0 s"
+
+
+class Block:
+    """A part of a section; its kind tells the template how it is written."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the class in small letters."""
+        return type(self).__name__.lower()
 
 
 @dataclass(frozen=True)
@@ -24,13 +225,11 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Plots:
+class Plots(Block):
     """Plots side by side. legend: names of lines by the number of their colour."""
 
-    kind: ClassVar[str] = "plots"
     panels: Sequence[Panel]
     title: str = ""
-    note: str = ""
     legend: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -46,10 +245,9 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Block):
     """Rows of cells under a head; what is cut off is said in `note`."""
 
-    kind: ClassVar[str] = "table"
     head: Sequence[Cell]
     rows: Sequence[Sequence[Cell]]
     title: str = ""
@@ -57,42 +255,26 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Pictures below one another, or in a strip to be scrolled."""
-
-    kind: ClassVar[str] = "gallery"
-    pictures: Sequence[Picture]
-    title: str = ""
-    strip: bool = False
-
-
-@dataclass(frozen=True)
-class Note:
+class Note(Block):
     """A sentence; `missing` ones name what is not there."""
 
-    kind: ClassVar[str] = "note"
     text: str
     missing: bool = False
 
 
 @dataclass(frozen=True)
-class Folded:
+class Folded(Block):
     """Blocks that are shown on demand."""
 
-    kind: ClassVar[str] = "folded"
     title: str
     blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
-class Columns:
+class Columns(Block):
     """Blocks of several runs side by side, by name."""
 
-    kind: ClassVar[str] = "columns"
     columns: Mapping[str, Sequence[Block]]
-
-
-Block = Plots | Table | Gallery | Note | Folded | Columns
 
 
 @dataclass(frozen=True)
@@ -113,18 +295,29 @@ def side_by_side(by_run: Mapping[str, Sequence[Block]]) -> list[Block]:
     return [Columns(columns)] if columns else []
 
 
+def not_found(text: str) -> Note:
+    """Return the note that names what is not there."""
+    return Note(f"not found: {text}", missing=True)
+
+
+def side_table(corner: str, columns: Mapping[str, Mapping[Cell, str]], number: bool = False) -> Table:
+    """Return texts by their heads as a table, a column for each of several runs and a row for each head in any."""
+    heads = dict.fromkeys(head for column in columns.values() for head in column)
+    rows = [[head, *(Cell(column.get(head, NONE), number=number) for column in columns.values())] for head in heads]
+    return Table([Cell(corner), *(Cell(name, number=number) for name in columns)], rows)
+
+
 def heading(name: str) -> Cell:
     """Return the head of a column or row of a metric, with its arrow and explanation."""
     found = metric(name)
-    unit = f" ({found.unit})" if found.unit and not found.percent else ""
+    unit = f" ({found.unit})" if found.unit else ""
     return Cell(found.label + unit, hint=found.meaning, arrow=found.better)
 
 
 def number(name: str, value: Any, note: str = "") -> Cell:
     """Return a value of a metric as a cell."""
-    found: Metric = metric(name)
-    text = found.write(value).removesuffix(f" {found.unit}") if not found.percent else found.write(value)
-    return Cell(text, note, number=isinstance(value, (int, float)) and not isinstance(value, bool))
+    found = metric(name)
+    return Cell(found.write(value).removesuffix(f" {found.unit}"), note, number=is_number(value))
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
@@ -145,8 +338,6 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return values by dotted name."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            found.update(flatten(value, f"{prefix}{name}."))
-        else:
-            found[f"{prefix}{name}"] = value
+        inner = isinstance(value, Mapping) and value
+        found |= flatten(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
     return found

@@ -1,40 +1,76 @@
-"""Sections on the results of evaluations: metrics with the paper's beside them, tables, pictures, settings."""
+"""Sections on the results of evaluations: metrics, tables, pictures and settings, the paper's numbers beside them.
+
+The paper's stand there only where a run is the paper's: its config, options that change nothing, images and metric.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from aligntok.errors import DataError
 from aligntok.evaluation.report.blocks import (
+    NONE,
     Block,
     Cell,
     Folded,
-    Gallery,
     Note,
     Section,
     Table,
+    flatten,
     heading,
+    is_number,
+    not_found,
     number,
+    plain,
     settings_table,
     side_by_side,
     table_of,
+    without_place,
 )
-from aligntok.evaluation.report.found import Evaluated, Run
-from aligntok.evaluation.report.names import NONE, without_place
-from aligntok.evaluation.report.paper import PaperNumbers, compare, paper_costs
-from aligntok.evaluation.report.pictures import Picture, embed
-from aligntok.evaluation.results import KINDS
+from aligntok.evaluation.report.collect import Evaluated, Run, Training, find
+from aligntok.evaluation.report.pictures import gallery
+from aligntok.evaluation.results import KINDS, Result
 
-_TITLES = {
-    "comparison": "Comparison",
-    "reconstruction": "Reconstruction",
-    "generation": "Generation",
-    "linear_probe": "Linear probe",
-    "latent_space": "Latent space",
-    "cost": "Cost",
-}
 LONG = 16  # metrics of a result; more are folded where it has tables, which tell the same
 IN_FULL = 4  # results at steps of a training that are shown in full, of each run: the newest
+#: Metrics that the paper calls otherwise, by kind.
+_SAME = {"reconstruction": {"fid": "rfid"}, "generation": {"gfid": "fid"}}
+_NEVER = {
+    "latent_space": "the paper leaves open how many images, neighbours and seeds its latent-space numbers (Table 16) "
+    "are of",
+    "comparison": "a comparison's tokenizers are compared with one another",
+}
+#: Keys of a config, or beginnings of them, that a run of the paper's may set otherwise: no number depends on them.
+FREE = {
+    *("work_dir", "data_root", "seed", "checkpoint", "log", "validation", "compile", "grad_checkpointing", "attention"),
+    *("data.workers", "data.timeout", "data.num_images"),
+}
+#: The same of a generator, without batch norm to see micro-batches; tokenizer, steps and scale are compared themselves.
+FREE_FOR_GENERATORS = FREE | {"accumulation", "tokenizer", "sampling.steps", "sampling.cfg_scale"}
+
+
+@dataclass(frozen=True)
+class PaperNumbers:
+    """What the paper has to say of a result: values by metric's plain name with their table, or why there are none.
+
+    tables: its cost tables by title.
+    """
+
+    note: str
+    values: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+
+    def of(self, kind: str, name: str) -> tuple[float, str] | None:
+        """Return the paper's value of the metric of that very name, and the table that it is in."""
+        own = plain(without_place(name)) if "-" not in name or plain(name) == "top1" else name
+        return self.values.get(_SAME.get(kind, {}).get(own, own))
 
 
 class Shown(NamedTuple):
@@ -57,20 +93,12 @@ def evaluation_sections(runs: Sequence[Run]) -> list[Section]:
         blocks += [Note(text) for text in dict.fromkeys(each.paper.note for each in shown)]
         by_run: dict[str, list[Block]] = {run.name: [] for run in runs}
         for each in shown:
-            by_run[each.run.name].extend(_details(each, len(shown) > 1))
+            by_run[each.run.name] += _details(each, len(shown) > 1)
         blocks += side_by_side(by_run)
-        if kind == "cost":
-            blocks += _paper_costs(shown)
-        sections.append(Section(kind.replace("_", "-"), _TITLES[kind], blocks))
+        costs = next((each.paper.tables for each in shown if each.paper.tables), {})
+        blocks += [Folded(f"The paper's {title}", [table_of(rows)]) for title, rows in costs.items()]
+        sections.append(Section(kind.replace("_", "-"), kind.replace("_", " ").capitalize(), blocks))
     return sections
-
-
-def _metrics(shown: Sequence[Shown]) -> list[Block]:
-    table = _metrics_table(shown)
-    of_several = any("/" in without_place(name) for each in shown for name in each.found.result.metrics)
-    if (of_several or len(table.rows) > LONG) and any(each.found.result.tables for each in shown):
-        return [Folded("All numbers by name", [table])]
-    return [table] if table.rows else []
 
 
 def _of_kind(run: Run, kind: str, several: bool) -> list[Shown]:
@@ -79,94 +107,196 @@ def _of_kind(run: Run, kind: str, several: bool) -> list[Shown]:
     for each in found:
         words = [run.name] if several else []
         if len(found) > 1:
-            words.append(_where(run, each))
+            words.append("/".join(part for part in run.place_of(each) if part != "evaluation"))
             words += [f"step {each.result.step:,}"] if each.result.step is not None else []
-        title = ", ".join(filter(None, words)) or "value"
-        shown.append(Shown(run, each, title, compare(run, each)))
+        shown.append(Shown(run, each, ", ".join(filter(None, words)) or "value", compare(run, each)))
     return shown
 
 
 def newest(run: Run, kind: str) -> list[Evaluated]:
     """Return the results of a kind: of those at several steps of a training the newest few, all others."""
-    found = sorted((each for each in run.results if each.result.kind == kind), key=_order)
+    found = [each for each in run.results if each.result.kind == kind]
+    found.sort(key=lambda each: (each.result.step or 0, str(each.path)))
     at_steps = [each for each in found if each.result.step is not None]
     return [*(each for each in found if each.result.step is None), *at_steps[-IN_FULL:]]
 
 
 def _earlier(runs: Sequence[Run], kind: str) -> list[Block]:
     left = sum(sum(each.result.kind == kind for each in run.results) - len(newest(run, kind)) for run in runs)
-    where = (
-        "of earlier steps: their numbers are in the plots of convergence, their tables and pictures in their folders"
-    )
-    return [Note(f"{left} more {where}.")] if left else []
+    where = "their numbers are in the plots of convergence, their tables and pictures in their folders"
+    return [Note(f"{left} more of earlier steps: {where}.")] if left else []
 
 
-def _order(found: Evaluated) -> tuple[int, str]:
-    return (found.result.step or 0, str(found.path))
-
-
-def _where(run: Run, found: Evaluated) -> str:
-    folder, top = found.path.parent.resolve(), run.path.resolve()
-    parts = folder.relative_to(top).parts if folder.is_relative_to(top) else (folder.name,)
-    return "/".join(part for part in parts if part != "evaluation")
-
-
-def _metrics_table(shown: Sequence[Shown]) -> Table:
+def _metrics(shown: Sequence[Shown]) -> list[Block]:
     names = list(dict.fromkeys(name for each in shown for name in each.found.result.metrics))
     names.sort(key=lambda name: without_place(name) == "images")  # last: it is not what was asked for
     head = [Cell("metric")]
     for each in shown:
-        head.append(Cell(each.title, number=True))
-        if each.paper.values:
-            head.append(Cell("paper", number=True))
-    rows = []
-    for name in names:
-        row = [heading(name)]
-        for each in shown:
-            row.append(number(name, each.found.result.metrics.get(name)))
-            if each.paper.values:
-                theirs = each.paper.of(each.found.result.kind, name)
-                row.append(number(name, theirs[0], theirs[1]) if theirs else Cell(NONE, number=True))
-        rows.append(row)
-    return Table(head, rows)
+        head += [Cell(title, number=True) for title in (each.title, *(["paper"] if each.paper.values else []))]
+    table = Table(head, [[heading(name), *(cell for each in shown for cell in _values(each, name))] for name in names])
+    of_several = any("/" in without_place(name) for name in names)
+    if (of_several or len(names) > LONG) and any(each.found.result.tables for each in shown):
+        return [Folded("All numbers by name", [table])]
+    return [table] if names else []
+
+
+def _values(shown: Shown, name: str) -> list[Cell]:
+    """Return a metric of a result as a cell, and the paper's as another where it has any of that result."""
+    own = number(name, shown.found.result.metrics.get(name))
+    if not shown.paper.values:
+        return [own]
+    theirs = shown.paper.of(shown.found.result.kind, name)
+    return [own, number(name, *theirs) if theirs else Cell(NONE, number=True)]
 
 
 def _details(shown: Shown, several: bool) -> list[Block]:
-    result, folder = shown.found.result, shown.found.path.parent
-    blocks: list[Block] = []
-    for title, rows in result.tables.items():
-        if rows != []:
-            blocks.append(_table(title, rows))
-    blocks += pictures_of(result.pictures, folder, shown.title if several else "")
-    about = f"What fixes these numbers{f' ({shown.title})' if several else ''}"
-    subject: dict[str, Any] = {"subject": result.subject, "file": str(shown.found.path)}
+    result, path = shown.found.result, shown.found.path
+    of = f" ({shown.title})" if several else ""
+    blocks = [_table(title, rows) for title, rows in result.tables.items() if rows != []]
+    blocks += gallery([(path.parent / str(name), f"{caption}{of}") for caption, name in result.pictures.items()])
+    subject: dict[str, Any] = {"subject": result.subject, "file": str(path)}
     subject |= {"step of training": result.step} if result.step is not None else {}
-    return [*blocks, settings_table({**subject, **result.settings}, about)]
+    return [*blocks, settings_table({**subject, **result.settings}, f"What fixes these numbers{of}")]
 
 
 def _table(title: str, rows: Any) -> Block:
-    good = isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows)
-    if not good:
-        return Note(f"not found: rows of the table '{title}'", missing=True)
-    return table_of(rows, title)
+    is_whole = isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows)
+    return table_of(rows, title) if is_whole else not_found(f"rows of the table '{title}'")
 
 
-def pictures_of(pictures: Mapping[str, str], folder: Any, of: str) -> list[Block]:
-    """Return the pictures of a result with their captions; those that are not there are named."""
-    there: list[Picture] = []
-    missing: list[Block] = []
-    for caption, name in pictures.items():
-        try:
-            words = f"{caption} ({of})" if of else caption
-            there.append(embed(folder / str(name), words, words))
-        except (OSError, ValueError) as error:
-            missing.append(Note(f"not found: {folder / str(name)} ({type(error).__name__}), {caption}", missing=True))
-    return [*([Gallery(there)] if there else []), *missing]
+# The paper's numbers
 
 
-def _paper_costs(shown: Sequence[Shown]) -> list[Block]:
-    for each in shown:
-        tables = paper_costs(each.run, each.found.result)
-        if tables:
-            return [Folded(f"The paper's {title}", [table_of(rows)]) for title, rows in tables.items()]
-    return []
+@cache
+def paper() -> dict[str, Any]:
+    """Return the paper's numbers (paper.json)."""
+    content: dict[str, Any] = json.loads(files(__package__).joinpath("paper.json").read_text(encoding="utf-8"))
+    return content
+
+
+def compare(run: Run, found: Evaluated) -> PaperNumbers:
+    """Return the paper's numbers for a result of a run, or the reason why none is put beside it."""
+    kind, result = found.result.kind, found.result
+    if kind in _NEVER:
+        return _none(_NEVER[kind])
+    run = run if run.trainings else _run_behind(run, result)
+    if kind == "cost":
+        return _costs(run, result)
+    wanted, images = paper()["evaluated"][kind], images_of(result)
+    if images != wanted["images"]:
+        seen = "an unknown number" if images is None else f"{images:,}"
+        return _none(f"its own are of {wanted['images']:,} {wanted['of']}, these of {seen}")
+    trainings = _evaluated(run, result)
+    if not trainings:
+        return _none("the training that was evaluated is not there whole")
+    what = "generator" if kind == "generation" else "tokenizer"
+    same = next((entry for entry in paper()[f"{what}s"] if _is_the_papers(run, trainings, entry)), None)
+    if same is None:
+        return _none(f"it has no such {what} ({_in_short(run, trainings)})")
+    return _sampled(same, result) if kind == "generation" else _of_paper(same["title"], same["values"].get(kind, {}))
+
+
+def _none(why: str) -> PaperNumbers:
+    return PaperNumbers(f"No numbers of the paper beside these: {why}.")
+
+
+def _of_paper(title: str, values: Mapping[str, Mapping[str, Any]]) -> PaperNumbers:
+    tables = {plain(name): (value["value"], value["table"]) for name, value in values.items()}
+    return PaperNumbers(f"The paper's column: {title}. Only metrics of the very same name are compared.", tables)
+
+
+def _sampled(entry: Mapping[str, Any], result: Result) -> PaperNumbers:
+    sampling = _find(result.settings, "sampling") or {}
+    steps, scale = sampling.get("steps"), sampling.get("cfg_scale")
+    for each in entry["values"]:
+        if steps == each["sampler_steps"] and scale is not None and (scale != 1) == each["guided"]:
+            how = f"{entry['title']}, {steps} sampling steps, {'with' if each['guided'] else 'without'} guidance"
+            return _of_paper(how, each["generation"])
+    return _none(f"it has none of {steps or '?'} steps at scale {scale or '?'}")
+
+
+def _costs(run: Run, result: Result) -> PaperNumbers:
+    cost, measured = paper()["cost"], [Path(word).stem for word in result.subject.split(", ")]
+    if Path(cost["configs"][0]).stem in measured or (run.stages and is_run_of(run, cost["configs"])):
+        note = "The paper's cost of this model is below; its seconds and gigabytes are of its own GPUs."
+        return PaperNumbers(note, tables=cost["tables"])
+    return PaperNumbers("No costs of the paper beside these: its tables are of DINOv2-L, f16d32, with the LDM decoder.")
+
+
+def _run_behind(run: Run, result: Result) -> Run:
+    """Return the run that an evaluation alone is of, where its subject leads to one."""
+    source = _find(result.settings, "generator") or {}
+    for place in filter(None, (result.subject, str(source.get("source") or ""))):
+        for folder in (Path(place), Path(place).parent):
+            if any([*folder.glob("[0-9]*_*/stage.json"), *folder.glob("generation/generation.json")]):
+                try:
+                    return find(folder)
+                except DataError:
+                    continue
+    return run
+
+
+def _evaluated(run: Run, result: Result) -> list[Training]:
+    """Return what a result is of, a generator or the stages up to one; nothing where that was not at its end."""
+    stages = run.stages
+    names, subject = [stage.folder.resolve().name for stage in stages], Path(result.subject).name
+    until = names.index(subject) + 1 if subject in names else len(stages)
+    trainings = run.generators[-1:] if result.kind == "generation" else stages[:until]
+    is_early = trainings and result.step is not None and result.step < trainings[-1].steps
+    return [] if is_early or any(each.step < (each.steps or 1) for each in trainings) else trainings
+
+
+def _is_the_papers(run: Run, trainings: Sequence[Training], entry: Mapping[str, Any]) -> bool:
+    """Tell whether trainings are those of an entry of paper.json; the steps say up to which stage of a config it is."""
+    schedule = [(each.steps, each.batch) for each in trainings] == [(steps, entry["batch"]) for steps in entry["steps"]]
+    return schedule and is_run_of(run, entry["configs"]) and _tokenizer_is(entry.get("tokenizer", {}), trainings[-1])
+
+
+def is_run_of(run: Run, configs: Sequence[str]) -> bool:
+    """Tell whether a run was started with one of the configs, and without an option on which numbers depend."""
+    return any(f"/{run.origin.get('config')}".endswith(f"/{config}") for config in configs) and not changed(run)
+
+
+def changed(run: Run) -> list[str]:
+    """Return the options of a run's start on which its numbers may depend, as they were given."""
+    options = run.origin.get("options")
+    if not isinstance(options, Mapping):
+        return ["options that are not noted"]
+    free, given = FREE if run.stages else FREE_FOR_GENERATORS, flatten(options)
+    plain_names = {name: re.sub(r"^stages\.\d+\.", "", name) for name in given}
+    return [f"{n}={v}" for n, v in given.items() if not any(f"{plain_names[n]}.".startswith(f"{k}.") for k in free)]
+
+
+def _tokenizer_is(wanted: Mapping[str, Any], generator: Training) -> bool:
+    """Tell whether a generator's tokenizer, as its folder describes it, has the parts and sizes that are wanted."""
+    try:
+        own = json.loads((generator.folder / "tokenizer/config.json").read_text()) if wanted else {}
+        return all(value == (own[key]["type"] if key == "encoder" else own[key]) for key, value in wanted.items())
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _in_short(run: Run, trainings: Sequence[Training]) -> str:
+    if not run.origin.get("config"):
+        return "no run.json names the config that it was started with"
+    steps = " + ".join(f"{training.steps:,}" for training in trainings)
+    options = " ".join(["", "with", *changed(run)]) if changed(run) else ""
+    return f"{run.origin['config']}{options}, {steps} steps of {trainings[-1].batch}"
+
+
+def images_of(result: Result) -> int | None:
+    """Return of how many images a result is, where it says so."""
+    names = ("images", "num_images", "samples", "num_samples", "num")
+    places = (result.metrics, result.settings)
+    counts = (value for place in places for name, value in place.items() if without_place(name) in names)
+    return next((int(value) for value in counts if is_number(value)), None)
+
+
+def _find(settings: Any, key: str) -> Mapping[str, Any] | None:
+    """Return the dict under `key`, at any depth."""
+    if not isinstance(settings, Mapping):
+        return None
+    if isinstance(settings.get(key), Mapping):
+        found: Mapping[str, Any] = settings[key]
+        return found
+    return next(filter(None, (_find(value, key) for value in settings.values())), None)

@@ -11,6 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from aligntok.evaluation.report.collect import Curve
+
 #: Colours that matplotlib is given, and the page's variables that stand in for them.
 _INK, _GRID = "#010203", "#040506"
 LINES = 6  # colours of lines in the page's style; more lines begin again, dashed
@@ -47,6 +49,32 @@ class Line:
     label: str = ""
     faint: bool = False
     dots: bool = False
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return the centred running mean over about a tenth of the values, of those that are finite."""
+    half = len(values) // 20
+    if not half:
+        return list(values)
+    smoothed = []
+    for i in range(len(values)):
+        reach = min(half, i, len(values) - 1 - i)  # shorter at both ends, so that the line does not lag there
+        near = [value for value in values[i - reach : i + reach + 1] if math.isfinite(value)]
+        smoothed.append(sum(near) / len(near) if near else math.nan)
+    return smoothed
+
+
+def thin(curve: Curve, points: int = 400) -> Curve:
+    """Return at most about `points` points that look the same: the least and largest of each short stretch."""
+    if len(curve.steps) <= points:
+        return curve
+    width = math.ceil(2 * len(curve.steps) / points)
+    kept = []
+    for first in range(0, len(curve.steps), width):
+        places = range(first, min(first + width, len(curve.steps)))
+        finite = [i for i in places if math.isfinite(curve.values[i])] or list(places)
+        kept += sorted({min(finite, key=curve.values.__getitem__), max(finite, key=curve.values.__getitem__)})
+    return Curve([curve.steps[i] for i in kept], [curve.values[i] for i in kept])
 
 
 def panel(

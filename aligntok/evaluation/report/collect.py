@@ -1,4 +1,4 @@
-"""What there is to report in a folder: trainings, sets of samples, sweeps and results of evaluations."""
+"""What there is to report in a folder: trainings with their logs, samples, sweeps and results of evaluations."""
 
 from __future__ import annotations
 
@@ -7,19 +7,103 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aligntok.errors import AlignTokError, DataError, first_line
-from aligntok.evaluation.report.scalars import History, read_history
 from aligntok.evaluation.results import KINDS, Result, read_result
 
 RUN, STAGE, GENERATION, SAMPLES, SWEEP = "run.json", "stage.json", "generation.json", "samples.json", "sweep.json"
 DEPTH = 8  # of the folders that are searched
 #: Folders with many or large files, and none to report.
 _PRUNED = {"checkpoints", "ema_snapshots", "vis_data"}
+TIME_BINS = "loss_at_time/"
+Record = dict[str, float]
+
+
+class Curve(NamedTuple):
+    """A quantity over steps."""
+
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass
+class History:
+    """A stage's logged quantities by name.
+
+    trained: of training steps. measured: of held-out data, by the validation. bins: loss by interval of time, by step.
+    faults: what could not be read, in words.
+    """
+
+    trained: dict[str, Curve] = field(default_factory=dict)
+    measured: dict[str, Curve] = field(default_factory=dict)
+    bins: dict[int, dict[str, float]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def read_history(folder: Path) -> History:
+    """Read and join the logs of all starts of the stage in `folder`; nothing is raised, see `faults`."""
+    history = History()
+    starts = []
+    for path in sorted(folder.glob("*/vis_data/scalars.json")):
+        records, damaged = read_records(path)
+        starts.append(records)
+        if damaged:
+            lines = f"{damaged} line{'s' * (damaged > 1)}"
+            history.faults.append(f"{lines} of {path} cannot be read; the others are shown")
+    for record in join_starts(starts):
+        kind, step = kind_of(record), int(record["step"])
+        for name, value in record.items():
+            if kind == "bins" and name != "step":
+                history.bins.setdefault(step, {})[name.removeprefix(TIME_BINS)] = value
+            elif name != "step":
+                curve = getattr(history, kind).setdefault(name, Curve([], []))
+                curve.steps.append(step)
+                curve.values.append(value)
+    if not (history.trained or history.measured):
+        history.faults.append(f"{folder}/*/vis_data/scalars.json, the training's log")
+    return history
+
+
+def read_records(path: Path) -> tuple[list[Record], int]:
+    """Return the lines of a scalars.json that can be read, and the number of those that cannot."""
+    records, damaged = [], 0
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return [], 1
+    for line in filter(str.strip, lines):
+        try:
+            found = json.loads(line)
+            records.append({name: float(value) for name, value in found.items()} | {"step": int(found["step"])})
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            damaged += 1
+    return records, damaged
+
+
+def join_starts(starts: Sequence[Sequence[Record]]) -> list[Record]:
+    """Return the records of several starts of one stage, oldest first, as one history in order of steps.
+
+    A start goes on from a checkpoint, so from its first step on it replaces what an earlier one had logged.
+    """
+    joined: list[Record] = []
+    for records in filter(None, starts):
+        first = min(record["step"] for record in records)
+        again = {kind_of(record) for record in records if record["step"] == first}
+        kept = [r for r in joined if r["step"] < first or (r["step"] == first and kind_of(r) not in again)]
+        joined = kept + list(records)
+    newest = {(record["step"], kind_of(record)): record for record in joined}
+    return [newest[key] for key in sorted(newest)]
+
+
+def kind_of(record: Mapping[str, float]) -> str:
+    """Tell what a record is of: training steps ("trained"), loss by time ("bins"), a validation ("measured")."""
+    if any(name.startswith(TIME_BINS) for name in record):
+        return "bins"
+    return "trained" if "images_per_second" in record or any(n.startswith("loss/") for n in record) else "measured"
 
 
 def as_number(value: Any) -> int:
@@ -74,12 +158,10 @@ class Samples:
 
 
 @dataclass
-class Sweep:
+class Sweep(Samples):
     """A sweep over guidance scales and numbers of steps: a row a combination, numbers by column."""
 
-    folder: Path
     rows: list[dict[str, float]]
-    settings: dict[str, Any]
 
 
 @dataclass
@@ -99,8 +181,7 @@ class Run:
 
     name: str
     path: Path
-    stages: list[Training] = field(default_factory=list)
-    generators: list[Training] = field(default_factory=list)
+    trainings: list[Training] = field(default_factory=list)
     samples: list[Samples] = field(default_factory=list)
     sweeps: list[Sweep] = field(default_factory=list)
     results: list[Evaluated] = field(default_factory=list)
@@ -108,15 +189,25 @@ class Run:
     origin: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def trainings(self) -> list[Training]:
-        """The stages, then the generators."""
-        return [*self.stages, *self.generators]
+    def stages(self) -> list[Training]:
+        """The stages of a tokenizer's training, in order."""
+        return [training for training in self.trainings if not training.is_generator]
+
+    @property
+    def generators(self) -> list[Training]:
+        """The trainings of generators."""
+        return [training for training in self.trainings if training.is_generator]
+
+    def place_of(self, found: Evaluated) -> tuple[str, ...]:
+        """Return the folder of a result as the names that lead to it from the run's own."""
+        folder, top = found.path.parent.resolve(), self.path.resolve()
+        return folder.relative_to(top).parts if folder.is_relative_to(top) else (folder.name,)
 
 
 def find(source: str | os.PathLike[str]) -> Run:
     """Look for everything to report in a folder, or take the one result of an evaluation.
 
-    Raises DataError when nothing is there.
+    Raises DataError when nothing is there, and for a folder of several runs.
     """
     path = Path(source).expanduser()
     if not path.exists():
@@ -125,7 +216,10 @@ def find(source: str | os.PathLike[str]) -> Run:
     if path.is_file():
         run.results.append(Evaluated(path, read_result(path)))
         return run
+    origins = {}
     for folder, files in _walk(path):
+        if RUN in files:
+            origins[folder] = _read_json(run, folder / RUN)
         _look(run, folder, files)
     if not (run.trainings or run.samples or run.sweeps or run.results):
         found = f" (not found: {'; '.join(run.missing)})" if run.missing else ""
@@ -134,21 +228,22 @@ def find(source: str | os.PathLike[str]) -> Run:
             "tools/sample.py, or one with the results of an evaluation"
         )
     _check_is_one(run)
-    run.stages.sort(key=lambda stage: (_number(stage.folder), stage.folder))
+    homes = {training.folder.parent for training in run.trainings} or {*origins}
+    run.origin = next((origin for folder, origin in origins.items() if folder in homes and origin), {})
     _note_what_is_missing(run)
     return run
 
 
 def _check_is_one(run: Run) -> None:
-    """Keep the run's own trainings, where others are inside it; raise DataError for a folder of several runs."""
-    runs = sorted({training.folder.parent.resolve() for training in run.trainings})
-    if run.path.resolve() in runs:
-        run.stages = [each for each in run.stages if each.folder.parent.resolve() == run.path.resolve()]
-        run.generators = [each for each in run.generators if each.folder.parent.resolve() == run.path.resolve()]
+    """Keep the run's own trainings, in order, where others are inside it; raise DataError for several runs."""
+    own, runs = run.path.resolve(), sorted({training.folder.parent.resolve() for training in run.trainings})
+    if own in runs:
+        run.trainings = [training for training in run.trainings if training.folder.parent.resolve() == own]
     elif len(runs) > 1:
         raise DataError(
             f"{run.path} holds several runs ({', '.join(map(str, runs))}); give those to compare, one after another"
         )
+    run.trainings.sort(key=lambda training: (training.is_generator, _number(training.folder), training.folder))
 
 
 def _number(folder: Path) -> int:
@@ -168,24 +263,20 @@ def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:
 
 
 def _look(run: Run, folder: Path, files: set[str]) -> None:
-    if RUN in files:
-        run.origin = run.origin or _read_json(run, folder / RUN)
     if STAGE in files:
-        _take_training(run, folder, STAGE)
+        _take_training(run, folder, _read_json(run, folder / STAGE))
     if SAMPLES in files:
         run.samples.append(Samples(folder, _read_json(run, folder / SAMPLES)))
     if {"sweep.csv", SWEEP} & files:
         _take_sweep(run, folder)
-    for kind in KINDS:
-        name = f"{kind}.json"
-        if name in files:
+    for name in (f"{kind}.json" for kind in KINDS if f"{kind}.json" in files):
+        if name == GENERATION and "stage" in (settings := _read_json(run, folder / name, quiet=True)):
+            _take_training(run, folder, settings, is_generator=True)
+        else:
             _take_result(run, folder / name)
 
 
 def _take_result(run: Run, path: Path) -> None:
-    if path.name == GENERATION and "stage" in (content := _read_json(run, path, quiet=True)):
-        _take_training(run, path.parent, GENERATION, content)
-        return
     try:
         result = read_result(path)
         if result.kind not in KINDS or not all(isinstance(value, (int, float)) for value in result.metrics.values()):
@@ -195,20 +286,18 @@ def _take_result(run: Run, path: Path) -> None:
         run.missing.append(first_line(error))
 
 
-def _take_training(run: Run, folder: Path, description: str, settings: dict[str, Any] | None = None) -> None:
-    settings = _read_json(run, folder / description) if settings is None else settings
+def _take_training(run: Run, folder: Path, settings: dict[str, Any], is_generator: bool = False) -> None:
     result = folder / "result.json"
-    name = str(settings.get("stage") or re.sub(r"^\d+_", "", folder.resolve().name))
     training = Training(
-        name,
+        str(settings.get("stage") or re.sub(r"^\d+_", "", folder.resolve().name)),
         folder,
         settings,
         read_history(folder),
         _read_json(run, result) if result.is_file() else {},
         _pictures(folder),
-        is_generator=description == GENERATION,
+        is_generator,
     )
-    (run.generators if training.is_generator else run.stages).append(training)
+    run.trainings.append(training)
     run.missing += training.history.faults
 
 
@@ -220,17 +309,14 @@ def _pictures(folder: Path) -> dict[int, Path]:
 def _take_sweep(run: Run, folder: Path) -> None:
     settings = _read_json(run, folder / SWEEP) if (folder / SWEEP).is_file() else {}
     path = folder / "sweep.csv"
-    rows = []
     try:
         with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                rows.append({name: float(value) for name, value in row.items() if value not in ("", None)})
+            rows = [{name: float(v) for name, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
         if not rows or not all({"cfg_scale", "steps"} <= {*row} for row in rows):
             raise ValueError("no columns cfg_scale and steps")
+        run.sweeps.append(Sweep(folder, settings, rows))
     except (OSError, ValueError, TypeError, csv.Error) as error:
         run.missing.append(f"{path} ({first_line(error)})")
-        return
-    run.sweeps.append(Sweep(folder, rows, settings))
 
 
 def _read_json(run: Run, path: Path, quiet: bool = False) -> dict[str, Any]:
@@ -238,11 +324,11 @@ def _read_json(run: Run, path: Path, quiet: bool = False) -> dict[str, Any]:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
+        return content
     except (OSError, ValueError) as error:
         if not quiet:
             run.missing.append(f"{path} ({first_line(error)})")
         return {}
-    return content
 
 
 def _note_what_is_missing(run: Run) -> None:

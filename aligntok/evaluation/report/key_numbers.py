@@ -1,4 +1,4 @@
-"""The head of the page: what each run is, and its key numbers."""
+"""Sections that say what runs are: facts and key numbers at the head of the page, stages, settings, what is missing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import aligntok
-from aligntok.evaluation.report.blocks import Cell, Table, heading, number
-from aligntok.evaluation.report.found import Run, Samples, Sweep, Training, as_number, part
-from aligntok.evaluation.report.grids import describe_sampling
-from aligntok.evaluation.report.names import NONE, TIMES, metric, plain, write_seconds, write_value
+from aligntok.evaluation.report.blocks import (
+    NONE,
+    TIMES,
+    Block,
+    Cell,
+    Note,
+    Section,
+    Table,
+    heading,
+    is_number,
+    metric,
+    number,
+    plain,
+    settings_table,
+    write_seconds,
+    write_value,
+)
+from aligntok.evaluation.report.collect import Run, Training, as_number, part
+from aligntok.evaluation.report.sections import describe_sampling
 
 #: What is shown first of the results of each kind, by plain name; any Fréchet distance counts as "fd".
 _KEY = {
@@ -24,7 +39,7 @@ _KEY = {
 }
 _FROM_LOG = {"PyTorch": r"PyTorch: (\S+)", "Python": r"Python: (\S+)", "GPU": r"GPU 0[^:]*: (.+)"}
 _SIZES = {"hidden_size": "width", "depth": "depth", "num_heads": "heads", "num_classes": "classes"}
-TILES = 8
+MOST = 8  # key numbers
 
 
 @dataclass(frozen=True)
@@ -35,24 +50,13 @@ class Head:
     path: str
     purpose: str
     more: str
-    facts: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A key number: label, text, unit, where it is from, which way is better, what it means."""
-
-    label: str
-    text: str
-    source: str
-    better: str | None
-    hint: str
+    facts: Mapping[Cell, str]
 
 
 def describe(run: Run) -> Head:
     """Return what a run is."""
     purpose, _, more = str(run.origin.get("docstring") or "").strip().partition("\n")
-    return Head(run.name, str(run.path), purpose, more.strip("\n"), {k: v for k, v in _facts(run) if v})
+    return Head(run.name, str(run.path), purpose, more.strip("\n"), {Cell(k): v for k, v in _facts(run) if v})
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -66,8 +70,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     if not run.trainings:
         yield "Evaluated", ", ".join(dict.fromkeys(found.result.subject for found in run.results))
         yield "Results", ", ".join(dict.fromkeys(found.result.kind.replace("_", " ") for found in run.results))
-    drawn: list[Samples | Sweep] = [] if run.trainings else [*run.samples, *run.sweeps]
-    for samples in drawn[:1]:
+    for samples in [] if run.trainings else [*run.samples, *run.sweeps][:1]:
         yield "Generator", str(part(samples.settings, "generator").get("source") or "")
         yield "Sampling", describe_sampling(samples.settings)
         yield "Image size", write_value(samples.settings.get("image_size") or "").replace(", ", f" {TIMES} ")
@@ -77,28 +80,23 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _tokenizer_facts(stages: Sequence[Training]) -> Iterator[tuple[str, str]]:
-    settings = stages[-1].settings
-    tokenizer = part(settings, "tokenizer")
+    tokenizer = part(stages[-1].settings, "tokenizer")
     yield "Encoder", _component(part(tokenizer, "encoder"))
     if tokenizer:
         factor, dim = tokenizer.get("downsample_factor", "?"), tokenizer.get("latent_dim", "?")
         yield "Latents", f"f{factor}d{dim}: {factor} {TIMES} {factor} pixels to {dim} channels"
     yield "Decoder", _component(part(tokenizer, "decoder"))
-    steps = [f"{stage.name.replace('_', ' ')} {_steps(stage)}" for stage in stages]
+    steps = [f"{_spaced(stage.name)} {_steps(stage)}" for stage in stages]
     yield "Stages", ", ".join(steps) + " steps"
     seen = sum(stage.step * stage.batch for stage in stages)
     yield "Images seen", f"{seen:,} in batches of {stages[-1].batch}" if seen else ""
 
 
 def _generator_facts(training: Training) -> Iterator[tuple[str, str]]:
-    settings = training.settings
-    generator = part(settings, "generator")
-    words = [
-        str(generator.get("size") or ""),
-        *(f"{word} {generator[key]}" for key, word in _SIZES.items() if key in generator),
-    ]
-    name = str(generator.get("type", "?"))
-    yield "Generator", ", ".join(filter(None, [name, *words]))
+    generator = part(training.settings, "generator")
+    words = [str(generator.get("type", "?")), str(generator.get("size") or "")]
+    words += [f"{word} {generator[key]}" for key, word in _SIZES.items() if key in generator]
+    yield "Generator", ", ".join(filter(None, words))
     yield "Training of the generator", f"{_steps(training)} steps of {training.batch} latents"
 
 
@@ -156,87 +154,91 @@ def _from_log(path: Path) -> dict[str, str]:
     return {name: match[1].strip() for name, match in matches.items() if match}
 
 
-def tiles(run: Run) -> list[Tile]:
-    """Return the key numbers of a run: of its evaluations, else of the last validation, then of its training."""
-    found: dict[str, Tile] = {}
+def key_numbers(run: Run) -> dict[Cell, str]:
+    """Return the key numbers of a run: of its evaluations, else of the last validation, then of its training.
+
+    Each is a text under a cell with its name, where it is from, which way is better, and what it means.
+    """
+    found: dict[Cell, str] = {}
     for kind, names in _KEY.items():
         results = [each.result for each in run.results if each.result.kind == kind]
         for result in sorted(results, key=lambda result: result.step or 0)[-1:]:
-            for name in _first(result.metrics, names):
-                found.setdefault(f"{kind}/{name}", _tile(name, result.metrics[name], kind.replace("_", " ")))
-    for stage in run.stages[::-1]:
-        measured = _numbers(stage.result.get("metrics"))
-        if measured and not any(key.startswith("reconstruction/") for key in found):
-            for name in _first(measured, _KEY["reconstruction"]):
-                found[name] = _tile(name, measured[name], f"held-out, after {stage.name.replace('_', ' ')}")
-            break
+            found |= _first(result.metrics, names, kind.replace("_", " "))
+    if not any(head.note == "reconstruction" for head in found):
+        for stage in [stage for stage in run.stages if _numbers(stage)][-1:]:
+            found |= _first(_numbers(stage), _KEY["reconstruction"], f"held-out, after {_spaced(stage.name)}")
     for training in run.generators[:1]:
-        found["generator"] = Tile("Generator steps", _steps(training), "training", None, "")
+        found[Cell("Generator steps", "training")] = _steps(training)
     if run.stages:
-        total = sum(stage.step for stage in run.stages)
-        found["steps"] = Tile("Tokenizer steps", f"{total:,}", "training", None, "")
-    return list(found.values())[:TILES]
+        found[Cell("Tokenizer steps", "training")] = f"{sum(stage.step for stage in run.stages):,}"
+    return dict([*found.items()][:MOST])
 
 
-def _first(metrics: Mapping[str, float], wanted: Sequence[str]) -> list[str]:
-    """Return the names of the metrics that are wanted, in that order, at most one Fréchet distance."""
-    chosen: list[str] = []
+def _first(metrics: Mapping[str, float], wanted: Sequence[str], source: str) -> dict[Cell, str]:
+    """Return the metrics that are wanted, at most four in that order, and at most one Fréchet distance."""
+    chosen: dict[str, str] = {}  # name -> what was wanted
     for want in wanted:
         for name in metrics:
             short = name.rpartition("/")[2]
             is_distance = want == "fd" and re.match(r"[rg]?FD-", short)
-            if (plain(short) == want or is_distance) and not (is_distance and any(_is_fid(each) for each in chosen)):
-                chosen.append(name)
+            if plain(short) == want or (is_distance and not {"fid", "rfid", "gfid"} & {*chosen.values()}):
+                chosen[name] = want
                 break
-    return chosen[:4]
+    shown = [(metric(name), metrics[name]) for name in [*chosen][:4]]
+    return {Cell(m.label, source, hint=m.meaning, arrow=m.better): m.write(value) for m, value in shown}
 
 
-def _is_fid(name: str) -> bool:
-    return plain(name.rpartition("/")[2]) in ("fid", "rfid", "gfid")
-
-
-def _tile(name: str, value: float, source: str) -> Tile:
-    found = metric(name)
-    return Tile(found.label, found.write(value), source, found.better, found.meaning)
-
-
-def compare_tiles(by_run: Mapping[str, Sequence[Tile]]) -> Table:
-    """Return the key numbers of several runs as a table, a column a run."""
-    keys = list(dict.fromkeys((tile.label, tile.source) for tiles_ in by_run.values() for tile in tiles_))
-    rows = []
-    for label, source in keys:
-        own = [next((t for t in tiles_ if (t.label, t.source) == (label, source)), None) for tiles_ in by_run.values()]
-        some = next(tile for tile in own if tile)
-        head = Cell(label, note=source, hint=some.hint, arrow=some.better)
-        rows.append([head, *(Cell(tile.text if tile else NONE, number=True) for tile in own)])
-    return Table([Cell("key number"), *(Cell(name, number=True) for name in by_run)], rows)
-
-
-def stages_table(run: Run) -> Table | None:
+def stages_section(runs: Sequence[Run]) -> Section:
     """Return what each stage trained, for how long, and what the validation after it measured."""
-    if not run.stages:
-        return None
-    names = list(dict.fromkeys(name for stage in run.stages for name in _numbers(stage.result.get("metrics"))))
+    blocks = [_stages_table(run, run.name if len(runs) > 1 else "") for run in runs if run.stages]
+    return Section("stages", "Stages", blocks)
+
+
+def _stages_table(run: Run, title: str) -> Table:
+    names = list(dict.fromkeys(name for stage in run.stages for name in _numbers(stage)))
     head = [Cell(text) for text in ("stage", "trains", "steps", "batch", "learning rate", "time")]
     rows = []
     for stage in run.stages:
-        settings, measured = stage.settings, _numbers(stage.result.get("metrics"))
-        seconds = stage.result.get("seconds")
+        seconds, measured = stage.result.get("seconds"), _numbers(stage)
         texts = [
-            write_value(stage.settings.get("trains")),
             _steps(stage),
             write_value(stage.batch),
-            write_value(part(settings, "optimizer").get("lr")),
+            write_value(part(stage.settings, "optimizer").get("lr")),
             write_seconds(seconds) if isinstance(seconds, (int, float)) else NONE,
         ]
-        cells = [Cell(stage.name.replace("_", " ")), Cell(texts[0]), *(Cell(text, number=True) for text in texts[1:])]
+        cells = [Cell(_spaced(stage.name)), Cell(write_value(stage.settings.get("trains")))]
+        cells += [Cell(text, number=True) for text in texts]
         rows.append([*cells, *(number(name, measured.get(name)) for name in names)])
-    return Table(
-        [*head, *map(heading, names)], rows, note="Measured on held-out images after the last step of a stage."
-    )
+    note = "Measured on held-out images after the last step of a stage."
+    return Table([*head, *map(heading, names)], rows, title, note)
 
 
-def _numbers(metrics: Any) -> dict[str, float]:
-    if not isinstance(metrics, dict):
-        return {}
-    return {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+def _numbers(stage: Training) -> dict[str, float]:
+    metrics = part(stage.result, "metrics")
+    return {name: float(value) for name, value in metrics.items() if is_number(value)}
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def settings_section(runs: Sequence[Run]) -> Section:
+    """Return all settings of each training, on demand."""
+    blocks: list[Block] = []
+    for run in runs:
+        for training in run.trainings:
+            shown = {name: value for name, value in training.settings.items() if name not in ("stage", "statistics")}
+            blocks.append(settings_table(shown, _of(run, runs) + _spaced(training.name)))
+    return Section("settings", "Settings", blocks, "All settings of each training, as they were noted when it began.")
+
+
+def missing_section(runs: Sequence[Run]) -> Section:
+    """Return notes on what is not there or cannot be read."""
+    blocks = [
+        Note(f"{_of(run, runs)}not found: {text}", missing=True) for run in runs for text in dict.fromkeys(run.missing)
+    ]
+    return Section("missing", "Not found", blocks, "What a report can show, and these folders do not have.")
+
+
+def _of(run: Run, runs: Sequence[Run]) -> str:
+    return f"{run.name}: " if len(runs) > 1 else ""
