@@ -41,15 +41,12 @@ def write_report(
 
 def _with_different_names(runs: Sequence[Run]) -> Sequence[Run]:
     """Name runs after their folders, and as much of what is above them as tells them apart."""
-    names, depth = [run.name for run in runs], 2
-    while len({*names}) < len(names) and depth < 8:
-        count = Counter(names)
-        names = [
-            "/".join(r.path.resolve().parts[-depth:]) if count[n] > 1 else n for r, n in zip(runs, names, strict=True)
-        ]
-        depth += 1
-    for number, (run, name) in enumerate(zip(runs, names, strict=True), 1):
-        run.name = name if names.count(name) == 1 else f"{name} ({number})"
+    for depth in range(2, 9):
+        count = Counter(run.name for run in runs)
+        for number, run in enumerate(runs, 1):
+            if count[run.name] > 1:
+                longer = "/".join(run.path.resolve().parts[-depth:])
+                run.name = longer if depth < 8 else f"{run.name} ({number})"
     return runs
 
 

@@ -110,17 +110,7 @@ _LOGGED = {
     "loss/velocity": "velocity",
     "loss/direction": "direction of the velocity",
     "loss/total": "total",
-    "images_per_second": "images/s",
-    "skipped_steps": "steps left out",
 }
-
-
-def in_words(name: str) -> str:
-    """Return the name of a logged quantity in words: "ratio/gan" says what is balanced."""
-    family, _, own = name.partition("/")
-    shown = own.replace("_", " ")
-    words = {"ratio": "gradient ratio of {}", "weight": "weight of {}", "logits": "logits of {} images"}
-    return _LOGGED.get(name) or words.get(family, "{}").format(shown) or name
 
 
 def plain(name: str) -> str:

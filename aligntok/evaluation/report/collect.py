@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,7 +122,8 @@ def part(settings: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
 class Training:
     """One stage of a tokenizer's training, or a generator's: what it was told, logged, measured and drew.
 
-    result: ``step``, ``seconds`` and ``metrics`` of the last validation, or empty. pictures: by step.
+    result: ``step``, ``seconds`` and ``metrics`` of the last validation, or empty. pictures: by step. before: steps of
+    the stages before it.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Training:
     result: dict[str, Any]
     pictures: dict[int, Path]
     is_generator: bool = False
+    before: int = 0
 
     @property
     def step(self) -> int:
@@ -151,17 +154,14 @@ class Training:
 
 @dataclass
 class Samples:
-    """A folder of samples, with how they were drawn."""
+    """A folder of samples, or of a sweep over guidance scales and numbers of steps, with how they were drawn.
+
+    rows: of a sweep, a row a combination, numbers by column.
+    """
 
     folder: Path
     settings: dict[str, Any]
-
-
-@dataclass
-class Sweep(Samples):
-    """A sweep over guidance scales and numbers of steps: a row a combination, numbers by column."""
-
-    rows: list[dict[str, float]]
+    rows: Sequence[Mapping[str, float]] = ()
 
 
 @dataclass
@@ -183,7 +183,7 @@ class Run:
     path: Path
     trainings: list[Training] = field(default_factory=list)
     samples: list[Samples] = field(default_factory=list)
-    sweeps: list[Sweep] = field(default_factory=list)
+    sweeps: list[Samples] = field(default_factory=list)
     results: list[Evaluated] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
@@ -243,12 +243,11 @@ def _check_is_one(run: Run) -> None:
         raise DataError(
             f"{run.path} holds several runs ({', '.join(map(str, runs))}); give those to compare, one after another"
         )
-    run.trainings.sort(key=lambda training: (training.is_generator, _number(training.folder), training.folder))
-
-
-def _number(folder: Path) -> int:
-    digits = folder.resolve().name.partition("_")[0]
-    return int(digits) if digits.isdigit() else 0
+    numbers = {t.folder: re.match(r"(\d+)_", t.folder.resolve().name) for t in run.trainings}
+    order = {folder: int(number[1]) if number else 0 for folder, number in numbers.items()}
+    run.trainings.sort(key=lambda training: (training.is_generator, order[training.folder], training.folder))
+    for one, two in (*pairwise(run.stages), *pairwise(run.generators)):
+        two.before = one.before + max(one.step, one.steps)
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:
@@ -287,23 +286,13 @@ def _take_result(run: Run, path: Path) -> None:
 
 
 def _take_training(run: Run, folder: Path, settings: dict[str, Any], is_generator: bool = False) -> None:
-    result = folder / "result.json"
-    training = Training(
-        str(settings.get("stage") or re.sub(r"^\d+_", "", folder.resolve().name)),
-        folder,
-        settings,
-        read_history(folder),
-        _read_json(run, result) if result.is_file() else {},
-        _pictures(folder),
-        is_generator,
-    )
-    run.trainings.append(training)
-    run.missing += training.history.faults
-
-
-def _pictures(folder: Path) -> dict[int, Path]:
-    paths = sorted((folder / "pictures").glob("step_*.png"))
-    return {int(path.stem.removeprefix("step_")): path for path in paths if path.stem.removeprefix("step_").isdigit()}
+    name = str(settings.get("stage") or re.sub(r"^\d+_", "", folder.resolve().name))
+    history = read_history(folder)
+    result = _read_json(run, folder / "result.json") if (folder / "result.json").is_file() else {}
+    steps = {path: path.stem.removeprefix("step_") for path in sorted(folder.glob("pictures/step_*.png"))}
+    pictures = {int(step): path for path, step in steps.items() if step.isdigit()}
+    run.trainings.append(Training(name, folder, settings, history, result, pictures, is_generator))
+    run.missing += history.faults
 
 
 def _take_sweep(run: Run, folder: Path) -> None:
@@ -314,7 +303,7 @@ def _take_sweep(run: Run, folder: Path) -> None:
             rows = [{name: float(v) for name, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
         if not rows or not all({"cfg_scale", "steps"} <= {*row} for row in rows):
             raise ValueError("no columns cfg_scale and steps")
-        run.sweeps.append(Sweep(folder, settings, rows))
+        run.sweeps.append(Samples(folder, settings, rows))
     except (OSError, ValueError, TypeError, csv.Error) as error:
         run.missing.append(f"{path} ({first_line(error)})")
 

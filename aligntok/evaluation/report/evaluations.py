@@ -152,16 +152,15 @@ def _values(shown: Shown, name: str) -> list[Cell]:
 def _details(shown: Shown, several: bool) -> list[Block]:
     result, path = shown.found.result, shown.found.path
     of = f" ({shown.title})" if several else ""
-    blocks = [_table(title, rows) for title, rows in result.tables.items() if rows != []]
+    blocks: list[Block] = []
+    for title, rows in result.tables.items():
+        is_whole = isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows)
+        if rows != []:
+            blocks.append(table_of(rows, title) if is_whole else not_found(f"rows of the table '{title}'"))
     blocks += gallery([(path.parent / str(name), f"{caption}{of}") for caption, name in result.pictures.items()])
     subject: dict[str, Any] = {"subject": result.subject, "file": str(path)}
     subject |= {"step of training": result.step} if result.step is not None else {}
     return [*blocks, settings_table({**subject, **result.settings}, f"What fixes these numbers{of}")]
-
-
-def _table(title: str, rows: Any) -> Block:
-    is_whole = isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows)
-    return table_of(rows, title) if is_whole else not_found(f"rows of the table '{title}'")
 
 
 # The paper's numbers
@@ -206,8 +205,7 @@ def _of_paper(title: str, values: Mapping[str, Mapping[str, Any]]) -> PaperNumbe
 
 
 def _sampled(entry: Mapping[str, Any], result: Result) -> PaperNumbers:
-    sampling = _find(result.settings, "sampling") or {}
-    steps, scale = sampling.get("steps"), sampling.get("cfg_scale")
+    steps, scale = (_find(result.settings, f"sampling.{key}") for key in ("steps", "cfg_scale"))
     for each in entry["values"]:
         if steps == each["sampler_steps"] and scale is not None and (scale != 1) == each["guided"]:
             how = f"{entry['title']}, {steps} sampling steps, {'with' if each['guided'] else 'without'} guidance"
@@ -225,8 +223,7 @@ def _costs(run: Run, result: Result) -> PaperNumbers:
 
 def _run_behind(run: Run, result: Result) -> Run:
     """Return the run that an evaluation alone is of, where its subject leads to one."""
-    source = _find(result.settings, "generator") or {}
-    for place in filter(None, (result.subject, str(source.get("source") or ""))):
+    for place in filter(None, (result.subject, str(_find(result.settings, "generator.source") or ""))):
         for folder in (Path(place), Path(place).parent):
             if any([*folder.glob("[0-9]*_*/stage.json"), *folder.glob("generation/generation.json")]):
                 try:
@@ -292,11 +289,7 @@ def images_of(result: Result) -> int | None:
     return next((int(value) for value in counts if is_number(value)), None)
 
 
-def _find(settings: Any, key: str) -> Mapping[str, Any] | None:
-    """Return the dict under `key`, at any depth."""
-    if not isinstance(settings, Mapping):
-        return None
-    if isinstance(settings.get(key), Mapping):
-        found: Mapping[str, Any] = settings[key]
-        return found
-    return next(filter(None, (_find(value, key) for value in settings.values())), None)
+def _find(settings: Mapping[str, Any], name: str) -> Any:
+    """Return what is under a dotted name, where that stands in the fewest other dicts, or None."""
+    found = {key: value for key, value in flatten(settings).items() if f".{key}".endswith(f".{name}")}
+    return found[min(found, key=lambda key: key.count("."))] if found else None

@@ -75,7 +75,9 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "Sampling", describe_sampling(samples.settings)
         yield "Image size", write_value(samples.settings.get("image_size") or "").replace(", ", f" {TIMES} ")
     yield "Trained", _when(run.trainings)
-    yield "Machine", _machine(run.origin)
+    processes, device = run.origin.get("processes", 1), str(run.origin.get("device") or "")
+    several = device and isinstance(processes, int) and processes > 1
+    yield "Machine", f"{processes} {TIMES} {device}" if several else device
     yield "Versions", _versions(run)
 
 
@@ -121,12 +123,6 @@ def _when(trainings: Sequence[Training]) -> str:
         return datetime.strptime(starts[0], "%Y%m%d_%H%M%S").strftime("begun %Y-%m-%d %H:%M") + took if starts else ""
     except ValueError:
         return ""
-
-
-def _machine(origin: Mapping[str, Any]) -> str:
-    processes = origin.get("processes", 1)
-    times = f"{processes} {TIMES} " if isinstance(processes, int) and processes > 1 else ""
-    return f"{times}{origin['device']}" if origin.get("device") else ""
 
 
 def _versions(run: Run) -> str:

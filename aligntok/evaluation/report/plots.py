@@ -14,7 +14,7 @@ from markupsafe import Markup
 from aligntok.evaluation.report.collect import Curve
 
 #: Colours that matplotlib is given, and the page's variables that stand in for them.
-_INK, _GRID = "#010203", "#040506"
+_INK, _GRID, _LINE = "#010203", "#040506", "#0a0b0"  # the last with a digit behind it
 LINES = 6  # colours of lines in the page's style; more lines begin again, dashed
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: the page's font, and it can be searched
@@ -122,17 +122,12 @@ def panel(
 
 def _draw(axes: Any, line: Line) -> None:
     dashed = (0, (4, 2)) if line.colour >= LINES else "solid"
-    style: dict[str, Any] = dict(color=colour(line.colour), linestyle=dashed)
+    style: dict[str, Any] = dict(color=f"{_LINE}{line.colour % LINES}", linestyle=dashed)
     if line.faint:
         axes.plot(line.x, line.y, **style, linewidth=0.7, alpha=0.28)
     else:
         dots = line.dots and len(line.x) <= 40
         axes.plot(line.x, line.y, **style, marker="o" if dots else "", markersize=3)
-
-
-def colour(number: int) -> str:
-    """Return what stands for a colour of the page until :func:`to_inline` puts it in."""
-    return f"#0a0b0{number % LINES}"
 
 
 def _set_limits(axes: Any, lines: Sequence[Line]) -> None:
@@ -170,7 +165,7 @@ def to_inline(svg: str, alt: str, name: str) -> Markup:
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     svg = svg.replace(_INK, "var(--plot-ink)").replace(_GRID, "var(--plot-grid)")
-    svg = re.sub(r"#0a0b0(\d)", r"var(--line-\1)", svg)
+    svg = re.sub(rf"{_LINE}(\d)", r"var(--line-\1)", svg)
     head = re.search(r"<svg[^>]*>", svg)
     box = re.search(r'viewBox="[^"]*"', head[0]) if head else None
     if not head or not box:

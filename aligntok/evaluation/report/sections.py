@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from aligntok.evaluation.report.blocks import (
+    DOWN,
+    UP,
     Block,
     Folded,
     Panel,
     Plots,
     Section,
-    in_words,
     metric,
     settings_table,
     side_by_side,
     table_of,
     write_value,
 )
-from aligntok.evaluation.report.collect import Curve, Run, Samples, Sweep, Training
+from aligntok.evaluation.report.collect import Curve, Run, Samples, Training
 from aligntok.evaluation.report.pictures import contact_sheet, gallery, spread
 from aligntok.evaluation.report.plots import Line, panel, short_number, smooth, thin
 
@@ -36,32 +37,18 @@ _INTERVAL = r"[\d.]+-[\d.]+"  # of times
 FILMSTRIP = 8  # earlier pictures that are shown
 
 
-class Placed(NamedTuple):
-    """A training within its run: how many steps came before it."""
-
-    training: Training
-    before: int
+Trainings = Mapping[str, Sequence[Training]]  # by the name of a run
 
 
-Placement = Mapping[str, Sequence[Placed]]  # by the name of a run
-
-
-def place(runs: Sequence[Run], what: str) -> Placement:
-    """Return the "stages" or "generators" of runs one after another; runs without any are left out."""
-    placed: dict[str, list[Placed]] = {}
-    for run in runs:
-        before = 0
-        for training in getattr(run, what):
-            placed.setdefault(run.name, []).append(Placed(training, before))
-            before += max(training.step, training.steps)
-    return placed
+def _trainings(runs: Sequence[Run], what: str) -> Trainings:
+    return {run.name: getattr(run, what) for run in runs if getattr(run, what)}
 
 
 def training_sections(runs: Sequence[Run]) -> list[Section]:
     """Return a section on the tokenizers' training and one on the generators', where there are any."""
-    stages, generators = place(runs, "stages"), place(runs, "generators")
+    stages, generators = _trainings(runs, "stages"), _trainings(runs, "generators")
     lead = "Stages follow one another along the axis of steps"
-    if names := [f"{i} {each.training.name.replace('_', ' ')}" for i, each in _successive(stages)]:
+    if names := [f"{i} {each.name.replace('_', ' ')}" for i, each in _successive(stages)]:
         lead += f"; dotted lines show where each begins: {', '.join(names)}"
     generated = [*_families(generators, "generators"), *_time_bins(generators)]
     sections = [
@@ -78,35 +65,35 @@ def quality_section(runs: Sequence[Run]) -> Section:
         ("stages", "Held-out images, while the tokenizer trained"),
         ("generators", "While the generator trained"),
     ):
-        placed = place(runs, what)
-        names = [name for name in _names(placed, "measured") if not name.endswith("/images")]
-        panels = [_over_steps(name, placed, f"quality-{what}-{i}", "measured") for i, name in enumerate(names)]
-        blocks += _plots(panels, title, _legend([*placed]))
+        by_run = _trainings(runs, what)
+        names = [name for name in _names(by_run, "measured") if not name.endswith("/images")]
+        panels = [_over_steps(name, by_run, f"quality-{what}-{i}", "measured") for i, name in enumerate(names)]
+        blocks += _plots(panels, title, _legend([*by_run]))
     blocks += _convergence(runs)
     lead = "What was measured on the way, over training steps; arrows show which way is better."
     return Section("quality", "Quality over training", blocks, lead)
 
 
-def _names(placed: Placement, kind: str) -> list[str]:
-    every = [getattr(each.training.history, kind) for stages in placed.values() for each in stages]
+def _names(by_run: Trainings, kind: str) -> list[str]:
+    every = [getattr(each.history, kind) for stages in by_run.values() for each in stages]
     return list(dict.fromkeys(name for curves in every for name in curves))
 
 
-def _successive(placed: Placement) -> list[tuple[int, Placed]]:
+def _successive(by_run: Trainings) -> list[tuple[int, Training]]:
     """Return the stages of the only run with their numbers, where there are several: where each begins is marked."""
-    stages = next(iter(placed.values())) if len(placed) == 1 else []
+    stages = next(iter(by_run.values())) if len(by_run) == 1 else []
     return list(enumerate(stages, 1)) if len(stages) > 1 else []
 
 
-def _families(placed: Placement, where: str) -> Iterator[Block]:
-    left = _names(placed, "trained")
+def _families(by_run: Trainings, where: str) -> Iterator[Block]:
+    left = _names(by_run, "trained")
     for title, beginnings in _FAMILIES.items():
         own = [name for name in left if name.startswith(beginnings)]
         left = [name for name in left if name not in own]
         key = f"{where}-{re.sub(r'[^a-z0-9]+', '-', title.lower())}"
         is_folded = beginnings == ("",)
-        panels = [_over_steps(name, placed, f"{key}-{i}") for i, name in enumerate(own)]
-        blocks = _plots(panels, "" if is_folded else title, _legend([*placed]))
+        panels = [_over_steps(name, by_run, f"{key}-{i}") for i, name in enumerate(own)]
+        blocks = _plots(panels, "" if is_folded else title, _legend([*by_run]))
         yield from [Folded(title, blocks)] if is_folded and blocks else blocks
 
 
@@ -119,29 +106,28 @@ def _legend(names: Sequence[str]) -> dict[int, str]:
     return dict(enumerate(names)) if len(names) > 1 else {}
 
 
-def _plot(title: str, about: str, lines: Sequence[Line], key: str, x_label: str = "", **options: Any) -> Panel:
+def _plot(title: str, about: str, lines: Sequence[Line], key: str, last: str = "", **options: Any) -> Panel:
     """Draw lines under a title; `about` is said, before their numbers, to those who cannot see them."""
     strong = [line for line in lines if not line.faint and line.y]
     words = "; ".join(f"from {short_number(line.y[0])} to {short_number(line.y[-1])}" for line in strong[:6])
-    return Panel(title, panel(lines, f"{about}: {words}", key, x_label, **options))
+    return Panel(title, panel(lines, f"{about}: {words}", key, **options), last)
 
 
-def _over_steps(name: str, placed: Placement, key: str, kind: str = "trained") -> Panel | None:
+def _over_steps(name: str, by_run: Trainings, key: str, kind: str = "trained") -> Panel | None:
     """Return the plot of one quantity over the steps of all runs, or None where it never differs from 0."""
     lines: list[Line] = []
-    for number, (run, stages) in enumerate(placed.items()):
-        found = [(getattr(training.history, kind).get(name), before) for training, before in stages]
+    for number, (run, stages) in enumerate(by_run.items()):
+        found = [(getattr(each.history, kind).get(name), each.before) for each in stages]
         curves = [Curve([step + before for step in curve.steps], curve.values) for curve, before in found if curve]
         lines += _lines(curves, number, run, joined=kind == "measured")
     if not any(math.isfinite(y) and y for line in lines for y in line.y):
         return None
     shown = metric(name)
-    title = in_words(name) if shown.label == name else shown.label
-    marks = [(each.before, str(i)) for i, each in _successive(placed)]
-    total = max(before + training.step for stages in placed.values() for training, before in stages)
-    drawn = _plot(title, f"{title} over steps, {', '.join(placed)}", lines, key, marks=marks, until=total)
-    last = f"last {shown.write(curves[-1].values[-1])}" if len(placed) == 1 else ""
-    return Panel(title + (_arrow(name) if kind == "measured" else ""), drawn.svg, last)
+    marks = [(each.before, str(i)) for i, each in _successive(by_run)]
+    total = max(each.before + each.step for stages in by_run.values() for each in stages)
+    title, about = _title(name, kind == "measured"), f"{shown.label} over steps, {', '.join(by_run)}"
+    last = f"last {shown.write(curves[-1].values[-1])}" if len(by_run) == 1 else ""
+    return _plot(title, about, lines, key, last=last, marks=marks, until=total)
 
 
 def _lines(curves: Sequence[Curve], number: int, label: str, joined: bool) -> Iterator[Line]:
@@ -160,24 +146,27 @@ def _dotted(points: Iterable[tuple[float, float]], number: int, label: str) -> L
     return Line([x for x, _ in shown], [y for _, y in shown], number, label, dots=True)
 
 
-def _arrow(name: str) -> str:
-    return {"up": " ↑", "down": " ↓"}.get(metric(name).better or "", "")
+def _title(name: str, arrow: bool = True) -> str:
+    found = metric(name)
+    return found.label + {UP: " ↑", DOWN: " ↓"}.get(found.better or "", "") * arrow
 
 
-def _time_bins(placed: Placement) -> list[Block]:
+def _time_bins(by_run: Trainings) -> list[Block]:
     """Return the loss by time of the flow at a few steps of each generator."""
     blocks: list[Block] = []
-    for number, (run, trainings) in enumerate(placed.items()):
-        bins = trainings[-1].training.history.bins
+    for number, (run, trainings) in enumerate(by_run.items()):
+        bins = trainings[-1].history.bins
         steps, lines = sorted(bins), []
         for i, step in enumerate(sorted({steps[i * (len(steps) - 1) // 3] for i in range(4)}) if steps else []):
             values = {name: value for name, value in bins[step].items() if re.fullmatch(_INTERVAL, name)}
             middles = [sum(map(float, name.split("-"))) / 2 for name in values]
             lines.append(_dotted(zip(middles, values.values(), strict=True), i, f"step {step:,}"))
         if lines:
-            about, of = f"loss by time, {run}", f", {run}" if len(placed) > 1 else ""
-            options: dict[str, Any] = dict(x_label="t (0 is noise)", size=(3.7, 2.2))
-            drawn = _plot("velocity loss in intervals of t", about, lines, f"bins-{number}", **options)
+            about, of = f"loss by time, {run}", f", {run}" if len(by_run) > 1 else ""
+            size = (3.7, 2.2)
+            drawn = _plot(
+                "velocity loss in intervals of t", about, lines, f"bins-{number}", x_label="t (0 is noise)", size=size
+            )
             legend = {i: line.label for i, line in enumerate(lines)}
             blocks += _plots([drawn], f"Loss by time of the flow{of}", legend)
     return blocks
@@ -203,7 +192,7 @@ def _convergence(runs: Sequence[Run]) -> list[Block]:
         label = metric(name).label
         if lines and label != "Images":
             about = f"{label} ({kind}) over training steps"
-            panels.append(_plot(label + _arrow(name), about, lines, f"convergence-{i}", "training steps"))
+            panels.append(_plot(_title(name), about, lines, f"convergence-{i}", x_label="training steps"))
     return _plots(panels, "Convergence: evaluations over training steps", _legend(names))
 
 
@@ -228,21 +217,22 @@ def sweep_section(runs: Sequence[Run]) -> Section:
 
 
 def _sweep_panels(
-    sweep: Sweep, over: str, other: str, words: str, key: str, groups: Sequence[float]
+    sweep: Samples, over: str, other: str, words: str, key: str, groups: Sequence[float]
 ) -> Iterator[Panel]:
     """Yield each measured column over one of the two that are swept, a line for each value of the other."""
     if len({row[over] for row in sweep.rows}) < 2:
         return
     columns = [name for name in dict.fromkeys(n for row in sweep.rows for n in row) if name not in (over, other)]
     for i, name in enumerate(columns):
-        lines = []
-        for number, group in enumerate(groups):
-            points = sorted((row[over], row[name]) for row in sweep.rows if row[other] == group and name in row)
-            if points:
-                lines.append(_dotted(points, number, short_number(group)))
+        rows = [row for row in sweep.rows if name in row]
+        points = [sorted((row[over], row[name]) for row in rows if row[other] == group) for group in groups]
+        lines = [
+            _dotted(each, i, short_number(group))
+            for i, (group, each) in enumerate(zip(groups, points, strict=True))
+            if each
+        ]
         if lines:
-            label = metric(name).label
-            yield _plot(label + _arrow(name), f"{label} over {words}", lines, f"{key}-{i}", words)
+            yield _plot(_title(name), f"{metric(name).label} over {words}", lines, f"{key}-{i}", x_label=words)
 
 
 def reconstruction_section(runs: Sequence[Run]) -> Section:
