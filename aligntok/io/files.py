@@ -177,6 +177,7 @@ def save_tensors(
             raise OSError(first_line(error)) from error
         temporary.chmod(mode)  # safetensors 0.8 makes files that only their owner can read
         checksum = _sha256(temporary)
+        _flush(temporary)  # a disk that is full says so here, with the old file and its checksum still in place
         _checksum_file(target).unlink(missing_ok=True)  # of the file that is about to be replaced
     with replacing(_checksum_file(target), cure) as temporary:
         temporary.write_text(f"{checksum}  {target.name}\n")  # as `sha256sum --check` reads it

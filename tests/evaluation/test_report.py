@@ -300,7 +300,7 @@ def test_what_is_missing_or_damaged_is_named(run, tmp_path):
         f"1 line of {folder}/2_perceptual_alignment/20260102_120000/vis_data/scalars.json cannot be read",
         str(folder / "evaluation/cost/cost.json") + " cannot be read",
         str(folder / "sweep/sweep.csv") + " (",
-        str(folder / "generation/generation.json") + " is no result",
+        str(folder / "generation/generation.json") + " cannot be read",
         str(folder / "run.json") + " (",
         str(folder / "evaluation/reconstruction_val/best.png"),
     ):
