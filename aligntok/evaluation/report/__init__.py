@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aligntok
-from aligntok.errors import DataError, first_line
+from aligntok.errors import DataError
 from aligntok.evaluation.report import key_numbers, sections
 from aligntok.evaluation.report.blocks import Block, Columns, Folded, Section, Table, side_table
 from aligntok.evaluation.report.collect import Run, find
