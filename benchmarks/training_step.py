@@ -25,10 +25,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -37,7 +37,7 @@ from PIL import Image
 
 from aligntok.cli import parse_options
 from aligntok.engine.runner import StepBatch
-from aligntok.evaluation.cost.timing import Stopwatch, Watched, seconds_of
+from aligntok.evaluation.cost.measure import Stopwatch, seconds_of
 from aligntok.training.alignment import build_datasets, build_runner
 from aligntok.training.alignment import objective as objective_module
 from aligntok.training.alignment.graph import ENCODER_SIDE, Chain
@@ -91,6 +91,14 @@ class Step:
         return next(self.batches)
 
 
+class Watched(NamedTuple):
+    """A call to be watched: whose attribute it is, and the part it counts as: by its arguments, if a function."""
+
+    owner: Any
+    attribute: str
+    part: str | Callable[..., str]
+
+
 def watched_calls(step: Step) -> Iterator[Watched]:
     """Yield the calls that a step is taken apart by."""
     model, objective = step.model, step.model.objective
@@ -119,7 +127,22 @@ def watched_calls(step: Step) -> Iterator[Watched]:
 def time_parts(step: Step) -> dict[str, float]:
     """Take one step and return its seconds by part."""
     watch = Stopwatch()
-    watch.measure(step, watched_calls(step), REST)
+
+    def timing(part: str | Callable[..., str], function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            watch.begin(part if isinstance(part, str) else part(*args, **kwargs))
+            try:
+                return function(*args, **kwargs)
+            finally:
+                watch.end()
+
+        return timed
+
+    with ExitStack() as stack:
+        for owner, attribute, part in watched_calls(step):
+            timed = timing(part, getattr(owner, attribute))
+            stack.enter_context(mock.patch.object(owner, attribute, timed))
+        timing(REST, step)()
     return dict(watch.seconds)
 
 

@@ -15,7 +15,7 @@ from aligntok.caching.encoder import Encoding
 from aligntok.cli import evaluate
 from aligntok.data.latents import LatentDataset
 from aligntok.errors import ConfigError, WeightsError
-from aligntok.evaluation.cost.counting import count_config
+from aligntok.evaluation.cost.count import count_config
 from aligntok.evaluation.latent_analysis import analyze_latents
 from aligntok.plugins.testing import check_decoder, check_encoder
 from aligntok.tokenizer import Tokenizer

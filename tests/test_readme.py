@@ -19,8 +19,7 @@ import pytest
 
 from aligntok import cli
 from aligntok.evaluation import comparison
-from aligntok.evaluation.comparison.plan import read_comparison
-from aligntok.evaluation.comparison.run import chosen
+from aligntok.evaluation.comparison import chosen, read_comparison
 from aligntok.registry import ENCODERS, LOSSES
 
 ROOT = Path(__file__).parents[1]

@@ -38,12 +38,12 @@ def measure_cost(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     options = parse_options(given.cfg_options)
 
-    from aligntok.evaluation.cost.inference import How
-    from aligntok.evaluation.cost.measure import measure_cost as measure
+    from aligntok.evaluation.cost import CostSettings
+    from aligntok.evaluation.cost import measure_cost as measure
 
     names = ("resolutions", "batch_sizes", "repeats", "precision", "max_seconds", "devices")
-    how = How(**{name: getattr(given, name) for name in names})
+    settings = CostSettings(**{name: getattr(given, name) for name in names})
     left_out = {"inference": given.meta or given.no_inference, "training": given.meta or given.no_training}
     measured = [name for name, left in left_out.items() if not left]
-    measure(given.configs, options, how, given.encoders, measured, given.out)
+    measure(given.configs, options, settings, given.encoders, measured, given.out)
     return 0

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from aligntok import cli
 from aligntok.errors import ConfigError
-from aligntok.evaluation.cost import counting, inference, memory, steps, training
-from aligntok.evaluation.cost.counting import Counted, count_config, count_encoder, count_operations
-from aligntok.evaluation.cost.inference import How, Measured, measure_part
+from aligntok.evaluation import cost
+from aligntok.evaluation.cost import CostSettings, count, measure, measure_cost, memory, steps
+from aligntok.evaluation.cost.count import Counted, count_config, count_encoder, count_operations
+from aligntok.evaluation.cost.measure import CostRow, LeftOut, Limit, Stopwatch, Timing, measure_part, time_calls
 from aligntok.evaluation.cost.memory import LiveTensors, is_out_of_memory
-from aligntok.evaluation.cost.timing import Limit, Stopwatch, Timing, TooSlow, Watched, time_calls
 from aligntok.evaluation.results import read_result
 from aligntok.registry import ENCODERS, LOSSES
 from aligntok.training.config import load_config
@@ -41,14 +42,14 @@ def cut(number, places):
     return math.floor(number * 10**places) / 10**places
 
 
-def count(path, *resolutions):
+def counted(path, *resolutions):
     config = load_config(path)
     return count_config(path.stem, expand_stages(config), expand_generation(config), resolutions)
 
 
 @pytest.fixture(scope="module")
 def default():
-    return count(DEFAULT, 256, 512, 1024)
+    return counted(DEFAULT, 256, 512, 1024)
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +68,14 @@ def test_parts_have_the_parameters_of_the_papers_tables(default, cnn):
 
 
 def test_stages_train_what_the_paper_says_with_the_discriminator(default):
-    trainable = [stage.trainable / MILLION for stage in default.stages]
+    trainable = [stage.plan.trainable / MILLION for stage in default.stages]
     assert [round(trainable[0], 2), round(trainable[1], 1), round(trainable[2], 2)] == [44.25, 348.6, 44.18]
-    assert all(stage.parameters["discriminator"] == (2_765_633, 0) for stage in default.stages)
+    assert all(stage.plan.parameters["discriminator"] == (2_765_633, 0) for stage in default.stages)
 
 
 def test_stages_freeze_what_the_paper_says_without_the_teachers_adapter(default):
     assert [cut(stage.frozen_as_in_paper / MILLION, 1) for stage in default.stages] == [319.0, 319.0, 319.1]
-    assert [stage.frozen - stage.frozen_as_in_paper for stage in default.stages] == [0, 67_680, 0]
+    assert [stage.plan.frozen - stage.frozen_as_in_paper for stage in default.stages] == [0, 67_680, 0]
 
 
 def test_operations_at_256_are_those_that_were_checked_against_the_paper(default, cnn):
@@ -112,14 +113,14 @@ def test_a_linear_layer_and_a_convolution_are_counted_as_one_reckons():
 
 
 def test_steps_images_and_epochs_are_the_papers(default):
-    assert [stage.steps for stage in default.stages] == [120_000, 220_000, 100_000]
-    assert [round(stage.epochs) for stage in default.stages] == [6, 11, 5]
+    assert [stage.plan.steps for stage in default.stages] == [120_000, 220_000, 100_000]
+    assert [round(stage.plan.epochs) for stage in default.stages] == [6, 11, 5]
 
 
 def test_the_large_generator_is_counted():
-    found = count(ROOT / "configs/generator/lightningdit_xl_aligntok_f16d32_64ep.py", 256)
+    found = counted(ROOT / "configs/generator/lightningdit_xl_aligntok_f16d32_64ep.py", 256)
     assert found.parts == {"generator": 674_961_824}
-    assert [(stage.trainable, stage.frozen) for stage in found.stages] == [(674_961_824, 0)]
+    assert [(stage.plan.trainable, stage.plan.frozen) for stage in found.stages] == [(674_961_824, 0)]
     operations = found.operations["generator", "16x16"]
     assert operations.attention == 28 * 2 * 256**2 * 1152
     assert round(operations.total / GIGA, 1) == 118.6
@@ -129,7 +130,7 @@ def test_the_large_generator_is_counted():
 def shared_models():
     """Models on the meta device, built once for all configs that describe the same ones."""
     built = {}
-    original = counting.build_on_meta
+    original = count.build_on_meta
 
     def build(stage):
         same = ("generator", "trains", "teacher", "discriminator", "lora")
@@ -141,7 +142,7 @@ def shared_models():
         return built[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counting, "build_on_meta", build)
+        patch.setattr(count, "build_on_meta", build)
         yield
 
 
@@ -153,7 +154,7 @@ def test_every_config_is_counted_without_a_run(path, shared_models):
     for registry, component in used:
         if component["type"] not in registry:
             pytest.skip(f"no {registry.kind} '{component['type']}' here: its plugin, under plugins/, is not installed")
-    found = count(path, 256)
+    found = counted(path, 256)
     assert not found.not_counted
     assert set(found.parts) <= {"encoder", "adapter", "decoder", "generator"}
     assert len(found.stages) == len(config["stages"]) + ("generator" in found.parts)
@@ -231,7 +232,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 0.0
-        monkeypatch.setattr("aligntok.evaluation.cost.timing.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("aligntok.evaluation.cost.measure.time.perf_counter", lambda: self.now)
 
     def wait(self, seconds):
         self.now += seconds
@@ -260,37 +261,43 @@ def test_slow_calls_are_timed_fewer_times(clock):
 def test_a_call_that_is_expected_to_take_too_long_is_not_made(clock):
     limit = Limit(100)
     time_calls(lambda: clock.wait(20), 1, limit, work=1)
-    with pytest.raises(TooSlow, match="expected to take 160 s a call, the limit is 100 s"):
+    with pytest.raises(LeftOut, match="expected to take 160 s a call, the limit is 100 s"):
         time_calls(lambda: pytest.fail("was called"), 1, limit, work=8)
-    with pytest.raises(TooSlow, match="took 150 s a call"):
+    with pytest.raises(LeftOut, match="took 150 s a call"):
         time_calls(lambda: clock.wait(150), 1, limit, work=2)
-    with pytest.raises(TooSlow, match="expected to take 200 s"):
+    with pytest.raises(LeftOut, match="expected to take 200 s"):
         Limit(100, rate=2.0).check(work=100)
 
 
 def test_a_part_inside_another_has_its_time_to_itself(clock):
-    class Owner:
-        def outer(self):
-            clock.wait(1)
-            self.inner("x")
-            clock.wait(2)
-
-        def inner(self, name):
-            clock.wait(10)
-
-    owner, peaks = Owner(), iter([5, 7, 50, 9, 6])
-    watch = Stopwatch(lambda: next(peaks))
-
-    def call():
+    peaks = iter([5, 7, 50, 9, 6, 3, 4, 8])
+    watch, enter = Stopwatch(lambda: next(peaks)), record_function.__enter__
+    with watch.listening({"rest", "a", "b"}), record_function("rest"):
         clock.wait(0.5)
-        owner.outer()
+        with record_function("a"):
+            clock.wait(1)
+            with record_function("b"), record_function("Optimizer.step#Adam.step"):  # torch's own is nobody's part
+                clock.wait(10)
+            clock.wait(2)
+        clock.wait(0.25)
+        with record_function("b"):
+            clock.wait(20)
+    assert watch.seconds == {"rest": 0.75, "a": 3, "b": 30}
+    assert watch.peaks == {"rest": 8, "a": 50, "b": 9}
+    assert record_function.__enter__ is enter, "what was listened to is as it was"
 
-    watched = [Watched(owner, "outer", "a"), Watched(owner, "inner", lambda name: f"b {name}")]
-    with pytest.raises(StopIteration):  # the sixth lap, the end of the whole call, has no peak left
-        watch.measure(call, watched, "rest")
-    assert watch.seconds == {"rest": 0.5, "a": 3, "b x": 10}
-    assert watch.peaks == {"rest": 7, "a": 50, "b x": 9}
-    assert "outer" not in vars(owner), "what was watched is as it was"
+
+def test_a_mark_is_torchs_own_with_and_without_somebody_who_listens():
+    watch = Stopwatch()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(2):
+            with record_function("encoder"):
+                torch.ones(3).sum()
+        with watch.listening({"encoder"}), record_function("encoder"):
+            torch.ones(3).sum()
+    (found,) = (event for event in profile.key_averages() if event.key == "encoder")
+    assert found.count == 3
+    assert watch.seconds["encoder"] > 0
 
 
 # Encoder and decoder, row by row
@@ -311,32 +318,33 @@ class Squares(nn.Module):
         return x * x * self.weight[0]
 
 
-def rows_of(module, **how):
+def rows_of(module, **changes):
     def images(batch, size):
         return torch.ones(batch, 3, size, size)
 
-    how = replace(How(resolutions=(8, 16), batch_sizes=(1, 4), repeats=3), **how)
-    return measure_part("encoder", module, images, Counted("tiny"), how, CPU)
+    settings = replace(CostSettings(resolutions=(8, 16), batch_sizes=(1, 4), repeats=3), **changes)
+    return measure_part("encoder", module, images, Counted("tiny"), settings, CPU)
 
 
 def test_rows_go_from_little_work_to_much_and_have_time_and_memory():
     rows = rows_of(Squares())
-    assert [(row.resolution, row.batch) for row in rows] == [(8, 1), (8, 4), (16, 1), (16, 4)]
+    assert [(row.what["resolution"], row.what["batch"]) for row in rows] == [(8, 1), (8, 4), (16, 1), (16, 4)]
     assert all(row.timing.calls == 3 and row.timing.low <= row.timing.median <= row.timing.high for row in rows)
     image = 4 * 3 * 16 * 16 * 4
     assert rows[-1].peak == 4 * 1000 + 3 * image  # weights, input, square, product
-    assert not inference.left_out(rows)
+    assert not cost.notes([], cost.measured_tables(rows, []), [])
 
 
 def test_out_of_memory_is_a_row_and_the_others_go_on():
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
     rows = rows_of(Squares(lambda x: error if len(x) == 4 and x.shape[-1] == 8 else None))
     assert [row.left_out for row in rows].count("out of memory") == 1
-    assert inference.left_out(rows) == ["tiny: encoder at 8, batch 4: out of memory"]
+    tables = cost.measured_tables(rows, [])
+    assert cost.notes([], tables, []) == ["tiny: encoder at 8, batch 4: out of memory"]
     assert sum(row.timing is not None for row in rows) == 3
-    bad = next(row for row in rows if row.left_out)
-    assert bad.row()["ms"] is None
-    assert bad.row()["peak_gb"] is None
+    bad = next(row for row in tables["Encoder and decoder"] if row["left_out"])
+    assert bad["ms"] is None
+    assert bad["peak_gb"] is None
 
 
 def test_another_error_is_not_taken_for_it():
@@ -354,7 +362,7 @@ def test_weights_that_have_no_room_leave_all_rows_out(monkeypatch):
 
 
 def test_a_row_that_would_fill_the_machine_is_not_tried(monkeypatch):
-    monkeypatch.setattr(inference, "free_bytes", lambda device: 4 * 1000 + 1.3 * 3 * 16 * 16 * 3 * 4)
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 4 * 1000 + 1.3 * 3 * 16 * 16 * 3 * 4)
     rows = rows_of(Squares(lambda x: pytest.fail("was tried") if x.numel() == 4 * 3 * 16 * 16 else None))
     assert rows[-1].left_out.startswith("out of memory: expected to take 0.0 GB")
     assert all(row.timing for row in rows[:-1])
@@ -448,27 +456,26 @@ def test_a_step_out_of_memory_is_a_row(write_config, tmp_path, monkeypatch):
     def fail(stage):
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")
 
-    monkeypatch.setattr(training, "build_step", fail)
+    monkeypatch.setattr(steps, "build_step", fail)
     assert measured_step(write_config(stages=expand_free()), tmp_path).left_out == "out of memory"
-    monkeypatch.setattr(training, "free_bytes", lambda device: 1e6)
-    monkeypatch.setattr(training, "build_step", lambda stage: pytest.fail("was built"))
+    monkeypatch.setattr(steps, "free_bytes", lambda device: 1e6)
+    monkeypatch.setattr(steps, "build_step", lambda stage: pytest.fail("was built"))
     row = measured_step(write_config(stages=expand_free()), tmp_path)
     assert row.left_out == "out of memory: takes at least 0.0 GB, 0.0 are free"
     assert row.hours is None
-    assert training.notes([row]) == [f"tiny: training step of only: {row.left_out}"]
+    assert cost.notes([], cost.measured_tables([], [row]), []) == [f"tiny: training step of only: {row.left_out}"]
 
 
 def test_a_step_that_would_take_too_long_is_not_built(write_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "build_step", lambda stage: pytest.fail("was built"))
-    monkeypatch.setattr(training, "seconds_per_operation", lambda device: 1.0)
+    monkeypatch.setattr(steps, "build_step", lambda stage: pytest.fail("was built"))
+    monkeypatch.setattr(steps, "seconds_per_operation", lambda device: 1.0)
     row = measured_step(write_config(stages=expand_free()), tmp_path)
     assert re.fullmatch(r"expected to take [\d,]{9,} s a call, the limit is 30 s", row.left_out)
 
 
 def measured_step(path, folder):
-    (stage,) = expand_stages(load_config(path))
-    counted = count(Path(path), 32).stages[0]
-    return training.measure_step("tiny", counted, stage, How(resolutions=(32,)), CPU, folder)
+    (stage,) = counted(Path(path), 32).stages
+    return steps.measure_step("tiny", stage, CostSettings(resolutions=(32,)), CPU, folder)
 
 
 def test_the_step_that_is_measured_has_every_loss_active(config_source, tmp_path):
@@ -515,7 +522,7 @@ def test_meta_runs_nothing_and_prints_what_the_documentation_shows(tmp_path, mon
     ],
 )
 def test_a_mistake_is_told_before_anything_is_measured(words, message, write_config, capsys, monkeypatch):
-    monkeypatch.setattr("aligntok.evaluation.cost.measure._run", lambda *args: pytest.fail("measured"))
+    monkeypatch.setattr("aligntok.evaluation.cost._measure", lambda *args: pytest.fail("measured"))
     assert cli.measure_cost([write_config(stages=expand_free()), *words]) == 2
     assert message in capsys.readouterr().err
 
@@ -529,13 +536,12 @@ def test_the_result_goes_into_the_first_configs_work_folder(write_config, tmp_pa
 
 
 def test_precision_is_one_that_there_is():
-    from aligntok.evaluation.cost.measure import measure_cost
-
     with pytest.raises(ConfigError, match="precision 'int8' is unknown"):
-        measure_cost([DEFAULT], how=How(precision="int8"), measured=())
+        measure_cost([DEFAULT], settings=CostSettings(precision="int8"), measured=())
 
 
 def test_a_row_tells_milliseconds_and_gigabytes():
-    row = Measured("c", "encoder", 256, 4, Timing(0.002, 0.001, 0.003, 5), 1_500_000_000).row()
+    measured = CostRow(dict(config="c"), Timing(0.002, 0.001, 0.003, 5), 1_500_000_000)
+    (row,) = cost.measured_tables([measured], [])["Encoder and decoder"]
     assert (row["ms"], row["ms_lower_quartile"], row["ms_upper_quartile"]) == (2.0, 1.0, 3.0)
     assert (row["calls"], row["peak_gb"], row["left_out"]) == (5, 1.5, "")

@@ -1,6 +1,236 @@
-"""Comparisons: several tokenizers at one budget, a generator on each, and what all of them are measured to be."""
+"""Comparisons: several tokenizers at one budget, a generator on each, and what all of them are measured to be.
 
-from aligntok.evaluation.comparison.plan import read_comparison
-from aligntok.evaluation.comparison.run import compare
+What the distances of samples are read against are those of real images themselves, and of their reconstructions. All
+are measured against the same reference and on as many images as there are samples, so that a finite set's bias is in
+each of them: what a generator adds is its distance less that of its tokenizer's reconstructions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from aligntok.caching import cache_latents
+from aligntok.caching.encoder import Encoding
+from aligntok.distributed import barrier, is_first, start_processes
+from aligntok.errors import ConfigError
+from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
+from aligntok.evaluation.comparison.summary import REAL_IMAGES, RECONSTRUCTIONS, summarise
+from aligntok.evaluation.cost import CostSettings, measure_cost
+from aligntok.evaluation.images import EvaluationImages
+from aligntok.evaluation.latent_analysis import analyze_latents
+from aligntok.evaluation.linear_probe import linear_probe
+from aligntok.evaluation.metrics.features import build_extractor
+from aligntok.evaluation.metrics.image_quality import to_pixels
+from aligntok.evaluation.metrics.online import GenerationMetric
+from aligntok.evaluation.reconstruction import Reconstruction, evaluate_reconstruction
+from aligntok.evaluation.references import make_reference
+from aligntok.evaluation.results import Result, check_out, read_result
+from aligntok.loading import load_tokenizer
+from aligntok.training.run import run
+from aligntok.training.run_info import origin_of
 
 __all__ = ["compare", "read_comparison"]
+
+TIMED_STEPS = 3  # of each training, for the estimate
+LONGEST_STEP = 60.0  # seconds
+
+
+def compare(
+    config: str | os.PathLike[str],
+    options: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    only: Sequence[str] | None = None,
+) -> Result | None:
+    """Train and measure everything that a comparison's config names; return the summary.
+
+    Says first how many images each training sees and, from a few timed steps of each, how long all of it takes on this
+    machine; `dry_run` stops there. Started again, it goes on where it stopped: trainings from their checkpoints,
+    evaluations that have a result are kept. To do one anew, remove its folder. Collective under torchrun. `only`: names
+    of the tokenizers to train and measure, and no summary, so that several machines or processes share the work; None
+    for all.
+
+    Writes into the comparison's work folder a folder an arm and seed, the ``references/``, ``comparison.json`` with the
+    tables, ``convergence.png``, ``samples.png`` and ``report.html``. Raises what training and evaluation raise,
+    ConfigError for budgets that differ and for names in `only` that the config does not have.
+    """
+    comparison = read_comparison(Path(config), options)
+    arms = chosen(comparison, only)
+    start_processes()
+    check_out(comparison.work_dir)
+    state_budget(comparison)
+    if dry_run:
+        return None
+    references = make_references(comparison)
+    images = comparison.work_dir / REAL_IMAGES
+    if missing(images / "generation.json"):
+        measure_real_images(comparison, references, images)
+    for arm in arms:
+        say(f"Arm '{arm.name}', seed {arm.seed}: {arm.folder}")
+        run_arm(comparison, arm, references)
+    if only is not None:
+        say(f"Finished: {', '.join(only)}. When all are, the same command without --only makes the summary.")
+        return None
+    compare_latents(comparison)
+    result = summarise(comparison) if is_first() else None
+    barrier()
+    return result
+
+
+def chosen(comparison: Comparison, only: Sequence[str] | None) -> list[Arm]:
+    """Return the arms of the tokenizers that are asked for; raise ConfigError for names that there are not."""
+    names = list(dict.fromkeys(arm.name for arm in comparison.arms))
+    unknown = [name for name in only or () if name not in names]
+    if unknown:
+        raise ConfigError(f"{comparison.source} has no tokenizer '{unknown[0]}'; it has {', '.join(names)}")
+    return [arm for arm in comparison.arms if only is None or arm.name in only]
+
+
+def state_budget(comparison: Comparison) -> None:
+    """Print what each training sees, and how long it takes here; the estimate is made once and kept."""
+    if not is_first():
+        return
+    table = Table(title=f"{comparison.source.stem}: every training, for each of {len(comparison['seeds'])} seeds")
+    for column in ("training", "steps", "images seen", "hours here"):
+        table.add_column(column, justify="left" if column == "training" else "right")
+    hours = estimate_hours(comparison)
+    firsts = {arm.name: arm for arm in comparison.arms if arm.seed == comparison["seeds"][0]}
+    for name, arm in firsts.items():
+        budget = tokenizer_budget(comparison, arm)
+        steps = " + ".join(f"{count:,}" for count in budget.steps)
+        table.add_row(name, steps, f"{budget.images:,}", _hours(hours.get(name)))
+    budget = generator_budget(comparison)
+    table.add_row("generator, on each", f"{budget.steps[0]:,}", f"{budget.images:,}", _hours(hours.get("generator")))
+    Console().print(table)
+    if None not in hours.values():
+        each = sum(hours[name] or 0 for name in firsts) + len(firsts) * (hours["generator"] or 0)
+        print(f"Training takes about {len(comparison['seeds']) * each:.1f} hours here; evaluations come on top of it.")
+
+
+def estimate_hours(comparison: Comparison) -> dict[str, float | None]:
+    """Return hours by training on this machine, from a few timed steps of each; None for what was too slow to time."""
+    folder = comparison.work_dir / "budget"
+    configs = {arm.name: arm.config for arm in comparison.arms} | {"generator": comparison.generator}
+    if not (folder / "cost.json").is_file():
+        settings = CostSettings(repeats=TIMED_STEPS, max_seconds=LONGEST_STEP, resolutions=(comparison["image_size"],))
+        options = {"data_root": None, "work_dir": str(folder)}
+        measure_cost([*dict.fromkeys(configs.values())], options, settings, measured=("training",), out=folder)
+    rows = read_result(folder / "cost.json").tables["Training steps"]
+    found: dict[str, float | None] = {}
+    for name, config in configs.items():
+        own = [row["device_hours"] for row in rows if row["config"] == config.stem]
+        found[name] = None if None in own or not own else float(sum(own))
+    return found
+
+
+def make_references(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return the configs of the metrics that samples are measured by, their references made of training images."""
+    metrics = []
+    for extractor in comparison["extractors"]:
+        built = build_extractor(extractor)
+        path = comparison.work_dir / "references" / f"{built.title}.safetensors"
+        if missing(path):
+            say(f"Reference on {built.title}: {path}")
+            at_once = comparison["samples"]["batch_size"]
+            images = comparison.images("train", num=comparison["num_reference"])
+            make_reference(comparison["data_root"], path, extractor=built, batch_size=at_once, **images)
+        metrics.append({"type": "generation", "reference": str(path), "extractor": extractor})
+    return metrics
+
+
+def run_arm(comparison: Comparison, arm: Arm, references: list[dict[str, Any]]) -> None:
+    """Train an arm's tokenizer, measure it, encode the training images, train the generator on them."""
+    config = comparison.tokenizer_config(arm)
+    run(config, origin=origin_of(arm.config, {"seed": arm.seed}))
+    tokenizer, evaluation, data = arm.tokenizer, arm.folder / "evaluation", comparison["data_root"]
+    held_out = comparison.images("val", num=comparison["num_val"])
+    for extractor in comparison["extractors"]:
+        folder = evaluation / f"reconstruction_{_word(extractor)}"
+        if missing(folder / "reconstruction.json"):
+            perceptual = comparison["perceptual"] if extractor == comparison["extractors"][0] else ()
+            evaluate_reconstruction(tokenizer, data, folder, perceptual=perceptual, extractor=extractor, **held_out)
+    if missing(evaluation / "linear_probe" / "linear_probe.json"):
+        own = ("image_size", "train_split", "val_split", "num_val", "workers")
+        more = {**comparison["probe"], **{key: comparison[key] for key in own}}
+        linear_probe(tokenizer, data, evaluation / "linear_probe", **more)
+    if missing(evaluation / "against_references" / "generation.json"):
+        reconstruct = Reconstruction(load_tokenizer(tokenizer))
+        measure_real_images(comparison, references, evaluation / "against_references", reconstruct)
+    where = {"split": comparison["train_split"], "workers": comparison["workers"]}
+    cache_latents(tokenizer, data, arm.folder / "latents", Encoding(image_size=comparison["image_size"]), **where)
+    generator = comparison.generator_config(arm, references)
+    run(generator, origin=origin_of(comparison.generator, {"seed": arm.seed}))
+
+
+def measure_real_images(
+    comparison: Comparison,
+    references: Sequence[Mapping[str, Any]],
+    folder: Path,
+    made_of: Callable[[Tensor], Tensor] = lambda images: images,
+) -> None:
+    """Write how far held-out images, or what is `made_of` them, are from the references.
+
+    No generator can be expected nearer than the images themselves, none on a tokenizer than its reconstructions.
+    """
+    samples, wanted = comparison["samples"], comparison.images("val")
+    images = EvaluationImages(comparison["data_root"], num=samples["num"], batch_size=samples["batch_size"], **wanted)
+    metrics = [
+        GenerationMetric(each["reference"], each["extractor"], (RECONSTRUCTIONS,), features=False)
+        for each in references
+    ]
+    for batch in images:
+        if len(batch.images):
+            pixels = to_pixels(made_of(batch.images))
+            rows = [dict(pixels=x, index=place) for x, place in zip(pixels, batch.places.tolist(), strict=True)]
+            for metric in metrics:
+                metric.process(batch, rows)
+    found = {name: value for metric in metrics for name, value in metric.evaluate(len(images)).items()}
+    if is_first():
+        settings = {"split": comparison["val_split"], "images": len(images) - images.skipped}
+        Result("generation", RECONSTRUCTIONS, found, settings).write(folder)
+    barrier()
+
+
+def compare_latents(comparison: Comparison) -> None:
+    """Measure and show the latent spaces of all arms of each seed beside one another."""
+    for seed in comparison["seeds"]:
+        folder = comparison.work_dir / "latent_space" / f"seed_{seed}"
+        if missing(folder / "latent_space.json"):
+            arms = [arm for arm in comparison.arms if arm.seed == seed]
+            analyze_latents(
+                [str(arm.tokenizer) for arm in arms],
+                comparison["data_root"],
+                folder,
+                encoder=comparison["reference_encoder"],
+                names=[arm.name for arm in arms],
+                **comparison.images("val", num=comparison["num_val"]),
+            )
+
+
+def missing(path: Path) -> bool:
+    """Tell, alike in every process, whether a file is still to be made; collective."""
+    barrier()  # nobody has begun to make it
+    there = path.is_file()
+    barrier()
+    return not there
+
+
+def say(text: str) -> None:
+    """Print in the first process."""
+    if is_first():
+        print(text, flush=True)
+
+
+def _word(extractor: Any) -> str:
+    text = extractor["type"] if isinstance(extractor, Mapping) else str(extractor)
+    return "".join(c if c.isalnum() else "_" for c in text)
+
+
+def _hours(hours: float | None) -> str:
+    return "not timed" if hours is None else f"{hours:.2f}"

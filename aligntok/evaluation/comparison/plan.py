@@ -57,6 +57,11 @@ class Arm(NamedTuple):
     config: Path
     folder: Path
 
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer that it trains, for inference."""
+        return self.folder / "tokenizer" / "tokenizer"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -70,6 +75,11 @@ class Comparison:
 
     def __getitem__(self, key: str) -> Any:
         return self.settings[key]
+
+    def images(self, split: str, **more: Any) -> dict[str, Any]:
+        """Return how the images of "train" or "val" are read for an evaluation, as its keywords, and `more` of them."""
+        size, workers = self["image_size"], self["workers"]
+        return {"image_size": size, "split": self[f"{split}_split"], "workers": workers, **more}
 
     def tokenizer_config(self, arm: Arm) -> dict[str, Any]:
         """Return the config of an arm's tokenizer, with the comparison's data, seed and folder."""

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, tokenizer_budget
-from aligntok.evaluation.comparison.yardsticks import RECONSTRUCTIONS
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.collect import Curve, read_history
 from aligntok.evaluation.results import Result, read_result
@@ -21,6 +20,7 @@ from aligntok.io.files import replacing
 from aligntok.loading import NAME as GENERATION
 
 WITHOUT_PLACE = "images"  # numbers that are the same for all
+RECONSTRUCTIONS = "reconstructions"  # begins the names of both: images are what a perfect tokenizer makes of them
 REAL_IMAGES = "real_images"  # the folder of what they themselves are measured to be
 CURVES, SAMPLES = "convergence.png", "samples.png"
 GRIDS_A_ROW = 3  # of the samples, so that a page can show them
@@ -37,7 +37,7 @@ def summarise(comparison: Comparison) -> Result:
     plot_convergence(folder / CURVES, curves, dict(zip(names, rows, strict=True)))
     show_samples(folder / SAMPLES, [arm for arm in comparison.arms if arm.seed == comparison["seeds"][0]])
     tables = {
-        "Tokenizers": _columns(rows, found),
+        "Tokenizers": tokenizers_table(rows, [name for values in found.values() for name in values]),
         "Generators on them, after the last step": [*distances_table(rows), real_images(comparison)],
         "More about the generators": _transposed(rows, [name for own in curves.values() for name in own]),
     }
@@ -104,12 +104,9 @@ def real_images(comparison: Comparison) -> dict[str, str]:
     return {"tokenizer": "real images", **own}
 
 
-def _columns(rows: Iterable[Mapping[str, Any]], of: Mapping[Arm, Mapping[str, Any]]) -> list[dict[str, str]]:
-    known = dict.fromkeys(
-        name for values in of.values() for name in values if not name.startswith(f"{RECONSTRUCTIONS}/")
-    )
-    names = ["tokenizer", *known]
-    return [{name: shown(row[name]) for name in names if name in row} for row in rows]
+def tokenizers_table(rows: Sequence[Mapping[str, Any]], measured: Iterable[str]) -> list[dict[str, str]]:
+    """Return a row a tokenizer: all that was `measured` of the tokenizers themselves."""
+    return _chosen(rows, ["tokenizer", *(name for name in measured if not name.startswith(f"{RECONSTRUCTIONS}/"))])
 
 
 def distances_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -118,7 +115,12 @@ def distances_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     columns = ["tokenizer"]
     for title in dict.fromkeys(name.rpartition("/")[2] for name in names):
         columns += [f"r{title}", *(name for name in names if name.endswith(f"/{title}"))]
-    return [{name: shown(row[name]) for name in columns if name in row} for row in rows]
+    return _chosen(rows, columns)
+
+
+def _chosen(rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> list[dict[str, str]]:
+    names = list(dict.fromkeys(columns))
+    return [{name: shown(row[name]) for name in names if name in row} for row in rows]
 
 
 def _transposed(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[dict[str, str]]:

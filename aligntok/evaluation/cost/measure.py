@@ -1,200 +1,285 @@
-"""Measuring what configs cost: counting, inference, training steps, side by side in one result."""
+"""Seconds and bytes, of a call and of its parts; and those of encoders and decoders, by resolution and batch size."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import torch
-from rich.console import Console
+from torch import Tensor, nn
+from torch.profiler import record_function
 
 from aligntok.device import PRECISIONS
-from aligntok.errors import ConfigError, at_least
-from aligntok.evaluation.cost import inference, tables, training
-from aligntok.evaluation.cost.counting import Counted, build_encoder, count_config, count_encoder
-from aligntok.evaluation.cost.inference import How, Measured
-from aligntok.evaluation.cost.steps import for_measuring
-from aligntok.evaluation.cost.training import MeasuredStep
-from aligntok.evaluation.results import Result
-from aligntok.io.files import check_writable
-from aligntok.ops.attention import force_backend
-from aligntok.tokenizer import Tokenizer
-from aligntok.training.config import load_config
-from aligntok.training.generation.settings import Generation, expand_generation
-from aligntok.training.stages import Stage, expand_stages
+from aligntok.evaluation.cost.count import Counted
+from aligntok.evaluation.cost.memory import GB, free_bytes, is_out_of_memory, metering
 
-CONVENTIONS = {
-    "gmac": "10^9 multiply-accumulates of one image or latent: convolutions, linear layers, attention's two products",
-    "gmac_as_in_paper": "the same without the products of transformers' attention, which the paper's counter left out",
-    "frozen_as_in_paper_m": "without the adapter of the teacher",
-    "trainable_m": "with the discriminator",
-    "encoder": "with the adapter: image to latent",
-    "peak_gb": "10^9 bytes; on a GPU what CUDA's allocator gave out at most; on a CPU the live tensors, without what a "
-    "kernel allocates for itself",
-    "device_hours": "steps of the schedule x median seconds a step x devices; exchanges between devices left out",
-}
+WORKING_SPACE = 1.2  # of what tensors take: what kernels allocate for themselves
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A config to measure: its name in the tables, its stages and generator's training."""
+class CostSettings:
+    """How to measure: sizes of the inputs, calls, arithmetic, seconds a measurement may take, devices of a training."""
 
-    name: str
-    stages: Sequence[Stage]
-    generation: Generation | None
+    resolutions: Sequence[int] = (256, 512, 1024)
+    batch_sizes: Sequence[int] = (1, 4, 8)
+    repeats: int = 10
+    precision: str = "fp32"
+    max_seconds: float = 30.0
+    devices: int = 1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of `calls` calls: their median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+    calls: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """Return the median and quartiles of at least one number."""
+        if len(seconds) == 1:
+            return cls(seconds[0], seconds[0], seconds[0], 1)
+        low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        return cls(median, low, high, len(seconds))
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One row: `what` was measured, its seconds and the peak of its bytes; or why it was not, in `left_out`.
+
+    A training step of one device also has the `steps` of its schedule, whether it `reads` its data, and seconds and
+    peaks by part.
+    """
+
+    what: Mapping[str, Any]
+    timing: Timing | None = None
+    peak: int | None = None
+    left_out: str = ""
+    steps: int = 0
+    reads: bool = True
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peaks: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def trainings(self) -> list[Any]:
-        """All that it trains, in order."""
-        return [*self.stages, *([self.generation] if self.generation else [])]
+    def hours(self) -> float | None:
+        """Steps of the schedule x seconds a step x devices, in hours; exchanges between devices are left out."""
+        return None if self.timing is None else self.steps * self.timing.median * self.what["devices"] / 3600
 
 
-def measure_cost(
-    configs: Sequence[str | os.PathLike[str]],
-    options: Mapping[str, Any] | None = None,
-    how: How | None = None,
-    encoders: Sequence[str] = (),
-    measured: Sequence[str] = ("inference", "training"),
-    out: str | os.PathLike[str] | None = None,
-    console: Console | None = None,
-) -> Result:
-    """Count, and measure on this machine, what configs cost; print tables, write ``cost.json``, return what is in it.
-
-    options: as ``--cfg-options``, for every config. encoders: of the registry, to count and measure beside them.
-    measured: which of "inference" and "training" to run; neither needs a run for what is counted. out: a folder (None:
-    ``evaluation/cost`` in the first config's work_dir). Weights are random, images random unless `data_root` is set.
-    Raises ConfigError and DataError before the first measurement.
-    """
-    how, console = how or How(), console or Console()
-    _check(how)
-    loaded = [load_config(Path(path), options) for path in configs]
-    folder = Path(out).expanduser() if out else Path(loaded[0]["work_dir"]) / "evaluation" / "cost"
-    check_writable(folder)
-    subjects = [
-        Subject(name, expand_stages(config), expand_generation(config))
-        for name, config in zip(_names(configs), loaded, strict=True)
-    ]
-    for training_ in (t for s in subjects for t in s.trainings if "training" in measured):
-        for_measuring(training_, Path(), how.devices)
-    counted = [count_config(s.name, s.stages, s.generation, how.resolutions) for s in subjects]
-    factors = [s.stages[-1]["model"].get("downsample_factor", 16) for s in subjects if s.stages]
-    beside = [count_encoder(name, (factors or [16])[0], how.resolutions) for name in encoders]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found, steps = _run(subjects, counted, beside, (factors or [16])[0], how, measured, device, console)
-    result = _result(subjects, [*counted, *beside], found, steps, how, device if measured else None)
-    tables.print_tables(result.tables, result.settings["notes"], console)
-    path = result.write(folder)
-    console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
-    return result
-
-
-def _run(
-    subjects: Sequence[Subject],
-    counted: Sequence[Counted],
-    beside: Sequence[Counted],
-    factor: int,
-    how: How,
-    measured: Sequence[str],
-    device: torch.device,
-    console: Console,
-) -> tuple[list[Measured], list[MeasuredStep]]:
-    found: list[Measured] = []
-    steps: list[MeasuredStep] = []
-    with _settings_restored(), tempfile.TemporaryDirectory() as folder:
-        torch.set_float32_matmul_precision("high" if how.precision == "tf32" else "highest")
-        for subject, known in zip(subjects, counted, strict=True):
-            if "inference" in measured and subject.stages:
-                console.print(f"{subject.name}: measuring encoder and decoder", highlight=False)
-                stage = for_measuring(subject.stages[-1], Path(folder), 1)
-                force_backend(stage["attention"])
-                found += inference.measure_tokenizer(Tokenizer(**stage["model"]), known, how, device)
-        for known in beside if "inference" in measured else ():
-            console.print(f"{known.name}: measuring the encoder", highlight=False)
-            found += inference.measure_encoder(build_encoder(known.name, factor), known, how, device)
-        for number, (subject, known) in enumerate(zip(subjects, counted, strict=True)):
-            for stage, of_stage in zip(subject.trainings, known.stages, strict=True):
-                if "training" in measured:
-                    console.print(f"{subject.name}: measuring training steps of {stage.name}", highlight=False)
-                    logs = Path(folder) / str(number)
-                    steps.append(training.measure_step(subject.name, of_stage, stage, how, device, logs))
-    return found, steps
+class LeftOut(Exception):
+    """Why something is not measured: it takes, or would take, longer than a measurement may, or more memory."""
 
 
 @contextmanager
-def _settings_restored() -> Iterator[None]:
-    """Put back what a config sets for the whole process."""
-    before = torch.get_float32_matmul_precision()
+def leaving_out() -> Iterator[list[str]]:
+    """Put into the list that it yields why what runs inside cannot be measured, if so; other errors go on."""
+    reason: list[str] = []
     try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        force_backend(None)
+        yield reason
+    except LeftOut as error:
+        reason.append(str(error))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason.append("out of memory")
+    if reason and torch.cuda.is_available():
+        torch.cuda.empty_cache()  # pieces of what did not fit
 
 
-def _result(
-    subjects: Sequence[Subject],
-    counted: Sequence[Counted],
-    found: Sequence[Measured],
-    steps: Sequence[MeasuredStep],
-    how: How,
-    device: torch.device | None,
-) -> Result:
-    notes = [*(n for c in counted for n in c.not_counted), *inference.left_out(found), *training.notes(steps)]
-    return Result(
-        kind="cost",
-        subject=", ".join(s.name for s in subjects),
-        metrics={**_counted_metrics(counted), **inference.as_metrics(found), **training.as_metrics(steps)},
-        settings={
-            **asdict(how),
-            "device": None if device is None else _describe(device),
-            "torch": torch.__version__,
-            "conventions": CONVENTIONS,
-            "notes": notes,
-        },
-        tables={
-            **tables.counted_tables(counted),
-            tables.INFERENCE: [row.row() for row in found],
-            tables.STEPS: [step.row() for step in steps],
-            tables.STEP_PARTS: [row for step in steps for row in step.part_rows()],
-        },
-    )
+class Limit:
+    """The seconds that one measurement may take, and what a call is expected to take after those before it.
+
+    Expected is the work times the seconds that a unit of work took in the call noted last; before the first call those
+    that `rate` says, if it is given.
+    """
+
+    def __init__(self, max_seconds: float, rate: float | None = None) -> None:
+        self.max_seconds = max_seconds
+        self._rate = rate
+
+    def check(self, work: float) -> None:
+        """Raise LeftOut if a call of this much work is expected to take longer than the limit."""
+        if self._rate is not None and self._rate * work > self.max_seconds:
+            raise LeftOut(f"expected to take {self._rate * work:,.0f} s a call, the limit is {self.max_seconds:g} s")
+
+    def note(self, work: float, seconds: float) -> None:
+        """Take in what a call of this much work took; raise LeftOut if it was longer than the limit."""
+        self._rate = seconds / work
+        if seconds > self.max_seconds:
+            raise LeftOut(f"took {seconds:,.0f} s a call, the limit is {self.max_seconds:g} s")
 
 
-def _counted_metrics(counted: Sequence[Counted]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for c in counted:
-        found |= {f"{c.name}/{part}/parameters": float(number) for part, number in c.parts.items()}
-        found |= {f"{c.name}/{part}_{size}/gmac": o.total / 1e9 for (part, size), o in c.operations.items()}
-        for stage in c.stages:
-            where = f"{c.name}/{stage.name}"
-            found |= {f"{where}/trainable": float(stage.trainable), f"{where}/frozen": float(stage.frozen)}
-    return found
+def time_calls(call: Callable[[], Any], repeats: int, limit: Limit, work: float, compiles: bool = False) -> Timing:
+    """Time a call of so much `work`, after calls that warm up; one more, of any length, if it compiles then.
+
+    As often as `repeats` says, or as fit into the limit, at least once. Raises LeftOut.
+    """
+    limit.check(work)
+    if compiles:
+        call()
+    first = seconds_of(call)
+    limit.note(work, first)
+    if first < limit.max_seconds / 4:  # the first also chooses kernels and fills caches
+        first = seconds_of(call)
+        limit.note(work, first)
+    calls = max(1, min(repeats, int(limit.max_seconds / max(first, 1e-9))))
+    return Timing.of([seconds_of(call) for _ in range(calls)])
 
 
-def _describe(device: torch.device) -> str:
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Return the seconds of a call, to the end of what it gave a GPU to do."""
+    synchronise()
+    began = time.perf_counter()
+    call()
+    synchronise()
+    return time.perf_counter() - began
+
+
+def seconds_per_operation(device: torch.device) -> float:
+    """Return the seconds of a multiply-accumulate in a product of matrices: about the least it can be on a device."""
+    matrix = torch.randn(512, 512, device=device)
+    return min(seconds_of(lambda: matrix @ matrix) for _ in range(5)) / 512**3
+
+
+def synchronise() -> None:
+    """Wait until the GPU, if there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Stopwatch:
+    """Seconds by part, and the largest of what `peak` returns after each stretch of it.
+
+    The time of a part inside another is the inner one's alone.
+    """
+
+    def __init__(self, peak: Callable[[], int] = lambda: 0) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.peaks: dict[str, int] = defaultdict(int)
+        self._peak = peak
+        self._open: list[str] = []
+        self._mark = 0.0
+
+    def begin(self, part: str) -> None:
+        """Count what runs from now on as this part."""
+        self._lap()
+        self._open.append(part)
+
+    def end(self) -> None:
+        """End the part that was begun last."""
+        self._lap()
+        self._open.pop()
+
+    @contextmanager
+    def listening(self, parts: Collection[str]) -> Iterator[None]:
+        """Count what runs inside under ``torch.profiler.record_function(part)``, for those parts."""
+        enter, leave = record_function.__enter__, record_function.__exit__
+
+        def entered(mark: record_function) -> Any:
+            if mark.name in parts:
+                self.begin(mark.name)
+            return enter(mark)
+
+        def left(mark: record_function, *error: Any) -> None:
+            leave(mark, *error)
+            if mark.name in parts:
+                self.end()
+
+        with mock.patch.multiple(record_function, __enter__=entered, __exit__=left):
+            yield
+
+    def _lap(self) -> None:
+        synchronise()
+        now, peak = time.perf_counter(), self._peak()
+        if self._open:
+            part = self._open[-1]
+            self.seconds[part] += now - self._mark
+            self.peaks[part] = max(self.peaks[part], peak)
+        self._mark = now
+
+
+def measure_tokenizer(tokenizer: Any, counted: Counted, settings: CostSettings, device: torch.device) -> list[CostRow]:
+    """Measure encoder (with adapter: image to latent) and decoder (latent to image), each alone on the device."""
+    f, d = tokenizer.downsample_factor, tokenizer.latent_dim
+
+    def latents(batch: int, size: int) -> Tensor:
+        return torch.randn(batch, d, size // f, size // f)
+
+    encode = nn.Sequential(tokenizer.encoder, tokenizer.adapter)
+    rows = measure_part("encoder", encode, random_images, counted, settings, device)
+    return [*rows, *measure_part("decoder", tokenizer.decoder, latents, counted, settings, device)]
+
+
+def random_images(batch: int, size: int) -> Tensor:
+    """Return what an encoder takes: images (N, 3, H, W) in [-1, 1]."""
+    return torch.rand(batch, 3, size, size) * 2 - 1
+
+
+def measure_part(
+    part: str,
+    module: nn.Module,
+    inputs: Callable[[int, int], Tensor],
+    counted: Counted,
+    settings: CostSettings,
+    device: torch.device,
+) -> list[CostRow]:
+    """Measure a module on `inputs` (batch, resolution), from the least work to the most; off the device afterwards.
+
+    What is expected to take longer than `settings.max_seconds` a call, or more memory than there is, is left out, which
+    the row says.
+    """
+    rows: list[CostRow] = []
+    limit = Limit(settings.max_seconds)
+    weights = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    a_pixel = 0.0  # bytes of activations, in the row before
+    with leaving_out() as no_room:  # for the weights themselves
+        module.eval().requires_grad_(False).to(device)
+    cells = ((size, batch) for size in settings.resolutions for batch in settings.batch_sizes)
+    for size, batch in sorted(cells, key=lambda cell: cell[0] ** 2 * cell[1]):
+        row = CostRow({"config": counted.name, "part": part, "resolution": size, "batch": batch})
+        operations = counted.operations.get((part, str(size)))  # without them, work is in pixels
+        work = float((operations.total if operations else size * size) * batch)
+        with leaving_out() as reason:
+            if no_room:
+                raise LeftOut(*no_room)
+            if device.type == "cpu":  # Linux would end the process
+                check_room(weights + WORKING_SPACE * a_pixel * size**2 * batch, free_bytes(device), "expected to take")
+            row = _measure_call(row, module, inputs(batch, size).to(device), settings, limit, work)
+            a_pixel = max(0, (row.peak or 0) - weights) / (size**2 * batch)
+        rows.append(replace(row, left_out="".join(reason)))
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+        module.to("cpu")
+        torch.cuda.empty_cache()
+    return rows
 
 
-def _names(configs: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Return the configs' file names without suffix, or their paths where two have one name."""
-    stems = [Path(path).stem for path in configs]
-    return [stem if stems.count(stem) == 1 else str(path) for stem, path in zip(stems, configs, strict=True)]
+def _measure_call(
+    row: CostRow, module: nn.Module, given: Tensor, settings: CostSettings, limit: Limit, work: float
+) -> CostRow:
+    dtype = PRECISIONS[settings.precision]
+
+    def call() -> None:
+        with torch.inference_mode(), torch.autocast(given.device.type, dtype=dtype, enabled=dtype is not None):
+            module(given)
+
+    timing = time_calls(call, settings.repeats, limit, work)
+    with metering(given.device) as peak:
+        call()
+        peak()  # everything that lives is known now
+        call()
+        return replace(row, timing=timing, peak=peak())
 
 
-def _check(how: How) -> None:
-    at_least(1, repeats=how.repeats, devices=how.devices)
-    for size in how.resolutions:
-        at_least(1, resolution=size)
-    for batch in how.batch_sizes:
-        at_least(1, batch_size=batch)
-    if how.precision not in PRECISIONS:
-        raise ConfigError(f"precision '{how.precision}' is unknown; known: {', '.join(PRECISIONS)}")
-    if how.max_seconds <= 0:
-        raise ConfigError(f"--max-seconds {how.max_seconds:g}; it must be above 0")
+def check_room(needed: float, free: float, takes: str) -> None:
+    """Raise LeftOut if more bytes are needed than are free."""
+    if needed > free:
+        raise LeftOut(f"out of memory: {takes} {needed / GB:.1f} GB, {free / GB:.1f} are free")

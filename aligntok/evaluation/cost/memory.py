@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,12 @@ from torch.utils._pytree import tree_iter
 GB = 1e9  # bytes: what every "GB" here is
 
 
-class Meter:
-    """The peak, since the last call of `peak`, of the bytes that tensors take on a GPU, as CUDA's allocator counts."""
-
-    def peak(self) -> int:
-        """Return the peak since the last call, or the beginning, and begin anew."""
-        torch.cuda.synchronize()
-        most = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        return most
+def peak_allocated() -> int:
+    """Return the peak, since the last call, of the bytes that tensors take on a GPU, as CUDA's allocator counts."""
+    torch.cuda.synchronize()
+    most = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return most
 
 
 class LiveTensors(TorchDispatchMode):
@@ -73,15 +70,14 @@ class LiveTensors(TorchDispatchMode):
 
 
 @contextmanager
-def metering(device: torch.device) -> Iterator[Meter | LiveTensors]:
-    """Measure the peaks of what runs inside, on a GPU or a CPU."""
+def metering(device: torch.device) -> Iterator[Callable[[], int]]:
+    """Yield what returns the peak of bytes, since its last call, of what runs inside, on a GPU or a CPU."""
     if device.type == "cuda":
-        meter = Meter()
-        meter.peak()
-        yield meter
+        peak_allocated()
+        yield peak_allocated
         return
     with LiveTensors() as live:
-        yield live
+        yield live.peak
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import gc
+import statistics
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import singledispatch
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.profiler import record_function
 from torch.utils.data import Dataset
 
 from aligntok.data.buckets import AspectBuckets
@@ -16,23 +19,31 @@ from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.loader import explaining_loader_errors
 from aligntok.data.sampler import per_process_batch
 from aligntok.engine.ema import WeightAverages
-from aligntok.engine.runner import StepBatch
-from aligntok.evaluation.cost.counting import generator_inputs
-from aligntok.evaluation.cost.timing import Watched
+from aligntok.engine.runner import StepBatch, logging_the_end
+from aligntok.evaluation.cost.count import CountedStage, forward_operations, generator_inputs
+from aligntok.evaluation.cost.measure import (
+    CostRow,
+    CostSettings,
+    Limit,
+    Stopwatch,
+    check_room,
+    leaving_out,
+    seconds_per_operation,
+    time_calls,
+)
+from aligntok.evaluation.cost.memory import free_bytes, metering
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import ADAPTERS, DATASETS, DECODERS, DISCRIMINATORS, ENCODERS, LOSSES
 from aligntok.training.alignment import build_datasets, build_runner
-from aligntok.training.alignment import objective as objective_module
-from aligntok.training.alignment.graph import Chain
 from aligntok.training.generation import Ready, build_generation_runner
 from aligntok.training.generation.settings import Generation
 from aligntok.training.plan import without_weights
 from aligntok.training.stages import Stage
 
-DATA, ENCODER, TEACHER, DECODER = "data", "encoder", "teacher", "decoder"
-LOSSES_, DISCRIMINATOR, GENERATOR = "losses", "discriminator", "generator"
-OPTIMISER, EMA, REST = "optimiser", "EMA", "the rest"
-PARTS = (DATA, ENCODER, TEACHER, DECODER, LOSSES_, DISCRIMINATOR, GENERATOR, OPTIMISER, EMA, REST)
+DATA, EMA, REST = "data", "EMA", "the rest"
+MARKED = ("encoder", "teacher", "decoder", "losses", "discriminator", "generator", "optimiser")  # in the models' steps
+PARTS = (DATA, *MARKED, EMA, REST)
+BACKWARD = 3  # a forward and a backward pass are about so many forward passes
 MORE_STEPS = 10_000  # than the schedule's, so that no measurement runs out of batches
 
 
@@ -40,18 +51,17 @@ class RandomItems(Dataset[Any]):
     """A data set of one random item, over and over: what a step is measured on where there is no data."""
 
     def __init__(self, item: Mapping[str, Any], number: int) -> None:
-        self.item = dict(item)
-        self.number = number
+        self.item, self.number = dict(item), number
 
     def __len__(self) -> int:
         return self.number
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
+    def __getitem__(self, place: Any) -> dict[str, Any]:
         return self.item
 
 
 class Step:
-    """One optimiser step of a stage or a generator's training, as the training loop takes it.
+    """One optimiser step of a stage or a generator's training, as the training loop takes it, its parts marked.
 
     `reads` says whether every step waits for the data loader; otherwise one batch serves all. Everything is as the
     config says, all losses active; nothing is written but the run's log, in the stage's folder.
@@ -59,41 +69,32 @@ class Step:
 
     def __init__(self, stage: Stage, runner: Any, reads: bool) -> None:
         self.stage, self.runner, self.reads = stage, runner, reads
-        self.model = runner.trained_model
         self.optimizers: Any = runner.build_optim_wrapper(runner.optim_wrapper)
-        self.model.begin(None)
-        ema = stage["ema"]
-        self.ema = WeightAverages(self.model.averaged_parts(), ema["sigma_rel"], ema["decays"]) if ema else None
+        model, ema = runner.trained_model, stage["ema"]
+        model.begin(None)
+        self.ema = WeightAverages(model.averaged_parts(), ema["sigma_rel"], ema["decays"]) if ema else None
         self.number = first_full_step(stage)
-        self.images = stage["global_batch_size"]
         loader = runner.train_loop.dataloader
         loader.batch_sampler.start_step = self.number
         self.batches = iter(loader)
-        self.accumulation = stage["accumulation"]
         runner.model.train()
         self.micro_batches = self.next_batches()
 
     def __call__(self) -> None:
         """Take the step."""
         if self.reads:
-            self.micro_batches = self.next_batches()
+            with record_function(DATA):
+                self.micro_batches = self.next_batches()
         self.runner.model.train_step(StepBatch(self.number, self.micro_batches), self.optimizers)
         if self.ema is not None:
-            self.ema.update()
+            with record_function(EMA):
+                self.ema.update()
         self.number += 1
 
     def next_batches(self) -> list[dict[str, Any]]:
         """Wait for the data loader."""
         with explaining_loader_errors():
-            return [next(self.batches) for _ in range(self.accumulation)]
-
-    def watched(self) -> Iterator[Watched]:
-        """Yield the calls that a step's parts are told apart by."""
-        yield Watched(self, "next_batches", DATA)
-        yield from watched_calls(self.model)
-        yield Watched(self.optimizers, "step_parts", OPTIMISER)
-        if self.ema is not None:
-            yield Watched(self.ema, "update", EMA)
+            return [next(self.batches) for _ in range(self.stage["accumulation"])]
 
 
 def first_full_step(stage: Stage) -> int:
@@ -101,32 +102,31 @@ def first_full_step(stage: Stage) -> int:
     return max((loss.get("start_step", 0) for loss in stage.settings.get("losses", {}).values()), default=0)
 
 
-@singledispatch
 def build_step(stage: Stage) -> Step:
-    """Build the step of a stage that :func:`for_measuring` made ready.
+    """Build the step of a stage, or a generator's training, that :func:`for_measuring` made ready.
 
-    Its data is what `data_root` names, or random images of the size that the config crops to. Raises DataError for
-    data that is not there.
+    Its data is what `data_root` names, or random images of the size that the config crops to, or random latents.
+    Raises DataError for data that is not there.
     """
     reads = reads_data(stage)
+    if isinstance(stage, Generation):
+        return Step(stage, build_generation_runner(stage, _latents_ready(stage, reads)), reads)
     item = {"images": torch.rand(3, *training_size(stage)) * 2 - 1}
-    train = build_datasets(stage)[0] if reads else RandomItems(item, stage["global_batch_size"])
+    train: Any = build_datasets(stage)[0] if reads else RandomItems(item, stage["global_batch_size"])
     return Step(stage, build_runner(stage, train, None), reads)
 
 
-@build_step.register
-def _(stage: Generation) -> Step:
-    train: Any = None
-    if reads_data(stage):
-        train = DATASETS.build({"train": True, "seed": stage.seed, **stage["data"]["train"]})
+def _latents_ready(stage: Generation, reads: bool) -> Ready:
+    """Return what a generator trains on, and the generator, beside a tokenizer that a step on latents does not use."""
     x, _, _ = generator_inputs(stage, 1, "cpu")
-    channels, *size = x.shape[1:] if train is None else train[0]["latents"].shape
-    tokenizer: Any = _NoTokenizer(channels)
-    statistics = LatentStatistics((0.0,) * channels, (1.0,) * channels)
-    diffusion = LatentDiffusion(stage["generator"], tokenizer, statistics, (channels, *size))
-    item = {"latents": x[0], "label": 0}
-    ready = Ready(train or RandomItems(item, stage["global_batch_size"]), diffusion)
-    return Step(stage, build_generation_runner(stage, ready), train is not None)
+    train: Any = RandomItems({"latents": x[0], "label": 0}, stage["global_batch_size"])
+    if reads:
+        train = DATASETS.build({"train": True, "seed": stage.seed, **stage["data"]["train"]})
+    channels, *size = train[0]["latents"].shape
+    tokenizer: Any = nn.Module()
+    tokenizer.latent_dim = channels
+    normal = LatentStatistics((0.0,) * channels, (1.0,) * channels)
+    return Ready(train, LatentDiffusion(stage["generator"], tokenizer, normal, (channels, *size)))
 
 
 def reads_data(stage: Stage) -> bool:
@@ -137,15 +137,7 @@ def reads_data(stage: Stage) -> bool:
     return "root" in data
 
 
-class _NoTokenizer(nn.Module):
-    """Stands where a generator's training has its tokenizer, which a step on latents does not use."""
-
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        self.latent_dim = latent_dim
-
-
-def for_measuring(stage: Any, folder: Any, devices: int) -> Any:
+def for_measuring(stage: Any, folder: Path, devices: int) -> Any:
     """Return a stage, or a generator's training, as its step is measured: random weights, one device's share.
 
     Raises ConfigError when the devices cannot share a batch evenly.
@@ -161,23 +153,17 @@ def for_measuring(stage: Any, folder: Any, devices: int) -> Any:
         "data": {**settings["data"], **({} if reads_data(stage) else {"workers": 0})},
     }
     if not isinstance(stage, Generation):
-        settings |= _without_weights(settings)
+        model, losses = settings["model"], settings["losses"]
+        parts = {"encoder": ENCODERS, "adapter": ADAPTERS, "decoder": DECODERS}
+        settings |= {
+            "model": {**model, **{part: without_weights(parts[part], model[part]) for part in parts if part in model}},
+            "losses": {name: without_weights(LOSSES, loss) for name, loss in losses.items()},
+            "discriminator": without_weights(DISCRIMINATORS, settings["discriminator"]),
+            "teacher": without_weights(ENCODERS, settings["teacher"]),
+            "start": None,
+            "data": {**settings["data"], "val": None},
+        }
     return replace(stage, settings=settings, folder=folder / stage.name)
-
-
-def _without_weights(settings: Mapping[str, Any]) -> dict[str, Any]:
-    model = dict(settings["model"])
-    for part, registry in (("encoder", ENCODERS), ("adapter", ADAPTERS), ("decoder", DECODERS)):
-        if part in model:
-            model[part] = without_weights(registry, model[part])
-    return {
-        "model": model,
-        "losses": {name: without_weights(LOSSES, loss) for name, loss in settings["losses"].items()},
-        "discriminator": without_weights(DISCRIMINATORS, settings["discriminator"]),
-        "teacher": without_weights(ENCODERS, settings["teacher"]),
-        "start": None,
-        "data": {**settings["data"], "val": None},
-    }
 
 
 def training_size(stage: Stage) -> tuple[int, int]:
@@ -185,28 +171,63 @@ def training_size(stage: Stage) -> tuple[int, int]:
     return AspectBuckets(stage["data"]["train"].get("image_size", 256)).sizes[0]
 
 
-def watched_calls(model: Any) -> Iterator[Watched]:
-    """Yield the calls inside a model's training step, by part; forward and backward of a part count together."""
-    if hasattr(model, "diffusion"):
-        yield Watched(model, "losses", GENERATOR)
-        yield Watched(Tensor, "backward", GENERATOR)
-        return
-    objective = model.objective
-    yield from (Watched(getattr(model.tokenizer, part), "forward", ENCODER) for part in ("encoder", "adapter"))
-    yield Watched(Chain, "backward_encoder", ENCODER)
-    yield Watched(model.tokenizer.decoder, "forward", DECODER)
-    yield Watched(Chain, "backward_decoder", DECODER)
-    if model.teacher is not None:
-        yield Watched(model.teacher, "forward", TEACHER)
-    if model.discriminator is not None:  # its pass over the reconstruction serves both sides
-        yield Watched(model.discriminator, "forward", DISCRIMINATOR)
-        yield Watched(model, "_backward_discriminator", DISCRIMINATOR)
-    adversarial = {t.name for t in objective.terms if "fake_logits" in objective.loss(t).inputs}
+def measure_step(
+    config: str, counted: CountedStage, settings: CostSettings, device: torch.device, folder: Path
+) -> CostRow:
+    """Build a stage's model, or a generator's, with random weights, and take steps. Logs go to `folder`.
 
-    def part_of(term: Any, *_: Any) -> str:
-        return DISCRIMINATOR if term.name in adversarial else LOSSES_
+    What takes longer than `settings.max_seconds` a step, or more memory than there is, is left out and says so.
+    Raises DataError and ConfigError for data that is not there.
+    """
+    stage = counted.stage
+    ready = for_measuring(stage, folder, settings.devices)
+    batch = ready["global_batch_size"]
+    what = {"config": config, "stage": stage.name, "images": batch, "devices": settings.devices}
+    row = CostRow(what, steps=stage["steps"], reads=reads_data(stage))
+    size = (0, 0) if isinstance(stage, Generation) else training_size(stage)
+    work = float(max(1, BACKWARD * batch * forward_operations(stage, size)))
+    with leaving_out() as reason, logging_the_end():
+        limit = Limit(settings.max_seconds, seconds_per_operation(device))
+        limit.check(work)
+        check_room(least_bytes(counted), free_bytes(device), "takes at least")
+        row = _measure_step(row, build_step(ready), settings, limit, work, device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return replace(row, left_out="".join(reason))
 
-    yield Watched(objective, "pull_on_image", LOSSES_)
-    yield Watched(objective, "pull_on_encoder", LOSSES_)
-    yield Watched(objective, "_pull_balanced", part_of)
-    yield Watched(objective_module, "ratio_at", LOSSES_)
+
+def least_bytes(counted: CountedStage) -> float:
+    """Return the bytes of weights, gradients, two states of the optimiser, and averages, all float32."""
+    ema = counted.stage["ema"]
+    averages = len(ema["sigma_rel"]) + len(ema["decays"]) if ema else 0
+    return 4.0 * (counted.plan.frozen + counted.plan.trainable * (4 + averages))
+
+
+def _measure_step(
+    row: CostRow, step: Step, settings: CostSettings, limit: Limit, work: float, device: torch.device
+) -> CostRow:
+    try:
+        timing = time_calls(step, settings.repeats, limit, work, compiles=bool(step.stage["compile"]))
+        rounds = [_watch(step, Stopwatch()) for _ in range(timing.calls)]
+        with metering(device) as peak:
+            step()
+            peak()  # everything that lives is known now
+            memory = _watch(step, Stopwatch(peak))
+    finally:
+        step.runner.visualizer.close()
+    parts = [part for part in PARTS if part in rounds[0].seconds]
+    return replace(
+        row,
+        timing=timing,
+        peak=max(memory.peaks.values()),
+        seconds={part: statistics.median(watch.seconds[part] for watch in rounds) for part in parts},
+        peaks={part: memory.peaks[part] for part in parts},
+    )
+
+
+def _watch(step: Step, watch: Stopwatch) -> Stopwatch:
+    """Take one step under a stopwatch."""
+    with watch.listening(PARTS), record_function(REST):
+        step()
+    return watch

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from aligntok.tokenizer import Tokenizer
 
@@ -34,6 +35,7 @@ class Chain:
         """Add a gradient to those that arrive at tensor `name`."""
         self.arriving[name] = self.arriving[name] + gradient if name in self.arriving else gradient
 
+    @record_function("decoder")
     def backward_decoder(self) -> None:
         """Walk the decoder once: its parameters get their gradients, the latents what arrives from the image."""
         gradient = self.arriving.pop("reconstruction")
@@ -46,6 +48,7 @@ class Chain:
             self.add("latents", latents.grad)
             latents.grad = None
 
+    @record_function("encoder")
     def backward_encoder(self) -> None:
         """Walk adapter and encoder once, with everything that arrives at latents, moments and features."""
         names = [name for name in ENCODER_SIDE if name in self.arriving and self.tensors[name].requires_grad]
@@ -60,14 +63,14 @@ def run_forward(tokenizer: Tokenizer, images: Tensor, trains: Iterable[str]) -> 
     The latents of a variational tokenizer are sampled. The leaves are float32, whatever autocast made of the tensors.
     """
     trained = set(trains)
-    with torch.set_grad_enabled("encoder" in trained):
+    with record_function("encoder"), torch.set_grad_enabled("encoder" in trained):
         features = tokenizer.encoder(images)
-    with torch.set_grad_enabled(bool(trained & {"encoder", "adapter"})):
+    with record_function("encoder"), torch.set_grad_enabled(bool(trained & {"encoder", "adapter"})):
         moments = tokenizer.adapter(features)
         latents = tokenizer.latents_from(moments, sample=True)
     tensors = {"features": features, "moments": moments, "latents": latents}
     leaves = {name: _leaf(tensor, tensor.requires_grad) for name, tensor in tensors.items()}
-    with torch.set_grad_enabled(latents.requires_grad or "decoder" in trained):
+    with record_function("decoder"), torch.set_grad_enabled(latents.requires_grad or "decoder" in trained):
         tensors["reconstruction"] = tokenizer.decoder(leaves["latents"])
     leaves["reconstruction"] = _leaf(tensors["reconstruction"], True)
     return Chain(tensors, leaves)

@@ -10,6 +10,7 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.profiler import record_function
 from typing_extensions import Self
 
 from aligntok.device import check_precision, computing
@@ -38,6 +39,7 @@ class Teacher(nn.Module):
         self.requires_grad_(False)
 
     @torch.no_grad()
+    @record_function("teacher")
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return teacher_features (N, C, h, w), and teacher_latents (N, d, h, w) if there is an adapter."""
         features = self.encoder(images)
@@ -201,7 +203,8 @@ class AlignmentModel(BaseModel):
         reduction.finish()
         averaged = {key: torch.stack([log[key] for log in logs]).mean() for key in logs[0]}
         losses = [value for key, value in averaged.items() if key.startswith("loss/")]
-        return {**averaged, **optim_wrapper.step_parts(self.trained_parts(), losses)}
+        with record_function("optimiser"):
+            return {**averaged, **optim_wrapper.step_parts(self.trained_parts(), losses)}
 
     def _backward(
         self, images: Tensor, step: int, scale: Tensor | float, reduction: GradientReduction | None
@@ -214,13 +217,15 @@ class AlignmentModel(BaseModel):
         with computing(self.precision, images.device):
             chain = run_forward(self.tokenizer, images, self.trains)
             inputs = self._loss_inputs(images, chain, step)
-            logs = self.objective.pull_on_image(chain, inputs, decoder.last_layer, step, scale)
+            with record_function("losses"):
+                logs = self.objective.pull_on_image(chain, inputs, decoder.last_layer, step, scale)
             logs.update(self._backward_discriminator(images, inputs.get("fake_logits"), step, scale))
             adversary = self.discriminator if "fake_logits" in inputs else None
             self._start(reduction, [adversary])
             chain.backward_decoder()
             self._start(reduction, [decoder])
-            logs.update(self.objective.pull_on_encoder(chain, inputs, encoder.last_layer, step, scale))
+            with record_function("losses"):
+                logs.update(self.objective.pull_on_encoder(chain, inputs, encoder.last_layer, step, scale))
             chain.backward_encoder()
             self._start(reduction, [self.tokenizer.adapter, encoder, *self.objective.losses.values()])
         return logs
@@ -232,7 +237,8 @@ class AlignmentModel(BaseModel):
         ):
             inputs.update(self.teacher(images))
         if self.objective.needs("fake_logits", step):
-            inputs["fake_logits"] = self.discriminator(chain.leaves["reconstruction"])
+            with record_function("discriminator"):
+                inputs["fake_logits"] = self.discriminator(chain.leaves["reconstruction"])
         return inputs
 
     def _backward_discriminator(
@@ -242,10 +248,10 @@ class AlignmentModel(BaseModel):
         if fake_logits is None:
             return {}
         (loss,) = (self.objective.loss(t) for t in self.objective.active(step) if "fake_logits" in self._inputs(t.name))
-        real_logits = self.discriminator(images)
-        value = loss.discriminator_loss(real_logits, fake_logits)
-        parameters = list(self.discriminator.parameters())
-        (value * scale).backward(inputs=parameters)
+        with record_function("discriminator"):
+            real_logits = self.discriminator(images)
+            value = loss.discriminator_loss(real_logits, fake_logits)
+            (value * scale).backward(inputs=list(self.discriminator.parameters()))
         return {
             "loss/discriminator": value.detach(),
             "logits/real": real_logits.detach().float().mean(),

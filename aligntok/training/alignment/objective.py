@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from aligntok.errors import ConfigError
 from aligntok.registry import LOSSES, check_keywords
@@ -175,9 +176,10 @@ class Objective(nn.Module):
         """Add the gradient of a balanced loss to what arrives at the tensor it pulls on, and return it."""
         assert term.balance is not None
         point, parameters = self.loss(term).at, self._loss_weights([term])
-        found = torch.autograd.grad(
-            self._value(term, inputs, logs) * scale, [chain.leaves[point], *parameters], retain_graph=True
-        )
+        with record_function("discriminator" if "fake_logits" in self.loss(term).inputs else "losses"):
+            found = torch.autograd.grad(
+                self._value(term, inputs, logs) * scale, [chain.leaves[point], *parameters], retain_graph=True
+            )
         above, arriving = chain.tensors[reference[0]], reference[1]
         ratio = ratio_at(
             last_layer,

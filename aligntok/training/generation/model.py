@@ -9,6 +9,7 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.profiler import record_function
 from typing_extensions import Self
 
 from aligntok.caching.encoder import check_posterior, posterior_noise
@@ -120,14 +121,15 @@ class GenerationModel(BaseModel):
             draws = self.draws(data.step, i, count, latents)
             if i == count - 1:
                 reduction.start_when_ready(self._groups())
-            with multiplying(self.precision):
+            with record_function("generator"), multiplying(self.precision):
                 losses, t = self.losses(latents, labels, draws)
                 (losses["total"].mean() * scale).backward()
             logs.append({f"loss/{name}": value.detach().mean() for name, value in losses.items()})
             logs[-1]["time_bins"] = self._binned(losses["total"].detach(), t)
         reduction.finish()
         averaged = {key: torch.stack([log[key] for log in logs]).mean(dim=0) for key in logs[0]}
-        stepped = optim_wrapper.step_parts(self.trained_parts(), [averaged["loss/total"]])
+        with record_function("optimiser"):
+            stepped = optim_wrapper.step_parts(self.trained_parts(), [averaged["loss/total"]])
         return {**averaged, **stepped}
 
     def losses(self, latents: Tensor, labels: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from aligntok.ops.ldm_blocks import AttnBlock
 from aligntok.registry import ENCODERS, GENERATORS
 from aligntok.training.generation.settings import Generation
-from aligntok.training.plan import build_on_meta, count_parameters, trainable_and_frozen, without_weights
+from aligntok.training.plan import (
+    StagePlan,
+    build_on_meta,
+    count_parameters,
+    make_plan,
+    trainable_and_frozen,
+    without_weights,
+)
 from aligntok.training.stages import Stage
 
 
@@ -32,42 +39,31 @@ class Operations:
     as_in_paper: int
 
 
-@dataclass(frozen=True)
-class CountedStage:
-    """A stage, or a generator's training, without a run. Parameters by part, as (trainable, frozen).
+class CountedStage(NamedTuple):
+    """A stage, or a generator's training, and what it is going to do.
 
-    `teacher_adapter` of the frozen ones are those of the teacher's adapter. `epochs` is None where the number of
-    training images is unknown.
+    `teacher_adapter` of the plan's frozen parameters are those of the teacher's adapter.
     """
 
-    name: str
-    parameters: Mapping[str, tuple[int, int]]
-    teacher_adapter: int
-    steps: int
-    images_seen: int
-    epochs: float | None
-
-    @property
-    def trainable(self) -> int:
-        """All parameters that it trains: the discriminator's among them."""
-        return sum(trainable for trainable, _ in self.parameters.values())
-
-    @property
-    def frozen(self) -> int:
-        """All that is loaded beside them: encoder or decoder that stay, teacher, LPIPS."""
-        return sum(frozen for _, frozen in self.parameters.values())
+    stage: Stage
+    plan: StagePlan
+    teacher_adapter: int = 0
 
     @property
     def frozen_as_in_paper(self) -> int:
         """The frozen ones without the teacher's adapter, as the paper's cost table has them."""
-        return self.frozen - self.teacher_adapter
+        return self.plan.frozen - self.teacher_adapter
 
 
 @dataclass
 class Counted:
-    """What is known of a config, or of one encoder, without a run. Operations by part and size, such as "256"."""
+    """What is known of a config, or of one encoder, without a run. Operations by part and size, such as "256".
+
+    `tokenizer` is the stage that its tokenizer ends with; None of an encoder, and of a generator alone.
+    """
 
     name: str
+    tokenizer: Stage | None = None
     parts: dict[str, int] = field(default_factory=dict)
     stages: list[CountedStage] = field(default_factory=list)
     operations: dict[tuple[str, str], Operations] = field(default_factory=dict)
@@ -88,17 +84,18 @@ def count_config(
 
     Raises ConfigError for models that cannot be built and for resolutions that their tokenizer does not take.
     """
-    counted = Counted(name)
+    counted = Counted(name, stages[-1] if stages else None)
     for stage in stages:
         model = build_on_meta(stage)
-        counted.stages.append(_count_stage(stage, count_parameters(model), _parameters(_teacher_adapter(model))))
+        adapter = None if model.teacher is None else model.teacher.adapter
+        counted.stages.append(CountedStage(stage, _plan(stage, count_parameters(model)), _parameters(adapter)))
     if stages:
         _count_tokenizer(counted, model.tokenizer, resolutions)
     if generation is not None:
         generator = build_on_meta(generation).generator
         parameters = trainable_and_frozen(generator)
         counted.parts["generator"] = sum(parameters)
-        counted.stages.append(_count_stage(generation, {"generator": parameters}, 0))
+        counted.stages.append(CountedStage(generation, _plan(generation, {"generator": parameters})))
         inputs = generator_inputs(generation, 1, "meta")
         counted.count("generator", "x".join(map(str, inputs[0].shape[2:])), generator, *inputs)
     return counted
@@ -175,9 +172,9 @@ def generator_inputs(generation: Generation, batch: int, device: str) -> tuple[T
     return x, torch.rand(batch, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
 
 
-def _attention(counts: Mapping[Any, int]) -> int:
-    """Return the operations of products of batches of matrices: attention's, fused or not."""
-    return sum(n for op, n in counts.items() if "bmm" in str(op) or "attention" in str(op))
+def _plan(stage: Stage, parameters: Mapping[str, tuple[int, int]]) -> StagePlan:
+    """Return the plan of one process, which writes nothing."""
+    return make_plan(stage, 1, None, parameters=parameters, checkpoint_bytes=0, frozen_bytes=0)
 
 
 def _count_tokenizer(counted: Counted, tokenizer: Any, resolutions: Iterable[int]) -> None:
@@ -190,20 +187,9 @@ def _count_tokenizer(counted: Counted, tokenizer: Any, resolutions: Iterable[int
         counted.count("decoder", str(size), tokenizer.decoder, latents)
 
 
-def _count_stage(stage: Stage, parameters: Mapping[str, tuple[int, int]], teacher_adapter: int) -> CountedStage:
-    seen, images = stage["steps"] * stage["global_batch_size"], stage["data"]["num_images"]
-    return CountedStage(
-        name=stage.name,
-        parameters=parameters,
-        teacher_adapter=teacher_adapter,
-        steps=stage["steps"],
-        images_seen=seen,
-        epochs=seen / images if images else None,
-    )
-
-
-def _teacher_adapter(model: Any) -> nn.Module | None:
-    return None if model.teacher is None else model.teacher.adapter
+def _attention(counts: Mapping[Any, int]) -> int:
+    """Return the operations of products of batches of matrices: attention's, fused or not."""
+    return sum(n for op, n in counts.items() if "bmm" in str(op) or "attention" in str(op))
 
 
 def _parameters(module: nn.Module | None) -> int:
