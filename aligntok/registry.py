@@ -13,6 +13,7 @@ from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import Registry
 from mmengine.utils import get_object_from_string
 
+from aligntok.annotations import check_values
 from aligntok.errors import ConfigError, UnknownComponentError, unknown
 
 # Imported (by name, so that nothing here depends on it) when a registry is first looked into; it loads the plugins.
@@ -149,7 +150,8 @@ class ComponentRegistry(Registry):
 
         `trusted` False is for a config that a file brings, not its user: see :meth:`check_registered`, which looks
         before anything is imported. `components` are classes by name that are taken beside the registered ones. Raises
-        ConfigError when the keywords are not the component's, and whatever the component itself raises.
+        ConfigError when the keywords are not the component's, or their values not what it annotates them with, and
+        whatever the component itself raises.
         """
         if not trusted:
             self.check_registered(cfg, components)
@@ -177,20 +179,21 @@ class ComponentRegistry(Registry):
 
 
 def check_keywords(component: Any, options: dict[str, Any], who: str, also: tuple[str, ...] = ()) -> None:
-    """Raise ConfigError when `options` has a keyword that `component` does not take, naming the nearest one it does.
+    """Raise ConfigError when `options` has a keyword that `component` does not take, naming the nearest one it does,
+    or a value that is not what the component annotates that keyword with.
 
     `also` are names that whoever asks takes for itself.
     """
     parameters = inspect.signature(component).parameters
     definer = next((c for c in getattr(component, "__mro__", ()) if "__init__" in vars(c)), component)
     without_own = definer.__module__ == "torch.nn.modules.module"  # nn.Module's own, which refuses keywords late
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and not without_own:
-        return
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and not without_own
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     known = [*(p.name for p in parameters.values() if p.kind in named), *also]
     for key in options:
-        if key not in known:
+        if key not in known and not anything:
             raise ConfigError(f"{who} takes {unknown('keyword', key, known)}")
+    check_values(component, options, who)
 
 
 def _configs_in(value: Any) -> Iterator[Mapping[str, Any]]:

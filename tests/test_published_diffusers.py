@@ -17,6 +17,7 @@ from aligntok.data.latents import LatentDataset
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.evaluation.cost.count import count_config
 from aligntok.evaluation.latent_analysis import analyze_latents
+from aligntok.evaluation.settings import LatentAnalysis
 from aligntok.plugins.testing import check_decoder, check_encoder
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
@@ -177,10 +178,10 @@ def test_its_reconstructions_are_evaluated_by_the_command(published, photographs
 def test_latent_spaces_of_both_kinds_are_analysed_beside_one_another(published, photographs, tmp_path):
     encoder = dict(type="timm", model_name="vit_tiny_patch16_224", pretrained=False)
     encoder["model_args"] = dict(depth=1, embed_dim=24, num_heads=2)
-    found = analyze_latents(
-        [str(published[kind][1]) for kind in (SD, FLUX)],
-        photographs,
-        tmp_path / "out",
+    analysis = LatentAnalysis(
+        tokenizers=[str(published[kind][1]) for kind in (SD, FLUX)],
+        data=photographs,
+        out=tmp_path / "out",
         encoder=encoder,
         image_size=32,
         split="train",
@@ -188,7 +189,8 @@ def test_latent_spaces_of_both_kinds_are_analysed_beside_one_another(published, 
         tsne_points=20,
         seeds=(0,),
         workers=0,
-    ).metrics
+    )
+    found = analyze_latents(analysis).metrics
     for kind in (SD, FLUX):
         own = [value for name, value in found.items() if name.startswith(f"{kind}/")]
         assert len(own) >= 4

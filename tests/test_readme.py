@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from aligntok import cli
+from aligntok.cli import latent_space
+from aligntok.cli.arguments import parse
 from aligntok.evaluation import comparison
 from aligntok.evaluation.comparison import chosen, read_comparison
 from aligntok.registry import ENCODERS, LOSSES
@@ -129,15 +131,17 @@ def look_at_options(tool):
     """Check a long command's options, without what it would do with them."""
 
     def check(arguments):
-        parse = argparse.ArgumentParser.parse_args
+        def stopping(parse):
+            def parse_and_stop(*given, **options):
+                parse(*given, **options)
+                raise SystemExit(0)
 
-        def parse_and_stop(self, *given):
-            parse(self, *given)
-            raise SystemExit(0)
+            return parse_and_stop
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [tool, *arguments])
-            patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+            patch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
+            patch.setattr(latent_space, "parse", stopping(parse))
             with pytest.raises(SystemExit) as ended:
                 runpy.run_path(tool, run_name="__main__")
         return ended.value.code
@@ -189,7 +193,9 @@ def run_evaluate(arguments):
 def run_analyze_latents(arguments):
     if not arguments[0].startswith("work_dirs/demo/"):
         return look_at_options("tools/analyze_latents.py")(arguments)
-    return cli.analyze_latents([*arguments, "--workers", "0", "--seeds", "0", "--num", "24", "--pca-images", "1"])
+    return cli.analyze_latents(
+        [*arguments, "--workers", "0", "--seeds", "0", "--num-images", "24", "--pca-images", "1"]
+    )
 
 
 def run_make(arguments):

@@ -22,7 +22,7 @@ VERBS: dict[str, Command] = {
     "sample": sample,
     "evaluate": evaluate,
     "compare": compare,
-    "analyze_latents": analyze_latents,
+    "analyze-latents": analyze_latents,
     "measure_cost": measure_cost,
     "report": report,
     "plugins": plugins,
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"aligntok {__version__}")
         return 0
-    lines = [f"  {name:13s} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    lines = [f"  {name:15s} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
     print("usage: aligntok VERB ... (each has --help)\n\n" + "\n".join(lines))
     return 0 if words in (["--help"], ["-h"], []) else 2
 

@@ -1,16 +1,24 @@
-"""What every command does alike: errors told plainly, options given as words."""
+"""What every command does alike: options are the fields of its settings, given as words; errors are told plainly."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
+from aligntok.annotations import alternatives, parts
 from aligntok.errors import AlignTokError, ConfigError
 
+if TYPE_CHECKING:
+    from aligntok.settings import Option
+
 Command = Callable[[Sequence[str] | None], int]
+T = TypeVar("T")
+_WORDS = "words_without_flags"
 
 
 def reporting_errors(command: Command) -> Command:
@@ -50,3 +58,180 @@ def image_size(text: str) -> tuple[int, ...]:
     """Turn ``256`` or ``256x384`` (height x width) into (H, W). Raises ValueError, which argparse explains."""
     sides = tuple(int(side) for side in text.split("x"))
     return sides * 2 if len(sides) == 1 else sides
+
+
+def parse(
+    cls: type[T],
+    arguments: Sequence[str] | None,
+    prog: str,
+    positional: Sequence[str] = (),
+    flat: bool = False,
+    description: str | None = None,
+) -> T:
+    """Return settings from a command line (None: this process's), by tyro: ``--image-size 256 384``, ``--no-npz``.
+
+    positional: the fields that are words without a flag, in order; one of them may take several. flat: fields of
+    settings within have no prefix. A dict is written ``KEY=VALUE ...``, None ``None``. ``--help`` and unknown flags end
+    the process with status 0 and 2, the latter with a suggestion; a value that is not allowed is a ConfigError.
+    """
+    import tyro
+
+    from aligntok.settings import read
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for old, new in cls.__renamed__.items():  # type: ignore[attr-defined]
+        if _flag(old) in (word.partition("=")[0] for word in words):
+            raise ConfigError(f"{prog}: {_flag(old)} is called {_flag(new)} now")
+    markers = (tyro.conf.OmitArgPrefixes,) if flat else ()
+    told = description or inspect.getdoc(cls)
+    filled = tyro.cli(_form(cls, positional), prog=prog, description=told, args=words, config=markers)
+    flags: dict[str, str] = {}
+    given = _given(cls, filled, flags, flat)
+    if positional:
+        given |= _share_out(cls, positional, list(getattr(filled, _WORDS)), flags, prog)
+    return read(cls, given, prog, flags)
+
+
+class _Given(list[str]):
+    """The words that a command line gave for a field."""
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _options(cls: Any) -> dict[str, Option]:
+    from aligntok.settings import fields_of
+
+    return {option.name: option for option in fields_of(cls) if "." not in option.name}
+
+
+def _form(cls: Any, positional: Sequence[str] = ()) -> Any:
+    """Return the dataclass that tyro fills in: the words of each field, whatever they are, and on and off."""
+    from tyro.conf import Positional, arg
+
+    options = _options(cls)
+    fields: list[Any] = []
+    if positional:  # together: tyro cannot tell where several words end and the last begins
+        metavar = " ".join(_shape(options[name].annotation, name.upper())[1] for name in positional)
+        told = arg(help="\n".join(f"{name.upper()}: {options[name].doc}" for name in positional), help_behavior_hint="")
+        fields.append((_WORDS, _words("*", metavar, Positional, told), dataclasses.field(default=())))
+    for name in options.keys() - set(positional):
+        option = options[name]
+        told = arg(help=option.doc, help_behavior_hint=_hint(option.default))
+        if option.settings is not None and option.default is not None:
+            inner = _form(option.settings)
+            fields.append((name, inner, dataclasses.field(default_factory=inner)))
+        elif option.annotation is bool:
+            fields.append((name, Annotated[bool, told], dataclasses.field(default=option.default)))
+        else:
+            fields.append((name, _words(*_shape(option.annotation), told), dataclasses.field(default=None)))
+    order = [_WORDS, *options]
+    return dataclasses.make_dataclass(cls.__name__, sorted(fields, key=lambda each: order.index(each[0])), kw_only=True)
+
+
+def _words(count: Any, metavar: str, *told: Any) -> Any:
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    spec = PrimitiveConstructorSpec(count, metavar, _Given, lambda value: True, lambda value: [str(value)])
+    return Annotated[(object, spec, *told)]
+
+
+def _hint(default: Any) -> str:
+    if default is dataclasses.MISSING:
+        return "(required)"
+    text = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+    return "" if default in (None, (), [], {}) else f"(default: {text})"
+
+
+def _shape(annotation: Any, name: str | None = None) -> tuple[Any, str]:
+    """Return how many words a field may have, "*" for any number, and what help calls them."""
+    found = [_shape_of_one(each, name) for each in _written(annotation) if each is not type(None)]
+    counts = {count for count, _ in found}
+    numbers = "*" if "*" in counts else tuple(sorted(counts)) if len(counts) > 1 else counts.pop()
+    return numbers, "|".join(dict.fromkeys(metavar for _, metavar in found))
+
+
+def _written(annotation: Any) -> list[Any]:
+    """Return what a command line may write for an annotation: None first, text last, and no path or dict beside it."""
+    kinds = sorted((parts(each)[0] for each in alternatives(annotation)), key=[type(None), str].__contains__)
+    if str not in kinds:
+        return kinds
+    return [*(kind for kind in kinds if kind in (type(None), int, float, bool)), str]
+
+
+def _is_dict(kind: Any) -> bool:
+    return dict in (kind, get_origin(kind)) or hasattr(kind, "__pydantic_fields__")
+
+
+def _shape_of_one(kind: Any, name: str | None) -> tuple[Any, str]:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return 1, "{" + ",".join(map(str, inner)) + "}"
+    if _is_dict(kind):
+        return "*", "KEY=VALUE ..."
+    if origin is tuple and ... not in inner:
+        return len(inner), " ".join(_shape(each)[1] for each in inner)
+    if origin in (tuple, list):
+        return "*", f"{name or _shape(inner[0])[1]} ..."
+    return 1, name or getattr(kind, "__name__", "VALUE").upper()
+
+
+def _given(cls: Any, filled: Any, flags: dict[str, str], flat: bool, prefix: str = "") -> dict[str, Any]:
+    """Return what a form was given as a dict; `flags` gets how each field was written."""
+    given: dict[str, Any] = {}
+    for name, option in _options(cls).items():
+        value = getattr(filled, name, None)
+        if dataclasses.is_dataclass(value):
+            given[name] = _given(option.settings, value, flags, flat, f"{prefix}{name}.")
+        elif isinstance(value, bool):
+            given[name] = value
+        elif isinstance(value, _Given):
+            flag = _flag(name if flat else prefix + name)
+            flags[prefix + name] = " ".join([flag, *value])
+            given[name] = _value(option.annotation, value, flag)
+    return given
+
+
+def _share_out(
+    cls: Any, positional: Sequence[str], words: list[str], flags: dict[str, str], prog: str
+) -> dict[str, Any]:
+    """Share words without flags out among `positional`: one each, and what is left to the one that takes several."""
+    several = [_shape(_options(cls)[name].annotation)[0] == "*" for name in positional]
+    last = len(positional) - several.index(True) - 1 if any(several) else 0
+    ends = words[len(words) - last :] if last else []
+    given: dict[str, Any] = dict(zip(positional[len(positional) - last :], ends, strict=False))
+    words = words[: len(words) - len(ends)]
+    for name, many in zip(positional[: len(positional) - last], several, strict=False):
+        taken, words = (words, []) if many else (words[:1], words[1:])
+        if taken:
+            given[name] = tuple(taken) if many else taken[0]
+    if words:
+        raise ConfigError(f"{prog} takes no more words: {' '.join(words)}; see {prog} --help")
+    flags.update({name: f"{name.upper()} {value}" for name, value in given.items()})
+    return given
+
+
+def _value(annotation: Any, words: list[str], flag: str) -> Any:
+    """Return the value that words are for a field; what they cannot be they stay, for the check to refuse."""
+    for kind in _written(annotation):
+        try:
+            return _value_of_one(kind, words, flag)
+        except (LookupError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigError):  # of a dict's words
+                raise
+    return words[0] if len(words) == 1 else tuple(words)
+
+
+def _value_of_one(kind: Any, words: list[str], flag: str) -> Any:
+    origin, inner = get_origin(kind), get_args(kind)
+    if _is_dict(kind):
+        return parse_options(words, flag)
+    if origin in (tuple, list):
+        kinds = [inner[0]] * len(words) if origin is list or ... in inner else inner
+        return tuple(_value(each, [word], flag) for each, word in zip(kinds, words, strict=True))
+    (word,) = words
+    choices = {bool: (True, False), type(None): (None,)}.get(kind, inner)
+    if choices:
+        return {str(choice): choice for choice in choices}[word]
+    return kind(word)

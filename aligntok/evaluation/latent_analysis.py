@@ -16,10 +16,10 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from aligntok.data.sampler import evenly_spaced
-from aligntok.device import check_precision, multiplying
+from aligntok.device import multiplying
 from aligntok.distributed import barrier, is_first, total
 from aligntok.distributed.job import job, shares
-from aligntok.errors import DataError, at_least
+from aligntok.errors import DataError
 from aligntok.evaluation.images import RESIZE, EvaluationImages, begins_anew
 from aligntok.evaluation.latent_models import (
     REFERENCE,
@@ -35,10 +35,10 @@ from aligntok.evaluation.latent_models import (
 )
 from aligntok.evaluation.metrics.latent_space import DensityMeasures, cknna, density_measures
 from aligntok.evaluation.results import Result, check_out, default_folder, publish
+from aligntok.evaluation.settings import FEWEST, LatentAnalysis
 from aligntok.io.pictures import pca_pictures, pca_sheet, save_picture, tsne_plot
 from aligntok.loading import load_tokenizer
 
-FEWEST = 20  # images and points: below, neither neighbours nor densities mean anything
 PERPLEXITY = 30
 DENSITY = ("density CV", "Gini coefficient", "normalised entropy")
 PCA = "Input, and the three leading principal components of the latents"
@@ -57,59 +57,42 @@ class Measured(NamedTuple):
         return [self.cknna, self.variance, self.variation, *np.mean(self.densities, axis=0).tolist()]
 
 
-def analyze_latents(
-    tokenizers: Sequence[str],
-    data: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None = None,
-    *,
-    encoder: str | Mapping[str, Any] = "dinov2",
-    image_size: int | Sequence[int] = 256,
-    split: str | None = None,
-    num: int | None = 10_000,
-    topk: int = 10,
-    tsne_points: int = 5000,
-    seeds: Sequence[int] = (0, 1, 2),
-    pca_images: int = 6,
-    names: Sequence[str] | None = None,
-    weights: str | None = None,
-    precision: str = "fp32",
-    batch_size: int = 32,
-    workers: int = 2,
-) -> Result:
+def analyze_latents(settings: LatentAnalysis) -> Result:
     """Measure and show the latent spaces of tokenizers beside a reference encoder's (paper, Table 16 and Fig. 7).
 
-    tokenizers: what :func:`load_tokenizer` takes, with `weights` "raw" or "ema" of work folders. data, split, num,
-    image_size: see :class:`EvaluationImages`. encoder: a registry name, ``timm:MODEL``, ``open_clip:MODEL``, or a
-    config; where tokenizers have one factor, and the config says none, it gets theirs: grids of one size. topk: of
-    CKNNA. tsne_points: latents in a t-SNE, one an image, drawn anew for each of `seeds`. pca_images: rows of the PCA
-    picture. names: of the tokenizers in tables.
-
-    Writes into `out` (None: ``evaluation/latent_space`` of the only tokenizer, or in the current folder)
-    ``latent_space.json``, ``pca.png``, ``tsne_<name>.png`` and ``report.html``. Collective under torchrun. Raises
-    ConfigError and WeightsError for what cannot be measured with, DataError for the images, Preempted after SIGTERM.
+    Tokenizers are what :func:`load_tokenizer` takes, data what :class:`EvaluationImages` does; where tokenizers have
+    one factor, and the encoder is told none, it gets theirs: grids of one size. Writes ``latent_space.json``,
+    ``pca.png``, ``tsne_<name>.png`` and ``report.html``. Collective under torchrun. Raises ConfigError and WeightsError
+    for what cannot be measured with, DataError for the images, Preempted after SIGTERM.
     """
-    called = distinct_names([os.fspath(source) for source in tokenizers], names)
-    at_least(FEWEST, tsne_points=tsne_points, num=num)
-    at_least(1, topk=topk, pca_images=pca_images, seeds=len(seeds))
-    check_precision(precision)
-    folder = _folder(tokenizers, called) if out is None else Path(out).expanduser()
+    tokenizers, seeds, precision = settings.tokenizers, settings.seeds, settings.precision
+    called = distinct_names([os.fspath(source) for source in tokenizers], settings.names)
+    word = settings.encoder
+    encoder = {**(encoder_config(word) if isinstance(word, str) else word), **settings.encoder_options}
+    folder = _folder(tokenizers, called) if settings.out is None else Path(settings.out).expanduser()
     with job(), multiplying(precision):
         check_out(folder)
-        images = EvaluationImages(data, image_size, split, num, batch_size, workers)
-        check_enough(images, topk)
-        subjects = load_subjects(tokenizers, called, encoder, images.image_size, weights, precision)
-        draws = Draws.of(seeds, len(images), tsne_points)
-        shown = evenly_spaced(len(images), pca_images)
-        collection = collect(subjects, images, draws, shown)
+        images = EvaluationImages(
+            settings.data,
+            settings.image_size,
+            settings.split,
+            settings.num_images,
+            settings.batch_size,
+            settings.workers,
+        )
+        check_enough(images, settings.topk)
+        subjects = load_subjects(tokenizers, called, encoder, images.image_size, settings.weights, precision)
+        draws = Draws.of(seeds, len(images), settings.tsne_points)
+        collection = collect(subjects, images, draws, evenly_spaced(len(images), settings.pca_images))
         embedded = embed(collection, draws, seeds)
-        measured = measure(collection, embedded, topk)
-        settings = {
-            **_of_images(images, collection, split),
+        measured = measure(collection, embedded, settings.topk)
+        told = {
+            **_of_images(images, collection, settings.split),
             "models": {each.name: {**each.what, "latent": list(each.shape)} for each in subjects},
-            **{"weights": weights, "precision": precision, "topk": topk},
+            **{"weights": settings.weights, "precision": precision, "topk": settings.topk},
             "tsne": {"points": len(embedded[0][0]), "perplexity": PERPLEXITY, "seeds": list(seeds)},
         }
-        result = describe(", ".join(map(str, tokenizers)), measured, subjects, settings, seeds)
+        result = describe(", ".join(map(str, tokenizers)), measured, subjects, told, seeds)
         if is_first():
             write_pictures(folder, collection, embedded, draws)
             publish(result, folder)
@@ -138,9 +121,9 @@ def check_enough(images: EvaluationImages, topk: int) -> None:
 
 
 def load_subjects(
-    tokenizers: Sequence[str],
+    tokenizers: Sequence[str | Path],
     names: Sequence[str],
-    encoder: str | Mapping[str, Any],
+    encoder: Mapping[str, Any],
     size: tuple[int, int],
     weights: str | None,
     precision: str,
@@ -148,8 +131,7 @@ def load_subjects(
     """Load the tokenizers and, last, the reference encoder."""
     chosen: dict[str, Any] = {} if weights is None else {"weights": weights}
     loaded = [load_tokenizer(source, **chosen) for source in tokenizers]
-    config = encoder_config(encoder) if isinstance(encoder, str) else encoder
-    config = on_grid_of(config, {each.downsample_factor for each in loaded})
+    config = on_grid_of(encoder, {each.downsample_factor for each in loaded})
     subjects = [
         tokenizer_subject(name, os.fspath(source), tokenizer, size, precision)
         for name, source, tokenizer in zip(names, tokenizers, loaded, strict=True)
@@ -289,7 +271,7 @@ def write_pictures(
         save_picture(folder / _tsne_file(each.subject.name), tsne_plot(maps[0], labels, title))
 
 
-def _folder(tokenizers: Sequence[str], names: Sequence[str]) -> Path:
+def _folder(tokenizers: Sequence[str | Path], names: Sequence[str]) -> Path:
     if len(tokenizers) == 1:
         return default_folder(tokenizers[0], "latent_space")
     return Path("evaluation", "_".join(name.replace("/", "-") for name in names)[:100], "latent_space")

@@ -22,6 +22,7 @@ from aligntok.evaluation.latent_analysis import DENSITY, analyze_latents, tsne
 from aligntok.evaluation.latent_models import Draws, distinct_names, encoder_config, on_grid_of
 from aligntok.evaluation.metrics.latent_space import cknna, density_measures, spatial_variance, total_variation
 from aligntok.evaluation.results import read_result
+from aligntok.evaluation.settings import LatentAnalysis
 from aligntok.io.pictures import pca_pictures, pca_sheet, tsne_plot
 from aligntok.registry import ENCODERS
 from aligntok.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def found(tokenizers, images, options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("analysis") / "out"
     torch.manual_seed(0)
     names = ["tiny", "larger"]
-    return folder, analyze_latents(tokenizers, images, folder, names=names, pca_images=3, batch_size=7, **options)
+    return folder, analyze(tokenizers, images, folder, names=names, pca_images=3, batch_size=7, **options)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,10 @@ def encoded(tokenizers, images, encoder):
     models.append(ENCODERS.build({**encoder, "downsample_factor": 8}).eval())
     with torch.no_grad():
         return [torch.cat([model(batch) for batch in pictures.split(7)]) for model in models]
+
+
+def analyze(tokenizers, data, out, **options):
+    return analyze_latents(LatentAnalysis(tokenizers=tokenizers, data=data, out=out, **options))
 
 
 def rows(result, table="Latent spaces"):
@@ -136,13 +141,13 @@ def test_a_collapsed_latent_space_is_refused_and_ends_no_process(tokenizers, ima
         list(collapsed.adapter.parameters())[-2][kept:] = 0
     collapsed.save_pretrained(tmp_path / "collapsed")
     with pytest.raises(DataError, match="the latents of collapsed hardly differ"):
-        analyze_latents([str(tmp_path / "collapsed")], images, tmp_path / "out", **{**options, "seeds": (0,)})
+        analyze([str(tmp_path / "collapsed")], images, tmp_path / "out", **{**options, "seeds": (0,)})
 
 
 def test_metrics_name_the_model_unless_there_is_one(found, tokenizers, images, options, tmp_path):
     names = {"CKNNA-vit_tiny_patch16_224", *MEASURES}
     assert set(found[1].metrics) == {f"{model}/{name}" for model in ("tiny", "larger", "reference") for name in names}
-    alone = analyze_latents(tokenizers[:1], images, tmp_path, **{**options, "seeds": (0,)})
+    alone = analyze(tokenizers[:1], images, tmp_path, **{**options, "seeds": (0,)})
     assert set(alone.metrics) == names | {f"reference/{name}" for name in names}
     assert "Density on the t-SNE" in alone.tables
     assert "Deviation over seeds" not in alone.tables
@@ -166,7 +171,7 @@ def test_a_result_says_what_it_is_of_and_has_pictures_and_a_report(found):
 
 def test_batch_size_changes_no_images_numbers(found, tokenizers, images, options, tmp_path):
     torch.manual_seed(0)
-    again = analyze_latents(tokenizers, images, tmp_path, names=["tiny", "larger"], batch_size=11, **options)
+    again = analyze(tokenizers, images, tmp_path, names=["tiny", "larger"], batch_size=11, **options)
     for name, value in found[1].metrics.items():
         assert again.metrics[name] == pytest.approx(value, rel=1e-4 if "ariat" in name or "arian" in name else 0.05)
 
@@ -177,12 +182,13 @@ def test_two_processes_give_the_numbers_of_one(tokenizers, images, options, tmp_
     program = tmp_path / "analyze.py"
     program.write_text(
         "import torch\nfrom aligntok.evaluation.latent_analysis import analyze_latents\n"
-        f"torch.manual_seed(0)\nanalyze_latents({tokenizers!r}, {str(images)!r}, {str(tmp_path / 'two')!r}, "
-        f"batch_size=7, pca_images=3, names=['tiny', 'larger'], **{options!r})\n"
+        "from aligntok.evaluation.settings import LatentAnalysis\ntorch.manual_seed(0)\n"
+        f"analyze_latents(LatentAnalysis(tokenizers={tokenizers!r}, data={str(images)!r}, "
+        f"out={str(tmp_path / 'two')!r}, batch_size=7, pca_images=3, names=['tiny', 'larger'], **{options!r}))\n"
     )
     torch.manual_seed(0)
     names = ["tiny", "larger"]
-    analyze_latents(tokenizers, images, tmp_path / "one", batch_size=7, pca_images=3, names=names, **options)
+    analyze(tokenizers, images, tmp_path / "one", batch_size=7, pca_images=3, names=names, **options)
     launch(program, processes=2)
     one, two = (read_result(tmp_path / name / "latent_space.json") for name in ("one", "two"))
     assert two.metrics == pytest.approx(one.metrics, rel=1e-6)
@@ -195,7 +201,7 @@ def test_an_unreadable_image_is_left_out(found, tokenizers, images, options, tmp
     shutil.copytree(images, tmp_path / "data")
     (tmp_path / "data/val/ant/00.png").write_bytes(b"")
     torch.manual_seed(0)
-    result = analyze_latents(tokenizers[:1], tmp_path / "data", tmp_path / "out", **options)
+    result = analyze(tokenizers[:1], tmp_path / "data", tmp_path / "out", **options)
     assert (result.settings["images"], result.settings["unreadable"]) == (NUM - 1, 1)
     assert result.settings["tsne"]["points"] in (23, 24)
     assert result.metrics["total variation"] == pytest.approx(found[1].metrics["tiny/total variation"], rel=0.1)
@@ -308,19 +314,21 @@ def test_a_reference_encoder_is_a_word_and_gets_the_tokenizers_grid():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(num=3), ConfigError, "num is 3; it must be 20 or more"),
-        (dict(tsne_points=5), ConfigError, "tsne_points is 5; it must be 20 or more"),
-        (dict(seeds=()), ConfigError, "seeds is 0; it must be 1 or more"),
+        (dict(num_images=3), ConfigError, "LatentAnalysis: num_images=3; it must be int of at least 20 or None"),
+        (dict(tsne_points=5), ConfigError, "tsne_points=5; it must be int of at least 20"),
+        (dict(seeds=()), ConfigError, "seeds=\\(\\); it must be list of int of at least 0, 1 or more of them"),
         (dict(topk=29), DataError, "30 images are too few .* give at least 31 for topk=29"),
         (dict(image_size=36), ConfigError, "must be multiples of f = 8"),
-        (dict(precision="int8"), ConfigError, "no precision named 'int8'"),
+        (dict(topk=True), ConfigError, "topk=True is bool; it must be int of at least 1"),
+        (dict(num=30), ConfigError, "LatentAnalysis: no key named 'num'; it is called 'num_images' now"),
+        (dict(precision="int8"), ConfigError, "precision='int8'; it must be 'fp32', 'tf32', 'bf16' or 'fp16'"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_anything_is_read(
     tokenizers, images, options, tmp_path, change, error, message
 ):
     with pytest.raises(error, match=message):
-        analyze_latents(tokenizers, images, tmp_path / "out", **{**options, **change})
+        analyze(tokenizers, images, tmp_path / "out", **{**options, **change})
     assert not (tmp_path / "out").exists()
 
 
@@ -330,7 +338,7 @@ def test_latents_that_are_not_finite_name_the_model_and_the_image(tiny_tokenizer
         next(iter(tokenizer.adapter.parameters())).fill_(torch.nan)
     tokenizer.save_pretrained(tmp_path / "broken")
     with pytest.raises(DataError, match="broken gives latents of ant/00.png that are not finite"):
-        analyze_latents([str(tmp_path / "broken")], images, tmp_path / "out", **options)
+        analyze([str(tmp_path / "broken")], images, tmp_path / "out", **options)
 
 
 # The command
@@ -348,3 +356,5 @@ def test_the_command_takes_tokenizers_and_then_the_data(tokenizers, images, tmp_
     assert "Report: " in capsys.readouterr().out
     assert command([tokenizers[0], str(images), "--encoder", "timm"]) == 2
     assert "ConfigError: reference encoder 'timm' names no model" in capsys.readouterr().err
+    assert command([tokenizers[0], str(images), "--topk", "0"]) == 2
+    assert "ConfigError: analyze-latents: --topk 0; it must be int of at least 1" in capsys.readouterr().err

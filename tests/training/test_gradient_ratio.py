@@ -204,7 +204,7 @@ def test_a_loss_on_the_image_is_weighed_against_what_it_names(tiny):
         ("semantic", ["l2"], r"against \['l2'\]; name one or more of the losses on the image: l1, gan"),
         ("semantic", ["semantic"], "name one or more of the losses on the image: l1, gan"),
         ("semantic", [], "name one or more"),
-        ("semantic", "l1", "against='l1'; it must be a list of names"),
+        ("semantic", "l1", "against='l1' is str; it must be list of str or None"),
         ("gan", ["gan"], "on the image without a balance of their own: l1$"),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_typo_inside_a_stage_says_which_stage(config):
         (dict(losses=dict(gan=dict(type="gan", balance=dict(at="image")))), "it can balance at 'decoder' or 'encoder'"),
         (dict(losses=dict(gan=dict(type="gan", balance="decoder"))), "balance of loss 'gan' must be dict(at="),
         (dict(losses=dict(l1="l1")), "loss 'l1' must be dict(type=..., ...), not 'l1'"),
-        (dict(losses=dict(l1=dict(type="l1", weight="1"))), "loss 'l1': weight='1'; it must be a number"),
+        (dict(losses=dict(l1=dict(type="l1", weight="1"))), "loss 'l1': weight='1' is str; it must be int or float"),
         (dict(discriminator=None), "a loss takes the discriminator's logits, but discriminator is None"),
         (dict(teacher=None), "a loss compares with a teacher's latents, but teacher is None"),
         (dict(teacher="begin"), "teacher='begin'; it must be 'start'"),

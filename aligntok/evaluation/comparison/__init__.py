@@ -32,6 +32,7 @@ from aligntok.evaluation.metrics.online import GenerationMetric
 from aligntok.evaluation.reconstruction import Reconstruction, evaluate_reconstruction
 from aligntok.evaluation.references import make_reference
 from aligntok.evaluation.results import Result, check_out, read_result
+from aligntok.evaluation.settings import LatentAnalysis
 from aligntok.loading import load_tokenizer
 from aligntok.training.run import run
 from aligntok.training.run_info import origin_of
@@ -203,14 +204,15 @@ def compare_latents(comparison: Comparison) -> None:
         folder = comparison.work_dir / "latent_space" / f"seed_{seed}"
         if missing(folder / "latent_space.json"):
             arms = [arm for arm in comparison.arms if arm.seed == seed]
-            analyze_latents(
-                [str(arm.tokenizer) for arm in arms],
-                comparison["data_root"],
-                folder,
+            analysis = LatentAnalysis(
+                tokenizers=tuple(str(arm.tokenizer) for arm in arms),
+                data=comparison["data_root"],
+                out=folder,
                 encoder=comparison["reference_encoder"],
-                names=[arm.name for arm in arms],
-                **comparison.images("val", num=comparison["num_val"]),
+                names=tuple(arm.name for arm in arms),
+                **comparison.images("val", num_images=comparison["num_val"]),
             )
+        analyze_latents(analysis)
 
 
 def missing(path: Path) -> bool:

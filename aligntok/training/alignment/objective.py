@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -206,12 +206,8 @@ class Objective(nn.Module):
 def _build_term(name: str, options: dict[str, Any], trains: tuple[str, ...]) -> Term:
     """Take the term's own keywords out of `options`; what is left is the loss's."""
     own = {key: options.pop(key) for key in _TERM_KEYS if key in options}
-    for key, kinds in (("weight", (int, float)), ("start_step", (int,))):
-        if not isinstance(own.get(key, 0), kinds):
-            raise ConfigError(
-                f"loss '{name}': {key}={own[key]!r}; it must be a number" + " of steps" * (kinds == (int,))
-            )
     balance = own.pop("balance", None)
+    check_keywords(Term, own, who=f"loss '{name}'")
     if balance is not None:
         balance = _build_balance(name, balance)
         if balance.at not in ("decoder", "encoder"):
@@ -229,11 +225,7 @@ def _build_balance(name: str, config: Any) -> Balance:
         raise ConfigError(f"balance of loss '{name}' must be dict(at='decoder' or 'encoder', ...), not {config!r}")
     check_keywords(Balance, dict(config), who=f"balance of loss '{name}'")
     against = config.get("against")
-    if against is None:
-        return Balance(**config)
-    if isinstance(against, str) or not isinstance(against, Sequence):
-        raise ConfigError(f"balance of loss '{name}': against={against!r}; it must be a list of names of losses")
-    return Balance(**{**config, "against": tuple(against)})
+    return Balance(**{**config, "against": None if against is None else tuple(against)})
 
 
 def _summed(pulls: Mapping[str, Tensor], names: Collection[str] | None, like: Tensor) -> Tensor:

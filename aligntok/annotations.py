@@ -1,0 +1,156 @@
+"""What a value may be, as its annotation says: checked strictly, in words, and refused in one sentence.
+
+pydantic does the checking; it is imported when something is checked.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from aligntok.errors import ConfigError, suggestion
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+_UNIONS = (Union, types.UnionType)
+_LISTS = (tuple, list, Sequence)
+#: Kinds of pydantic's errors about a value of the right type.
+_OF_A_VALUE = ("greater_than", "less_than", "finite_number", "literal_error", "too_short", "too_long", "multiple_of")
+_BOUNDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
+
+
+def parts(annotation: Any) -> tuple[Any, list[Any]]:
+    """Return an annotation without its ``Annotated``, and what that said of it, pydantic's fields taken apart."""
+    if get_origin(annotation) is not Annotated:
+        return annotation, []
+    bare, *said = get_args(annotation)
+    return bare, [each for one in said for each in (getattr(one, "metadata", None) or [one])]
+
+
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the annotation alone."""
+    bare, _ = parts(annotation)
+    return get_args(bare) if get_origin(bare) in _UNIONS else (annotation,)
+
+
+def strictly(annotation: Any) -> Any:
+    """Return an annotation under which pydantic takes nothing for what it is not, but an int for a float, and lists
+    and tuples for one another, as configs and JSON write them.
+    """
+    from pydantic import BeforeValidator, Strict
+
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return Annotated[(strictly(arguments[0]), *arguments[1:])]
+    if origin in _UNIONS:
+        return Union[tuple(strictly(each) for each in arguments)]  # noqa: UP007 (of as many as there are)
+    if annotation in (int, float, str, bool, bytes):
+        return Annotated[annotation, Strict()]
+    if origin in _LISTS:
+        inner = tuple(each if each is ... else strictly(each) for each in arguments)
+        return Annotated[origin[inner], BeforeValidator(partial(_as, list if origin is list else tuple))]
+    if annotation in (tuple, list):
+        return Annotated[annotation, BeforeValidator(partial(_as, annotation))]
+    return annotation
+
+
+def _as(kind: type, given: Any) -> Any:
+    """Return a list or a tuple as that `kind`; what is neither is refused, although pydantic would take a set."""
+    if not isinstance(given, list | tuple):
+        raise ValueError("neither list nor tuple")
+    return kind(given)
+
+
+def in_words(annotation: Any) -> str:
+    """Return what an annotation allows, as errors and the docs' tables say it: "int of at least 1 or None"."""
+    bare, said = parts(annotation)
+    origin, arguments = get_origin(bare), get_args(bare)
+    if origin in _UNIONS:
+        words = " or ".join(dict.fromkeys(in_words(each) for each in arguments))
+    elif origin is Literal:
+        *rest, last = map(repr, arguments)
+        words = f"{', '.join(rest)} or {last}" if rest else last
+    elif origin is tuple and ... not in arguments:
+        words = f"({', '.join(map(in_words, arguments))})"
+    elif origin in _LISTS:
+        words = f"list of {in_words(arguments[0])}"
+    elif bare in (Any, float, type(None)):
+        words = {Any: "anything", float: "int or float"}.get(bare, "None")
+    elif bare in _LISTS:
+        words = "list"
+    else:
+        words = "dict" if hasattr(bare, "__pydantic_fields__") else getattr(origin or bare, "__name__", str(bare))
+    return words + _bounds(said)
+
+
+def _bounds(said: Iterable[Any]) -> str:
+    """Return the words of bounds: of a number, or of how many a list must hold."""
+    found = [
+        f"{words} {getattr(each, name)}" for each in said for name, words in _BOUNDS.items() if hasattr(each, name)
+    ]
+    least = [f", {each.min_length} or more of them" for each in said if hasattr(each, "min_length")]
+    return "".join([" " + " and ".join(found) if found else "", *least])
+
+
+def refusal(errors: Sequence[Mapping[str, Any]], annotation: Any, place: str, value: Any, kind: bool = True) -> str:
+    """Return why a value is refused, in one sentence.
+
+    errors: pydantic's, of this value. place: who has it and what it is, such as ``a.py: steps=0``. kind: whether the
+    value's type is worth telling.
+    """
+    of_a_value = any(error["type"].startswith(_OF_A_VALUE) for error in errors)
+    inside = any(isinstance(step, int) for error in errors for step in error["loc"])
+    told = f" is {type(value).__name__}" if kind and not of_a_value and not inside else ""
+    choices = [choice for each in alternatives(annotation) for choice in _choices(each)]
+    near = suggestion(value, choices) if isinstance(value, str) else ""
+    finite = "finite, " if any(error["type"] == "finite_number" for error in errors) else ""
+    return f"{place}{told}; {near}it must be {finite}{in_words(annotation)}"
+
+
+def _choices(annotation: Any) -> list[str]:
+    bare, _ = parts(annotation)
+    return [choice for choice in get_args(bare) if isinstance(choice, str)] if get_origin(bare) is Literal else []
+
+
+def check_values(component: Callable[..., Any], options: Mapping[str, Any], who: str) -> None:
+    """Raise ConfigError for an option that is not what `component` annotates that keyword with, NaN and infinity too.
+
+    What has no annotation, or one that cannot be resolved or checked, passes.
+    """
+    from pydantic import ValidationError
+
+    for name, value in options.items():
+        annotation, adapter = _adapters(component).get(name, (None, None))
+        if adapter is None:
+            continue
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(refusal(error.errors(), annotation, f"{who}: {name}={value!r}", value)) from None
+        except Exception:  # of an annotation that nothing can be held against, such as a plain Protocol
+            continue
+
+
+@cache
+def _adapters(component: Callable[..., Any]) -> dict[str, tuple[Any, TypeAdapter[Any]]]:
+    """Return the annotation of each keyword that has one, and what checks it."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    function = getattr(component, "__init__", component) if inspect.isclass(component) else component
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    found = {}
+    for name, parameter in inspect.signature(component).parameters.items():
+        annotation = parameter.annotation
+        try:
+            annotation = eval(annotation, names) if isinstance(annotation, str) else annotation
+            if annotation is parameter.empty or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                continue
+            config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+            found[name] = annotation, TypeAdapter(strictly(annotation), config=config)
+        except Exception:  # a name that only type checkers import, or a type that pydantic knows nothing of
+            continue
+    return found

@@ -1,0 +1,193 @@
+"""One definition of an option: a field of a settings class, read from configs, keywords and command lines alike.
+
+    @settings
+    class Sampling:
+        \"""Draw samples of a trained generator.\"""
+
+        steps: Annotated[int, Field(ge=1)] = 30
+        \"""Sampling steps.\"""
+
+The field's name is the key, the keyword and, with hyphens, the flag; its annotation says what is allowed, the line
+below it what it means. :func:`read` takes a config's dict, :func:`aligntok.cli.arguments.parse` a command line;
+:func:`fields_of` is what tables are made of. A value that is not allowed is a ConfigError in one sentence, wherever it
+comes from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial, wraps
+from os import fspath
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints, overload
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+from typing_extensions import dataclass_transform
+
+from aligntok.annotations import alternatives, in_words, refusal, strictly
+from aligntok.errors import AlignTokError, ConfigError, unknown
+
+T = TypeVar("T")
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, arbitrary_types_allowed=True)
+
+#: Whole numbers of which there must be one, and of which there may be none.
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+#: Pixels: a side, or (H, W).
+ImageSize = Positive | tuple[Positive, Positive]
+#: A name of :data:`aligntok.device.PRECISIONS`.
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+@overload
+def settings(cls: type[T], /) -> type[T]: ...
+@overload
+def settings(*, renamed: Mapping[str, str] = ...) -> Callable[[type[T]], type[T]]: ...
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
+def settings(cls: Any = None, /, *, renamed: Mapping[str, str] | None = None) -> Any:
+    """Make a class a dataclass of settings: frozen, by keyword, each value checked, nothing besides its fields.
+
+    True is no number, an int may stand for a float, lists and tuples for one another, a dict for settings within;
+    NaN and infinity need ``Field(allow_inf_nan=True)``. A ``__post_init__`` may check what is between fields, and
+    raises ConfigError. renamed: old names of fields, each with its new one, which whoever uses the old is told.
+    """
+    if cls is None:
+        return partial(_settings, renamed=renamed or {})
+    return _settings(cls, {})
+
+
+def _settings(cls: Any, renamed: Mapping[str, str]) -> Any:
+    own = vars(cls).get("__annotations__", {})
+    hints = get_type_hints(cls, include_extras=True)
+    declared = {**getattr(cls, "__declared__", {}), **{name: hints[name] for name in own}}
+    cls.__annotations__ = {name: strictly(declared[name]) for name in own}
+    made: Any = checked_dataclass(config=_CONFIG, kw_only=True, frozen=True)(cls)
+    made.__declared__, made.__renamed__ = declared, {**getattr(cls, "__renamed__", {}), **renamed}
+    check = made.__init__
+
+    @wraps(check)
+    def __init__(self: Any, **given: Any) -> None:
+        try:
+            check(self, **given)
+        except ValidationError as error:
+            raise _refused(error, made, given, made.__name__) from None
+
+    made.__init__ = __init__
+    return made
+
+
+def read(cls: type[T], given: Mapping[str, Any], where: str, flags: Mapping[str, str] | None = None) -> T:
+    """Return settings from a dict, of a config or of JSON; `where` is what errors call it. Raises ConfigError.
+
+    flags: how a command line gave each field, by its dotted name, for errors to quote.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where} is {given!r}; it must be a dict of settings: {', '.join(_declared(cls))}")
+    try:
+        named = {str(key): value for key, value in given.items()}
+        return cls.__pydantic_validator__.validate_python(named)  # type: ignore[attr-defined]
+    except ValidationError as error:
+        raise _refused(error, cls, given, where, flags) from None
+
+
+def _declared(cls: Any) -> dict[str, Any]:
+    """Return the annotations of a settings class's fields, as they were written."""
+    return cls.__declared__
+
+
+def _inner(annotation: Any) -> Any:
+    """Return the settings class that an annotation is, or may be beside None; None where it is none."""
+    return next((each for each in alternatives(annotation) if hasattr(each, "__declared__")), None)
+
+
+def _refused(
+    error: ValidationError, cls: Any, given: Mapping[str, Any], where: str, flags: Mapping[str, str] | None = None
+) -> AlignTokError:
+    """Return pydantic's error as one of ours: about an unknown key if there is one, else about the first value."""
+    errors = error.errors(include_url=False)
+    found = [(_path(each["loc"], cls), each) for each in errors]
+    path, first = next((pair for pair in found if pair[1]["type"] == "unexpected_keyword_argument"), found[0])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, AlignTokError):  # of a __post_init__
+        return cause
+    of_it = [each for other, each in found if other == path]
+    places = len({other for other, _ in found})
+    more = f" (and {places - 1} more)" if places > 1 else ""
+    if first["type"] == "unexpected_keyword_argument":
+        return ConfigError(_unknown(str(first["loc"][-1]), _owner(cls, path), ", ".join([where, *path])) + more)
+    annotation, value = _at(cls, given, path)
+    name = ".".join(path)
+    if first["type"] == "missing" and first["loc"][-1] == path[-1]:
+        return ConfigError(f"{where}: {name} is not given; it must be {in_words(annotation)}{more}")
+    shown = f"{name}={value!r}"[:200] if flags is None else flags.get(name, name)
+    return ConfigError(refusal(of_it, annotation, f"{where}: {shown}", value, kind=flags is None) + more)
+
+
+def _path(location: Sequence[Any], cls: Any) -> tuple[str, ...]:
+    """Return the names of fields that a location of pydantic's leads through; it also has union members and places."""
+    names: list[str] = []
+    for step in location:
+        if cls is not None and step in _declared(cls):
+            names.append(step)
+            cls = _inner(_declared(cls)[step])
+    return tuple(names)
+
+
+def _owner(cls: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        cls = _inner(_declared(cls)[name])
+    return cls
+
+
+def _at(cls: Any, given: Any, path: Sequence[str]) -> tuple[Any, Any]:
+    """Return a field's annotation and the value given for it, None where there is none."""
+    for name in path:
+        given = given.get(name) if isinstance(given, Mapping) else getattr(given, name, None)
+    return _declared(_owner(cls, path[:-1]))[path[-1]] if path else cls, given
+
+
+def _unknown(key: str, cls: Any, where: str) -> str:
+    if key in cls.__renamed__:
+        return f"{where}: no key named '{key}'; it is called '{cls.__renamed__[key]}' now"
+    return f"{where}: {unknown('key', key, sorted(_declared(cls)))}"
+
+
+def as_dict(given: Any) -> Any:
+    """Return settings as what JSON has: dicts, lists, text, numbers."""
+    if dataclasses.is_dataclass(given):
+        return {field.name: as_dict(getattr(given, field.name)) for field in dataclasses.fields(given)}
+    if isinstance(given, Mapping):
+        return {key: as_dict(value) for key, value in given.items()}
+    if isinstance(given, list | tuple):
+        return [as_dict(value) for value in given]
+    return fspath(given) if isinstance(given, PurePath) else given
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One field, as tables have it: dotted name, what is allowed in words, default, meaning, and its annotation."""
+
+    name: str
+    allowed: str
+    default: Any  # dataclasses.MISSING where it must be given
+    doc: str
+    annotation: Any
+
+    @property
+    def settings(self) -> Any:
+        """The settings class within, whose fields follow; None for a plain value."""
+        return _inner(self.annotation)
+
+
+def fields_of(cls: Any, prefix: str = "") -> Iterator[Option]:
+    """Yield every field in order, those of settings within it after it."""
+    for field in dataclasses.fields(cls):
+        annotation = _declared(cls)[field.name]
+        doc = " ".join((cls.__pydantic_fields__[field.name].description or "").split())
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        yield Option(prefix + field.name, in_words(annotation), default, doc, annotation)
+        if _inner(annotation) is not None:
+            yield from fields_of(_inner(annotation), f"{prefix}{field.name}.")
