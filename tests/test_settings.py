@@ -110,8 +110,8 @@ def refused(call, *arguments, **keywords):
         ),
         (
             dict(stepz=3),
-            "unknown key 'stepz' in sampling\n"
-            "  did you mean 'steps'? Known keys here: cfg_interval, cfg_scale, options, sampler, steps",
+            "sampling: no key named 'stepz'; did you mean 'steps'? "
+            "known: cfg_interval, cfg_scale, options, sampler, steps",
         ),
         (
             dict(cfg_interval=[0.1]),

@@ -57,7 +57,8 @@ def launch(extractors, monkeypatch):
 
     def start(*arguments, processes=1, status=0):
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
-        variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(extractors)}
+        path = os.pathsep.join([str(extractors), *filter(None, [os.environ.get("PYTHONPATH")])])
+        variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
         command = [sys.executable, *torchrun, *map(str, arguments)]
         done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300)
         assert done.returncode == status, done.stdout + done.stderr
