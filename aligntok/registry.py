@@ -21,7 +21,7 @@ _AUTOLOAD = ["aligntok.plugins.autoload"]
 
 
 @dataclass(frozen=True)
-class Origin:
+class ComponentSource:
     """Where a component comes from: the plugin's entry-point name, its distribution and version."""
 
     plugin: str
@@ -33,7 +33,7 @@ class Origin:
 class PluginRecord:
     """What became of one plugin: the components it added as 'shelf:name', or the error that kept it out."""
 
-    origin: Origin
+    origin: ComponentSource
     components: list[str] = field(default_factory=list)
     error: str | None = None
 
@@ -55,9 +55,9 @@ class ComponentRegistry(Registry):
     def __init__(self, name: str, kind: str, parent: Registry | None = None) -> None:
         super().__init__(name, parent=parent, scope="aligntok", locations=_AUTOLOAD)
         self.kind = kind
-        self.origins: dict[str, Origin] = {}
+        self.origins: dict[str, ComponentSource] = {}
 
-    def add(self, name: str, component: type | str, origin: Origin | None = None) -> None:
+    def add(self, name: str, component: type | str, origin: ComponentSource | None = None) -> None:
         """Register a class or its import string under a new name. Raises ConfigError if the name is taken."""
         self.check_free(name)
         self._module_dict[name] = component

@@ -40,7 +40,7 @@ from aligntok.engine.runner import StepBatch
 from aligntok.evaluation.cost.measure import Stopwatch, seconds_of
 from aligntok.training.alignment import build_datasets, build_runner
 from aligntok.training.alignment import objective as objective_module
-from aligntok.training.alignment.graph import ENCODER_SIDE, Chain
+from aligntok.training.alignment.graph import ENCODER_SIDE, ForwardGraph
 from aligntok.training.config import load_config
 from aligntok.training.stages import Stage, expand_stages
 
@@ -113,11 +113,11 @@ def watched_calls(step: Step) -> Iterator[Watched]:
         gan = next(t.name for t in objective.terms if "fake_logits" in objective.loss(t).inputs)
         yield Watched(model, "_loss_inputs", PULL.format(gan))
         yield Watched(model, "_backward_discriminator", DISCRIMINATOR)
-    yield Watched(objective, "pull_on_image", PULL.format(" and ".join(on_image)))
+    yield Watched(objective, "backward_to_image", PULL.format(" and ".join(on_image)))
     yield Watched(objective, "_pull_balanced", lambda term, *_: PULL.format(term.name))
     yield Watched(objective_module, "ratio_at", RATIOS)
-    yield Watched(Chain, "backward_decoder", DECODE_BACK)
-    yield Watched(Chain, "backward_encoder", ENCODE_BACK)
+    yield Watched(ForwardGraph, "backward_decoder", DECODE_BACK)
+    yield Watched(ForwardGraph, "backward_encoder", ENCODE_BACK)
     yield Watched(step.optimizers, "step_parts", NORMS)
     for _, side in step.optimizers.items():
         yield Watched(side, "step", OPTIMISERS)

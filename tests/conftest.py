@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from aligntok.caching import cache_latents
-from aligntok.caching.encoder import Encoding
+from aligntok.caching.encoder import CacheSettings
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, same_content
 from aligntok.tokenizer import Tokenizer
 
@@ -248,7 +248,7 @@ def tiny_tokenizer(tmp_path_factory):
 def tiny_cache(classes, tiny_tokenizer, tmp_path_factory):
     """The latents of those photographs, encoded by that tokenizer."""
     folder = tmp_path_factory.mktemp("cache") / "latents"
-    encoding = Encoding(image_size=32, shard_size=6)
+    encoding = CacheSettings(image_size=32, shard_size=6)
     return cache_latents(tiny_tokenizer, classes, folder, encoding, split="train", batch_size=5, workers=0)
 
 

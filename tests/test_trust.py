@@ -370,7 +370,7 @@ stages = [dict(name="one", steps=1, global_batch_size=2, trains=["adapter", "dec
     assert run(loaded) == tmp_path / "run/tokenizer"
     assert line in capsys.readouterr().out
     shutil.rmtree(tmp_path / "run/tokenizer")
-    assert run(loaded, origin=None) == tmp_path / "run/tokenizer"  # gone on with: the config is the user's still
+    assert run(loaded, run_info=None) == tmp_path / "run/tokenizer"  # gone on with: the config is the user's still
     from mypkg_of_mine import Mine as Own
 
     for folder in (tmp_path / "run/tokenizer", tmp_path / "run"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from aligntok.caching.encoder import Encoding, LatentEncoder, ShardJob, encode_shards
+from aligntok.caching.encoder import CacheSettings, LatentEncoder, ShardJob, encode_shards
 from aligntok.data.latent_shards import (
     ENCODING,
     FORMAT,
@@ -27,7 +27,7 @@ from aligntok.data.sources.base import ImageSource
 from aligntok.distributed import barrier, broadcast, is_first, must_agree
 from aligntok.distributed.job import batched, job
 from aligntok.errors import ConfigError, DataError, at_least
-from aligntok.io.files import check_space, check_tensors, claiming, read_json, remove_leftovers, write_json
+from aligntok.io.files import check_space, check_tensors, lock_folder, read_json, remove_leftovers, write_json
 from aligntok.loading import load_tokenizer
 from aligntok.tokenizer import Tokenizer
 
@@ -38,7 +38,7 @@ def cache_latents(
     source: str | os.PathLike[str],
     data: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    encoding: Encoding | None = None,
+    encoding: CacheSettings | None = None,
     split: str | None = None,
     weights: str | None = None,
     batch_size: int = 32,
@@ -49,9 +49,9 @@ def cache_latents(
 
     `source` is a tokenizer as :func:`aligntok.loading.load_tokenizer` takes it; `weights` ("raw" or "ema")
     chooses among a work folder's. Of a variational tokenizer the posterior's mean is kept, or, with
-    ``Encoding(posterior="sample")``, a draw. Started again, it goes on where it was; of a finished cache it only looks
-    at the files. Images that cannot be read are left out, and named in the manifest; more than `max_unreadable` (None:
-    1 % of the images, rounded up) are an error. Collective under torchrun; `batch_size` is of one process.
+    ``CacheSettings(posterior="sample")``, a draw. Started again, it goes on where it was; of a finished cache it only
+    looks at the files. Images that cannot be read are left out, and named in the manifest; more than `max_unreadable`
+    (None: 1 % of the images, rounded up) are an error. Collective under torchrun; `batch_size` is of one process.
 
     Raises DataError for images or a cache that cannot be used and latents that are not finite; WriteError for too
     little disk; ConfigError for wrong options, among them others than the cache was begun with; WeightsError or
@@ -60,7 +60,7 @@ def cache_latents(
     at_least(1, batch_size=batch_size)
     at_least(0, workers=workers, max_unreadable=max_unreadable)
     with job():
-        encoder = LatentEncoder(_load(source, weights), encoding or Encoding())
+        encoder = LatentEncoder(_load(source, weights), encoding or CacheSettings())
         cache = LatentCache(Path(out).expanduser(), open_source(data, split), encoder, max_unreadable)
         fill(cache, os.fspath(source), batch_size, workers)
     return cache.folder
@@ -72,7 +72,7 @@ def fill(cache: LatentCache, source: str, batch_size: int, workers: int) -> None
     must_agree(_compared(settings), "another tokenizer, other images")
     if is_first():
         cache.check_folder(settings)
-    with claiming(cache.folder, wanted=is_first()):
+    with lock_folder(cache.folder, wanted=is_first()):
         jobs, skipped = cache.begin_together(settings)
         if jobs:
             encode_shards(
@@ -121,7 +121,7 @@ class LatentCache:
         """Raise ConfigError unless the folder is new or empty, or this very cache was begun in it."""
         begun = self.folder / ENCODING
         if not begun.is_file():
-            if self.folder.is_file() or (self.folder.is_dir() and {*os.listdir(self.folder)} - {".claim"}):
+            if self.folder.is_file() or (self.folder.is_dir() and {*os.listdir(self.folder)} - {".lock"}):
                 raise ConfigError(f"{self.folder} has other things in it, and no {ENCODING}; give a new folder")
             return
         cure = "so how the shards beside it were encoded is unknown: restore that file, or give another folder"

@@ -32,7 +32,7 @@ POSTERIORS = ("mean", "sample")
 
 
 @dataclass(frozen=True)
-class Encoding:
+class CacheSettings:
     """What fixes the content of a cache, beside tokenizer and images.
 
     Images are resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped in the
@@ -132,7 +132,7 @@ class LatentEncoder:
     that the tokenizer does not have.
     """
 
-    def __init__(self, tokenizer: Tokenizer, encoding: Encoding) -> None:
+    def __init__(self, tokenizer: Tokenizer, encoding: CacheSettings) -> None:
         check_posterior(encoding.posterior, tokenizer)
         self.tokenizer, self.encoding = tokenizer, encoding
         self.image_size = parse_image_size(encoding.image_size)
@@ -292,7 +292,7 @@ def latent_statistics(
     rank, processes = world()
     batches = batched(range(len(places)), BATCH)
     size = dataset[places[0]]["images"].shape[1:]
-    encoding = Encoding(image_size=tuple(size), hflip=False, precision=precision, posterior=posterior, seed=seed)
+    encoding = CacheSettings(image_size=tuple(size), hflip=False, precision=precision, posterior=posterior, seed=seed)
     encoder = LatentEncoder(tokenizer, encoding)
     encoder.to_device()
     table = torch.zeros(len(places), 1 + 2 * tokenizer.latent_dim, dtype=torch.float64)

@@ -89,10 +89,10 @@ def sample(arguments: Sequence[str] | None = None) -> int:
         )
     changes = _sampling_changes(given)
 
-    from aligntok.sampling.pipeline import Drawing
+    from aligntok.sampling.pipeline import SampleRequest
 
     choices = {name: getattr(given, name) for name in ("weights", "average", "labels", "classes", "size", "precision")}
-    drawing = Drawing(given.run, changes=changes, seed=given.seed, autoguidance=given.autoguidance, **choices)
+    drawing = SampleRequest(given.run, changes=changes, seed=given.seed, autoguidance=given.autoguidance, **choices)
     if sweep is not None:
         from aligntok.sampling.guidance_sweep import sweep_guidance
 

@@ -30,10 +30,10 @@ def train(arguments: Sequence[str] | None = None) -> int:
 
     from aligntok.training.config import load_config
     from aligntok.training.run import run
-    from aligntok.training.run_info import origin_of
+    from aligntok.training.run_info import run_info_of
 
-    origin = origin_of(given.config, options)
-    run(load_config(given.config, options), only_stage=given.stage, dry_run=given.dry_run, origin=origin)
+    run_info = run_info_of(given.config, options)
+    run(load_config(given.config, options), only_stage=given.stage, dry_run=given.dry_run, run_info=run_info)
     return 0
 
 
@@ -64,10 +64,10 @@ def cache_latents(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
 
     from aligntok.caching import cache_latents as encode
-    from aligntok.caching.encoder import Encoding
+    from aligntok.caching.encoder import CacheSettings
 
     stored = (given.image_size, not given.no_flip, given.dtype, given.precision, given.shard_size)
-    encoding = Encoding(*stored, posterior=given.posterior, seed=given.seed)
+    encoding = CacheSettings(*stored, posterior=given.posterior, seed=given.seed)
     how = dict(batch_size=given.batch_size, workers=given.workers, max_unreadable=given.max_unreadable)
     encode(given.tokenizer, given.data, given.out, encoding, given.split, given.weights, **how)
     return 0

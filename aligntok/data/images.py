@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 from aligntok.data.buckets import AspectBuckets, BucketIndices, assign_buckets, place_unreadable
-from aligntok.data.sampler import SampleRequest
+from aligntok.data.sampler import SampleIndex
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import (
     center_crop,
@@ -44,7 +44,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. With `short_side` the image's short
     side is resized to that instead, so that crops are parts of a larger picture. `split` chooses a subfolder, or the
     files or the part of that name. Random choices follow from `seed` and the sample number of the
-    :class:`SampleRequest` asked for; a plain integer asks for that image with the same integer as its sample number.
+    :class:`SampleIndex` asked for; a plain integer asks for that image with the same integer as its sample number.
 
     With a list of (H, W) pairs as `image_size`, each image is cropped to that of the nearest aspect ratio (`buckets`
     says which), so batches must be of one bucket: give `buckets` to :class:`GlobalBatchSampler`.
@@ -114,8 +114,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
             )
         self._buckets = found
 
-    def __getitem__(self, request: SampleRequest | int) -> dict[str, Any]:
-        index, sample_number = request if isinstance(request, SampleRequest) else (request, None)
+    def __getitem__(self, request: SampleIndex | int) -> dict[str, Any]:
+        index, sample_number = request if isinstance(request, SampleIndex) else (request, None)
         index = range(len(self))[index]
         size = self._size(index)
         cover = size if self.short_side is None else (self.short_side, self.short_side)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from aligntok.data.latent_shards import DTYPES, LatentStatistics, Manifest, MappedRows, Shard, read_manifest
-from aligntok.data.sampler import SampleRequest
+from aligntok.data.sampler import SampleIndex
 from aligntok.errors import ConfigError, DataError
 from aligntok.io.files import inside
 from aligntok.rng import rng
@@ -38,7 +38,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     An item is ``dict(latents=float32 (C, h, w), label=class index or -1, index=place in this data set)``; with
     `normalise` False the latents are as the tokenizer gave them. `denormalise` turns normalised ones back. When
     `train`, half of the samples are of the mirrored image (`hflip`; None: if the cache has them), and which ones
-    follows from `seed` and the sample number of the :class:`SampleRequest` asked for; a plain integer asks for that
+    follows from `seed` and the sample number of the :class:`SampleIndex` asked for; a plain integer asks for that
     image with the same integer as its sample number. Images that could not be read are not in the cache, so places are
     not those of the data set that was encoded: ``source_index[i]`` is.
 
@@ -118,10 +118,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """Turn normalised latents (..., C, h, w) into those that the tokenizer decodes, float32."""
         return self.statistics.denormalise(latents)
 
-    def __getitem__(self, request: SampleRequest | int) -> dict[str, Any]:
+    def __getitem__(self, request: SampleIndex | int) -> dict[str, Any]:
         return self.__getitems__([request])[0]
 
-    def __getitems__(self, requests: Sequence[SampleRequest | int]) -> list[dict[str, Any]]:
+    def __getitems__(self, requests: Sequence[SampleIndex | int]) -> list[dict[str, Any]]:
         """Return the items of a batch, views of one tensor; a DataLoader asks for a batch this way."""
         batch = self.batch(requests)
         rows = zip(batch["latents"].unbind(), batch["label"].tolist(), batch["index"].tolist(), strict=True)
@@ -132,10 +132,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """Return the batch of items: what default_collate gives, without a copy where they came together."""
         return items.batch if isinstance(items, _Items) else default_collate(items)
 
-    def batch(self, requests: Sequence[SampleRequest | int]) -> dict[str, Tensor]:
+    def batch(self, requests: Sequence[SampleIndex | int]) -> dict[str, Tensor]:
         """Return a collated batch: latents float32 (N, C, h, w), label and index int64 (N,)."""
         places = range(len(self))
-        asked = [r if isinstance(r, SampleRequest) else SampleRequest(places[r], places[r]) for r in requests]
+        asked = [r if isinstance(r, SampleIndex) else SampleIndex(places[r], places[r]) for r in requests]
         index = np.array([places[request.index] for request in asked], dtype=np.int64)
         latents = self._gather(index, [self._is_mirrored(request.sample_number) for request in asked])
         if self.normalise:

@@ -14,7 +14,7 @@ from aligntok.errors import ConfigError, at_least
 from aligntok.rng import rng
 
 
-class SampleRequest(NamedTuple):
+class SampleIndex(NamedTuple):
     """One image of a run: which one, and the how-manieth sample of the whole run it is (which seeds its crop)."""
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
@@ -32,7 +32,7 @@ def epoch_order(dataset_len: int, seed: int, epoch: int, bucket: int = 0) -> npt
     return rng("order", seed, epoch, bucket).permutation(dataset_len)
 
 
-class GlobalBatchSampler(Sampler[list[SampleRequest]]):
+class GlobalBatchSampler(Sampler[list[SampleIndex]]):
     """Batch sampler that walks one endless sequence of samples, cut into global batches.
 
     Sample n = step * global_batch_size + position is image ``epoch_order(n // len)[n % len]``: every epoch visits
@@ -85,7 +85,7 @@ class GlobalBatchSampler(Sampler[list[SampleRequest]]):
         self._schedule = BucketSchedule([len(m) for m in self._members], global_batch_size, seed, shuffle)
         self._orders: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
 
-    def __iter__(self) -> Iterator[list[SampleRequest]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         step = self.start_step
         while self.num_steps is None or step < self.num_steps:
             for micro_step in range(self.accumulation):
@@ -98,13 +98,13 @@ class GlobalBatchSampler(Sampler[list[SampleRequest]]):
             raise TypeError("an endless GlobalBatchSampler has no length; give num_steps")
         return max(0, self.num_steps - self.start_step) * self.accumulation
 
-    def batch(self, step: int, micro_step: int = 0) -> list[SampleRequest]:
+    def batch(self, step: int, micro_step: int = 0) -> list[SampleIndex]:
         """Return what this rank sees in one micro-step of one optimiser step."""
         share = micro_step * self.world_size + self.rank
         first = share * self.per_process
         bucket, nth = self._schedule.at(step)
         return [
-            SampleRequest(
+            SampleIndex(
                 self._index(bucket, nth * self.global_batch_size + position), step * self.global_batch_size + position
             )
             for position in range(first, first + self.per_process)

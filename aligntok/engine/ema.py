@@ -123,7 +123,7 @@ class WeightAverages:
         return state
 
     @torch.no_grad()
-    def exchange(self, which: float) -> None:
+    def swap(self, which: float) -> None:
         """Swap parameters and averages of one width or decay; a second call swaps them back, bit for bit."""
         averages = self._of(which)
         for parameter, average in zip(self._parameters(), averages, strict=True):

@@ -43,10 +43,10 @@ class EMAUpdateHook(Hook):
             write_snapshot(runner.stage_dir, step, {str(width): runner.ema.state(width) for width in widths})
 
     def before_val_epoch(self, runner: Any) -> None:
-        runner.ema.exchange(self.inference)
+        runner.ema.swap(self.inference)
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
-        runner.ema.exchange(self.inference)
+        runner.ema.swap(self.inference)
 
 
 @HOOKS.register_module()
@@ -191,12 +191,12 @@ class ReconstructionGridHook(Hook):
     def _draw(self, runner: Any) -> Tensor:
         model = runner.trained_model
         if self.inference is not None:
-            runner.ema.exchange(self.inference)
+            runner.ema.swap(self.inference)
         model.eval()
         pairs = [pair for image in self.images for pair in model.val_step({"images": image[None]})]
         model.train()
         if self.inference is not None:
-            runner.ema.exchange(self.inference)
+            runner.ema.swap(self.inference)
         return reconstruction_grid([p["images"].cpu() for p in pairs], [p["reconstruction"].cpu() for p in pairs])
 
 
@@ -266,11 +266,11 @@ class SampleGridHook(Hook):
 
     def _draw(self, runner: Any) -> Tensor:
         if self.inference is not None:
-            runner.ema.exchange(self.inference)
+            runner.ema.swap(self.inference)
         try:
             parts = batched(range(len(self.labels)), self.batch_size)
             drawn = [runner.trained_model.sample([self.labels[i] for i in part], list(part)).cpu() for part in parts]
         finally:
             if self.inference is not None:
-                runner.ema.exchange(self.inference)
+                runner.ema.swap(self.inference)
         return torch.cat(drawn)

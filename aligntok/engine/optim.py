@@ -62,7 +62,11 @@ class PartOptimizers(OptimWrapperDict):
     """
 
     def __init__(
-        self, guard: StepGuard, clip_grad_norm: float | None, loss_scaling: torch.amp.GradScaler, **sides: OptimWrapper
+        self,
+        guard: SkippedSteps,
+        clip_grad_norm: float | None,
+        loss_scaling: torch.amp.GradScaler,
+        **sides: OptimWrapper,
     ) -> None:
         super().__init__(**sides)
         self.guard = guard
@@ -80,7 +84,7 @@ class PartOptimizers(OptimWrapperDict):
         A part without parameters, such as an adapter that hands on what it gets, has neither.
 
         `losses` are this process's values; one that is not finite in any process leaves the step out in all. Raises
-        DivergenceError as :class:`aligntok.engine.optim.StepGuard` does.
+        DivergenceError as :class:`aligntok.engine.optim.SkippedSteps` does.
         """
         parts = {name: part for name, part in parts.items() if next(part.parameters(), None) is not None}
         sides = {side: [name for name in parts if side_of(name) == side] for side in SIDES}
@@ -190,7 +194,7 @@ class PartOptimizersConstructor:
             if parameters:
                 optimizer = OPTIMIZERS.build({**_fused(self.config[side]), **self.config[side], "params": parameters})
                 sides[side] = OptimWrapper(optimizer)
-        guard = StepGuard(self.config["max_skipped"], self.config["spike_factor"])
+        guard = SkippedSteps(self.config["max_skipped"], self.config["spike_factor"])
         device = next(p for part in parts.values() for p in part.parameters()).device.type
         scaling = torch.amp.GradScaler(device, enabled=getattr(model, "module", model).precision == "fp16")
         return PartOptimizers(guard, self.config["clip_grad_norm"], scaling, **sides)
@@ -206,7 +210,7 @@ logger = logging.getLogger("aligntok.engine")
 WINDOW = 100  # norms of a part that the typical one is taken from; a part is not judged before so many
 
 
-class StepGuard:
+class SkippedSteps:
     """Judges a step before it is taken, by what all processes see alike.
 
     `spike_factor`: a part whose gradient norm is more than so many times its median over the last 100 steps taken has

@@ -114,7 +114,7 @@ def _no_images(size: tuple[int, int]) -> Batch:
 Pixels = npt.NDArray[np.uint8]
 
 
-class SampleBatch(NamedTuple):
+class PixelBatch(NamedTuple):
     """Pixels, uint8 (N, 3, H, W), and the samples' numbers; N may be 0."""
 
     pixels: Tensor
@@ -174,13 +174,13 @@ class Samples(Dataset[Any]):
             )
         return place, pixels
 
-    def collate(self, items: Sequence[tuple[int, Pixels]]) -> SampleBatch:
+    def collate(self, items: Sequence[tuple[int, Pixels]]) -> PixelBatch:
         """Return a batch of items."""
         stacked = torch.from_numpy(np.stack([pixels for _, pixels in items]))
-        return SampleBatch(stacked.permute(0, 3, 1, 2).contiguous(), [place for place, _ in items])
+        return PixelBatch(stacked.permute(0, 3, 1, 2).contiguous(), [place for place, _ in items])
 
-    def __iter__(self) -> Iterator[SampleBatch]:
-        nothing = SampleBatch(torch.empty(0, 3, *self.image_size, dtype=torch.uint8), [])
+    def __iter__(self) -> Iterator[PixelBatch]:
+        nothing = PixelBatch(torch.empty(0, 3, *self.image_size, dtype=torch.uint8), [])
         for batch in in_rounds(self, range(self.num), self.batch_size, self.workers):
             yield batch or nothing
 

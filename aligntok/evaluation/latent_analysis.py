@@ -25,7 +25,7 @@ from aligntok.evaluation.latent_models import (
     REFERENCE,
     Collection,
     Draws,
-    Subject,
+    LatentModel,
     collect,
     distinct_names,
     encoder_config,
@@ -44,7 +44,7 @@ DENSITY = ("density CV", "Gini coefficient", "normalised entropy")
 PCA = "Input, and the three leading principal components of the latents"
 
 
-class Measured(NamedTuple):
+class LatentSpaceRow(NamedTuple):
     """A subject's numbers: three of all images, and those of each repetition's t-SNE."""
 
     cknna: float
@@ -127,7 +127,7 @@ def load_subjects(
     size: tuple[int, int],
     weights: str | None,
     precision: str,
-) -> list[Subject]:
+) -> list[LatentModel]:
     """Load the tokenizers and, last, the reference encoder."""
     chosen: dict[str, Any] = {} if weights is None else {"weights": weights}
     loaded = [load_tokenizer(source, **chosen) for source in tokenizers]
@@ -185,12 +185,12 @@ def tsne(latents: Tensor, seed: int) -> npt.NDArray[Any]:
         return np.asarray(transform.fit_transform(latents.numpy()), dtype=np.float64)
 
 
-def measure(collection: Collection, embedded: Sequence[Sequence[npt.NDArray[Any]]], topk: int) -> list[Measured]:
+def measure(collection: Collection, embedded: Sequence[Sequence[npt.NDArray[Any]]], topk: int) -> list[LatentSpaceRow]:
     """Return every subject's numbers, the reference encoder's last."""
     read = collection.read > 0
     reference = collection.subjects[-1].pooled[read]
     return [
-        Measured(
+        LatentSpaceRow(
             cknna(each.pooled[read], reference, topk),
             float(each.variance[read].mean()),
             float(each.variation[read].mean()),
@@ -202,8 +202,8 @@ def measure(collection: Collection, embedded: Sequence[Sequence[npt.NDArray[Any]
 
 def describe(
     subject: str,
-    measured: Sequence[Measured],
-    subjects: Sequence[Subject],
+    measured: Sequence[LatentSpaceRow],
+    subjects: Sequence[LatentModel],
     settings: Mapping[str, Any],
     seeds: Sequence[int],
 ) -> Result:
@@ -232,7 +232,7 @@ def describe(
 
 
 def _repetitions(
-    titles: Sequence[str], measured: Sequence[Measured], seeds: Sequence[int]
+    titles: Sequence[str], measured: Sequence[LatentSpaceRow], seeds: Sequence[int]
 ) -> dict[str, list[dict[str, Any]]]:
     """Return a table of the deviations over seeds, where there are several, and one of every map's densities."""
     named = list(zip(titles, measured, strict=True))
@@ -248,7 +248,7 @@ def _repetitions(
     return {"Deviation over seeds": spread, "Density on each t-SNE": every}
 
 
-def _type(reference: Subject) -> str:
+def _type(reference: LatentModel) -> str:
     config = reference.what["encoder"]
     return str(config.get("model_name", config["type"]))
 

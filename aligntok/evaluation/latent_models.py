@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aligntok.caching.encoder import Batch, Encoding, LatentEncoder
+from aligntok.caching.encoder import Batch, CacheSettings, LatentEncoder
 from aligntok.device import computing, device, explaining_out_of_memory
 from aligntok.distributed import total
 from aligntok.errors import ConfigError, DataError
@@ -32,7 +32,7 @@ WITH_MODELS = ("timm", "open_clip")
 
 
 @dataclass(frozen=True)
-class Subject:
+class LatentModel:
     """A model whose latents are looked at: images (N, 3, H, W) in [-1, 1] to latents (N, C, h, w), on the CPU.
 
     name: in tables and pictures. shape: (C, h, w) of an image's latent. what: which model it is, as JSON types.
@@ -44,12 +44,14 @@ class Subject:
     what: Mapping[str, Any]
 
 
-def tokenizer_subject(name: str, source: str, tokenizer: Tokenizer, size: tuple[int, int], precision: str) -> Subject:
+def tokenizer_subject(
+    name: str, source: str, tokenizer: Tokenizer, size: tuple[int, int], precision: str
+) -> LatentModel:
     """Return a tokenizer as a subject. Raises ConfigError for a size that its factor does not divide."""
-    encoder = LatentEncoder(tokenizer, Encoding(size, hflip=False, precision=precision))
+    encoder = LatentEncoder(tokenizer, CacheSettings(size, hflip=False, precision=precision))
     encoder.to_device()
     what = {"source": source, "identity": identity(tokenizer), "downsample_factor": tokenizer.downsample_factor}
-    return Subject(name, lambda images: encoder(images)[:, 0].float(), encoder.latent_shape, what)
+    return LatentModel(name, lambda images: encoder(images)[:, 0].float(), encoder.latent_shape, what)
 
 
 def encoder_config(encoder: str) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def on_grid_of(config: Mapping[str, Any], factors: set[int]) -> dict[str, Any]:
     return {**filled, **config}
 
 
-def reference_subject(config: Mapping[str, Any], size: tuple[int, int], precision: str) -> Subject:
+def reference_subject(config: Mapping[str, Any], size: tuple[int, int], precision: str) -> LatentModel:
     """Return the reference encoder as a subject. Raises what building it does, ConfigError for an unfit size."""
     encoder = ENCODERS.build(dict(config)).eval().requires_grad_(False)
     encoder.to(device())
@@ -82,7 +84,7 @@ def reference_subject(config: Mapping[str, Any], size: tuple[int, int], precisio
             return encoder(images.to(device(), non_blocking=True)).float().cpu()
 
     channels, height, width = encode(torch.zeros(1, 3, *size)).shape[1:]
-    return Subject(REFERENCE, encode, (channels, height, width), {"encoder": {**config}})
+    return LatentModel(REFERENCE, encode, (channels, height, width), {"encoder": {**config}})
 
 
 def distinct_names(sources: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
@@ -136,7 +138,7 @@ class Collected:
     shown: (M, C, h, w), those of the images in pictures.
     """
 
-    def __init__(self, subject: Subject, images: int, draws: Draws, shown: Sequence[int]) -> None:
+    def __init__(self, subject: LatentModel, images: int, draws: Draws, shown: Sequence[int]) -> None:
         self.subject, self.draws = subject, draws
         channels = subject.shape[0]
         self.pooled = torch.zeros(images, channels, dtype=torch.float64)
@@ -177,7 +179,9 @@ class Collection:
     inputs: Tensor
 
 
-def collect(subjects: Sequence[Subject], images: EvaluationImages, draws: Draws, shown: Sequence[int]) -> Collection:
+def collect(
+    subjects: Sequence[LatentModel], images: EvaluationImages, draws: Draws, shown: Sequence[int]
+) -> Collection:
     """Encode every image with every subject; collective. `shown` are the places, among the images, of pictures.
 
     An image's numbers depend on it alone, as far as rounding goes, and on the batch it is in not at all between
@@ -203,7 +207,7 @@ def collect(subjects: Sequence[Subject], images: EvaluationImages, draws: Draws,
     return Collection(kept, total(labels), total(read), total(inputs))
 
 
-def _check_finite(subject: Subject, latents: Tensor, images: EvaluationImages, batch: Batch) -> None:
+def _check_finite(subject: LatentModel, latents: Tensor, images: EvaluationImages, batch: Batch) -> None:
     finite = latents.isfinite().flatten(1).all(1)
     if not finite.all():
         name = images.source.names[int(batch.places[~finite][0])]

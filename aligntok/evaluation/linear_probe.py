@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.caching.encoder import Encoding, LatentEncoder
+from aligntok.caching.encoder import CacheSettings, LatentEncoder
 from aligntok.device import check_precision, device, multiplying
 from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, job, progress_bar, stop_if_preempted
@@ -124,7 +124,7 @@ class FeatureEncoder:
     """Encoder and adapter, frozen: images (N, 3, H, W) to what the probe sees, (N, dim), float32 on the CPU."""
 
     def __init__(self, tokenizer: Tokenizer, size: tuple[int, int], precision: str, pool: bool) -> None:
-        self.encoder = LatentEncoder(tokenizer, Encoding(size, hflip=False, precision=precision))
+        self.encoder = LatentEncoder(tokenizer, CacheSettings(size, hflip=False, precision=precision))
         self.encoder.to_device()
         self.pool, self.shape = pool, self.encoder.latent_shape
         self.dim = self.shape[0] if pool else self.shape[0] * self.shape[1] * self.shape[2]

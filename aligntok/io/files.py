@@ -55,7 +55,7 @@ def replacing(path: str | os.PathLike[str], cure: str = MAKE_ROOM) -> Iterator[P
 
 
 @contextmanager
-def claiming(folder: str | os.PathLike[str], wanted: bool = True) -> Iterator[None]:
+def lock_folder(folder: str | os.PathLike[str], wanted: bool = True) -> Iterator[None]:
     """Hold a folder for this process (if `wanted`), so that no second run writes into it.
 
     The claim ends with the process, however it ends. Raises ConfigError when another process holds it; where the file
@@ -64,7 +64,7 @@ def claiming(folder: str | os.PathLike[str], wanted: bool = True) -> Iterator[No
     if not wanted:
         yield
         return
-    path = Path(folder) / ".claim"
+    path = Path(folder) / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         opened = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666), "a+")

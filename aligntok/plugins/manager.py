@@ -13,13 +13,13 @@ import pluggy
 import aligntok
 from aligntok import plugins
 from aligntok.errors import AlignTokError, ConfigError, PluginError
-from aligntok.registry import PLUGIN_RECORDS, ComponentRegistry, Origin, PluginRecord, Registries, shelves
+from aligntok.registry import PLUGIN_RECORDS, ComponentRegistry, ComponentSource, PluginRecord, Registries, shelves
 
 GROUP = "aligntok"
-BUILTINS = Origin(plugin="builtins", distribution="aligntok", version=aligntok.__version__)
+BUILTINS = ComponentSource(plugin="builtins", distribution="aligntok", version=aligntok.__version__)
 
 
-class Shelf:
+class Registration:
     """Holds back what one plugin adds until all of it is known to be good, so a plugin gets in whole or not at all."""
 
     def __init__(self, name: str, registry: ComponentRegistry) -> None:
@@ -34,17 +34,17 @@ class Shelf:
         self.registry.check_free(name)
         self.held[name] = component
 
-    def commit(self, origin: Origin) -> list[str]:
+    def commit(self, origin: ComponentSource) -> list[str]:
         for name, component in self.held.items():
             self.registry.add(name, component, origin)
         return [f"{self.name}:{name}" for name in self.held]
 
 
-def register_plugin(manager: pluggy.PluginManager, plugin: Any, origin: Origin) -> PluginRecord:
+def register_plugin(manager: pluggy.PluginManager, plugin: Any, origin: ComponentSource) -> PluginRecord:
     """Let one plugin add its components. What it raises is recorded, and nothing of it is kept."""
     record = PluginRecord(origin)
     PLUGIN_RECORDS.append(record)
-    held = {name: Shelf(name, registry) for name, registry in shelves().items()}
+    held = {name: Registration(name, registry) for name, registry in shelves().items()}
     try:
         manager.register(plugin, name=origin.plugin)
         others = [other for other in manager.get_plugins() if other is not plugin]
@@ -83,14 +83,14 @@ def _chosen(found: list[EntryPoint]) -> list[EntryPoint]:
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     for name in sorted(set(names) - {point.name for point in found}):
         error = f"ALIGNTOK_LOAD_PLUGINS asks for it, but no such plugin is installed; found: {[p.name for p in found]}"
-        PLUGIN_RECORDS.append(PluginRecord(Origin(name, name, "(not installed)"), error=error))
+        PLUGIN_RECORDS.append(PluginRecord(ComponentSource(name, name, "(not installed)"), error=error))
     return [point for point in found if point.name in names]
 
 
 def _load_entry_point(manager: pluggy.PluginManager, point: EntryPoint) -> None:
     distribution = point.dist.name if point.dist else point.name
     version = point.dist.version if point.dist else "(unknown version)"
-    origin = Origin(point.name, distribution, version)
+    origin = ComponentSource(point.name, distribution, version)
     try:
         plugin = point.load()
     except Exception as error:  # a broken plugin is reported where its component is asked for, not here

@@ -16,14 +16,14 @@ from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import barrier, is_first, must_agree
 from aligntok.distributed.job import batched, job, shares
 from aligntok.errors import ConfigError, Preempted, at_least
-from aligntok.io.files import claiming
+from aligntok.io.files import lock_folder
 from aligntok.sampling.folder import PictureWriter, SampleFolder, compared
-from aligntok.sampling.pipeline import Drawing, SampleDrawer
+from aligntok.sampling.pipeline import SamplePipeline, SampleRequest
 from aligntok.sampling.sheets import open_real, write_beside
 
 
 def sample_images(
-    drawing: Drawing,
+    drawing: SampleRequest,
     num: int,
     out: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
@@ -46,7 +46,7 @@ def sample_images(
     at_least(1, num=num, batch_size=batch_size)
     at_least(0, grid=grid)
     with job():
-        drawer = SampleDrawer(drawing)
+        drawer = SamplePipeline(drawing)
         drawer.check(num, drawer.sampling)
         if drawer.weak is not None and drawer.sampling.cfg_scale == 1:
             raise ConfigError("autoguidance with cfg_scale=1 guides nothing; give --cfg-scale, such as 2")
@@ -58,7 +58,7 @@ def sample_images(
         folder = SampleFolder(path, num, drawer.image_size, labels, {**settings, "batch_size": batch_size})
         if is_first():
             folder.check()
-        with claiming(path, wanted=is_first()):
+        with lock_folder(path, wanted=is_first()):
             draw_batches(drawer, folder, folder.begin_together(npz), batch_size)
             folder.write_npz_together(npz)
             if is_first():
@@ -69,7 +69,7 @@ def sample_images(
     return path
 
 
-def draw_batches(drawer: SampleDrawer, folder: SampleFolder, missing: set[int], batch_size: int) -> None:
+def draw_batches(drawer: SamplePipeline, folder: SampleFolder, missing: set[int], batch_size: int) -> None:
     """Draw each batch of which samples are missing, and write those; collective.
 
     A batch is drawn whole, so that its samples are the very same as without an interruption. Raises Preempted.
@@ -87,7 +87,7 @@ def draw_batches(drawer: SampleDrawer, folder: SampleFolder, missing: set[int], 
     barrier()  # the pictures of all processes are written
 
 
-def default_folder(drawer: SampleDrawer, settings: Mapping[str, Any], *first: str) -> Path:
+def default_folder(drawer: SamplePipeline, settings: Mapping[str, Any], *first: str) -> Path:
     """Return a folder inside the generator's own, named after the settings and the weights.
 
     The words `first` come instead of sampler, steps and scale.

@@ -107,7 +107,7 @@ class SampleFolder:
             (self.path / ARRAYS).unlink(missing_ok=True)  # of fewer samples, or of ones that have been lost since
             self._check_space(len(missing), npz)
             self._describe(finished=False)
-            print(f"Drawing {len(missing)} of {self.num} samples into {self.path}")
+            print(f"SampleRequest {len(missing)} of {self.num} samples into {self.path}")
         return missing
 
     def _there(self) -> set[str]:
@@ -244,7 +244,7 @@ def write_npz(
 
 def check_folder_is_new(path: Path, description: str) -> None:
     """Raise ConfigError for a file, or a folder with anything in it, that `description` is not in."""
-    if path.is_file() or (path.is_dir() and {*os.listdir(path)} - {".claim"}):
+    if path.is_file() or (path.is_dir() and {*os.listdir(path)} - {".lock"}):
         raise ConfigError(f"{path} has other things in it, and no {description}; give a new folder as --out")
 
 

@@ -24,12 +24,12 @@ from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, in_full_rounds, job, shares
 from aligntok.errors import Preempted, at_least
-from aligntok.io.files import claiming, remove_leftovers, replacing, write_json
+from aligntok.io.files import lock_folder, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, save_picture, sheet, to_picture
 from aligntok.registry import METRICS
 from aligntok.sampling import default_folder
 from aligntok.sampling.folder import Pixels, check_folder_is_new, compared
-from aligntok.sampling.pipeline import Drawing, SampleDrawer
+from aligntok.sampling.pipeline import SamplePipeline, SampleRequest
 
 DESCRIPTION = "sweep.json"
 SHOWN = 4  # samples in each cell of the picture
@@ -49,7 +49,7 @@ COLUMNS = {
 _MEASURED = 6  # numbers of a sample: evaluations, seconds, RMS difference, mean and mean square of latents, saturated
 
 
-class Cell(NamedTuple):
+class SweepPoint(NamedTuple):
     """A combination, and what was measured of it: means over the samples.
 
     evaluations: passes through generators, a guided one counted as two. seconds: of one process, decoding included.
@@ -76,7 +76,7 @@ class Cell(NamedTuple):
 
 
 def sweep_guidance(
-    drawing: Drawing,
+    drawing: SampleRequest,
     scales: Sequence[float],
     steps: Sequence[int] = (),
     num: int = 64,
@@ -97,7 +97,7 @@ def sweep_guidance(
     """
     at_least(1, num=num, batch_size=batch_size)
     with job():
-        drawer = SampleDrawer(drawing)
+        drawer = SamplePipeline(drawing)
         grid = combinations(drawer.sampling, scales, steps)
         drawer.check(num, *grid)
         scales, steps = sorted({each.cfg_scale for each in grid}), sorted({each.steps for each in grid})
@@ -110,7 +110,7 @@ def sweep_guidance(
         path = named if out is None else Path(out).expanduser()
         if is_first() and not (path / DESCRIPTION).is_file():
             check_folder_is_new(path, DESCRIPTION)
-        with claiming(path, wanted=is_first()):
+        with lock_folder(path, wanted=is_first()):
             cells, pictures = measure(drawer, grid, num, batch_size, built)
             if is_first():
                 remove_leftovers(path)
@@ -122,7 +122,7 @@ def sweep_guidance(
     return path
 
 
-def _described(drawer: SampleDrawer, scales: Sequence[float], steps: Sequence[int]) -> dict[str, Any]:
+def _described(drawer: SamplePipeline, scales: Sequence[float], steps: Sequence[int]) -> dict[str, Any]:
     settings = drawer.describe()
     return {**settings, "sampling": {**settings["sampling"], "cfg_scale": list(scales), "steps": list(steps)}}
 
@@ -140,8 +140,8 @@ def combinations(own: Sampling, scales: Sequence[float], steps: Sequence[int]) -
 
 
 def measure(
-    drawer: SampleDrawer, grid: Sequence[Sampling], num: int, batch_size: int, metrics: Sequence[Any] = ()
-) -> tuple[list[Cell], dict[tuple[float, int], list[Pixels]]]:
+    drawer: SamplePipeline, grid: Sequence[Sampling], num: int, batch_size: int, metrics: Sequence[Any] = ()
+) -> tuple[list[SweepPoint], dict[tuple[float, int], list[Pixels]]]:
     """Draw and measure every combination; collective. Return the cells, and the first pictures of each (H, W, 3).
 
     Of each number of steps, scale 1 comes first in `grid`. Raises Preempted.
@@ -172,7 +172,7 @@ def measure(
 
 
 def _measure(
-    drawer: SampleDrawer, sampling: Sampling, batch: range, unguided: dict[int, Pixels]
+    drawer: SamplePipeline, sampling: Sampling, batch: range, unguided: dict[int, Pixels]
 ) -> tuple[Tensor, Pixels]:
     """Return what is measured of each sample of a batch (N, 6), and its pictures (N, H, W, 3)."""
     with _counting(drawer) as passes:
@@ -200,16 +200,16 @@ def _as_samples(pixels: Pixels, numbers: range, sampling: Sampling) -> list[dict
     return [dict(pixels=image, index=i, variant=_name(sampling)) for image, i in zip(images, numbers, strict=True)]
 
 
-def _cell(sampling: Sampling, means: Sequence[float], found: Mapping[str, float]) -> Cell:
+def _cell(sampling: Sampling, means: Sequence[float], found: Mapping[str, float]) -> SweepPoint:
     evaluations, seconds, rms, mean, square, saturated = means
     deviation = math.sqrt(max(square - mean**2, 0))
     own = f"{_name(sampling)}/"
     distances = {name.removeprefix(own): value for name, value in found.items() if name.startswith(own)}
-    return Cell(sampling.cfg_scale, sampling.steps, evaluations, seconds, rms, deviation, saturated, distances)
+    return SweepPoint(sampling.cfg_scale, sampling.steps, evaluations, seconds, rms, deviation, saturated, distances)
 
 
 @contextmanager
-def _counting(drawer: SampleDrawer) -> Iterator[list[int]]:
+def _counting(drawer: SamplePipeline) -> Iterator[list[int]]:
     """Collect the number of latents in each pass through a generator."""
     passes: list[int] = []
     models = [model for model in (drawer.model.generator, drawer.weak) if model is not None]
@@ -227,7 +227,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def print_cells(cells: Sequence[Cell], num: int, console: Console | None = None) -> None:
+def print_cells(cells: Sequence[SweepPoint], num: int, console: Console | None = None) -> None:
     """Print the table of the combinations."""
     title = f"Guidance sweep: means of {num} samples; difference from the unguided ones in grey levels (RMS)"
     table = Table(title=title, title_justify="left")
@@ -238,7 +238,7 @@ def print_cells(cells: Sequence[Cell], num: int, console: Console | None = None)
     (console or Console()).print(table)
 
 
-def write_results(path: Path, cells: Sequence[Cell], pictures: dict[tuple[float, int], list[Pixels]]) -> None:
+def write_results(path: Path, cells: Sequence[SweepPoint], pictures: dict[tuple[float, int], list[Pixels]]) -> None:
     """Write sweep.csv, sweep.png and sweep_grid.png."""
     with replacing(path / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -248,7 +248,7 @@ def write_results(path: Path, cells: Sequence[Cell], pictures: dict[tuple[float,
     save_picture(path / "sweep_grid.png", draw_grid(pictures))
 
 
-def plot(cells: Sequence[Cell]) -> Any:
+def plot(cells: Sequence[SweepPoint]) -> Any:
     """Return a matplotlib figure: what was measured against the scale, a curve a number of steps."""
     from matplotlib.figure import Figure  # not pyplot: no window, and no state that others share
 

@@ -29,7 +29,7 @@ SAME_STATISTICS = 1e-3  # of a channel's deviation: by how much two generators' 
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SampleRequest:
     """What fixes a set of samples, but for their number.
 
     source, weights, average: the generator, as :func:`load_latent_diffusion` takes them. labels: "random" (the seed of
@@ -78,7 +78,7 @@ class LabelRule:
     listed: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, drawing: Drawing, model: LatentDiffusion) -> LabelRule:
+    def of(cls, drawing: SampleRequest, model: LatentDiffusion) -> LabelRule:
         """Return the rule of a drawing. Raises ConfigError for classes that there are not."""
         if not model.conditional and (drawing.labels or drawing.classes):
             raise ConfigError("labels or classes were given, but this generator is unconditional: leave them out")
@@ -100,17 +100,17 @@ class LabelRule:
         return list(self.listed) if self.rule == "listed" else self.rule
 
 
-class Drawn(NamedTuple):
+class SampleBatch(NamedTuple):
     """Normalised latents (N, C, h, w), where they were drawn, and pictures (N, H, W, 3), uint8."""
 
     latents: Tensor
     pixels: npt.NDArray[np.uint8]
 
 
-class SampleDrawer:
+class SamplePipeline:
     """A generator that is ready to draw. Raises what loading it raises, and ConfigError for what cannot be drawn."""
 
-    def __init__(self, drawing: Drawing) -> None:
+    def __init__(self, drawing: SampleRequest) -> None:
         self.drawing = drawing
         self.model = load_latent_diffusion(drawing.source, drawing.weights, drawing.average)
         self.sampling = _changed(self.model.sampling, drawing.changes)
@@ -157,7 +157,7 @@ class SampleDrawer:
                 part.to(self.device)
 
     @torch.inference_mode()
-    def draw(self, numbers: Sequence[int], sampling: Sampling | None = None) -> Drawn:
+    def draw(self, numbers: Sequence[int], sampling: Sampling | None = None) -> SampleBatch:
         """Draw the samples of these numbers as one batch.
 
         Raises DivergenceError when one is not finite, ConfigError when memory does not suffice.
@@ -171,7 +171,7 @@ class SampleDrawer:
             images = self.model.decode(latents)
         self._check_finite(latents, images, numbers, chosen)
         pixels = to_uint8(images).permute(0, 2, 3, 1)
-        return Drawn(latents, pixels.cpu().numpy())
+        return SampleBatch(latents, pixels.cpu().numpy())
 
     def _check_finite(self, latents: Tensor, images: Tensor, numbers: Sequence[int], chosen: Sampling) -> None:
         finite = latents.isfinite().flatten(1).all(1) & images.isfinite().flatten(1).all(1)

@@ -149,7 +149,7 @@ FREE_BELOW = ("data.workers", "data.timeout", "data.val", "data.num_images", "mo
 FIXED = ("schedule", "optimizer.type", "discriminator_optimizer.type", "trains", "lora", "tokenizer")
 
 
-def report_changes(stage: Stage, finished: bool) -> None:
+def report_config_diff(stage: Stage, finished: bool) -> None:
     """Warn, with each old and new value, when the stage's settings are not those that it was trained with so far.
 
     Raises ConfigError for a change that a stage which is not `finished` cannot take. Nothing to say before its first
@@ -160,7 +160,7 @@ def report_changes(stage: Stage, finished: bool) -> None:
         return
     cure = "so what the stage was trained with is unknown: restore it, or remove it to go on without the comparison"
     before = read_json(file, CheckpointError, cure)
-    changes = changed_settings(before, {"seed": stage.seed, **stage.settings})
+    changes = config_diff(before, {"seed": stage.seed, **stage.settings})
     if not changes:
         return
     shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
@@ -177,7 +177,7 @@ def report_changes(stage: Stage, finished: bool) -> None:
         )
 
 
-def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return dotted key -> (old, new) for every setting of a stage that differs and is not free to change."""
     before, after = _flat(old), _flat(json.loads(json.dumps(dict(new), default=str)))
     keys = [key for key in {**before, **after} if key.split(".")[0] in new and not _is_free(key)]

@@ -12,17 +12,17 @@ from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.runner import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted, unknown
-from aligntok.io.files import claiming
+from aligntok.io.files import lock_folder
 from aligntok.loading import load_stage_tokenizer
 from aligntok.registry import import_components, loading_line
 from aligntok.training.alignment import build_datasets, run_stage
-from aligntok.training.config import report_changes
+from aligntok.training.config import report_config_diff
 from aligntok.training.generation import check_chain, save_result, train_generator
 from aligntok.training.generation.plan import plan_generation
 from aligntok.training.generation.settings import Generation, dotted_models, expand_generation
 from aligntok.training.generation.validation import check_validation
 from aligntok.training.plan import StagePlan, check_before_training, plan_stage, print_plan
-from aligntok.training.run_info import note_origin, print_summary, read_result
+from aligntok.training.run_info import print_summary, read_result, write_run_info
 from aligntok.training.stages import Stage, expand_stages
 
 
@@ -30,14 +30,14 @@ def run(
     config: Mapping[str, Any],
     only_stage: str | None = None,
     dry_run: bool = False,
-    origin: Mapping[str, Any] | None = None,
+    run_info: Mapping[str, Any] | None = None,
 ) -> Path | None:
     """Train the stages of a config, then its generator, and return the folder of what is finished.
 
     Started again, it skips what is finished and goes on with what is not. `only_stage` runs one stage by name, or
-    "generation"; `dry_run` prints the plan, on the meta device, and stops: it needs neither data nor weights. `origin`,
-    see :func:`aligntok.training.run_info.origin_of`, is noted in the work folder when anything is trained. Returns the
-    saved generator's folder, of a config without one the tokenizer's, or None when that is not finished. Raises
+    "generation"; `dry_run` prints the plan, on the meta device, and stops: it needs neither data nor weights.
+    `run_info`, see :func:`aligntok.training.run_info.run_info_of`, is noted in the work folder when anything is trained. Returns
+    the saved generator's folder, of a config without one the tokenizer's, or None when that is not finished. Raises
     AlignTokError's kinds before the first step wherever they can be known.
     """
     stages, generation = expand_stages(config), expand_generation(config)
@@ -52,12 +52,12 @@ def run(
             check_validation(generation)
         _say_what_loads(config)
         chosen_stages = [stage for stage in chosen if stage is not generation]
-        tokenizer = _train_stages(config, stages, chosen_stages, launcher, origin)
+        tokenizer = _train_stages(config, stages, chosen_stages, launcher, run_info)
         if generation is None or generation not in chosen:
             return tokenizer
         if stages and tokenizer is None:
             raise ConfigError("the generator's tokenizer is not finished; train all stages first, without --stage")
-        return _train_generator(config, generation, launcher, None if stages else origin)
+        return _train_generator(config, generation, launcher, None if stages else run_info)
 
 
 def _say_what_loads(config: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ def _train_stages(
     stages: Sequence[Stage],
     chosen: Sequence[Stage],
     launcher: str,
-    origin: Mapping[str, Any] | None,
+    run_info: Mapping[str, Any] | None,
 ) -> Path | None:
     """Train those of the stages that are chosen and left, and return the tokenizer's folder once all are finished."""
     datasets = {stage.name: build_datasets(stage) for stage in chosen}
@@ -90,9 +90,9 @@ def _train_stages(
         print_plan(plans)
     left = [stage for stage in chosen if _is_left(stage, datasets[stage.name][1])]
     check_before_training(left, plans)
-    with claiming(config["work_dir"], wanted=is_first() and bool(stages)):
+    with lock_folder(config["work_dir"], wanted=is_first() and bool(stages)):
         if left:
-            _note(config, origin)
+            _note(config, run_info)
         for stage in left:
             stop_if_preempted(
                 Preempted(f"stopped by SIGTERM before stage '{stage.name}'; the same command goes on with it")
@@ -103,20 +103,20 @@ def _train_stages(
 
 
 def _train_generator(
-    config: Mapping[str, Any], generation: Generation, launcher: str, origin: Mapping[str, Any] | None
+    config: Mapping[str, Any], generation: Generation, launcher: str, run_info: Mapping[str, Any] | None
 ) -> Path:
     stop_if_preempted(Preempted("stopped by SIGTERM before the generator's training; the same command goes on with it"))
     if not _is_left(generation, generation["validation"]["num"] or None):
         return save_result(generation)
-    with claiming(config["work_dir"], wanted=is_first()):
-        _note(config, origin)
+    with lock_folder(config["work_dir"], wanted=is_first()):
+        _note(config, run_info)
         with multiplying(generation["precision"]):
             return train_generator(generation, launcher)
 
 
-def _note(config: Mapping[str, Any], origin: Mapping[str, Any] | None) -> None:
-    if origin is not None and is_first():
-        note_origin(config["work_dir"], origin)
+def _note(config: Mapping[str, Any], run_info: Mapping[str, Any] | None) -> None:
+    if run_info is not None and is_first():
+        write_run_info(config["work_dir"], run_info)
 
 
 def _plan(stage: Stage, num_images: int | None = None) -> StagePlan:
@@ -130,7 +130,7 @@ def _is_left(stage: Stage, val: Any) -> bool:
     finished = is_finished(stage, validated=val is not None)
     if not agree(finished):
         raise CheckpointError(f"not all processes find stage '{stage.name}' in {stage.folder} alike; start again")
-    report_changes(stage, finished)
+    report_config_diff(stage, finished)
     if finished:
         _say(f"{stage.name}: finished already, skipped")
     return not finished

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NAME = "run.json"
 
 
-def origin_of(config: str | os.PathLike[str], options: Mapping[str, Any]) -> dict[str, Any]:
+def run_info_of(config: str | os.PathLike[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what starts a run: the config file with its docstring, and the options given beside it."""
     return {"config": str(config), "docstring": read_docstring(config), "options": dict(options)}
 
@@ -39,8 +39,8 @@ def read_docstring(config: str | os.PathLike[str]) -> str:
         return ""
 
 
-def note_origin(work_dir: str | os.PathLike[str], origin: Mapping[str, Any]) -> None:
-    """Write ``run.json`` into a work folder: the newest start's origin, with versions, machine and time."""
+def write_run_info(work_dir: str | os.PathLike[str], run_info: Mapping[str, Any]) -> None:
+    """Write ``run.json`` into a work folder: the newest start's run_info, with versions, machine and time."""
     cuda = device().type == "cuda"
     here = {
         "started": datetime.now().isoformat(timespec="seconds"),
@@ -49,7 +49,7 @@ def note_origin(work_dir: str | os.PathLike[str], origin: Mapping[str, Any]) -> 
         "device": torch.cuda.get_device_name() if cuda else platform.machine() + " CPU",
         "processes": world()[1],
     }
-    write_json(Path(work_dir) / NAME, {**origin, **here})
+    write_json(Path(work_dir) / NAME, {**run_info, **here})
 
 
 _HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "st_lpips": "ST-LPIPS", "images": "held-out images"}

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from aligntok.data.images import ImageDataset
-from aligntok.data.sampler import GlobalBatchSampler, SampleRequest
+from aligntok.data.sampler import GlobalBatchSampler, SampleIndex
 from aligntok.data.sources import open_source
 from aligntok.errors import ConfigError, DataError
 from aligntok.registry import DATASETS
@@ -191,7 +191,7 @@ def test_workers_stop_the_run_past_the_limit(classes):
 def test_crops_and_flips_follow_from_seed_and_sample_number(classes):
     def views(seed, numbers):
         dataset = ImageDataset(classes, 16, seed=seed)
-        return [dataset[SampleRequest(2, number)] for number in numbers]
+        return [dataset[SampleIndex(2, number)] for number in numbers]
 
     assert same_items(views(0, range(4)), views(0, range(4)))
     assert not same_items(views(0, range(4)), views(0, range(4, 8)))
@@ -213,21 +213,21 @@ def test_batches_do_not_depend_on_workers_or_on_a_resume(classes):
 
 def test_evaluation_is_the_centre_without_randomness(classes):
     dataset = ImageDataset(classes, 16, train=False)
-    assert same_items([dataset[SampleRequest(2, 0)]], [dataset[SampleRequest(2, 99)]])
+    assert same_items([dataset[SampleIndex(2, 0)]], [dataset[SampleIndex(2, 99)]])
 
 
 def test_hflip_can_be_switched_off(tmp_path):
     write_images(tmp_path, 1, size=(16, 16))  # no room to crop: only flips are left
     kept, mirrored = ImageDataset(tmp_path, 16, hflip=False), ImageDataset(tmp_path, 16)
     original = ImageDataset(tmp_path, 16, train=False)[0]["images"]
-    assert all(torch.equal(kept[SampleRequest(0, n)]["images"], original) for n in range(16))
-    assert any(torch.equal(mirrored[SampleRequest(0, n)]["images"], original.flip(-1)) for n in range(16))
+    assert all(torch.equal(kept[SampleIndex(0, n)]["images"], original) for n in range(16))
+    assert any(torch.equal(mirrored[SampleIndex(0, n)]["images"], original.flip(-1)) for n in range(16))
 
 
 def test_indices_behave_like_a_sequences(classes):
     dataset = ImageDataset(classes, 16)
     assert dataset[-1]["index"] == 11
-    for wrong in (12, SampleRequest(12, 0)):
+    for wrong in (12, SampleIndex(12, 0)):
         with pytest.raises(IndexError):
             dataset[wrong]
     assert dataset.num_unreadable == 0

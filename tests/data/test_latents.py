@@ -24,7 +24,7 @@ from aligntok.data.latent_shards import (
     write_shard,
 )
 from aligntok.data.latents import LatentDataset
-from aligntok.data.sampler import GlobalBatchSampler, SampleRequest
+from aligntok.data.sampler import GlobalBatchSampler, SampleIndex
 from aligntok.errors import ConfigError, DataError
 from aligntok.registry import DATASETS
 
@@ -118,7 +118,7 @@ def test_each_type_is_read_back_as_it_was_stored(tmp_path, dtype):
 
 def test_a_batch_is_its_items_in_the_order_asked_for(cache):
     dataset = LatentDataset(cache[0], seed=3)
-    requests = [SampleRequest(i, n) for n, i in enumerate([12, 0, 5, 5, 4, 6, 11])]
+    requests = [SampleIndex(i, n) for n, i in enumerate([12, 0, 5, 5, 4, 6, 11])]
     batch = dataset.batch(requests)
     one_by_one = default_collate([dataset[request] for request in requests])
     assert batch.keys() == one_by_one.keys()
@@ -177,13 +177,13 @@ def mirrored(dataset, latents, requests):
 
 def test_the_flip_of_a_sample_follows_from_its_number_and_the_seed(cache):
     dataset = LatentDataset(cache[0], normalise=False, seed=5)
-    requests = [SampleRequest(n * 7 % 13, n) for n in range(4000, 4400)]  # across the end of a random stream
+    requests = [SampleIndex(n * 7 % 13, n) for n in range(4000, 4400)]  # across the end of a random stream
     flips = mirrored(dataset, cache[1], requests)
     assert 150 < sum(flips) < 250
     fresh = LatentDataset(cache[0], normalise=False, seed=5)
     shuffled = np.random.default_rng(0).permutation(400)
     assert mirrored(fresh, cache[1], [requests[i] for i in shuffled]) == [flips[i] for i in shuffled]
-    other_image = [SampleRequest((r.index + 1) % 13, r.sample_number) for r in requests]
+    other_image = [SampleIndex((r.index + 1) % 13, r.sample_number) for r in requests]
     assert mirrored(fresh, cache[1], other_image) == flips
     assert mirrored(LatentDataset(cache[0], normalise=False, seed=6), cache[1], requests) != flips
     assert not any(mirrored(LatentDataset(cache[0], normalise=False, hflip=False), cache[1], requests))

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from aligntok.data.buckets import assign_buckets
 from aligntok.data.images import ImageDataset, find_buckets
-from aligntok.data.sampler import GlobalBatchSampler, SampleRequest
+from aligntok.data.sampler import GlobalBatchSampler, SampleIndex
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import read_upright_size
 from aligntok.errors import DataError
@@ -42,7 +42,7 @@ def test_its_items_are_those_of_the_folder_it_was_packed_from(packed, class_fold
     assert len(dataset) == 12
     for index in range(12):
         assert dataset.source.read(index) == folder.source.read(index)
-        one, other = dataset[SampleRequest(index, 7)], folder[SampleRequest(index, 7)]
+        one, other = dataset[SampleIndex(index, 7)], folder[SampleIndex(index, 7)]
         assert torch.equal(one["images"], other["images"])
         assert (one["label"], one["index"]) == (other["label"], other["index"]) == (index // 4, index)
 

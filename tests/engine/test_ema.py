@@ -124,11 +124,11 @@ def test_exchanging_twice_changes_no_bit(parts):
     ema = WeightAverages(parts, [0.05, 0.1])
     walk(parts, 5, ema)
     before, averages = bits(parts), {k: t.clone() for k, t in ema.state(0.05)["encoder"].items()}
-    ema.exchange(0.05)
+    ema.swap(0.05)
     now = parts["encoder"].state_dict()
     assert all(torch.equal(now[name], value) for name, value in averages.items())
     assert not torch.equal(now["0.weight"], before["encoder.0.weight"])
-    ema.exchange(0.05)
+    ema.swap(0.05)
     assert all(torch.equal(value, before[name]) for name, value in bits(parts).items())
     assert all(torch.equal(ema.state(0.05)["encoder"][name], value) for name, value in averages.items())
 

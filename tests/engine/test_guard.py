@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from aligntok.engine.optim import WINDOW, StepGuard
+from aligntok.engine.optim import WINDOW, SkippedSteps
 from aligntok.errors import DivergenceError
 
 
 def settled(max_skipped=3, spike_factor=10.0):
     """A guard that has seen enough of a part whose gradient norm is 1 or 2."""
-    guard = StepGuard(max_skipped, spike_factor)
+    guard = SkippedSteps(max_skipped, spike_factor)
     for i in range(WINDOW):
         assert guard.passes({"decoder": 1.0 + i % 2, "discriminator": 0.0}, True)
     return guard
@@ -41,7 +41,7 @@ def test_a_part_is_not_judged_before_it_is_known():
     """A GAN that begins late, whose discriminator has had no gradients so far."""
     guard = settled()
     assert guard.passes({"decoder": 1.0, "discriminator": 500.0}, True)
-    assert StepGuard(3, 10.0).passes({"decoder": 1e9}, True)
+    assert SkippedSteps(3, 10.0).passes({"decoder": 1e9}, True)
 
 
 def test_without_a_factor_only_what_is_not_finite_is_left_out(caplog):
@@ -65,7 +65,7 @@ def test_too_many_in_a_row_stop_the_training():
 
 
 def test_a_saved_state_goes_on():
-    guard, other = settled(), StepGuard(3, 10.0)
+    guard, other = settled(), SkippedSteps(3, 10.0)
     guard.passes({"decoder": 99.0}, True)
     other.load_state_dict(guard.state_dict())
     assert other.state_dict() == guard.state_dict()

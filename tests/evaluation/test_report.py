@@ -28,7 +28,7 @@ from aligntok.evaluation.report.plots import smooth, thin
 from aligntok.evaluation.results import KINDS, Result
 from aligntok.training.config import load_config
 from aligntok.training.generation.settings import expand_generation
-from aligntok.training.run_info import origin_of
+from aligntok.training.run_info import run_info_of
 from aligntok.training.settings import GENERATION_KEYS, STAGE_KEYS
 from aligntok.training.stages import expand_stages
 
@@ -642,10 +642,10 @@ def test_the_papers_cost_tables_stand_beside_its_own_model(tmp_path):
 
 
 def test_a_start_notes_the_configs_own_words():
-    origin = origin_of(ROOT / "configs/aligntok_dinov2_f16d32.py", {"seed": 1})
+    origin = run_info_of(ROOT / "configs/aligntok_dinov2_f16d32.py", {"seed": 1})
     assert origin["docstring"].startswith("AlignTok, DINOv2-L/14, f16d32, ImageNet 256")
     assert origin["options"] == {"seed": 1}
-    assert origin_of("none.py", {})["docstring"] == ""
+    assert run_info_of("none.py", {})["docstring"] == ""
 
 
 # In a browser

@@ -8,7 +8,7 @@ import pytest
 
 from aligntok.errors import ConfigError, WriteError
 from aligntok.io import files
-from aligntok.io.files import claiming, replacing, write_json
+from aligntok.io.files import lock_folder, replacing, write_json
 
 
 def test_a_file_appears_whole_in_a_folder_that_is_made_for_it(tmp_path):
@@ -80,8 +80,8 @@ def test_an_error_of_the_disk_says_file_reason_and_cure(tmp_path, monkeypatch, s
 def test_a_claim_is_not_written_through_a_link(tmp_path):
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/.claim").symlink_to(tmp_path / "victim")
-    with pytest.raises(ConfigError, match="cannot write in"), claiming(tmp_path / "run"):
+    (tmp_path / "run/.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(ConfigError, match="cannot write in"), lock_folder(tmp_path / "run"):
         pass
     assert (tmp_path / "victim").read_text() == "mine"
 

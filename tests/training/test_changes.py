@@ -9,7 +9,7 @@ import pytest
 
 from aligntok.cli import train
 from aligntok.engine.checkpoints import read_newest
-from aligntok.training.config import changed_settings
+from aligntok.training.config import config_diff
 
 FIRST = "1_latent_alignment"
 ONE = ("--stage", "latent_alignment", "--cfg-options")
@@ -95,7 +95,7 @@ def test_a_finished_stage_of_other_settings_is_reported(go_on, caplog, capsys):
 def test_differences_are_named_by_their_keys():
     old = {"optimizer": {"lr": 1e-4}, "losses": {"l1": {"type": "l1"}}, "steps": 5, "trains": ["decoder"], "gone": 1}
     new = {"optimizer": {"lr": 1e-5}, "losses": {}, "steps": 9, "trains": ("decoder",), "ema": None}
-    assert changed_settings(old, new) == {
+    assert config_diff(old, new) == {
         "optimizer.lr": (1e-4, 1e-5),
         "losses.l1.type": ("l1", None),
         "losses": (None, {}),

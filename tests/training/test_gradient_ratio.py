@@ -11,7 +11,7 @@ from torch import nn
 
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError
-from aligntok.training.alignment.gradient_ratio import Balance, gradient_at, gradient_ratio, ratio_at
+from aligntok.training.alignment.gradient_ratio import AdaptiveWeight, gradient_at, gradient_ratio, ratio_at
 from aligntok.training.alignment.model import AlignmentModel
 
 LPIPS = dict(type="lpips", pretrained=False, weight=1.0)
@@ -300,4 +300,4 @@ def test_a_parameter_without_a_part_in_the_outputs_gets_zero_and_a_finite_ratio(
     x = torch.randn(4, 3)
     pull = ([layer(x)], [torch.ones(4, 2)])
     assert torch.equal(gradient_at(other.weight, *pull), torch.zeros(2, 3))
-    assert float(ratio_at(other.weight, pull, pull, Balance(at="decoder"))) == 0
+    assert float(ratio_at(other.weight, pull, pull, AdaptiveWeight(at="decoder"))) == 0

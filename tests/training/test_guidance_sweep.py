@@ -23,8 +23,8 @@ from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import job
 from aligntok.errors import ConfigError, DivergenceError
 from aligntok.latent_diffusion import LatentDiffusion
-from aligntok.sampling.guidance_sweep import Cell, combinations, draw_grid, plot, print_cells, sweep_guidance
-from aligntok.sampling.pipeline import Drawing, SampleDrawer
+from aligntok.sampling.guidance_sweep import SweepPoint, combinations, draw_grid, plot, print_cells, sweep_guidance
+from aligntok.sampling.pipeline import SamplePipeline, SampleRequest
 from aligntok.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def column(folder, name):
 
 
 def test_a_sweep_leaves_a_table_a_plot_and_a_picture(run, swept):
-    assert {path.name for path in swept.iterdir()} - {".claim"} == FILES
+    assert {path.name for path in swept.iterdir()} - {".lock"} == FILES
     assert list(table(swept)) == [(1, 2), (1, 4), (2, 2), (2, 4), (4, 2), (4, 4)]
     with Image.open(swept / "sweep.png") as picture:
         assert picture.size == (1500, 850)
@@ -86,7 +86,7 @@ def test_a_sweep_leaves_a_table_a_plot_and_a_picture(run, swept):
 
 
 def test_its_numbers_are_those_of_the_samples(run, swept):
-    model, drawer = LatentDiffusion.from_pretrained(run), SampleDrawer(Drawing(run))
+    model, drawer = LatentDiffusion.from_pretrained(run), SamplePipeline(SampleRequest(run))
     labels = drawer.labels(range(6))
     for steps in (2, 4):
         unguided = grey_levels(model.sample(labels, range(6), sampling=Sampling(steps)))
@@ -158,11 +158,11 @@ def test_the_picture_shows_the_very_samples(run, tmp_path):
     assert command([str(run), "--out", str(tmp_path / "out"), *one]) == 0
     with Image.open(tmp_path / "out/sweep_grid.png") as opened:
         sheet = np.asarray(opened)
-    picture = SampleDrawer(Drawing(run, size=(96, 96))).draw([0], Sampling(3)).pixels[0]
+    picture = SamplePipeline(SampleRequest(run, size=(96, 96))).draw([0], Sampling(3)).pixels[0]
     assert np.array_equal(sheet[-96 - 8 : -8, -96 - 8 : -8], picture)
 
 
-CELLS = [Cell(scale, steps, 2.0 * steps, 0.5, scale, 1.1, 0.01) for scale in (1.0, 4.0) for steps in (10, 250)]
+CELLS = [SweepPoint(scale, steps, 2.0 * steps, 0.5, scale, 1.1, 0.01) for scale in (1.0, 4.0) for steps in (10, 250)]
 
 
 def test_the_plot_has_a_curve_a_number_of_steps():
@@ -211,7 +211,7 @@ def test_a_sweep_may_be_done_again_but_not_among_other_things(run, swept, tmp_pa
 
 def test_the_folders_own_name_tells_scales_and_steps(tmp_path):
     save(tmp_path)
-    folder = sweep_guidance(Drawing(tmp_path), [1.5, 3], [2], num=1)
+    folder = sweep_guidance(SampleRequest(tmp_path), [1.5, 3], [2], num=1)
     assert folder.parent == tmp_path / "samples"
     assert folder.name.startswith("sweep_euler_cfg-1-1.5-3_steps-2_8x12_")
 
@@ -220,7 +220,7 @@ def test_sigterm_ends_it_without_results(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(job, "sigterm_was_sent", lambda: True)
     assert command(words(run, tmp_path / "out")) == 75
     assert "a guidance sweep is not gone on with, it begins anew" in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {".claim"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock"}
     monkeypatch.undo()
     assert command(words(run, tmp_path / "out")) == 0
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from aligntok import caching, distributed
 from aligntok.caching import cache_latents, encoder
-from aligntok.caching.encoder import Encoding
+from aligntok.caching.encoder import CacheSettings
 from aligntok.cli import cache_latents as command
 from aligntok.data import latent_shards
 from aligntok.data.images import ImageDataset
@@ -31,7 +31,7 @@ from aligntok.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 PART = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), resolution=8)
-TINY = Encoding(image_size=(8, 12), shard_size=5)  # f2: latents (4, 4, 6); 17 images in four shards
+TINY = CacheSettings(image_size=(8, 12), shard_size=5)  # f2: latents (4, 4, 6); 17 images in four shards
 IMAGES, SPOILT = 17, (3, 15)
 
 
@@ -85,7 +85,7 @@ def shards_and_checksums(number):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != ".claim"}
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != ".lock"}
 
 
 # What is in it
@@ -145,7 +145,7 @@ def test_a_data_set_without_one_good_image_is_an_error(tokenizer, tmp_path):
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_of_the_room_holds_the_latents_rounded_once(tokenizer, photos, tmp_path, dtype):
     for kind in (dtype, "fp32"):
-        encoding = Encoding(image_size=8, dtype=kind, hflip=False)
+        encoding = CacheSettings(image_size=8, dtype=kind, hflip=False)
         cache_latents(tokenizer, photos, tmp_path / kind, encoding, workers=0)
     half, full = (LatentDataset(tmp_path / kind, normalise=False) for kind in (dtype, "fp32"))
     rounded = full.batch(range(IMAGES))["latents"].to(latent_shards.DTYPES[dtype]).float()
@@ -157,7 +157,7 @@ def test_half_of_the_room_holds_the_latents_rounded_once(tokenizer, photos, tmp_
 def test_of_a_variational_tokenizer_the_mean_is_kept(photos, tmp_path):
     model = make_tokenizer(variational=True)
     model.save_pretrained(tmp_path / "tokenizer")
-    cache_latents(tmp_path / "tokenizer", photos, tmp_path / "cache", Encoding(image_size=8), workers=0)
+    cache_latents(tmp_path / "tokenizer", photos, tmp_path / "cache", CacheSettings(image_size=8), workers=0)
     image = ImageDataset(photos, image_size=8, train=False)[4]["images"][None]
     with torch.no_grad():
         mean = model.moments(image).chunk(2, dim=1)[0]
@@ -173,7 +173,7 @@ def test_latents_that_are_not_finite_are_an_error_that_names_the_image(tokenizer
     save_file(scaled, broken / "model.safetensors", {"format": "pt"})
     (broken / "model.safetensors.sha256").unlink()
     with pytest.raises(DataError, match=r"the latents of ant/00\.png are not finite, computed in fp32 .* as fp16"):
-        cache_latents(broken, photos, tmp_path / "cache", Encoding(image_size=8, dtype="fp16"), workers=0)
+        cache_latents(broken, photos, tmp_path / "cache", CacheSettings(image_size=8, dtype="fp16"), workers=0)
 
 
 # Whose latents they are
@@ -207,7 +207,7 @@ def test_weights_are_chosen_of_a_work_folder_only(tokenizer, photos, tmp_path, m
         cache_latents(photos, photos, tmp_path / "cache", weights="raw")
     asked = []
     monkeypatch.setattr(caching, "load_tokenizer", lambda *a, **k: asked.append((a, k)) or make_tokenizer())
-    cache_latents(photos, photos, tmp_path / "cache", Encoding(image_size=8), weights="raw", workers=0)
+    cache_latents(photos, photos, tmp_path / "cache", CacheSettings(image_size=8), weights="raw", workers=0)
     assert asked == [((photos,), {"weights": "raw"})]
 
 
@@ -427,7 +427,7 @@ def test_a_disk_that_fills_up_leaves_whole_shards(tokenizer, photos, tmp_path, m
 )
 def test_an_encoding_that_cannot_be_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        Encoding(**options)
+        CacheSettings(**options)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,10 @@ def test_an_encoding_that_cannot_be_is_refused(options, message):
         (dict(batch_size=0), "batch_size is 0; it must be 1 or more"),
         (dict(workers=-1), "workers is -1; it must be 0 or more"),
         (dict(max_unreadable=-1), "max_unreadable is -1; it must be 0 or more"),
-        (dict(encoding=Encoding(image_size=(8, 13))), r"image_size \(8, 13\); its sides .* f = 2, such as \(8, 12\)"),
+        (
+            dict(encoding=CacheSettings(image_size=(8, 13))),
+            r"image_size \(8, 13\); its sides .* f = 2, such as \(8, 12\)",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(tokenizer, photos, tmp_path, options, message):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aligntok.caching import cache_latents
-from aligntok.caching.encoder import Encoding, LatentEncoder, latent_statistics, posterior_noise
+from aligntok.caching.encoder import CacheSettings, LatentEncoder, latent_statistics, posterior_noise
 from aligntok.data.latents import LatentDataset
 from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import LatentDiffusion
@@ -64,9 +64,9 @@ def test_mean_and_sample_are_the_posteriors(variational):
     places = [11, 2, 30]
     mean, std = moments(tokenizer, images)
     mirrored_mean, mirrored_std = moments(tokenizer, images.flip(-1))
-    found = LatentEncoder(tokenizer, Encoding(image_size=32))(images, places)
+    found = LatentEncoder(tokenizer, CacheSettings(image_size=32))(images, places)
     torch.testing.assert_close(found, torch.stack([mean, mirrored_mean], dim=1))
-    found = LatentEncoder(tokenizer, Encoding(image_size=32, posterior="sample", seed=7))(images, places)
+    found = LatentEncoder(tokenizer, CacheSettings(image_size=32, posterior="sample", seed=7))(images, places)
     expected = [
         mean + std * posterior_noise(7, places, 0, (4, 4, 4)),
         mirrored_mean + mirrored_std * posterior_noise(7, places, 1, (4, 4, 4)),
@@ -87,7 +87,7 @@ def test_a_cache_of_samples_does_not_depend_on_batches_and_says_what_it_is(varia
         ("five", 5, dict(posterior="sample")),
         ("other", 5, dict(posterior="sample", seed=1)),
     ]:
-        encoding = Encoding(image_size=32, shard_size=6, **more)
+        encoding = CacheSettings(image_size=32, shard_size=6, **more)
         out = cache_latents(folder, classes, tmp_path / name, encoding, "train", batch_size=batch_size, workers=0)
         made[name] = latents_of(out)
     torch.testing.assert_close(made["one"][1], made["five"][1], rtol=0, atol=1e-5)
@@ -100,11 +100,11 @@ def test_a_cache_of_samples_does_not_depend_on_batches_and_says_what_it_is(varia
     wider = [np.mean(made[name][0].statistics.std) for name in ("mean", "five")]
     assert wider[1] > wider[0] + 0.1, "the statistics are those of what is stored"
     with pytest.raises(ConfigError, match="was begun otherwise .*posterior mean, now sample"):
-        cache_latents(folder, classes, tmp_path / "mean", Encoding(32, shard_size=6, posterior="sample"), "train")
+        cache_latents(folder, classes, tmp_path / "mean", CacheSettings(32, shard_size=6, posterior="sample"), "train")
 
 
 def test_a_cache_that_was_begun_before_there_was_a_choice_goes_on_with_means(variational, classes, tmp_path):
-    encoding = Encoding(image_size=32, shard_size=6)
+    encoding = CacheSettings(image_size=32, shard_size=6)
     out = cache_latents(variational[1], classes, tmp_path / "old", encoding, "train", workers=0)
     begun = json.loads((out / "encoding.json").read_text())
     assert begun.pop("posterior") == "mean"
@@ -115,9 +115,9 @@ def test_a_cache_that_was_begun_before_there_was_a_choice_goes_on_with_means(var
 def test_a_sample_of_what_has_no_posterior_and_other_words_are_errors(variational, tiny_tokenizer):
     plain = Tokenizer.from_pretrained(tiny_tokenizer)
     with pytest.raises(ConfigError, match="needs a variational tokenizer"):
-        LatentEncoder(plain, Encoding(image_size=32, posterior="sample"))
+        LatentEncoder(plain, CacheSettings(image_size=32, posterior="sample"))
     with pytest.raises(ConfigError, match="no posterior named 'mode'; known: mean, sample"):
-        Encoding(posterior="mode")
+        CacheSettings(posterior="mode")
 
 
 # Encoded on the fly

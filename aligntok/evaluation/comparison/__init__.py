@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from aligntok.caching import cache_latents
-from aligntok.caching.encoder import Encoding
+from aligntok.caching.encoder import CacheSettings
 from aligntok.distributed import barrier, is_first, start_processes
 from aligntok.errors import ConfigError
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
@@ -35,7 +35,7 @@ from aligntok.evaluation.results import Result, check_out, read_result
 from aligntok.evaluation.settings import LatentAnalysis
 from aligntok.loading import load_tokenizer
 from aligntok.training.run import run
-from aligntok.training.run_info import origin_of
+from aligntok.training.run_info import run_info_of
 
 __all__ = ["compare", "read_comparison"]
 
@@ -148,7 +148,7 @@ def make_references(comparison: Comparison) -> list[dict[str, Any]]:
 def run_arm(comparison: Comparison, arm: Arm, references: list[dict[str, Any]]) -> None:
     """Train an arm's tokenizer, measure it, encode the training images, train the generator on them."""
     config = comparison.tokenizer_config(arm)
-    run(config, origin=origin_of(arm.config, {"seed": arm.seed}))
+    run(config, run_info=run_info_of(arm.config, {"seed": arm.seed}))
     tokenizer, evaluation, data = arm.tokenizer, arm.folder / "evaluation", comparison["data_root"]
     held_out = comparison.images("val", num=comparison["num_val"])
     for extractor in comparison["extractors"]:
@@ -164,9 +164,9 @@ def run_arm(comparison: Comparison, arm: Arm, references: list[dict[str, Any]]) 
         reconstruct = Reconstruction(load_tokenizer(tokenizer))
         measure_real_images(comparison, references, evaluation / "against_references", reconstruct)
     where = {"split": comparison["train_split"], "workers": comparison["workers"]}
-    cache_latents(tokenizer, data, arm.folder / "latents", Encoding(image_size=comparison["image_size"]), **where)
+    cache_latents(tokenizer, data, arm.folder / "latents", CacheSettings(image_size=comparison["image_size"]), **where)
     generator = comparison.generator_config(arm, references)
-    run(generator, origin=origin_of(comparison.generator, {"seed": arm.seed}))
+    run(generator, run_info=run_info_of(comparison.generator, {"seed": arm.seed}))
 
 
 def measure_real_images(

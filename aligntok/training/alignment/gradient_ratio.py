@@ -17,7 +17,7 @@ from aligntok.distributed import mean_over_processes
 
 
 @dataclass(frozen=True)
-class Balance:
+class AdaptiveWeight:
     """Which part's last layer a loss balances at, and the bounds of its weight.
 
     `at` is "decoder" or "encoder"; `max_ratio` is the largest weight and `eps` the addition to the divisor. `against`
@@ -57,7 +57,7 @@ def ratio_at(
     parameter: nn.Parameter,
     reference: tuple[Sequence[Tensor], Sequence[Tensor]],
     other: tuple[Sequence[Tensor], Sequence[Tensor]],
-    balance: Balance,
+    balance: AdaptiveWeight,
 ) -> Tensor:
     """Return the gradient ratio at `parameter` of the whole batch, over all processes.
 

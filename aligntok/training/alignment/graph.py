@@ -16,7 +16,7 @@ ENCODER_SIDE = ("features", "moments", "latents")
 
 
 @dataclass
-class Chain:
+class ForwardGraph:
     """One forward pass: images -> features -> moments -> latents | -> reconstruction.
 
     The decoder ran on a detached copy of the latents, and the losses run on detached copies of everything
@@ -57,7 +57,7 @@ class Chain:
             torch.autograd.backward([self.tensors[name] for name in names], gradients)
 
 
-def run_forward(tokenizer: Tokenizer, images: Tensor, trains: Iterable[str]) -> Chain:
+def run_forward(tokenizer: Tokenizer, images: Tensor, trains: Iterable[str]) -> ForwardGraph:
     """Run the tokenizer on images (N, 3, H, W); what lies before the first trained part runs without a graph.
 
     The latents of a variational tokenizer are sampled. The leaves are float32, whatever autocast made of the tensors.
@@ -73,7 +73,7 @@ def run_forward(tokenizer: Tokenizer, images: Tensor, trains: Iterable[str]) -> 
     with record_function("decoder"), torch.set_grad_enabled(latents.requires_grad or "decoder" in trained):
         tensors["reconstruction"] = tokenizer.decoder(leaves["latents"])
     leaves["reconstruction"] = _leaf(tensors["reconstruction"], True)
-    return Chain(tensors, leaves)
+    return ForwardGraph(tensors, leaves)
 
 
 def _leaf(tensor: Tensor, requires_grad: bool) -> Tensor:

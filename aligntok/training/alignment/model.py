@@ -24,7 +24,7 @@ from aligntok.errors import ConfigError
 from aligntok.registry import DISCRIMINATORS, ENCODERS
 from aligntok.rng import seed_torch
 from aligntok.tokenizer import PARTS, Tokenizer
-from aligntok.training.alignment.graph import Chain, run_forward
+from aligntok.training.alignment.graph import ForwardGraph, run_forward
 from aligntok.training.alignment.objective import Objective
 from aligntok.weights.lora import add_lora, with_lora, without_lora
 
@@ -215,30 +215,30 @@ class AlignmentModel(BaseModel):
         """
         decoder, encoder = self.tokenizer.decoder, self.tokenizer.encoder
         with computing(self.precision, images.device):
-            chain = run_forward(self.tokenizer, images, self.trains)
-            inputs = self._loss_inputs(images, chain, step)
+            graph = run_forward(self.tokenizer, images, self.trains)
+            inputs = self._loss_inputs(images, graph, step)
             with record_function("losses"):
-                logs = self.objective.pull_on_image(chain, inputs, decoder.last_layer, step, scale)
+                logs = self.objective.backward_to_image(graph, inputs, decoder.last_layer, step, scale)
             logs.update(self._backward_discriminator(images, inputs.get("fake_logits"), step, scale))
             adversary = self.discriminator if "fake_logits" in inputs else None
             self._start(reduction, [adversary])
-            chain.backward_decoder()
+            graph.backward_decoder()
             self._start(reduction, [decoder])
             with record_function("losses"):
-                logs.update(self.objective.pull_on_encoder(chain, inputs, encoder.last_layer, step, scale))
-            chain.backward_encoder()
+                logs.update(self.objective.backward_to_encoder(graph, inputs, encoder.last_layer, step, scale))
+            graph.backward_encoder()
             self._start(reduction, [self.tokenizer.adapter, encoder, *self.objective.losses.values()])
         return logs
 
-    def _loss_inputs(self, images: Tensor, chain: Chain, step: int) -> dict[str, Tensor]:
-        inputs = {"images": images, **chain.leaves}
+    def _loss_inputs(self, images: Tensor, graph: ForwardGraph, step: int) -> dict[str, Tensor]:
+        inputs = {"images": images, **graph.leaves}
         if self.teacher is not None and any(
             self.objective.needs(f"teacher_{x}", step) for x in ("features", "latents")
         ):
             inputs.update(self.teacher(images))
         if self.objective.needs("fake_logits", step):
             with record_function("discriminator"):
-                inputs["fake_logits"] = self.discriminator(chain.leaves["reconstruction"])
+                inputs["fake_logits"] = self.discriminator(graph.leaves["reconstruction"])
         return inputs
 
     def _backward_discriminator(

@@ -12,15 +12,15 @@ from torch.profiler import record_function
 
 from aligntok.errors import ConfigError
 from aligntok.registry import LOSSES, check_keywords
-from aligntok.training.alignment.gradient_ratio import Balance, ratio_at
-from aligntok.training.alignment.graph import ENCODER_SIDE, Chain
+from aligntok.training.alignment.gradient_ratio import AdaptiveWeight, ratio_at
+from aligntok.training.alignment.graph import ENCODER_SIDE, ForwardGraph
 
 POINTS = (*ENCODER_SIDE, "reconstruction")
 _TERM_KEYS = ("weight", "start_step", "balance")
 
 
 @dataclass(frozen=True)
-class Term:
+class LossTerm:
     """One loss of the objective. `weight` (lambda) applies after the gradient ratio, if it is balanced (paper, App. A).
 
     `start_step` is the first step of the stage that computes it at all.
@@ -29,7 +29,7 @@ class Term:
     name: str
     weight: float = 1.0
     start_step: int = 0
-    balance: Balance | None = None
+    balance: AdaptiveWeight | None = None
 
 
 class Objective(nn.Module):
@@ -41,7 +41,7 @@ class Objective(nn.Module):
 
     def __init__(self, losses: Mapping[str, Mapping[str, Any]], trains: tuple[str, ...]) -> None:
         super().__init__()
-        self.terms: list[Term] = []
+        self.terms: list[LossTerm] = []
         self.losses = nn.ModuleDict()
         for name, config in losses.items():
             if not isinstance(config, Mapping) or "type" not in config:
@@ -62,7 +62,7 @@ class Objective(nn.Module):
         for term in self.terms:
             self._check_references(term)
 
-    def _check_references(self, term: Term) -> None:
+    def _check_references(self, term: LossTerm) -> None:
         """Raise ConfigError unless what the term is balanced against can be known before its own ratio is."""
         if term.balance is None or term.balance.against is None:
             return
@@ -79,11 +79,11 @@ class Objective(nn.Module):
                 f"on the image{' without a balance of their own' if on_image else ''}: {', '.join(allowed) or 'none'}"
             )
 
-    def active(self, step: int) -> list[Term]:
+    def active(self, step: int) -> list[LossTerm]:
         """Return the terms that step `step` of the stage computes."""
         return [term for term in self.terms if step >= term.start_step]
 
-    def loss(self, term: Term) -> Any:
+    def loss(self, term: LossTerm) -> Any:
         """Return the loss module of a term."""
         return self.losses[term.name]
 
@@ -92,16 +92,21 @@ class Objective(nn.Module):
         terms = self.terms if step is None else self.active(step)
         return any(name in self.loss(term).inputs for term in terms)
 
-    def pull_on_image(
-        self, chain: Chain, inputs: Mapping[str, Tensor], last_layer: nn.Parameter, step: int, scale: Tensor | float
+    def backward_to_image(
+        self,
+        graph: ForwardGraph,
+        inputs: Mapping[str, Tensor],
+        last_layer: nn.Parameter,
+        step: int,
+        scale: Tensor | float,
     ) -> dict[str, Tensor]:
         """Leave at the reconstruction the combined gradient of the losses on it; return what to log.
 
         A balanced loss is weighed against all unbalanced ones together, or those its balance names, at the decoder's
-        last layer. What losses on the encoder's side are to be weighed against is left in ``chain.references``.
+        last layer. What losses on the encoder's side are to be weighed against is left in ``graph.references``.
         """
         terms = [term for term in self.active(step) if self.loss(term).at == "reconstruction"]
-        leaf = chain.leaves["reconstruction"]
+        leaf = graph.leaves["reconstruction"]
         logs: dict[str, Tensor] = {}
         pulls: dict[str, Tensor] = {}
         for term in (term for term in terms if term.balance is None):
@@ -109,33 +114,33 @@ class Objective(nn.Module):
             value = term.weight * self._value(term, inputs, logs)
             pulls[term.name] = _gradient(value, leaf, self._loss_weights([term]), scale, keep_graph=shared)
         unbalanced = _summed(pulls, None, leaf)
-        chain.add("reconstruction", unbalanced)
+        graph.add("reconstruction", unbalanced)
         for term in (term for term in terms if term.balance is not None):
             against = term.balance.against if term.balance else None
             reference = unbalanced if against is None else _summed(pulls, against, leaf)
             pulls[term.name] = self._pull_balanced(
-                term, chain, inputs, ("reconstruction", reference), last_layer, scale, logs
+                term, graph, inputs, ("reconstruction", reference), last_layer, scale, logs
             )
         for term in self.active(step):
             if self.loss(term).at in ENCODER_SIDE and term.balance and term.balance.against is not None:
-                self._keep_reference(term.name, {*term.balance.against}, chain, pulls)
+                self._keep_reference(term.name, {*term.balance.against}, graph, pulls)
         return logs
 
     @staticmethod
-    def _keep_reference(name: str, against: set[str], chain: Chain, pulls: Mapping[str, Tensor]) -> None:
+    def _keep_reference(name: str, against: set[str], graph: ForwardGraph, pulls: Mapping[str, Tensor]) -> None:
         """Leave for loss `name` what arrives at the latents from the losses `against`; one more walk of the decoder.
 
         When there are no other losses on the image, it is what is going to arrive anyway.
         """
         if {*pulls} <= against:
             return
-        reconstruction, latents = chain.tensors["reconstruction"], chain.leaves["latents"]
-        gradient = _summed(pulls, against, chain.leaves["reconstruction"]).to(reconstruction.dtype)
-        (chain.references[name],) = torch.autograd.grad(reconstruction, [latents], gradient, retain_graph=True)
+        reconstruction, latents = graph.tensors["reconstruction"], graph.leaves["latents"]
+        gradient = _summed(pulls, against, graph.leaves["reconstruction"]).to(reconstruction.dtype)
+        (graph.references[name],) = torch.autograd.grad(reconstruction, [latents], gradient, retain_graph=True)
 
-    def pull_on_encoder(
+    def backward_to_encoder(
         self,
-        chain: Chain,
+        graph: ForwardGraph,
         inputs: Mapping[str, Tensor],
         last_layer: nn.Parameter | None,
         step: int,
@@ -148,25 +153,25 @@ class Objective(nn.Module):
         """
         terms = [term for term in self.active(step) if self.loss(term).at in ENCODER_SIDE]
         logs: dict[str, Tensor] = {}
-        from_image = chain.arriving.get("latents", torch.zeros_like(chain.leaves["latents"]))
+        from_image = graph.arriving.get("latents", torch.zeros_like(graph.leaves["latents"]))
         for term in terms:
             point = self.loss(term).at
-            if not chain.leaves[point].requires_grad:
+            if not graph.leaves[point].requires_grad:
                 with torch.no_grad():
                     self._value(term, inputs, logs)
             elif term.balance is None:
                 value = term.weight * self._value(term, inputs, logs)
-                chain.add(point, _gradient(value, chain.leaves[point], self._loss_weights([term]), scale))
+                graph.add(point, _gradient(value, graph.leaves[point], self._loss_weights([term]), scale))
             else:
                 assert last_layer is not None  # checked when the term was built
-                reference = chain.references.get(term.name, from_image)
-                self._pull_balanced(term, chain, inputs, ("latents", reference), last_layer, scale, logs)
+                reference = graph.references.get(term.name, from_image)
+                self._pull_balanced(term, graph, inputs, ("latents", reference), last_layer, scale, logs)
         return logs
 
     def _pull_balanced(
         self,
-        term: Term,
-        chain: Chain,
+        term: LossTerm,
+        graph: ForwardGraph,
         inputs: Mapping[str, Tensor],
         reference: tuple[str, Tensor],
         last_layer: nn.Parameter,
@@ -178,36 +183,36 @@ class Objective(nn.Module):
         point, parameters = self.loss(term).at, self._loss_weights([term])
         with record_function("discriminator" if "fake_logits" in self.loss(term).inputs else "losses"):
             found = torch.autograd.grad(
-                self._value(term, inputs, logs) * scale, [chain.leaves[point], *parameters], retain_graph=True
+                self._value(term, inputs, logs) * scale, [graph.leaves[point], *parameters], retain_graph=True
             )
-        above, arriving = chain.tensors[reference[0]], reference[1]
+        above, arriving = graph.tensors[reference[0]], reference[1]
         ratio = ratio_at(
             last_layer,
             ([above], [arriving.to(above.dtype)]),
-            ([chain.tensors[point]], [found[0].to(chain.tensors[point].dtype)]),
+            ([graph.tensors[point]], [found[0].to(graph.tensors[point].dtype)]),
             replace(term.balance, eps=term.balance.eps * scale),  # both gradients carry the scale
         )
         logs[f"ratio/{term.name}"] = ratio
         weight = term.weight * ratio
-        chain.add(point, weight * found[0])
+        graph.add(point, weight * found[0])
         _accumulate(parameters, [weight * gradient for gradient in found[1:]])
         return weight * found[0]
 
-    def _value(self, term: Term, inputs: Mapping[str, Tensor], logs: dict[str, Tensor]) -> Tensor:
+    def _value(self, term: LossTerm, inputs: Mapping[str, Tensor], logs: dict[str, Tensor]) -> Tensor:
         loss = self.loss(term)
         value = loss(*(inputs[name] for name in loss.inputs))
         logs[f"loss/{term.name}"] = value.detach()
         return value
 
-    def _loss_weights(self, terms: list[Term]) -> list[nn.Parameter]:
+    def _loss_weights(self, terms: list[LossTerm]) -> list[nn.Parameter]:
         return [p for term in terms for p in self.loss(term).parameters() if p.requires_grad]
 
 
-def _build_term(name: str, options: dict[str, Any], trains: tuple[str, ...]) -> Term:
+def _build_term(name: str, options: dict[str, Any], trains: tuple[str, ...]) -> LossTerm:
     """Take the term's own keywords out of `options`; what is left is the loss's."""
     own = {key: options.pop(key) for key in _TERM_KEYS if key in options}
     balance = own.pop("balance", None)
-    check_keywords(Term, own, who=f"loss '{name}'")
+    check_keywords(LossTerm, own, who=f"loss '{name}'")
     if balance is not None:
         balance = _build_balance(name, balance)
         if balance.at not in ("decoder", "encoder"):
@@ -217,15 +222,15 @@ def _build_term(name: str, options: dict[str, Any], trains: tuple[str, ...]) -> 
                 f"loss '{name}' balances at the {balance.at}'s last layer, but this stage trains only "
                 f"{', '.join(trains)}; train the {balance.at}, or set balance=None"
             )
-    return Term(name=name, balance=balance, **own)
+    return LossTerm(name=name, balance=balance, **own)
 
 
-def _build_balance(name: str, config: Any) -> Balance:
+def _build_balance(name: str, config: Any) -> AdaptiveWeight:
     if not isinstance(config, Mapping) or "at" not in config:
         raise ConfigError(f"balance of loss '{name}' must be dict(at='decoder' or 'encoder', ...), not {config!r}")
-    check_keywords(Balance, dict(config), who=f"balance of loss '{name}'")
+    check_keywords(AdaptiveWeight, dict(config), who=f"balance of loss '{name}'")
     against = config.get("against")
-    return Balance(**{**config, "against": None if against is None else tuple(against)})
+    return AdaptiveWeight(**{**config, "against": None if against is None else tuple(against)})
 
 
 def _summed(pulls: Mapping[str, Tensor], names: Collection[str] | None, like: Tensor) -> Tensor:

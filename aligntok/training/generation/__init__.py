@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aligntok.caching import LatentCache, fill
-from aligntok.caching.encoder import Encoding, LatentEncoder, check_posterior, latent_statistics
+from aligntok.caching.encoder import CacheSettings, LatentEncoder, check_posterior, latent_statistics
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
@@ -146,7 +146,7 @@ def _make_cache(generation: Generation, tokenizer: Tokenizer) -> None:
             "add --cfg-options data_root=/path/to/images"
         )
     taken = ("image_size", "hflip", "dtype", "precision", "posterior")
-    encoding = Encoding(**{key: settings[key] for key in taken}, seed=generation.seed)
+    encoding = CacheSettings(**{key: settings[key] for key in taken}, seed=generation.seed)
     images = open_source(generation.data_root, settings["split"])
     cache = LatentCache(generation.latents_folder, images, LatentEncoder(tokenizer, encoding), max_unreadable=None)
     source = generation["tokenizer"] or generation.stages_tokenizer
