@@ -17,8 +17,10 @@ from aligntok.registry import GENERATORS
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.weights.lora import lora_scaling, without_lora
 
-NAME = "generation"
-DESCRIPTION = "generation.json"
+#: The file in the folder of a stage that says what it trains, and how.
+STAGE_FILE = "stage.json"
+#: The folder of a generator's training, in a work folder.
+GENERATION = "generation"
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
@@ -88,7 +90,7 @@ def _merged(states: PartStates, folder: str | os.PathLike[str]) -> PartStates:
 
 def _read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
     cure = "so the stage's model is unknown: copy the stage's folder whole; going on with the training writes that file"
-    return read_json(Path(folder) / "stage.json", CheckpointError, cure, _described)
+    return read_json(Path(folder) / STAGE_FILE, CheckpointError, cure, _described)
 
 
 def _described(content: dict[str, Any]) -> dict[str, Any]:
@@ -99,13 +101,21 @@ def _described(content: dict[str, Any]) -> dict[str, Any]:
 def _furthest_stage(folder: Path) -> Path:
     """Return the last stage of a work folder that has a checkpoint; the folder itself if it is a stage's."""
     candidates = [folder, *sorted(folder.glob("[0-9]*_*"), key=_place)] if folder.is_dir() else []
-    trained = [c for c in candidates if (c / "stage.json").is_file() and list_checkpoints(c)]
-    if not trained:
-        raise WeightsError(
-            f"{folder} is neither a saved tokenizer (no config.json) nor a work folder with a checkpoint; "
-            f"it has: {', '.join(sorted(os.listdir(folder))[:10]) or 'nothing'}"
-        )
-    return trained[-1]
+    for candidate in reversed(candidates):
+        if _is_trained(candidate, makes_generator=False):
+            return candidate
+    raise WeightsError(
+        f"{folder} is neither a saved tokenizer (no config.json) nor a work folder with a checkpoint; "
+        f"it has: {', '.join(sorted(os.listdir(folder))[:10]) or 'nothing'}"
+    )
+
+
+def _is_trained(folder: Path, makes_generator: bool) -> bool:
+    """Tell whether a folder is that of a stage with a checkpoint, of a generator's or of a tokenizer's."""
+    if not (folder / STAGE_FILE).is_file() or not list_checkpoints(folder):
+        return False
+    said = read_json(folder / STAGE_FILE, CheckpointError, "so what it trains is unknown: copy the folder whole")
+    return ("generator" in said) == makes_generator
 
 
 def _place(folder: Path) -> int:
@@ -195,7 +205,7 @@ def load_latent_diffusion(
         return LatentDiffusion.from_pretrained(path, components)
     folder = generation_folder(path)
     has_ema, fields = read_json(
-        folder / DESCRIPTION, CheckpointError, UNKNOWN, lambda said: (bool(said["ema"]), described_fields(said))
+        folder / STAGE_FILE, CheckpointError, UNKNOWN, lambda said: (bool(said["ema"]), described_fields(said))
     )
     GENERATORS.check_registered(fields["generator"], components)  # before the tokenizer's parts are imported
     tokenizer = Tokenizer.from_pretrained(folder / "tokenizer", components=components)
@@ -207,8 +217,8 @@ def load_latent_diffusion(
 
 def generation_folder(path: Path) -> Path:
     """Return the folder of a generator's training: itself, or the one in a work folder. Raises WeightsError."""
-    for folder in (path, path / NAME):
-        if (folder / DESCRIPTION).is_file() and list_checkpoints(folder):
+    for folder in (path, path / GENERATION):
+        if _is_trained(folder, makes_generator=True):
             return folder
     there = ", ".join(sorted(os.listdir(path))[:10]) if path.is_dir() else "no such folder"
     raise WeightsError(

@@ -224,6 +224,20 @@ def loading_line(loader: str, names: Sequence[str]) -> str:
     return f"{loader}(folder, components={{{given}}})"
 
 
+def default_of(component: Any, keyword: str) -> Any:
+    """Return the default of a component's keyword; None where it has no such keyword, or no default."""
+    parameter = inspect.signature(component).parameters.get(keyword)
+    return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def without_weights(registry: ComponentRegistry, config: Any) -> Any:
+    """Return a component's config with ``pretrained=False`` if the component takes that keyword."""
+    if not isinstance(config, Mapping) or "type" not in config:
+        return config
+    takes = inspect.signature(registry.get(config["type"])).parameters
+    return {**config, "pretrained": False} if "pretrained" in takes else dict(config)
+
+
 ENCODERS = ComponentRegistry("encoder", "encoder")  # pretrained vision models: images -> features
 ADAPTERS = ComponentRegistry("adapter", "adapter")  # features -> latents
 DECODERS = ComponentRegistry("decoder", "decoder")  # latents -> images

@@ -23,8 +23,9 @@ from typing import Any
 
 from aligntok.cli import parse_options
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, same_content
+from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
-from aligntok.training.stages import Stage, expand_stages
+from aligntok.training.stages import Stage
 
 TRAIN_TOOL = Path(__file__).parents[1] / "tools" / "train.py"
 

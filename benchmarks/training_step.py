@@ -38,11 +38,12 @@ from PIL import Image
 from aligntok.cli import parse_options
 from aligntok.engine.runner import StepBatch
 from aligntok.evaluation.cost.measure import Stopwatch, seconds_of
-from aligntok.training.alignment import build_datasets, build_runner
+from aligntok.training.alignment import expand_stages
 from aligntok.training.alignment import objective as objective_module
 from aligntok.training.alignment.graph import ENCODER_SIDE, ForwardGraph
+from aligntok.training.builder import build_runner
 from aligntok.training.config import load_config
-from aligntok.training.stages import Stage, expand_stages
+from aligntok.training.stages import Stage, StageData
 
 CONFIG = Path(__file__).parents[1] / "configs" / "aligntok_dinov2_f16d32.py"
 SMALL = {
@@ -63,9 +64,8 @@ class Step:
     """One optimiser step of a stage, as the training loop takes it, with everything that training builds."""
 
     def __init__(self, stage: Stage) -> None:
-        train, _ = build_datasets(stage)
         self.stage = stage
-        self.runner = build_runner(stage, train, None)
+        self.runner = build_runner(stage, StageData(stage.build_data().train))
         self.model = self.runner.trained_model
         self.optimizers: Any = self.runner.build_optim_wrapper(self.runner.optim_wrapper)
         self.runner.optim_wrapper = self.optimizers

@@ -19,11 +19,11 @@ import torch
 from aligntok import load_tokenizer
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, read_parts
 from aligntok.registry import DECODERS
+from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.plan import plan_stage
 from aligntok.training.run import run
 from aligntok.training.settings import RUN_KEYS
-from aligntok.training.stages import expand_stages
 from aligntok.weights.lora import TARGETS
 
 ROOT = Path(__file__).parents[1]

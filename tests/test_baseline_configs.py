@@ -12,12 +12,12 @@ import torch
 from aligntok.diffusion.times import shift_times
 from aligntok.engine.runner import StepBatch
 from aligntok.tokenizer import Tokenizer
+from aligntok.training.alignment import expand_stages
 from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.config import load_config
-from aligntok.training.generation.settings import expand_generation
+from aligntok.training.generation import expand_generation
 from aligntok.training.plan import plan_stage
 from aligntok.training.run import run
-from aligntok.training.stages import expand_stages
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "baselines"
@@ -202,7 +202,7 @@ def test_a_teacher_of_its_own_keeps_its_weights_when_a_stage_begins():
     (stage,) = expand_stages(shrunken("vavae_vit_f16d32"))
     model = AlignmentModel(**stage.model_settings)
     before = {name: tensor.clone() for name, tensor in model.teacher.encoder.state_dict().items()}
-    model.begin(None)
+    model.load_start(None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.teacher.encoder.state_dict().items())
     student = dict(model.tokenizer.encoder.named_parameters())
     assert not torch.equal(student["backbone.blocks.0.attn.qkv.weight"], before["backbone.blocks.0.attn.qkv.weight"])
@@ -248,7 +248,7 @@ def test_a_step_of_va_vae_has_the_gradients_of_the_published_total():
     torch.manual_seed(0)
     (stage,) = expand_stages(shrunken("vavae_f16d32", **{"losses.gan.start_step": 0}))
     model = AlignmentModel(**stage.model_settings)
-    model.begin(None)
+    model.load_start(None)
     images = torch.rand(3, 3, 32, 32) * 2 - 1
     named = {
         f"{part}.{name}": p

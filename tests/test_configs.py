@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from aligntok.registry import ENCODERS, LOSSES
+from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
-from aligntok.training.generation.plan import plan_generation
-from aligntok.training.generation.settings import expand_generation
+from aligntok.training.generation import expand_generation
 from aligntok.training.plan import plan_stage
-from aligntok.training.stages import expand_stages
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -57,7 +56,7 @@ def plans():
         if name not in made:
             made[name] = [plan_stage(stage, processes=1) for stage in stages_of(name)]
             generation = expand_generation(load_config(CONFIGS[name]))
-            made[name] += [plan_generation(generation, processes=1)] if generation else []
+            made[name] += [plan_stage(generation, processes=1)] if generation else []
         return made[name]
 
     return of

@@ -17,9 +17,9 @@ from PIL import Image
 
 from aligntok.cli import train
 from aligntok.registry import ENCODERS, LOSSES, shelves
+from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.settings import GENERATION_KEYS, ONE_STAGE_KEYS, RUN_KEYS
-from aligntok.training.stages import expand_stages
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -21,9 +21,8 @@ from aligntok.caching.encoder import CacheSettings
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
-from aligntok.training.generation.plan import plan_generation
-from aligntok.training.generation.settings import expand_generation
-from aligntok.training.plan import build_on_meta
+from aligntok.training.generation import expand_generation
+from aligntok.training.plan import plan_stage
 from aligntok.training.run import run
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +137,7 @@ def test_the_papers_results_are_in_the_docstring(name):
 def test_parameters_steps_and_guidance_are_the_papers(name):
     parameters, steps, scale, begin = RECIPES[name]
     generation = generation_of(name)
-    plan = plan_generation(generation, processes=8)
+    plan = plan_stage(generation, processes=8)
     assert plan.parameters == {"generator": (parameters, 0)}
     assert (plan.steps, plan.images_seen) == (steps, steps * 1024)
     sampling = generation["sampling"]
@@ -149,14 +148,14 @@ def test_parameters_steps_and_guidance_are_the_papers(name):
 
 
 def test_the_default_is_the_papers_xl_with_675_million():
-    model = build_on_meta(generation_of(BASE)).generator
+    model = generation_of(BASE).build_model().generator
     assert sum(p.numel() for p in model.parameters()) == 674_961_824
     assert sum(p.numel() for p in (*model.parameters(), *model.buffers())) == 675_256_736
 
 
 def test_64_epochs_are_80_thousand_steps_and_800_epochs_a_million():
-    assert plan_generation(generation_of(BASE), processes=1).epochs == pytest.approx(63.94, abs=0.005)
-    assert plan_generation(generation_of(LONG), processes=1).epochs == pytest.approx(799.27, abs=0.005)
+    assert plan_stage(generation_of(BASE), processes=1).epochs == pytest.approx(63.94, abs=0.005)
+    assert plan_stage(generation_of(LONG), processes=1).epochs == pytest.approx(799.27, abs=0.005)
 
 
 @pytest.mark.parametrize("name", OF_THE_PAPER)
@@ -235,7 +234,7 @@ def test_a_small_copy_trains_and_draws_pictures(path, latents, tmp_path):
     tokenizer, cache = latents(channels(path))
     places = {"work_dir": str(tmp_path / "run"), "data_root": str(cache), "tokenizer": str(tokenizer)}
     folder = run(load_config(path, {**SMALL, **places, "steps": 2}))
-    described = json.loads((tmp_path / "run/generation/generation.json").read_text())
+    described = json.loads((tmp_path / "run/generation/stage.json").read_text())
     whole = json.loads(json.dumps(expand_generation(load_config(path)).settings))
     assert described["ema"] == whole["ema"]
     assert described["sampling"] == {**whole["sampling"], "steps": SMALL["sampling.steps"]}

@@ -20,9 +20,9 @@ from aligntok.evaluation.latent_analysis import analyze_latents
 from aligntok.evaluation.settings import LatentAnalysis
 from aligntok.plugins.testing import check_decoder, check_encoder
 from aligntok.tokenizer import Tokenizer
+from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.run import run
-from aligntok.training.stages import expand_stages
 
 AutoencoderKL = pytest.importorskip("diffusers", reason="diffusers is not installed").AutoencoderKL
 

@@ -17,9 +17,9 @@ from aligntok.evaluation.comparison.plan import generator_budget, tokenizer_budg
 from aligntok.evaluation.metrics.features import build_extractor
 from aligntok.registry import ENCODERS, EXTRACTORS, LOSSES
 from aligntok.tokenizer import Tokenizer
+from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.run import run
-from aligntok.training.stages import expand_stages
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "small"

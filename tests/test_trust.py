@@ -148,8 +148,8 @@ def training_of_a_generator(folder):
     made.tokenizer.save_pretrained(folder / "tokenizer")
     write_frozen(folder, {}, {})
     write_checkpoint(folder, 1, {"parts": {"generator": made.generator.state_dict()}, "ema": None}, keep=1)
-    (folder / "generation.json").write_text(json.dumps({**made.config, "ema": None}))
-    return folder / "generation.json", ("generator",)
+    (folder / "stage.json").write_text(json.dumps({**made.config, "ema": None}))
+    return folder / "stage.json", ("generator",)
 
 
 FOLDERS = {
@@ -169,7 +169,7 @@ def data(request, tmp_path):
 
 def put(file, part, config):
     content = json.loads(file.read_text())
-    holder = content.get("tokenizer", content) if file.name == "stage.json" else content
+    holder = content["tokenizer"] if "encoder" in content.get("tokenizer", {}) else content
     holder[part] = {**holder[part], **config}
     file.write_text(json.dumps(content))
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mmengine.logging import MMLogger
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner, ValLoop
+from torch import nn
 from torch.utils.data import DataLoader
 
 from aligntok.data.loader import explaining_loader_errors
@@ -50,15 +51,16 @@ class StageRunner(Runner):
     """One stage as an mmengine run; its checkpoints, EMA and start are AlignTok's own.
 
     The model has `trained_parts()`, `frozen_parts()` and `averaged_parts()`, each a dict of modules, and
-    `begin(states)`, called once. `start` returns those states, of the parts that the stage begins from (None: as the
-    model was built). `ema` is ``dict(sigma_rel=[...], decays=[...], inference=which)`` or None; `keep` the number of
-    checkpoints that stay, and `keep_every` the steps between those that stay for good.
+    `load_start(states)`, called once. `model` builds it, once the run is seeded; `start` returns those states, of the
+    parts that the stage begins from (None: as the model was built). `ema` is ``dict(sigma_rel=[...], decays=[...],
+    inference=which)`` or None; `keep` the number of checkpoints that stay, and `keep_every` the steps between those
+    that stay for good.
     """
 
     def __init__(
         self,
         *args: Any,
-        start: Callable[[], PartStates] | None = None,
+        start: Callable[[], PartStates | None],
         ema: Mapping[str, Any] | None = None,
         keep: int = 2,
         keep_every: int | None = None,
@@ -99,6 +101,10 @@ class StageRunner(Runner):
         own.handlers[:] = log.handlers
         return log
 
+    def build_model(self, model: Any) -> Any:
+        """Build the model, by the function that was given for it, now that the run is seeded."""
+        return super().build_model(model if isinstance(model, nn.Module) else model())
+
     def load_or_resume(self) -> None:
         """Go on from the stage's newest checkpoint that can be read, or begin the stage."""
         model = self.trained_model
@@ -122,7 +128,7 @@ class StageRunner(Runner):
         self._has_loaded = True
 
     def _begin(self, model: Any) -> None:
-        model.begin(None if self._start is None else self._start())
+        model.load_start(self._start())
         if is_first():
             write_frozen(self.work_dir, model.frozen_parts(), model.trained_parts())
         barrier()

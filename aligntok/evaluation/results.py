@@ -99,17 +99,9 @@ def default_folder(source: str | os.PathLike[str], what: str, inside: bool = Tru
 
 
 def check_out(folder: Path) -> None:
-    """Raise ConfigError, in the first process, unless it can write in `folder`: before the work, not after it.
-
-    A training's folder is none to write in: what says how a generator was trained has the name of a result.
-    """
-    if not is_first():
-        return
-    check_writable(folder)
-    if (folder / "generation.json").is_file() and (folder / "checkpoints").is_dir():
-        raise ConfigError(
-            f"{folder} is a training's own folder, whose generation.json would be lost; give another --out"
-        )
+    """Raise ConfigError, in the first process, unless it can write in `folder`: before the work, not after it."""
+    if is_first():
+        check_writable(folder)
 
 
 def publish(result: Result, folder: Path, console: Console | None = None) -> Path:

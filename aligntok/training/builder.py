@@ -1,38 +1,82 @@
-"""What the runs of stages and of generators have in common: loaders, optimisers, hooks, mmengine's options."""
+"""The mmengine run of a stage, whatever it trains: loader, optimisers, hooks, mmengine's options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
-from aligntok.data.buckets import BucketIndices
+from aligntok.data.images import find_buckets
 from aligntok.data.loader import make_loader
 from aligntok.data.sampler import GlobalBatchSampler
-from aligntok.distributed import world
+from aligntok.distributed import barrier, is_first, total, world
 from aligntok.distributed.parallel import SelfReducing
 from aligntok.engine import hooks as engine_hooks
+from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.optim import PartOptimizersConstructor
-from aligntok.engine.runner import StepLoop
+from aligntok.engine.runner import StageRunner, StepLoop
+from aligntok.errors import ConfigError
+from aligntok.io.files import write_json
 from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS
-from aligntok.training.stages import Stage
+from aligntok.training.stages import Stage, StageData
 
 _RUNS = count()
 
 
-def runner_options(
-    stage: Stage, sides: Mapping[str, Any], launcher: str, val_every: int | None = None
-) -> dict[str, Any]:
-    """Return the keywords of :class:`aligntok.engine.runner.StageRunner` that do not depend on what is trained."""
+def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
+    """Train one stage to its end, from its start or from its newest checkpoint; collective.
+
+    Raises ConfigError when the stage that it starts from has no checkpoint, and what training raises.
+    """
+    folder = stage.start_folder
+    if folder is not None and not finished_steps(folder):
+        raise ConfigError(f"stage '{stage.name}' starts from {folder}, which has no checkpoint; train that stage first")
+    runner = build_runner(stage, data, launcher)
+    if is_first():
+        described = stage.describe(runner.trained_model)
+        write_json(stage.description, {"stage": stage.name, "seed": stage.seed, **described, **stage.settings})
+    barrier()
+    runner.train()
+    runner.visualizer.close()
+    unreadable = int(total(torch.tensor(getattr(data.train, "num_unreadable", 0))))  # each process saw its share
+    if unreadable and is_first():
+        print(f"{stage.name}: images that could not be read and were replaced: {unreadable} (named above)", flush=True)
+    return runner
+
+
+def build_runner(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
+    """Build the mmengine run of a stage."""
+    validation = stage.validation(data)  # finds the held-out images' buckets, before the hooks take pictures
+    return StageRunner(
+        model=partial(stage.build_model, data),
+        train_dataloader=_training_batches(stage, data.train),
+        optim_wrapper={
+            "constructor": PartOptimizersConstructor.__name__,
+            **stage.optimizers,
+            "clip_grad_norm": stage["clip_grad_norm"],
+            "max_skipped": stage["max_skipped_steps"],
+            "spike_factor": stage["spike_factor"],
+        },
+        custom_hooks=[*_common_hooks(stage), *stage.hooks(data)],
+        start=stage.read_start,
+        **_runner_options(stage, launcher),
+        **validation,
+    )
+
+
+def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
+    """Return mmengine's own keywords: folder, loop, schedule, seed, logs."""
     force_backend(stage["attention"])
-    first, *others = sides
+    every = stage["validation"]["every"]
+    first, *others = stage.optimizers
     schedule = {first: [{"by_epoch": False, **s} for s in stage["schedule"] or []], **{side: [] for side in others}}
     return {
         "work_dir": str(stage.folder),
-        "train_cfg": {"type": StepLoop.__name__, "max_iters": stage["steps"], "val_interval": val_every},
+        "train_cfg": {"type": StepLoop.__name__, "max_iters": stage["steps"], "val_interval": every},
         "param_scheduler": schedule if stage["schedule"] else None,
         "default_hooks": dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")),
         "launcher": launcher,
@@ -50,20 +94,7 @@ def runner_options(
     }
 
 
-def optimizers(stage: Stage, sides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of :class:`aligntok.engine.optim.PartOptimizers`, with an optimiser's config a side."""
-    return {
-        "constructor": PartOptimizersConstructor.__name__,
-        **sides,
-        "clip_grad_norm": stage["clip_grad_norm"],
-        "max_skipped": stage["max_skipped_steps"],
-        "spike_factor": stage["spike_factor"],
-    }
-
-
-def training_batches(
-    stage: Stage, train: Any, buckets: BucketIndices | None = None, collate: Callable[..., Any] | None = None
-) -> DataLoader[Any]:
+def _training_batches(stage: Stage, train: Any) -> DataLoader[Any]:
     """Return the loader of this process's share of every step's batch."""
     rank, processes = world()
     sampler = GlobalBatchSampler(
@@ -74,13 +105,13 @@ def training_batches(
         processes,
         stage["accumulation"],
         num_steps=stage["steps"],
-        buckets=buckets,
+        buckets=find_buckets(train, stage.folder.parent),
     )
     data = stage["data"]
-    return make_loader(train, sampler, data["workers"], collate, data["timeout"])
+    return make_loader(train, sampler, data["workers"], getattr(train, "collate", None), data["timeout"])
 
 
-def common_hooks(stage: Stage) -> list[Any]:
+def _common_hooks(stage: Stage) -> list[Any]:
     """Return the hooks of every run: scalars, progress, checkpoints, averages, and the config's own."""
     log, ema, batch = stage["log"], stage["ema"], stage["global_batch_size"]
     hooks: list[Any] = [

@@ -14,6 +14,7 @@ from aligntok.distributed import is_first
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.errors import CheckpointError, ConfigError, first_line, unknown
 from aligntok.io.files import read_json
+from aligntok.registry import dotted_components
 from aligntok.training.settings import GENERATOR_TOP_KEYS, ONE_STAGE_KEYS, RUN_KEYS, STAGE_KEYS, TOP_KEYS, Key
 
 if TYPE_CHECKING:
@@ -86,6 +87,13 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: stages need different names, not {names}")
 
 
+def dotted_models(config: Mapping[str, Any]) -> list[str]:
+    """Return the import paths that a run's config names as parts of its tokenizers or as its generator."""
+    given = [config, config.get("generation"), *config.get("stages", [])]
+    parts = [{"model": each.get("model"), "generator": each.get("generator")} for each in given if each]
+    return dotted_components(parts)
+
+
 def check_model_keys(model: Mapping[str, Any], where: str) -> None:
     """Raise ConfigError for a key of `model` that :class:`aligntok.tokenizer.Tokenizer` does not take."""
     from aligntok.tokenizer import Tokenizer
@@ -156,6 +164,11 @@ def report_config_diff(stage: Stage, finished: bool) -> None:
     checkpoint.
     """
     file = stage.description
+    if (stage.folder / "generation.json").is_file() and not file.is_file():
+        raise CheckpointError(
+            f"{stage.folder} was begun before a generator's training was described in {file.name}; go on with the "
+            "version of AlignTok that wrote it, or remove the folder to train anew"
+        )
     if not file.is_file() or not finished_steps(stage.folder):
         return
     cure = "so what the stage was trained with is unknown: restore it, or remove it to go on without the comparison"

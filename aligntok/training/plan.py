@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import singledispatch
 from typing import Any
 
 import torch
@@ -15,25 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from aligntok.data.buckets import AspectBuckets
 from aligntok.data.sampler import per_process_batch
+from aligntok.device import check_precision
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_parts, part_states, read_parts
-from aligntok.engine.optim import check_optimizer, check_schedule
-from aligntok.errors import AlignTokError, ConfigError, multiples_of
+from aligntok.engine.optim import check_optimizer, check_schedule, side_of
+from aligntok.errors import ConfigError
 from aligntok.io.files import check_space
-from aligntok.loading import read_merged_parts
-from aligntok.registry import (
-    ADAPTERS,
-    DATASETS,
-    DECODERS,
-    DISCRIMINATORS,
-    ENCODERS,
-    HOOKS,
-    LOSSES,
-    ComponentRegistry,
-    check_keywords,
-)
-from aligntok.training.alignment.model import AlignmentModel
+from aligntok.registry import DATASETS, HOOKS, check_keywords
 from aligntok.training.stages import Stage
 
 _OPTIMIZER_STATES = {"SGD": 0, "Adam": 2, "AdamW": 2, "RAdam": 2, "NAdam": 2}
@@ -66,133 +51,50 @@ class StagePlan:
         return sum(frozen for _, frozen in self.parameters.values())
 
 
-@singledispatch
-def build_on_meta(stage: Stage) -> Any:
-    """Build a stage's model on the meta device: right in every shape and keyword, without data or weights."""
-    settings = stage.model_settings
-    model = dict(settings["tokenizer"])
-    for part, registry in (("encoder", ENCODERS), ("adapter", ADAPTERS), ("decoder", DECODERS)):
-        if part in model:
-            model[part] = without_weights(registry, model[part])
-    settings["tokenizer"] = model
-    settings["losses"] = {name: without_weights(LOSSES, loss) for name, loss in settings["losses"].items()}
-    settings["discriminator"] = without_weights(DISCRIMINATORS, settings["discriminator"])
-    settings["teacher"] = without_weights(ENCODERS, settings["teacher"])
-    if isinstance(settings["compile"], Mapping):
-        check_keywords(torch.compile, dict(settings["compile"]), who="compile")
-    settings["compile"] = False  # shapes do not depend on it
-    with torch.device("meta"):
-        return AlignmentModel(**settings)
-
-
-def without_weights(registry: ComponentRegistry, config: Any) -> Any:
-    """Return a component's config with ``pretrained=False`` if the component takes that keyword."""
-    if not isinstance(config, Mapping) or "type" not in config:
-        return config
-    takes = inspect.signature(registry.get(config["type"])).parameters
-    return {**config, "pretrained": False} if "pretrained" in takes else dict(config)
-
-
 def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> StagePlan:
     """Plan one stage for a number of processes and, if known, of training images. Raises ConfigError."""
-    model = build_on_meta(stage)
-    _check_rest(stage, model)
-    sides = {name: stage[_optimizer_key(name)] for name in model.trained_parts()}
-    kept = len(stage["ema"]["sigma_rel"]) + len(stage["ema"]["decays"]) if stage["ema"] else 0
-    return make_plan(
-        stage,
-        processes,
-        num_images,
-        parameters=count_parameters(model),
-        checkpoint_bytes=checkpoint_bytes(model.trained_parts(), dict.fromkeys(model.averaged_parts(), kept), sides),
-        frozen_bytes=_frozen_bytes(model),
-    )
+    model = stage.build_model()
+    _check_settings(stage)
+    stage.check(model)
+    return make_plan(stage, model, processes, num_images)
 
 
-def make_plan(stage: Stage, processes: int, num_images: int | None, **found: Any) -> StagePlan:
-    """Return the plan of a stage, or a generator's training, of which the parameters and sizes are `found`."""
+def make_plan(stage: Stage, model: Any, processes: int, num_images: int | None = None) -> StagePlan:
+    """Return the plan of a stage whose `model` is built. Raises ConfigError for a batch that cannot be shared out."""
+    counted = {name: trainable_and_frozen(part) for name, part in model.parts().items()}
     batch, accumulation = stage["global_batch_size"], stage["accumulation"]
     each = per_process_batch(batch, processes, accumulation)
-    known = num_images or stage["data"]["num_images"]
-    seen = stage["steps"] * batch
+    known, seen = num_images or stage["data"]["num_images"], stage["steps"] * batch
     return StagePlan(
         name=stage.name,
+        parameters={name: count for name, count in counted.items() if any(count)},
         global_batch=f"{batch} = {processes} process{'es' if processes > 1 else ''} x {accumulation} micro x {each}",
         steps=stage["steps"],
         images_seen=seen,
         epochs=seen / known if known else None,
-        **found,
+        checkpoint_bytes=_checkpoint_bytes(stage, model),
+        frozen_bytes=_frozen_bytes(model),
     )
 
 
-def _optimizer_key(part: str) -> str:
-    return "discriminator_optimizer" if part == "discriminator" else "optimizer"
-
-
-def _check_rest(stage: Stage, model: AlignmentModel) -> None:
-    """Check what the model does not: optimisers, data sets, hooks. Raises ConfigError."""
-    where, f = f"stage '{stage.name}'", model.tokenizer.downsample_factor
-    for key in ("optimizer", "discriminator_optimizer"):
-        check_optimizer(stage[key], f"{where}, {key}")
+def _check_settings(stage: Stage) -> None:
+    """Check what every kind of training has: optimisers, schedule, data sets, hooks. Raises ConfigError."""
+    where = stage.where
+    for side, config in stage.optimizers.items():
+        check_optimizer(config, f"{where}, {'discriminator_' * (side == 'discriminator')}optimizer")
     check_schedule(stage["schedule"] or [], where)
+    check_precision(stage["precision"], f"{where}: ")
+    if isinstance(stage["compile"], Mapping):
+        check_keywords(torch.compile, dict(stage["compile"]), who="compile")
     for split in ("train", "val"):
-        data = stage["data"][split]
-        if data is None:
-            continue
-        options = {key: value for key, value in data.items() if key != "type"}
-        who = f"{where}, data.{split}: {DATASETS.kind} '{data['type']}'"
-        check_keywords(DATASETS.get(data["type"]), options, who=who)
-        sizes = _check_sizes(data, f, who)
-        if split == "train" and sizes:
-            _try_sizes(model, sizes, stage["steps"])
-    check_hooks(stage["hooks"], where)
-
-
-def check_hooks(hooks: Iterable[Any], where: str) -> None:
-    """Raise ConfigError, or UnknownComponentError, for hooks that cannot be built."""
-    for hook in hooks:
+        if (data := stage["data"].get(split)) is not None:
+            options = {key: value for key, value in data.items() if key != "type"}
+            who = f"{where}, data.{split}: {DATASETS.kind} '{data['type']}'"
+            check_keywords(DATASETS.get(data["type"]), options, who=who)
+    for hook in stage["hooks"]:
         if not isinstance(hook, Mapping) or "type" not in hook:
             raise ConfigError(f"{where}: hooks holds {hook!r}; each must be dict(type=..., ...)")
         HOOKS.get(str(hook["type"]))
-
-
-def _check_sizes(data: Mapping[str, Any], f: int, who: str) -> list[tuple[int, int]]:
-    """Return the sizes that a data set crops to (its default, if none is given); ConfigError unless they fit f."""
-    default = inspect.signature(DATASETS.get(data["type"])).parameters.get("image_size")
-    given = data.get("image_size", None if default is None else default.default)
-    if given in (None, inspect.Parameter.empty):
-        return []
-    sizes = list(AspectBuckets(given).sizes)
-    for size in sizes:
-        multiples_of(f, f"{who}: image_size", size)
-    return sizes
-
-
-def _try_sizes(model: AlignmentModel, sizes: Sequence[tuple[int, int]], steps: int) -> None:
-    """Send images of the smallest and of the largest size through everything that the last step computes.
-
-    On the meta device, so only shapes are computed. Raises what components raise about them.
-    """
-    model.eval()  # a batch norm over all processes would have to exchange numbers
-    for size in {min(sizes, key=math.prod), max(sizes, key=math.prod)}:
-        try:
-            model.values(torch.empty(2, 3, *size, device="meta"), steps - 1)
-        except AlignTokError:
-            raise
-        except Exception:  # of a component that cannot run without data: its first step will tell
-            return
-
-
-def count_parameters(model: AlignmentModel) -> dict[str, tuple[int, int]]:
-    """Return the parameters of each part of a stage's model that has any, as (trainable, frozen)."""
-    parts: dict[str, nn.Module] = {
-        **{name: getattr(model.tokenizer, name) for name in model.tokenizer_parts},
-        **({"discriminator": model.discriminator} if model.discriminator is not None else {}),
-        **{f"loss: {name}": loss for name, loss in model.objective.losses.items()},
-        **({"teacher": model.teacher} if model.teacher is not None else {}),
-    }
-    counted = {name: trainable_and_frozen(part) for name, part in parts.items()}
-    return {name: count for name, count in counted.items() if any(count)}
 
 
 def trainable_and_frozen(part: nn.Module) -> tuple[int, int]:
@@ -228,26 +130,26 @@ def _bytes_there(stage: Stage) -> int:
 
 def _check_shapes(stage: Stage) -> None:
     if finished_steps(stage.folder):
-        model = build_on_meta(stage)
+        model = stage.build_model()
         parts = {**model.trained_parts(), **model.frozen_parts()}
         load_parts(parts, read_parts(stage.folder), f"the newest checkpoint in {stage.folder}")
     elif stage.start_folder is not None and finished_steps(stage.start_folder):
-        build_on_meta(stage).load_start(read_merged_parts(stage.start_folder))
+        stage.build_model().load_start(stage.read_start())
 
 
-def checkpoint_bytes(
-    parts: Mapping[str, nn.Module], averages: Mapping[str, int], optimizers: Mapping[str, Mapping[str, Any]]
-) -> int:
-    """Return the bytes of a checkpoint of `parts`, with their number of averages and their optimiser's config."""
+def _checkpoint_bytes(stage: Stage, model: Any) -> int:
+    """Return the bytes of a checkpoint: trained weights, their averages, and what their optimisers keep of each."""
+    parts, ema = model.trained_parts(), stage["ema"]
+    kept = len(ema["sigma_rel"]) + len(ema["decays"]) if ema else 0
     total = 0
     for name, state in part_states(parts, frozen=False).items():
-        states = _OPTIMIZER_STATES.get(optimizers[name]["type"], 2)
+        states = _OPTIMIZER_STATES.get(stage.optimizers[side_of(name)]["type"], 2)
         trained = [p for p in parts[name].parameters() if p.requires_grad]
-        total += _bytes(state.values()) + (states + averages.get(name, 0)) * _bytes(trained)
+        total += _bytes(state.values()) + (states + kept * (name in model.averaged_parts())) * _bytes(trained)
     return total
 
 
-def _frozen_bytes(model: AlignmentModel) -> int:
+def _frozen_bytes(model: Any) -> int:
     frozen = {**part_states(model.frozen_parts()), **part_states(model.trained_parts(), frozen=True)}
     return sum(_bytes(state.values()) for state in frozen.values())
 

@@ -1,18 +1,23 @@
-"""Stages are data: a pure function turns a config into one complete set of settings a stage."""
+"""What every kind of training is: a stage, complete as data, and what a run asks of it."""
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
+from mmengine.hooks import Hook
+from torch.utils.data import Dataset
+from typing_extensions import Self
+
+from aligntok.engine.checkpoints import PartStates
 from aligntok.engine.ema import check_decay, gamma_from_sigma_rel
 from aligntok.errors import ConfigError, at_least
+from aligntok.loading import STAGE_FILE
 from aligntok.ops.attention import BACKENDS
-from aligntok.training.config import check_model_keys, fill_defaults
-from aligntok.training.settings import STAGE_KEYS
 
 # The least that numbers of a stage may be; those that may be None are not checked then.
 _AT_LEAST = {
@@ -31,9 +36,36 @@ _AT_LEAST = {
 }
 
 
+class StageData(NamedTuple):
+    """What a stage trains on, what it is validated on, and what of the former its model is built with."""
+
+    train: Any
+    val: Any = None
+    made_with: Any = None
+
+
+class RandomItems(Dataset[Any]):
+    """A data set of one random item, over and over: what a step is measured on where there is no data."""
+
+    def __init__(self, item: Mapping[str, Any], number: int) -> None:
+        self.item, self.number = dict(item), number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, place: Any) -> dict[str, Any]:
+        return self.item
+
+
 @dataclass(frozen=True)
-class Stage:
-    """One stage, complete: its place in the run, its folder, and settings with every key of ``STAGE_KEYS``."""
+class Stage(ABC):
+    """One training of a run, complete: its place, its folder, and settings with every key that it has.
+
+    A new kind of training is a folder beside `alignment` and `generation`, with a class that answers these questions,
+    and a line in :func:`aligntok.training.run.expand`. The models they build have ``parts()``, ``trained_parts()``,
+    ``frozen_parts()`` and ``averaged_parts()``, each a dict of modules, ``load_start(states)``, ``train_step`` and
+    ``val_step``.
+    """
 
     index: int
     name: str
@@ -41,50 +73,91 @@ class Stage:
     seed: int
     settings: dict[str, Any]
 
+    #: Whether its data are there only once the stages before it are exported.
+    waits: ClassVar[bool] = False
+    #: What the table of its results is called at the end of a run; None for no table.
+    results_title: ClassVar[str | None] = None
+
     def __getitem__(self, key: str) -> Any:
         return self.settings[key]
 
     @property
     def description(self) -> Path:
         """The file in its folder that says what it trains, and how."""
-        return self.folder / "stage.json"
+        return self.folder / STAGE_FILE
+
+    @property
+    def where(self) -> str:
+        """What errors call it."""
+        return f"stage '{self.name}'"
 
     @property
     def start_folder(self) -> Path | None:
         """The folder of the stage that this one begins from, if any."""
-        start = self.settings["start"]
-        return Path(start["folder"]) if start else None
+        return None
 
     @property
-    def model_settings(self) -> dict[str, Any]:
-        """The keywords of :class:`aligntok.training.alignment.model.AlignmentModel`."""
-        taken = ("losses", "trains", "discriminator", "teacher", "precision", "grad_checkpointing", "compile", "lora")
-        return {"tokenizer": self.settings["model"], "seed": self.seed, **{key: self.settings[key] for key in taken}}
+    @abstractmethod
+    def optimizers(self) -> dict[str, Mapping[str, Any]]:
+        """The config of the optimiser of each side that it may train; the first one's learning rate is scheduled."""
 
+    @property
+    @abstractmethod
+    def validates(self) -> bool:
+        """Whether its result is measured."""
 
-def expand_stages(config: Mapping[str, Any]) -> list[Stage]:
-    """Return the stages of a checked config, in order; the config is not changed.
+    @property
+    @abstractmethod
+    def reads_data(self) -> bool:
+        """Whether the config names data that a step can read as they are."""
 
-    Dicts of a stage are merged into the top's, key by key; ``_delete_=True`` in one replaces it; None removes a loss.
-    Raises ConfigError for settings that cannot work.
-    """
-    check_run(config)
-    base = {key: config[key] for key in STAGE_KEYS if key in config}
-    folders = {
-        stage["name"]: stage_folder(config["work_dir"], i, stage["name"]) for i, stage in enumerate(config["stages"])
-    }
-    stages: list[Stage] = []
-    for i, overrides in enumerate(config["stages"]):
-        settings = fill_defaults(merge(base, {key: value for key, value in overrides.items() if key != "name"}))
-        settings["losses"] = {name: loss for name, loss in settings["losses"].items() if loss is not None}
-        earlier = {stage.name: folders[stage.name] for stage in stages}
-        where = f"stage '{overrides['name']}'"
-        _resolve_start(settings, earlier, where)
-        _check_stage(settings, where)
-        settings["data"] = _with_roots(settings["data"], config.get("data_root"))
-        name = overrides["name"]
-        stages.append(Stage(i, name, folders[name], config["seed"] + i, settings))
-    return stages
+    @abstractmethod
+    def build_model(self, data: StageData | None = None) -> Any:
+        """Build what is trained; without data on the meta device, right in every shape and keyword, without weights."""
+
+    @abstractmethod
+    def build_data(self) -> StageData:
+        """Open, or make, what it trains on. Collective. Raises DataError, ConfigError or WeightsError."""
+
+    @abstractmethod
+    def check(self, model: Any) -> None:
+        """Raise ConfigError for what its model, on the meta device, does not check itself."""
+
+    def check_beforehand(self, stages: list[Stage]) -> None:
+        """Check what it needs of the `stages` before it, and elsewhere, before any is trained. Raises our errors."""
+        return
+
+    def read_start(self) -> PartStates | None:
+        """Read the weights that it begins from; None: as its model is built."""
+        return None
+
+    @abstractmethod
+    def validation(self, data: StageData) -> dict[str, Any]:
+        """Return mmengine's keywords of its validation; none without one."""
+
+    @abstractmethod
+    def hooks(self, data: StageData) -> list[Hook]:
+        """Return its own hooks, beside those of every run."""
+
+    @abstractmethod
+    def describe(self, model: Any) -> dict[str, Any]:
+        """Return what its description says beside its settings; what loading it needs more is written, too."""
+
+    @abstractmethod
+    def export(self) -> Path:
+        """Write what it makes, once it is finished, say where, and return the folder; the first process alone."""
+
+    @abstractmethod
+    def without_pretrained(self) -> Self:
+        """Return it with random weights in place of pretrained ones, beginning from no other stage."""
+
+    @abstractmethod
+    def data_to_measure(self) -> StageData:
+        """Return what a step is measured on: the config's data where they can be read, or random ones of its size."""
+
+    @abstractmethod
+    def rehearse(self, model: Any) -> None:
+        """Run forward everything that a step of one sample does, on the meta device."""
 
 
 def check_run(config: Mapping[str, Any]) -> None:
@@ -112,43 +185,6 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(merged[key], dict):
                 merged[key].pop("_delete_", None)
     return merged
-
-
-def _resolve_start(settings: dict[str, Any], earlier: Mapping[str, Path], where: str) -> None:
-    start = settings["start"]
-    if start is None:
-        return
-    if not start["stage"]:
-        raise ConfigError(f"{where}: start names no stage; give start=dict(stage=name, ...)")
-    if start["weights"] not in ("raw", "ema"):
-        raise ConfigError(f"{where}: start.weights is '{start['weights']}'; it must be 'raw' or 'ema'")
-    if start["work_dir"] is not None:
-        folders = sorted(Path(start["work_dir"]).glob("[0-9]*_*"))
-        found = [folder for folder in folders if folder.name.partition("_")[2] == start["stage"]]
-        if not found:
-            there = ", ".join(folder.name.partition("_")[2] for folder in folders)
-            raise ConfigError(
-                f"{where} starts from stage '{start['stage']}' in {start['work_dir']}; stages there: {there or 'none'}"
-            )
-        start["folder"] = str(found[0])
-    elif start["stage"] in earlier:
-        start["folder"] = str(earlier[start["stage"]])
-    else:
-        raise ConfigError(
-            f"{where} starts from stage '{start['stage']}'; the stages before it: {', '.join(earlier) or 'none'}"
-        )
-    encoder = settings["model"].get("encoder")
-    if isinstance(encoder, dict):
-        encoder["pretrained"] = False  # the weights come from the earlier stage
-
-
-def _check_stage(settings: Mapping[str, Any], where: str) -> None:
-    check_model_keys(settings["model"], where)
-    if not settings["losses"]:
-        raise ConfigError(f"{where} has no losses, so nothing can be learned; give at least l1")
-    if settings["teacher"] is not None and settings["teacher"] != "start" and not isinstance(settings["teacher"], dict):
-        raise ConfigError(f"{where}: teacher='{settings['teacher']}'; it must be 'start', an encoder config, or None")
-    check_settings(settings, where)
 
 
 def check_settings(settings: Mapping[str, Any], where: str) -> None:
@@ -190,12 +226,3 @@ def _check_averages(ema: Mapping[str, Any], where: str) -> None:
         gamma_from_sigma_rel(width)
     for decay in decays:
         check_decay(decay)
-
-
-def _with_roots(data: dict[str, Any], data_root: str | None) -> dict[str, Any]:
-    """Give each data set the run's data_root, unless it has a root of its own."""
-    roots = {"root": data_root} if data_root is not None else {}
-    filled = {
-        split: {"type": "images", **roots, **data[split]} for split in ("train", "val") if data[split] is not None
-    }
-    return {**data, **filled}

@@ -16,15 +16,15 @@ from torch.profiler import record_function
 from aligntok import cli
 from aligntok.errors import ConfigError
 from aligntok.evaluation import cost
-from aligntok.evaluation.cost import CostSettings, count, measure, measure_cost, memory, steps
+from aligntok.evaluation.cost import CostSettings, measure, measure_cost, memory, steps
 from aligntok.evaluation.cost.count import Counted, count_config, count_encoder, count_operations
 from aligntok.evaluation.cost.measure import CostRow, LeftOut, Limit, Stopwatch, Timing, measure_part, time_calls
 from aligntok.evaluation.cost.memory import LiveTensors, is_out_of_memory
 from aligntok.evaluation.results import read_result
 from aligntok.registry import ENCODERS, LOSSES
+from aligntok.training.alignment import AlignmentStage, expand_stages
 from aligntok.training.config import load_config
-from aligntok.training.generation.settings import expand_generation
-from aligntok.training.stages import expand_stages
+from aligntok.training.generation import GeneratorStage, expand_generation
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = ROOT / "configs" / "aligntok_dinov2_f16d32.py"
@@ -130,7 +130,7 @@ def test_the_large_generator_is_counted():
 def shared_models():
     """Models on the meta device, built once for all configs that describe the same ones."""
     built = {}
-    original = count.build_on_meta
+    originals = {kind: kind.build_model for kind in (AlignmentStage, GeneratorStage)}
 
     def build(stage):
         same = ("generator", "trains", "teacher", "discriminator", "lora")
@@ -138,11 +138,12 @@ def shared_models():
         losses = [loss["type"] for loss in stage.settings.get("losses", {}).values()]
         key = repr((type(stage), model, losses, [stage.settings.get(name) for name in same]))
         if key not in built:
-            built[key] = original(stage)
+            built[key] = originals[type(stage)](stage)
         return built[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(count, "build_on_meta", build)
+        for kind in originals:
+            patch.setattr(kind, "build_model", build)
         yield
 
 

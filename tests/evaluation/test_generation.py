@@ -207,11 +207,3 @@ def test_a_validation_that_cannot_be_is_refused_before_training(
     assert train([write_generation(validation=validation), "--work-dir", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "generation" / "checkpoints").exists()
-
-
-def test_a_generators_own_folder_is_no_place_for_results(run, pictures, reference, tiny_extractor, capsys):
-    before = (run / "generation" / "generation.json").read_bytes()
-    words = ["--reference", str(reference), "--extractor", tiny_extractor, "--out", str(run / "generation")]
-    assert evaluate(["generation", str(pictures / "drawn"), *words]) == 2
-    assert "training's own folder" in capsys.readouterr().err
-    assert (run / "generation" / "generation.json").read_bytes() == before

@@ -26,11 +26,11 @@ from aligntok.evaluation.report.evaluations import FREE, FREE_FOR_GENERATORS, co
 from aligntok.evaluation.report.pictures import embed
 from aligntok.evaluation.report.plots import smooth, thin
 from aligntok.evaluation.results import KINDS, Result
+from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
-from aligntok.training.generation.settings import expand_generation
+from aligntok.training.generation import expand_generation
 from aligntok.training.run_info import run_info_of
 from aligntok.training.settings import GENERATION_KEYS, STAGE_KEYS
-from aligntok.training.stages import expand_stages
 
 ROOT = Path(__file__).parents[2]
 STEPS = (40, 80, 60)
@@ -87,7 +87,7 @@ def make_run(folder, generator=True, **result):
         settings = dict(
             stage="generation", steps=20, global_batch_size=32, generator=dict(type="lightning_dit", depth=6)
         )
-        (stage / "generation.json").write_text(json.dumps(settings))
+        (stage / "stage.json").write_text(json.dumps(settings))
         for step in (10, 20):
             picture(stage / f"pictures/step_{step:08d}.png", 64, 64, step)
     origin = dict(config="configs/x.py", docstring="A run <for> tests.\n\nMore of it.", options={"seed": 1})
@@ -289,7 +289,7 @@ def test_what_is_missing_or_damaged_is_named(run, tmp_path):
     )
     (folder / "evaluation/cost/cost.json").write_text("[]")
     (folder / "sweep/sweep.csv").write_text("cfg_scale\nthree\n")
-    (folder / "generation/generation.json").write_text("no JSON")
+    (folder / "generation/stage.json").write_text("no JSON")
     (folder / "run.json").write_text("")
     content = visible(write_report([folder], folder / "report.html"))
     for part in (
@@ -300,7 +300,7 @@ def test_what_is_missing_or_damaged_is_named(run, tmp_path):
         f"1 line of {folder}/2_perceptual_alignment/20260102_120000/vis_data/scalars.json cannot be read",
         str(folder / "evaluation/cost/cost.json") + " cannot be read",
         str(folder / "sweep/sweep.csv") + " (",
-        str(folder / "generation/generation.json") + " cannot be read",
+        str(folder / "generation/stage.json") + " cannot be read",
         str(folder / "run.json") + " (",
         str(folder / "evaluation/reconstruction_val/best.png"),
     ):
@@ -312,10 +312,8 @@ def test_what_is_missing_or_damaged_is_named(run, tmp_path):
 )
 def test_odd_descriptions_are_no_crash(settings, tmp_path):
     folder = make_run(tmp_path / "run")
-    for path in (*folder.glob("*/stage.json"), folder / "generation/generation.json"):
-        path.write_text(
-            settings if path.name == "stage.json" else settings.replace("{", '{"stage": "g", ', 1).replace(", }", "}")
-        )
+    for path in folder.glob("*/stage.json"):
+        path.write_text(settings)
     assert visible(write_report([folder], folder / "report.html"))
 
 

@@ -112,7 +112,7 @@ READERS = {
     "tokenizer": (Tokenizer.from_pretrained, "config.json", WeightsError),
     "generator": (LatentDiffusion.from_pretrained, "latent_diffusion.json", WeightsError),
     "stage": (*trained(load_stage_tokenizer, "stage.json"), CheckpointError),
-    "generation": (*trained(load_latent_diffusion, "generation.json"), AlignTokError),
+    "generation": (*trained(load_latent_diffusion, "stage.json"), AlignTokError),
     "stage's result": (lambda folder: run_info.read_result(folder / "result.json"), "result.json", CheckpointError),
     "samples": (of_samples, "samples.json", DataError),
     "cache": (read_manifest, "manifest.json", DataError),

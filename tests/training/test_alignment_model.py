@@ -8,8 +8,8 @@ import torch
 from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError, DivergenceError
+from aligntok.training.alignment import expand_stages
 from aligntok.training.alignment.model import AlignmentModel
-from aligntok.training.stages import expand_stages
 
 PARTS = ("encoder", "adapter", "decoder")
 KINDS = {0: "latent_alignment", 1: "perceptual_alignment", 2: "decoder_refinement"}
@@ -40,7 +40,7 @@ def stage_model(tiny):
         )
         stages = [{**stage, "steps": 4} for stage in tiny["stages"]]
         model = AlignmentModel(**{**expand_stages({**config, "stages": stages})[index].model_settings, **changes})
-        model.begin(None)
+        model.load_start(None)
         return model
 
     return build
@@ -129,7 +129,7 @@ def test_the_teacher_is_what_the_stage_starts_from(stage_model):
     with torch.no_grad():  # as loading the start's weights would
         for parameter in model.tokenizer.parameters():
             parameter.add_(0.1)
-    model.begin(None)
+    model.load_start(None)
     for name, part in model.teacher.named_children():
         assert same(part.state_dict(), getattr(model.tokenizer, name).state_dict())
     images = torch.rand(2, 3, 32, 32)

@@ -141,11 +141,11 @@ def test_images_can_be_encoded_on_the_fly_in_reduced_precision(write_generation,
     changes = dict(data_root=str(classes), tokenizer=str(tiny_tokenizer), data=data, precision="bf16")
     config = write_generation(steps=2, schedule=[dict(type="LinearLR", start_factor=0.1, end=2)], **changes)
     assert train([config, "--work-dir", str(tmp_path / "run")]) == 0
-    begun = json.loads((tmp_path / "run" / "generation" / "generation.json").read_text())
+    begun = json.loads((tmp_path / "run" / "generation" / "stage.json").read_text())
     assert len(begun["statistics"]["mean"]) == 4
     more = ["--cfg-options", "steps=3", "data.statistics_images=3"]
     assert train([config, "--work-dir", str(tmp_path / "run"), *more]) == 0
-    after = json.loads((tmp_path / "run" / "generation" / "generation.json").read_text())
+    after = json.loads((tmp_path / "run" / "generation" / "stage.json").read_text())
     assert after["statistics"] == begun["statistics"], "what a run has begun with stays"
 
 

@@ -51,7 +51,7 @@ def build(tiny, **changes):
         teacher="start",
     )
     model = AlignmentModel(**{**settings, **changes})
-    model.begin(None)
+    model.load_start(None)
     with torch.no_grad():
         for parameter in model.tokenizer.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

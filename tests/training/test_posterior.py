@@ -18,7 +18,7 @@ from aligntok.registry import DATASETS
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment.graph import run_forward
 from aligntok.training.config import load_config
-from aligntok.training.generation.settings import expand_generation
+from aligntok.training.generation import expand_generation
 from aligntok.training.run import run
 
 
@@ -135,7 +135,7 @@ def test_a_generator_trains_on_samples_that_are_encoded_on_the_fly(variational, 
         work_dir = tmp_path / posterior
         config = on_the_fly(write_generation, classes, variational[1], posterior, steps=2, work_dir=str(work_dir))
         LatentDiffusion.from_pretrained(run(config))
-        described = json.loads((work_dir / "generation/generation.json").read_text())
+        described = json.loads((work_dir / "generation/stage.json").read_text())
         assert described["data"]["posterior"] == posterior
         losses[posterior] = described["statistics"]["std"]
     assert np.mean(losses["sample"]) > np.mean(losses["mean"]) + 0.1

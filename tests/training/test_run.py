@@ -27,10 +27,10 @@ from aligntok.engine.checkpoints import same_content as same
 from aligntok.engine.ema import WeightAverages
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.registry import HOOKS
+from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.plan import plan_stage
 from aligntok.training.run import run
-from aligntok.training.stages import expand_stages
 
 STEPS = 4
 FOLDERS = ("1_latent_alignment", "2_perceptual_alignment", "3_decoder_refinement")

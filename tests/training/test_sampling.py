@@ -349,7 +349,7 @@ def work_folder(tmp_path):
     models[0].tokenizer.save_pretrained(folder / "tokenizer")
     config = models[0].config
     keys = ("generator", "statistics", "latent_shape", "class_names", "sampling")
-    write_json(folder / "generation.json", {**{key: config[key] for key in keys}, "ema": {"inference": 0.05}})
+    write_json(folder / "stage.json", {**{key: config[key] for key in keys}, "ema": {"inference": 0.05}})
     raw, *averages = ({"generator": model.generator.state_dict()} for model in models)
     kept = {"averages": dict(zip(("0.05", "0.99"), averages, strict=True))}
     write_checkpoint(folder, 2, {"parts": raw, "ema": kept, "ema_inference": 0.05}, keep=1)

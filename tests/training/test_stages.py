@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligntok.errors import AlignTokError, ConfigError
+from aligntok.training.alignment import expand_stages
 from aligntok.training.config import check_config, fill_defaults, load_config
 from aligntok.training.plan import plan_stage
 from aligntok.training.settings import STAGE_KEYS
-from aligntok.training.stages import expand_stages, merge, stage_folder
+from aligntok.training.stages import merge, stage_folder
 
 
 @pytest.fixture

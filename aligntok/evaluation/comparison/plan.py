@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aligntok.errors import ConfigError
+from aligntok.training.alignment import expand_stages
 from aligntok.training.config import check_keys, fill_defaults, load_config, read_config
-from aligntok.training.generation.settings import expand_generation
+from aligntok.training.generation import expand_generation
 from aligntok.training.settings import Key
-from aligntok.training.stages import expand_stages
 
 _NONE = type(None)
 PROBE_KEYS = {

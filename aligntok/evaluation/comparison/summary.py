@@ -17,7 +17,7 @@ from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.collect import Curve, read_history
 from aligntok.evaluation.results import Result, read_result
 from aligntok.io.files import replacing
-from aligntok.loading import NAME as GENERATION
+from aligntok.loading import GENERATION as GENERATION
 
 WITHOUT_PLACE = "images"  # numbers that are the same for all
 RECONSTRUCTIONS = "reconstructions"  # begins the names of both: images are what a perfect tokenizer makes of them

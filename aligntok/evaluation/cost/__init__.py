@@ -25,9 +25,9 @@ from aligntok.evaluation.results import Result
 from aligntok.io.files import check_writable
 from aligntok.ops.attention import force_backend
 from aligntok.tokenizer import Tokenizer
+from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
-from aligntok.training.generation.settings import expand_generation
-from aligntok.training.stages import expand_stages
+from aligntok.training.generation import expand_generation
 
 __all__ = ["CostSettings", "measure_cost"]
 

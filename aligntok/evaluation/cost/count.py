@@ -12,16 +12,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from aligntok.ops.ldm_blocks import AttnBlock
-from aligntok.registry import ENCODERS, GENERATORS
-from aligntok.training.generation.settings import Generation
-from aligntok.training.plan import (
-    StagePlan,
-    build_on_meta,
-    count_parameters,
-    make_plan,
-    trainable_and_frozen,
-    without_weights,
-)
+from aligntok.registry import ENCODERS, without_weights
+from aligntok.training.alignment import AlignmentStage
+from aligntok.training.generation import GeneratorStage
+from aligntok.training.plan import StagePlan, make_plan
 from aligntok.training.stages import Stage
 
 
@@ -78,7 +72,7 @@ class Counted:
 
 
 def count_config(
-    name: str, stages: Sequence[Stage], generation: Generation | None, resolutions: Iterable[int]
+    name: str, stages: Sequence[AlignmentStage], generator: GeneratorStage | None, resolutions: Iterable[int]
 ) -> Counted:
     """Count everything of a config: its stages, the tokenizer of the last one, its generator.
 
@@ -86,18 +80,17 @@ def count_config(
     """
     counted = Counted(name, stages[-1] if stages else None)
     for stage in stages:
-        model = build_on_meta(stage)
+        model = stage.build_model()
         adapter = None if model.teacher is None else model.teacher.adapter
-        counted.stages.append(CountedStage(stage, _plan(stage, count_parameters(model)), _parameters(adapter)))
+        counted.stages.append(CountedStage(stage, make_plan(stage, model, 1), _parameters(adapter)))
     if stages:
         _count_tokenizer(counted, model.tokenizer, resolutions)
-    if generation is not None:
-        generator = build_on_meta(generation).generator
-        parameters = trainable_and_frozen(generator)
-        counted.parts["generator"] = sum(parameters)
-        counted.stages.append(CountedStage(generation, _plan(generation, {"generator": parameters})))
-        inputs = generator_inputs(generation, 1, "meta")
-        counted.count("generator", "x".join(map(str, inputs[0].shape[2:])), generator, *inputs)
+    if generator is not None:
+        built = generator.build_model()
+        counted.parts["generator"] = _parameters(built.generator)
+        counted.stages.append(CountedStage(generator, make_plan(generator, built, 1)))
+        inputs = [each.to("meta") for each in generator.latent_input()]
+        counted.count("generator", "x".join(map(str, inputs[0].shape[2:])), built.generator, *inputs)
     return counted
 
 
@@ -143,38 +136,18 @@ def count_operations(module: nn.Module, *inputs: Tensor) -> Operations:
     return Operations(total // 2, attention // 2, (total - attention + seen) // 2)
 
 
-def forward_operations(stage: Stage, size: tuple[int, int]) -> int:
-    """Return the multiply-accumulates of everything that a training step of one image (H, W) runs forward.
+def forward_operations(stage: Stage) -> int:
+    """Return the multiply-accumulates of everything that a training step of one sample runs forward.
 
-    The teacher, the losses and the discriminator are among it; of a generator's training, the generator at its latent
-    size. 0 where they cannot be counted.
+    The teacher, the losses and the discriminator are among it. 0 where they cannot be counted.
     """
-    model: Any = build_on_meta(stage)
+    model = stage.build_model()
     try:
-        if isinstance(stage, Generation):
-            return count_operations(model.generator, *generator_inputs(stage, 1, "meta")).total
-        model.eval()
-        with FlopCounterMode(display=False) as counter:
-            model.values(torch.empty(1, 3, *size, device="meta"), stage["steps"] - 1)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            stage.rehearse(model)
         return counter.get_total_flops() // 2
     except NotImplementedError:
         return 0
-
-
-def generator_inputs(generation: Generation, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x (N, C, h, w), t (N,) and y (N,) for a generator, at the latent size that its config is made for."""
-    generator = generation["generator"]
-    takes = inspect.signature(GENERATORS.get(generator["type"])).parameters
-    given = {name: generator.get(name, takes[name].default) for name in ("input_size", "in_channels") if name in takes}
-    side = given.get("input_size", 16)
-    shape = (side, side) if isinstance(side, int) else tuple(side)
-    x = torch.randn(batch, given["in_channels"], *shape, device=device)
-    return x, torch.rand(batch, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
-
-
-def _plan(stage: Stage, parameters: Mapping[str, tuple[int, int]]) -> StagePlan:
-    """Return the plan of one process, which writes nothing."""
-    return make_plan(stage, 1, None, parameters=parameters, checkpoint_bytes=0, frozen_bytes=0)
 
 
 def _count_tokenizer(counted: Counted, tokenizer: Any, resolutions: Iterable[int]) -> None:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.profiler import record_function
-from torch.utils.data import Dataset
 
-from aligntok.data.buckets import AspectBuckets
-from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.loader import explaining_loader_errors
 from aligntok.data.sampler import per_process_batch
 from aligntok.engine.ema import WeightAverages
 from aligntok.engine.runner import StepBatch, logging_the_end
-from aligntok.evaluation.cost.count import CountedStage, forward_operations, generator_inputs
+from aligntok.evaluation.cost.count import CountedStage, forward_operations
 from aligntok.evaluation.cost.measure import (
     CostRow,
     CostSettings,
@@ -32,12 +27,7 @@ from aligntok.evaluation.cost.measure import (
     time_calls,
 )
 from aligntok.evaluation.cost.memory import free_bytes, metering
-from aligntok.latent_diffusion import LatentDiffusion
-from aligntok.registry import ADAPTERS, DATASETS, DECODERS, DISCRIMINATORS, ENCODERS, LOSSES
-from aligntok.training.alignment import build_datasets, build_runner
-from aligntok.training.generation import Ready, build_generation_runner
-from aligntok.training.generation.settings import Generation
-from aligntok.training.plan import without_weights
+from aligntok.training.builder import build_runner
 from aligntok.training.stages import Stage
 
 DATA, EMA, REST = "data", "EMA", "the rest"
@@ -47,21 +37,8 @@ BACKWARD = 3  # a forward and a backward pass are about so many forward passes
 MORE_STEPS = 10_000  # than the schedule's, so that no measurement runs out of batches
 
 
-class RandomItems(Dataset[Any]):
-    """A data set of one random item, over and over: what a step is measured on where there is no data."""
-
-    def __init__(self, item: Mapping[str, Any], number: int) -> None:
-        self.item, self.number = dict(item), number
-
-    def __len__(self) -> int:
-        return self.number
-
-    def __getitem__(self, place: Any) -> dict[str, Any]:
-        return self.item
-
-
 class Step:
-    """One optimiser step of a stage or a generator's training, as the training loop takes it, its parts marked.
+    """One optimiser step of a stage, as the training loop takes it, its parts marked.
 
     `reads` says whether every step waits for the data loader; otherwise one batch serves all. Everything is as the
     config says, all losses active; nothing is written but the run's log, in the stage's folder.
@@ -71,7 +48,7 @@ class Step:
         self.stage, self.runner, self.reads = stage, runner, reads
         self.optimizers: Any = runner.build_optim_wrapper(runner.optim_wrapper)
         model, ema = runner.trained_model, stage["ema"]
-        model.begin(None)
+        model.load_start(None)
         self.ema = WeightAverages(model.averaged_parts(), ema["sigma_rel"], ema["decays"]) if ema else None
         self.number = first_full_step(stage)
         loader = runner.train_loop.dataloader
@@ -103,46 +80,17 @@ def first_full_step(stage: Stage) -> int:
 
 
 def build_step(stage: Stage) -> Step:
-    """Build the step of a stage, or a generator's training, that :func:`for_measuring` made ready.
-
-    Its data is what `data_root` names, or random images of the size that the config crops to, or random latents.
-    Raises DataError for data that is not there.
-    """
-    reads = reads_data(stage)
-    if isinstance(stage, Generation):
-        return Step(stage, build_generation_runner(stage, _latents_ready(stage, reads)), reads)
-    item = {"images": torch.rand(3, *training_size(stage)) * 2 - 1}
-    train: Any = build_datasets(stage)[0] if reads else RandomItems(item, stage["global_batch_size"])
-    return Step(stage, build_runner(stage, train, None), reads)
+    """Build the step of a stage that :func:`for_measuring` made ready. Raises DataError for data that is not there."""
+    return Step(stage, build_runner(stage, stage.data_to_measure()), stage.reads_data)
 
 
-def _latents_ready(stage: Generation, reads: bool) -> Ready:
-    """Return what a generator trains on, and the generator, beside a tokenizer that a step on latents does not use."""
-    x, _, _ = generator_inputs(stage, 1, "cpu")
-    train: Any = RandomItems({"latents": x[0], "label": 0}, stage["global_batch_size"])
-    if reads:
-        train = DATASETS.build({"train": True, "seed": stage.seed, **stage["data"]["train"]})
-    channels, *size = train[0]["latents"].shape
-    tokenizer: Any = nn.Module()
-    tokenizer.latent_dim = channels
-    normal = LatentStatistics((0.0,) * channels, (1.0,) * channels)
-    return Ready(train, LatentDiffusion(stage["generator"], tokenizer, normal, (channels, *size)))
-
-
-def reads_data(stage: Stage) -> bool:
-    """Tell whether a step's data can be read: images, or a finished cache of latents, that the config knows of."""
-    data = stage["data"]["train"]
-    if isinstance(stage, Generation):
-        return data["type"] == "latents" and "root" in data and stage["latent_cache"] is None
-    return "root" in data
-
-
-def for_measuring(stage: Any, folder: Path, devices: int) -> Any:
-    """Return a stage, or a generator's training, as its step is measured: random weights, one device's share.
+def for_measuring(stage: Stage, folder: Path, devices: int) -> Stage:
+    """Return a stage as its step is measured: random weights, one device's share, no pictures, no validation.
 
     Raises ConfigError when the devices cannot share a batch evenly.
     """
-    settings = dict(stage.settings)
+    ready = stage.without_pretrained()
+    settings = dict(ready.settings)
     each = per_process_batch(settings["global_batch_size"], devices, settings["accumulation"])
     settings |= {
         "global_batch_size": each * settings["accumulation"],
@@ -150,31 +98,16 @@ def for_measuring(stage: Any, folder: Path, devices: int) -> Any:
         "hooks": [],
         "spike_factor": None,
         "log": {**settings["log"], "pictures": 0},
-        "data": {**settings["data"], **({} if reads_data(stage) else {"workers": 0})},
+        "data": {**settings["data"], "val": None, **({} if stage.reads_data else {"workers": 0})},
+        "validation": {**settings["validation"], "num": 0},
     }
-    if not isinstance(stage, Generation):
-        model, losses = settings["model"], settings["losses"]
-        parts = {"encoder": ENCODERS, "adapter": ADAPTERS, "decoder": DECODERS}
-        settings |= {
-            "model": {**model, **{part: without_weights(parts[part], model[part]) for part in parts if part in model}},
-            "losses": {name: without_weights(LOSSES, loss) for name, loss in losses.items()},
-            "discriminator": without_weights(DISCRIMINATORS, settings["discriminator"]),
-            "teacher": without_weights(ENCODERS, settings["teacher"]),
-            "start": None,
-            "data": {**settings["data"], "val": None},
-        }
-    return replace(stage, settings=settings, folder=folder / stage.name)
-
-
-def training_size(stage: Stage) -> tuple[int, int]:
-    """Return (H, W) of a stage's training images, as its config crops them; of several sizes the first."""
-    return AspectBuckets(stage["data"]["train"].get("image_size", 256)).sizes[0]
+    return replace(ready, settings=settings, folder=folder / stage.name)
 
 
 def measure_step(
     config: str, counted: CountedStage, settings: CostSettings, device: torch.device, folder: Path
 ) -> CostRow:
-    """Build a stage's model, or a generator's, with random weights, and take steps. Logs go to `folder`.
+    """Build a stage's model, with random weights, and take steps. Logs go to `folder`.
 
     What takes longer than `settings.max_seconds` a step, or more memory than there is, is left out and says so.
     Raises DataError and ConfigError for data that is not there.
@@ -183,9 +116,8 @@ def measure_step(
     ready = for_measuring(stage, folder, settings.devices)
     batch = ready["global_batch_size"]
     what = {"config": config, "stage": stage.name, "images": batch, "devices": settings.devices}
-    row = CostRow(what, steps=stage["steps"], reads=reads_data(stage))
-    size = (0, 0) if isinstance(stage, Generation) else training_size(stage)
-    work = float(max(1, BACKWARD * batch * forward_operations(stage, size)))
+    row = CostRow(what, steps=stage["steps"], reads=stage.reads_data)
+    work = float(max(1, BACKWARD * batch * forward_operations(stage)))
     with leaving_out() as reason, logging_the_end():
         limit = Limit(settings.max_seconds, seconds_per_operation(device))
         limit.check(work)

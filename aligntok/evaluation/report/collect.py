@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from aligntok.errors import AlignTokError, DataError, first_line
 from aligntok.evaluation.results import KINDS, Result, read_result
 
-RUN, STAGE, GENERATION, SAMPLES, SWEEP = "run.json", "stage.json", "generation.json", "samples.json", "sweep.json"
+RUN, STAGE, SAMPLES, SWEEP = "run.json", "stage.json", "samples.json", "sweep.json"
 DEPTH = 8  # of the folders that are searched
 #: Folders with many or large files, and none to report.
 _PRUNED = {"checkpoints", "ema_snapshots", "vis_data"}
@@ -269,10 +269,7 @@ def _look(run: Run, folder: Path, files: set[str]) -> None:
     if {"sweep.csv", SWEEP} & files:
         _take_sweep(run, folder)
     for name in (f"{kind}.json" for kind in KINDS if f"{kind}.json" in files):
-        if name == GENERATION and "stage" in (settings := _read_json(run, folder / name, quiet=True)):
-            _take_training(run, folder, settings, is_generator=True)
-        else:
-            _take_result(run, folder / name)
+        _take_result(run, folder / name)
 
 
 def _take_result(run: Run, path: Path) -> None:
@@ -285,13 +282,13 @@ def _take_result(run: Run, path: Path) -> None:
         run.missing.append(first_line(error))
 
 
-def _take_training(run: Run, folder: Path, settings: dict[str, Any], is_generator: bool = False) -> None:
+def _take_training(run: Run, folder: Path, settings: dict[str, Any]) -> None:
     name = str(settings.get("stage") or re.sub(r"^\d+_", "", folder.resolve().name))
     history = read_history(folder)
     result = _read_json(run, folder / "result.json") if (folder / "result.json").is_file() else {}
     steps = {path: path.stem.removeprefix("step_") for path in sorted(folder.glob("pictures/step_*.png"))}
     pictures = {int(step): path for path, step in steps.items() if step.isdigit()}
-    run.trainings.append(Training(name, folder, settings, history, result, pictures, is_generator))
+    run.trainings.append(Training(name, folder, settings, history, result, pictures, "generator" in settings))
     run.missing += history.faults
 
 
@@ -308,15 +305,14 @@ def _take_sweep(run: Run, folder: Path) -> None:
         run.missing.append(f"{path} ({first_line(error)})")
 
 
-def _read_json(run: Run, path: Path, quiet: bool = False) -> dict[str, Any]:
+def _read_json(run: Run, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
         return content
     except (OSError, ValueError) as error:
-        if not quiet:
-            run.missing.append(f"{path} ({first_line(error)})")
+        run.missing.append(f"{path} ({first_line(error)})")
         return {}
 
 

@@ -225,7 +225,7 @@ def _run_behind(run: Run, result: Result) -> Run:
     """Return the run that an evaluation alone is of, where its subject leads to one."""
     for place in filter(None, (result.subject, str(_find(result.settings, "generator.source") or ""))):
         for folder in (Path(place), Path(place).parent):
-            if any([*folder.glob("[0-9]*_*/stage.json"), *folder.glob("generation/generation.json")]):
+            if any([*folder.glob("[0-9]*_*/stage.json"), *folder.glob("generation/stage.json")]):
                 try:
                     return find(folder)
                 except DataError:

@@ -68,8 +68,6 @@ class AlignmentModel(BaseModel):
     Raises ConfigError when these do not fit one another.
     """
 
-    tokenizer_parts = PARTS
-
     def __init__(
         self,
         tokenizer: Mapping[str, Any],
@@ -136,25 +134,29 @@ class AlignmentModel(BaseModel):
             "set teacher='start' (what the stage starts from)" + ("" if latents else " or an encoder config")
         )
 
-    def begin(self, states: PartStates | None) -> None:
-        """Begin the stage from `states`, or as the model is.
+    def load_start(self, states: PartStates | None) -> None:
+        """Begin the stage from `states`, as far as they have its parts, or as the model is.
 
         A teacher that is the stage's start gets the weights of encoder and adapter; one with a config of its own keeps
-        its pretrained ones.
+        its pretrained ones. Raises CheckpointError for other shapes.
         """
         if states is not None:
-            self.load_start(states)
+            parts = {**self.trained_parts(), **self.frozen_parts()}
+            wanted = {name: part for name, part in parts.items() if name in states}
+            fitting = {name: with_lora(states[name], part) for name, part in wanted.items()}
+            load_parts(wanted, fitting, "what the stage starts from")
         if self.teacher is None or not self.teacher_is_start:
             return
         for name, part in self.teacher.named_children():
             part.load_state_dict(without_lora(getattr(self.tokenizer, name).state_dict()))
 
-    def load_start(self, states: PartStates) -> None:
-        """Load what the stage starts from, where `states` has it. Raises CheckpointError for other shapes."""
-        parts = {**self.trained_parts(), **self.frozen_parts()}
-        wanted = {name: part for name, part in parts.items() if name in states}
-        fitting = {name: with_lora(states[name], part) for name, part in wanted.items()}
-        load_parts(wanted, fitting, "what the stage starts from")
+    def parts(self) -> dict[str, nn.Module]:
+        """Return everything that the stage holds, by the names that its plan has."""
+        parts: dict[str, nn.Module] = {name: getattr(self.tokenizer, name) for name in PARTS}
+        if self.discriminator is not None:
+            parts["discriminator"] = self.discriminator
+        parts.update({f"loss: {name}": loss for name, loss in self.objective.losses.items()})
+        return {**parts, **({} if self.teacher is None else {"teacher": self.teacher})}
 
     def trained_parts(self) -> dict[str, nn.Module]:
         """Return the parts that change in this stage: of the tokenizer, the discriminator, losses with weights."""

@@ -1,11 +1,16 @@
-"""The run of a generator: its tokenizer, its latents, its mmengine runner, and the folder it ends as."""
+"""The training of a generator: on latents from a cache or encoded on the fly, with its tokenizer at hand."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from aligntok.caching import LatentCache, fill
 from aligntok.caching.encoder import CacheSettings, LatentEncoder, check_posterior, latent_statistics
@@ -13,167 +18,258 @@ from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
-from aligntok.distributed import barrier, is_first, world
 from aligntok.engine.hooks import SampleGridHook, TimeBinsHook
-from aligntok.engine.runner import StageRunner
 from aligntok.errors import CheckpointError, ConfigError, DataError, multiples_of
 from aligntok.generators.base import check_label_range
-from aligntok.io.files import read_json, write_json
+from aligntok.io.files import read_json
 from aligntok.latent_diffusion import LatentDiffusion, described_fields
-from aligntok.loading import UNKNOWN, load_latent_diffusion, load_tokenizer
-from aligntok.registry import DATASETS
+from aligntok.loading import GENERATION, UNKNOWN, load_latent_diffusion, load_tokenizer
+from aligntok.registry import DATASETS, GENERATORS, import_components
 from aligntok.rng import seed_torch
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.builder import common_hooks, optimizers, runner_options, training_batches
+from aligntok.training.config import dotted_models
 from aligntok.training.generation.model import GenerationModel
-from aligntok.training.generation.plan import plan_generation
-from aligntok.training.generation.settings import Generation
-from aligntok.training.generation.validation import validation_options
-from aligntok.training.plan import build_on_meta, check_before_training, print_plan
-from aligntok.training.stages import Stage
+from aligntok.training.generation.settings import check_with_generator, complete_settings
+from aligntok.training.generation.validation import check_validation, validation_options
+from aligntok.training.plan import plan_stage
+from aligntok.training.stages import RandomItems, Stage, StageData
 
 
-class Ready(NamedTuple):
-    """What a generator's training begins with: the data set, and everything about it that its samples need."""
+def expand_generation(config: Mapping[str, Any]) -> GeneratorStage | None:
+    """Return the generator's training of a checked config, or None if it has none. Raises ConfigError."""
+    settings = complete_settings(config)
+    if settings is None:
+        return None
+    work_dir, before = Path(config["work_dir"]), len(config["stages"])
+    return GeneratorStage(
+        index=before,
+        name=GENERATION,
+        folder=work_dir / GENERATION,
+        seed=config["seed"] + before,
+        settings=settings,
+        data_root=config["data_root"],
+        stages_tokenizer=work_dir / "tokenizer" if before and settings["tokenizer"] is None else None,
+        dotted=dotted_models(config),
+    )
 
-    train: Any
-    diffusion: LatentDiffusion
 
+@dataclass(frozen=True)
+class GeneratorStage(Stage):
+    """A generator's training by flow matching (paper, Sec. 4): settings with every key of ``GENERATION_KEYS``.
 
-def train_generator(generation: Generation, launcher: str = "none") -> Path:
-    """Train a generator to its end, from its start or its newest checkpoint, and return the folder it is saved in.
-
-    Collective. Raises AlignTokError's kinds before the first step wherever they can be known.
+    `data_root` is the run's; `stages_tokenizer` the folder of the tokenizer that the same config's stages make, or
+    None; `dotted` the import paths that the config names as components.
     """
-    if "root" not in generation["data"]["train"]:
-        raise ConfigError(
-            "data_root is not set, so there is nothing to train on; add --cfg-options data_root=... (a folder that "
-            "tools/cache_latents.py wrote; or, with latent_cache or data.train.type=images, a folder of images)"
+
+    data_root: str | None
+    stages_tokenizer: Path | None
+    dotted: Sequence[str] = ()
+
+    waits = True
+
+    @property
+    def where(self) -> str:
+        """What errors call it."""
+        return self.name
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The classes that the config names by import path, by that name: its own folders may name them, too."""
+        return import_components(self.dotted)
+
+    @property
+    def optimizers(self) -> dict[str, Mapping[str, Any]]:
+        """The generator's alone."""
+        return {"generator": self["optimizer"]}
+
+    @property
+    def validates(self) -> bool:
+        """Whether samples are drawn and measured."""
+        return bool(self["validation"]["num"])
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether there is a finished cache of latents."""
+        data = self["data"]["train"]
+        return data["type"] == "latents" and "root" in data and self["latent_cache"] is None
+
+    @property
+    def posterior(self) -> str:
+        """What is taken of the posterior of a variational tokenizer: "mean" or "sample"."""
+        cache = self["latent_cache"]
+        return str(self["data"]["posterior"] if cache is None else cache["posterior"])
+
+    def build_model(self, data: StageData | None = None) -> GenerationModel:
+        """Build the generator in training; without data on the meta device, and without a tokenizer."""
+        taken = ("transport", "precision", "grad_checkpointing", "compile")
+        settings = {**{key: self[key] for key in taken}, "posterior": self["data"]["posterior"]}
+        settings |= {"time_bins": self["log"]["time_bins"], "seed": self.seed}
+        if data is not None:
+            return GenerationModel(data.made_with, **settings)
+        with torch.device("meta"):
+            diffusion = self._beside_nothing(self.latent_input()[0].shape[1:])
+        return GenerationModel(diffusion, **{**settings, "compile": False, "posterior": "mean"})
+
+    def build_data(self) -> StageData:
+        """Load the tokenizer, make the cache if there is to be one, and open the data; collective.
+
+        Its model is made with generator, tokenizer and statistics. Raises DataError, ConfigError and WeightsError for
+        what cannot be trained on.
+        """
+        if "root" not in self["data"]["train"]:
+            raise ConfigError(
+                "data_root is not set, so there is nothing to train on; add --cfg-options data_root=... (a folder that "
+                "tools/cache_latents.py wrote; or, with latent_cache or data.train.type=images, a folder of images)"
+            )
+        tokenizer = self.open_tokenizer()
+        if self["latent_cache"] is not None:
+            self._make_cache(tokenizer)
+        config = dict(self["data"]["train"])
+        if config["type"] == "latents":
+            config["tokenizer_identity"] = tokenizer.identity
+        train = DATASETS.build({"train": True, "seed": self.seed, **config})
+        statistics, shape = self._statistics(tokenizer, train)
+        names = tuple(getattr(train, "class_names", ()))
+        seed_torch("weights", self.seed)  # the generator's first weights
+        diffusion = LatentDiffusion(self["generator"], tokenizer, statistics, shape, names, sampling=self["sampling"])
+        _check_labels(train, diffusion)
+        return StageData(train, made_with=diffusion)
+
+    def open_tokenizer(self) -> Tokenizer:
+        """Load the tokenizer: the run's own copy once it has begun, else that of the config, or of its cache."""
+        kept = self.folder / "tokenizer"
+        if (kept / "config.json").is_file() and self.description.is_file():
+            return load_tokenizer(kept, components=self.components)
+        source, train = self["tokenizer"] or self.stages_tokenizer, self["data"]["train"]
+        if source is None and self.reads_data:
+            source = read_manifest(train["root"]).encoding["tokenizer"]["source"]
+        if source is None:
+            raise ConfigError(
+                "no tokenizer is known: set tokenizer to a work folder, a saved tokenizer, a published checkpoint or a "
+                "hub id (a finished cache of latents names its own)"
+            )
+        return load_tokenizer(source, components=self.components)
+
+    def _make_cache(self, tokenizer: Tokenizer) -> None:
+        settings = self["latent_cache"]
+        if self.data_root is None:
+            raise ConfigError(
+                "latent_cache encodes the images at data_root, which is not set; "
+                "add --cfg-options data_root=/path/to/images"
+            )
+        taken = ("image_size", "hflip", "dtype", "precision", "posterior")
+        encoder = LatentEncoder(tokenizer, CacheSettings(**{key: settings[key] for key in taken}, seed=self.seed))
+        images, folder = open_source(self.data_root, settings["split"]), self.folder.parent / "latents"
+        cache = LatentCache(folder, images, encoder, max_unreadable=None)
+        fill(cache, str(self["tokenizer"] or self.stages_tokenizer), settings["batch_size"], settings["workers"])
+
+    def _statistics(self, tokenizer: Tokenizer, train: Any) -> tuple[LatentStatistics, tuple[int, int, int]]:
+        """Return the latents' statistics and shape: the cache's; those a run has begun with; or new ones."""
+        data = self["data"]
+        if data["train"]["type"] == "latents":
+            return train.statistics, train.latent_shape
+        if self.description.is_file():
+            begun = read_json(self.description, CheckpointError, UNKNOWN, described_fields)
+            return begun["statistics"], tuple(begun["latent_shape"])
+        number, workers = data["statistics_images"], data["workers"]
+        statistics = latent_statistics(
+            tokenizer, data["train"], number, self["precision"], workers, data["posterior"], self.seed
         )
-    ready = prepare(generation)
-    plan = plan_generation(generation, world()[1], len(ready.train))
-    if is_first():
-        print_plan([plan])
-    check_before_training([generation], [plan])
-    runner = build_generation_runner(generation, ready, launcher)
-    if is_first():
-        _describe(generation, ready.diffusion)
-    barrier()
-    runner.train()
-    runner.visualizer.close()
-    return save_result(generation)
+        height, width = (side // tokenizer.downsample_factor for side in train[0]["images"].shape[1:])
+        return statistics, (tokenizer.latent_dim, height, width)
 
+    def check(self, model: GenerationModel) -> None:
+        """Raise ConfigError for transport and sampling that cannot work with the generator."""
+        check_with_generator(self.settings, model.generator, self.where)
 
-def check_chain(generation: Generation, stages: Sequence[Stage]) -> None:
-    """Check, before stages are trained, that the generator fits the tokenizer that they are to make, and its images.
+    def check_beforehand(self, stages: list[Stage]) -> None:
+        """Check its settings, its validation, and that it fits the tokenizer that the stages make, and its images.
 
-    Raises ConfigError or DataError. Nothing to check without stages.
-    """
-    if not stages or generation["tokenizer"] is not None:
-        return
-    model: Any = build_on_meta(stages[-1])
-    generator: Any = build_on_meta(generation)
-    check_posterior(generation.posterior, model.tokenizer)
-    latent_dim, f = model.tokenizer.latent_dim, model.tokenizer.downsample_factor
-    if generator.generator.in_channels != latent_dim:
-        raise ConfigError(
-            f"{generation.name}: generator.in_channels={generator.generator.in_channels}, but the stages' tokenizer "
-            f"has latent_dim {latent_dim}; set one to the other"
-        )
-    cache = generation["latent_cache"]
-    if cache is not None and generation.data_root is not None:
-        open_source(generation.data_root, cache["split"])
-        multiples_of(f, f"{generation.name}: latent_cache.image_size", parse_image_size(cache["image_size"]))
+        Raises ConfigError, DataError or WeightsError.
+        """
+        plan_stage(self, processes=1)
+        check_validation(self.settings, self.where)
+        if self.stages_tokenizer is None:
+            return
+        tokenizer, generator = stages[-1].build_model().tokenizer, self.build_model().generator
+        check_posterior(self.posterior, tokenizer)
+        if generator.in_channels != tokenizer.latent_dim:
+            raise ConfigError(
+                f"{self.name}: generator.in_channels={generator.in_channels}, but the stages' tokenizer "
+                f"has latent_dim {tokenizer.latent_dim}; set one to the other"
+            )
+        cache = self["latent_cache"]
+        if cache is not None and self.data_root is not None:
+            open_source(self.data_root, cache["split"])
+            size = parse_image_size(cache["image_size"])
+            multiples_of(tokenizer.downsample_factor, f"{self.name}: latent_cache.image_size", size)
 
+    def validation(self, data: StageData) -> dict[str, Any]:
+        """Return how samples are drawn and measured on the way."""
+        return validation_options(self["validation"], data.made_with)
 
-def save_result(generation: Generation) -> Path:
-    """Save the finished generator with its tokenizer, and say where; the first process writes."""
-    folder = generation.folder.parent / "latent_diffusion"
-    if is_first():
-        load_latent_diffusion(generation.folder, components=generation.components).save_pretrained(folder)
+    def hooks(self, data: StageData) -> list[Any]:
+        """Return those that log the loss by time and, if pictures are wanted, draw samples."""
+        log, ema = self["log"], self["ema"]
+        hooks: list[Any] = [TimeBinsHook(log["every"])]
+        if log["pictures"]:
+            labels, inference = grid_labels(data.made_with, log["pictures"]), ema["inference"] if ema else None
+            hooks.append(SampleGridHook(labels, log["pictures_every"], log["pictures_at"], inference))
+        return hooks
+
+    def describe(self, model: GenerationModel) -> dict[str, Any]:
+        """Save the tokenizer beside the description, and return what rebuilds the generator around it."""
+        diffusion = model.diffusion
+        diffusion.tokenizer.save_pretrained(self.folder / "tokenizer")
+        return {
+            "tokenizer_identity": diffusion.tokenizer.identity,
+            "statistics": asdict(diffusion.statistics),
+            "latent_shape": list(diffusion.latent_shape),
+            "class_names": list(diffusion.class_names),
+        }
+
+    def export(self) -> Path:
+        """Write the generator with its tokenizer into the run's work folder."""
+        folder = self.folder.parent / "latent_diffusion"
+        load_latent_diffusion(self.folder, components=self.components).save_pretrained(folder)
         print(f"Generator: {folder}   (python tools/sample.py {folder} --num 16)")
-        pictures = sorted((generation.folder / "pictures").glob("*.png"))
-        if pictures:
+        if pictures := sorted((self.folder / "pictures").glob("*.png")):
             print(f"Samples: {pictures[-1]}")
-    barrier()
-    return folder
+        return folder
 
+    def without_pretrained(self) -> Self:
+        """Return it as it is: a generator begins with random weights."""
+        return replace(self)
 
-def prepare(generation: Generation) -> Ready:
-    """Load the tokenizer, make the cache if there is to be one, and open the data; collective.
+    def data_to_measure(self) -> StageData:
+        """Return the config's cache, or random latents; the generator has no tokenizer, which no step uses."""
+        train: Any = RandomItems({"latents": self.latent_input()[0][0], "label": 0}, self["global_batch_size"])
+        if self.reads_data:
+            train = DATASETS.build({"train": True, "seed": self.seed, **self["data"]["train"]})
+        return StageData(train, made_with=self._beside_nothing(train[0]["latents"].shape))
 
-    Raises DataError, ConfigError and WeightsError for what cannot be trained on.
-    """
-    tokenizer = open_tokenizer(generation)
-    if generation["latent_cache"] is not None:
-        _make_cache(generation, tokenizer)
-    train_config = dict(generation["data"]["train"])
-    if train_config["type"] == "latents":
-        train_config["tokenizer_identity"] = tokenizer.identity
-    train = DATASETS.build({"train": True, "seed": generation.seed, **train_config})
-    statistics, shape = _statistics(generation, tokenizer, train)
-    names = tuple(getattr(train, "class_names", ()))
-    seed_torch("weights", generation.seed)  # the generator's first weights; mmengine's Runner comes too late for them
-    diffusion = LatentDiffusion(
-        generation["generator"], tokenizer, statistics, shape, names, sampling=generation["sampling"]
-    )
-    _check_labels(train, diffusion)
-    return Ready(train, diffusion)
+    def _beside_nothing(self, shape: Sequence[int]) -> LatentDiffusion:
+        """Return the generator with statistics of normalised latents (C, h, w), and nothing in place of a tokenizer."""
+        channels, height, width = shape
+        tokenizer: Any = nn.Module()
+        tokenizer.latent_dim = channels
+        normal = LatentStatistics((0.0,) * channels, (1.0,) * channels)
+        return LatentDiffusion(dict(self["generator"]), tokenizer, normal, (channels, height, width))
 
+    def rehearse(self, model: GenerationModel) -> None:
+        """Take one latent of the size that the config is made for through the generator."""
+        model.generator.eval()(*(each.to("meta") for each in self.latent_input()))
 
-def open_tokenizer(generation: Generation) -> Tokenizer:
-    """Load the tokenizer: the run's own copy once it has begun, else the one that the config, or its cache, names."""
-    kept = generation.folder / "tokenizer"
-    if (kept / "config.json").is_file() and generation.description.is_file():
-        return load_tokenizer(kept, components=generation.components)
-    source = generation["tokenizer"] or generation.stages_tokenizer
-    train = generation["data"]["train"]
-    if source is None and train["type"] == "latents" and generation["latent_cache"] is None:
-        source = read_manifest(train["root"]).encoding["tokenizer"]["source"]
-    if source is None:
-        raise ConfigError(
-            "no tokenizer is known: set tokenizer to a work folder, a saved tokenizer, a published checkpoint or a hub "
-            "id (a finished cache of latents names its own)"
-        )
-    return load_tokenizer(source, components=generation.components)
-
-
-def _make_cache(generation: Generation, tokenizer: Tokenizer) -> None:
-    settings = generation["latent_cache"]
-    if generation.data_root is None:
-        raise ConfigError(
-            "latent_cache encodes the images at data_root, which is not set; "
-            "add --cfg-options data_root=/path/to/images"
-        )
-    taken = ("image_size", "hflip", "dtype", "precision", "posterior")
-    encoding = CacheSettings(**{key: settings[key] for key in taken}, seed=generation.seed)
-    images = open_source(generation.data_root, settings["split"])
-    cache = LatentCache(generation.latents_folder, images, LatentEncoder(tokenizer, encoding), max_unreadable=None)
-    source = generation["tokenizer"] or generation.stages_tokenizer
-    fill(cache, str(source), settings["batch_size"], settings["workers"])
-
-
-def _statistics(
-    generation: Generation, tokenizer: Tokenizer, train: Any
-) -> tuple[LatentStatistics, tuple[int, int, int]]:
-    """Return the latents' statistics and shape: the cache's; those a run has begun with; or new ones."""
-    if generation["data"]["train"]["type"] == "latents":
-        return train.statistics, train.latent_shape
-    if generation.description.is_file():
-        begun = read_json(generation.description, CheckpointError, UNKNOWN, described_fields)
-        return begun["statistics"], tuple(begun["latent_shape"])
-    data = generation["data"]
-    statistics = latent_statistics(
-        tokenizer,
-        data["train"],
-        data["statistics_images"],
-        generation["precision"],
-        data["workers"],
-        data["posterior"],
-        generation.seed,
-    )
-    height, width = (side // tokenizer.downsample_factor for side in train[0]["images"].shape[1:])
-    return statistics, (tokenizer.latent_dim, height, width)
+    def latent_input(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x (1, C, h, w), t (1,) and y (1,) for the generator, at the latent size that it is made for."""
+        generator = self["generator"]
+        takes = inspect.signature(GENERATORS.get(generator["type"])).parameters
+        sizes = {
+            name: generator.get(name, takes[name].default) for name in ("input_size", "in_channels") if name in takes
+        }
+        side = sizes.get("input_size", 16)
+        height, width = (side, side) if isinstance(side, int) else side
+        return torch.randn(1, sizes["in_channels"], height, width), torch.rand(1), torch.zeros(1, dtype=torch.int64)
 
 
 def _check_labels(train: Any, diffusion: LatentDiffusion) -> None:
@@ -182,43 +278,6 @@ def _check_labels(train: Any, diffusion: LatentDiffusion) -> None:
     if labels is None or not len(labels) or not diffusion.conditional:
         return
     check_label_range(labels, diffusion.generator, DataError)
-
-
-def _describe(generation: Generation, diffusion: LatentDiffusion) -> None:
-    diffusion.tokenizer.save_pretrained(generation.folder / "tokenizer")
-    description: Mapping[str, Any] = {
-        "stage": generation.name,
-        "seed": generation.seed,
-        "tokenizer_identity": diffusion.tokenizer.identity,
-        "statistics": asdict(diffusion.statistics),
-        "latent_shape": list(diffusion.latent_shape),
-        "class_names": list(diffusion.class_names),
-        **generation.settings,
-    }
-    write_json(generation.description, description)
-
-
-def build_generation_runner(generation: Generation, ready: Ready, launcher: str = "none") -> StageRunner:
-    """Build the mmengine run of a generator's training."""
-    sides = {"generator": generation["optimizer"]}
-    log, ema = generation["log"], generation["ema"]
-    hooks = [*common_hooks(generation), TimeBinsHook(log["every"])]
-    if log["pictures"]:
-        inference = ema["inference"] if ema else None
-        labels = grid_labels(ready.diffusion, log["pictures"])
-        hooks.append(SampleGridHook(labels, log["pictures_every"], log["pictures_at"], inference))
-    return StageRunner(
-        model={
-            "type": GenerationModel.__name__,
-            "diffusion": ready.diffusion,
-            **generation.model_settings,
-        },
-        train_dataloader=training_batches(generation, ready.train, collate=getattr(ready.train, "collate", None)),
-        optim_wrapper=optimizers(generation, sides),
-        custom_hooks=hooks,
-        **runner_options(generation, sides, launcher, val_every=generation["validation"]["every"]),
-        **validation_options(generation, ready.diffusion),
-    )
 
 
 def grid_labels(diffusion: LatentDiffusion, number: int) -> list[int]:

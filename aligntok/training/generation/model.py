@@ -97,7 +97,9 @@ class GenerationModel(BaseModel):
         """Return nothing: the tokenizer lies in a folder of its own."""
         return {}
 
-    def begin(self, states: Any) -> None:
+    parts = trained_parts
+
+    def load_start(self, states: Any) -> None:
         """Begin as the generator was built."""
 
     def train(self, mode: bool = True) -> Self:

@@ -2,97 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aligntok.caching.encoder import check_posterior
 from aligntok.diffusion.sampling import Sampling
+from aligntok.diffusion.times import sample_times
 from aligntok.errors import ConfigError
-from aligntok.loading import DESCRIPTION, NAME
-from aligntok.registry import dotted_components, import_components
+from aligntok.latent_diffusion import check_null_class
+from aligntok.loading import GENERATION
 from aligntok.training.config import fill_defaults
 from aligntok.training.settings import GENERATION_KEYS
-from aligntok.training.stages import Stage, check_run, check_settings
+from aligntok.training.stages import check_run, check_settings
 
 
-@dataclass(frozen=True)
-class Generation(Stage):
-    """A generator's training, complete: settings with every key of ``GENERATION_KEYS``.
+def complete_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a checked config's settings of a generator's training, or None if it has none; the config is not changed.
 
-    `data_root` is the run's; `stages_tokenizer` the folder of the tokenizer that the same config's stages make, or
-    None; `dotted` the import paths that the config names as components.
-    """
-
-    data_root: str | None
-    stages_tokenizer: Path | None
-    dotted: Sequence[str] = ()
-
-    @property
-    def components(self) -> dict[str, Any]:
-        """The classes that the config names by import path, by that name: its own folders may name them, too."""
-        return import_components(self.dotted)
-
-    @property
-    def description(self) -> Path:
-        """The file in its folder that says what it trains, and how."""
-        return self.folder / DESCRIPTION
-
-    @property
-    def start_folder(self) -> None:
-        """None: it begins from no stage's weights."""
-        return None
-
-    @property
-    def latents_folder(self) -> Path:
-        """Where the run's own cache of latents is made."""
-        return self.folder.parent / "latents"
-
-    @property
-    def model_settings(self) -> dict[str, Any]:
-        """The keywords of :class:`aligntok.training.generation.model.GenerationModel`, but for `diffusion`."""
-        taken = {key: self.settings[key] for key in ("transport", "precision", "grad_checkpointing", "compile")}
-        posterior = self["data"]["posterior"]
-        return {**taken, "posterior": posterior, "time_bins": self["log"]["time_bins"], "seed": self.seed}
-
-    @property
-    def posterior(self) -> str:
-        """What is taken of the posterior of a variational tokenizer: "mean" or "sample"."""
-        cache = self["latent_cache"]
-        return str(self["data"]["posterior"] if cache is None else cache["posterior"])
-
-
-def expand_generation(config: Mapping[str, Any]) -> Generation | None:
-    """Return the generator's training of a checked config, or None if it has none; the config is not changed.
-
-    Raises ConfigError for settings that cannot work.
+    They have every key of ``GENERATION_KEYS``. Raises ConfigError for settings that cannot work.
     """
     given = config["generation"] if config["stages"] else config
     if "generator" not in given:
         return None
     check_run(config)
     settings = fill_defaults({key: given[key] for key in GENERATION_KEYS if key in given}, GENERATION_KEYS)
-    work_dir = Path(config["work_dir"])
-    _check(settings, f"{NAME} of a generator")
-    settings["data"] = {**settings["data"], "train": _with_root(settings, config["data_root"], work_dir)}
-    return Generation(
-        index=len(config["stages"]),
-        name=NAME,
-        folder=work_dir / NAME,
-        seed=config["seed"] + len(config["stages"]),
-        settings=settings,
-        data_root=config["data_root"],
-        stages_tokenizer=work_dir / "tokenizer" if config["stages"] and settings["tokenizer"] is None else None,
-        dotted=dotted_models(config),
-    )
+    _check(settings, f"{GENERATION} of a generator")
+    train = _with_root(settings, config["data_root"], Path(config["work_dir"]))
+    settings["data"] = {**settings["data"], "train": train}
+    return settings
 
 
-def dotted_models(config: Mapping[str, Any]) -> list[str]:
-    """Return the import paths that a run's config names as parts of its tokenizers or as its generator."""
-    given = [config, config.get("generation"), *config.get("stages", [])]
-    parts = [{"model": each.get("model"), "generator": each.get("generator")} for each in given if each]
-    return dotted_components(parts)
+def check_with_generator(settings: Mapping[str, Any], generator: Any, where: str) -> None:
+    """Raise ConfigError for transport and sampling that cannot work, or not with this generator."""
+    transport = settings["transport"]
+    sample_times(torch.zeros(1), transport["times"], **{key: transport[key] for key in ("mean", "scale", "shift")})
+    if transport["direction_weight"] < 0:
+        raise ConfigError(f"{where}: transport.direction_weight={transport['direction_weight']}; 0 leaves it out")
+    check_null_class(settings["sampling"]["cfg_scale"], generator, f"{where}, sampling")
+    channels = settings["sampling"]["cfg_channels"]
+    if channels is not None and channels > generator.in_channels:
+        raise ConfigError(f"{where}: sampling.cfg_channels={channels} of {generator.in_channels} latent channels")
 
 
 def _check(settings: Mapping[str, Any], where: str) -> None:

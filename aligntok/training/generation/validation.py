@@ -17,7 +17,6 @@ from aligntok.errors import ConfigError, unknown
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import METRICS
 from aligntok.sampling.pipeline import LABELS, LabelRule
-from aligntok.training.generation.settings import Generation
 
 
 def variants(settings: Mapping[str, Any], own: Sampling) -> dict[str, Sampling]:
@@ -35,30 +34,29 @@ def variants(settings: Mapping[str, Any], own: Sampling) -> dict[str, Sampling]:
     return found
 
 
-def check_validation(generation: Generation) -> None:
+def check_validation(training: Mapping[str, Any], where: str) -> None:
     """Build the metrics of a validation and drop them, so that a mistake is found before any training.
 
     Raises ConfigError, DataError or WeightsError for what cannot be measured with.
     """
-    settings = generation["validation"]
+    settings = training["validation"]
     if not settings["num"]:
         return
     if settings["num"] < 0 or settings["labels"] not in LABELS:
         raise ConfigError(
-            f"{generation.name}: validation.num={settings['num']} and validation.labels='{settings['labels']}'; the "
+            f"{where}: validation.num={settings['num']} and validation.labels='{settings['labels']}'; the "
             f"former must not be negative, the latter be one of: {', '.join(LABELS)}"
         )
     if not settings["metrics"]:
         raise ConfigError(
-            f"{generation.name}: validation draws {settings['num']} samples for no metric; give validation.metrics, "
+            f"{where}: validation draws {settings['num']} samples for no metric; give validation.metrics, "
             "such as [dict(type='generation', reference='/path/to/a/reference.safetensors')], or num=0"
         )
-    _metrics(settings, variants(settings, Sampling(**generation["sampling"])))
+    _metrics(settings, variants(settings, Sampling(**training["sampling"])))
 
 
-def validation_options(generation: Generation, diffusion: LatentDiffusion) -> dict[str, Any]:
+def validation_options(settings: Mapping[str, Any], diffusion: LatentDiffusion) -> dict[str, Any]:
     """Return the keywords of mmengine's Runner for a validation by samples; none where the config has no samples."""
-    settings = generation["validation"]
     if not settings["num"]:
         return {}
     drawn = variants(settings, diffusion.sampling)
