@@ -48,5 +48,5 @@ def test_the_device_is_a_gpu_with_its_number_or_the_cpu():
 
 
 def test_an_unknown_precision_is_refused_by_whom_it_was_given():
-    with pytest.raises(ConfigError, match="^generation: precision 'fp8' is unknown; known: fp32, tf32, bf16, fp16$"):
+    with pytest.raises(ConfigError, match="^generation: no precision named 'fp8'; known: fp32, tf32, bf16, fp16$"):
         check_precision("fp8", "generation: ")

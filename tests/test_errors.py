@@ -17,26 +17,25 @@ SENTENCES = {
     r"([Kk]nown|[Aa]llowed|it has|[Tt]ags)( here| keys here)?: …": {
         "errors.py": "unknown says it",
         "registry.py": "a config without a type has no name at all",
-        "training/objective.py": "the same, of a loss",
+        "training/alignment/objective.py": "the same, of a loss",
         "encoders/timm.py": "strides and indices are numbers, without a nearest name",
-        "training/loading.py": "the files of a folder",
-        "training/generation_loading.py": "the files of a folder",
+        "loading.py": "the files of a folder",
     },
     r"(it )?must be (at least|… or more)": {
         "errors.py": "at_least says it",
-        "generators/contract.py": "a probability, which has an upper end",
+        "generators/base.py": "a probability, which has an upper end",
         "generators/lightning_dit.py": "three widths that make no transformer together",
     },
     r"multiples? of (…|f|p)": {
         "errors.py": "multiples_of says it",
-        "extractors/encoder.py": "no error, but how images are resized",
+        "extractors/base.py": "no error, but how images are resized",
         "generators/lightning_dit.py": "its own size, with the patch size beside it",
         "plugins/testing.py": "of the test kit's own argument",
     },
-    r"labels from … to …": {"generators/contract.py": "check_label_range says it"},
+    r"labels from … to …": {"generators/base.py": "check_label_range says it"},
     r"null class": {
         "latent_diffusion.py": "check_null_class says it",
-        "generators/contract.py": "names what is allowed",
+        "generators/base.py": "names what is allowed",
     },
     r"did you mean": {"errors.py": "suggestion says it"},
 }

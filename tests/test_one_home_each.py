@@ -65,38 +65,37 @@ def strides(node):
 def test_work_is_cut_shared_out_and_ended_early_in_one_way():
     assert found(strides) == {
         "distributed/job.py:batched",
-        "training/stage_run.py:_validation",  # which images are whose, of a loop that is mmengine's
-        "engine/buckets.py:_find_together",  # a share at once, by threads
+        "training/alignment/__init__.py:validation",  # which images are whose, of a loop that is mmengine's
+        "data/images.py:_find_together",  # a share at once, by threads
         "io/pictures.py:image_grid",  # rows of a picture; stands below
         "io/pictures.py:reconstruction_grid",
     }
     cut = found(steps_along) - found(strides)
     assert cut == {
         "distributed/job.py:shares",  # this process's part of a round
-        "training/generation.py:draws",  # a process's numbers out of the global batch's
+        "training/generation/model.py:draws",  # a process's numbers out of the global batch's
         "diffusion/sampling.py:draw_samples",  # one by one
-        "data/splits.py:_has_word",
-        "evaluation/distances.py:density_coverage",
-        "training/guidance_sweep.py:measure",
+        "data/sources/base.py:_has_word",
+        "evaluation/metrics/fid.py:density_coverage",
+        "sampling/guidance_sweep.py:measure",
     }
     assert calls("start_processes", "ending_together", "catching_sigterm") == {"distributed/job.py:job"}
     assert calls("sigterm_was_sent") == {
         "distributed/job.py:stop_if_preempted",
-        "engine/loops.py:run",  # writes a checkpoint first
+        "engine/runner.py:run",  # writes a checkpoint first
     }
     assert calls("stop_if_preempted") == {
         "distributed/job.py:shares",
         "evaluation/linear_probe.py:go_through",  # every process takes part in every step
-        "training/run.py:_train_stages",
-        "training/run.py:_train_generator",
-        "training/sample_files.py:write_npz_together",  # one process writes
+        "training/run.py:_train",
+        "sampling/folder.py:write_npz_together",  # one process writes
     }
     assert calls("progress_bar") == {
         "distributed/job.py:shares",
         "data/buckets.py:assign_buckets",  # nothing is exchanged
-        "data/shards.py:_list_all",
+        "data/sources/webdataset.py:_list_all",
         "evaluation/linear_probe.py:go_through",
-        "training/sample_files.py:write_npz",
+        "sampling/folder.py:write_npz",
     }
 
 
@@ -107,18 +106,18 @@ def test_loaders_are_made_in_one_way_and_their_ends_explained():
         "distributed/job.py:ignore_sigterm",
     }
     made = {
-        "training/runners.py:training_batches",  # for mmengine's loops, of engine/loops
-        "training/stage_run.py:_validation",
-        "training/generation_validation.py:validation_options",
+        "training/builder.py:_training_batches",  # for mmengine's loops, of engine/loops
+        "training/alignment/__init__.py:validation",
+        "training/generation/validation.py:validation_options",
     }
     explained = {
-        "evaluation/reading.py:in_rounds",
+        "evaluation/images.py:in_rounds",
         "evaluation/probe_features.py:batches",
-        "training/latent_statistics.py:latent_statistics",
+        "caching/encoder.py:latent_statistics",
     }
-    encoding = {"training/latent_encoding.py:_encode_share"}, {"training/latent_encoding.py:encode_shards"}
+    encoding = {"caching/encoder.py:_encode_share"}, {"caching/encoder.py:encode_shards"}
     assert calls("make_loader") == made | explained | encoding[0]
-    assert calls("explaining_loader_errors") == explained | encoding[1] | {"engine/loops.py:run"}
+    assert calls("explaining_loader_errors") == explained | encoding[1] | {"engine/runner.py:run"}
 
 
 def test_processes_exchange_through_one_package():
@@ -159,6 +158,6 @@ def test_random_streams_begin_in_one_table():
     kinds = ("default_rng", "manual_seed", "seed_all", "SeedSequence", "RandomState", "PCG64", "Generator", "Random")
     assert {place.partition(":")[0] for place in calls(*kinds)} == {
         "rng.py",
-        "plugins/promises.py",  # stands below, and checks components with numbers of its own
+        "plugins/component_checks.py",  # stands below, and checks components with numbers of its own
     }
     assert calls("standard_normal") == {"rng.py:_normal"}

@@ -64,13 +64,13 @@ def reading_attempts(trees=TREES):
 def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
     assert places(opens_an_image) == [("data/transforms.py", "_opened")]
     assert reading_attempts() == [
+        ("caching/encoder.py", "__getitem__", ["ImageError"]),
         ("data/buckets.py", "_assign", ["ImageError"]),
         ("data/images.py", "_read", ["ImageError"]),
-        ("data/tables.py", "_decodes", ["ImageError"]),
-        ("evaluation/samples.py", "read", ["ImageError"]),
-        ("training/beside.py", "_real", ["ImageError"]),
-        ("training/latent_encoding.py", "__getitem__", ["ImageError"]),
-        ("training/sample_files.py", "read", ["(ImageError, OSError)"]),  # of a path, not of a data set
+        ("data/sources/tables.py", "_decodes", ["ImageError"]),
+        ("evaluation/images.py", "read", ["ImageError"]),
+        ("sampling/folder.py", "read", ["(ImageError, OSError)"]),  # of a path, not of a data set
+        ("sampling/sheets.py", "_real", ["ImageError"]),
     ]
     callers = {file for file, _ in places(lambda node: called(node) in IMAGE_READERS)}
     assert callers == {file for file, *_ in reading_attempts()} | {"data/transforms.py"}
@@ -92,11 +92,11 @@ def test_8_bits_come_about_and_go_in_one_place():
     assert sorted(set(places(converts_to_or_from_8_bits))) == [
         ("data/buckets.py", "place_unreadable"),  # numbers of buckets
         ("data/transforms.py", "_to_rgb"),  # the high byte of 16-bit grey
-        ("data/transforms.py", "from_uint8"),
-        ("data/transforms.py", "round_to_8bit"),
-        ("data/transforms.py", "to_uint8"),
-        ("evaluation/image_quality.py", "ssim"),  # the constants of its definition
-        ("extractors/resizing.py", "resized"),  # to [0, 1], as feature extractors take images
+        ("evaluation/metrics/image_quality.py", "ssim"),  # the constants of its definition
+        ("extractors/base.py", "resized"),  # to [0, 1], as feature extractors take images
+        ("io/pictures.py", "from_uint8"),
+        ("io/pictures.py", "round_to_8bit"),
+        ("io/pictures.py", "to_uint8"),
     ]
 
 

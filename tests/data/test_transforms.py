@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from aligntok.data import transforms
 from aligntok.errors import ConfigError, ImageError
+from aligntok.io import pictures
 
 
 def encode(image, file_format="PNG", **options):
@@ -144,14 +145,14 @@ def test_tensor_spans_minus_one_to_one():
 
 def test_eight_bits_are_clamped_and_rounded_and_come_back():
     images = torch.tensor([-9.0, -1.0, -0.999, 0.0, 0.5, 1.0, 9.0])
-    assert transforms.to_uint8(images).tolist() == [0, 0, 0, 128, 191, 255, 255]
-    assert transforms.round_to_8bit(torch.tensor([float("nan")])).isnan().all()
+    assert pictures.to_uint8(images).tolist() == [0, 0, 0, 128, 191, 255, 255]
+    assert pictures.round_to_8bit(torch.tensor([float("nan")])).isnan().all()
     every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(transforms.to_uint8(transforms.from_uint8(every)), every)
+    assert torch.equal(pictures.to_uint8(pictures.from_uint8(every)), every)
 
 
 def test_a_picture_has_the_pixels_of_the_image():
-    pixels = np.asarray(transforms.to_picture(torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1).expand(3, 2, 5)))
+    pixels = np.asarray(pictures.to_picture(torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1).expand(3, 2, 5)))
     assert pixels.shape == (2, 5, 3)
     assert pixels[0, 0].tolist() == [0, 128, 255]
 

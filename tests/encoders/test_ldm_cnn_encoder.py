@@ -101,7 +101,7 @@ def test_a_downsampling_factor_is_only_checked():
 
 
 def test_images_off_the_grid_are_refused():
-    with pytest.raises(ConfigError, match="multiples of 2"):
+    with pytest.raises(ConfigError, match="multiples of f = 2"):
         LDMEncoder(**TINY)(torch.zeros(1, 3, 7, 8))
 
 

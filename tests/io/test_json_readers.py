@@ -25,9 +25,9 @@ LEFT_OUT = ("evaluation/report", "evaluation/cost", "evaluation/comparison")
 #: JSON that is no file of ours, by file and function, and why.
 OTHERS = {
     ("io/files.py", "read_json"): "the one place",
-    ("data/latent_files.py", "skipped"): "in the header of a .safetensors file, which is checked when it is opened",
-    ("data/latent_files.py", "_read_header"): "the header of a .safetensors file",
-    ("evaluation/reference_files.py", "read_checked"): "in the header of a .safetensors file, under its checksum",
+    ("data/latent_shards.py", "skipped"): "in the header of a .safetensors file, which is checked when it is opened",
+    ("data/latent_shards.py", "_read_header"): "the header of a .safetensors file",
+    ("evaluation/references.py", "read_checked"): "in the header of a .safetensors file, under its checksum",
     ("weights/diffusers.py", "_read_config"): "diffusers' file, which may be there or not",
 }
 

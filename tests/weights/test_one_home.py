@@ -9,15 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "aligntok"
 #: Folders that keep what this project wrote itself: checkpoints, snapshots, files of our own.
-OWN_FILES = ("engine", "training", "io")
+OWN_FILES = ("engine", "training", "io", "loading.py")
 OTHERS = ("evaluation/report", "evaluation/cost", "evaluation/comparison")
 #: Calls that fetch, that read a file of weights, and that put weights into a module.
 FETCHES = {"urlopen", "hf_hub_download", "snapshot_download", "download_url_to_file", "load_state_dict_from_url"}
 READS = {"load_file", "safe_open"}
 #: By place: what looks like one of these and is none.
 ELSEWHERE = {
-    "plugins/promises.py:load_state_dict": "a copy of a module, in memory",
-    "evaluation/reference_files.py:safe_open": "statistics, not weights",
+    "plugins/component_checks.py:load_state_dict": "a copy of a module, in memory",
+    "evaluation/references.py:safe_open": "statistics, not weights",
 }
 
 

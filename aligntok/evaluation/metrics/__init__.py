@@ -1,1 +1,1 @@
-"""TODOC metricsx"""
+"""Measures: distances of feature sets, image quality, latent spaces; online ones for validation in training."""
