@@ -16,7 +16,7 @@ import aligntok
 from aligntok import cli
 from aligntok.errors import AlignTokError, ConfigError, DataError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
 # Runs a file or module as the interpreter would, then says whether torch was loaded.
 RUN = """

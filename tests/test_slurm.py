@@ -12,7 +12,7 @@ import pytest
 
 from aligntok.engine.checkpoints import finished_steps
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 #: Starts a command as two tasks, hands SIGTERM on to them, and ends with the largest of their exit statuses.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys

@@ -26,7 +26,7 @@ from aligntok.training.alignment import AlignmentStage, expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.generation import GeneratorStage, expand_generation
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DEFAULT = ROOT / "configs" / "aligntok_dinov2_f16d32.py"
 CONFIGS = sorted(
     path

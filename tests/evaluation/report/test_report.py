@@ -32,7 +32,7 @@ from aligntok.training.generation import expand_generation
 from aligntok.training.run_info import run_info_of
 from aligntok.training.settings import GENERATION_KEYS, STAGE_KEYS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = (40, 80, 60)
 NAMES = ("latent_alignment", "perceptual_alignment", "decoder_refinement")
 TOKENIZER = dict(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-TOOL = Path(__file__).parents[2] / "tools" / "make_demo_data.py"
+TOOL = Path(__file__).parents[1] / "tools" / "make_demo_data.py"
 
 
 def make(monkeypatch, *arguments):
