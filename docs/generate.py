@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import pkgutil
 import re
@@ -68,7 +69,7 @@ def _markdown(text: str) -> str:
 def keys_page() -> str:
     """Return the page of every key of a config."""
     run = {key: replace(entry, below=None) if key == "generation" else entry for key, entry in RUN_KEYS.items()}
-    text = "# Every key of a config\n\nMade from the tables that check configs (`aligntok/training/keys.py`).\n"
+    text = "# Every key of a config\n\nMade from the tables that check configs (`aligntok/training/settings.py`).\n"
     text += f"An unknown key is an error.\n\n## Of a run\n\n{_table(run)}\n## Of a stage\n\n"
     text += "Set at the top of a config they hold for all stages; in a stage, for that one.\n"
     text += f"A stage also has its `name`.\n\n{_table(STAGE_KEYS)}\n## Of a generator's training\n\n"
@@ -101,9 +102,19 @@ def api_pages() -> dict[str, str]:
 
 
 def _api_page(package: str, modules: list[str]) -> str:
-    sections = [f"```{{eval-rst}}\n.. automodule:: {module}\n```\n" for module in modules]
+    sections = [
+        f"```{{eval-rst}}\n.. automodule:: {module}\n{_shown_above(package, module)}```\n" for module in modules
+    ]
     titles = [f"# {package}\n", *(f"## {module}\n" for module in modules[1:])]
     return "\n".join(f"{title}\n{section}" for title, section in zip(titles, sections, strict=True))
+
+
+def _shown_above(package: str, module: str) -> str:
+    """Return the option that leaves out what the package itself exports, and so shows at the top of the page."""
+    home, there = importlib.import_module(package), importlib.import_module(module)
+    exported = getattr(home, "__all__", ()) if there is not home else ()
+    names = [name for name in exported if getattr(there, name, None) is getattr(home, name)]
+    return f"   :exclude-members: {', '.join(names)}\n" if names else ""
 
 
 def main() -> None:

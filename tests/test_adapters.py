@@ -1,3 +1,5 @@
+"""Adapters: a latent a position, their parameters, features that they refuse."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""PatchGAN: its layers, its patches, images that it refuses."""
+
 import pytest
 import torch
 from torch import nn

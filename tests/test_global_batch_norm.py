@@ -1,3 +1,5 @@
+"""Batch norm over all processes is that of one process with the whole batch."""
+
 import subprocess
 import sys
 

@@ -1,1 +1,5 @@
 """Decoders: latents to images."""
+
+from aligntok.decoders.base import Decoder
+
+__all__ = ["Decoder"]

@@ -1,3 +1,5 @@
+"""LDM's convolutional decoder: published outputs, its sizes and its last layer."""
+
 import json
 
 import pytest

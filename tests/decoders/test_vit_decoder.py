@@ -1,3 +1,5 @@
+"""The decoder of a transformer and convolutions: grids of any shape, positions, its size."""
+
 import pytest
 import torch
 

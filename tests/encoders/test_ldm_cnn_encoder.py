@@ -1,3 +1,5 @@
+"""LDM's convolutional encoder, trained from scratch: published outputs, sizes, weights from a file."""
+
 import json
 
 import pytest

@@ -11,7 +11,7 @@ from PIL import Image
 
 TINY = '''
 import torch
-from aligntok.extractors.base import Extractor, Features
+from aligntok.extractors import Extractor, Features
 
 
 class TinyExtractor(Extractor):

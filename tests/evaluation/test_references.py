@@ -15,7 +15,7 @@ from aligntok.errors import ConfigError, DataError, WriteError
 from aligntok.evaluation.images import RESIZE
 from aligntok.evaluation.metrics.features import compare
 from aligntok.evaluation.references import check_fits, describe, make_reference, read_reference, write_checked
-from aligntok.extractors.base import Extractor, Features
+from aligntok.extractors import Extractor, Features
 
 
 class Colours(Extractor):

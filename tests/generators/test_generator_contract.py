@@ -1,8 +1,10 @@
+"""What the base class asks of every generator, and does for it; its errors name the generator at hand."""
+
 import pytest
 import torch
 
 from aligntok.errors import ConfigError
-from aligntok.generators.base import Generator
+from aligntok.generators import Generator
 
 
 class Still(Generator):

@@ -1,3 +1,5 @@
+"""LightningDiT: published outputs, sizes and parameter counts, and what its options change."""
+
 import copy
 import json
 

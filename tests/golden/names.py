@@ -35,7 +35,7 @@ ACCUMULATION = "accumulation"
 NUM = "num"
 
 # Where a plugin's author finds the base class of extractors, and what one returns.
-EXTRACTORS = "aligntok.extractors.base"
+EXTRACTORS = "aligntok.extractors"
 
 # Files and folders that commands leave.
 TOKENIZER = "tokenizer"  # of a work folder: what its stages made

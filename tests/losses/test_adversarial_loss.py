@@ -1,3 +1,5 @@
+"""The adversarial loss, of both sides."""
+
 import pytest
 import torch
 

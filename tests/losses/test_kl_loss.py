@@ -1,3 +1,5 @@
+"""The KL loss is the divergence from a standard normal."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""L1 and LPIPS: their formulas, and where LPIPS's weights come from."""
+
 import time
 import urllib.error
 import warnings

@@ -1,3 +1,5 @@
+"""The losses to a teacher: semantic preservation and VA-VAE's, by formula and published outputs."""
+
 import pytest
 import torch
 from safetensors.torch import load_file

@@ -1,3 +1,5 @@
+"""Attention is the same by xformers and by torch, and says why when it cannot be had."""
+
 import subprocess
 import sys
 import types

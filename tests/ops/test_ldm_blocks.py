@@ -1,3 +1,5 @@
+"""The convolutional parts of LDM."""
+
 import torch
 import torch.nn.functional as F
 

@@ -1,3 +1,5 @@
+"""Images to patches and back."""
+
 import pytest
 import torch
 

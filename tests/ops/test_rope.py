@@ -1,3 +1,5 @@
+"""Rotary positions: what rotating keeps, and that products depend on distances alone."""
+
 import torch
 
 from aligntok.ops.embeddings import axial_rotations, rotate

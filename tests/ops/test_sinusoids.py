@@ -1,3 +1,5 @@
+"""Sines and cosines of positions and times."""
+
 import math
 
 import torch

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aligntok.extractors.base import Extractor, Features
+from aligntok.extractors import Extractor, Features
 from aligntok.generators.lightning_dit import LightningDiT
 from aligntok.plugins import testing
 from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, EXTRACTORS, LOSSES, Registry

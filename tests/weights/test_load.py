@@ -1,3 +1,5 @@
+"""Reading weights and putting them into a module: what is checked, what is refused."""
+
 import copy
 import pickle
 

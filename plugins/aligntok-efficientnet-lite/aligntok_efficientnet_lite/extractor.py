@@ -11,7 +11,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
 from aligntok.errors import ConfigError
-from aligntok.extractors.base import Extractor, Features, resized
+from aligntok.extractors import Extractor, Features, resized
 from aligntok.weights.load import load_into, read_tensors
 
 SMALLEST = 32  # the network's whole stride

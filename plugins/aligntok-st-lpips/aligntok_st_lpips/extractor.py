@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aligntok.extractors.base import Extractor, Features, resized
+from aligntok.extractors import Extractor, Features, resized
 from aligntok_st_lpips.loss import STLPIPSLoss
 
 SIZE = 64

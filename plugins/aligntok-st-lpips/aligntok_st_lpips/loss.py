@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from aligntok.errors import ConfigError, WeightsError
-from aligntok.losses.base import Loss, check_same_shape
+from aligntok.losses import Loss, check_same_shape
 from aligntok.weights.load import load_into, read_tensors
 from aligntok_st_lpips.trunks import Trunk, alex, vgg
 

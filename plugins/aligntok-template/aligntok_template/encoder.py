@@ -3,7 +3,7 @@
 import timm
 from torch import Tensor, nn
 
-from aligntok.encoders.base import Encoder
+from aligntok.encoders import Encoder
 from aligntok.weights.hub import fetch
 
 

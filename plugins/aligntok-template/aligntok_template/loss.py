@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from aligntok.losses.base import Loss
+from aligntok.losses import Loss
 
 
 class MyLoss(Loss):

@@ -11,11 +11,11 @@ import torch
 from aligntok.errors import DataError
 from aligntok.evaluation.metrics.features import FeatureCollector, FeatureSet, compare
 from aligntok.evaluation.metrics.fid import gaussian_of
-from aligntok.extractors.base import Extractor, Features
+from aligntok.extractors import Extractor, Features
 
 EXTRACTOR = '''
 import torch
-from aligntok.extractors.base import Extractor, Features
+from aligntok.extractors import Extractor, Features
 
 
 class Colours(Extractor):
