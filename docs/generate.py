@@ -1,4 +1,4 @@
-"""Write the pages that come from the code: components, configuration keys, one API page a package.
+"""Write the pages that come from the code: components, configuration keys, one API page a package; pictures of flows.
 
     python docs/generate.py
 
@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import flows  # beside this file
 
 import aligntok
 from aligntok.io.files import replacing
@@ -120,6 +122,7 @@ def _shown_above(package: str, module: str) -> str:
 def main() -> None:
     pages = {DOCS / "components.md": components_page(), DOCS / "configuration_keys.md": keys_page()}
     pages.update({API / name: text for name, text in api_pages().items()})
+    pages.update({DOCS / "images" / name: text for name, text in flows.pictures().items()})
     for stale in set(API.glob("*.md")) - set(pages):
         stale.unlink()
     for path, text in pages.items():

@@ -19,6 +19,9 @@ FILES = sorted(
 PACKAGE = [path for path in FILES if path.is_relative_to(ROOT / "aligntok")]
 
 
+TESTS = sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "plugins").glob("*/tests/*.py"))
+
+
 def name(path):
     return str(path.relative_to(ROOT))
 
@@ -80,3 +83,17 @@ def test_a_config_says_what_it_is(path):
 def test_tools_are_thin():
     for path in (ROOT / "tools").glob("*.py"):
         assert len(path.read_text().splitlines()) <= 100, name(path)
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name)
+def test_a_file_of_tests_says_what_it_holds(path):
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{name(path)} has no docstring"
+
+
+def test_tests_mirror_the_tree():
+    rooms = {path.parent.relative_to(ROOT / "tests") for path in TESTS if path.is_relative_to(ROOT / "tests")}
+    assert len(rooms) > 20
+    strangers = {str(room) for room in rooms if not (ROOT / "aligntok" / room / "__init__.py").is_file()}
+    assert strangers == {"golden"}, "a folder of tests/ is named after the package that it tests"
+    untested = {path.parent.name for path in (ROOT / "aligntok").glob("*/__init__.py")} - {str(room) for room in rooms}
+    assert not untested, "packages without a folder in tests/"
