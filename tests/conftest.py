@@ -4,6 +4,7 @@ few thousand weights, and config files that say so."""
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 import subprocess
@@ -152,6 +153,19 @@ def write_config(tmp_path, config_source):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def add_towers(monkeypatch):
+    """A function that makes open_clip know models by name, given the settings of their image towers."""
+    text = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1}
+
+    def add(towers):
+        known = importlib.import_module("open_clip.factory")._MODEL_CONFIGS  # when wanted: it takes seconds
+        for name, vision in towers.items():
+            monkeypatch.setitem(known, name, {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text})
+
+    return add
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import io
 import re
 import tokenize
@@ -12,6 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from aligntok.registry import shelves
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "aligntok"
@@ -79,6 +82,34 @@ def test_names_and_paths_in_text_are_there(path):
     if path.is_relative_to(ROOT / "docs") or path.parent == ROOT or path.is_relative_to(PACKAGE):
         made = {"docs/_build/html/index.html", "docs/components.md", "docs/configuration_keys.md"}
         assert [each for each in PATH.findall(words) if each not in made and not (ROOT / each).exists()] == []
+
+
+BASES = {
+    "encoders": ["Encoder"],
+    "adapters": ["Adapter"],
+    "decoders": ["Decoder"],
+    "losses": ["Loss"],
+    "discriminators": ["Discriminator"],
+    "generators": ["Generator"],
+    "extractors": ["Extractor", "Features"],
+}
+
+
+@pytest.mark.parametrize("room", BASES)
+def test_what_a_component_must_keep_is_imported_from_its_room(room):
+    module = importlib.import_module(f"aligntok.{room}")
+    assert set(BASES[room]) <= set(getattr(module, "__all__", dir(module)))
+    assert all(inspect.isclass(getattr(module, base)) for base in BASES[room])
+    registry = shelves().get(room, {})
+    classes = [each for each in map(registry.get, registry) if inspect.isclass(each)]
+    ours = [each for each in classes if each.__module__.startswith("aligntok.")]
+    assert all(issubclass(each, getattr(module, BASES[room][0])) for each in ours), ours
+
+
+def test_plugins_import_no_base_module():
+    inner = re.compile(r"aligntok\.(encoders|decoders|losses|generators|extractors)\.base import")
+    texts = [path for path in TEXTS + CODE if not path.is_relative_to(PACKAGE)]
+    assert [name(path) for path in texts if inner.search(path.read_text())] == []
 
 
 # The map in CONTRIBUTING.md

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from aligntok.diffusion.flow import (
     data_from_velocity,
@@ -19,11 +18,6 @@ from aligntok.diffusion.flow import (
     velocity_from_score,
 )
 from aligntok.errors import ConfigError
-
-
-@pytest.fixture
-def reference(shared_dir):
-    return load_file(shared_dir / "reference/parity/flow_matching.safetensors")
 
 
 def numbers(*shape, seed=0):

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from aligntok.diffusion.flow import direction_loss, flow_matching_loss, velocity_mse
 from aligntok.errors import ConfigError
-
-
-@pytest.fixture
-def reference(shared_dir):
-    return load_file(shared_dir / "reference/parity/flow_matching.safetensors")
 
 
 def test_both_terms_are_the_reference_ones(reference):

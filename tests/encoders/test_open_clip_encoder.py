@@ -12,7 +12,6 @@ from aligntok.encoders.open_clip import OpenCLIPEncoder
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.plugins.testing import check_encoder
 
-TEXT = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1}
 TOWERS = {
     "tiny-vit": {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 3},
     "tiny-coca": {
@@ -29,10 +28,8 @@ TOWERS = {
 
 
 @pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    for name, vision in TOWERS.items():
-        config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT}
-        monkeypatch.setitem(factory._MODEL_CONFIGS, name, config)
+def tiny_models(add_towers):
+    add_towers(TOWERS)
 
 
 @pytest.mark.parametrize("name", TOWERS)

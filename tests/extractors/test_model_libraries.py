@@ -6,7 +6,6 @@ import open_clip
 import pytest
 import timm
 import torch
-from open_clip import factory
 from safetensors.torch import save_file
 from torchvision.transforms import functional as TF
 
@@ -14,7 +13,6 @@ from aligntok.errors import ConfigError, WeightsError
 from aligntok.extractors.open_clip import OpenCLIPExtractor
 from aligntok.extractors.timm import TimmExtractor
 
-TEXT = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1}
 TOWERS = {
     "tiny-vit": {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2},
     "tiny-resnet": {"image_size": 64, "width": 8, "layers": [1, 1, 1, 1]},
@@ -23,10 +21,8 @@ TOWERS = {
 
 
 @pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    for name, vision in TOWERS.items():
-        config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT}
-        monkeypatch.setitem(factory._MODEL_CONFIGS, name, config)
+def tiny_models(add_towers):
+    add_towers(TOWERS)
 
 
 @pytest.fixture
