@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 import aligntok
 from aligntok.distributed import is_first
 from aligntok.errors import ConfigError, DataError
+from aligntok.io.console import print_table
 from aligntok.io.files import check_writable, read_json, write_json, writing
 
 if TYPE_CHECKING:  # a report is written without mmengine
@@ -122,9 +122,8 @@ def print_metrics(result: Result, console: Console | None = None) -> None:
     """Print the metrics as a table."""
     to = console or Console()
     to.print(f"{result.kind.replace('_', ' ').capitalize()} of {result.subject}", soft_wrap=True)
-    table = Table()
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in result.metrics.items():
-        table.add_row(name, f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.5g}")
-    to.print(table)
+    rows = [
+        [name, f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.5g}"]
+        for name, value in result.metrics.items()
+    ]
+    print_table(None, ["metric", "value"], rows, left=["metric"], console=to)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from aligntok.data.transforms import to_tensor
@@ -24,6 +23,7 @@ from aligntok.diffusion.sampling import Sampling
 from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, in_full_rounds, job, shares
 from aligntok.errors import Preempted, at_least
+from aligntok.io.console import print_table
 from aligntok.io.files import lock_folder, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, save_picture, sheet, to_picture
 from aligntok.registry import METRICS
@@ -230,12 +230,9 @@ def _now(device: torch.device) -> float:
 def print_cells(cells: Sequence[SweepPoint], num: int, console: Console | None = None) -> None:
     """Print the table of the combinations."""
     title = f"Guidance sweep: means of {num} samples; difference from the unguided ones in grey levels (RMS)"
-    table = Table(title=title, title_justify="left")
-    for column in cells[0].row():
-        table.add_column(COLUMNS.get(column, (column, ""))[0], justify="right", overflow="fold")
-    for cell in sorted(cells):
-        table.add_row(*(f"{value:{form}}" for value, form in cell.row().values()))
-    (console or Console()).print(table)
+    columns = [COLUMNS.get(column, (column, ""))[0] for column in cells[0].row()]
+    rows = [[f"{value:{form}}" for value, form in cell.row().values()] for cell in sorted(cells)]
+    print_table(title, columns, rows, console=console)
 
 
 def write_results(path: Path, cells: Sequence[SweepPoint], pictures: dict[tuple[float, int], list[Pixels]]) -> None:

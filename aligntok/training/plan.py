@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from aligntok.data.sampler import per_process_batch
@@ -17,6 +16,7 @@ from aligntok.device import check_precision
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_parts, part_states, read_parts
 from aligntok.engine.optim import check_optimizer, check_schedule, side_of
 from aligntok.errors import ConfigError
+from aligntok.io.console import print_table
 from aligntok.io.files import check_space
 from aligntok.registry import DATASETS, HOOKS, check_keywords
 from aligntok.training.stages import Stage
@@ -160,14 +160,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def print_plan(plans: Sequence[StagePlan], console: Console | None = None) -> None:
     """Print what every stage will do, one column a stage."""
-    table = Table(title="What is going to be trained", title_justify="left")
-    table.add_column("", style="bold")
-    for plan in plans:
-        table.add_column(plan.name, justify="right", overflow="fold")
-    for part in dict.fromkeys(part for plan in plans for part in plan.parameters):
-        table.add_row(part, *(_describe_count(plan.parameters.get(part)) for plan in plans))
-    table.add_section()
-    rows: list[tuple[str, Any]] = [
+    parts = dict.fromkeys(part for plan in plans for part in plan.parameters)
+    facts: list[tuple[str, Any]] = [
         ("trainable / frozen", lambda p: f"{_millions(p.trainable)} / {_millions(p.frozen)}"),
         ("images a step", lambda p: p.global_batch),
         ("steps", lambda p: f"{p.steps:,}"),
@@ -176,9 +170,12 @@ def print_plan(plans: Sequence[StagePlan], console: Console | None = None) -> No
         ("disk a checkpoint", lambda p: _size(p.checkpoint_bytes)),
         ("disk once (frozen)", lambda p: _size(p.frozen_bytes)),
     ]
-    for label, describe in rows:
-        table.add_row(label, *(describe(plan) for plan in plans))
-    (console or Console()).print(table)
+    rows = [
+        *([part, *(_describe_count(plan.parameters.get(part)) for plan in plans)] for part in parts),
+        None,
+        *([label, *(describe(plan) for plan in plans)] for label, describe in facts),
+    ]
+    print_table("What is going to be trained", ["", *(plan.name for plan in plans)], rows, console=console)
 
 
 def _describe_count(count: tuple[int, int] | None) -> str:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import aligntok
 from aligntok.device import device
 from aligntok.distributed import world
 from aligntok.errors import CheckpointError
+from aligntok.io.console import print_table
 from aligntok.io.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -75,13 +75,12 @@ def print_summary(stages: Sequence[Stage], console: Console | None = None) -> No
     if not results:
         return
     names = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
-    table = Table(title="Reconstruction of held-out images", title_justify="left")
-    for heading in ("stage", "steps", *(_HEADINGS.get(name.split("/")[-1], name) for name in names), "seconds"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right", overflow="fold")
-    for stage, result in results.items():
-        values = [_format(name, result["metrics"].get(name)) for name in names]
-        table.add_row(stage, f"{result['step']:,}", *values, f"{result['seconds']:,.0f}")
-    (console or Console()).print(table)
+    columns = ["stage", "steps", *(_HEADINGS.get(name.split("/")[-1], name) for name in names), "seconds"]
+    rows = [
+        [stage, f"{found['step']:,}", *(_format(n, found["metrics"].get(n)) for n in names), f"{found['seconds']:,.0f}"]
+        for stage, found in results.items()
+    ]
+    print_table("Reconstruction of held-out images", columns, rows, left=["stage"], console=console)
 
 
 def _format(name: str, value: float | None) -> str:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from aligntok.caching import cache_latents
@@ -33,6 +31,7 @@ from aligntok.evaluation.reconstruction import Reconstruction, evaluate_reconstr
 from aligntok.evaluation.references import make_reference
 from aligntok.evaluation.results import Result, check_out, read_result
 from aligntok.evaluation.settings import LatentAnalysis
+from aligntok.io.console import print_table
 from aligntok.loading import load_tokenizer
 from aligntok.training.run import run
 from aligntok.training.run_info import run_info_of
@@ -97,18 +96,16 @@ def state_budget(comparison: Comparison) -> None:
     """Print what each training sees, and how long it takes here; the estimate is made once and kept."""
     if not is_first():
         return
-    table = Table(title=f"{comparison.source.stem}: every training, for each of {len(comparison['seeds'])} seeds")
-    for column in ("training", "steps", "images seen", "hours here"):
-        table.add_column(column, justify="left" if column == "training" else "right")
     hours = estimate_hours(comparison)
     firsts = {arm.name: arm for arm in comparison.arms if arm.seed == comparison["seeds"][0]}
-    for name, arm in firsts.items():
-        budget = tokenizer_budget(comparison, arm)
-        steps = " + ".join(f"{count:,}" for count in budget.steps)
-        table.add_row(name, steps, f"{budget.images:,}", _hours(hours.get(name)))
-    budget = generator_budget(comparison)
-    table.add_row("generator, on each", f"{budget.steps[0]:,}", f"{budget.images:,}", _hours(hours.get("generator")))
-    Console().print(table)
+    budgets = [(name, name, tokenizer_budget(comparison, arm)) for name, arm in firsts.items()]
+    budgets.append(("generator, on each", "generator", generator_budget(comparison)))
+    rows = [
+        [words, " + ".join(f"{count:,}" for count in budget.steps), f"{budget.images:,}", _hours(hours.get(name))]
+        for words, name, budget in budgets
+    ]
+    title = f"{comparison.source.stem}: every training, for each of {len(comparison['seeds'])} seeds"
+    print_table(title, ["training", "steps", "images seen", "hours here"], rows, ["training"], title_at="center")
     if None not in hours.values():
         each = sum(hours[name] or 0 for name in firsts) + len(firsts) * (hours["generator"] or 0)
         print(f"Training takes about {len(comparison['seeds']) * each:.1f} hours here; evaluations come on top of it.")
@@ -212,7 +209,7 @@ def compare_latents(comparison: Comparison) -> None:
                 names=tuple(arm.name for arm in arms),
                 **comparison.images("val", num_images=comparison["num_val"]),
             )
-        analyze_latents(analysis)
+            analyze_latents(analysis)
 
 
 def missing(path: Path) -> bool:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
-from rich.table import Table
 
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, tokenizer_budget
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.collect import Curve, read_history
 from aligntok.evaluation.results import Result, read_result
+from aligntok.io.console import print_table
 from aligntok.io.files import replacing
 from aligntok.loading import GENERATION as GENERATION
 
@@ -56,7 +55,7 @@ def summarise(comparison: Comparison) -> Result:
     path = result.write(folder)
     write_markdown(folder / "comparison.md", result.tables)
     for title, table in result.tables.items():
-        print_table(title, table)
+        print_table(title, *texts_of(table), left=["tokenizer"])
     print(f"Result: {path}\nReport: {write_report([path], folder / 'report.html')}")
     return result
 
@@ -230,21 +229,15 @@ def _last_samples(arm: Arm) -> Image.Image | None:
 def write_markdown(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Write the tables as Markdown, for a page or a paper."""
     lines: list[str] = []
-    for title, rows in tables.items():
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        lines += [f"## {title}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        lines += ["| " + " | ".join(str(row.get(name, "")) for name in columns) + " |" for row in rows]
-        lines.append("")
+    for title, table in tables.items():
+        columns, rows = texts_of(table)
+        lines += [f"## {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
     with replacing(path) as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
-def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table on the terminal."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(title=title, title_justify="left")
-    for name in columns:
-        table.add_column(name, justify="left" if name == "tokenizer" else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(str(row.get(name, "")) for name in columns))
-    Console().print(table)
+def texts_of(table: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns of a table, and the text of each cell; of one that is not there an empty one."""
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    return columns, [[str(row.get(name, "")) for name in columns] for row in table]

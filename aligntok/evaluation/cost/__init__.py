@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from aligntok.device import check_precision
 from aligntok.device import device as this_device
@@ -22,6 +21,7 @@ from aligntok.evaluation.cost.measure import CostRow, CostSettings, measure_part
 from aligntok.evaluation.cost.memory import GB
 from aligntok.evaluation.cost.steps import for_measuring, measure_step
 from aligntok.evaluation.results import Result
+from aligntok.io.console import print_table
 from aligntok.io.files import check_writable
 from aligntok.ops.attention import force_backend
 from aligntok.tokenizer import Tokenizer
@@ -278,25 +278,24 @@ def print_tables(tables: Mapping[str, Sequence[Row]], notes: Sequence[str], cons
     several = len({row["config"] for rows in tables.values() for row in rows}) > 1
     for title, rows in tables.items():
         if rows:
-            console.print(_table(title, rows, several))
+            _print_table(title, rows, several, console)
     for note in notes:
         console.print(note, markup=False, highlight=False)
 
 
-def _table(title: str, rows: Sequence[Row], several: bool) -> Table:
+def _print_table(title: str, rows: Sequence[Row], several: bool, console: Console) -> None:
     columns = [*(["config"] if several else []), *COLUMNS[title].split()]
     forms = {column: HEADINGS.get(column, (column, "")) for column in columns}
-    table = Table(title=title, title_justify="left")
-    for heading, form in forms.values():
-        table.add_column(heading, justify="right" if form else "left", overflow="fold")
     before: Row = {}
+    cells: list[list[str] | None] = []
     for row in rows:
         if before and several and row["config"] != before["config"]:
-            table.add_section()
+            cells.append(None)
         said = [name for name in ("config", "stage") if all(row.get(n) == before.get(n) for n in ("config", name))]
-        table.add_row(*("" if name in said else _cell(row, name, form) for name, (_, form) in forms.items()))
+        cells.append(["" if name in said else _cell(row, name, form) for name, (_, form) in forms.items()])
         before = row
-    return table
+    words = [heading for heading, form in forms.values() if not form]
+    print_table(title, [heading for heading, _ in forms.values()], cells, words, console)
 
 
 def _cell(row: Row, column: str, form: str) -> str:

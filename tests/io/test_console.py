@@ -1,0 +1,27 @@
+"""Tables on the terminal: numbers to the right, words to the left, nothing cut off."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from aligntok.io.console import print_table
+
+
+def printed(width, *arguments, **options):
+    stream = io.StringIO()
+    print_table(*arguments, **options, console=Console(file=stream, width=width))
+    return stream.getvalue().splitlines()
+
+
+def test_numbers_stand_to_the_right_and_words_to_the_left():
+    lines = printed(60, "What", ["name", "value"], [["a", "1"], None, ["bcdef", "1,000"]], left=["name"])
+    assert lines[0].strip() == "What"
+    assert lines[4:7] == ["│ a     │     1 │", "├───────┼───────┤", "│ bcdef │ 1,000 │"]
+
+
+def test_what_is_too_wide_is_folded_not_cut_off():
+    text = "".join(printed(24, None, ["", "x"], [["a_name_of_thirty_letters_or_so", "1"]]))
+    assert "…" not in text
+    assert "".join(c for c in text if c.isalpha() or c == "_").replace("x", "", 1) == "a_name_of_thirty_letters_or_so"
