@@ -63,3 +63,11 @@ def explaining_out_of_memory(what: str, cure: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"{what} at once do not fit into the memory of this device; {cure}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is memory that there was not: of a GPU, or of the machine."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)

@@ -17,7 +17,7 @@ from torch import Tensor
 from aligntok.caching import cache_latents
 from aligntok.caching.encoder import CacheSettings
 from aligntok.distributed import barrier, is_first, start_processes
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
 from aligntok.evaluation.comparison.summary import REAL_IMAGES, RECONSTRUCTIONS, summarise
 from aligntok.evaluation.cost import CostSettings, measure_cost
@@ -86,9 +86,9 @@ def compare(
 def chosen(comparison: Comparison, only: Sequence[str] | None) -> list[Arm]:
     """Return the arms of the tokenizers that are asked for; raise ConfigError for names that there are not."""
     names = list(dict.fromkeys(arm.name for arm in comparison.arms))
-    unknown = [name for name in only or () if name not in names]
-    if unknown:
-        raise ConfigError(f"{comparison.source} has no tokenizer '{unknown[0]}'; it has {', '.join(names)}")
+    for name in only or ():
+        if name not in names:
+            raise ConfigError(f"{comparison.source}: {unknown('tokenizer', name, names)}")
     return [arm for arm in comparison.arms if only is None or arm.name in only]
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from aligntok.data.transforms import open_image
+from aligntok.distributed.job import batched
+from aligntok.errors import DataError, ImageError
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, tokenizer_budget
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.collect import Curve, read_history
 from aligntok.evaluation.results import Result, read_result
 from aligntok.io.console import print_table
 from aligntok.io.files import replacing
+from aligntok.io.pictures import save_picture, sheet
 from aligntok.loading import GENERATION as GENERATION
+from aligntok.training.run_info import NAME as GENERATION
 
 WITHOUT_PLACE = "images"  # numbers that are the same for all
 RECONSTRUCTIONS = "reconstructions"  # begins the names of both: images are what a perfect tokenizer makes of them
@@ -166,7 +170,7 @@ def plot_convergence(
     metrics = list(dict.fromkeys(name for own in curves.values() for name in own if is_distance(name)))
     if not metrics:
         return
-    figure = Figure(figsize=(5.5 * min(2, len(metrics)), 4 * ((len(metrics) + 1) // 2)), layout="constrained")
+    figure = Figure(figsize=(5.5 * min(2, len(metrics)), 4 * ((len(metrics) + 1) // 2)), dpi=110, layout="constrained")
     axes = figure.subplots((len(metrics) + 1) // 2, min(2, len(metrics)), squeeze=False).flatten()
     for axis, metric in zip(axes, metrics, strict=False):
         for colour, name in enumerate(dict.fromkeys(arm.name for arm in curves)):
@@ -176,8 +180,7 @@ def plot_convergence(
     for axis in axes[len(metrics) :]:
         axis.axis("off")
     axes[0].legend(fontsize="small")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    save_picture(path, figure)
 
 
 def _draw_tokenizer(axis: Any, colour: str, name: str, curves: Sequence[Curve], reconstructions: float) -> None:
@@ -199,31 +202,26 @@ def _label(axis: Any, metric: str) -> None:
 
 def show_samples(path: Path, arms: Sequence[Arm]) -> None:
     """Lay the last grids of samples of several arms side by side, three a row, under their names."""
-    import matplotlib
-
-    font = ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 14)
     grids = [(arm.name, grid) for arm in arms if (grid := _last_samples(arm))]
     if not grids:
         return
-    gap, top = 12, 24
-    across, down = max(g.width for _, g in grids) + gap, max(g.height for _, g in grids) + top
-    rows = -(-len(grids) // GRIDS_A_ROW)
-    sheet = Image.new("RGB", (min(len(grids), GRIDS_A_ROW) * across - gap, rows * down), "white")
-    pen = ImageDraw.Draw(sheet)
-    for i, (name, grid) in enumerate(grids):
-        left, upper = i % GRIDS_A_ROW * across, i // GRIDS_A_ROW * down
-        pen.text((left, upper + 4), name, "black", font)
-        sheet.paste(grid, (left, upper + top))
-    with replacing(path) as temporary:
-        sheet.save(temporary, format="PNG")
+    rows = [
+        sheet([[grid for _, grid in row]], [name for name, _ in row], letters=14) for row in batched(grids, GRIDS_A_ROW)
+    ]
+    everything = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
+    for i, row in enumerate(rows):
+        everything.paste(row, (0, i * rows[0].height))
+    save_picture(path, everything)
 
 
 def _last_samples(arm: Arm) -> Image.Image | None:
     pictures = sorted((arm.folder / "generator" / GENERATION / "pictures").glob("*.png"))
     if not pictures:
         return None
-    with Image.open(pictures[-1]) as opened:
-        return opened.convert("RGB")
+    try:
+        return open_image(pictures[-1].read_bytes())
+    except ImageError as error:
+        raise DataError(f"{pictures[-1]} cannot be read ({error}); remove it: the one before is shown then") from error
 
 
 def write_markdown(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

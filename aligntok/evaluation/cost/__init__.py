@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from aligntok.device import check_precision
+from aligntok.device import check_precision, multiplying
 from aligntok.device import device as this_device
 from aligntok.errors import ConfigError, at_least
 from aligntok.evaluation.cost.count import Counted, build_encoder, count_config, count_encoder
@@ -155,7 +155,7 @@ def _measure(
     """Return the rows of encoders and decoders, and of training steps; `factor` is that of encoders by their name."""
     rows: list[CostRow] = []
     steps: list[CostRow] = []
-    with _process_settings(settings.precision), tempfile.TemporaryDirectory() as folder:
+    with multiplying(settings.precision), _attention_put_back(), tempfile.TemporaryDirectory() as folder:
         for known in counted if "inference" in measured else ():
             if known.tokenizer is not None:
                 console.print(f"{known.name}: measuring encoder and decoder", highlight=False)
@@ -174,14 +174,11 @@ def _measure(
 
 
 @contextmanager
-def _process_settings(precision: str) -> Iterator[None]:
-    """Set the precision of products, for the whole process, and put back afterwards what it and configs set."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+def _attention_put_back() -> Iterator[None]:
+    """Choose attention's backend anew afterwards, whatever configs set."""
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
         force_backend(None)
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from aligntok.device import PRECISIONS
+from aligntok.device import computing, is_out_of_memory
+from aligntok.device import device as this_device
 from aligntok.evaluation.cost.count import Counted
-from aligntok.evaluation.cost.memory import GB, free_bytes, is_out_of_memory, metering
+from aligntok.evaluation.cost.memory import GB, free_bytes, metering
 
 WORKING_SPACE = 1.2  # of what tensors take: what kernels allocate for themselves
 
@@ -91,8 +92,8 @@ def leaving_out() -> Iterator[list[str]]:
         if not is_out_of_memory(error):
             raise
         reason.append("out of memory")
-    if reason and torch.cuda.is_available():
-        torch.cuda.empty_cache()  # pieces of what did not fit
+    if reason:
+        torch.cuda.empty_cache()  # pieces of what did not fit; nothing without a GPU
 
 
 class Limit:
@@ -152,7 +153,7 @@ def seconds_per_operation(device: torch.device) -> float:
 
 def synchronise() -> None:
     """Wait until the GPU, if there is one, has done what it was given."""
-    if torch.cuda.is_available():
+    if this_device().type == "cuda":
         torch.cuda.synchronize()
 
 
@@ -265,10 +266,9 @@ def measure_part(
 def _measure_call(
     row: CostRow, module: nn.Module, given: Tensor, settings: CostSettings, limit: Limit, work: float
 ) -> CostRow:
-    dtype = PRECISIONS[settings.precision]
 
     def call() -> None:
-        with torch.inference_mode(), torch.autocast(given.device.type, dtype=dtype, enabled=dtype is not None):
+        with torch.inference_mode(), computing(settings.precision, given.device):
             module(given)
 
     timing = time_calls(call, settings.repeats, limit, work)

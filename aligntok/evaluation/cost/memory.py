@@ -1,4 +1,4 @@
-"""Bytes: the peak that is allocated while something runs, what is free, and how running out of them is noticed."""
+"""Bytes: the peak that is allocated while something runs, and what is free."""
 
 from __future__ import annotations
 
@@ -78,14 +78,6 @@ def metering(device: torch.device) -> Iterator[Callable[[], int]]:
         return
     with LiveTensors() as live:
         yield live.peak
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error is memory that there was not: of a GPU, or of the machine."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
 
 
 def free_bytes(device: torch.device) -> float:

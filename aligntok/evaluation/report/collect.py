@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 from aligntok.errors import AlignTokError, DataError, first_line
 from aligntok.evaluation.results import KINDS, Result, read_result
+from aligntok.io.files import inside, read_json, reading
 
 RUN, STAGE, SAMPLES, SWEEP = "run.json", "stage.json", "samples.json", "sweep.json"
 DEPTH = 8  # of the folders that are searched
 #: Folders with many or large files, and none to report.
 _PRUNED = {"checkpoints", "ema_snapshots", "vis_data"}
 TIME_BINS = "loss_at_time/"
+UNREAD = "the page goes without it"  # of a file that is damaged
 Record = dict[str, float]
 
 
@@ -70,7 +72,7 @@ def read_history(folder: Path) -> History:
 
 
 def read_records(path: Path) -> tuple[list[Record], int]:
-    """Return the lines of a scalars.json that can be read, and the number of those that cannot."""
+    """Return the lines of mmengine's scalars.json that can be read, and the number of those that cannot."""
     records, damaged = [], 0
     try:
         lines = path.read_text(errors="replace").splitlines()
@@ -80,7 +82,7 @@ def read_records(path: Path) -> tuple[list[Record], int]:
         try:
             found = json.loads(line)
             records.append({name: float(value) for name, value in found.items()} | {"step": int(found["step"])})
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             damaged += 1
     return records, damaged
 
@@ -122,8 +124,8 @@ def part(settings: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
 class Training:
     """One stage of a tokenizer's training, or a generator's: what it was told, logged, measured and drew.
 
-    result: ``step``, ``seconds`` and ``metrics`` of the last validation, or empty. pictures: by step. before: steps of
-    the stages before it.
+    result: ``step``, ``seconds`` and ``metrics`` of the last validation, or empty. pictures: names in the folder, by
+    step. before: steps of the stages before it.
     """
 
     name: str
@@ -131,7 +133,7 @@ class Training:
     settings: dict[str, Any]
     history: History
     result: dict[str, Any]
-    pictures: dict[int, Path]
+    pictures: dict[int, str]
     is_generator: bool = False
     before: int = 0
 
@@ -286,8 +288,8 @@ def _take_training(run: Run, folder: Path, settings: dict[str, Any]) -> None:
     name = str(settings.get("stage") or re.sub(r"^\d+_", "", folder.resolve().name))
     history = read_history(folder)
     result = _read_json(run, folder / "result.json") if (folder / "result.json").is_file() else {}
-    steps = {path: path.stem.removeprefix("step_") for path in sorted(folder.glob("pictures/step_*.png"))}
-    pictures = {int(step): path for path, step in steps.items() if step.isdigit()}
+    steps = {path.name: path.stem.removeprefix("step_") for path in sorted(folder.glob("pictures/step_*.png"))}
+    pictures = {int(step): f"pictures/{name}" for name, step in steps.items() if step.isdigit()}
     run.trainings.append(Training(name, folder, settings, history, result, pictures, "generator" in settings))
     run.missing += history.faults
 
@@ -296,23 +298,20 @@ def _take_sweep(run: Run, folder: Path) -> None:
     settings = _read_json(run, folder / SWEEP) if (folder / SWEEP).is_file() else {}
     path = folder / "sweep.csv"
     try:
-        with path.open(newline="") as file:
+        with reading(path, DataError, UNREAD), path.open(newline="") as file:
             rows = [{name: float(v) for name, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
-        if not rows or not all({"cfg_scale", "steps"} <= {*row} for row in rows):
-            raise ValueError("no columns cfg_scale and steps")
+            if not rows or not all({"cfg_scale", "steps"} <= {*row} for row in rows):
+                raise ValueError("no columns cfg_scale and steps")
         run.sweeps.append(Samples(folder, settings, rows))
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        run.missing.append(f"{path} ({first_line(error)})")
+    except (DataError, csv.Error) as error:
+        run.missing.append(first_line(error))
 
 
 def _read_json(run: Run, path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-        return content
-    except (OSError, ValueError) as error:
-        run.missing.append(f"{path} ({first_line(error)})")
+        return read_json(path, DataError, UNREAD)
+    except DataError as error:
+        run.missing.append(first_line(error))
         return {}
 
 
@@ -324,7 +323,14 @@ def _note_what_is_missing(run: Run) -> None:
             run.missing.append(f"{training.folder / 'result.json'}, the validation after the last step")
     for found in run.results:
         for name in found.result.pictures.values():
-            if not (found.path.parent / str(name)).is_file():
+            if not _is_there(found.path.parent, name):
                 run.missing.append(f"{found.path.parent / str(name)}, a picture of the {found.result.kind} result")
     if run.trainings and not run.results:
         run.missing.append(f"results of an evaluation under {run.path} (tools/evaluate.py writes them)")
+
+
+def _is_there(folder: Path, name: Any) -> bool:
+    try:
+        return inside(folder, name, DataError, "").is_file()
+    except DataError:
+        return False

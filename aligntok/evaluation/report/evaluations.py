@@ -5,12 +5,10 @@ The paper's stand there only where a run is the paper's: its config, options tha
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +35,7 @@ from aligntok.evaluation.report.blocks import (
 from aligntok.evaluation.report.collect import Evaluated, Run, Training, find
 from aligntok.evaluation.report.pictures import gallery
 from aligntok.evaluation.results import KINDS, Result
+from aligntok.io.files import read_json
 
 LONG = 16  # metrics of a result; more are folded where it has tables, which tell the same
 IN_FULL = 4  # results at steps of a training that are shown in full, of each run: the newest
@@ -157,7 +156,7 @@ def _details(shown: Shown, several: bool) -> list[Block]:
         is_whole = isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows)
         if rows != []:
             blocks.append(table_of(rows, title) if is_whole else not_found(f"rows of the table '{title}'"))
-    blocks += gallery([(path.parent / str(name), f"{caption}{of}") for caption, name in result.pictures.items()])
+    blocks += gallery([(path.parent, name, f"{caption}{of}") for caption, name in result.pictures.items()])
     subject: dict[str, Any] = {"subject": result.subject, "file": str(path)}
     subject |= {"step of training": result.step} if result.step is not None else {}
     return [*blocks, settings_table({**subject, **result.settings}, f"What fixes these numbers{of}")]
@@ -169,8 +168,7 @@ def _details(shown: Shown, several: bool) -> list[Block]:
 @cache
 def paper() -> dict[str, Any]:
     """Return the paper's numbers (paper.json)."""
-    content: dict[str, Any] = json.loads(files(__package__).joinpath("paper.json").read_text(encoding="utf-8"))
-    return content
+    return read_json(Path(__file__).with_name("paper.json"), DataError, "install AlignTok again")
 
 
 def compare(run: Run, found: Evaluated) -> PaperNumbers:
@@ -266,10 +264,13 @@ def changed(run: Run) -> list[str]:
 
 def _tokenizer_is(wanted: Mapping[str, Any], generator: Training) -> bool:
     """Tell whether a generator's tokenizer, as its folder describes it, has the parts and sizes that are wanted."""
-    try:
-        own = json.loads((generator.folder / "tokenizer/config.json").read_text()) if wanted else {}
+
+    def has_them(own: dict[str, Any]) -> bool:
         return all(value == (own[key]["type"] if key == "encoder" else own[key]) for key, value in wanted.items())
-    except (OSError, ValueError, LookupError, TypeError):
+
+    try:
+        return not wanted or read_json(generator.folder / "tokenizer/config.json", DataError, "", has_them)
+    except DataError:
         return False
 
 

@@ -9,14 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from aligntok.data.transforms import open_image, to_tensor
+from aligntok.errors import AlignTokError, DataError
 from aligntok.evaluation.report.blocks import TIMES, Block, not_found
+from aligntok.io.files import inside
+from aligntok.io.pictures import image_grid, to_picture
 
 LARGEST_BYTES = 1_500_000  # of a file that is taken as it is
 LARGEST_SIDE = 2000  # pixels of one that is not
 SMALL_WIDTH = 700  # pixels: narrower pictures are enlarged, by whole factors
 THUMBNAIL_BYTES, THUMBNAIL_SIDE = 250_000, 520  # of pictures in a strip
 SHEET = 36  # pictures of a set that are laid out
-_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+#: What browsers show as it is, by how such files begin.
+_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg", b"RIFF": "image/webp", b"GIF8": "image/gif"}
 
 
 @dataclass(frozen=True)
@@ -46,42 +53,42 @@ class Gallery(Block):
     strip: bool = False
 
 
-def gallery(shown: Sequence[tuple[Path, str]], title: str = "", strip: bool = False) -> list[Block]:
-    """Return pictures with their words, and notes on those that are missing or damaged.
+def gallery(shown: Sequence[tuple[Path, str, str]], title: str = "", strip: bool = False) -> list[Block]:
+    """Return pictures, each of a folder, a name in it and words, and notes on those that are missing or damaged.
 
-    strip: reduced, in a row, under what stands before the colon of their words.
+    A name that leads out of its folder, also by way of a link, is not followed: a folder that came from elsewhere must
+    not bring files of this machine into a page. strip: reduced, in a row, under what stands before the colon of their
+    words.
     """
     pictures: list[Picture] = []
     missing: list[Block] = []
-    for path, words in shown:
+    for folder, name, words in shown:
         try:
+            path = inside(folder, name, DataError, "it is not shown")
             if strip:
                 pictures.append(embed(path, words, words.partition(": ")[0], THUMBNAIL_SIDE, THUMBNAIL_BYTES))
             else:
                 pictures.append(embed(path, words, words))
-        except (OSError, ValueError) as error:
-            missing.append(not_found(f"{path} ({type(error).__name__}), {words}"))
+        except (OSError, AlignTokError) as error:
+            missing.append(not_found(f"{folder / str(name)} ({type(error).__name__}), {words}"))
     return [*([Gallery(pictures, title, strip)] if pictures else []), *missing]
 
 
 def embed(path: Path, alt: str, caption: str = "", side: int = LARGEST_SIDE, limit: int = LARGEST_BYTES) -> Picture:
     """Read a picture and check that it is whole; one of over `limit` bytes is reduced to `side` pixels, as WebP.
 
-    Raises OSError or ValueError for a file that is missing, damaged or no picture.
+    Raises OSError for a file that is missing, and ImageError for one that is damaged or no picture.
     """
-    from PIL import Image
-
     content = path.read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
-        image.load()
-        kind = _TYPES.get(image.format or "")
-        if kind is None or len(content) > limit:
-            return _reduced(image, side, alt, caption, note=side == LARGEST_SIDE)
-        return _picture(content, kind, image.size, alt, caption)
+    image = open_image(content)
+    kind = next((kind for beginning, kind in _TYPES.items() if content.startswith(beginning)), None)
+    if kind is None or len(content) > limit:
+        return _reduced(image, side, alt, caption, note=side == LARGEST_SIDE)
+    return _picture(content, kind, image.size, alt, caption)
 
 
-def _reduced(image: Any, side: int, alt: str, caption: str, note: bool = False) -> Picture:
-    smaller = image.convert("RGB")
+def _reduced(image: Image.Image, side: int, alt: str, caption: str, note: bool = False) -> Picture:
+    smaller = image.copy()
     smaller.thumbnail((side, side))
     written = io.BytesIO()
     smaller.save(written, format="WEBP", quality=88)
@@ -97,23 +104,16 @@ def _picture(content: bytes, kind: str, size: tuple[int, int], alt: str, caption
 
 def contact_sheet(folder: Path, caption: str) -> Block:
     """Lay out the first pictures of a folder, of one size, in about a square; a note where one is damaged."""
-    from PIL import Image
-
     paths = sorted(folder.glob("*.png"))[:SHEET]
     if not paths:
         return not_found(f"{folder}, the samples themselves")
-    tiles = []
     try:
-        for path in paths:
-            with Image.open(path) as image:
-                tiles.append(image.convert("RGB"))
-    except (OSError, ValueError) as error:
+        tiles = [open_image(inside(folder, path.name, DataError, "it is not shown").read_bytes()) for path in paths]
+    except (OSError, AlignTokError) as error:
         return not_found(f"a picture among the first of {folder} ({type(error).__name__})")
-    across = max(1, round(len(tiles) ** 0.5 + 0.4))
-    width, height = tiles[0].size
-    sheet = Image.new("RGB", (across * (width + 2) - 2, -(-len(tiles) // across) * (height + 2) - 2), "white")
-    for i, tile in enumerate(tiles):
-        sheet.paste(tile, (i % across * (width + 2), i // across * (height + 2)))
+    if len({tile.size for tile in tiles}) > 1:
+        return not_found(f"pictures of one size among the first of {folder}")
+    sheet = to_picture(image_grid([to_tensor(tile) for tile in tiles]))
     return Gallery([_reduced(sheet, LARGEST_SIDE, caption, f"{caption}; the first {len(paths)}")])
 
 

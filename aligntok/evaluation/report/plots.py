@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from aligntok.distributed.job import batched
 from aligntok.evaluation.report.collect import Curve
 
 #: Colours that matplotlib is given, and the page's variables that stand in for them.
@@ -70,8 +71,7 @@ def thin(curve: Curve, points: int = 400) -> Curve:
         return curve
     width = math.ceil(2 * len(curve.steps) / points)
     kept = []
-    for first in range(0, len(curve.steps), width):
-        places = range(first, min(first + width, len(curve.steps)))
+    for places in batched(range(len(curve.steps)), width):
         finite = [i for i in places if math.isfinite(curve.values[i])] or list(places)
         kept += sorted({min(finite, key=curve.values.__getitem__), max(finite, key=curve.values.__getitem__)})
     return Curve([curve.steps[i] for i in kept], [curve.values[i] for i in kept])

@@ -252,14 +252,14 @@ def samples_section(runs: Sequence[Run]) -> Section:
         for samples in run.samples:
             blocks += _sample_set(samples)
         for sweep in run.sweeps:
-            blocks += gallery([(sweep.folder / "sweep_grid.png", "the first samples of every combination")])
+            blocks += gallery([(sweep.folder, "sweep_grid.png", "the first samples of every combination")])
     return Section("samples", "Samples", side_by_side(by_run))
 
 
 def _drawn(trainings: Sequence[Training], what: str) -> list[Block]:
     """Return the newest picture of some trainings, one after another, and a strip of earlier ones."""
     pictures = [
-        (path, f"{training.name.replace('_', ' ')}, step {step:,}: {what}")
+        (training.folder, path, f"{training.name.replace('_', ' ')}, step {step:,}: {what}")
         for training in trainings
         for step, path in sorted(training.pictures.items())
     ]
@@ -268,8 +268,8 @@ def _drawn(trainings: Sequence[Training], what: str) -> list[Block]:
 
 def _sample_set(samples: Samples) -> list[Block]:
     folder, words = samples.folder, f"{samples.folder.name}: {describe_sampling(samples.settings)}"
-    named = {folder / "grid.png": words, folder / "beside_real.png": "samples beside real images of their class"}
-    blocks = gallery([(path, caption) for path, caption in named.items() if path.is_file()])
+    named = {"grid.png": words, "beside_real.png": "samples beside real images of their class"}
+    blocks = gallery([(folder, name, caption) for name, caption in named.items() if (folder / name).is_file()])
     if not (folder / "grid.png").is_file():
         blocks.append(contact_sheet(folder / "images", words))
     short = {name: value for name, value in samples.settings.items() if name != "labels"}

@@ -170,8 +170,8 @@ def test_samples_lie_three_a_row_under_their_names(tmp_path):
         Image.new("RGB", (64, 64), (0, 60 * i, 255)).save(pictures / "step_00000004.png")
     show_samples(tmp_path / "samples.png", arms)
     with Image.open(tmp_path / "samples.png") as sheet:
-        assert sheet.size == (3 * 64 + 2 * 12, 2 * (24 + 64))
-        places = [(0, 24), (76, 24), (152, 24), (0, 24 + 88)]
+        assert sheet.size == (3 * (64 + 8) + 8, 2 * (30 + 64 + 8))  # 8 pixels between them, a title of 30 above
+        places = [(8, 30), (80, 30), (152, 30), (8, 30 + 102)]
         assert [sheet.getpixel(place) for place in places] == [(0, 60 * i, 255) for i in range(4)]
 
 
@@ -198,7 +198,7 @@ def test_the_budget_is_told_before_and_a_dry_run_ends_there(config, tmp_path, ca
 
 def test_a_tokenizer_that_is_not_there_is_refused(config, tmp_path, capsys):
     assert compare([str(config), "--work-dir", str(tmp_path / "out"), "--only", "one", "three"]) == 2
-    assert "no tokenizer 'three'; it has one, two" in capsys.readouterr().err
+    assert "no tokenizer named 'three'; known: one, two" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -14,12 +14,13 @@ from torch import nn
 from torch.profiler import record_function
 
 from aligntok import cli
+from aligntok.device import is_out_of_memory
 from aligntok.errors import ConfigError
 from aligntok.evaluation import cost
 from aligntok.evaluation.cost import CostSettings, measure, measure_cost, memory, steps
 from aligntok.evaluation.cost.count import Counted, count_config, count_encoder, count_operations
 from aligntok.evaluation.cost.measure import CostRow, LeftOut, Limit, Stopwatch, Timing, measure_part, time_calls
-from aligntok.evaluation.cost.memory import LiveTensors, is_out_of_memory
+from aligntok.evaluation.cost.memory import LiveTensors
 from aligntok.evaluation.results import read_result
 from aligntok.registry import ENCODERS, LOSSES
 from aligntok.training.alignment import AlignmentStage, expand_stages

@@ -296,15 +296,50 @@ def test_what_is_missing_or_damaged_is_named(run, tmp_path):
         "not found: " + str(folder / "2_perceptual_alignment/pictures/step_00000080.png"),
         str(folder / "3_decoder_refinement/pictures") + ", what the training drew",
         str(folder / "1_latent_alignment") + "/*/vis_data/scalars.json, the training's log",
-        str(folder / "1_latent_alignment/result.json") + " (",
+        str(folder / "1_latent_alignment/result.json") + " cannot be read (",
         f"1 line of {folder}/2_perceptual_alignment/20260102_120000/vis_data/scalars.json cannot be read",
         str(folder / "evaluation/cost/cost.json") + " cannot be read",
-        str(folder / "sweep/sweep.csv") + " (",
+        str(folder / "sweep/sweep.csv") + " cannot be read (",
         str(folder / "generation/stage.json") + " cannot be read",
-        str(folder / "run.json") + " (",
+        str(folder / "run.json") + " cannot be read (",
         str(folder / "evaluation/reconstruction_val/best.png"),
     ):
         assert part in content, part
+
+
+@pytest.mark.parametrize("name", ["../../diary.png", "/diary.png", "link.png", "away/diary.png", "..", 3, "a" * 5000])
+def test_a_picture_from_outside_of_a_results_folder_is_not_embedded(name, tmp_path):
+    """A result that came from elsewhere names what it likes; the page may be sent on."""
+    folder = tmp_path / "run/result"
+    folder.mkdir(parents=True)
+    picture(tmp_path / "diary.png")
+    (folder / "link.png").symlink_to(tmp_path / "diary.png")
+    (folder / "away").symlink_to(tmp_path)
+    named = str(tmp_path / "diary.png") if name == "/diary.png" else name
+    Result("reconstruction", "x", {"psnr": 1.0}, {}, {}, {"A picture": named}).write(folder)
+    page = write_report([folder], tmp_path / "report.html")
+    assert "<img" not in page.read_text()
+    assert "a picture of the reconstruction result" in visible(page)
+    assert "(DataError), A picture" in visible(page)
+
+
+def test_samples_of_several_sizes_are_no_sheet(tmp_path):
+    for i in range(2):
+        picture(tmp_path / f"images/{i:06d}.png", 32, 32 + 8 * i)
+    (tmp_path / "samples.json").write_text('{"num": 2}')
+    assert "not found: pictures of one size" in visible(write_report([tmp_path], tmp_path / "report.html"))
+
+
+@pytest.mark.parametrize("place", ["2_perceptual_alignment/pictures/step_00000080.png", "samples/images/000001.png"])
+def test_a_picture_that_is_a_link_to_elsewhere_is_not_embedded(place, run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    picture(tmp_path / "diary.png", 64, 64, seed=99)
+    (folder / place).unlink()
+    (folder / place).symlink_to(tmp_path / "diary.png")
+    page = write_report([folder], tmp_path / "report.html")
+    assert base64.b64encode((tmp_path / "diary.png").read_bytes()).decode() not in page.read_text()
+    assert "(DataError)" in visible(page)
 
 
 @pytest.mark.parametrize(
