@@ -45,8 +45,7 @@ def evaluate_generation(
         folder = own_folder(drawn, name) if out is None else Path(out).expanduser()
         check_out(folder)
         for batch in drawn:
-            rows = zip(batch.pixels, batch.places, strict=True)
-            metric.process(batch, [dict(pixels=pixels, index=place) for pixels, place in rows])
+            metric.add(batch.pixels, batch.places)
         metrics = {name.rpartition("/")[2]: value for name, value in metric.evaluate(len(drawn)).items()}
         metrics["images"] = float(len(drawn))
         found = metric.reference

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,15 +75,29 @@ class EvaluationImages:
             self._note(batch)
             yield batch
 
+    def read(self) -> Iterator[tuple[Tensor, Batch]]:
+        """Yield this process's batches but for those without images, each with the rows (N,) that its images are of
+        the list of all; collective, as iterating is, but nobody can take part in an exchange after each."""
+        row_of = {place: row for row, place in enumerate(self.places)}
+        for batch in self:
+            if len(batch.images):
+                yield torch.tensor([row_of[place] for place in batch.places.tolist()]), batch
+
     def _note(self, batch: Batch) -> None:
-        for found, reason in zip(batch.skipped, batch.reasons, strict=True):
-            logger.warning("%s: cannot read %s (%s), leaving it out", self.source.where, found.name, reason)
+        name_unreadable(self.source, batch)
         self.skipped += int(total(torch.tensor(len(batch.skipped))))
         if self.skipped > math.ceil(len(self) / 100) or self.skipped == len(self):
             raise DataError(
                 f"{self.source.where}: {self.skipped} of {len(self)} images cannot be read (named above), more than "
                 "1 % of them; repair or remove them, so that the numbers are of the images that you mean"
             )
+
+
+def name_unreadable(source: ImageSource, batch: Batch, named: Collection[str] = ()) -> None:
+    """Name in the log those images of a batch that cannot be read, but for those that were `named` already."""
+    for found, reason in zip(batch.skipped, batch.reasons, strict=True):
+        if found.name not in named:
+            logger.warning("%s: cannot read %s (%s), leaving it out", source.where, found.name, reason)
 
 
 def in_rounds(dataset: Any, places: Sequence[int], batch_size: int, workers: int) -> Iterator[Any]:

@@ -190,11 +190,7 @@ def collect(
     kept = [Collected(subject, len(images), draws, shown) for subject in subjects]
     labels, read = torch.zeros(len(images), dtype=torch.int64), torch.zeros(len(images), dtype=torch.int64)
     inputs = torch.zeros(len(shown), 3, *images.image_size)
-    row_of = {place: row for row, place in enumerate(images.places)}
-    for batch in images:
-        if not len(batch.images):
-            continue
-        rows = torch.tensor([row_of[place] for place in batch.places.tolist()])
+    for rows, batch in images.read():
         labels[rows], read[rows] = batch.labels.long(), 1
         for place, row in enumerate(shown):
             inputs[place] += batch.images[rows == row].sum(dim=0)  # one image, or none

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,9 +14,7 @@ from aligntok.data.sources.base import ImageSource
 from aligntok.distributed import world
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError
-from aligntok.evaluation.images import EvaluationImages
-
-logger = logging.getLogger("aligntok.evaluation")
+from aligntok.evaluation.images import EvaluationImages, name_unreadable
 
 Encode = Callable[[Tensor], Tensor]  # images (N, 3, H, W) to features (N, D), on the CPU
 
@@ -78,15 +75,12 @@ class KeptFeatures:
         self._at = torch.full((len(split),), -1)  # a row's place here, or -1
         self._features = torch.empty(len(own), split.dim)
         self._labels = torch.empty(len(own), dtype=torch.int64)
-        row_of = {place: row for row, place in enumerate(split.images.places)}
         filled = 0
-        for batch in split.images:
-            if not len(batch.images):
-                continue
+        for rows, batch in split.images.read():
             end = filled + len(batch.images)
             self._features[filled:end] = split.encode(batch.images)
             self._labels[filled:end] = split.classes(batch.labels)
-            self._at[[row_of[place] for place in batch.places.tolist()]] = torch.arange(filled, end)
+            self._at[rows] = torch.arange(filled, end)
             filled = end
 
     def __len__(self) -> int:
@@ -121,16 +115,11 @@ class EncodedAnew:
                 continue
             with explaining_loader_errors():
                 batch: Batch = next(loader)
-            self._name_unreadable(batch)
+            name_unreadable(self.split.source, batch, self._named)
+            self._named |= {found.name for found in batch.skipped}
             parts = [self.split.encode(part) for part in batched(batch.images, self.at_once)]
             features = torch.cat([torch.empty(0, self.split.dim), *parts])
             yield Examples(features, self.split.classes(batch.labels))
-
-    def _name_unreadable(self, batch: Batch) -> None:
-        for found, reason in zip(batch.skipped, batch.reasons, strict=True):
-            if found.name not in self._named:
-                self._named.add(found.name)
-                logger.warning("%s: cannot read %s (%s), leaving it out", self.split.source.where, found.name, reason)
 
 
 def match_classes(train: ImageSource, val: ImageSource) -> tuple[list[str], Tensor, Tensor]:

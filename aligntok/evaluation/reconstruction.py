@@ -122,11 +122,10 @@ class Reconstruction:
 
 def measure(reconstruct: Reconstruction, images: EvaluationImages, metric: ReconstructionMetric) -> dict[str, float]:
     """Reconstruct and measure all images; collective. Returns the metrics without mmengine's prefix."""
-    for batch in images:
-        if len(batch.images):
-            made = reconstruct(batch.images)
-            rows = zip(batch.images.to(made.device), made, batch.places.tolist(), strict=True)
-            metric.process(batch, [dict(images=x, reconstruction=y, index=place) for x, y, place in rows])
+    for _, batch in images.read():
+        made = reconstruct(batch.images)
+        rows = zip(batch.images.to(made.device), made, batch.places.tolist(), strict=True)
+        metric.process(batch, [dict(images=x, reconstruction=y, index=place) for x, y, place in rows])
     return {name.rpartition("/")[2]: value for name, value in metric.evaluate(len(images)).items()}
 
 

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ def read_reference(path: str | os.PathLike[str], extractor: Extractor) -> Refere
     if not file.is_file():
         raise DataError(f"no reference at {file}; make one with `tools/evaluate.py make-reference DATA {file}`")
     if file.suffix == ".npz":
-        return _of_adm(file, extractor)
+        return read_adm(file, extractor)
     tensors, described = read_checked(file)
     described["image_size"] = tuple(described["image_size"])
     title, count = described["title"], described["num_images"]
@@ -101,20 +101,6 @@ def read_reference(path: str | os.PathLike[str], extractor: Extractor) -> Refere
     reference = Reference(**described, feature_set=features)
     _check_extractor(reference, extractor)
     return reference
-
-
-def _of_adm(file: Path, extractor: Extractor) -> Reference:
-    found = read_adm(file, extractor)
-    return Reference(
-        name=file.stem,
-        title=extractor.title,
-        identity=None,
-        resize=extractor.resize,
-        image_resize=None,
-        image_size=found.image_size,
-        num_images=found.feature_set.count,
-        feature_set=found.feature_set,
-    )
 
 
 def _check_extractor(reference: Reference, extractor: Extractor) -> None:
@@ -177,8 +163,7 @@ def make_reference(
     """
     at_least(0, keep_features=keep_features)
     path = Path(out).expanduser()
-    if path.suffix != SUFFIX:
-        raise DataError(f"a reference is a {SUFFIX} file, out is {path}; give {path.with_suffix(SUFFIX)}")
+    _check_suffix(path)
     with job():
         check_out(path.parent)
         built = extractor if isinstance(extractor, Extractor) else build_extractor(extractor)
@@ -208,13 +193,17 @@ SUFFIX = ".safetensors"
 
 def write_checked(path: Path, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> Path:
     """Write tensors and their description, whole or not at all. Raises WriteError when the disk does not take them."""
-    if path.suffix != SUFFIX:
-        raise DataError(f"a reference is a {SUFFIX} file, out is {path}; give {path.with_suffix(SUFFIX)}")
+    _check_suffix(path)
     content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     said = json.dumps(described, sort_keys=True)
     metadata = {"format": FORMAT, "reference": said, "checksum": checksum(content, said)}
     save_tensors(path, content, metadata)
     return path
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix != SUFFIX:
+        raise DataError(f"a reference is a {SUFFIX} file, out is {path}; give {path.with_suffix(SUFFIX)}")
 
 
 def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -248,15 +237,8 @@ BATCH = 64
 STATISTICS = (("mu", 1), ("sigma", 2), ("mu_s", 1), ("sigma_s", 2))
 
 
-class ADMReference(NamedTuple):
-    """What such a file holds; image_size (H, W) is None for one without images."""
-
-    feature_set: FeatureSet
-    image_size: tuple[int, int] | None
-
-
-def read_adm(path: Path, extractor: Extractor) -> ADMReference:
-    """Read `mu`, `sigma`, and, where they are there, `mu_s`, `sigma_s` and the images `arr_0` (N, H, W, 3).
+def read_adm(path: Path, extractor: Extractor) -> Reference:
+    """Read ADM's `mu`, `sigma`, and, where they are there, `mu_s`, `sigma_s` and the images `arr_0` (N, H, W, 3).
 
     The features of the images are computed here, shared out over the processes: collective. The Gaussians are those of
     the file, of a number of images that it does not tell (that of `arr_0` is another). Raises DataError for a file that
@@ -272,8 +254,16 @@ def read_adm(path: Path, extractor: Extractor) -> ADMReference:
     spatial = _gaussian(arrays, "mu_s", "sigma_s") if "mu_s" in arrays else None
     images = arrays.get("arr_0")
     features = None if images is None else _features(torch.from_numpy(images), extractor)
-    found = FeatureSet(extractor.title, gaussian, spatial, features, logits=None, count=0)
-    return ADMReference(found, None if images is None else (images.shape[1], images.shape[2]))
+    return Reference(
+        name=path.stem,
+        title=extractor.title,
+        identity=None,
+        resize=extractor.resize,
+        image_resize=None,
+        image_size=None if images is None else (images.shape[1], images.shape[2]),
+        num_images=0,
+        feature_set=FeatureSet(extractor.title, gaussian, spatial, features, logits=None, count=0),
+    )
 
 
 def _gaussian(arrays: dict[str, Any], mean: str, covariance: str) -> Gaussian:

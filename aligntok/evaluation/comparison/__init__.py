@@ -182,12 +182,10 @@ def measure_real_images(
         GenerationMetric(each["reference"], each["extractor"], (RECONSTRUCTIONS,), features=False)
         for each in references
     ]
-    for batch in images:
-        if len(batch.images):
-            pixels = to_pixels(made_of(batch.images))
-            rows = [dict(pixels=x, index=place) for x, place in zip(pixels, batch.places.tolist(), strict=True)]
-            for metric in metrics:
-                metric.process(batch, rows)
+    for _, batch in images.read():
+        pixels = to_pixels(made_of(batch.images))
+        for metric in metrics:
+            metric.add(pixels, batch.places.tolist())
     found = {name: value for metric in metrics for name, value in metric.evaluate(len(images)).items()}
     if is_first():
         settings = {"split": comparison["val_split"], "images": len(images) - images.skipped}

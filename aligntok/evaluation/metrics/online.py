@@ -114,8 +114,8 @@ class GenerationMetric(BaseMetric):
 
     reference: a file that ``tools/evaluate.py make-reference`` wrote, or ADM's .npz. extractor: what
     :func:`build_extractor` takes; it must be the reference's. variants: the kinds of samples there are, each measured
-    by itself; their names begin the metrics' names. features: keep
-    every image's features, for all metrics but the Fréchet distances.
+    by itself; their names begin the metrics' names. features: keep every image's features, for all
+    metrics but the Fréchet distances.
     """
 
     default_prefix = "generation"
@@ -143,12 +143,20 @@ class GenerationMetric(BaseMetric):
 
         Raises DataError for images of another size than the reference's.
         """
-        for variant, collector in self.collectors.items():
+        for variant in self.collectors:
             alike = [sample for sample in data_samples if sample.get("variant", self.variants[0]) == variant]
             if alike:
                 pixels = torch.stack([sample["pixels"] for sample in alike])
-                self._check_size(pixels)
-                collector.add(pixels, [int(sample["index"]) for sample in alike])
+                self.add(pixels, [int(sample["index"]) for sample in alike], variant)
+
+    def add(self, pixels: Tensor, places: Sequence[int], variant: str | None = None) -> None:
+        """Take in images of one variant (None: the first), uint8 (N, 3, H, W), each with its place; N may be 0.
+
+        Raises DataError for images of another size than the reference's.
+        """
+        if len(pixels):
+            self._check_size(pixels)
+            self.collectors[variant or self.variants[0]].add(pixels, places)
 
     def _check_size(self, pixels: Tensor) -> None:
         if self._size is None:
