@@ -19,8 +19,7 @@ from aligntok.evaluation.results import Result, read_result
 from aligntok.io.console import print_table
 from aligntok.io.files import replacing
 from aligntok.io.pictures import save_picture, sheet
-from aligntok.loading import GENERATION as GENERATION
-from aligntok.training.run_info import NAME as GENERATION
+from aligntok.loading import GENERATION
 
 WITHOUT_PLACE = "images"  # numbers that are the same for all
 RECONSTRUCTIONS = "reconstructions"  # begins the names of both: images are what a perfect tokenizer makes of them
