@@ -181,11 +181,17 @@ class Option:
         return _inner(self.annotation)
 
 
+def _described(cls: Any, name: str) -> str:
+    """Return the line below a field, which pydantic sees in the class that has it and not in those made of it."""
+    found = (getattr(each, "__pydantic_fields__", {}).get(name) for each in cls.__mro__)
+    return next((field.description for field in found if field is not None and field.description), "")
+
+
 def fields_of(cls: Any, prefix: str = "") -> Iterator[Option]:
     """Yield every field in order, those of settings within it after it."""
     for field in dataclasses.fields(cls):
         annotation = _declared(cls)[field.name]
-        doc = " ".join((cls.__pydantic_fields__[field.name].description or "").split())
+        doc = " ".join(_described(cls, field.name).split())
         made = field.default_factory
         default = field.default if made is dataclasses.MISSING else made()
         yield Option(prefix + field.name, in_words(annotation), default, doc, annotation)

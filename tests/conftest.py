@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from aligntok.caching import cache_latents
-from aligntok.caching.encoder import CacheSettings
+from aligntok.caching.settings import CacheRequest
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, same_content
 from aligntok.tokenizer import Tokenizer
 
@@ -262,8 +262,12 @@ def tiny_tokenizer(tmp_path_factory):
 def tiny_cache(classes, tiny_tokenizer, tmp_path_factory):
     """The latents of those photographs, encoded by that tokenizer."""
     folder = tmp_path_factory.mktemp("cache") / "latents"
-    encoding = CacheSettings(image_size=32, shard_size=6)
-    return cache_latents(tiny_tokenizer, classes, folder, encoding, split="train", batch_size=5, workers=0)
+    encoding = dict(image_size=32, shard_size=6)
+    return cache_latents(
+        CacheRequest(
+            tokenizer=tiny_tokenizer, data=classes, out=folder, **encoding, split="train", batch_size=5, workers=0
+        )
+    )
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from aligntok.caching import cache_latents
-from aligntok.caching.encoder import CacheSettings
+from aligntok.caching.settings import CacheRequest
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
@@ -223,7 +223,14 @@ def latents(tmp_path_factory):
             encoder = {**CNN, "pretrained": False, "double_z": False}
             Tokenizer(encoder, dict(type="mlp"), CNN, latent_dim, 2).save_pretrained(root / f"tokenizer{latent_dim}")
             sources = root / f"tokenizer{latent_dim}", root / "photos", root / f"latents{latent_dim}"
-            made[latent_dim] = sources[0], cache_latents(*sources, CacheSettings(image_size=8), batch_size=4, workers=0)
+            made[latent_dim] = (
+                sources[0],
+                cache_latents(
+                    CacheRequest(
+                        tokenizer=sources[0], data=sources[1], out=sources[2], image_size=8, batch_size=4, workers=0
+                    )
+                ),
+            )
         return made[latent_dim]
 
     return of

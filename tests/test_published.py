@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import aligntok
 from aligntok.caching import cache_latents
-from aligntok.caching.encoder import CacheSettings
+from aligntok.caching.settings import CacheRequest
 from aligntok.data.latents import LatentDataset
 from aligntok.errors import WeightsError
 from aligntok.evaluation.reconstruction import evaluate_reconstruction
@@ -141,7 +141,9 @@ class Bomb:
 
 def test_it_is_cached_trained_on_sampled_and_evaluated_like_any_other(tmp_path, published, classes, write_generation):
     path = write(tmp_path, published, "ckpt")
-    cache = cache_latents(path, classes, tmp_path / "latents", CacheSettings(image_size=32), "train", workers=0)
+    cache = cache_latents(
+        CacheRequest(tokenizer=path, data=classes, out=tmp_path / "latents", image_size=32, split="train", workers=0)
+    )
     channels, *side = LatentDataset(cache, train=False).latent_shape
     generator = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, num_classes=3)
     generator |= dict(in_channels=channels, input_size=side[0])

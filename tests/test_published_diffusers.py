@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import aligntok
 from aligntok.caching import cache_latents
-from aligntok.caching.encoder import CacheSettings
+from aligntok.caching.settings import CacheRequest
 from aligntok.cli import evaluate
 from aligntok.data.latents import LatentDataset
 from aligntok.errors import ConfigError, WeightsError
@@ -153,8 +153,12 @@ def test_the_parts_keep_their_contracts(kind):
 @pytest.mark.parametrize("kind", [SD, FLUX])
 def test_it_can_be_cached_and_a_generator_trained_on_it(published, kind, classes, write_generation, tmp_path):
     folder = published[kind][1]
-    encoding = CacheSettings(image_size=32, hflip=False, posterior="sample")
-    cache = cache_latents(folder, classes, tmp_path / "latents", encoding, "train", batch_size=4, workers=0)
+    encoding = dict(image_size=32, hflip=False, posterior="sample")
+    cache = cache_latents(
+        CacheRequest(
+            tokenizer=folder, data=classes, out=tmp_path / "latents", **encoding, split="train", batch_size=4, workers=0
+        )
+    )
     data = LatentDataset(cache, train=False)
     assert data.latent_shape == (KINDS[kind]["latent_channels"], 8, 8)
     assert data.identity == aligntok.load_tokenizer(folder).identity

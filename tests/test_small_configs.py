@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from aligntok.caching import cache_latents
-from aligntok.caching.encoder import CacheSettings
+from aligntok.caching.settings import CacheRequest
 from aligntok.evaluation.comparison import read_comparison
 from aligntok.evaluation.comparison.plan import generator_budget, tokenizer_budget
 from aligntok.evaluation.metrics.features import build_extractor
@@ -151,12 +151,14 @@ def test_it_trains_two_steps_a_stage(name, photographs, tmp_path):
 def test_the_generator_trains_on_the_latents_of_one(photographs, tmp_path):
     Tokenizer(**load_config(FOLDER / "vanilla_vae.py")["model"]).save_pretrained(tmp_path / "tokenizer")
     cache_latents(
-        tmp_path / "tokenizer",
-        photographs,
-        tmp_path / "latents",
-        CacheSettings(image_size=32),
-        split="train",
-        workers=0,
+        CacheRequest(
+            tokenizer=tmp_path / "tokenizer",
+            data=photographs,
+            out=tmp_path / "latents",
+            image_size=32,
+            split="train",
+            workers=0,
+        )
     )
     settings = {"data_root": str(tmp_path / "latents"), "work_dir": str(tmp_path / "run"), "steps": 2}
     settings |= {"schedule": None, "log.pictures": 2, "sampling.steps": 2, "data.workers": 0, "log.every": 1}

@@ -5,7 +5,7 @@
     torchrun --nproc_per_node=8 tools/cache_latents.py my_tokenizer /data/imagenet latents/imagenet_train --split train
 
 The same command started again goes on where it stopped. ImageNet at 256 x 256 with f = 16 and 32 channels takes 84 GB
-in fp32, 42 GB with --dtype bf16 or fp16, half of that with --no-flip.
+in fp32, 42 GB with --dtype bf16 or fp16, half of that with --no-hflip.
 """
 
 from aligntok.cli import cache_latents

@@ -14,57 +14,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from aligntok.caching.settings import POSTERIORS, CacheSettings, Posterior
 from aligntok.data.latent_shards import DTYPES, LatentStatistics, Moments, Skipped, write_shard
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import center_crop, parse_image_size, read_image, resize_to_cover, to_tensor
-from aligntok.device import check_precision, computing, device, explaining_out_of_memory
+from aligntok.device import computing, device, explaining_out_of_memory
 from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, shares
-from aligntok.errors import ConfigError, DataError, ImageError, Preempted, at_least, multiples_of, unknown
+from aligntok.errors import ConfigError, DataError, ImageError, Preempted, multiples_of, unknown
 from aligntok.registry import DATASETS
 from aligntok.rng import batch_noise, rng
+from aligntok.settings import Precision
 from aligntok.tokenizer import Tokenizer
 
 logger = logging.getLogger("aligntok.data")
-POSTERIORS = ("mean", "sample")
-
-
-@dataclass(frozen=True)
-class CacheSettings:
-    """What fixes the content of a cache, beside tokenizer and images.
-
-    Images are resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped in the
-    middle. With `hflip` the mirrored image is encoded too. `dtype` is what latents are stored as, `precision` that of
-    the tokenizer's arithmetic ("fp32", "tf32", or "bf16" or "fp16" autocast). `shard_size` is in images. `posterior` is
-    what is taken of a variational tokenizer's posterior, its "mean" or a "sample" of it, drawn from `seed`, the image's
-    place and its copy alone.
-
-    Raises ConfigError for a value that none of these can have.
-    """
-
-    image_size: int | Sequence[int] = 256
-    hflip: bool = True
-    dtype: str = "fp32"
-    precision: str = "fp32"
-    shard_size: int = 4096
-    posterior: str = "mean"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        parse_image_size(self.image_size)
-        if self.dtype not in DTYPES:
-            raise ConfigError(unknown("dtype", self.dtype, DTYPES))
-        check_precision(self.precision)
-        check_posterior(self.posterior)
-        at_least(1, shard_size=self.shard_size)
-        at_least(0, seed=self.seed)
-
-    @property
-    def posterior_settings(self) -> dict[str, Any]:
-        """What a cache keeps about the posterior: which, and the seed where that matters."""
-        return {"posterior": self.posterior, **({"seed": self.seed} if self.posterior == "sample" else {})}
 
 
 def check_posterior(posterior: str, tokenizer: Tokenizer | None = None) -> None:
@@ -276,9 +241,9 @@ def latent_statistics(
     tokenizer: Tokenizer,
     data: Mapping[str, Any],
     images: int | None,
-    precision: str,
+    precision: Precision,
     workers: int,
-    posterior: str = "mean",
+    posterior: Posterior = "mean",
     seed: int = 0,
 ) -> LatentStatistics:
     """Return the statistics of the latents of `images` images of a data set (None: all), evenly spaced; collective.

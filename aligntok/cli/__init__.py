@@ -13,17 +13,18 @@ from aligntok.cli.installed import plugins
 from aligntok.cli.latent_space import analyze_latents
 from aligntok.cli.reporting import report
 from aligntok.cli.sampling import sample
-from aligntok.cli.training import cache_latents, export, train
+from aligntok.cli.train import cache_latents, export, train
+from aligntok.errors import ConfigError
 
 VERBS: dict[str, Command] = {
     "train": train,
     "export": export,
-    "cache_latents": cache_latents,
+    "cache-latents": cache_latents,
     "sample": sample,
     "evaluate": evaluate,
     "compare": compare,
     "analyze-latents": analyze_latents,
-    "measure_cost": measure_cost,
+    "measure-cost": measure_cost,
     "report": report,
     "plugins": plugins,
 }
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in VERBS:
         return VERBS[words[0]](words[1:])
+    if words and words[0].replace("_", "-") in VERBS:
+        print(f"ConfigError: aligntok: {words[0]} is called {words[0].replace('_', '-')} now", file=sys.stderr)
+        return ConfigError.exit_status
     if words == ["--version"]:
         from aligntok import __version__
 

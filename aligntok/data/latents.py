@@ -63,7 +63,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.manifest = read_manifest(self.root)
         self._check_tokenizer(tokenizer_identity)
         if hflip and self.manifest.copies == 1:
-            raise ConfigError(f"{root} has no mirrored images; leave hflip out, or encode it without --no-flip")
+            raise ConfigError(f"{root} has no mirrored images; leave hflip out, or encode it without --no-hflip")
         if seed < 0:
             raise ConfigError(f"seed={seed}; it must not be negative")
         self.train = train

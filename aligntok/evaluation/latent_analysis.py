@@ -38,6 +38,7 @@ from aligntok.evaluation.results import Result, check_out, default_folder, publi
 from aligntok.evaluation.settings import FEWEST, LatentAnalysis
 from aligntok.io.pictures import pca_pictures, pca_sheet, save_picture, tsne_plot
 from aligntok.loading import load_tokenizer
+from aligntok.settings import Precision
 
 PERPLEXITY = 30
 DENSITY = ("density CV", "Gini coefficient", "normalised entropy")
@@ -126,7 +127,7 @@ def load_subjects(
     encoder: Mapping[str, Any],
     size: tuple[int, int],
     weights: str | None,
-    precision: str,
+    precision: Precision,
 ) -> list[LatentModel]:
     """Load the tokenizers and, last, the reference encoder."""
     chosen: dict[str, Any] = {} if weights is None else {"weights": weights}

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aligntok.caching.encoder import Batch, CacheSettings, LatentEncoder
+from aligntok.caching.encoder import Batch, LatentEncoder
+from aligntok.caching.settings import CacheSettings
 from aligntok.device import computing, device, explaining_out_of_memory
 from aligntok.distributed import total
 from aligntok.errors import ConfigError, DataError
@@ -22,6 +23,7 @@ from aligntok.evaluation.metrics.latent_space import spatial_variance, total_var
 from aligntok.evaluation.results import identity
 from aligntok.registry import ENCODERS
 from aligntok.rng import rng
+from aligntok.settings import Precision
 from aligntok.tokenizer import Tokenizer
 
 REFERENCE = "reference"
@@ -45,10 +47,10 @@ class LatentModel:
 
 
 def tokenizer_subject(
-    name: str, source: str, tokenizer: Tokenizer, size: tuple[int, int], precision: str
+    name: str, source: str, tokenizer: Tokenizer, size: tuple[int, int], precision: Precision
 ) -> LatentModel:
     """Return a tokenizer as a subject. Raises ConfigError for a size that its factor does not divide."""
-    encoder = LatentEncoder(tokenizer, CacheSettings(size, hflip=False, precision=precision))
+    encoder = LatentEncoder(tokenizer, CacheSettings(image_size=size, hflip=False, precision=precision))
     encoder.to_device()
     what = {"source": source, "identity": identity(tokenizer), "downsample_factor": tokenizer.downsample_factor}
     return LatentModel(name, lambda images: encoder(images)[:, 0].float(), encoder.latent_shape, what)
@@ -72,7 +74,7 @@ def on_grid_of(config: Mapping[str, Any], factors: set[int]) -> dict[str, Any]:
     return {**filled, **config}
 
 
-def reference_subject(config: Mapping[str, Any], size: tuple[int, int], precision: str) -> LatentModel:
+def reference_subject(config: Mapping[str, Any], size: tuple[int, int], precision: Precision) -> LatentModel:
     """Return the reference encoder as a subject. Raises what building it does, ConfigError for an unfit size."""
     encoder = ENCODERS.build(dict(config)).eval().requires_grad_(False)
     encoder.to(device())

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.caching.encoder import CacheSettings, LatentEncoder
+from aligntok.caching.encoder import LatentEncoder
+from aligntok.caching.settings import CacheSettings
 from aligntok.device import check_precision, device, multiplying
 from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, job, progress_bar, stop_if_preempted
@@ -32,6 +33,7 @@ from aligntok.evaluation.probe_features import (
 from aligntok.evaluation.results import Result, check_out, default_folder, identity, publish
 from aligntok.loading import load_tokenizer
 from aligntok.rng import rng, seed_torch
+from aligntok.settings import Precision
 from aligntok.tokenizer import Tokenizer
 
 MEASURED_AT_ONCE = 1024  # images of the validation split, over all processes
@@ -64,7 +66,7 @@ def linear_probe(
     num_train: int | None = None,
     num_val: int | None = None,
     weights: str | None = None,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     encode_batch_size: int = 32,
     workers: int = 2,
     memory_gb: float = 16.0,
@@ -109,7 +111,7 @@ def linear_probe(
 
 
 def check_options(
-    train_split: str, val_split: str, epochs: int, lr: float, batch_size: int, memory_gb: float, precision: str
+    train_split: str, val_split: str, epochs: int, lr: float, batch_size: int, memory_gb: float, precision: Precision
 ) -> None:
     """Raise ConfigError for options that cannot be."""
     at_least(1, epochs=epochs, batch_size=batch_size)
@@ -123,8 +125,8 @@ def check_options(
 class FeatureEncoder:
     """Encoder and adapter, frozen: images (N, 3, H, W) to what the probe sees, (N, dim), float32 on the CPU."""
 
-    def __init__(self, tokenizer: Tokenizer, size: tuple[int, int], precision: str, pool: bool) -> None:
-        self.encoder = LatentEncoder(tokenizer, CacheSettings(size, hflip=False, precision=precision))
+    def __init__(self, tokenizer: Tokenizer, size: tuple[int, int], precision: Precision, pool: bool) -> None:
+        self.encoder = LatentEncoder(tokenizer, CacheSettings(image_size=size, hflip=False, precision=precision))
         self.encoder.to_device()
         self.pool, self.shape = pool, self.encoder.latent_shape
         self.dim = self.shape[0] if pool else self.shape[0] * self.shape[1] * self.shape[2]

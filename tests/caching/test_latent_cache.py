@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from aligntok import caching, distributed
+from aligntok import distributed
+from aligntok.caching import cache as caching
 from aligntok.caching import cache_latents, encoder
-from aligntok.caching.encoder import CacheSettings
+from aligntok.caching.settings import CacheRequest, CacheSettings
 from aligntok.cli import cache_latents as command
 from aligntok.data import latent_shards
 from aligntok.data.images import ImageDataset
@@ -31,7 +32,7 @@ from aligntok.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 PART = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), resolution=8)
-TINY = CacheSettings(image_size=(8, 12), shard_size=5)  # f2: latents (4, 4, 6); 17 images in four shards
+TINY = dict(image_size=(8, 12), shard_size=5)  # f2: latents (4, 4, 6); 17 images in four shards
 IMAGES, SPOILT = 17, (3, 15)
 
 
@@ -76,7 +77,15 @@ def spoilt(photos, tmp_path_factory):
 def whole(tokenizer, spoilt, tmp_path_factory):
     """The cache of the damaged photographs, made without interruption."""
     return cache_latents(
-        tokenizer, spoilt, tmp_path_factory.mktemp("whole") / "cache", TINY, batch_size=2, workers=0, max_unreadable=2
+        CacheRequest(
+            tokenizer=tokenizer,
+            data=spoilt,
+            out=tmp_path_factory.mktemp("whole") / "cache",
+            **TINY,
+            batch_size=2,
+            workers=0,
+            max_unreadable=2,
+        )
     )
 
 
@@ -92,7 +101,9 @@ def contents(folder):
 
 
 def test_a_cache_holds_what_the_tokenizer_gives_for_each_image_and_its_mirror(tokenizer, photos, tmp_path):
-    cache_latents(tokenizer, photos, tmp_path / "cache", TINY, batch_size=3, workers=0)
+    cache_latents(
+        CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path / "cache", **TINY, batch_size=3, workers=0)
+    )
     images = ImageDataset(photos, image_size=(8, 12), train=False)
     latents = LatentDataset(tmp_path / "cache", normalise=False)
     assert (len(latents), latents.latent_shape, latents.class_names) == (17, (4, 4, 6), ("ant", "bee", "zebra"))
@@ -117,7 +128,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(whole, spoilt, photos
     assert [(s.place, s.name) for s in manifest.skipped] == [(i, names[i]) for i in SPOILT]
     assert (manifest.images, [shard["images"] for shard in manifest.shards]) == (15, [4, 5, 5, 1])
     left, every = LatentDataset(whole, train=False, normalise=False), tmp_path / "every"
-    cache_latents(tokenizer, photos, every, TINY, batch_size=2, workers=0)
+    cache_latents(CacheRequest(tokenizer=tokenizer, data=photos, out=every, **TINY, batch_size=2, workers=0))
     good = LatentDataset(every, train=False, normalise=False)
     assert left.source_index.tolist() == [i for i in range(IMAGES) if i not in SPOILT]
     for i, place in enumerate(left.source_index):
@@ -128,10 +139,12 @@ def test_images_that_cannot_be_read_are_left_out_and_named(whole, spoilt, photos
 def test_too_many_of_them_are_an_error_that_a_higher_limit_takes_back(tokenizer, spoilt, tmp_path, whole, caplog):
     out = tmp_path / "cache"
     with pytest.raises(DataError, match=r"2 of 17 images cannot be read.* 1 may be left out: repair or .*unreadable"):
-        cache_latents(tokenizer, spoilt, out, TINY, batch_size=2, workers=0)
+        cache_latents(CacheRequest(tokenizer=tokenizer, data=spoilt, out=out, **TINY, batch_size=2, workers=0))
     assert "zebra/15.png" in caplog.text
     assert not (out / "manifest.json").exists()
-    cache_latents(tokenizer, spoilt, out, TINY, batch_size=2, workers=0, max_unreadable=2)
+    cache_latents(
+        CacheRequest(tokenizer=tokenizer, data=spoilt, out=out, **TINY, batch_size=2, workers=0, max_unreadable=2)
+    )
     assert contents(out) == contents(whole)
 
 
@@ -139,14 +152,16 @@ def test_a_data_set_without_one_good_image_is_an_error(tokenizer, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="not one of 1 images can be read"):
-        cache_latents(tokenizer, tmp_path / "photos", tmp_path / "cache", TINY, workers=0)
+        cache_latents(
+            CacheRequest(tokenizer=tokenizer, data=tmp_path / "photos", out=tmp_path / "cache", **TINY, workers=0)
+        )
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_of_the_room_holds_the_latents_rounded_once(tokenizer, photos, tmp_path, dtype):
     for kind in (dtype, "fp32"):
-        encoding = CacheSettings(image_size=8, dtype=kind, hflip=False)
-        cache_latents(tokenizer, photos, tmp_path / kind, encoding, workers=0)
+        encoding = dict(image_size=8, dtype=kind, hflip=False)
+        cache_latents(CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path / kind, **encoding, workers=0))
     half, full = (LatentDataset(tmp_path / kind, normalise=False) for kind in (dtype, "fp32"))
     rounded = full.batch(range(IMAGES))["latents"].to(latent_shards.DTYPES[dtype]).float()
     assert torch.equal(half.batch(range(IMAGES))["latents"], rounded)
@@ -157,7 +172,9 @@ def test_half_of_the_room_holds_the_latents_rounded_once(tokenizer, photos, tmp_
 def test_of_a_variational_tokenizer_the_mean_is_kept(photos, tmp_path):
     model = make_tokenizer(variational=True)
     model.save_pretrained(tmp_path / "tokenizer")
-    cache_latents(tmp_path / "tokenizer", photos, tmp_path / "cache", CacheSettings(image_size=8), workers=0)
+    cache_latents(
+        CacheRequest(tokenizer=tmp_path / "tokenizer", data=photos, out=tmp_path / "cache", image_size=8, workers=0)
+    )
     image = ImageDataset(photos, image_size=8, train=False)[4]["images"][None]
     with torch.no_grad():
         mean = model.moments(image).chunk(2, dim=1)[0]
@@ -173,7 +190,9 @@ def test_latents_that_are_not_finite_are_an_error_that_names_the_image(tokenizer
     save_file(scaled, broken / "model.safetensors", {"format": "pt"})
     (broken / "model.safetensors.sha256").unlink()
     with pytest.raises(DataError, match=r"the latents of ant/00\.png are not finite, computed in fp32 .* as fp16"):
-        cache_latents(broken, photos, tmp_path / "cache", CacheSettings(image_size=8, dtype="fp16"), workers=0)
+        cache_latents(
+            CacheRequest(tokenizer=broken, data=photos, out=tmp_path / "cache", image_size=8, dtype="fp16", workers=0)
+        )
 
 
 # Whose latents they are
@@ -202,12 +221,14 @@ def test_a_cache_knows_its_tokenizer(whole, tokenizer):
 
 def test_weights_are_chosen_of_a_work_folder_only(tokenizer, photos, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"--weights chooses among a work folder's weights"):
-        cache_latents(tokenizer, photos, tmp_path / "cache", weights="raw")
+        cache_latents(CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path / "cache", weights="raw"))
     with pytest.raises(WeightsError, match="neither a saved tokenizer"):
-        cache_latents(photos, photos, tmp_path / "cache", weights="raw")
+        cache_latents(CacheRequest(tokenizer=photos, data=photos, out=tmp_path / "cache", weights="raw"))
     asked = []
     monkeypatch.setattr(caching, "load_tokenizer", lambda *a, **k: asked.append((a, k)) or make_tokenizer())
-    cache_latents(photos, photos, tmp_path / "cache", CacheSettings(image_size=8), weights="raw", workers=0)
+    cache_latents(
+        CacheRequest(tokenizer=photos, data=photos, out=tmp_path / "cache", image_size=8, weights="raw", workers=0)
+    )
     assert asked == [((photos,), {"weights": "raw"})]
 
 
@@ -226,11 +247,11 @@ def test_sigterm_leaves_whole_shards_and_the_same_command_goes_on(tokenizer, spo
     monkeypatch.setattr(encoder, "write_shard", write_and_be_told_to_stop)
     options = dict(batch_size=2, workers=2, max_unreadable=2)
     with pytest.raises(Preempted, match="the shards that are there are whole, and the same command goes on"):
-        cache_latents(tokenizer, spoilt, out, TINY, **options)
+        cache_latents(CacheRequest(tokenizer=tokenizer, data=spoilt, out=out, **TINY, **options))
     assert set(contents(out)) == {"encoding.json", *shards_and_checksums(2)}
     with pytest.raises(DataError, match=r"is not finished \(2 shards are there"):
         LatentDataset(out)
-    cache_latents(tokenizer, spoilt, out, TINY, **options)
+    cache_latents(CacheRequest(tokenizer=tokenizer, data=spoilt, out=out, **TINY, **options))
     assert written == [f"shard_{number:05d}.safetensors" for number in range(4)]
     assert contents(out) == contents(whole)
 
@@ -252,7 +273,7 @@ cache_latents(sys.argv[1:])
 
 
 def words(tokenizer, photos, out):
-    options = "--image-size 8x12 --shard-size 5 --batch-size 2 --workers 0 --max-unreadable 2"
+    options = "--image-size 8 12 --shard-size 5 --batch-size 2 --workers 0 --max-unreadable 2"
     return [str(tokenizer), str(photos), str(out), *options.split()]
 
 
@@ -348,7 +369,7 @@ def test_a_finished_cache_is_left_as_it_is(tokenizer, spoilt, whole, tmp_path, m
     ("change", "message"),
     [
         (["--dtype", "bf16"], "dtype fp32, now bf16"),
-        (["--no-flip"], "hflip True, now False"),
+        (["--no-hflip"], "hflip True, now False"),
         (["--image-size", "8"], r"image_size \[8, 12\], now \[8, 8\]"),
     ],
 )
@@ -362,9 +383,9 @@ def test_a_cache_that_was_begun_otherwise_is_not_gone_on_with(tokenizer, spoilt,
 def test_nor_with_another_tokenizer_or_other_images(tokenizer, spoilt, whole, tmp_path):
     make_tokenizer(seed=1).save_pretrained(tmp_path / "other")
     with pytest.raises(ConfigError, match="begun otherwise .tokenizer "):
-        cache_latents(tmp_path / "other", spoilt, whole, TINY, workers=0)
+        cache_latents(CacheRequest(tokenizer=tmp_path / "other", data=spoilt, out=whole, **TINY, workers=0))
     with pytest.raises(ConfigError, match="begun otherwise .data of 17 images .* now of 6 images"):
-        cache_latents(tokenizer, spoilt / "ant", whole, TINY, workers=0)
+        cache_latents(CacheRequest(tokenizer=tokenizer, data=spoilt / "ant", out=whole, **TINY, workers=0))
 
 
 def test_data_and_tokenizer_may_have_moved(tokenizer, spoilt, whole, tmp_path):
@@ -380,26 +401,26 @@ def test_data_and_tokenizer_may_have_moved(tokenizer, spoilt, whole, tmp_path):
 def test_other_peoples_folders_are_not_written_into(tokenizer, photos, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ConfigError, match=r"has other things in it, and no encoding\.json; give a new folder"):
-        cache_latents(tokenizer, photos, tmp_path, TINY, workers=0)
+        cache_latents(CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path, **TINY, workers=0))
     with pytest.raises(ConfigError, match="give a new folder"):
-        cache_latents(tokenizer, photos, tmp_path / "thesis.tex", TINY, workers=0)
+        cache_latents(CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path / "thesis.tex", **TINY, workers=0))
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/encoding.json").write_text("{")
     with pytest.raises(DataError, match="so how the shards beside it were encoded is unknown"):
-        cache_latents(tokenizer, photos, tmp_path / "begun", TINY, workers=0)
+        cache_latents(CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path / "begun", **TINY, workers=0))
 
 
 def test_a_full_disk_is_known_before_anything_is_encoded(tokenizer, photos, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 2**26 + 100))
     message = (
-        r"latents of 17 images: 1\.33e-05 GB are needed, and 0\.067 GB should stay free, .*--dtype bf16 or --no-flip"
+        r"latents of 17 images: 1\.33e-05 GB are needed, and 0\.067 GB should stay free, .*--dtype bf16 or --no-hflip"
     )
     with pytest.raises(DataError, match=message):
-        cache_latents(tokenizer, photos, tmp_path / "cache", TINY, workers=0)
+        cache_latents(CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path / "cache", **TINY, workers=0))
     assert contents(tmp_path / "cache") == {}
     monkeypatch.undo()
-    cache_latents(tokenizer, photos, tmp_path / "cache", TINY, workers=0)
+    cache_latents(CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path / "cache", **TINY, workers=0))
 
 
 def test_a_disk_that_fills_up_leaves_whole_shards(tokenizer, photos, tmp_path, monkeypatch):
@@ -412,17 +433,20 @@ def test_a_disk_that_fills_up_leaves_whole_shards(tokenizer, photos, tmp_path, m
 
     monkeypatch.setattr(files, "_flush", full)
     with pytest.raises(WriteError, match=r"shard_00002\S* could not be written .*No space left.*shards that are there"):
-        cache_latents(tokenizer, photos, tmp_path / "cache", TINY, workers=0)
+        cache_latents(CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path / "cache", **TINY, workers=0))
     assert sorted(contents(tmp_path / "cache"))[1:] == shards_and_checksums(2)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(dtype="int8"), "no dtype named 'int8'; known: fp32, bf16, fp16"),
-        (dict(precision="fp8"), "no precision named 'fp8'"),
-        (dict(shard_size=0), "shard_size is 0; it must be 1 or more"),
-        (dict(image_size=(8, 0)), "neither a whole number of pixels nor a pair"),
+        (dict(dtype="int8"), "CacheSettings: dtype='int8'; it must be 'fp32', 'bf16' or 'fp16'"),
+        (dict(precision="fp8"), "CacheSettings: precision='fp8'; .*it must be 'fp32', 'tf32', 'bf16' or 'fp16'"),
+        (dict(shard_size=0), "CacheSettings: shard_size=0; it must be int of at least 1"),
+        (
+            dict(image_size=(8, 0)),
+            r"CacheSettings: image_size=\(8, 0\); it must be int of at least 1 or \(int",
+        ),
     ],
 )
 def test_an_encoding_that_cannot_be_is_refused(options, message):
@@ -433,18 +457,20 @@ def test_an_encoding_that_cannot_be_is_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(batch_size=0), "batch_size is 0; it must be 1 or more"),
-        (dict(workers=-1), "workers is -1; it must be 0 or more"),
-        (dict(max_unreadable=-1), "max_unreadable is -1; it must be 0 or more"),
+        (dict(batch_size=0), "CacheRequest: batch_size=0; it must be int of at least 1"),
+        (dict(workers=-1), "CacheRequest: workers=-1; it must be int of at least 0"),
+        (dict(max_unreadable=-1), "CacheRequest: max_unreadable=-1; it must be int of at least 0 or None"),
         (
-            dict(encoding=CacheSettings(image_size=(8, 13))),
+            dict(image_size=(8, 13)),
             r"image_size \(8, 13\); its sides .* f = 2, such as \(8, 12\)",
         ),
     ],
 )
 def test_options_out_of_range_are_refused(tokenizer, photos, tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
-        cache_latents(tokenizer, photos, tmp_path / "cache", **{"workers": 0, **options})
+        cache_latents(
+            CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path / "cache", **{"workers": 0, **options})
+        )
 
 
 def test_processes_that_see_different_things_are_told(monkeypatch):

@@ -76,6 +76,11 @@ def test_every_verb_is_listed_and_has_help(capsys):
         assert "usage: " in capsys.readouterr().out
 
 
+def test_a_verb_of_an_earlier_version_is_answered_with_its_name(capsys):
+    assert cli.main(["cache_latents", "--help"]) == 2
+    assert capsys.readouterr().err == "ConfigError: aligntok: cache_latents is called cache-latents now\n"
+
+
 def test_an_unknown_verb_shows_what_there_is_and_fails(capsys):
     assert cli.main(["trian"]) == 2
     assert "usage: aligntok VERB" in capsys.readouterr().out

@@ -195,7 +195,7 @@ def test_a_cache_without_mirrored_images_gives_none_and_says_so_when_asked(tmp_p
     dataset = LatentDataset(tmp_path, normalise=False)
     assert not dataset.hflip
     assert torch.equal(dataset.batch(range(13))["latents"], latents[:, 0])
-    with pytest.raises(ConfigError, match="no mirrored images; leave hflip out, or encode it without --no-flip"):
+    with pytest.raises(ConfigError, match="no mirrored images; leave hflip out, or encode it without --no-hflip"):
         LatentDataset(tmp_path, hflip=True)
 
 

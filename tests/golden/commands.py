@@ -82,7 +82,7 @@ def variational(root: Path) -> list[list[str]]:
     return [
         command(names.TRAIN, inputs.vavae(root / "vavae.py", data), "--work-dir", run),
         command(names.CACHE, run, data, root / "caches" / "drawn", *cache, "--posterior", "sample", "--seed", 3),
-        command(names.CACHE, run, data, root / "caches" / "mean", *cache, "--no-flip", "--dtype", "bf16"),
+        command(names.CACHE, run, data, root / "caches" / "mean", *cache, names.NO_MIRROR, "--dtype", "bf16"),
         command(names.ANALYZE, run, data, *encoder, *latents, *NO_WORKERS, "--out", root / "latent_space"),
         command(names.COST, shipped, root / "vavae.py", *counted),
         command(names.COMPARE, inputs.comparison(root / "comparison" / "comparison.py", data), *work),

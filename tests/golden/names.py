@@ -25,6 +25,7 @@ SIGMA_REL = "--sigma-rel"
 BESIDE = "--beside"
 NUM_IMAGES = "--num-images"
 NUM_SAMPLES = "--num-samples"
+NO_MIRROR = "--no-hflip"
 
 # Config keys.
 TRAINS = "trains"

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from aligntok.caching import cache_latents
-from aligntok.caching.encoder import CacheSettings, LatentEncoder, latent_statistics, posterior_noise
+from aligntok.caching.encoder import LatentEncoder, latent_statistics, posterior_noise
+from aligntok.caching.settings import CacheRequest, CacheSettings
 from aligntok.data.latents import LatentDataset
 from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import LatentDiffusion
@@ -87,8 +88,18 @@ def test_a_cache_of_samples_does_not_depend_on_batches_and_says_what_it_is(varia
         ("five", 5, dict(posterior="sample")),
         ("other", 5, dict(posterior="sample", seed=1)),
     ]:
-        encoding = CacheSettings(image_size=32, shard_size=6, **more)
-        out = cache_latents(folder, classes, tmp_path / name, encoding, "train", batch_size=batch_size, workers=0)
+        encoding = dict(image_size=32, shard_size=6, **more)
+        out = cache_latents(
+            CacheRequest(
+                tokenizer=folder,
+                data=classes,
+                out=tmp_path / name,
+                **encoding,
+                split="train",
+                batch_size=batch_size,
+                workers=0,
+            )
+        )
         made[name] = latents_of(out)
     torch.testing.assert_close(made["one"][1], made["five"][1], rtol=0, atol=1e-5)
     assert not torch.allclose(made["five"][1], made["other"][1], atol=1e-2)
@@ -100,23 +111,35 @@ def test_a_cache_of_samples_does_not_depend_on_batches_and_says_what_it_is(varia
     wider = [np.mean(made[name][0].statistics.std) for name in ("mean", "five")]
     assert wider[1] > wider[0] + 0.1, "the statistics are those of what is stored"
     with pytest.raises(ConfigError, match="was begun otherwise .*posterior mean, now sample"):
-        cache_latents(folder, classes, tmp_path / "mean", CacheSettings(32, shard_size=6, posterior="sample"), "train")
+        cache_latents(
+            CacheRequest(
+                tokenizer=folder,
+                data=classes,
+                out=tmp_path / "mean",
+                image_size=32,
+                shard_size=6,
+                posterior="sample",
+                split="train",
+            )
+        )
 
 
 def test_a_cache_that_was_begun_before_there_was_a_choice_goes_on_with_means(variational, classes, tmp_path):
-    encoding = CacheSettings(image_size=32, shard_size=6)
-    out = cache_latents(variational[1], classes, tmp_path / "old", encoding, "train", workers=0)
+    encoding = dict(image_size=32, shard_size=6)
+    out = cache_latents(
+        CacheRequest(tokenizer=variational[1], data=classes, out=tmp_path / "old", **encoding, split="train", workers=0)
+    )
     begun = json.loads((out / "encoding.json").read_text())
     assert begun.pop("posterior") == "mean"
     (out / "encoding.json").write_text(json.dumps(begun))
-    cache_latents(variational[1], classes, out, encoding, "train", workers=0)
+    cache_latents(CacheRequest(tokenizer=variational[1], data=classes, out=out, **encoding, split="train", workers=0))
 
 
 def test_a_sample_of_what_has_no_posterior_and_other_words_are_errors(variational, tiny_tokenizer):
     plain = Tokenizer.from_pretrained(tiny_tokenizer)
     with pytest.raises(ConfigError, match="needs a variational tokenizer"):
         LatentEncoder(plain, CacheSettings(image_size=32, posterior="sample"))
-    with pytest.raises(ConfigError, match="no posterior named 'mode'; known: mean, sample"):
+    with pytest.raises(ConfigError, match="CacheSettings: posterior='mode'; it must be 'mean' or 'sample'"):
         CacheSettings(posterior="mode")
 
 

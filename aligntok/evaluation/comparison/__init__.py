@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from aligntok.caching import cache_latents
-from aligntok.caching.encoder import CacheSettings
+from aligntok.caching.settings import CacheRequest
 from aligntok.distributed import barrier, is_first, start_processes
 from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
@@ -161,7 +161,11 @@ def run_arm(comparison: Comparison, arm: Arm, references: list[dict[str, Any]]) 
         reconstruct = Reconstruction(load_tokenizer(tokenizer))
         measure_real_images(comparison, references, evaluation / "against_references", reconstruct)
     where = {"split": comparison["train_split"], "workers": comparison["workers"]}
-    cache_latents(tokenizer, data, arm.folder / "latents", CacheSettings(image_size=comparison["image_size"]), **where)
+    cache_latents(
+        CacheRequest(
+            tokenizer=tokenizer, data=data, out=arm.folder / "latents", image_size=comparison["image_size"], **where
+        )
+    )
     generator = comparison.generator_config(arm, references)
     run(generator, run_info=run_info_of(comparison.generator, {"seed": arm.seed}))
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from aligntok.caching import LatentCache, fill
-from aligntok.caching.encoder import CacheSettings, LatentEncoder, check_posterior, latent_statistics
+from aligntok.caching.cache import LatentCache, fill
+from aligntok.caching.encoder import LatentEncoder, check_posterior, latent_statistics
+from aligntok.caching.settings import CacheSettings
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source

@@ -1,0 +1,63 @@
+"""What a cache of latents is told: what fixes its content, and where and how it is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from aligntok.settings import Count, ImageSize, Positive, Precision, settings
+
+Posterior = Literal["mean", "sample"]
+POSTERIORS = get_args(Posterior)
+
+
+@settings
+class CacheSettings:
+    """What fixes the content of a cache, beside tokenizer and images.
+
+    Images are resized to cover their size (Pillow's antialiased bicubic) and cropped in the middle.
+    """
+
+    image_size: ImageSize = 256
+    """Pixels: a side, or height and width."""
+    hflip: bool = True
+    """Encode the mirrored image, too."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the stored latents."""
+    precision: Precision = "fp32"
+    """Of the tokenizer's arithmetic."""
+    shard_size: Positive = 4096
+    """Images in a file."""
+    posterior: Posterior = "mean"
+    """What is taken of a variational tokenizer's posterior."""
+    seed: Count = 0
+    """Of a sample of the posterior, which follows from it, the image's place and its copy alone."""
+
+    @property
+    def posterior_settings(self) -> dict[str, Any]:
+        """What a cache keeps about the posterior: which, and the seed where that matters."""
+        return {"posterior": self.posterior, **({"seed": self.seed} if self.posterior == "sample" else {})}
+
+
+@settings(renamed={"no_flip": "no_hflip"})
+class CacheRequest(CacheSettings):
+    """Encode a data set into shards of latents with their mean and deviation. The same command started again goes on
+    where it stopped; under torchrun every process takes its share.
+    """
+
+    tokenizer: str | Path
+    """A work folder or stage, a saved tokenizer, a published checkpoint, a hub id."""
+    data: str | Path
+    """Images: a folder, a zip, shards, parquet files, or hf://owner/name."""
+    out: str | Path
+    """The folder to write."""
+    split: str | None = None
+    """Of the data: a subfolder, or a word in the names of its files."""
+    weights: Literal["raw", "ema"] | None = None
+    """Of a work folder; None: averages where they are kept."""
+    batch_size: Positive = 32
+    """Images at once, of one process."""
+    workers: Count = 4
+    """Processes that read images, for each that encodes."""
+    max_unreadable: Count | None = None
+    """Images that may be left out; None: 1 % of them, rounded up."""
