@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import aligntok
 from aligntok.data.latent_shards import LatentStatistics
-from aligntok.diffusion.sampling import Sampling, draw_samples
+from aligntok.diffusion.sampling import draw_samples
+from aligntok.diffusion.settings import Sampling
 from aligntok.errors import ConfigError, WeightsError, unknown
 from aligntok.io.files import check_tensors, read_json, save_tensors, write_json
 from aligntok.registry import GENERATORS

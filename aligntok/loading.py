@@ -201,7 +201,7 @@ def load_latent_diffusion(
     path = Path(source)
     if (path / "latent_diffusion.json").is_file():
         if weights is not None or average is not None:
-            raise ConfigError(f"--weights and --average choose among a work folder's weights; {source} is none")
+            raise ConfigError(f"--weights and --ema choose among a work folder's weights; {source} is none")
         return LatentDiffusion.from_pretrained(path, components)
     folder = generation_folder(path)
     has_ema, fields = read_json(

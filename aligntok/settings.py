@@ -41,6 +41,27 @@ ImageSize = Positive | tuple[Positive, Positive]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
+@dataclasses.dataclass(frozen=True)
+class ChangesTo:
+    """Of an annotation ``Annotated[dict[str, Any], ChangesTo(cls)]``: some of the fields of a settings class, to take
+    the place of others' values. A command line has a flag for each; names that `cls` does not have are refused, the
+    values once they are put in place.
+    """
+
+    cls: Any
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._named, handler(source))
+
+    def _named(self, given: dict[str, Any]) -> dict[str, Any]:
+        for name in given:
+            if name not in _declared(self.cls):
+                raise ConfigError(_unknown(name, self.cls, self.cls.__name__))
+        return given
+
+
 @overload
 def settings(cls: type[T], /) -> type[T]: ...
 @overload

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from aligntok.data.latent_shards import LatentStatistics
-from aligntok.diffusion.sampling import Sampling
+from aligntok.diffusion.settings import Sampling
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
@@ -107,9 +107,9 @@ def test_samples_are_pictures_that_follow_from_label_and_seed(model):
 
 def test_settings_and_size_may_be_others(model):
     assert model.sample_latents([0], [0], size=(2, 8)).shape == (1, 4, 2, 8)
-    unguided = model.sample_latents([0], [0], sampling=Sampling(3))
+    unguided = model.sample_latents([0], [0], sampling=Sampling(steps=3))
     assert not torch.allclose(unguided, model.sample_latents([0], [0]), atol=1e-4)
-    led = model.sample_latents([0], [0], sampling=Sampling(3, cfg_scale=2.0), weak=make().generator)
+    led = model.sample_latents([0], [0], sampling=Sampling(steps=3, cfg_scale=2.0), weak=make().generator)
     torch.testing.assert_close(led, unguided, rtol=1e-4, atol=1e-5)  # away from itself is nowhere
 
 
@@ -180,5 +180,10 @@ def test_labels_that_cannot_be_drawn_are_refused(model, labels, seeds, message):
 def test_guidance_needs_a_null_class_or_a_weaker_generator():
     model = make(dict(class_dropout_prob=0), steps=2)
     with pytest.raises(ConfigError, match=r"cfg_scale=3.0 needs a null class, .* use 1, .* or guide with a weaker"):
-        model.sample([0], [0], sampling=Sampling(2, cfg_scale=3.0))
-    assert model.sample([0], [0], sampling=Sampling(2, cfg_scale=3.0), weak=model.generator).shape == (1, 3, 8, 12)
+        model.sample([0], [0], sampling=Sampling(steps=2, cfg_scale=3.0))
+    assert model.sample([0], [0], sampling=Sampling(steps=2, cfg_scale=3.0), weak=model.generator).shape == (
+        1,
+        3,
+        8,
+        12,
+    )

@@ -162,7 +162,7 @@ def run_sample(arguments):
     """Draw two samples from the demo's generator; look at the options of other runs."""
     if arguments[0] != "work_dirs/demo/run":
         return look_at_options("tools/sample.py")(arguments)
-    return cli.sample([*arguments, "--num", "12", "--steps", "2"])
+    return cli.sample([*arguments, "--num-samples", "12", "--steps", "2"])
 
 
 def run_measure_cost(arguments):

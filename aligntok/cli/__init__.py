@@ -12,7 +12,7 @@ from aligntok.cli.evaluating import evaluate
 from aligntok.cli.installed import plugins
 from aligntok.cli.latent_space import analyze_latents
 from aligntok.cli.reporting import report
-from aligntok.cli.sampling import sample
+from aligntok.cli.sample import sample
 from aligntok.cli.train import cache_latents, export, train
 from aligntok.errors import ConfigError
 

@@ -86,7 +86,7 @@ def parse(
     told = description or inspect.getdoc(cls)
     filled = tyro.cli(_form(cls, positional), prog=prog, description=told, args=words, config=markers)
     flags: dict[str, str] = {}
-    given = _given(cls, filled, flags, flat)
+    given = _given(cls, filled, flags, flat, words)
     if positional:
         given |= _share_out(cls, positional, list(getattr(filled, _WORDS)), flags, prog)
     return read(cls, given, prog, flags)
@@ -106,8 +106,19 @@ def _options(cls: Any) -> dict[str, Option]:
     return {option.name: option for option in fields_of(cls) if "." not in option.name}
 
 
-def _form(cls: Any, positional: Sequence[str] = ()) -> Any:
-    """Return the dataclass that tyro fills in: the words of each field, whatever they are, and on and off."""
+def _within(option: Option) -> Any:
+    """Return the settings class whose fields have flags of their own, or None for a plain value."""
+    from aligntok.settings import ChangesTo
+
+    changed = [each.cls for each in parts(option.annotation)[1] if isinstance(each, ChangesTo)]
+    return changed[0] if changed else option.settings if option.default is not None else None
+
+
+def _form(cls: Any, positional: Sequence[str] = (), defaults: bool = True) -> Any:
+    """Return the dataclass that tyro fills in: the words of each field, whatever they are, and on and off.
+
+    defaults: whether help tells them.
+    """
     from tyro.conf import Positional, arg
 
     options = _options(cls)
@@ -118,9 +129,9 @@ def _form(cls: Any, positional: Sequence[str] = ()) -> Any:
         fields.append((_WORDS, _words("*", metavar, Positional, told), dataclasses.field(default=())))
     for name in options.keys() - set(positional):
         option = options[name]
-        told = arg(help=option.doc, help_behavior_hint=_hint(option.default))
-        if option.settings is not None and option.default is not None:
-            inner = _form(option.settings)
+        told = arg(help=option.doc, help_behavior_hint=_hint(option.default) if defaults else "")
+        if _within(option) is not None:
+            inner = _form(_within(option), defaults=option.settings is not None)
             fields.append((name, inner, dataclasses.field(default_factory=inner)))
         elif option.annotation is bool:
             fields.append((name, Annotated[bool, told], dataclasses.field(default=option.default)))
@@ -146,18 +157,17 @@ def _hint(default: Any) -> str:
 
 def _shape(annotation: Any, name: str | None = None) -> tuple[Any, str]:
     """Return how many words a field may have, "*" for any number, and what help calls them."""
-    found = [_shape_of_one(each, name) for each in _written(annotation) if each is not type(None)]
-    counts = {count for count, _ in found}
+    kinds = _written(annotation)
+    found = [_shape_of_one(each, name) for each in kinds if each is not type(None)]
+    counts = {count for count, _ in found} | ({1} if type(None) in kinds else set())
     numbers = "*" if "*" in counts else tuple(sorted(counts)) if len(counts) > 1 else counts.pop()
     return numbers, "|".join(dict.fromkeys(metavar for _, metavar in found))
 
 
 def _written(annotation: Any) -> list[Any]:
-    """Return what a command line may write for an annotation: None first, text last, and no path or dict beside it."""
-    kinds = sorted((parts(each)[0] for each in alternatives(annotation)), key=[type(None), str].__contains__)
-    if str not in kinds:
-        return kinds
-    return [*(kind for kind in kinds if kind in (type(None), int, float, bool)), str]
+    """Return what a command line may write for an annotation: None first, and no path or dict beside text."""
+    kinds = sorted((parts(each)[0] for each in alternatives(annotation)), key=lambda kind: kind is not type(None))
+    return [kind for kind in kinds if kind in (type(None), int, float, bool, str)] if str in kinds else kinds
 
 
 def _is_dict(kind: Any) -> bool:
@@ -177,15 +187,20 @@ def _shape_of_one(kind: Any, name: str | None) -> tuple[Any, str]:
     return 1, name or getattr(kind, "__name__", "VALUE").upper()
 
 
-def _given(cls: Any, filled: Any, flags: dict[str, str], flat: bool, prefix: str = "") -> dict[str, Any]:
-    """Return what a form was given as a dict; `flags` gets how each field was written."""
+def _given(
+    cls: Any, filled: Any, flags: dict[str, str], flat: bool, words: Sequence[str], prefix: str = ""
+) -> dict[str, Any]:
+    """Return what a form was given, by these words, as a dict; `flags` gets how each field was written."""
     given: dict[str, Any] = {}
+    written = {word.replace("_", "-") for word in words}
     for name, option in _options(cls).items():
         value = getattr(filled, name, None)
         if dataclasses.is_dataclass(value):
-            given[name] = _given(option.settings, value, flags, flat, f"{prefix}{name}.")
+            given[name] = _given(_within(option), value, flags, flat, words, f"{prefix}{name}.")
         elif isinstance(value, bool):
-            given[name] = value
+            place = "" if flat else prefix
+            if written & {_flag(place + name), _flag(f"{place}no_{name}")}:
+                given[name] = value
         elif isinstance(value, _Given):
             flag = _flag(name if flat else prefix + name)
             flags[prefix + name] = " ".join([flag, *value])

@@ -1,10 +1,9 @@
-"""How samples are drawn, as one set of settings: sampler, steps, shift, guidance; and the drawing itself."""
+"""Drawing samples, as settings of sampling say."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,63 +12,44 @@ from torch import Tensor
 from aligntok.diffusion.flow import Velocity
 from aligntok.diffusion.guidance import Model, autoguidance, classifier_free
 from aligntok.diffusion.samplers import SAMPLERS, generators_from_seeds, sample
+from aligntok.diffusion.settings import Sampling
 from aligntok.diffusion.times import time_grid
-from aligntok.errors import ConfigError, at_least, unknown
+from aligntok.errors import ConfigError, unknown
 from aligntok.rng import batch_noise
 
 #: Samplers whose steps follow from the whole batch: samples that must not depend on one another are drawn one by one.
 COUPLING = ("dopri5",)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Settings of a sampler and its guidance; the defaults are the paper's without guidance: Euler, 30 steps.
+def check_sampling(sampling: Sampling) -> None:
+    """Raise ConfigError for settings that cannot work."""
+    if sampling.sampler not in SAMPLERS:
+        raise ConfigError(f"sampling: {unknown('sampler', sampling.sampler, SAMPLERS)}")
+    known = [name for name in _options(sampling.sampler) if name != "randomness"]
+    for name in sampling.options:
+        if name not in known:
+            raise ConfigError(f"sampling: sampler '{sampling.sampler}' has {unknown('option', name, known)}")
+    times(sampling)
+    guided_velocity(sampling, _nothing, torch.zeros(1, dtype=torch.long), 0)
 
-    steps: steps of the solver, on a grid of steps + 1 times (published LightningDiT code counts the times).
-    sampler: a name of :data:`aligntok.diffusion.samplers.SAMPLERS`; `options` are its own keywords.
-    shift: of the grid, below 1 towards noise. cfg_scale: 1 is no guidance; cfg_interval: (lo, hi) of t where there is
-    any, t = 0 being noise; cfg_channels: only the first so many latent channels are guided, None for all;
-    preserve_energy: EP-CFG. Raises ConfigError for values that cannot work.
-    """
 
-    steps: int = 30
-    sampler: str = "euler"
-    shift: float = 1.0
-    cfg_scale: float = 1.0
-    cfg_interval: tuple[float, float] | None = None
-    cfg_channels: int | None = None
-    preserve_energy: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+def times(sampling: Sampling) -> Tensor:
+    """Return the grid (steps + 1,)."""
+    return time_grid(sampling.steps + 1, sampling.shift)
 
-    def __post_init__(self) -> None:
-        if self.cfg_interval is not None:  # JSON and configs have lists
-            object.__setattr__(self, "cfg_interval", tuple(float(t) for t in self.cfg_interval))
-        at_least(1, "sampling", steps=self.steps)
-        if self.sampler not in SAMPLERS:
-            raise ConfigError(f"sampling: {unknown('sampler', self.sampler, SAMPLERS)}")
-        known = [name for name in _options(self.sampler) if name != "randomness"]
-        for name in self.options:
-            if name not in known:
-                raise ConfigError(f"sampling: sampler '{self.sampler}' has {unknown('option', name, known)}")
-        self.times()
-        self.velocity(_nothing, torch.zeros(1, dtype=torch.long), 0)
 
-    def times(self) -> Tensor:
-        """Return the grid (steps + 1,)."""
-        return time_grid(self.steps + 1, self.shift)
-
-    def velocity(self, model: Model, y: Tensor, null: int | None, weak_model: Model | None = None) -> Velocity:
-        """Return the guided velocity of `model` for labels y (N,): away from `null`, or from `weak_model` if given."""
-        if weak_model is not None:
-            return autoguidance(model, weak_model, y, self.cfg_scale, **self._guided())
-        return classifier_free(model, y, null, self.cfg_scale, **self._guided())
-
-    def _guided(self) -> dict[str, Any]:
-        return {
-            "interval": self.cfg_interval,
-            "channels": self.cfg_channels,
-            "preserve_energy": self.preserve_energy,
-        }
+def guided_velocity(
+    sampling: Sampling, model: Model, y: Tensor, null: int | None, weak_model: Model | None = None
+) -> Velocity:
+    """Return the guided velocity of `model` for labels y (N,): away from `null`, or from `weak_model` if given."""
+    how: dict[str, Any] = {
+        "interval": sampling.cfg_interval,
+        "channels": sampling.cfg_channels,
+        "preserve_energy": sampling.preserve_energy,
+    }
+    if weak_model is not None:
+        return autoguidance(model, weak_model, y, sampling.cfg_scale, **how)
+    return classifier_free(model, y, null, sampling.cfg_scale, **how)
 
 
 def draw_samples(
@@ -97,8 +77,8 @@ def draw_samples(
     options = dict(sampling.options)
     if "randomness" in _options(sampling.sampler):
         options["randomness"] = generators
-    velocity = sampling.velocity(model, y, null, weak_model)
-    return sample(velocity, noise, sampling.times(), sampling.sampler, **options)
+    velocity = guided_velocity(sampling, model, y, null, weak_model)
+    return sample(velocity, noise, times(sampling), sampling.sampler, **options)
 
 
 def _options(sampler: str) -> list[str]:

@@ -107,7 +107,7 @@ class SampleFolder:
             (self.path / ARRAYS).unlink(missing_ok=True)  # of fewer samples, or of ones that have been lost since
             self._check_space(len(missing), npz)
             self._describe(finished=False)
-            print(f"SampleRequest {len(missing)} of {self.num} samples into {self.path}")
+            print(f"Drawing {len(missing)} of {self.num} samples into {self.path}")
         return missing
 
     def _there(self) -> set[str]:

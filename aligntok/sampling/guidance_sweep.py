@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,17 +18,18 @@ from rich.console import Console
 from torch import Tensor
 
 from aligntok.data.transforms import to_tensor
-from aligntok.diffusion.sampling import Sampling
+from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, in_full_rounds, job, shares
-from aligntok.errors import Preempted, at_least
+from aligntok.errors import Preempted
 from aligntok.io.console import print_table
 from aligntok.io.files import lock_folder, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, save_picture, sheet, to_picture
 from aligntok.registry import METRICS
-from aligntok.sampling import default_folder
 from aligntok.sampling.folder import Pixels, check_folder_is_new, compared
-from aligntok.sampling.pipeline import SamplePipeline, SampleRequest
+from aligntok.sampling.pipeline import SamplePipeline
+from aligntok.sampling.samples import default_folder
+from aligntok.sampling.settings import SampleRequest
 
 DESCRIPTION = "sweep.json"
 SHOWN = 4  # samples in each cell of the picture
@@ -75,39 +75,31 @@ class SweepPoint(NamedTuple):
         return {**own, **{name: (value, ".4g") for name, value in self.distances.items()}}
 
 
-def sweep_guidance(
-    drawing: SampleRequest,
-    scales: Sequence[float],
-    steps: Sequence[int] = (),
-    num: int = 64,
-    out: str | os.PathLike[str] | None = None,
-    batch_size: int = 32,
-    metrics: Sequence[Mapping[str, Any]] = (),
-) -> Path:
-    """Draw `num` samples at every guidance scale, 1 among them, and number of steps; return the folder of the results.
+def sweep_guidance(request: SampleRequest) -> Path:
+    """Draw samples at every guidance scale, 1 among them, and number of steps; return the folder of the results.
 
     All combinations begin with the same noise and labels. Writes ``sweep.csv``, a row a combination, ``sweep.png``, its
-    curves, ``sweep_grid.png``, the first samples of each, and ``sweep.json``, the settings; prints the table. `steps`
-    may be empty, for those of the drawing. metrics: configs of metrics of each combination's samples, such as
-    ``dict(type="generation", reference="...")``. `out` None is a folder in the generator's own. Collective under
-    torchrun.
+    curves, ``sweep_grid.png``, the first samples of each, and ``sweep.json``, the settings; prints the table. With a
+    reference, the distance of each combination's samples from it is among the numbers. Without `out` it is a folder in
+    the generator's own. Collective under torchrun.
 
     Raises ConfigError for options that cannot be, what drawing raises, and Preempted after SIGTERM: a sweep is not
     gone on with.
     """
-    at_least(1, num=num, batch_size=batch_size)
+    num, batch_size = request.num_samples, request.batch_size
     with job():
-        drawer = SamplePipeline(drawing)
-        grid = combinations(drawer.sampling, scales, steps)
+        drawer = SamplePipeline(request)
+        grid = combinations(drawer.sampling, request.guidance_sweep or (), request.sweep_steps)
         drawer.check(num, *grid)
         scales, steps = sorted({each.cfg_scale for each in grid}), sorted({each.steps for each in grid})
-        measured = {"metrics": [dict(metric) for metric in metrics]} if metrics else {}
+        metrics = _distances(request)
+        measured = {"metrics": metrics} if metrics else {}
         settings = _described(drawer, scales, steps) | {"num": num, "batch_size": batch_size, **measured}
         built = [METRICS.build({**metric, "variants": [_name(each) for each in grid]}) for metric in metrics]
         must_agree(compared(settings), "another generator")
         words = [f"{name}-{'-'.join(f'{x:g}' for x in values)}" for name, values in (("cfg", scales), ("steps", steps))]
         named = default_folder(drawer, settings, "sweep", drawer.sampling.sampler, *words)
-        path = named if out is None else Path(out).expanduser()
+        path = named if request.out is None else Path(request.out).expanduser()
         if is_first() and not (path / DESCRIPTION).is_file():
             check_folder_is_new(path, DESCRIPTION)
         with lock_folder(path, wanted=is_first()):
@@ -120,6 +112,14 @@ def sweep_guidance(
                 print(f"Sweep: {path}   (sweep.csv, sweep.png, sweep_grid.png)")
             barrier()
     return path
+
+
+def _distances(request: SampleRequest) -> list[dict[str, Any]]:
+    """Return the configs of the metrics of each combination's samples."""
+    if request.reference is None:
+        return []
+    measured = {"reference": str(request.reference), "extractor": request.extractor, "features": False}
+    return [{"type": "generation", **measured}]
 
 
 def _described(drawer: SamplePipeline, scales: Sequence[float], steps: Sequence[int]) -> dict[str, Any]:

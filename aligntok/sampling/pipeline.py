@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,59 +14,21 @@ import torch
 from torch import Tensor, nn
 
 import aligntok
-from aligntok.device import check_precision, computing, device, explaining_out_of_memory, multiplying
-from aligntok.diffusion.sampling import Sampling, draw_samples
-from aligntok.errors import ConfigError, DivergenceError, at_least, first_line, multiples_of, unknown
+from aligntok.data.transforms import parse_image_size
+from aligntok.device import computing, device, explaining_out_of_memory, multiplying
+from aligntok.diffusion.sampling import draw_samples
+from aligntok.diffusion.settings import Sampling
+from aligntok.errors import ConfigError, DivergenceError, first_line, multiples_of
 from aligntok.io.pictures import to_uint8
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import load_latent_diffusion
 from aligntok.rng import rng
+from aligntok.sampling.settings import SampleRequest
 from aligntok.weights.load import weights_hash
 
 LABELS = ("random", "balanced")
 SEEDS = 2**32  # torch's generator on the CPU takes a seed's lowest 32 bits, and leaves the others out
 SAME_STATISTICS = 1e-3  # of a channel's deviation: by how much two generators' latents may be normalised differently
-
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """What fixes a set of samples, but for their number.
-
-    source, weights, average: the generator, as :func:`load_latent_diffusion` takes them. labels: "random" (the seed of
-    a sample gives its label), "balanced" (sample i has label i modulo the number of classes), or None for "random"
-    where there are classes; `classes`, numbers or names, come over and over instead. changes: keywords of
-    :class:`Sampling` that are to differ from the generator's own; another sampler begins with its own options. size:
-    (H, W) in pixels, None for that of the training images. precision: of the generator's arithmetic, "fp32", "tf32",
-    or "bf16" or "fp16" autocast; pictures are decoded in float32, with "fp32" strictly. seed: that of sample 0.
-    autoguidance: a weaker generator on the same latents, from which guidance leads away instead of the null class.
-
-    Raises ConfigError for a value that none of these can have.
-    """
-
-    source: str | os.PathLike[str]
-    weights: str | None = None
-    average: float | None = None
-    labels: str | None = None
-    classes: Sequence[int | str] = ()
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    size: tuple[int, int] | None = None
-    precision: str = "fp32"
-    seed: int = 0
-    autoguidance: str | os.PathLike[str] | None = None
-
-    def __post_init__(self) -> None:
-        at_least(0, seed=self.seed)
-        check_precision(self.precision)
-        if self.weights == "raw" and self.average is not None:
-            raise ConfigError(f"average {self.average:g} is one of the EMA's; leave it, or --weights raw, out")
-        if self.labels is not None and self.labels not in LABELS:
-            raise ConfigError(f"{unknown('rule of labels', self.labels, LABELS)}; or list classes")
-        if self.labels is not None and self.classes:
-            raise ConfigError(f"both labels={self.labels} and a list of classes were given; give one of the two")
-        known = [each.name for each in fields(Sampling)]
-        for name in self.changes:
-            if name not in known:
-                raise ConfigError(f"sampling: {unknown('setting', name, known)}")
 
 
 @dataclass(frozen=True)
@@ -78,12 +40,12 @@ class LabelRule:
     listed: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, drawing: SampleRequest, model: LatentDiffusion) -> LabelRule:
-        """Return the rule of a drawing. Raises ConfigError for classes that there are not."""
-        if not model.conditional and (drawing.labels or drawing.classes):
+    def of(cls, request: SampleRequest, model: LatentDiffusion) -> LabelRule:
+        """Return the rule of a request. Raises ConfigError for classes that there are not."""
+        if not model.conditional and (request.labels or request.classes):
             raise ConfigError("labels or classes were given, but this generator is unconditional: leave them out")
-        listed = tuple(model.class_index(name) for name in drawing.classes)
-        rule = "listed" if listed else (drawing.labels or "random") if model.conditional else "none"
+        listed = tuple(model.class_index(name) for name in request.classes)
+        rule = "listed" if listed else (request.labels or "random") if model.conditional else "none"
         return cls(rule, model.generator.num_classes, listed)
 
     def label(self, number: int, seed: int) -> int:
@@ -110,13 +72,13 @@ class SampleBatch(NamedTuple):
 class SamplePipeline:
     """A generator that is ready to draw. Raises what loading it raises, and ConfigError for what cannot be drawn."""
 
-    def __init__(self, drawing: SampleRequest) -> None:
-        self.drawing = drawing
-        self.model = load_latent_diffusion(drawing.source, drawing.weights, drawing.average)
-        self.sampling = _changed(self.model.sampling, drawing.changes)
-        self.rule = LabelRule.of(drawing, self.model)
-        self.weak = None if drawing.autoguidance is None else load_weaker(drawing.autoguidance, self.model)
-        self.latent_size, self.image_size = _sizes(drawing.size, self.model)
+    def __init__(self, request: SampleRequest) -> None:
+        self.request = request
+        self.model = load_latent_diffusion(request.run, request.weights, request.ema)
+        self.sampling = _changed(self.model.sampling, request.sampling)
+        self.rule = LabelRule.of(request, self.model)
+        self.weak = None if request.autoguidance is None else load_weaker(request.autoguidance, self.model)
+        self.latent_size, self.image_size = _sizes(request.size, self.model)
         self.device = device()
 
     @property
@@ -126,16 +88,16 @@ class SamplePipeline:
 
     def labels(self, numbers: Sequence[int]) -> list[int]:
         """Return the labels of these samples."""
-        return [self.rule.label(i, self.drawing.seed + i) for i in numbers]
+        return [self.rule.label(i, self.request.seed + i) for i in numbers]
 
     def check(self, num: int, *several: Sampling) -> None:
         """Raise ConfigError unless `num` samples can be drawn with each of these settings.
 
         Each is rehearsed on a single number, with a model that says 0.
         """
-        if self.drawing.seed + num > SEEDS:
+        if self.request.seed + num > SEEDS:
             raise ConfigError(
-                f"seed {self.drawing.seed} with {num} samples: seeds end at 2^32 - 1, and sample i has seed + i; "
+                f"seed {self.request.seed} with {num} samples: seeds end at 2^32 - 1, and sample i has seed + i; "
                 "give a lower seed"
             )
         null, shape = self.model.generator.null_class, (self.model.latent_shape[0], 1, 1)
@@ -162,8 +124,8 @@ class SamplePipeline:
 
         Raises DivergenceError when one is not finite, ConfigError when memory does not suffice.
         """
-        seeds, labels = [self.drawing.seed + i for i in numbers], self.labels(numbers)
-        chosen, precision = sampling or self.sampling, self.drawing.precision
+        seeds, labels = [self.request.seed + i for i in numbers], self.labels(numbers)
+        chosen, precision = sampling or self.sampling, self.request.precision
         what = f"{len(numbers)} samples of {' x '.join(map(str, self.image_size))}"
         with explaining_out_of_memory(what, "lower --batch-size"), multiplying(precision, whole=True):
             with computing(precision, whole=True):
@@ -179,24 +141,24 @@ class SamplePipeline:
             place = int(finite.logical_not().nonzero()[0])
             what = "picture" if latents[place].isfinite().all() else "latents"
             raise DivergenceError(
-                f"the {what} of sample {numbers[place]} (seed {self.drawing.seed + numbers[place]}) came out as NaN or "
-                f"infinite, with --precision {self.drawing.precision} and --cfg-scale {chosen.cfg_scale:g}; try "
+                f"the {what} of sample {numbers[place]} (seed {self.request.seed + numbers[place]}) came out as NaN or "
+                f"infinite, with --precision {self.request.precision} and --cfg-scale {chosen.cfg_scale:g}; try "
                 "--precision fp32 and --cfg-scale 1. If it is not finite then either, the generator diverged in "
                 "training: take weights of an earlier step"
             )
 
     def describe(self) -> dict[str, Any]:
         """Return what fixes the samples, as JSON types; paths and versions are told too."""
-        drawing, model = self.drawing, self.model
+        request, model = self.request, self.model
         weak = None
         if self.weak is not None:
-            weak = {"identity": weights_hash({}, self.weak), "source": str(drawing.autoguidance)}
+            weak = {"identity": weights_hash({}, self.weak), "source": str(request.autoguidance)}
         return {
             "generator": {
                 "identity": generator_identity(model),
-                "source": str(drawing.source),
-                "weights": drawing.weights,
-                "average": drawing.average,
+                "source": str(request.run),
+                "weights": request.weights,
+                "average": request.ema,
             },
             "tokenizer": {
                 "identity": model.tokenizer.identity,
@@ -205,9 +167,9 @@ class SamplePipeline:
             "autoguidance": weak,
             "sampling": json.loads(json.dumps(asdict(self.sampling))),
             "image_size": list(self.image_size),
-            "precision": drawing.precision,
+            "precision": request.precision,
             "labels": self.rule.as_json(),
-            "seed": drawing.seed,
+            "seed": request.seed,
             "aligntok_version": aligntok.__version__,
         }
 
@@ -248,11 +210,11 @@ def _changed(own: Sampling, changes: Mapping[str, Any]) -> Sampling:
     return replace(own, **{**changes, "options": {**kept, **changes.get("options", {})}})
 
 
-def _sizes(size: tuple[int, int] | None, model: LatentDiffusion) -> tuple[tuple[int, int], tuple[int, int]]:
+def _sizes(size: int | Sequence[int] | None, model: LatentDiffusion) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return (h, w) of the latents and (H, W) of the pictures. Raises ConfigError for a size that cannot be."""
     f = model.tokenizer.downsample_factor
     own = (model.latent_shape[1] * f, model.latent_shape[2] * f)
-    height, width = size or own
+    height, width = own if size is None else parse_image_size(size)
     unit = f * getattr(model.generator, "patch_size", 1)
     multiples_of(unit, "size", (height, width), "the tokenizer's factor times the generator's patch size")
     return (height // f, width // f), (height, width)

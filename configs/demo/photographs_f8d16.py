@@ -2,8 +2,8 @@
 
     python tools/make_demo_data.py work_dirs/demo/photographs --crops 6
     python tools/train.py configs/demo/photographs_f8d16.py --cfg-options data_root=work_dirs/demo/photographs
-    python tools/sample.py work_dirs/demo/run --num 54 --labels balanced --out work_dirs/demo/samples \
-        --beside work_dirs/demo/photographs --split crops
+    python tools/sample.py work_dirs/demo/run --num-samples 54 --labels balanced --out work_dirs/demo/samples \
+        --real-images work_dirs/demo/photographs --split crops
 
 Two CPU cores, a quarter of an hour (`make demo` runs these lines). Our own recipe, not the paper's, EfficientNet-Lite0
 with stride-8 features: 2,400 steps of 4 crops for the tokenizer, then 1,000 of 32 latents, of 972 crops and their

@@ -3,7 +3,7 @@
     python tools/cache_latents.py work_dirs/tiny_imagenet_f8d16 tiny_imagenet.zip latents/tiny \
         --split train --image-size 64
     python tools/train.py configs/demo/tiny_imagenet_generator.py --cfg-options data_root=latents/tiny
-    python tools/sample.py work_dirs/tiny_imagenet_generator --num 64 --cfg-scale 2.5
+    python tools/sample.py work_dirs/tiny_imagenet_generator --num-samples 64 --cfg-scale 2.5
 
 Two CPU cores, one to two hours, after an hour for the tokenizer. Our own recipe, not the paper's: 5,000 steps of 32
 images = 160,000 images seen, 6.4 epochs of the 25,000 photographs; a cache of 205 MB.

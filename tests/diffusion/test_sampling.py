@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from aligntok.diffusion.samplers import SAMPLERS, euler, generators_from_seeds
-from aligntok.diffusion.sampling import Sampling, draw_samples
+from aligntok.diffusion.sampling import draw_samples, guided_velocity, times
+from aligntok.diffusion.settings import Sampling
 from aligntok.errors import ConfigError
 from aligntok.rng import batch_noise
 
@@ -36,7 +37,9 @@ def draw(which, sampling, **options):
 @pytest.mark.parametrize("guidance", ["none", "null class", "weaker model"])
 def test_a_sample_depends_on_its_own_label_and_seed_alone(sampler, guidance):
     scale = 1.0 if guidance == "none" else 3.0
-    sampling = Sampling(6, sampler, cfg_scale=scale, cfg_interval=(0.1, 0.9), options=OPTIONS.get(sampler, {}))
+    sampling = Sampling(
+        steps=6, sampler=sampler, cfg_scale=scale, cfg_interval=(0.1, 0.9), options=OPTIONS.get(sampler, {})
+    )
     options = dict(weak_model=weak) if guidance == "weaker model" else {}
     together = draw(range(5), sampling, **options)
     for i in range(5):
@@ -50,38 +53,47 @@ def test_a_sample_depends_on_its_own_label_and_seed_alone(sampler, guidance):
 
 def test_the_adaptive_sampler_would_mix_the_samples_of_a_batch():
     """If this fails, dopri5 need no longer be drawn one by one."""
-    sampling = Sampling(2, "dopri5", options={"rtol": 1e-1, "atol": 1e-1})
+    sampling = Sampling(steps=2, sampler="dopri5", options={"rtol": 1e-1, "atol": 1e-1})
     noise = batch_noise(generators_from_seeds(SEEDS), SHAPE)
-    velocity = sampling.velocity(model, torch.tensor(LABELS), None)
-    coupled = SAMPLERS["dopri5"](velocity, noise, sampling.times(), **sampling.options)
+    velocity = guided_velocity(sampling, model, torch.tensor(LABELS), None)
+    coupled = SAMPLERS["dopri5"](velocity, noise, times(sampling), **sampling.options)
     assert not torch.allclose(coupled, draw(range(5), sampling), rtol=1e-6, atol=1e-6)
 
 
 def test_the_noise_is_that_of_the_seeds_and_the_rest_the_samplers():
-    sampling = Sampling(8, shift=0.3)
+    sampling = Sampling(steps=8, shift=0.3)
     noise = batch_noise(generators_from_seeds(SEEDS), SHAPE)
-    expected = euler(lambda x, t: model(x, t, torch.tensor(LABELS)), noise, sampling.times())
+    expected = euler(lambda x, t: model(x, t, torch.tensor(LABELS)), noise, times(sampling))
     assert torch.equal(draw(range(5), sampling), expected)
-    assert (len(sampling.times()), sampling.times()[0], sampling.times()[-1]) == (9, 0, 1)
+    assert (len(times(sampling)), times(sampling)[0], times(sampling)[-1]) == (9, 0, 1)
 
 
 def test_settings_survive_json():
-    sampling = Sampling(50, "ddim", 0.3, 6.7, (0.1, 0.8), 3, True, {"eta": 0.5})
+    sampling = Sampling(
+        steps=50,
+        sampler="ddim",
+        shift=0.3,
+        cfg_scale=6.7,
+        cfg_interval=(0.1, 0.8),
+        cfg_channels=3,
+        preserve_energy=True,
+        options={"eta": 0.5},
+    )
     assert Sampling(**json.loads(json.dumps(asdict(sampling)))) == sampling
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(steps=0), "steps is 0; it must be 1 or more"),
+        (dict(steps=0), "Sampling: steps=0; it must be int of at least 1"),
         (dict(sampler="eular"), "no sampler named 'eular'; did you mean 'euler'"),
         (dict(options={"eta": 1}), "sampler 'euler' has no option named 'eta'; known: none"),
         (dict(sampler="ddim", options={"randomness": 1}), "'ddim' has no option named 'randomness'; known: eta"),
-        (dict(shift=-1), "timestep shift -1; it must be positive"),
-        (dict(cfg_scale=-1), "scale=-1; it must be finite and not negative"),
-        (dict(cfg_scale=float("nan")), "scale=nan; it must be finite"),
+        (dict(shift=-1), "Sampling: shift=-1; it must be int or float above 0"),
+        (dict(cfg_scale=-1), "Sampling: cfg_scale=-1; it must be int or float of at least 0"),
+        (dict(cfg_scale=float("nan")), "Sampling: cfg_scale=nan; it must be finite"),
         (dict(cfg_interval=(0.9, 0.1), cfg_scale=2), r"interval=\(0.9, 0.1\); it is \(lo, hi\)"),
-        (dict(cfg_channels=0, cfg_scale=2), "channels=0; give 1 or more, or None for all"),
+        (dict(cfg_channels=0, cfg_scale=2), "Sampling: cfg_channels=0; it must be int of at least 1 or None"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
@@ -91,7 +103,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 def test_guidance_without_anything_to_lead_away_from_is_refused():
     with pytest.raises(ConfigError, match=r"scale=2.0 needs the null label"):
-        draw_samples(model, torch.tensor([0]), [0], SHAPE, Sampling(2, cfg_scale=2.0))
+        draw_samples(model, torch.tensor([0]), [0], SHAPE, Sampling(steps=2, cfg_scale=2.0))
     with pytest.raises(ConfigError, match="guidance on channels=5, but x has 4"):
-        draw([0], Sampling(2, cfg_scale=2.0, cfg_channels=5))
-    assert draw_samples(model, torch.tensor([0]), [0], SHAPE, Sampling(2)).shape == (1, *SHAPE)
+        draw([0], Sampling(steps=2, cfg_scale=2.0, cfg_channels=5))
+    assert draw_samples(model, torch.tensor([0]), [0], SHAPE, Sampling(steps=2)).shape == (1, *SHAPE)

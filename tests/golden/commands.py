@@ -26,8 +26,8 @@ SAMPLES = {
     "heun, energy preserved": ("--sampler", "heun", "--preserve-energy"),
     "dopri5, shifted": ("--sampler", "dopri5", "--shift", "0.5"),
     "euler_maruyama, raw weights": ("--sampler", "euler_maruyama", "--weights", "raw", "--classes", "zebra", "0"),
-    "ddim, another average": ("--sampler", "ddim", "--sampler-options", "eta=0.5", names.AVERAGE, "0.1"),
-    "euler, another size": ("--size", "48x32", "--labels", "balanced"),
+    "ddim, another average": ("--sampler", "ddim", names.SAMPLER_OPTIONS, "eta=0.5", names.AVERAGE, "0.1"),
+    "euler, another size": ("--size", "48", "32", "--labels", "balanced"),
 }
 #: Folders of what is evaluated of the aligned tokenizer and its generator.
 EVALUATED = ("sweep", "reconstruction", "generation", "probe")

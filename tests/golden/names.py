@@ -20,11 +20,12 @@ COMPARE = ("compare.py",)
 REPORT = ("report.py",)
 
 # Options.
-AVERAGE = "--average"
+AVERAGE = "--ema"
 SIGMA_REL = "--sigma-rel"
-BESIDE = "--beside"
+BESIDE = "--real-images"
 NUM_IMAGES = "--num-images"
 NUM_SAMPLES = "--num-samples"
+SAMPLER_OPTIONS = "--options"
 NO_MIRROR = "--no-hflip"
 
 # Config keys.

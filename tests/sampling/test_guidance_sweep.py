@@ -19,12 +19,13 @@ from torch import nn
 
 from aligntok.cli import sample as command
 from aligntok.data.latent_shards import LatentStatistics
-from aligntok.diffusion.sampling import Sampling
+from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import job
 from aligntok.errors import ConfigError, DivergenceError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.sampling.guidance_sweep import SweepPoint, combinations, draw_grid, plot, print_cells, sweep_guidance
-from aligntok.sampling.pipeline import SamplePipeline, SampleRequest
+from aligntok.sampling.pipeline import SamplePipeline
+from aligntok.sampling.settings import SampleRequest
 from aligntok.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -86,12 +87,12 @@ def test_a_sweep_leaves_a_table_a_plot_and_a_picture(run, swept):
 
 
 def test_its_numbers_are_those_of_the_samples(run, swept):
-    model, drawer = LatentDiffusion.from_pretrained(run), SamplePipeline(SampleRequest(run))
+    model, drawer = LatentDiffusion.from_pretrained(run), SamplePipeline(SampleRequest(run=run))
     labels = drawer.labels(range(6))
     for steps in (2, 4):
-        unguided = grey_levels(model.sample(labels, range(6), sampling=Sampling(steps)))
+        unguided = grey_levels(model.sample(labels, range(6), sampling=Sampling(steps=steps)))
         for scale in (1.0, 2.0, 4.0):
-            sampling, row = Sampling(steps, cfg_scale=scale), table(swept)[scale, steps]
+            sampling, row = Sampling(steps=steps, cfg_scale=scale), table(swept)[scale, steps]
             latents = model.sample_latents(labels, range(6), sampling=sampling)
             pictures = grey_levels(model.decode(latents))
             differences = np.sqrt(np.square(pictures - unguided).mean(axis=(1, 2, 3)))
@@ -129,9 +130,9 @@ def test_a_pass_of_a_weaker_generator_counts_too(run, tmp_path):
 
 
 def test_the_unguided_samples_are_added_and_come_first():
-    grid = combinations(Sampling(9, shift=0.3), [4, 0.5, 2, 4], [])
+    grid = combinations(Sampling(steps=9, shift=0.3), [4, 0.5, 2, 4], [])
     assert [(each.cfg_scale, each.steps, each.shift) for each in grid] == [(s, 9, 0.3) for s in (1, 0.5, 2, 4)]
-    grid = combinations(Sampling(9), [3], [20, 10, 20])
+    grid = combinations(Sampling(steps=9), [3], [20, 10, 20])
     assert [(each.steps, each.cfg_scale) for each in grid] == [(10, 1), (10, 3), (20, 1), (20, 3)]
 
 
@@ -154,11 +155,11 @@ def test_the_picture_has_a_row_a_scale_and_a_column_a_number_of_steps():
 
 
 def test_the_picture_shows_the_very_samples(run, tmp_path):
-    one = ["--guidance-sweep", "1", "--num", "1", "--size", "96x96"]
+    one = ["--guidance-sweep", "1", "--num-samples", "1", "--size", "96"]
     assert command([str(run), "--out", str(tmp_path / "out"), *one]) == 0
     with Image.open(tmp_path / "out/sweep_grid.png") as opened:
         sheet = np.asarray(opened)
-    picture = SamplePipeline(SampleRequest(run, size=(96, 96))).draw([0], Sampling(3)).pixels[0]
+    picture = SamplePipeline(SampleRequest(run=run, size=(96, 96))).draw([0], Sampling(steps=3)).pixels[0]
     assert np.array_equal(sheet[-96 - 8 : -8, -96 - 8 : -8], picture)
 
 
@@ -211,7 +212,7 @@ def test_a_sweep_may_be_done_again_but_not_among_other_things(run, swept, tmp_pa
 
 def test_the_folders_own_name_tells_scales_and_steps(tmp_path):
     save(tmp_path)
-    folder = sweep_guidance(SampleRequest(tmp_path), [1.5, 3], [2], num=1)
+    folder = sweep_guidance(SampleRequest(run=tmp_path, guidance_sweep=(1.5, 3), sweep_steps=(2,), num_samples=1))
     assert folder.parent == tmp_path / "samples"
     assert folder.name.startswith("sweep_euler_cfg-1-1.5-3_steps-2_8x12_")
 
@@ -230,9 +231,9 @@ def test_sigterm_ends_it_without_results(run, tmp_path, monkeypatch, capsys):
     [
         (["--cfg-scale", "2"], "--guidance-sweep and --sweep-steps say which scales and steps; leave out --cfg-scale"),
         (["--steps", "2"], "leave out --cfg-scale, --steps"),
-        (["--guidance-sweep", "-2"], "scale=-2.0; it must be finite and not negative"),
-        (["--sweep-steps", "0"], "steps is 0; it must be 1 or more"),
-        (["--num", "0"], "num is 0; it must be 1 or more"),
+        (["--guidance-sweep", "-2"], "cfg_scale=-2.0; it must be int or float of at least 0"),
+        (["--sweep-steps", "0"], "sample: --sweep-steps 0; it must be list of int of at least 1"),
+        (["--num-samples", "0"], "sample: --num-samples 0; it must be int of at least 1"),
     ],
 )
 def test_sweeps_that_cannot_be_are_refused(run, tmp_path, options, message):
@@ -246,7 +247,10 @@ def test_without_a_null_class_nothing_is_begun(tmp_path):
     with pytest.raises(ConfigError, match="cfg_scale=2.0 needs a null class"):
         command.__wrapped__(words(tmp_path / "run", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-    assert command([str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--guidance-sweep", "1", "--num", "2"]) == 0
+    assert (
+        command([str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--guidance-sweep", "1", "--num-samples", "2"])
+        == 0
+    )
 
 
 def test_a_sample_that_is_not_finite_is_told_with_its_scale(tmp_path):

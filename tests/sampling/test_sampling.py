@@ -12,6 +12,7 @@ import sys
 import tracemalloc
 import zipfile
 from collections import Counter, namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +21,23 @@ import torch
 from PIL import Image
 from torch import nn
 
-from aligntok import distributed, sampling
+from aligntok import distributed
 from aligntok.cli import sample as command
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.transforms import open_image
-from aligntok.diffusion.sampling import Sampling
+from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import job
 from aligntok.engine.checkpoints import write_checkpoint, write_frozen
 from aligntok.errors import CheckpointError, ConfigError, DataError, DivergenceError, Preempted, WeightsError
 from aligntok.io import files
 from aligntok.io.files import write_json
 from aligntok.latent_diffusion import LatentDiffusion
-from aligntok.sampling import folder, pipeline, sample_images
+from aligntok.sampling import folder, pipeline
+from aligntok.sampling import samples as sampling
 from aligntok.sampling.folder import write_npz
-from aligntok.sampling.pipeline import LabelRule, SamplePipeline, SampleRequest, generator_identity
+from aligntok.sampling.pipeline import LabelRule, SamplePipeline, generator_identity
+from aligntok.sampling.samples import sample_images
+from aligntok.sampling.settings import SampleRequest
 from aligntok.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +73,9 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(run, tmp_path_factory):
     """Eleven samples of it, drawn without interruption in batches of four."""
-    return sample_images(SampleRequest(run), NUM, tmp_path_factory.mktemp("whole") / "out", batch_size=4)
+    return sample_images(
+        SampleRequest(run=run, num_samples=NUM, out=tmp_path_factory.mktemp("whole") / "out", batch_size=4)
+    )
 
 
 def pixels(folder):
@@ -107,7 +113,7 @@ def described(folder):
 def test_samples_are_those_of_the_generator_for_their_labels_and_seeds(run, whole):
     model = LatentDiffusion.from_pretrained(run)
     found = arrays(whole)
-    assert found["arr_1"].tolist() == SamplePipeline(SampleRequest(run)).labels(range(NUM))
+    assert found["arr_1"].tolist() == SamplePipeline(SampleRequest(run=run)).labels(range(NUM))
     for i in range(NUM):
         picture = model.sample([int(found["arr_1"][i])], [i])[0]
         expected = ((picture + 1) * 127.5).permute(1, 2, 0).numpy()
@@ -119,13 +125,19 @@ def test_samples_are_those_of_the_generator_for_their_labels_and_seeds(run, whol
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_the_batch_size_changes_no_pixel_by_more_than_a_grey_level(run, whole, tmp_path, sampler, batch_size):
     changes = {"sampler": sampler}
-    one = whole if sampler == "euler" else sample_images(SampleRequest(run, changes=changes), NUM, tmp_path / "a", 4)
-    other = sample_images(SampleRequest(run, changes=changes), NUM, tmp_path / "b", batch_size)
+    one = (
+        whole
+        if sampler == "euler"
+        else sample_images(SampleRequest(run=run, sampling=changes, num_samples=NUM, out=tmp_path / "a", batch_size=4))
+    )
+    other = sample_images(
+        SampleRequest(run=run, sampling=changes, num_samples=NUM, out=tmp_path / "b", batch_size=batch_size)
+    )
     assert grey_levels_apart(one, other) <= 1
 
 
 def test_a_seed_gives_a_sample_wherever_it_is_in_a_set(run, whole, tmp_path):
-    later = sample_images(SampleRequest(run, seed=8), 3, tmp_path / "out", batch_size=4)
+    later = sample_images(SampleRequest(run=run, seed=8, num_samples=3, out=tmp_path / "out", batch_size=4))
     assert np.abs(pixels(later).astype(int) - pixels(whole)[8:]).max() <= 1
     assert arrays(later)["arr_1"].tolist() == arrays(whole)["arr_1"].tolist()[8:]
 
@@ -176,7 +188,7 @@ def test_the_array_waits_for_the_pictures_of_every_process(run, tmp_path, monkey
     monkeypatch.setattr(folder.PictureWriter, "__exit__", lambda *a: told.append("mine") or leave(*a))
     monkeypatch.setattr(sampling, "barrier", lambda: told.append("all"))
     monkeypatch.setattr(folder.SampleFolder, "write_npz_together", lambda *a: told.append("array") or write(*a))
-    sample_images(SampleRequest(run), 1, tmp_path / "out")
+    sample_images(SampleRequest(run=run, num_samples=1, out=tmp_path / "out"))
     assert told == ["mine", "all", "array", "all"]
 
 
@@ -210,7 +222,7 @@ def test_an_unconditional_generator_has_no_labels(tmp_path):
     assert described(tmp_path / "out")["labels"] == "none"
     for choice in (dict(labels="random"), dict(classes=["0"])):
         with pytest.raises(ConfigError, match="labels or classes were given, but this generator is unconditional"):
-            sample_images(SampleRequest(tmp_path / "run", **choice), 3)
+            sample_images(SampleRequest(run=tmp_path / "run", **choice, num_samples=3))
 
 
 # What is written
@@ -275,17 +287,21 @@ def test_the_folders_own_name_tells_the_settings(run, tmp_path):
     model = make_diffusion()
     model.save_pretrained(tmp_path / "run")
     tag = generator_identity(model)[:8]
-    plain = sample_images(SampleRequest(tmp_path / "run"), 1, npz=False)
+    plain = sample_images(SampleRequest(run=tmp_path / "run", num_samples=1, npz=False))
     own = f"euler-3_cfg-2_interval-0.1-1_channels-3_energy_shift-0.7_8x12_{tag}"
     assert plain == tmp_path / "run/samples" / own
     changes = dict(sampler="ddim", steps=4, options={"eta": 0.5}, cfg_interval=None, cfg_channels=None)
     changes |= dict(preserve_energy=False, shift=1.0, cfg_scale=6.7)
     classes = ["0", "1", "2", "3", "4", "0"]
-    other = SampleRequest(tmp_path / "run", changes=changes, classes=classes, seed=9, precision="tf32", size=(4, 4))
+    other = SampleRequest(
+        run=tmp_path / "run", sampling=changes, classes=classes, seed=9, precision="tf32", size=(4, 4)
+    )
     name = f"ddim-4_cfg-6.7_eta-0.5_4x4_classes-0-1-2-3-and-2_tf32_seed-9_{tag}"
-    assert sample_images(other, 1, npz=False).name == name
-    led = SampleRequest(tmp_path / "run", labels="balanced", autoguidance=run)
-    assert sample_images(led, 1, npz=False).name.startswith(own.removesuffix(tag) + "balanced_weak-")
+    assert sample_images(replace(other, num_samples=1, npz=False)).name == name
+    led = SampleRequest(run=tmp_path / "run", labels="balanced", autoguidance=run)
+    assert sample_images(replace(led, num_samples=1, npz=False)).name.startswith(
+        own.removesuffix(tag) + "balanced_weak-"
+    )
 
 
 # Options
@@ -297,10 +313,10 @@ def test_the_folders_own_name_tells_the_settings(run, tmp_path):
         ([], {}),
         (["--sampler", "heun", "--steps", "2"], dict(sampler="heun", steps=2)),
         (["--cfg-scale", "1.5", "--shift", "1"], dict(cfg_scale=1.5, shift=1.0)),
-        (["--cfg-interval", "none", "--cfg-channels", "0"], dict(cfg_interval=None, cfg_channels=None)),
+        (["--cfg-interval", "None", "--cfg-channels", "None"], dict(cfg_interval=None, cfg_channels=None)),
         (["--cfg-interval", "0.2", "0.9", "--cfg-channels", "1"], dict(cfg_interval=(0.2, 0.9), cfg_channels=1)),
         (["--no-preserve-energy"], dict(preserve_energy=False)),
-        (["--sampler", "ddim", "--sampler-options", "eta=0.5"], dict(sampler="ddim", options={"eta": 0.5})),
+        (["--sampler", "ddim", "--options", "eta=0.5"], dict(sampler="ddim", options={"eta": 0.5})),
     ],
 )
 def test_what_is_not_given_is_as_the_generators_config_says(run, tmp_path, options, changes):
@@ -309,7 +325,7 @@ def test_what_is_not_given_is_as_the_generators_config_says(run, tmp_path, optio
 
 
 def test_options_belong_to_their_sampler():
-    own = Sampling(3, "ddim", options={"eta": 0.5})
+    own = Sampling(steps=3, sampler="ddim", options={"eta": 0.5})
     assert pipeline._changed(own, {"steps": 7}).options == {"eta": 0.5}
     assert pipeline._changed(own, {"options": {"eta": 1.0}}).options == {"eta": 1.0}
     assert pipeline._changed(own, {"sampler": "heun"}).options == {}
@@ -324,7 +340,7 @@ def test_lower_precision_changes_little(run, whole, tmp_path, precision, monkeyp
         return decode(self, latents)
 
     monkeypatch.setattr(LatentDiffusion, "decode", watched)
-    sample_images(SampleRequest(run, precision=precision), NUM, tmp_path / "out", batch_size=4)
+    sample_images(SampleRequest(run=run, precision=precision, num_samples=NUM, out=tmp_path / "out", batch_size=4))
     assert set(dtypes) == {(torch.float32, torch.float32, False)}  # decoding is in float32
     assert np.array_equal(pixels(whole), pixels(tmp_path / "out")) == (precision == "tf32")
     assert grey_levels_apart(whole, tmp_path / "out") <= (1 if precision == "tf32" else 40)
@@ -334,11 +350,11 @@ def test_lower_precision_changes_little(run, whole, tmp_path, precision, monkeyp
 
 
 def test_other_sizes_are_drawn_in_pixels(run, tmp_path):
-    assert command(words(run, tmp_path / "out", "--size", "10x4", num=2)) == 0
+    assert command(words(run, tmp_path / "out", "--size", "10", "4", num=2)) == 0
     assert pixels(tmp_path / "out").shape == (2, 10, 4, 3)
     message = r"size \(8, 13\); its sides must be multiples of .* = 2, such as \(8, 12\)"
     with pytest.raises(ConfigError, match=message):
-        sample_images(SampleRequest(run, size=(8, 13)), 1)
+        sample_images(SampleRequest(run=run, size=(8, 13), num_samples=1))
 
 
 @pytest.fixture
@@ -359,7 +375,7 @@ def work_folder(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "seed"),
-    [([], 1), (["--weights", "raw"], 0), (["--weights", "ema"], 1), (["--average", "0.99"], 2)],
+    [([], 1), (["--weights", "raw"], 0), (["--weights", "ema"], 1), (["--ema", "0.99"], 2)],
 )
 def test_a_work_folders_weights_are_chosen_among(work_folder, tmp_path, options, seed):
     assert command(words(work_folder, tmp_path / "out", "--no-npz", *options, num=2)) == 0
@@ -369,11 +385,11 @@ def test_a_work_folders_weights_are_chosen_among(work_folder, tmp_path, options,
 
 def test_weights_that_there_are_not_are_an_error(run, work_folder, tmp_path):
     with pytest.raises(CheckpointError, match="keeps no EMA of width 0.1; it keeps 0.05, 0.99"):
-        sample_images(SampleRequest(work_folder, average=0.1), 1, tmp_path / "out")
-    with pytest.raises(ConfigError, match="--weights and --average choose among a work folder's weights"):
-        sample_images(SampleRequest(run, weights="ema"), 1, tmp_path / "out")
+        sample_images(SampleRequest(run=work_folder, ema=0.1, num_samples=1, out=tmp_path / "out"))
+    with pytest.raises(ConfigError, match="--weights and --ema choose among a work folder's weights"):
+        sample_images(SampleRequest(run=run, weights="ema", num_samples=1, out=tmp_path / "out"))
     with pytest.raises(WeightsError, match="has no trained generator"):
-        sample_images(SampleRequest(tmp_path), 1, tmp_path / "out")
+        sample_images(SampleRequest(run=tmp_path, num_samples=1, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -404,12 +420,14 @@ def test_guidance_may_lead_away_from_a_weaker_generator(run, whole, tmp_path):
 def test_it_must_see_the_same_latents(run, tmp_path, change, message):
     make_diffusion(**change).save_pretrained(tmp_path / "weak")
     with pytest.raises(ConfigError, match=message):
-        sample_images(SampleRequest(run, autoguidance=tmp_path / "weak"), 1, tmp_path / "out")
+        sample_images(SampleRequest(run=run, autoguidance=tmp_path / "weak", num_samples=1, out=tmp_path / "out"))
 
 
 def test_a_weaker_generator_without_a_scale_is_a_mistake(run, tmp_path):
     with pytest.raises(ConfigError, match="autoguidance with cfg_scale=1 guides nothing"):
-        sample_images(SampleRequest(run, autoguidance=run, changes={"cfg_scale": 1.0}), 1, tmp_path / "out")
+        sample_images(
+            SampleRequest(run=run, autoguidance=run, sampling={"cfg_scale": 1.0}, num_samples=1, out=tmp_path / "out")
+        )
 
 
 # Interruptions
@@ -459,17 +477,17 @@ def test_sigterm_to_the_process_is_heeded(run, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(folder.PictureWriter, "write", write_and_be_told_to_stop)
         with pytest.raises(Preempted):
-            sample_images(SampleRequest(run), NUM, out, batch_size=4)
+            sample_images(SampleRequest(run=run, num_samples=NUM, out=out, batch_size=4))
     assert len(pixels(out)) == 4
-    sample_images(SampleRequest(run), NUM, out, batch_size=4)
+    sample_images(SampleRequest(run=run, num_samples=NUM, out=out, batch_size=4))
     assert contents(out) == contents(whole)
 
 
 def test_an_array_of_fewer_samples_does_not_stay_beside_more(run, tmp_path, monkeypatch):
-    sample_images(SampleRequest(run), 4, tmp_path / "out", batch_size=4)
+    sample_images(SampleRequest(run=run, num_samples=4, out=tmp_path / "out", batch_size=4))
     monkeypatch.setattr(job, "sigterm_was_sent", lambda: True)
     with pytest.raises(Preempted):
-        sample_images(SampleRequest(run), NUM, tmp_path / "out", batch_size=4)
+        sample_images(SampleRequest(run=run, num_samples=NUM, out=tmp_path / "out", batch_size=4))
     assert len(pixels(tmp_path / "out")) == 8
     assert not (tmp_path / "out/samples.npz").exists()
     assert (described(tmp_path / "out")["num"], described(tmp_path / "out")["finished"]) == (NUM, False)
@@ -481,10 +499,10 @@ def test_sigterm_while_the_array_is_written_leaves_none(run, whole, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(job, "sigterm_was_sent", lambda: True)
         with pytest.raises(Preempted, match="the pictures are there, and the same command writes it"):
-            sample_images(SampleRequest(run), NUM, tmp_path / "out", batch_size=4)
+            sample_images(SampleRequest(run=run, num_samples=NUM, out=tmp_path / "out", batch_size=4))
     assert set(contents(whole)) - set(contents(tmp_path / "out")) == {"samples.npz"}
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.endswith(".tmp")]
-    sample_images(SampleRequest(run), NUM, tmp_path / "out", batch_size=4)
+    sample_images(SampleRequest(run=run, num_samples=NUM, out=tmp_path / "out", batch_size=4))
     assert contents(tmp_path / "out") == contents(whole)
 
 
@@ -541,7 +559,7 @@ def test_sigterm_to_one_process_ends_all_after_the_same_batch(run, whole, tmp_pa
     stopped = launch(str(script), *words(run, out), processes=2)
     assert stopped.stdout.count("ended with 75") == 2, stopped.stderr
     assert len(pixels(out)) == 8
-    sample_images(SampleRequest(run), NUM, out, batch_size=4)
+    sample_images(SampleRequest(run=run, num_samples=NUM, out=out, batch_size=4))
     assert contents(out) == contents(whole)
 
 
@@ -549,7 +567,7 @@ def test_what_is_lost_is_drawn_again_and_nothing_else(run, whole, tmp_path, draw
     shutil.copytree(whole, tmp_path / "out")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
     (tmp_path / "out/images/000005.png").unlink()
-    sample_images(SampleRequest(run), NUM, tmp_path / "out", batch_size=4)
+    sample_images(SampleRequest(run=run, num_samples=NUM, out=tmp_path / "out", batch_size=4))
     assert drawn == [[4, 5, 6, 7]]
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/images").iterdir()}
     assert {name for name in after if after[name] != before[name]} == {"000005.png"}
@@ -558,12 +576,12 @@ def test_what_is_lost_is_drawn_again_and_nothing_else(run, whole, tmp_path, draw
 
 def test_a_larger_number_goes_on_and_a_smaller_one_draws_nothing(run, whole, tmp_path, drawn, capsys):
     out = tmp_path / "out"
-    sample_images(SampleRequest(run), 8, out, batch_size=4)
-    sample_images(SampleRequest(run), NUM, out, batch_size=4)
+    sample_images(SampleRequest(run=run, num_samples=8, out=out, batch_size=4))
+    sample_images(SampleRequest(run=run, num_samples=NUM, out=out, batch_size=4))
     assert drawn == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
-    assert "SampleRequest 3 of 11 samples into" in capsys.readouterr().out
+    assert "Drawing 3 of 11 samples into" in capsys.readouterr().out
     assert contents(out) == contents(whole)
-    sample_images(SampleRequest(run), 5, out, batch_size=4)
+    sample_images(SampleRequest(run=run, num_samples=5, out=out, batch_size=4))
     assert len(drawn) == 3
     assert f"Samples: {out}   (5 of 8 x 12; images/ has 6 more, of an earlier start)" in capsys.readouterr().out
     assert len(arrays(out)["arr_0"]) == described(out)["num"] == 5
@@ -574,13 +592,13 @@ def test_a_larger_number_goes_on_and_a_smaller_one_draws_nothing(run, whole, tmp
     [
         (["--cfg-scale", "4"], "sampling.cfg_scale 2.0, now 4.0"),
         (["--steps", "5", "--seed", "3"], "sampling.steps 3, now 5; seed 0, now 3|seed 0, now 3; sampling.steps 3"),
-        (["--cfg-interval", "none"], r"sampling.cfg_interval \[0.1, 1.0\], now none"),
+        (["--cfg-interval", "None"], r"sampling.cfg_interval \[0.1, 1.0\], now none"),
         (["--labels", "balanced"], "labels random, now balanced"),
         (["--classes", "3"], r"labels random, now \[3\]"),
         (["--size", "8"], r"image_size \[8, 12\], now \[8, 8\]"),
         (["--precision", "bf16"], "precision fp32, now bf16"),
         (
-            ["--sampler", "ddim", "--sampler-options", "eta=1"],
+            ["--sampler", "ddim", "--options", "eta=1"],
             "sampling.options.eta none, now 1; sampling.sampler euler",
         ),
     ],
@@ -598,22 +616,22 @@ def test_nor_with_another_generator_decoder_or_guide(run, whole, tmp_path):
     with pytest.raises(
         ConfigError, match=r"begun otherwise \(generator.identity \w{16}\.\.\., now \w{16}\.\.\.; token"
     ):
-        sample_images(SampleRequest(tmp_path / "other"), NUM, tmp_path / "out")
+        sample_images(SampleRequest(run=tmp_path / "other", num_samples=NUM, out=tmp_path / "out"))
     with pytest.raises(ConfigError, match=r"begun otherwise \(autoguidance.identity none, now \w{16}"):
-        sample_images(SampleRequest(run, autoguidance=tmp_path / "other"), NUM, tmp_path / "out")
+        sample_images(SampleRequest(run=run, autoguidance=tmp_path / "other", num_samples=NUM, out=tmp_path / "out"))
     refined = LatentDiffusion.from_pretrained(run)
     with torch.no_grad():
         refined.tokenizer.decoder.conv_out.bias += 0.1
     refined.save_pretrained(tmp_path / "refined")
     with pytest.raises(ConfigError, match=r"begun otherwise \(tokenizer.decoder \w{16}\.\.\., now"):
-        sample_images(SampleRequest(tmp_path / "refined"), NUM, tmp_path / "out")
+        sample_images(SampleRequest(run=tmp_path / "refined", num_samples=NUM, out=tmp_path / "out"))
     assert contents(tmp_path / "out") == contents(whole)
 
 
 def test_the_generator_may_have_moved_and_the_batch_be_another(run, whole, tmp_path, drawn):
     shutil.copytree(whole, tmp_path / "out")
     shutil.copytree(run, tmp_path / "moved")
-    sample_images(SampleRequest(tmp_path / "moved"), NUM, tmp_path / "out", batch_size=7)
+    sample_images(SampleRequest(run=tmp_path / "moved", num_samples=NUM, out=tmp_path / "out", batch_size=7))
     assert not drawn
 
 
@@ -625,10 +643,10 @@ def test_other_peoples_folders_are_not_written_into(run, tmp_path):
     (tmp_path / "mine/thesis.tex").write_text("mine")
     for out in (tmp_path / "mine", tmp_path / "mine/thesis.tex"):
         with pytest.raises(ConfigError, match=r"has other things in it, and no samples\.json; give a new folder"):
-            sample_images(SampleRequest(run), 1, out)
+            sample_images(SampleRequest(run=run, num_samples=1, out=out))
     (tmp_path / "mine/samples.json").write_text("[1]")
     with pytest.raises(DataError, match="so how the pictures beside it were drawn is unknown"):
-        sample_images(SampleRequest(run), 1, tmp_path / "mine")
+        sample_images(SampleRequest(run=run, num_samples=1, out=tmp_path / "mine"))
 
 
 CLAIM = """
@@ -647,10 +665,10 @@ def test_two_at_once_do_not_share_a_folder(run, tmp_path):
     assert holder.stdout.readline() == b"claimed\n"
     try:
         with pytest.raises(ConfigError, match="is in use by another run"):
-            sample_images(SampleRequest(run), 1, tmp_path / "out")
+            sample_images(SampleRequest(run=run, num_samples=1, out=tmp_path / "out"))
     finally:
         holder.communicate()
-    sample_images(SampleRequest(run), 1, tmp_path / "out")
+    sample_images(SampleRequest(run=run, num_samples=1, out=tmp_path / "out"))
 
 
 def test_a_full_disk_is_known_before_anything_is_drawn(run, tmp_path, monkeypatch, drawn):
@@ -658,9 +676,9 @@ def test_a_full_disk_is_known_before_anything_is_drawn(run, tmp_path, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 2**26 + 60_000))
     message = r"13 samples and samples\.npz: 6\.07e-05 GB are needed, and 0\.067 GB should stay .* --no-npz"
     with pytest.raises(DataError, match=message):
-        sample_images(SampleRequest(run), 13, tmp_path / "out")
+        sample_images(SampleRequest(run=run, num_samples=13, out=tmp_path / "out"))
     assert not drawn
-    sample_images(SampleRequest(run), 13, tmp_path / "out", npz=False)
+    sample_images(SampleRequest(run=run, num_samples=13, out=tmp_path / "out", npz=False))
 
 
 @pytest.mark.parametrize(
@@ -682,11 +700,11 @@ def test_a_disk_that_fills_up_leaves_whole_files(run, whole, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(files, "_flush", full)
         with pytest.raises(DataError, match=message):
-            sample_images(SampleRequest(run), NUM, tmp_path / "out", batch_size=4)
+            sample_images(SampleRequest(run=run, num_samples=NUM, out=tmp_path / "out", batch_size=4))
     there, all_of_them = contents(tmp_path / "out"), contents(whole)
     assert name not in {Path(path).name for path in there}
     assert all(there[path] == all_of_them[path] for path in there if path.startswith("images/"))
-    sample_images(SampleRequest(run), NUM, tmp_path / "out", batch_size=4)
+    sample_images(SampleRequest(run=run, num_samples=NUM, out=tmp_path / "out", batch_size=4))
     assert contents(tmp_path / "out") == all_of_them
 
 
@@ -699,9 +717,9 @@ def test_a_damaged_picture_is_named(run, whole, tmp_path, spoil):
     Image.new("RGB", (4, 4)).save(small, "PNG")
     path.write_bytes(path.read_bytes()[:60] if spoil == "cut off" else small.getvalue())
     with pytest.raises(DataError, match=r"000005\.png is missing, damaged or of another size .*remove it and start"):
-        sample_images(SampleRequest(run), NUM, tmp_path / "out", batch_size=4)
+        sample_images(SampleRequest(run=run, num_samples=NUM, out=tmp_path / "out", batch_size=4))
     path.unlink()
-    sample_images(SampleRequest(run), NUM, tmp_path / "out", batch_size=4)
+    sample_images(SampleRequest(run=run, num_samples=NUM, out=tmp_path / "out", batch_size=4))
     assert contents(tmp_path / "out") == contents(whole)
 
 
@@ -712,14 +730,16 @@ def test_samples_that_are_not_finite_are_an_error_and_no_pictures(tmp_path):
     model.save_pretrained(tmp_path / "run")
     message = r"the latents of sample 3 \(seed 5\) came out as NaN or infinite, with --precision fp32 and --cfg-scale 2"
     with pytest.raises(DivergenceError, match=message):
-        sample_images(SampleRequest(tmp_path / "run", labels="balanced", seed=2), 5, tmp_path / "out")
+        sample_images(
+            SampleRequest(run=tmp_path / "run", labels="balanced", seed=2, num_samples=5, out=tmp_path / "out")
+        )
     assert not list((tmp_path / "out").glob("images/*"))
     broken = make_diffusion()
     with torch.no_grad():
         broken.tokenizer.decoder.conv_out.bias[1] = float("inf") * 0
     broken.save_pretrained(tmp_path / "broken")
     with pytest.raises(DivergenceError, match="the picture of sample 0 "):
-        sample_images(SampleRequest(tmp_path / "broken"), 2, tmp_path / "other")
+        sample_images(SampleRequest(run=tmp_path / "broken", num_samples=2, out=tmp_path / "other"))
 
 
 @pytest.mark.slow
@@ -740,29 +760,29 @@ def test_too_little_memory_is_told_as_such(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(LatentDiffusion, "decode", too_much)
     with pytest.raises(ConfigError, match=r"4 samples of 8 x 12 at once do not fit into the memory .* --batch-size"):
-        sample_images(SampleRequest(run), 4, tmp_path / "out")
+        sample_images(SampleRequest(run=run, num_samples=4, out=tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--cfg-interval", "0.1"], "--cfg-interval takes two times, such as 0.1 1, or none; not '0.1'"),
-        (["--cfg-interval", "all", "1"], "--cfg-interval takes two times, .* not 'all 1'"),
+        (["--cfg-interval", "0.1"], "Sampling: cfg_interval='0.1' is str; it must be"),
+        (["--cfg-interval", "all", "1"], r"Sampling: cfg_interval=\('all', 1.0\); it must be"),
         (["--cfg-interval", "0.9", "0.1"], r"interval=\(0.9, 0.1\); it is \(lo, hi\)"),
         (["--cfg-channels", "9"], "guidance on channels=9, but x has 4"),
         (["--sampler", "eular"], "no sampler named 'eular'; did you mean 'euler'"),
-        (["--sampler-options", "eta"], "--sampler-options takes key=value, not 'eta'"),
-        (["--sampler-options", "eta=1"], "sampler 'euler' has no option named 'eta'"),
-        (["--sampler", "ddim", "--sampler-options", "eta=half"], "sampler 'ddim' cannot use its options .*half"),
-        (["--sampler", "ddim", "--sampler-options", "eta=3"], r"ddim: eta=3; it must lie in \[0, 1\]"),
-        (["--steps", "0"], "steps is 0; it must be 1 or more"),
-        (["--cfg-scale", "-1"], "scale=-1.0; it must be finite and not negative"),
+        (["--options", "eta"], "--options takes key=value, not 'eta'"),
+        (["--options", "eta=1"], "sampler 'euler' has no option named 'eta'"),
+        (["--sampler", "ddim", "--options", "eta=half"], "sampler 'ddim' cannot use its options .*half"),
+        (["--sampler", "ddim", "--options", "eta=3"], r"ddim: eta=3; it must lie in \[0, 1\]"),
+        (["--steps", "0"], "steps=0; it must be int of at least 1"),
+        (["--cfg-scale", "-1"], "cfg_scale=-1.0; it must be int or float of at least 0"),
         (["--classes", "tencj"], "no class named 'tencj'; did you mean 'tench'"),
         (["--classes", "5"], "class 5: there are 5, numbered from 0 to 4"),
         (["--classes", "1", "--labels", "random"], "both labels=random and a list of classes were given"),
-        (["--batch-size", "0"], "batch_size is 0; it must be 1 or more"),
-        (["--grid", "-1"], "grid is -1; it must be 0 or more"),
-        (["--seed", "-1"], "seed is -1; it must be 0 or more"),
+        (["--batch-size", "0"], "sample: --batch-size 0; it must be int of at least 1"),
+        (["--grid", "-1"], "sample: --grid -1; it must be int of at least 0"),
+        (["--seed", "-1"], "sample: --seed -1; it must be int of at least 0"),
         (["--seed", "4294967290"], r"seed 4294967290 with 11 samples: seeds end at 2\^32 - 1"),
         (["--sweep-steps", "3"], "--sweep-steps belongs to --guidance-sweep"),
         (["--guidance-sweep", "2", "--cfg-scale", "3"], "leave out --cfg-scale"),
@@ -777,15 +797,15 @@ def test_options_that_cannot_be_are_refused_before_anything_is_written(run, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(precision="fp8"), "no precision named 'fp8'; known: fp32, tf32, bf16, fp16"),
-        (dict(weights="raw", average=0.05), "average 0.05 is one of the EMA's; leave it, or --weights raw, out"),
-        (dict(labels="balance"), "no rule of labels named 'balance'; did you mean 'balanced'"),
-        (dict(changes={"step": 3}), r"no setting named 'step'; did you mean 'steps'\? known: steps, sampler"),
+        (dict(precision="fp8"), "precision='fp8'; .*it must be 'fp32', 'tf32', 'bf16' or 'fp16'"),
+        (dict(weights="raw", ema=0.05), "ema 0.05 is one of the averages; leave it, or --weights raw, out"),
+        (dict(labels="balance"), "labels='balance'; did you mean 'balanced'"),
+        (dict(sampling={"step": 3}), r"Sampling: no key named 'step'; did you mean 'steps'"),
     ],
 )
 def test_a_drawing_that_cannot_be_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        SampleRequest("anywhere", **options)
+        SampleRequest(run="anywhere", **options)
 
 
 def test_guidance_without_a_null_class_is_refused_before_anything_is_written(tmp_path):
@@ -793,7 +813,9 @@ def test_guidance_without_a_null_class_is_refused_before_anything_is_written(tmp
     with pytest.raises(
         ConfigError, match="needs a null class, but with class_dropout_prob=0 the generator learns none"
     ):
-        sample_images(SampleRequest(tmp_path / "run", changes={"cfg_scale": 2.0}), 1, tmp_path / "out")
+        sample_images(
+            SampleRequest(run=tmp_path / "run", sampling={"cfg_scale": 2.0}, num_samples=1, out=tmp_path / "out")
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -818,6 +840,6 @@ def test_progress_is_told_for_what_is_missing(run, tmp_path, monkeypatch):
         return made
 
     monkeypatch.setattr(job, "progress_bar", watched)
-    sample_images(SampleRequest(run), 4, tmp_path / "out", batch_size=4)
-    sample_images(SampleRequest(run), NUM, tmp_path / "out", batch_size=4)
+    sample_images(SampleRequest(run=run, num_samples=4, out=tmp_path / "out", batch_size=4))
+    sample_images(SampleRequest(run=run, num_samples=NUM, out=tmp_path / "out", batch_size=4))
     assert told == [(4, [4]), (7, [4, 3])]

@@ -47,8 +47,8 @@ def picture(folder):
 
 
 def test_a_class_has_its_real_images_on_the_left_and_its_samples_on_the_right(run, greys, tmp_path):
-    options = ["--num", "5", "--classes", "zebra", "ant", "--steps", "1", "--out", str(tmp_path / "out")]
-    assert command([run(num_classes=3), *options, "--beside", str(greys), "--split", "train"]) == 0
+    options = ["--num-samples", "5", "--classes", "zebra", "ant", "--steps", "1", "--out", str(tmp_path / "out")]
+    assert command([run(num_classes=3), *options, "--real-images", str(greys), "--split", "train"]) == 0
     shown = picture(tmp_path / "out")
     tile, gap, between = 32, 2, 10
     width = 4 * tile + 3 * gap
@@ -62,7 +62,18 @@ def test_a_class_has_its_real_images_on_the_left_and_its_samples_on_the_right(ru
 
 
 def test_without_classes_samples_stand_beside_images_of_all_the_data(run, greys, tmp_path):
-    options = ["--num", "3", "--steps", "1", "--out", str(tmp_path / "out"), "--beside", str(greys), "--split", "train"]
+    options = [
+        "--num-samples",
+        "3",
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+        "--real-images",
+        str(greys),
+        "--split",
+        "train",
+    ]
     assert command([run(num_classes=1, class_dropout_prob=0.0), *options]) == 0
     assert {int(grey) for grey in picture(tmp_path / "out")[0, :32, 0]} == {GREYS["ant"]}
 
@@ -77,6 +88,17 @@ def test_a_real_image_that_cannot_be_read_is_named(run, greys, tmp_path, capsys)
     for path in (greys / "train").rglob("*.png"):
         path.write_bytes(b"no picture")
     assert len(open_source(greys, "train")) == 6
-    options = ["--num", "1", "--steps", "1", "--out", str(tmp_path / "out"), "--beside", str(greys), "--split", "train"]
+    options = [
+        "--num-samples",
+        "1",
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+        "--real-images",
+        str(greys),
+        "--split",
+        "train",
+    ]
     assert command([run(num_classes=3), *options]) == 2
     assert "or damaged in its first bytes" in capsys.readouterr().err

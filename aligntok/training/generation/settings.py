@@ -10,6 +10,7 @@ import torch
 
 from aligntok.caching.encoder import check_posterior
 from aligntok.diffusion.sampling import Sampling
+from aligntok.diffusion.settings import Sampling
 from aligntok.diffusion.times import sample_times
 from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import check_null_class

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from aligntok.data.loader import make_loader
-from aligntok.diffusion.sampling import Sampling
+from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import world
 from aligntok.distributed.job import batched
 from aligntok.engine.runner import ShareValLoop

@@ -1,0 +1,37 @@
+"""How samples are drawn, as one set of settings: sampler, steps, shift, guidance."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from aligntok.settings import Positive, settings
+
+
+@settings
+class Sampling:
+    """Settings of a sampler and its guidance; the defaults are the paper's without guidance: Euler, 30 steps."""
+
+    steps: Positive = 30
+    """Of the solver, on a grid of one time more (published LightningDiT code counts the times)."""
+    sampler: str = "euler"
+    """euler, heun, dopri5, euler_maruyama or ddim."""
+    shift: Annotated[float, Field(gt=0)] = 1.0
+    """Of the time grid, below 1 towards noise."""
+    cfg_scale: Annotated[float, Field(ge=0)] = 1.0
+    """Of guidance; 1 is none."""
+    cfg_interval: tuple[float, float] | None = None
+    """Of t where there is guidance, t = 0 being noise; None: everywhere."""
+    cfg_channels: Positive | None = None
+    """Guide the first so many latent channels only; None: all."""
+    preserve_energy: bool = False
+    """Keep the energy of the unguided velocity (EP-CFG)."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The sampler's own, such as eta=0.5 of ddim."""
+
+    def __post_init__(self) -> None:
+        from aligntok.diffusion.sampling import check_sampling  # torch, which a command's help does without
+
+        check_sampling(self)

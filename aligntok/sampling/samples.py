@@ -1,0 +1,100 @@
+"""A set of samples, drawn by one process or many into one folder.
+
+Sample i follows from its seed, `seed` + i, and its label alone. A set is drawn in batches that are cut from the numbers
+0, 1, ... in order, the same whichever process draws them and whatever was there before: so its pictures do not depend
+on processes and interruptions, and on the batch size only as far as the rounding of the arithmetic does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aligntok.diffusion.settings import Sampling
+from aligntok.distributed import barrier, is_first, must_agree
+from aligntok.distributed.job import batched, job, shares
+from aligntok.errors import ConfigError, Preempted
+from aligntok.io.files import lock_folder
+from aligntok.sampling.folder import PictureWriter, SampleFolder, compared
+from aligntok.sampling.pipeline import SamplePipeline
+from aligntok.sampling.settings import SampleRequest
+from aligntok.sampling.sheets import open_real, write_beside
+
+
+def sample_images(request: SampleRequest) -> Path:
+    """Draw samples into a folder, and return it: ``images/000000.png``, ..., ``samples.json``; see below.
+
+    Without `out` it is a folder in the generator's own, named after the settings. In ``samples.npz`` is arr_0, uint8
+    (N, H, W, 3), and of a generator with classes arr_1, int64 (N,). Started again it draws only batches of which
+    something is missing, and with more samples goes on. Collective under torchrun.
+
+    Raises ConfigError for options that cannot be, or differ from what the folder was begun with; DataError for a full
+    disk; DivergenceError for samples that are not finite; what loading raises; Preempted after SIGTERM.
+    """
+    num = request.num_samples
+    with job():
+        drawer = SamplePipeline(request)
+        drawer.check(num, drawer.sampling)
+        if drawer.weak is not None and drawer.sampling.cfg_scale == 1:
+            raise ConfigError("autoguidance with cfg_scale=1 guides nothing; give --cfg-scale, such as 2")
+        settings = drawer.describe()
+        must_agree(compared(settings), "another generator")
+        path = default_folder(drawer, settings) if request.out is None else Path(request.out).expanduser()
+        labels = drawer.labels(range(num)) if drawer.conditional else None
+        real = None if request.real_images is None else open_real(request.real_images, request.split, labels)
+        folder = SampleFolder(path, num, drawer.image_size, labels, {**settings, "batch_size": request.batch_size})
+        if is_first():
+            folder.check()
+        with lock_folder(path, wanted=is_first()):
+            draw_batches(drawer, folder, folder.begin_together(request.npz), request.batch_size)
+            folder.write_npz_together(request.npz)
+            if is_first():
+                if real is not None:
+                    write_beside(folder, real)
+                print(folder.finish(request.grid))
+            barrier()
+    return path
+
+
+def draw_batches(drawer: SamplePipeline, folder: SampleFolder, missing: set[int], batch_size: int) -> None:
+    """Draw each batch of which samples are missing, and write those; collective.
+
+    A batch is drawn whole, so that its samples are the very same as without an interruption. Raises Preempted.
+    """
+    left = [batch for batch in batched(range(folder.num), batch_size) if not missing.isdisjoint(batch)]
+    stopped = Preempted(
+        f"stopped by SIGTERM while samples were drawn into {folder.path}; the pictures that are there are whole, and "
+        "the same command goes on from them"
+    )
+    with PictureWriter(folder) as writer:
+        for batch in shares(left, "sampling", stopped, size=lambda batch: len(missing.intersection(batch))):
+            drawer.to_device()  # not of a process that draws nothing
+            pixels = drawer.draw(batch).pixels
+            writer.write([(i, pixels[i - batch.start]) for i in batch if i in missing])
+    barrier()  # the pictures of all processes are written
+
+
+def default_folder(drawer: SamplePipeline, settings: Mapping[str, Any], *first: str) -> Path:
+    """Return a folder inside the generator's own, named after the settings and the weights.
+
+    The words `first` come instead of sampler, steps and scale.
+    """
+    sampling, plain = drawer.sampling, Sampling()
+    words = [*(first or (f"{sampling.sampler}-{sampling.steps}", f"cfg-{sampling.cfg_scale:g}"))]
+    if sampling.cfg_interval is not None:
+        words.append("interval-{:g}-{:g}".format(*sampling.cfg_interval))
+    words += [f"channels-{sampling.cfg_channels}"] * (sampling.cfg_channels is not None)
+    words += ["energy"] * sampling.preserve_energy
+    words += [f"shift-{sampling.shift:g}"] * (sampling.shift != plain.shift)
+    words += [f"{key}-{value}" for key, value in sorted(sampling.options.items())]
+    words.append("x".join(map(str, drawer.image_size)))
+    if drawer.rule.rule == "listed":
+        some, more = drawer.rule.listed[:4], len(drawer.rule.listed) - 4
+        words.append("-".join(["classes", *map(str, some), *([f"and-{more}"] if more > 0 else [])]))
+    elif drawer.rule.rule == "balanced":
+        words.append("balanced")
+    words += [settings["precision"]] * (settings["precision"] != "fp32")
+    words += [f"seed-{settings['seed']}"] * (settings["seed"] != 0)
+    words += [f"weak-{settings['autoguidance']['identity'][:8]}"] if settings["autoguidance"] else []
+    return Path(drawer.request.run) / "samples" / "_".join([*words, settings["generator"]["identity"][:8]])

@@ -1,0 +1,92 @@
+"""What drawing samples is told: the generator, what fixes a sample, and the folder; or the sweep to make instead."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from aligntok.diffusion.settings import Sampling
+from aligntok.errors import ConfigError
+from aligntok.settings import ChangesTo, Count, ImageSize, Positive, Precision, settings
+
+
+@settings(
+    renamed={
+        "num": "num_samples",
+        "average": "ema",
+        "beside": "real_images",
+        "sampler_options": "options",
+        "source": "run",
+        "changes": "sampling",
+    }
+)
+class SampleRequest:
+    """Draw samples from a trained generator. The same command started again goes on where it stopped; under torchrun
+    every process takes its share. Options of sampling default to what the run's config says.
+    """
+
+    run: str | Path
+    """A work folder with a trained generator, or a saved one."""
+    num_samples: Positive = 64
+    """Samples to draw."""
+    out: str | Path | None = None
+    """The folder to write; None: RUN/samples/<the settings>."""
+    weights: Literal["raw", "ema"] | None = None
+    """Of a work folder; None: averages where they are kept."""
+    ema: float | None = None
+    """Width or decay of the average; None: the config's ema.inference."""
+    labels: Literal["random", "balanced"] | None = None
+    """Random by the sample's seed, or each class in turn; None: random where there are classes."""
+    classes: tuple[str | int, ...] = ()
+    """These, over and over, instead of labels: numbers or names."""
+    seed: Count = 0
+    """Of sample 0; sample i has seed + i."""
+    size: ImageSize | None = None
+    """Pixels: a side, or height and width; None: those of the training images."""
+    precision: Precision = "fp32"
+    """Of the generator's arithmetic; pictures are decoded in float32."""
+    sampling: Annotated[dict[str, Any], ChangesTo(Sampling)] = dataclasses.field(default_factory=dict)
+    """What is to differ from the generator's own; another sampler begins with its own options."""
+    autoguidance: str | Path | None = None
+    """Guide away from this weaker generator on the same latents, not from the null class."""
+    batch_size: Positive = 32
+    """Samples at once, of one process."""
+    npz: bool = True
+    """Write samples.npz, too."""
+    grid: Count = 64
+    """Samples in grid.png; 0: none."""
+    real_images: str | Path | None = None
+    """Images to show beside samples of their class, in beside_real.png."""
+    split: str | None = None
+    """Of the real images: a subfolder, or a word in the names of its files."""
+    guidance_sweep: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    """Compare these guidance scales instead, and 1."""
+    sweep_steps: tuple[Positive, ...] = ()
+    """Each with these numbers of steps; none: the run's."""
+    reference: str | Path | None = None
+    """Of make-reference: measure the distance of each scale and steps from it."""
+    extractor: str = "inception_v3"
+    """The reference's features."""
+
+    def __post_init__(self) -> None:
+        if self.weights == "raw" and self.ema is not None:
+            raise ConfigError(f"ema {self.ema:g} is one of the averages; leave it, or --weights raw, out")
+        if self.labels is not None and self.classes:
+            raise ConfigError(f"both labels={self.labels} and a list of classes were given; give one of the two")
+        self._check_sweep()
+
+    def _check_sweep(self) -> None:
+        if self.guidance_sweep is None:
+            if self.reference is not None:
+                raise ConfigError(
+                    "--reference belongs to --guidance-sweep; samples are measured by evaluate.py generation"
+                )
+            if self.sweep_steps:
+                raise ConfigError("--sweep-steps belongs to --guidance-sweep; for samples give --steps")
+        elif "cfg_scale" in self.sampling or (self.sweep_steps and "steps" in self.sampling):
+            raise ConfigError(
+                "--guidance-sweep and --sweep-steps say which scales and steps; leave out --cfg-scale, --steps"
+            )
