@@ -18,6 +18,7 @@ from aligntok.caching.settings import CacheRequest
 from aligntok.data.latents import LatentDataset
 from aligntok.errors import WeightsError
 from aligntok.evaluation.reconstruction import evaluate_reconstruction
+from aligntok.evaluation.settings import ReconstructionSettings
 from aligntok.published import _our_name, _widths, load_ldm_autoencoder
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
@@ -151,7 +152,9 @@ def test_it_is_cached_trained_on_sampled_and_evaluated_like_any_other(tmp_path, 
     drawn = aligntok.load_latent_diffusion(run(load_config(write_generation(**given)))).sample([0, 2], [0, 1])
     assert drawn.shape == (2, 3, 32, 32)
     options = dict(image_size=32, split="train", perceptual=(), extractor=None, workers=0)
-    found = evaluate_reconstruction(path, classes, tmp_path / "out", **options)
+    found = evaluate_reconstruction(
+        ReconstructionSettings(tokenizer=path, data=classes, out=tmp_path / "out", **options)
+    )
     assert np.isfinite(found.metrics["psnr"])
 
 

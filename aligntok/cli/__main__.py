@@ -2,4 +2,4 @@
 
 from aligntok.cli import main
 
-raise SystemExit(main())
+raise SystemExit(main(None))

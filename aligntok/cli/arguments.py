@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -35,6 +35,21 @@ def reporting_errors(command: Command) -> Command:
     return wrapped
 
 
+def dispatch(prog: str, verbs: Mapping[str, Command], arguments: Sequence[str] | None) -> int:
+    """Run the verb that a command line (None: this process's) begins with, or list the verbs; return the exit status.
+
+    A verb's name of an earlier version, with underscores, is answered with its present one.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in verbs:
+        return verbs[words[0]](words[1:])
+    if words and words[0].replace("_", "-") in verbs:
+        raise ConfigError(f"{prog}: {words[0]} is called {words[0].replace('_', '-')} now")
+    lines = [f"  {name:15s} {(inspect.getdoc(verb) or '').splitlines()[0]}" for name, verb in verbs.items()]
+    print(f"usage: {prog} VERB ... (each has --help)\n\n" + "\n".join(lines))
+    return 0 if words in (["--help"], ["-h"], []) else 2
+
+
 def parse_options(pairs: Sequence[str], option: str = "--cfg-options") -> dict[str, Any]:
     """Turn the ``key=value`` words of an option into a dict; values are Python literals, or text where they are none.
 
@@ -52,12 +67,6 @@ def parse_options(pairs: Sequence[str], option: str = "--cfg-options") -> dict[s
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval may raise
             options[key] = value
     return options
-
-
-def image_size(text: str) -> tuple[int, ...]:
-    """Turn ``256`` or ``256x384`` (height x width) into (H, W). Raises ValueError, which argparse explains."""
-    sides = tuple(int(side) for side in text.split("x"))
-    return sides * 2 if len(sides) == 1 else sides
 
 
 def parse(
@@ -246,6 +255,8 @@ def _value_of_one(kind: Any, words: list[str], flag: str) -> Any:
         kinds = [inner[0]] * len(words) if origin is list or ... in inner else inner
         return tuple(_value(each, [word], flag) for each, word in zip(kinds, words, strict=True))
     (word,) = words
+    if kind is type(None) and word == "none":
+        return None
     choices = {bool: (True, False), type(None): (None,)}.get(kind, inner)
     if choices:
         return {str(choice): choice for choice in choices}[word]

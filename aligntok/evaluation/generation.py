@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from aligntok.data.transforms import to_tensor
 from aligntok.distributed import barrier, is_first
@@ -13,36 +10,27 @@ from aligntok.distributed.job import job
 from aligntok.evaluation.images import Samples
 from aligntok.evaluation.metrics.online import GenerationMetric
 from aligntok.evaluation.results import Result, check_out, default_folder, publish
+from aligntok.evaluation.settings import GenerationSettings
 from aligntok.io.pictures import image_grid, save_picture, to_picture
 
 SHOWN = 64  # samples in the picture
 
 
-def evaluate_generation(
-    samples: str | os.PathLike[str],
-    reference: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None = None,
-    *,
-    extractor: str | Mapping[str, Any] = "inception_v3",
-    num: int | None = None,
-    batch_size: int = 32,
-    workers: int = 2,
-) -> Result:
+def evaluate_generation(asked: GenerationSettings) -> Result:
     """Measure samples against a reference: FID, sFID, IS, precision, recall, KID, density, coverage (paper, Table 4).
 
-    samples: see :class:`Samples`. reference: a file that ``make-reference`` wrote, or ADM's .npz. extractor: see
-    :func:`build_extractor`; metrics of others than Inception-v3 carry its name. Which of them there are depends on
-    what the extractor gives and the reference holds.
+    The samples are what :class:`Samples` takes, the extractor what :func:`build_extractor` does; metrics of others than
+    Inception-v3 carry its name. Which of them there are depends on what the extractor gives and the reference holds.
 
     Writes into `out` (None: ``evaluation/`` in the folder of ``tools/sample.py``; of other samples in the current
     folder) ``generation.json``, ``samples.png`` and ``report.html``. Collective under torchrun. Raises DataError for
     samples or a reference that cannot be used, ConfigError or WeightsError for the extractor, Preempted after SIGTERM.
     """
     with job():
-        drawn = Samples(samples, num, batch_size, workers)
-        metric = GenerationMetric(str(reference), extractor)
+        drawn = Samples(asked.samples, asked.num_samples, asked.batch_size, asked.workers)
+        metric = GenerationMetric(str(asked.reference), asked.extractor)
         name = f"generation_{metric.reference.name}"
-        folder = own_folder(drawn, name) if out is None else Path(out).expanduser()
+        folder = own_folder(drawn, name) if asked.out is None else Path(asked.out).expanduser()
         check_out(folder)
         for batch in drawn:
             metric.add(batch.pixels, batch.places)
@@ -53,10 +41,12 @@ def evaluate_generation(
             "samples": drawn.description or None,
             "num": len(drawn),
             "image_size": list(drawn.image_size),
-            "reference": {"file": str(reference), "name": found.name, "images": found.num_images},
+            "reference": {"file": str(asked.reference), "name": found.name, "images": found.num_images},
             "extractor": {"title": metric.extractor.title, "identity": metric.extractor.identity},
         }
-        result = Result("generation", str(samples), metrics, settings, pictures={"The first samples": "samples.png"})
+        result = Result(
+            "generation", str(asked.samples), metrics, settings, pictures={"The first samples": "samples.png"}
+        )
         if is_first():
             folder.mkdir(parents=True, exist_ok=True)
             write_samples(folder / "samples.png", drawn)

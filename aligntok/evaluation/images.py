@@ -159,7 +159,9 @@ class Samples(Dataset[Any]):
             self.reader = _Pictures(open_source(own if self.description else self.path))
         there = self._there()
         if num is not None and num > there:
-            raise DataError(f"{source} has {there} samples, fewer than the {num} asked for; draw more, or lower --num")
+            raise DataError(
+                f"{source} has {there} samples, fewer than the {num} asked for; draw more, or lower --num-samples"
+            )
         self.num = num or there
         self.batch_size, self.workers = batch_size, workers
         height, width = self.reader.read(0).shape[:2]

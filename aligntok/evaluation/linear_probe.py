@@ -6,7 +6,6 @@ computes with those that it holds, and gradients are summed. Results agree as fa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +16,10 @@ from torch import Tensor, nn
 
 from aligntok.caching.encoder import LatentEncoder
 from aligntok.caching.settings import CacheSettings
-from aligntok.device import check_precision, device, multiplying
+from aligntok.device import device, multiplying
 from aligntok.distributed import barrier, is_first, must_agree, total, world
 from aligntok.distributed.job import batched, job, progress_bar, stop_if_preempted
-from aligntok.errors import ConfigError, DataError, at_least
+from aligntok.errors import DataError
 from aligntok.evaluation.images import RESIZE, EvaluationImages, begins_anew
 from aligntok.evaluation.probe_features import (
     EncodedAnew,
@@ -31,6 +30,7 @@ from aligntok.evaluation.probe_features import (
     statistics,
 )
 from aligntok.evaluation.results import Result, check_out, default_folder, identity, publish
+from aligntok.evaluation.settings import ProbeSettings
 from aligntok.loading import load_tokenizer
 from aligntok.rng import rng, seed_torch
 from aligntok.settings import Precision
@@ -49,77 +49,43 @@ class Epoch(NamedTuple):
     top5: float
 
 
-def linear_probe(
-    tokenizer: str | os.PathLike[str],
-    data: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None = None,
-    *,
-    image_size: int | Sequence[int] = 256,
-    train_split: str = "train",
-    val_split: str = "val",
-    epochs: int = 3,
-    lr: float = 1e-3,
-    batch_size: int = 256,
-    seed: int = 0,
-    pool: bool = False,
-    standardize: bool = False,
-    num_train: int | None = None,
-    num_val: int | None = None,
-    weights: str | None = None,
-    precision: Precision = "fp32",
-    encode_batch_size: int = 32,
-    workers: int = 2,
-    memory_gb: float = 16.0,
-) -> Result:
+def linear_probe(asked: ProbeSettings) -> Result:
     """Train a linear classifier on a tokenizer's frozen latents and measure it: top-1 and top-5, in [0, 1].
 
-    tokenizer: what :func:`load_tokenizer` takes, with `weights` "raw" or "ema" of a work folder. data: images with
-    classes, and its two splits; `num_train` and `num_val` take so many, evenly spread. The input is the whole latent,
-    d h w numbers, or with `pool` their d means over positions; with `standardize` each less its mean over the training
-    images and divided by its deviation. epochs, lr, batch_size: Adam, constant rate, and the images of a step over all
-    processes, the last of an epoch perhaps fewer. No augmentation. Features stay in memory where a process's share
-    takes no more than `memory_gb`, and are encoded anew each epoch otherwise, with the same result.
+    The tokenizer is what :func:`load_tokenizer` takes. The input is the whole latent, d h w numbers, or with `pool`
+    their d means over positions; with `standardize` each less its mean over the training images and divided by its
+    deviation. Adam at a constant rate; no augmentation.
 
     Writes ``linear_probe.json`` and ``report.html`` into `out` (None: ``evaluation/linear_probe`` in the tokenizer's
     folder). Collective under torchrun. Raises ConfigError for options that cannot be; DataError for images without
     classes, or with others in one split than in the other; what loading raises; Preempted after SIGTERM.
     """
-    check_options(train_split, val_split, epochs, lr, batch_size, memory_gb, precision)
-    folder = default_folder(tokenizer, "linear_probe") if out is None else Path(out).expanduser()
-    with job(), multiplying(precision):  # the probe as the tokenizer
+    folder = default_folder(asked.tokenizer, "linear_probe") if asked.out is None else Path(asked.out).expanduser()
+    with job(), multiplying(asked.precision):  # the probe as the tokenizer
         check_out(folder)
-        wanted = ((train_split, num_train), (val_split, num_val))
-        images = [EvaluationImages(data, image_size, *each, encode_batch_size, workers) for each in wanted]
-        model = load_tokenizer(tokenizer, **({} if weights is None else dict[str, Any](weights=weights)))
-        encode = FeatureEncoder(model, images[0].image_size, precision, pool)
+        wanted = ((asked.train_split, asked.num_train), (asked.val_split, asked.num_val))
+        how = (asked.encode_batch_size, asked.workers)
+        images = [EvaluationImages(asked.data, asked.image_size, *each, *how) for each in wanted]
+        weights: dict[str, Any] = {} if asked.weights is None else {"weights": asked.weights}
+        model = load_tokenizer(asked.tokenizer, **weights)
+        encode = FeatureEncoder(model, images[0].image_size, asked.precision, asked.pool)
         names, splits = make_splits(images, encode)
-        recipe = {"epochs": epochs, "optimizer": "Adam", "lr": lr, "batch_size": batch_size, "seed": seed}
-        recipe |= {"standardize": standardize, "augmentation": None, "weights": weights, "precision": precision}
+        recipe = {"epochs": asked.epochs, "optimizer": "Adam", "lr": asked.lr, "batch_size": asked.batch_size}
+        recipe |= {"seed": asked.seed, "standardize": asked.standardize, "augmentation": None}
+        recipe |= {"weights": asked.weights, "precision": asked.precision}
         settings = describe(splits, encode, len(names), model) | recipe
         must_agree(settings, "another tokenizer, other images")
-        train, val = feature_sets(splits, memory_gb, workers)
-        probe = Probe(encode.dim, len(names), lr, seed)
-        if standardize:
+        train, val = feature_sets(splits, asked.memory_gb, asked.workers)
+        probe = Probe(encode.dim, len(names), asked.lr, asked.seed)
+        if asked.standardize:
             probe.standardize(*statistics(train, in_order(train), total))
-        history = run(probe, train, val, epochs, batch_size, seed)
+        history = run(probe, train, val, asked.epochs, asked.batch_size, asked.seed)
         metrics, table = {"top1": history[-1].top1, "top5": history[-1].top5}, [each._asdict() for each in history]
-        result = Result("linear_probe", str(tokenizer), metrics, settings, {"Epochs": table})
+        result = Result("linear_probe", str(asked.tokenizer), metrics, settings, {"Epochs": table})
         if is_first():
             publish(result, folder)
         barrier()
     return result
-
-
-def check_options(
-    train_split: str, val_split: str, epochs: int, lr: float, batch_size: int, memory_gb: float, precision: Precision
-) -> None:
-    """Raise ConfigError for options that cannot be."""
-    at_least(1, epochs=epochs, batch_size=batch_size)
-    if train_split == val_split:
-        raise ConfigError(f"train_split and val_split are both '{val_split}'; a probe is measured on other images")
-    if not lr > 0 or memory_gb < 0:
-        raise ConfigError(f"lr is {lr} and memory_gb {memory_gb}; give lr above 0, and memory_gb of 0 or more")
-    check_precision(precision)
 
 
 class FeatureEncoder:

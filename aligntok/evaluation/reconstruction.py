@@ -4,83 +4,74 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from aligntok.caching.encoder import ImagesToEncode, latent_shape
-from aligntok.device import check_precision, computing, device, explaining_out_of_memory, multiplying
+from aligntok.device import computing, device, explaining_out_of_memory, multiplying
 from aligntok.distributed import barrier, is_first
 from aligntok.distributed.job import job
-from aligntok.errors import ConfigError, unknown
+from aligntok.errors import ConfigError
 from aligntok.evaluation.images import RESIZE, EvaluationImages
 from aligntok.evaluation.metrics.online import ImageRow, ReconstructionMetric
 from aligntok.evaluation.results import Result, check_out, default_folder, identity, publish
+from aligntok.evaluation.settings import ReconstructionSettings
 from aligntok.io.files import replacing
 from aligntok.io.pictures import reconstruction_grid, save_picture, to_picture
 from aligntok.loading import load_tokenizer
 from aligntok.tokenizer import Tokenizer
 
-TABLES = ("csv", "parquet")
 SHOWN = 8  # images in each of the pictures of the worst and the best
 
 
-def evaluate_reconstruction(
-    tokenizer: str | os.PathLike[str],
-    data: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None = None,
-    *,
-    image_size: int | Sequence[int] = 256,
-    split: str | None = None,
-    num: int | None = None,
-    perceptual: Sequence[Mapping[str, Any]] = ({"type": "lpips"},),
-    extractor: str | Mapping[str, Any] | None = "inception_v3",
-    weights: str | None = None,
-    precision: str = "fp32",
-    batch_size: int = 32,
-    workers: int = 2,
-    table: str = "csv",
-) -> Result:
+def evaluate_reconstruction(asked: ReconstructionSettings) -> Result:
     """Measure the reconstructions of images: PSNR, SSIM, perceptual distances and rFID (paper, Tables 3 and 10).
 
-    tokenizer: what :func:`load_tokenizer` takes, with `weights` "raw" or "ema" of a work folder. data, split, num,
-    image_size: see :class:`EvaluationImages`. perceptual, extractor: see :class:`ReconstructionMetric`. precision: of
-    the tokenizer's arithmetic. table: "csv" or "parquet", of every image's values.
+    The tokenizer is what :func:`load_tokenizer` takes, data what :class:`EvaluationImages` does, perceptual and
+    extractor what :class:`ReconstructionMetric` does.
 
     Writes into `out` (None: ``evaluation/`` in the tokenizer's folder) ``reconstruction.json``, ``per_image.csv``,
     ``worst.png`` and ``best.png`` (input | reconstruction | error, by PSNR) and ``report.html``. Collective under
     torchrun. Raises ConfigError and WeightsError for what cannot be measured with, DataError for the images,
     Preempted after SIGTERM.
     """
-    check_table(table)
-    check_precision(precision)
-    folder = default_folder(tokenizer, folder_name(data, split)) if out is None else Path(out).expanduser()
-    with job(), multiplying(precision):  # perceptual distances as the tokenizer
+    check_table(asked.table)
+    name = folder_name(asked.data, asked.split)
+    folder = default_folder(asked.tokenizer, name) if asked.out is None else Path(asked.out).expanduser()
+    with job(), multiplying(asked.precision):  # perceptual distances as the tokenizer
         check_out(folder)
-        images = EvaluationImages(data, image_size, split, num, batch_size, workers)
-        model = load_tokenizer(tokenizer, **({} if weights is None else dict[str, Any](weights=weights)))
+        images = EvaluationImages(
+            asked.data, asked.image_size, asked.split, asked.num_images, asked.batch_size, asked.workers
+        )
+        weights: dict[str, Any] = {} if asked.weights is None else {"weights": asked.weights}
+        model = load_tokenizer(asked.tokenizer, **weights)
         latent_shape(model, images.image_size)
-        reconstruct = Reconstruction(model, precision)
-        metric = ReconstructionMetric(perceptual, extractor)
+        reconstruct = Reconstruction(model, asked.precision)
+        perceptual = [
+            {**({"type": each} if isinstance(each, str) else each), **asked.perceptual_options}
+            for each in asked.perceptual or ()
+        ]
+        metric = ReconstructionMetric(perceptual, asked.extractor)
         metrics = measure(reconstruct, images, metric)
         settings = {
-            "data": str(data),
-            "split": split,
+            "data": str(asked.data),
+            "split": asked.split,
             "image_size": list(images.image_size),
             "resize": RESIZE,
             "images": len(metric.rows),
             "unreadable": images.skipped,
-            "tokenizer": {"identity": identity(model), "weights": weights},
-            "precision": precision,
-            "perceptual": [dict(config) for config in perceptual],
+            "tokenizer": {"identity": identity(model), "weights": asked.weights},
+            "precision": asked.precision,
+            "perceptual": perceptual,
             "extractor": None if metric.extractor is None else metric.extractor.title,
         }
-        result = Result("reconstruction", str(tokenizer), metrics, settings, pictures=PICTURES)
+        result = Result("reconstruction", str(asked.tokenizer), metrics, settings, pictures=PICTURES)
         if is_first():
             folder.mkdir(parents=True, exist_ok=True)
-            write_table(folder, metric, images, table)
+            write_table(folder, metric, images, asked.table)
             write_extremes(folder, metric.rows, reconstruct, images)
             publish(result, folder)
         barrier()
@@ -96,9 +87,7 @@ def folder_name(data: str | os.PathLike[str], split: str | None) -> str:
 
 
 def check_table(table: str) -> None:
-    """Raise ConfigError for a format that tables are not written in, or not without a library."""
-    if table not in TABLES:
-        raise ConfigError(unknown("table format", table, TABLES))
+    """Raise ConfigError for a format that tables are not written in without a library."""
     if table == "parquet":
         try:
             import pyarrow.parquet  # noqa: F401

@@ -19,12 +19,13 @@ from torch import Tensor
 from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import barrier, is_first, world
 from aligntok.distributed.job import batched, job
-from aligntok.errors import DataError, at_least, first_line
+from aligntok.errors import DataError, first_line
 from aligntok.evaluation.images import RESIZE, EvaluationImages
 from aligntok.evaluation.metrics.features import INCEPTION, FeatureCollector, FeatureSet, build_extractor
 from aligntok.evaluation.metrics.fid import Gaussian
 from aligntok.evaluation.metrics.image_quality import to_pixels
 from aligntok.evaluation.results import check_out
+from aligntok.evaluation.settings import ReferenceSettings
 from aligntok.extractors.base import Extractor
 from aligntok.io.files import save_tensors
 
@@ -141,41 +142,29 @@ def check_fits(
         )
 
 
-def make_reference(
-    data: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    extractor: str | Mapping[str, Any] | Extractor = "inception_v3",
-    image_size: int | Sequence[int] = 256,
-    split: str | None = None,
-    name: str | None = None,
-    num: int | None = None,
-    batch_size: int = 32,
-    workers: int = 2,
-    keep_features: int = 10_000,
-) -> Path:
-    """Make reference statistics of the images at `data`, write them to `out` (.safetensors), and return that path.
+def make_reference(asked: ReferenceSettings) -> Path:
+    """Make reference statistics of images, write them to `out` (.safetensors), and return that path.
 
-    data, split, num, batch_size, workers: see :class:`EvaluationImages`. extractor: see :func:`build_extractor`. name:
-    by default the file's. keep_features: of how many images, evenly spread, the features are kept too, for KID,
-    precision, recall, density and coverage. Collective under torchrun. Raises what those two raise, DataError for fewer
-    than two images, WriteError for a file that cannot be written.
+    The images are what :class:`EvaluationImages` takes, the extractor what :func:`build_extractor` does. Collective
+    under torchrun. Raises what those two raise, DataError for fewer than two images, WriteError for a file that cannot
+    be written.
     """
-    at_least(0, keep_features=keep_features)
-    path = Path(out).expanduser()
+    path = Path(asked.out).expanduser()
     _check_suffix(path)
     with job():
         check_out(path.parent)
-        built = extractor if isinstance(extractor, Extractor) else build_extractor(extractor)
-        images = EvaluationImages(data, image_size, split, num, batch_size, workers)
-        kept = min(keep_features, len(images))
+        built = build_extractor(asked.extractor)
+        images = EvaluationImages(
+            asked.data, asked.image_size, asked.split, asked.num_images, asked.batch_size, asked.workers
+        )
+        kept = min(asked.keep_features, len(images))
         wanted = frozenset(images.places[i * len(images) // kept] for i in range(kept))
         collector = FeatureCollector(built, wanted)
         for batch in images:
             collector.add(to_pixels(batch.images), batch.places.tolist())
         features = collector.combine()
         if is_first():
-            write_reference(path, features, built, name=name or path.stem, image_size=images.image_size)
+            write_reference(path, features, built, name=asked.name or path.stem, image_size=images.image_size)
         barrier()
     return path
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from aligntok.errors import ConfigError
 from aligntok.settings import Count, ImageSize, Positive, Precision, settings
 
 FEWEST = 20  # images and points: below, neither neighbours nor densities mean anything
@@ -53,3 +54,140 @@ class LatentAnalysis:
     """Images at once, of one process."""
     workers: Count = 2
     """Processes that read images, for each that encodes."""
+
+
+@settings(renamed={"num": "num_images"})
+class ReconstructionSettings:
+    """Measure the reconstructions of images: PSNR, SSIM, perceptual distances and rFID. Under torchrun every process
+    takes its share. Numbers go to the terminal, a JSON file, TensorBoard and a report to read.
+    """
+
+    tokenizer: str | Path
+    """A work folder or stage, a saved tokenizer, a published checkpoint, a hub id."""
+    data: str | Path
+    """Images: a folder, a zip, shards, parquet files, or hf://owner/name."""
+    out: str | Path | None = None
+    """The folder to write; None: TOKENIZER/evaluation/reconstruction_<data>."""
+    image_size: ImageSize = 256
+    """Pixels: a side, or height and width."""
+    split: str | None = None
+    """Of the data: a subfolder, or a word in the names of its files."""
+    num_images: Positive | None = None
+    """Images, evenly spread over the data; None: all."""
+    weights: Literal["raw", "ema"] | None = None
+    """Of a work folder; None: averages where they are kept."""
+    extractor: str | dict[str, Any] | None = "inception_v3"
+    """Features to compare on: inception_v3, perhaps with :/path/to/its/weights, timm:MODEL, open_clip:MODEL/TAG, or the
+    name of an extractor or encoder that a plugin adds; None: no Fréchet distance; in Python also a config."""
+    perceptual: tuple[str | dict[str, Any], ...] | None = ("lpips",)
+    """Distances: names of losses; in Python also configs."""
+    perceptual_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keywords of each of them, such as net=alex."""
+    precision: Precision = "fp32"
+    """Of the tokenizer's arithmetic."""
+    table: Literal["csv", "parquet"] = "csv"
+    """Format of the table of every image's values."""
+    batch_size: Positive = 32
+    """Images at once, of one process."""
+    workers: Count = 2
+    """Processes that read images, for each that encodes."""
+
+
+@settings(renamed={"num": "num_samples"})
+class GenerationSettings:
+    """Measure samples against a reference: FID, sFID, IS, precision, recall, KID, density, coverage. Under torchrun
+    every process takes its share. Numbers go to the terminal, a JSON file, TensorBoard and a report to read.
+    """
+
+    samples: str | Path
+    """A folder that tools/sample.py wrote, a folder or zip of pictures, or an .npz with arr_0."""
+    reference: str | Path
+    """A file of make-reference, or ADM's .npz."""
+    out: str | Path | None = None
+    """The folder to write; None: evaluation/... in tools/sample.py's folder, else here."""
+    extractor: str | dict[str, Any] = "inception_v3"
+    """The reference's features; as for reconstructions."""
+    num_samples: Positive | None = None
+    """Only the first so many; None: all."""
+    batch_size: Positive = 32
+    """Samples at once, of one process."""
+    workers: Count = 2
+    """Processes that read samples, for each that measures."""
+
+
+@settings(renamed={"num": "num_images"})
+class ReferenceSettings:
+    """Make the statistics of real images that samples are held to. Under torchrun every process takes its share."""
+
+    data: str | Path
+    """Images: a folder, a zip, shards, parquet files, or hf://owner/name."""
+    out: str | Path
+    """The file to write, such as imagenet256.safetensors."""
+    image_size: ImageSize = 256
+    """Pixels: a side, or height and width."""
+    split: str | None = None
+    """Of the data: a subfolder, or a word in the names of its files."""
+    num_images: Positive | None = None
+    """Images, evenly spread over the data; None: all."""
+    name: str | None = None
+    """What results call it; None: the file's name."""
+    extractor: str | dict[str, Any] = "inception_v3"
+    """Features to keep; as for reconstructions."""
+    keep_features: Count = 10_000
+    """Images, evenly spread, whose features are kept for KID, precision, recall, density and coverage."""
+    batch_size: Positive = 32
+    """Images at once, of one process."""
+    workers: Count = 2
+    """Processes that read images, for each that measures."""
+
+
+@settings
+class ProbeSettings:
+    """Train a linear classifier on a tokenizer's frozen latents and measure it: top-1 and top-5. The defaults are the
+    paper's. Under torchrun every process takes its share.
+    """
+
+    tokenizer: str | Path
+    """A work folder or stage, a saved tokenizer, a published checkpoint, a hub id."""
+    data: str | Path
+    """Images with classes: a folder, a zip, shards, parquet files, or hf://owner/name."""
+    out: str | Path | None = None
+    """The folder to write; None: TOKENIZER/evaluation/linear_probe."""
+    image_size: ImageSize = 256
+    """Pixels: a side, or height and width."""
+    train_split: str = "train"
+    """The images to train on."""
+    val_split: str = "val"
+    """The images to measure on."""
+    num_train: Positive | None = None
+    """Only so many, evenly spread; None: all."""
+    num_val: Positive | None = None
+    """Only so many, evenly spread; None: all."""
+    weights: Literal["raw", "ema"] | None = None
+    """Of a work folder; None: averages where they are kept."""
+    precision: Precision = "fp32"
+    """Of the tokenizer's and the probe's arithmetic."""
+    encode_batch_size: Positive = 32
+    """Images encoded at once, of one process."""
+    workers: Count = 2
+    """Processes that read images, for each that encodes."""
+    memory_gb: Annotated[float, Field(ge=0)] = 16.0
+    """For features, of one process; what takes more is encoded anew each epoch, with the same result."""
+    epochs: Positive = 3
+    """Over the training images."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Of Adam, constant."""
+    batch_size: Positive = 256
+    """Images of a step, all processes; the last of an epoch perhaps fewer."""
+    seed: Count = 0
+    """Of the order and the first weights."""
+    pool: bool = False
+    """Take the latents' means over positions instead of all their numbers."""
+    standardize: bool = False
+    """Bring features to mean 0 and deviation 1 over the training images."""
+
+    def __post_init__(self) -> None:
+        if self.train_split == self.val_split:
+            raise ConfigError(
+                f"train_split and val_split are both '{self.val_split}'; a probe is measured on other images"
+            )

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,8 @@ def test_every_verb_is_listed_and_has_help(capsys):
     listed = capsys.readouterr().out
     for verb, command in cli.VERBS.items():
         assert f"  {verb} " in listed
-        with pytest.raises(SystemExit) as stopped:
-            command(["--help"])
-        assert stopped.value.code == 0
+        with suppress(SystemExit):  # tyro's, whose status test_help_of_every_tool looks at
+            assert command(["--help"]) == 0
         assert "usage: " in capsys.readouterr().out
 
 

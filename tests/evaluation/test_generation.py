@@ -15,6 +15,7 @@ from aligntok.evaluation.generation import evaluate_generation
 from aligntok.evaluation.images import Samples
 from aligntok.evaluation.metrics.features import FeatureCollector, build_extractor, compare
 from aligntok.evaluation.results import read_result
+from aligntok.evaluation.settings import GenerationSettings
 
 TINY = "tiny_extractor.TinyExtractor"
 
@@ -33,7 +34,9 @@ def found(pictures, reference, tiny_extractor, tmp_path_factory):
     """The folder of an evaluation of the thirty drawn pictures, and its result."""
     folder = tmp_path_factory.mktemp("evaluation") / "out"
     options = dict(extractor=tiny_extractor, batch_size=4, workers=0)
-    return folder, evaluate_generation(pictures / "drawn", reference, folder, **options)
+    return folder, evaluate_generation(
+        GenerationSettings(samples=pictures / "drawn", reference=reference, out=folder, **options)
+    )
 
 
 def features(folder, extractor):
@@ -54,7 +57,11 @@ def test_the_numbers_are_those_of_the_pictures_and_carry_the_extractors_name(fou
 
 
 def test_real_pictures_are_at_no_distance_from_themselves(pictures, reference, tiny_extractor, tmp_path):
-    result = evaluate_generation(pictures / "real", reference, tmp_path, extractor=tiny_extractor, workers=0)
+    result = evaluate_generation(
+        GenerationSettings(
+            samples=pictures / "real", reference=reference, out=tmp_path, extractor=tiny_extractor, workers=0
+        )
+    )
     assert result.metrics["FD-Tiny"] == pytest.approx(0, abs=1e-6)
     assert result.metrics["precision-Tiny"] == result.metrics["recall-Tiny"] == 1
 
@@ -64,7 +71,9 @@ def test_an_evaluation_adds_nothing_to_the_pictures_that_the_next_is_of(
 ):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        result = evaluate_generation(pictures / "drawn", reference, extractor=tiny_extractor, workers=0)
+        result = evaluate_generation(
+            GenerationSettings(samples=pictures / "drawn", reference=reference, extractor=tiny_extractor, workers=0)
+        )
         assert result.metrics == pytest.approx(found[1].metrics, rel=1e-6)
     assert (tmp_path / "evaluation" / "drawn" / "generation_real" / "generation.json").is_file()
 
@@ -74,7 +83,15 @@ def test_a_folder_that_cannot_be_written_in_is_told_before_any_sample_is_measure
 ):
     monkeypatch.setattr(Samples, "__iter__", lambda _: pytest.fail("samples were read"))
     with pytest.raises(ConfigError, match="cannot write in .*real.safetensors/out: .* give another --out"):
-        evaluate_generation(pictures / "drawn", reference, reference / "out", extractor=tiny_extractor, workers=0)
+        evaluate_generation(
+            GenerationSettings(
+                samples=pictures / "drawn",
+                reference=reference,
+                out=reference / "out",
+                extractor=tiny_extractor,
+                workers=0,
+            )
+        )
 
 
 def test_an_array_and_pictures_and_any_number_of_processes_give_the_same(
@@ -113,7 +130,11 @@ def test_pictures_of_another_size_are_refused_and_none_is_resized(pictures, refe
         list(Samples(tmp_path, workers=0))
     (tmp_path / "2.png").unlink()
     with pytest.raises(DataError, match="24"):
-        evaluate_generation(tmp_path, reference, tmp_path / "out", extractor=tiny_extractor, workers=0)
+        evaluate_generation(
+            GenerationSettings(
+                samples=tmp_path, reference=reference, out=tmp_path / "out", extractor=tiny_extractor, workers=0
+            )
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -140,9 +161,11 @@ def test_online_and_offline_are_the_same_numbers(run, reference, tiny_extractor,
     online = json.loads((run / "generation" / "result.json").read_text())["metrics"]
     for variant, more in (("guided", []), ("unguided", ["--cfg-scale", "1"])):
         out = tmp_path / variant
-        words = ["--num", "10", "--labels", "balanced", "--batch-size", "4", "--out", str(out)]
+        words = ["--num-samples", "10", "--labels", "balanced", "--batch-size", "4", "--out", str(out)]
         assert sample([str(run), *words, *more]) == 0
-        offline = evaluate_generation(out, reference, extractor=tiny_extractor, workers=0)
+        offline = evaluate_generation(
+            GenerationSettings(samples=out, reference=reference, extractor=tiny_extractor, workers=0)
+        )
         own = {name.removeprefix(f"{variant}/"): v for name, v in online.items() if name.startswith(f"{variant}/")}
         assert offline.metrics == pytest.approx({**own, "images": 10}, rel=1e-5)
         assert offline.settings["samples"]["num"] == 10
@@ -164,7 +187,7 @@ def test_measuring_changes_nothing_of_the_training(run, generation_source, tmp_p
 
 def test_samples_that_are_not_all_drawn_are_not_evaluated(run, reference, tiny_extractor, tmp_path):
     out = tmp_path / "samples"
-    assert sample([str(run), "--num", "4", "--out", str(out)]) == 0
+    assert sample([str(run), "--num-samples", "4", "--out", str(out)]) == 0
     (out / "images" / "000002.png").unlink()
     with pytest.raises(DataError, match="should have 4 samples, and has 3"):
         Samples(out)
@@ -177,7 +200,7 @@ def test_samples_that_are_not_all_drawn_are_not_evaluated(run, reference, tiny_e
 
 
 def test_a_sweep_measures_the_distance_of_each_combination(run, reference, tiny_extractor, tmp_path):
-    words = ["--guidance-sweep", "2", "--num", "10", "--labels", "balanced", "--batch-size", "4"]
+    words = ["--guidance-sweep", "2", "--num-samples", "10", "--labels", "balanced", "--batch-size", "4"]
     words += ["--reference", str(reference), "--extractor", tiny_extractor, "--out", str(tmp_path / "sweep")]
     assert sample([str(run), *words]) == 0
     header, *rows = [line.split(",") for line in (tmp_path / "sweep" / "sweep.csv").read_text().splitlines()]

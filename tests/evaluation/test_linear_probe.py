@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from types import SimpleNamespace
 
@@ -13,12 +12,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 import aligntok
-from aligntok.cli import probing
+from aligntok.cli import evaluate
 from aligntok.data.images import ImageDataset
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.linear_probe import linear_probe
 from aligntok.evaluation.probe_features import match_classes
 from aligntok.evaluation.results import default_folder, read_result
+from aligntok.evaluation.settings import ProbeSettings
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
 COUNTS = dict(train=10, val=4)  # images of a class
@@ -46,7 +46,7 @@ def labelled(tmp_path_factory):
 def found(tiny_tokenizer, labelled, tmp_path_factory):
     """The folder of a probe whose features are kept in memory, and its result."""
     folder = tmp_path_factory.mktemp("probe") / "out"
-    return folder, linear_probe(tiny_tokenizer, labelled, folder, **OPTIONS)
+    return folder, linear_probe(ProbeSettings(tokenizer=tiny_tokenizer, data=labelled, out=folder, **OPTIONS))
 
 
 def numbers(result):
@@ -89,7 +89,7 @@ def test_a_probe_is_one_linear_layer_on_the_whole_frozen_latent(found, tiny_toke
 
 
 def test_means_over_positions_are_the_other_input(tiny_tokenizer, labelled, tmp_path):
-    result = linear_probe(tiny_tokenizer, labelled, tmp_path, pool=True, **OPTIONS)
+    result = linear_probe(ProbeSettings(tokenizer=tiny_tokenizer, data=labelled, out=tmp_path, pool=True, **OPTIONS))
     expected = by_hand(tiny_tokenizer, labelled, lambda *latents: [x.mean(dim=(2, 3)) for x in latents])
     for row, values in zip(numbers(result), expected, strict=True):
         assert row == pytest.approx(values, rel=1e-4)
@@ -104,13 +104,19 @@ def test_standardized_features_have_the_training_images_mean_and_deviation(
         mean, deviation = train.mean(0), train.std(0, correction=0)
         return (train - mean) / deviation, (val - mean) / deviation
 
-    result = linear_probe(tiny_tokenizer, labelled, tmp_path, standardize=True, memory_gb=memory_gb, **OPTIONS)
+    result = linear_probe(
+        ProbeSettings(
+            tokenizer=tiny_tokenizer, data=labelled, out=tmp_path, standardize=True, memory_gb=memory_gb, **OPTIONS
+        )
+    )
     for row, values in zip(numbers(result), by_hand(tiny_tokenizer, labelled, change), strict=True):
         assert row == pytest.approx(values, rel=1e-3)
 
 
 def test_features_encoded_anew_give_the_same_result(found, tiny_tokenizer, labelled, tmp_path, capsys):
-    result = linear_probe(tiny_tokenizer, labelled, tmp_path, memory_gb=0.0, **OPTIONS)
+    result = linear_probe(
+        ProbeSettings(tokenizer=tiny_tokenizer, data=labelled, out=tmp_path, memory_gb=0.0, **OPTIONS)
+    )
     assert "encoded anew each epoch" in capsys.readouterr().out
     for row, expected in zip(numbers(result), numbers(found[1]), strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
@@ -122,9 +128,10 @@ def test_two_processes_give_the_result_of_one(found, tiny_tokenizer, labelled, t
     program = tmp_path / "probe.py"
     program.write_text(
         "from aligntok.evaluation.linear_probe import linear_probe\n"
+        "from aligntok.evaluation.settings import ProbeSettings\n"
         "for name, memory_gb in (('kept', 16), ('anew', 0)):\n"
-        f"    linear_probe({str(tiny_tokenizer)!r}, {str(labelled)!r}, {str(tmp_path)!r} + '/' + name, "
-        f"memory_gb=memory_gb, **{OPTIONS!r})\n"
+        f"    own = dict(tokenizer={str(tiny_tokenizer)!r}, data={str(labelled)!r})\n"
+        f"    linear_probe(ProbeSettings(**own, out={str(tmp_path)!r} + '/' + name, memory_gb=memory_gb, **{OPTIONS!r}))\n"
     )
     printed = launch(program, processes=2)
     assert printed.count("Epoch 2/2") == 2  # by the first process alone
@@ -145,24 +152,20 @@ def test_a_result_says_what_it_is_of_and_has_a_report(found):
 
 
 def test_seeds_differ_and_repeat(found, tiny_tokenizer, labelled, tmp_path):
-    again = linear_probe(tiny_tokenizer, labelled, tmp_path / "a", **OPTIONS)
-    other = linear_probe(tiny_tokenizer, labelled, tmp_path / "b", seed=1, **OPTIONS)
+    again = linear_probe(ProbeSettings(tokenizer=tiny_tokenizer, data=labelled, out=tmp_path / "a", **OPTIONS))
+    other = linear_probe(ProbeSettings(tokenizer=tiny_tokenizer, data=labelled, out=tmp_path / "b", seed=1, **OPTIONS))
     assert numbers(again) == numbers(found[1])
     assert numbers(other)[0][1] != numbers(found[1])[0][1]
 
 
 def test_the_commands_defaults_are_the_papers_protocol():
-    parser = argparse.ArgumentParser()
-    probing.add_arguments(parser)
-    given = parser.parse_args(["tokenizer", "data"])
+    given = ProbeSettings(tokenizer="tokenizer", data="data")
     assert (given.epochs, given.lr, given.batch_size, given.pool, given.standardize) == (3, 1e-3, 256, False, False)
 
 
 def test_the_command_hands_its_options_on(tiny_tokenizer, labelled, tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    probing.add_arguments(parser)
     words = [str(tiny_tokenizer), str(labelled), "--out", str(tmp_path), "--image-size", "32", "--num-train", "30"]
-    assert probing.linear_probe(parser.parse_args([*words, "--num-val", "12", "--workers", "0", "--epochs", "1"])) == 0
+    assert evaluate(["linear-probe", *words, "--num-val", "12", "--workers", "0", "--epochs", "1"]) == 0
     settings = read_result(tmp_path / "linear_probe.json").settings
     assert (settings["train_images"], settings["images"], settings["epochs"]) == (30, 12, 1)
     assert "Epoch 1/1: training loss " in capsys.readouterr().out
@@ -175,18 +178,30 @@ def test_the_command_hands_its_options_on(tiny_tokenizer, labelled, tmp_path, ca
 def test_an_unreadable_image_is_left_out_and_more_are_an_error(tiny_tokenizer, labelled, tmp_path, memory_gb):
     shutil.copytree(labelled, tmp_path / "data")
     (tmp_path / "data/train/bee/3.png").write_bytes(b"")
-    result = linear_probe(tiny_tokenizer, tmp_path / "data", tmp_path / "out", memory_gb=memory_gb, **OPTIONS)
+    result = linear_probe(
+        ProbeSettings(
+            tokenizer=tiny_tokenizer, data=tmp_path / "data", out=tmp_path / "out", memory_gb=memory_gb, **OPTIONS
+        )
+    )
     assert 0 < numbers(result)[0][1] < 10
     (tmp_path / "data/train/bee/4.png").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be read .named above., more than 1 %"):
-        linear_probe(tiny_tokenizer, tmp_path / "data", tmp_path / "out", memory_gb=memory_gb, **OPTIONS)
+        linear_probe(
+            ProbeSettings(
+                tokenizer=tiny_tokenizer, data=tmp_path / "data", out=tmp_path / "out", memory_gb=memory_gb, **OPTIONS
+            )
+        )
 
 
 def test_an_unreadable_image_changes_the_result_alike_either_way(tiny_tokenizer, labelled, tmp_path):
     shutil.copytree(labelled, tmp_path / "data")
     (tmp_path / "data/train/bee/3.png").write_bytes(b"")
     kept, anew = (
-        linear_probe(tiny_tokenizer, tmp_path / "data", tmp_path / "out", memory_gb=memory, **OPTIONS)
+        linear_probe(
+            ProbeSettings(
+                tokenizer=tiny_tokenizer, data=tmp_path / "data", out=tmp_path / "out", memory_gb=memory, **OPTIONS
+            )
+        )
         for memory in (16.0, 0.0)
     )
     for row, expected in zip(numbers(anew), numbers(kept), strict=True):
@@ -197,12 +212,12 @@ def test_classes_that_one_split_alone_has_are_an_error(tiny_tokenizer, labelled,
     shutil.copytree(labelled, tmp_path / "data")
     (tmp_path / "data/val/fox").rename(tmp_path / "data/val/gnu")
     with pytest.raises(DataError, match="2 classes are in one split alone, such as 'fox' in .*train and not in .*val"):
-        linear_probe(tiny_tokenizer, tmp_path / "data", tmp_path / "out", **OPTIONS)
+        linear_probe(ProbeSettings(tokenizer=tiny_tokenizer, data=tmp_path / "data", out=tmp_path / "out", **OPTIONS))
 
 
 def test_images_without_classes_are_an_error(tiny_tokenizer, photographs, tmp_path):
     with pytest.raises(DataError, match="20 images have no class; a linear probe needs one for each"):
-        linear_probe(tiny_tokenizer, photographs, tmp_path, **OPTIONS)
+        linear_probe(ProbeSettings(tokenizer=tiny_tokenizer, data=photographs, out=tmp_path, **OPTIONS))
 
 
 def source(labels, names=()):
@@ -220,16 +235,18 @@ def test_classes_are_matched_by_name_and_numbers_where_there_are_none():
     ("change", "message"),
     [
         (dict(val_split="train"), "train_split and val_split are both 'train'"),
-        (dict(lr=0.0), "lr is 0.0 and memory_gb 16"),
-        (dict(memory_gb=-1.0), "lr is 0.003 and memory_gb -1"),
-        (dict(epochs=0), "epochs is 0; it must be 1 or more"),
-        (dict(precision="int8"), "no precision named 'int8'"),
+        (dict(lr=0.0), "ProbeSettings: lr=0.0; it must be int or float above 0"),
+        (dict(memory_gb=-1.0), "ProbeSettings: memory_gb=-1.0; it must be int or float of at least 0"),
+        (dict(epochs=0), "ProbeSettings: epochs=0; it must be int of at least 1"),
+        (dict(precision="int8"), "precision='int8'; it must be 'fp32', 'tf32'"),
         (dict(image_size=33), "must be multiples of f = 8"),
     ],
 )
 def test_options_that_cannot_be_are_told_at_once(tiny_tokenizer, labelled, tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
-        linear_probe(tiny_tokenizer, labelled, tmp_path / "out", **{**OPTIONS, **change})
+        linear_probe(
+            ProbeSettings(tokenizer=tiny_tokenizer, data=labelled, out=tmp_path / "out", **{**OPTIONS, **change})
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -239,7 +256,7 @@ def test_latents_that_are_not_finite_are_an_error(tiny_tokenizer, labelled, tmp_
         next(iter(tokenizer.adapter.parameters())).fill_(torch.nan)
     tokenizer.save_pretrained(tmp_path / "broken")
     with pytest.raises(DataError, match="the latents are not finite in fp32"):
-        linear_probe(tmp_path / "broken", labelled, tmp_path / "out", **OPTIONS)
+        linear_probe(ProbeSettings(tokenizer=tmp_path / "broken", data=labelled, out=tmp_path / "out", **OPTIONS))
 
 
 # Where results go

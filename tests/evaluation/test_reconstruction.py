@@ -14,10 +14,12 @@ from PIL import Image
 
 import aligntok
 from aligntok.cli import evaluate, train
+from aligntok.cli.arguments import parse
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.metrics.image_quality import psnr
 from aligntok.evaluation.reconstruction import evaluate_reconstruction
 from aligntok.evaluation.results import read_result
+from aligntok.evaluation.settings import ReconstructionSettings
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,9 @@ def options(tiny_extractor):
 def found(tiny_tokenizer, photographs, options, tmp_path_factory):
     """The folder of an evaluation of twenty photographs, and its result."""
     folder = tmp_path_factory.mktemp("evaluation") / "out"
-    return folder, evaluate_reconstruction(tiny_tokenizer, photographs, folder, **options, batch_size=3)
+    return folder, evaluate_reconstruction(
+        ReconstructionSettings(tokenizer=tiny_tokenizer, data=photographs, out=folder, **options, batch_size=3)
+    )
 
 
 def test_the_numbers_are_means_of_what_each_image_has(found, tiny_tokenizer, photographs):
@@ -61,7 +65,11 @@ def test_only_inception_makes_an_fid(found):
 def test_batch_size_and_processes_do_not_change_the_numbers(
     found, launch, tiny_tokenizer, photographs, options, tmp_path
 ):
-    again = evaluate_reconstruction(tiny_tokenizer, photographs, tmp_path / "again", **options, batch_size=7)
+    again = evaluate_reconstruction(
+        ReconstructionSettings(
+            tokenizer=tiny_tokenizer, data=photographs, out=tmp_path / "again", **options, batch_size=7
+        )
+    )
     assert again.metrics == pytest.approx(found[1].metrics, rel=1e-6)
     words = ["reconstruction", tiny_tokenizer, photographs, "--out", tmp_path / "two", "--image-size", "32"]
     words += ["--split", "train", "--perceptual", "l1", "--extractor", options["extractor"], "--workers", "0"]
@@ -88,7 +96,9 @@ def test_online_and_offline_are_the_same_numbers(write_config, photographs, tmp_
     assert train([config, "--work-dir", str(tmp_path / "run")]) == 0
     (online,) = [json.loads(path.read_text())["metrics"] for path in (tmp_path / "run").glob("3_*/result.json")]
     options = dict(image_size=32, split="val", perceptual=[dict(type="l1")], extractor=tiny_extractor, workers=0)
-    offline = evaluate_reconstruction(tmp_path / "run", photographs, **options, batch_size=5)
+    offline = evaluate_reconstruction(
+        ReconstructionSettings(tokenizer=tmp_path / "run", data=photographs, **options, batch_size=5)
+    )
     assert offline.metrics == pytest.approx({k.removeprefix("reconstruction/"): v for k, v in online.items()}, rel=1e-6)
     assert (tmp_path / "run" / "evaluation" / f"reconstruction_{photographs.name}_val" / "report.html").is_file()
 
@@ -96,11 +106,15 @@ def test_online_and_offline_are_the_same_numbers(write_config, photographs, tmp_
 def test_unreadable_images_are_left_out_and_counted_or_too_many(tiny_tokenizer, photographs, options, tmp_path):
     shutil.copytree(photographs / "train", tmp_path / "images" / "train")
     (tmp_path / "images" / "train" / "03.png").write_bytes(struct.pack("<Q", 3))
-    result = evaluate_reconstruction(tiny_tokenizer, tmp_path / "images", tmp_path / "out", **options)
+    result = evaluate_reconstruction(
+        ReconstructionSettings(tokenizer=tiny_tokenizer, data=tmp_path / "images", out=tmp_path / "out", **options)
+    )
     assert (result.metrics["images"], result.settings["unreadable"]) == (19, 1)
     (tmp_path / "images" / "train" / "04.png").write_bytes(b"")
     with pytest.raises(DataError, match="2 of 20 images cannot be read"):
-        evaluate_reconstruction(tiny_tokenizer, tmp_path / "images", tmp_path / "out", **options)
+        evaluate_reconstruction(
+            ReconstructionSettings(tokenizer=tiny_tokenizer, data=tmp_path / "images", out=tmp_path / "out", **options)
+        )
 
 
 def test_a_tokenizer_whose_reconstructions_are_not_finite_has_no_numbers(
@@ -111,40 +125,56 @@ def test_a_tokenizer_whose_reconstructions_are_not_finite_has_no_numbers(
         list(broken.decoder.parameters())[-1].fill_(float("nan"))
     broken.save_pretrained(tmp_path / "broken")
     with pytest.raises(DataError, match="the reconstruction of image 0 is not finite; take --precision fp32"):
-        evaluate_reconstruction(tmp_path / "broken", photographs, tmp_path / "out", **{**options, "extractor": None})
+        evaluate_reconstruction(
+            ReconstructionSettings(
+                tokenizer=tmp_path / "broken", data=photographs, out=tmp_path / "out", **{**options, "extractor": None}
+            )
+        )
 
 
 def test_no_image_that_can_be_read_is_too_few(tiny_tokenizer, options, tmp_path):
     (tmp_path / "images" / "train").mkdir(parents=True)
     (tmp_path / "images" / "train" / "0.png").write_bytes(b"")
     with pytest.raises(DataError, match="1 of 1 images cannot be read"):
-        evaluate_reconstruction(tiny_tokenizer, tmp_path / "images", tmp_path / "out", **options)
+        evaluate_reconstruction(
+            ReconstructionSettings(tokenizer=tiny_tokenizer, data=tmp_path / "images", out=tmp_path / "out", **options)
+        )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (dict(image_size=33), "image_size .33, 33.; its sides must be multiples of f = 8"),
-        (dict(table="xlsx"), "no table format named 'xlsx'; known: csv, parquet"),
-        (dict(precision="fp8"), "no precision named 'fp8'"),
-        (dict(num=0), "num is 0; it must be 1 or more"),
+        (dict(table="xlsx"), "table='xlsx'; it must be 'csv' or 'parquet'"),
+        (dict(precision="fp8"), "precision='fp8'; .*it must be 'fp32'"),
+        (dict(num=0), "no key named 'num'; it is called 'num_images' now"),
+        (dict(num_images=0), "num_images=0; it must be int of at least 1 or None"),
         (dict(out=__file__), "cannot write in .*test_reconstruction.py: .* give another --out"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(tiny_tokenizer, photographs, options, tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
-        evaluate_reconstruction(tiny_tokenizer, photographs, **{"out": tmp_path / "out", **options, **change})
+        evaluate_reconstruction(
+            ReconstructionSettings(
+                tokenizer=tiny_tokenizer, data=photographs, **{"out": tmp_path / "out", **options, **change}
+            )
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_a_parquet_table_has_the_same_rows(found, tiny_tokenizer, photographs, options, tmp_path):
     import pyarrow.parquet as pq
 
-    evaluate_reconstruction(tiny_tokenizer, photographs, tmp_path / "out", **options, table="parquet")
+    evaluate_reconstruction(
+        ReconstructionSettings(
+            tokenizer=tiny_tokenizer, data=photographs, out=tmp_path / "out", **options, table="parquet"
+        )
+    )
     rows = list(csv.DictReader((found[0] / "per_image.csv").read_text().splitlines()))
     assert pq.read_table(tmp_path / "out" / "per_image.parquet")["name"].to_pylist() == [row["name"] for row in rows]
 
 
-def test_words_that_contradict_are_told(capsys):
-    assert evaluate(["reconstruction", "tokenizer", "data", "--perceptual", "none", "lpips"]) == 2
-    assert "none stands alone" in capsys.readouterr().err
+def test_none_is_no_distance_and_stands_alone(tiny_tokenizer, tmp_path, capsys):
+    asked = parse(ReconstructionSettings, ["a", "b", "--perceptual", "none"], "evaluate", ("tokenizer", "data"))
+    assert asked.perceptual is None
+    assert evaluate(["reconstruction", str(tiny_tokenizer), str(tmp_path), "--perceptual", "none", "lpips"]) == 2

@@ -12,10 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from aligntok.errors import ConfigError, DataError, WriteError
+from aligntok.evaluation import references
 from aligntok.evaluation.images import RESIZE
 from aligntok.evaluation.metrics.features import compare
 from aligntok.evaluation.references import check_fits, describe, make_reference, read_reference, write_checked
+from aligntok.evaluation.settings import ReferenceSettings
 from aligntok.extractors import Extractor, Features
+from aligntok.extractors.base import Extractor, Features
 
 
 class Colours(Extractor):
@@ -42,10 +45,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def make(folder, tmp_path):
+def make(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "build_extractor", lambda word: Colours())
+
     def make(file="real.safetensors", **options):
-        options = {"extractor": Colours(), "image_size": 16, "workers": 0, "batch_size": 5, **options}
-        return make_reference(folder, tmp_path / file, **options)
+        options = {"image_size": 16, "workers": 0, "batch_size": 5, **options}
+        return make_reference(ReferenceSettings(data=folder, out=tmp_path / file, **options))
 
     return make
 
@@ -78,7 +83,7 @@ def test_batch_size_changes_nothing_and_features_are_evenly_spread(make):
     torch.testing.assert_close(some.feature_set.gaussian.mean, whole.feature_set.gaussian.mean, rtol=1e-10, atol=0)
     none = read_reference(make("none.safetensors", keep_features=0), Colours())
     assert none.feature_set.features is None
-    assert read_reference(make("few.safetensors", num=6), Colours()).num_images == 6
+    assert read_reference(make("few.safetensors", num_images=6), Colours()).num_images == 6
 
 
 def test_another_extractor_is_refused_with_both_sides(make):
@@ -144,16 +149,18 @@ def test_a_write_that_fails_leaves_what_was_there(make, monkeypatch):
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(WriteError, match="could not be written .No space left"):
-        make(num=5)
+        make(num_images=5)
     assert path.read_bytes() == before
     assert sorted(file.name for file in path.parent.iterdir()) == [path.name, f"{path.name}.sha256"]
 
 
 def test_mistakes_are_found_before_any_work(folder, tmp_path):
     with pytest.raises(DataError, match=r"a reference is a \.safetensors file, out is .*ref\.npz"):
-        make_reference(folder, tmp_path / "ref.npz", extractor="nobodys")
-    with pytest.raises(ConfigError, match="keep_features is -1"):
-        make_reference(folder, tmp_path / "ref.safetensors", extractor="nobodys", keep_features=-1)
+        make_reference(ReferenceSettings(data=folder, out=tmp_path / "ref.npz", extractor="nobodys"))
+    with pytest.raises(ConfigError, match="ReferenceSettings: keep_features=-1; it must be int of at least 0"):
+        make_reference(
+            ReferenceSettings(data=folder, out=tmp_path / "ref.safetensors", extractor="nobodys", keep_features=-1)
+        )
     with pytest.raises(DataError, match=r"a reference is a \.safetensors file"):
         write_checked(tmp_path / "ref.pt", {}, {})
 

@@ -30,7 +30,7 @@ from aligntok.evaluation.metrics.online import GenerationMetric
 from aligntok.evaluation.reconstruction import Reconstruction, evaluate_reconstruction
 from aligntok.evaluation.references import make_reference
 from aligntok.evaluation.results import Result, check_out, read_result
-from aligntok.evaluation.settings import LatentAnalysis
+from aligntok.evaluation.settings import LatentAnalysis, ProbeSettings, ReconstructionSettings, ReferenceSettings
 from aligntok.io.console import print_table
 from aligntok.loading import load_tokenizer
 from aligntok.training.run import run
@@ -135,9 +135,9 @@ def make_references(comparison: Comparison) -> list[dict[str, Any]]:
         path = comparison.work_dir / "references" / f"{built.title}.safetensors"
         if missing(path):
             say(f"Reference on {built.title}: {path}")
-            at_once = comparison["samples"]["batch_size"]
-            images = comparison.images("train", num=comparison["num_reference"])
-            make_reference(comparison["data_root"], path, extractor=built, batch_size=at_once, **images)
+            images = comparison.images("train", num_images=comparison["num_reference"])
+            how = dict(extractor=extractor, batch_size=comparison["samples"]["batch_size"], **images)
+            make_reference(ReferenceSettings(data=comparison["data_root"], out=path, **how))
         metrics.append({"type": "generation", "reference": str(path), "extractor": extractor})
     return metrics
 
@@ -147,16 +147,17 @@ def run_arm(comparison: Comparison, arm: Arm, references: list[dict[str, Any]]) 
     config = comparison.tokenizer_config(arm)
     run(config, run_info=run_info_of(arm.config, {"seed": arm.seed}))
     tokenizer, evaluation, data = arm.tokenizer, arm.folder / "evaluation", comparison["data_root"]
-    held_out = comparison.images("val", num=comparison["num_val"])
+    held_out = comparison.images("val", num_images=comparison["num_val"])
     for extractor in comparison["extractors"]:
         folder = evaluation / f"reconstruction_{_word(extractor)}"
         if missing(folder / "reconstruction.json"):
             perceptual = comparison["perceptual"] if extractor == comparison["extractors"][0] else ()
-            evaluate_reconstruction(tokenizer, data, folder, perceptual=perceptual, extractor=extractor, **held_out)
+            how = dict(out=folder, perceptual=perceptual, extractor=extractor, **held_out)
+            evaluate_reconstruction(ReconstructionSettings(tokenizer=tokenizer, data=data, **how))
     if missing(evaluation / "linear_probe" / "linear_probe.json"):
         own = ("image_size", "train_split", "val_split", "num_val", "workers")
         more = {**comparison["probe"], **{key: comparison[key] for key in own}}
-        linear_probe(tokenizer, data, evaluation / "linear_probe", **more)
+        linear_probe(ProbeSettings(tokenizer=tokenizer, data=data, out=evaluation / "linear_probe", **more))
     if missing(evaluation / "against_references" / "generation.json"):
         reconstruct = Reconstruction(load_tokenizer(tokenizer))
         measure_real_images(comparison, references, evaluation / "against_references", reconstruct)

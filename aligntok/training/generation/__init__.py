@@ -233,7 +233,7 @@ class GeneratorStage(Stage):
         """Write the generator with its tokenizer into the run's work folder."""
         folder = self.folder.parent / "latent_diffusion"
         load_latent_diffusion(self.folder, components=self.components).save_pretrained(folder)
-        print(f"Generator: {folder}   (python tools/sample.py {folder} --num 16)")
+        print(f"Generator: {folder}   (python tools/sample.py {folder} --num-samples 16)")
         if pictures := sorted((self.folder / "pictures").glob("*.png")):
             print(f"Samples: {pictures[-1]}")
         return folder

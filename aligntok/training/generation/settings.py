@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from aligntok.caching.encoder import check_posterior
-from aligntok.diffusion.sampling import Sampling
 from aligntok.diffusion.settings import Sampling
 from aligntok.diffusion.times import sample_times
 from aligntok.errors import ConfigError

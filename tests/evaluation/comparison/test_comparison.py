@@ -17,6 +17,7 @@ from aligntok.evaluation.comparison.plan import Arm
 from aligntok.evaluation.comparison.summary import over_seeds, show_samples, shown
 from aligntok.evaluation.generation import evaluate_generation
 from aligntok.evaluation.results import read_result
+from aligntok.evaluation.settings import GenerationSettings
 
 SPLITS = dict(
     train=dict(type="images", split="train", image_size=32),
@@ -124,11 +125,13 @@ def test_distances_of_real_images_and_reconstructions_are_yardsticks(finished, l
     assert row["tokenizer"] == "real images"
     assert set(row) == {"tokenizer", "reconstructions/FD-Tiny", "reconstructions/FD-Second"}
     found = evaluate_generation(
-        tmp_path,
-        finished / "references" / "Tiny.safetensors",
-        tmp_path / "out",
-        extractor="tiny_extractor.TinyExtractor",
-        workers=0,
+        GenerationSettings(
+            samples=tmp_path,
+            reference=finished / "references" / "Tiny.safetensors",
+            out=tmp_path / "out",
+            extractor="tiny_extractor.TinyExtractor",
+            workers=0,
+        )
     )
     assert float(row["reconstructions/FD-Tiny"]) == pytest.approx(found.metrics["FD-Tiny"], rel=1e-3)
     own = [
