@@ -145,7 +145,7 @@ def export_tokenizer(
     }
     path = Path(source)
     if chosen and not (path.is_dir() and not (path / "config.json").is_file()):
-        raise ConfigError(f"--weights and --sigma-rel choose among a work folder's weights; {source} is none")
+        raise ConfigError(f"--weights and --ema choose among a work folder's weights; {source} is none")
     tokenizer = load_tokenizer(source, **chosen) if not _needs_synthesis(path, sigma_rel) else None
     if tokenizer is None:
         assert sigma_rel is not None

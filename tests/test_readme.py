@@ -150,8 +150,8 @@ def look_at_options(tool):
 def plan_comparison(arguments):
     """Read what a comparison compares, with the command's options, and go no further."""
 
-    def read(config, options, only, **_):
-        chosen(read_comparison(config, options), only)
+    def read(asked):
+        chosen(read_comparison(Path(asked.config), asked.cfg_options), asked.only)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "compare", read)

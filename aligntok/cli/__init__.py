@@ -6,11 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from aligntok.cli.arguments import Command, dispatch, parse_options, reporting_errors
-from aligntok.cli.comparing import compare
-from aligntok.cli.costing import measure_cost
-from aligntok.cli.evaluate import analyze_latents, evaluate
-from aligntok.cli.installed import plugins
-from aligntok.cli.reporting import report
+from aligntok.cli.compare import compare
+from aligntok.cli.evaluate import analyze_latents, evaluate, measure_cost
+from aligntok.cli.plugins import plugins
+from aligntok.cli.report import report
 from aligntok.cli.sample import sample
 from aligntok.cli.train import cache_latents, export, train
 

@@ -1,4 +1,4 @@
-"""``evaluate`` and ``analyze-latents``: what tokenizers and samples are measured to be."""
+"""``evaluate``, ``analyze-latents``, ``measure-cost``: what tokenizers, samples and configs are measured to be."""
 
 from __future__ import annotations
 
@@ -79,4 +79,17 @@ def analyze_latents(arguments: Sequence[str] | None = None) -> int:
     from aligntok.evaluation import latent_analysis
 
     latent_analysis.analyze_latents(asked)
+    return 0
+
+
+@reporting_errors
+def measure_cost(arguments: Sequence[str] | None = None) -> int:
+    """Tell what configs cost: parameters, operations, seconds, memory."""
+    from aligntok.evaluation.settings import CostRequest
+
+    asked = parse(CostRequest, arguments, "measure-cost", positional=("configs",))
+
+    from aligntok.evaluation import cost
+
+    cost.measure_cost(asked)
     return 0

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from aligntok.cli.arguments import parse, parse_options, reporting_errors
+from aligntok.cli.arguments import parse, reporting_errors
 
 
 @reporting_errors
 def train(arguments: Sequence[str] | None = None) -> int:
     """Train the stages of a config."""
-    parser = argparse.ArgumentParser(prog="train", description="Train a tokenizer, stage after stage.")
-    parser.add_argument("config", help="a config file, such as configs/aligntok_dinov2_f16d32.py")
-    parser.add_argument("--stage", help="run only the stage of this name")
-    parser.add_argument("--work-dir", help="where everything is written (default: work_dirs/<config name>)")
-    parser.add_argument("--dry-run", action="store_true", help="print what each stage would do, and stop")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override config keys, e.g. seed=1 stages.0.steps=10",
-    )
-    given = parser.parse_args(arguments)
-    options = parse_options(given.cfg_options)
-    if given.work_dir:
-        options["work_dir"] = given.work_dir
+    from aligntok.training.request import TrainRequest
+
+    asked = parse(TrainRequest, arguments, "train", positional=("config",))
 
     from aligntok.training.config import load_config
     from aligntok.training.run import run
     from aligntok.training.run_info import run_info_of
 
-    run_info = run_info_of(given.config, options)
-    run(load_config(given.config, options), only_stage=given.stage, dry_run=given.dry_run, run_info=run_info)
+    config, run_info = load_config(asked.config, asked.options), run_info_of(asked.config, asked.options)
+    run(config, only_stage=asked.stage, dry_run=asked.dry_run, run_info=run_info)
     return 0
 
 
@@ -53,15 +39,12 @@ def cache_latents(arguments: Sequence[str] | None = None) -> int:
 @reporting_errors
 def export(arguments: Sequence[str] | None = None) -> int:
     """Write the tokenizer of a work folder, or any other that can be loaded, as a folder to share."""
-    parser = argparse.ArgumentParser(prog="export", description="Write a tokenizer as a folder that anyone can load.")
-    parser.add_argument("source", help="a work folder or stage, a saved tokenizer, a published checkpoint, a hub id")
-    parser.add_argument("out", help="the folder to write")
-    parser.add_argument("--weights", choices=["raw", "ema"], help="of a work folder (default: ema where it is kept)")
-    parser.add_argument("--sigma-rel", type=float, help="EMA width; one that was not kept is made from the snapshots")
-    given = parser.parse_args(arguments)
+    from aligntok.training.request import ExportRequest
+
+    asked = parse(ExportRequest, arguments, "export", positional=("source", "out"))
 
     from aligntok.loading import export_tokenizer
 
-    export_tokenizer(given.source, given.out, given.weights, given.sigma_rel)
-    print(f"Tokenizer: {given.out}")
+    export_tokenizer(asked.source, asked.out, asked.weights, asked.ema)
+    print(f"Tokenizer: {asked.out}")
     return 0

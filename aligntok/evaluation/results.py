@@ -13,6 +13,7 @@ from rich.console import Console
 import aligntok
 from aligntok.distributed import is_first
 from aligntok.errors import ConfigError, DataError
+from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.console import print_table
 from aligntok.io.files import check_writable, read_json, write_json, writing
 
@@ -113,7 +114,7 @@ def publish(result: Result, folder: Path, console: Console | None = None) -> Pat
 
     path = result.write(folder)
     print_metrics(result, console)  # first: a report that cannot be written is no reason not to see the numbers
-    report = write_report([folder], folder / "report.html")
+    report = write_report(ReportSettings(runs=(folder,)))
     print(f"Result: {path}\nReport: {report}")
     return path
 

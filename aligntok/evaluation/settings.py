@@ -191,3 +191,82 @@ class ProbeSettings:
             raise ConfigError(
                 f"train_split and val_split are both '{self.val_split}'; a probe is measured on other images"
             )
+
+
+@settings
+class CostSettings:
+    """How costs are measured."""
+
+    resolutions: tuple[Positive, ...] = (256, 512, 1024)
+    """Pixels a side."""
+    batch_sizes: tuple[Positive, ...] = (1, 4, 8)
+    """Images at once, of encoder and decoder."""
+    repeats: Positive = 10
+    """Timed calls of each kind."""
+    precision: Precision = "fp32"
+    """Of encoder and decoder."""
+    max_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Leave out calls that take longer."""
+    devices: Positive = 1
+    """Devices that share a training step's batch."""
+
+
+@settings
+class CostRequest(CostSettings):
+    """Tell what configs cost: parameters and multiply-accumulates; latency and memory of encoder and decoder; time and
+    memory of training steps, whole and by part; device-hours of the schedule. Weights are random. On a GPU if there is
+    one.
+    """
+
+    configs: Annotated[tuple[str | Path, ...], Field(min_length=1)]
+    """Config files, such as configs/aligntok_dinov2_f16d32.py."""
+    meta: bool = False
+    """Only what needs no run: parameters, multiply-accumulates, schedule."""
+    inference: bool = True
+    """Measure encoder and decoder."""
+    training: bool = True
+    """Measure training steps."""
+    encoders: tuple[str, ...] = ()
+    """Count and measure these encoders, too, such as ldm_cnn."""
+    out: str | Path | None = None
+    """Folder of cost.json; None: evaluation/cost in the first config's work_dir."""
+    cfg_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Override keys of every config."""
+
+    @property
+    def measured(self) -> list[str]:
+        """Which of inference and training to run."""
+        return [name for name in ("inference", "training") if getattr(self, name) and not self.meta]
+
+
+@settings
+class ComparisonRequest:
+    """Train the tokenizers that a comparison's config names, at one budget of images, the same generator on each, and
+    measure all of them alike. Says beforehand what it takes. The same command started again goes on where it stopped;
+    under torchrun every process takes its share.
+    """
+
+    config: str | Path
+    """A comparison's config file, such as my_comparison.py."""
+    work_dir: str | Path | None = None
+    """Where everything is written; None: work_dirs/<config name>."""
+    dry_run: bool = False
+    """Say what it takes, and stop."""
+    only: tuple[str, ...] | None = None
+    """Train and measure only these tokenizers, so that several share the work."""
+    cfg_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Override the comparison's keys."""
+
+
+@settings
+class ReportSettings:
+    """Write one self-contained HTML page about everything found in work folders: training curves, reconstructions,
+    samples, guidance sweeps and results of evaluations; several are shown side by side.
+    """
+
+    runs: tuple[str | Path, ...]
+    """Work folders, samples, sweeps, evaluations, or results' JSON files."""
+    out: str | Path | None = None
+    """The page to write; None: report.html in the first of the runs."""
+    title: str | None = None
+    """Of the page; None: the names of the runs."""

@@ -131,7 +131,8 @@ def test_two_processes_give_the_result_of_one(found, tiny_tokenizer, labelled, t
         "from aligntok.evaluation.settings import ProbeSettings\n"
         "for name, memory_gb in (('kept', 16), ('anew', 0)):\n"
         f"    own = dict(tokenizer={str(tiny_tokenizer)!r}, data={str(labelled)!r})\n"
-        f"    linear_probe(ProbeSettings(**own, out={str(tmp_path)!r} + '/' + name, memory_gb=memory_gb, **{OPTIONS!r}))\n"
+        f"    linear_probe(ProbeSettings(**own, out={str(tmp_path)!r} + '/' + name, "
+        f"memory_gb=memory_gb, **{OPTIONS!r}))\n"
     )
     printed = launch(program, processes=2)
     assert printed.count("Epoch 2/2") == 2  # by the first process alone

@@ -18,7 +18,6 @@ from aligntok.evaluation.metrics.features import compare
 from aligntok.evaluation.references import check_fits, describe, make_reference, read_reference, write_checked
 from aligntok.evaluation.settings import ReferenceSettings
 from aligntok.extractors import Extractor, Features
-from aligntok.extractors.base import Extractor, Features
 
 
 class Colours(Extractor):

@@ -21,7 +21,7 @@ REPORT = ("report.py",)
 
 # Options.
 AVERAGE = "--ema"
-SIGMA_REL = "--sigma-rel"
+SIGMA_REL = "--ema"
 BESIDE = "--real-images"
 NUM_IMAGES = "--num-images"
 NUM_SAMPLES = "--num-samples"

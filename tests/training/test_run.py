@@ -513,7 +513,7 @@ def test_an_average_of_another_width_is_made_from_snapshots(write_config, tmp_pa
 
     monkeypatch.setattr(WeightAverages, "update", update_both)
     assert start(config, tmp_path / "run", "--stage", "latent_alignment") == 0
-    assert export([str(tmp_path / "run"), str(tmp_path / "out"), "--sigma-rel", "0.075"]) == 0
+    assert export([str(tmp_path / "run"), str(tmp_path / "out"), "--ema", "0.075"]) == 0
     made, raw = (aligntok.load_tokenizer(tmp_path / name).decoder for name in ("out", "run"))
     direct = tracked["ema"].state(0.075)["decoder"]
     error = sum(float((made.state_dict()[n] - t).square().sum()) for n, t in direct.items())
@@ -522,7 +522,7 @@ def test_an_average_of_another_width_is_made_from_snapshots(write_config, tmp_pa
 
 
 def test_a_width_without_snapshots_says_what_to_set(finished, tmp_path, capsys):
-    assert export([str(finished[0]), str(tmp_path / "out"), "--sigma-rel", "0.07"]) == 2
+    assert export([str(finished[0]), str(tmp_path / "out"), "--ema", "0.07"]) == 2
     assert "set ema.snapshot_every" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

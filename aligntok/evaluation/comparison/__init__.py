@@ -7,7 +7,6 @@ each of them: what a generator adds is its distance less that of its tokenizer's
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from aligntok.distributed import barrier, is_first, start_processes
 from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
 from aligntok.evaluation.comparison.summary import REAL_IMAGES, RECONSTRUCTIONS, summarise
-from aligntok.evaluation.cost import CostSettings, measure_cost
+from aligntok.evaluation.cost import measure_cost
 from aligntok.evaluation.images import EvaluationImages
 from aligntok.evaluation.latent_analysis import analyze_latents
 from aligntok.evaluation.linear_probe import linear_probe
@@ -30,7 +29,14 @@ from aligntok.evaluation.metrics.online import GenerationMetric
 from aligntok.evaluation.reconstruction import Reconstruction, evaluate_reconstruction
 from aligntok.evaluation.references import make_reference
 from aligntok.evaluation.results import Result, check_out, read_result
-from aligntok.evaluation.settings import LatentAnalysis, ProbeSettings, ReconstructionSettings, ReferenceSettings
+from aligntok.evaluation.settings import (
+    ComparisonRequest,
+    CostRequest,
+    LatentAnalysis,
+    ProbeSettings,
+    ReconstructionSettings,
+    ReferenceSettings,
+)
 from aligntok.io.console import print_table
 from aligntok.loading import load_tokenizer
 from aligntok.training.run import run
@@ -42,30 +48,27 @@ TIMED_STEPS = 3  # of each training, for the estimate
 LONGEST_STEP = 60.0  # seconds
 
 
-def compare(
-    config: str | os.PathLike[str],
-    options: Mapping[str, Any] | None = None,
-    dry_run: bool = False,
-    only: Sequence[str] | None = None,
-) -> Result | None:
+def compare(asked: ComparisonRequest) -> Result | None:
     """Train and measure everything that a comparison's config names; return the summary.
 
     Says first how many images each training sees and, from a few timed steps of each, how long all of it takes on this
-    machine; `dry_run` stops there. Started again, it goes on where it stopped: trainings from their checkpoints,
-    evaluations that have a result are kept. To do one anew, remove its folder. Collective under torchrun. `only`: names
-    of the tokenizers to train and measure, and no summary, so that several machines or processes share the work; None
-    for all.
+    machine; a dry run stops there. Started again, it goes on where it stopped: trainings from their checkpoints,
+    evaluations that have a result are kept. To do one anew, remove its folder. Collective under torchrun. With `only`,
+    names of the tokenizers to train and measure, there is no summary, so that several machines or processes share the
+    work.
 
     Writes into the comparison's work folder a folder an arm and seed, the ``references/``, ``comparison.json`` with the
     tables, ``convergence.png``, ``samples.png`` and ``report.html``. Raises what training and evaluation raise,
     ConfigError for budgets that differ and for names in `only` that the config does not have.
     """
-    comparison = read_comparison(Path(config), options)
+    only = asked.only
+    own = {} if asked.work_dir is None else {"work_dir": str(asked.work_dir)}
+    comparison = read_comparison(Path(asked.config), {**asked.cfg_options, **own})
     arms = chosen(comparison, only)
     start_processes()
     check_out(comparison.work_dir)
     state_budget(comparison)
-    if dry_run:
+    if asked.dry_run:
         return None
     references = make_references(comparison)
     images = comparison.work_dir / REAL_IMAGES
@@ -116,9 +119,16 @@ def estimate_hours(comparison: Comparison) -> dict[str, float | None]:
     folder = comparison.work_dir / "budget"
     configs = {arm.name: arm.config for arm in comparison.arms} | {"generator": comparison.generator}
     if not (folder / "cost.json").is_file():
-        settings = CostSettings(repeats=TIMED_STEPS, max_seconds=LONGEST_STEP, resolutions=(comparison["image_size"],))
-        options = {"data_root": None, "work_dir": str(folder)}
-        measure_cost([*dict.fromkeys(configs.values())], options, settings, measured=("training",), out=folder)
+        request = CostRequest(
+            configs=tuple(dict.fromkeys(configs.values())),
+            repeats=TIMED_STEPS,
+            max_seconds=LONGEST_STEP,
+            resolutions=(comparison["image_size"],),
+            inference=False,
+            out=folder,
+            cfg_options={"data_root": None, "work_dir": str(folder)},
+        )
+        measure_cost(request)
     rows = read_result(folder / "cost.json").tables["Training steps"]
     found: dict[str, float | None] = {}
     for name, config in configs.items():

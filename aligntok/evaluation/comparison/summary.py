@@ -16,6 +16,7 @@ from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budge
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.collect import Curve, read_history
 from aligntok.evaluation.results import Result, read_result
+from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.console import print_table
 from aligntok.io.files import replacing
 from aligntok.io.pictures import save_picture, sheet
@@ -59,7 +60,7 @@ def summarise(comparison: Comparison) -> Result:
     write_markdown(folder / "comparison.md", result.tables)
     for title, table in result.tables.items():
         print_table(title, *texts_of(table), left=["tokenizer"])
-    print(f"Result: {path}\nReport: {write_report([path], folder / 'report.html')}")
+    print(f"Result: {path}\nReport: {write_report(ReportSettings(runs=(path,)))}")
     return result
 
 

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from rich.console import Console
 
 from aligntok.device import check_precision, multiplying
 from aligntok.device import device as this_device
-from aligntok.errors import ConfigError, at_least
 from aligntok.evaluation.cost.count import Counted, build_encoder, count_config, count_encoder
-from aligntok.evaluation.cost.measure import CostRow, CostSettings, measure_part, measure_tokenizer, random_images
+from aligntok.evaluation.cost.measure import CostRow, measure_part, measure_tokenizer, random_images
 from aligntok.evaluation.cost.memory import GB
 from aligntok.evaluation.cost.steps import for_measuring, measure_step
 from aligntok.evaluation.results import Result
+from aligntok.evaluation.settings import CostRequest, CostSettings
 from aligntok.io.console import print_table
 from aligntok.io.files import check_writable
 from aligntok.ops.attention import force_backend
@@ -29,7 +29,7 @@ from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.generation import expand_generation
 
-__all__ = ["CostSettings", "measure_cost"]
+__all__ = ["measure_cost"]
 
 Row = Mapping[str, Any]
 CONVENTIONS = {
@@ -70,26 +70,16 @@ HEADINGS = {
 }  # fmt: skip
 
 
-def measure_cost(
-    configs: Sequence[str | os.PathLike[str]],
-    options: Mapping[str, Any] | None = None,
-    settings: CostSettings | None = None,
-    encoders: Sequence[str] = (),
-    measured: Sequence[str] = ("inference", "training"),
-    out: str | os.PathLike[str] | None = None,
-    console: Console | None = None,
-) -> Result:
+def measure_cost(asked: CostRequest, console: Console | None = None) -> Result:
     """Count, and measure on this machine, what configs cost; print tables, write ``cost.json``, return what is in it.
 
-    options: as ``--cfg-options``, for every config. encoders: of the registry, to count and measure beside them.
-    measured: which of "inference" and "training" to run; neither needs a run for what is counted. out: a folder (None:
-    ``evaluation/cost`` in the first config's work_dir). Weights are random, images random unless `data_root` is set.
-    Raises ConfigError and DataError before the first measurement.
+    What is counted needs no run. Weights are random, images random unless `data_root` is set. Raises ConfigError and
+    DataError before the first measurement.
     """
-    settings, console = settings or CostSettings(), console or Console()
-    _check(settings)
-    names, loaded = _names(configs), [load_config(Path(path), options) for path in configs]
-    folder = Path(out).expanduser() if out else Path(loaded[0]["work_dir"]) / "evaluation" / "cost"
+    console, measured = console or Console(), asked.measured
+    settings = CostSettings(**{each.name: getattr(asked, each.name) for each in fields(CostSettings)})
+    names, loaded = _names(asked.configs), [load_config(Path(path), asked.cfg_options) for path in asked.configs]
+    folder = Path(asked.out).expanduser() if asked.out else Path(loaded[0]["work_dir"]) / "evaluation" / "cost"
     check_writable(folder)
     trained = [(expand_stages(config), expand_generation(config)) for config in loaded]
     for stage in (s for stages, generation in trained for s in (*stages, generation)):
@@ -98,7 +88,7 @@ def measure_cost(
     counted = [count_config(name, *each, settings.resolutions) for name, each in zip(names, trained, strict=True)]
     factors = [c.tokenizer["model"].get("downsample_factor", 16) for c in counted if c.tokenizer is not None]
     factor = (factors or [16])[0]
-    counted += [count_encoder(name, factor, settings.resolutions) for name in encoders]
+    counted += [count_encoder(name, factor, settings.resolutions) for name in asked.encoders]
     device = this_device()
     rows, steps = _measure(counted, factor, settings, measured, device, console)
     tables = {**_counted_tables(counted), **measured_tables(rows, steps)}
@@ -119,17 +109,6 @@ def measure_cost(
     path = result.write(folder)
     console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
     return result
-
-
-def _check(settings: CostSettings) -> None:
-    at_least(1, repeats=settings.repeats, devices=settings.devices)
-    for size in settings.resolutions:
-        at_least(1, resolution=size)
-    for batch in settings.batch_sizes:
-        at_least(1, batch_size=batch)
-    check_precision(settings.precision)
-    if settings.max_seconds <= 0:
-        raise ConfigError(f"--max-seconds {settings.max_seconds:g}; it must be above 0")
 
 
 def _names(configs: Sequence[str | os.PathLike[str]]) -> list[str]:

@@ -19,20 +19,9 @@ from aligntok.device import computing, is_out_of_memory
 from aligntok.device import device as this_device
 from aligntok.evaluation.cost.count import Counted
 from aligntok.evaluation.cost.memory import GB, free_bytes, metering
+from aligntok.evaluation.settings import CostSettings
 
 WORKING_SPACE = 1.2  # of what tensors take: what kernels allocate for themselves
-
-
-@dataclass(frozen=True)
-class CostSettings:
-    """How to measure: sizes of the inputs, calls, arithmetic, seconds a measurement may take, devices of a training."""
-
-    resolutions: Sequence[int] = (256, 512, 1024)
-    batch_sizes: Sequence[int] = (1, 4, 8)
-    repeats: int = 10
-    precision: str = "fp32"
-    max_seconds: float = 30.0
-    devices: int = 1
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from aligntok.engine.runner import StepBatch, logging_the_end
 from aligntok.evaluation.cost.count import CountedStage, forward_operations
 from aligntok.evaluation.cost.measure import (
     CostRow,
-    CostSettings,
     Limit,
     Stopwatch,
     check_room,
@@ -27,6 +26,7 @@ from aligntok.evaluation.cost.measure import (
     time_calls,
 )
 from aligntok.evaluation.cost.memory import free_bytes, metering
+from aligntok.evaluation.settings import CostSettings
 from aligntok.training.builder import build_runner
 from aligntok.training.stages import Stage
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -15,25 +14,25 @@ from aligntok.evaluation.report import key_numbers, sections
 from aligntok.evaluation.report.blocks import Block, Columns, Folded, Section, Table, side_table
 from aligntok.evaluation.report.collect import Run, find
 from aligntok.evaluation.report.evaluations import evaluation_sections
+from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.files import replacing
 
 __all__ = ["write_report"]
 
 
-def write_report(
-    sources: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], title: str | None = None
-) -> Path:
-    """Write one self-contained HTML page about all `sources` to `out`, whole or not at all; return its path.
+def write_report(asked: ReportSettings) -> Path:
+    """Write one self-contained HTML page about runs, whole or not at all; return its path.
 
-    sources: work folders of a training, folders of samples, sweeps or evaluations, or a result's JSON file; several are
-    shown side by side. What is missing or damaged in them is named in the page. Raises DataError for a source that is
-    not there or has nothing to report, and when the page cannot be written.
+    What is missing or damaged in them is named in the page. Raises DataError for a run that is not there or has nothing
+    to report, and when the page cannot be written.
     """
-    if not sources:
+    if not asked.runs:
         raise DataError("nothing to report on; give one or several work folders, samples, sweeps or evaluations")
-    runs = _with_different_names([find(source) for source in sources])
-    path = Path(out).expanduser()
-    page = render(runs, title)
+    runs = _with_different_names([find(source) for source in asked.runs])
+    first = Path(asked.runs[0]).expanduser()
+    own = (first.parent if first.is_file() else first) / "report.html"
+    path = own if asked.out is None else Path(asked.out).expanduser()
+    page = render(runs, asked.title)
     with replacing(path, "the report is not written. Make room, or give another --out") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path

@@ -17,11 +17,12 @@ from aligntok import cli
 from aligntok.device import is_out_of_memory
 from aligntok.errors import ConfigError
 from aligntok.evaluation import cost
-from aligntok.evaluation.cost import CostSettings, measure, measure_cost, memory, steps
+from aligntok.evaluation.cost import CostSettings, measure, memory, steps
 from aligntok.evaluation.cost.count import Counted, count_config, count_encoder, count_operations
 from aligntok.evaluation.cost.measure import CostRow, LeftOut, Limit, Stopwatch, Timing, measure_part, time_calls
 from aligntok.evaluation.cost.memory import LiveTensors
 from aligntok.evaluation.results import read_result
+from aligntok.evaluation.settings import CostSettings
 from aligntok.registry import ENCODERS, LOSSES
 from aligntok.training.alignment import AlignmentStage, expand_stages
 from aligntok.training.config import load_config
@@ -517,8 +518,8 @@ def test_meta_runs_nothing_and_prints_what_the_documentation_shows(tmp_path, mon
     ("words", "message"),
     [
         (["--devices", "3"], "not divisible by 3"),
-        (["--max-seconds", "0"], "--max-seconds 0; it must be above 0"),
-        (["--repeats", "0"], "repeats is 0; it must be 1 or more"),
+        (["--max-seconds", "0"], "measure-cost: --max-seconds 0; it must be int or float above 0"),
+        (["--repeats", "0"], "measure-cost: --repeats 0; it must be int of at least 1"),
         (["--resolutions", "250"], "its sides must be multiples of"),
         (["--encoders", "dinov9"], "no encoder named 'dinov9'"),
     ],
@@ -538,8 +539,8 @@ def test_the_result_goes_into_the_first_configs_work_folder(write_config, tmp_pa
 
 
 def test_precision_is_one_that_there_is():
-    with pytest.raises(ConfigError, match="precision 'int8' is unknown"):
-        measure_cost([DEFAULT], settings=CostSettings(precision="int8"), measured=())
+    with pytest.raises(ConfigError, match="precision='int8'; it must be 'fp32', 'tf32'"):
+        CostSettings(precision="int8")
 
 
 def test_a_row_tells_milliseconds_and_gigabytes():

@@ -26,6 +26,7 @@ from aligntok.evaluation.report.evaluations import FREE, FREE_FOR_GENERATORS, co
 from aligntok.evaluation.report.pictures import embed
 from aligntok.evaluation.report.plots import smooth, thin
 from aligntok.evaluation.results import KINDS, Result
+from aligntok.evaluation.settings import ReportSettings
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.generation import expand_generation
@@ -138,7 +139,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(run):
-    return write_report([run], run / "report.html")
+    return write_report(ReportSettings(runs=[run], out=run / "report.html"))
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +230,7 @@ def test_distances_on_other_features_are_never_called_fid(text):
 
 def test_several_runs_stand_side_by_side(run, tmp_path):
     other = make_run(tmp_path / "other", generator=False)
-    page = write_report([run, other], tmp_path / "both.html", title="Two <runs>")
+    page = write_report(ReportSettings(runs=[run, other], out=tmp_path / "both.html", title="Two <runs>"))
     content, seen = page.read_text(), visible(page)
     assert "<h1>Two &lt;runs&gt;</h1>" in content
     assert "key number my_run other" in seen
@@ -239,7 +240,7 @@ def test_several_runs_stand_side_by_side(run, tmp_path):
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
     pages = [make_run(tmp_path / name / "run", generator=False) for name in ("a", "b")]
-    content = visible(write_report(pages, tmp_path / "both.html"))
+    content = visible(write_report(ReportSettings(runs=pages, out=tmp_path / "both.html")))
     assert "a/run" in content
     assert "b/run" in content
 
@@ -249,18 +250,23 @@ def test_an_evaluation_alone_is_a_page_too_and_quick(run, tmp_path):
     shutil.copytree(run / "evaluation/reconstruction_val", folder)
     (folder / "per_image.csv").write_text("image,psnr\n")
     began = time.process_time()
-    content = visible(write_report([folder], folder / "report.html"))
+    content = visible(write_report(ReportSettings(runs=[folder], out=folder / "report.html")))
     assert time.process_time() - began < 3
     assert "PSNR ↑ 20.12 dB" in content
     assert "The worst reconstructions" in content
-    assert visible(write_report([folder / "reconstruction.json"], tmp_path / "one.html")).count("20.12") == 2
+    assert (
+        visible(write_report(ReportSettings(runs=[folder / "reconstruction.json"], out=tmp_path / "one.html"))).count(
+            "20.12"
+        )
+        == 2
+    )
 
 
 def test_all_results_of_a_run_are_shown_and_of_many_steps_the_newest(tmp_path):
     for i in range(6):
         Result("reconstruction", "a", {"psnr": 20.0 + i}).write(tmp_path / f"evaluation/data{i}")
         Result("generation", "a", {"FD-X": 90.0 - i}, step=100 * (i + 1)).write(tmp_path / f"evaluation/step_{i}")
-    content = visible(write_report([tmp_path], tmp_path / "report.html"))
+    content = visible(write_report(ReportSettings(runs=[tmp_path], out=tmp_path / "report.html")))
     assert "data0 data1 data2 data3 data4 data5" in content
     assert "step_2, step 300 step_3, step 400 step_4, step 500 step_5, step 600" in content
     assert "2 more of earlier steps" in content
@@ -291,7 +297,7 @@ def test_what_is_missing_or_damaged_is_named(run, tmp_path):
     (folder / "sweep/sweep.csv").write_text("cfg_scale\nthree\n")
     (folder / "generation/stage.json").write_text("no JSON")
     (folder / "run.json").write_text("")
-    content = visible(write_report([folder], folder / "report.html"))
+    content = visible(write_report(ReportSettings(runs=[folder], out=folder / "report.html")))
     for part in (
         "not found: " + str(folder / "2_perceptual_alignment/pictures/step_00000080.png"),
         str(folder / "3_decoder_refinement/pictures") + ", what the training drew",
@@ -349,7 +355,7 @@ def test_odd_descriptions_are_no_crash(settings, tmp_path):
     folder = make_run(tmp_path / "run")
     for path in folder.glob("*/stage.json"):
         path.write_text(settings)
-    assert visible(write_report([folder], folder / "report.html"))
+    assert visible(write_report(ReportSettings(runs=[folder], out=folder / "report.html")))
 
 
 def test_a_folder_with_nothing_to_report_is_an_error(tmp_path, capsys):
@@ -358,9 +364,9 @@ def test_a_folder_with_nothing_to_report_is_an_error(tmp_path, capsys):
     assert "DataError: " + str(tmp_path) + " holds nothing to report" in (said := capsys.readouterr().err)
     assert "give a work folder of tools/train.py" in said
     with pytest.raises(DataError, match="no such file or folder to report on"):
-        write_report([tmp_path / "none"], tmp_path / "report.html")
+        write_report(ReportSettings(runs=[tmp_path / "none"], out=tmp_path / "report.html"))
     with pytest.raises(DataError, match="nothing to report on"):
-        write_report([], tmp_path / "report.html")
+        write_report(ReportSettings(runs=[], out=tmp_path / "report.html"))
     assert not (tmp_path / "report.html").exists()
 
 
@@ -374,7 +380,7 @@ def test_a_folder_of_several_runs_is_an_error_that_names_them(tmp_path):
 def test_a_page_that_cannot_be_written_is_an_error(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="could not be written"):
-        write_report([run], tmp_path / "file" / "report.html")
+        write_report(ReportSettings(runs=[run], out=tmp_path / "file" / "report.html"))
 
 
 def test_the_command_writes_beside_the_first_run(run, capsys):
@@ -510,7 +516,9 @@ def test_a_run_of_a_paper_config_has_the_papers_numbers_beside_it(config, tmp_pa
         found |= {name: value for name in each.result.metrics if (value := comparison.of(each.result.kind, name))}
     shown = {metric(name).label: value for name, (value, table) in found.items() if re.fullmatch(r"Table \d+", table)}
     assert shown == CONFIGS[config]
-    assert "The paper's column: AlignTok f16" in visible(write_report([tmp_path], tmp_path / "report.html"))
+    assert "The paper's column: AlignTok f16" in visible(
+        write_report(ReportSettings(runs=[tmp_path], out=tmp_path / "report.html"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -667,11 +675,17 @@ def check_values(values):
 def test_the_papers_cost_tables_stand_beside_its_own_model(tmp_path):
     Result("cost", "aligntok_dinov2_f16d32", {}, {}, {"Parameters": []}).write(tmp_path / "a")
     Result("cost", "x", {}, {}, {"Parameters": []}).write(tmp_path / "b")
-    assert "The paper's Table 8: encoder and decoder" in visible(write_report([tmp_path / "a"], tmp_path / "a.html"))
-    assert "The paper's Table 8" not in visible(write_report([tmp_path / "b"], tmp_path / "b.html"))
+    assert "The paper's Table 8: encoder and decoder" in visible(
+        write_report(ReportSettings(runs=[tmp_path / "a"], out=tmp_path / "a.html"))
+    )
+    assert "The paper's Table 8" not in visible(
+        write_report(ReportSettings(runs=[tmp_path / "b"], out=tmp_path / "b.html"))
+    )
     stages_of("configs/ablations/lora.py", tmp_path / "run")
     Result("cost", str(tmp_path / "run"), {}, {}, {"Parameters": []}).write(tmp_path / "c")
-    assert "The paper's Table 8" in visible(write_report([tmp_path / "c"], tmp_path / "c.html"))
+    assert "The paper's Table 8" in visible(
+        write_report(ReportSettings(runs=[tmp_path / "c"], out=tmp_path / "c.html"))
+    )
 
 
 def test_a_start_notes_the_configs_own_words():
