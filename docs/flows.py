@@ -19,8 +19,8 @@ FLOWS = {
                 "plan",
                 [
                     ("training.config.load_config", "the files of a config become one dict; every key is checked"),
-                    ("training.stages.expand_stages", "the dict becomes one complete set of settings a stage"),
-                    ("training.alignment.build_runner", "data, model, optimisers and hooks of one stage"),
+                    ("training.alignment.expand_stages", "the dict becomes one complete set of settings a stage"),
+                    ("training.builder.build_runner", "data, model, optimisers and hooks of one stage"),
                 ],
             ),
             (
@@ -71,8 +71,8 @@ FLOWS = {
             (
                 "plan",
                 [
-                    ("training.generation.settings.expand_generation", "the config becomes the generator's settings"),
-                    ("training.generation.prepare", "opens the tokenizer, and makes the cache if need be"),
+                    ("training.generation.expand_generation", "the config becomes the generator's settings"),
+                    ("training.generation.GeneratorStage", "opens the tokenizer, and makes the cache if need be"),
                     ("latent_diffusion.LatentDiffusion", "generator, tokenizer, statistics of latents: one model"),
                 ],
             ),
