@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from aligntok.annotations import check_values
-from aligntok.cli import latent_space
+from aligntok.cli import analyze_latents
 from aligntok.cli.arguments import parse, reporting_errors
 from aligntok.decoders.ldm_cnn import LDMDecoder
 from aligntok.device import PRECISIONS
@@ -286,7 +286,7 @@ def test_an_unknown_flag_ends_with_status_2_and_a_suggestion(capsys):
 def test_help_has_every_flag_with_its_words(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as ended:
-        latent_space.analyze_latents(["--help"])
+        analyze_latents(["--help"])
     assert ended.value.code == 0
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for option in fields_of(LatentAnalysis):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from aligntok.device import check_precision, multiplying
 from aligntok.device import device as this_device
+from aligntok.device import multiplying
 from aligntok.evaluation.cost.count import Counted, build_encoder, count_config, count_encoder
 from aligntok.evaluation.cost.measure import CostRow, measure_part, measure_tokenizer, random_images
 from aligntok.evaluation.cost.memory import GB

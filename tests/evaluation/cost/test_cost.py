@@ -17,7 +17,7 @@ from aligntok import cli
 from aligntok.device import is_out_of_memory
 from aligntok.errors import ConfigError
 from aligntok.evaluation import cost
-from aligntok.evaluation.cost import CostSettings, measure, memory, steps
+from aligntok.evaluation.cost import measure, memory, steps
 from aligntok.evaluation.cost.count import Counted, count_config, count_encoder, count_operations
 from aligntok.evaluation.cost.measure import CostRow, LeftOut, Limit, Stopwatch, Timing, measure_part, time_calls
 from aligntok.evaluation.cost.memory import LiveTensors

@@ -323,7 +323,7 @@ def test_a_picture_from_outside_of_a_results_folder_is_not_embedded(name, tmp_pa
     (folder / "away").symlink_to(tmp_path)
     named = str(tmp_path / "diary.png") if name == "/diary.png" else name
     Result("reconstruction", "x", {"psnr": 1.0}, {}, {}, {"A picture": named}).write(folder)
-    page = write_report([folder], tmp_path / "report.html")
+    page = write_report(ReportSettings(runs=[folder], out=tmp_path / "report.html"))
     assert "<img" not in page.read_text()
     assert "a picture of the reconstruction result" in visible(page)
     assert "(DataError), A picture" in visible(page)
@@ -333,7 +333,9 @@ def test_samples_of_several_sizes_are_no_sheet(tmp_path):
     for i in range(2):
         picture(tmp_path / f"images/{i:06d}.png", 32, 32 + 8 * i)
     (tmp_path / "samples.json").write_text('{"num": 2}')
-    assert "not found: pictures of one size" in visible(write_report([tmp_path], tmp_path / "report.html"))
+    assert "not found: pictures of one size" in visible(
+        write_report(ReportSettings(runs=[tmp_path], out=tmp_path / "report.html"))
+    )
 
 
 @pytest.mark.parametrize("place", ["2_perceptual_alignment/pictures/step_00000080.png", "samples/images/000001.png"])
@@ -343,7 +345,7 @@ def test_a_picture_that_is_a_link_to_elsewhere_is_not_embedded(place, run, tmp_p
     picture(tmp_path / "diary.png", 64, 64, seed=99)
     (folder / place).unlink()
     (folder / place).symlink_to(tmp_path / "diary.png")
-    page = write_report([folder], tmp_path / "report.html")
+    page = write_report(ReportSettings(runs=[folder], out=tmp_path / "report.html"))
     assert base64.b64encode((tmp_path / "diary.png").read_bytes()).decode() not in page.read_text()
     assert "(DataError)" in visible(page)
 
