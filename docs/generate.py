@@ -116,7 +116,9 @@ def _shown_above(package: str, module: str) -> str:
     home, there = importlib.import_module(package), importlib.import_module(module)
     exported = getattr(home, "__all__", ()) if there is not home else ()
     names = [name for name in exported if getattr(there, name, None) is getattr(home, name)]
-    return f"   :exclude-members: {', '.join(names)}\n" if names else ""
+    hidden = f"   :exclude-members: {', '.join(names)}\n" if names else ""
+    # A verb's function has the name of its module; Sphinx's index takes one object of a name.
+    return hidden + ("   :no-index:\n" if module.rpartition(".")[2] in exported else "")
 
 
 def main() -> None:
