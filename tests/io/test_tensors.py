@@ -6,6 +6,7 @@ import ast
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 save_tensors(Path({str(path)!r}), {{"a": torch.ones(100_000)}}, cure="buy a disk")
 """
-    done = subprocess.run(["python", "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert f"{WriteError.__name__}: {path} could not be written (" in done.stderr
     assert "; buy a disk" in done.stderr
     assert torch.equal(load_file(path)["a"], torch.zeros(2))

@@ -392,7 +392,7 @@ def run(config_source, generation_source, photographs, tmp_path_factory):
     words = [str(folder / "tiny.py"), str(folder / "tiny_generator.py"), "--out", str(folder / "out")]
     words += ["--resolutions", "32", "64", "--batch-sizes", "1", "2", "--repeats", "2", "--devices", "2"]
     generator_of = {"config": "tiny_generator", "stage": "generation"}
-    assert cli.main(["measure_cost", *words, "--cfg-options", "seed=3"]) == 0
+    assert cli.main(["measure-cost", *words, "--cfg-options", "seed=3"]) == 0
     return folder, read_result(folder / "out" / "cost.json"), generator_of
 
 
