@@ -424,7 +424,7 @@ def test_one_stage_can_be_run_alone(finished, tmp_path, capsys):
     )
     assert start(config, tmp_path / "run", "--stage", "refinement") == 2
     assert (
-        "no stage named 'refinement'; did you mean 'perceptual_refinement'? known: latent_alignment, perceptual_"
+        "no stage named 'refinement'; did you mean 'decoder_refinement'? known: latent_alignment, perceptual_"
         in capsys.readouterr().err
     )
 

@@ -43,7 +43,7 @@ def test_a_samples_draws_do_not_depend_on_how_the_batch_is_split(make, monkeypat
     expected, found = model.draws(5, 0, 1, whole), []
     for m in range(micro):
         for rank in range(processes):
-            monkeypatch.setattr(model, "world", lambda rank=rank: (rank, processes))
+            monkeypatch.setattr("aligntok.training.generation.model.world", lambda rank=rank: (rank, processes))
             found.append(model.draws(5, m, micro, whole[: 8 // processes // micro]))
     for name in Draws._fields:
         assert torch.equal(torch.cat([getattr(draws, name) for draws in found]), getattr(expected, name))
