@@ -9,6 +9,7 @@ import torch
 
 from aligntok.data.latents import LatentDataset
 from aligntok.diffusion.flow import flow_matching_loss
+from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError, DataError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
@@ -141,7 +142,7 @@ def test_a_step_of_micro_batches_is_a_step_of_one_batch(make):
         model = make(seed=1)
         stepped = SimpleNamespace(loss_scale=lambda device: torch.ones(()), step_parts=lambda parts, losses: {})
         parts = [{key: value[i : i + 8 // micro] for key, value in data.items()} for i in range(0, 8, 8 // micro)]
-        outputs = model.train_step(model.StepBatch(2, parts), stepped)
+        outputs = model.train_step(StepBatch(2, parts), stepped)
         steps.append((outputs, [p.grad for p in model.generator.parameters()]))
     (one, gradients), (many, others) = steps
     assert set(one) == {"loss/total", "loss/velocity", "loss/direction", "time_bins"}
