@@ -92,7 +92,7 @@ def test_headers_are_read_once_a_run_and_not_again_on_a_restart(mixed_config, sh
         return inner(source, *args, **kwargs)
 
     monkeypatch.setattr("aligntok.data.images.assign_buckets", assign)
-    monkeypatch.setattr("aligntok.data.images.assign_buckets", lambda *args: pytest.fail("headers were read again"))
+    monkeypatch.setattr("aligntok.data.images.assign_buckets", lambda *args, **kwargs: pytest.fail("headers were read again"))
     config = mixed_config(steps=1)
     assert train([config, "--work-dir", str(tmp_path / "run"), "--stage", "latent_alignment"]) == 0
     assert train([config, "--work-dir", str(tmp_path / "run")]) == 0
