@@ -78,6 +78,8 @@ def in_words(annotation: Any) -> str:
         words = f"({', '.join(map(in_words, arguments))})"
     elif origin in _LISTS:
         words = f"list of {in_words(arguments[0])}"
+    elif origin is dict and arguments[1] is not Any:
+        words = f"dict of {in_words(arguments[1])}"
     elif bare in (Any, float, type(None)):
         words = {Any: "anything", float: "int or float"}.get(bare, "None")
     elif bare in _LISTS:
@@ -103,7 +105,7 @@ def refusal(errors: Sequence[Mapping[str, Any]], annotation: Any, place: str, va
     value's type is worth telling.
     """
     of_a_value = any(error["type"].startswith(_OF_A_VALUE) for error in errors)
-    inside = any(isinstance(step, int) for error in errors for step in error["loc"])
+    inside = isinstance(value, dict) or any(isinstance(step, int) for error in errors for step in error["loc"])
     told = f" is {type(value).__name__}" if kind and not of_a_value and not inside else ""
     choices = [choice for each in alternatives(annotation) for choice in _choices(each)]
     near = suggestion(value, choices) if isinstance(value, str) else ""

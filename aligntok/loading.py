@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from aligntok.weights.lora import lora_scaling, without_lora
 
 #: The file in the folder of a stage that says what it trains, and how.
 STAGE_FILE = "stage.json"
+#: What its ``format`` is; a file of another is of another version's training.
+STAGE_FORMAT = 2
 #: The folder of a generator's training, in a work folder.
 GENERATION = "generation"
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -88,9 +90,29 @@ def _merged(states: PartStates, folder: str | os.PathLike[str]) -> PartStates:
     return {**states, "encoder": without_lora(states["encoder"], lora_scaling(lora))} if lora else states
 
 
+def read_stage_file(folder: str | os.PathLike[str], cure: str, parse: Callable[[dict[str, Any]], Any] = dict) -> Any:
+    """Return what `parse` makes of the file in a stage's folder that says what it trains.
+
+    Raises CheckpointError, which ends with `cure`, where it is missing or damaged, and for another version's format.
+    """
+
+    def parse_ours(said: dict[str, Any]) -> Any:
+        if said.get("format") != STAGE_FORMAT:
+            writer = f"AlignTok {said['aligntok_version']}" if "aligntok_version" in said else "an earlier AlignTok"
+            raise CheckpointError(
+                f"{folder} is a training of {writer}, whose {STAGE_FILE} has format {said.get('format', 1)}; this "
+                f"version reads {STAGE_FORMAT}. Go on with, or export by, the version that wrote it, or train anew in "
+                "another folder"
+            )
+        return parse(said)
+
+    return read_json(Path(folder) / STAGE_FILE, CheckpointError, cure, parse_ours)
+
+
 def _read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
     cure = "so the stage's model is unknown: copy the stage's folder whole; going on with the training writes that file"
-    return read_json(Path(folder) / STAGE_FILE, CheckpointError, cure, _described)
+    described: dict[str, Any] = read_stage_file(folder, cure, _described)
+    return described
 
 
 def _described(content: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +136,7 @@ def _is_trained(folder: Path, makes_generator: bool) -> bool:
     """Tell whether a folder is that of a stage with a checkpoint, of a generator's or of a tokenizer's."""
     if not (folder / STAGE_FILE).is_file() or not list_checkpoints(folder):
         return False
-    said = read_json(folder / STAGE_FILE, CheckpointError, "so what it trains is unknown: copy the folder whole")
+    said = read_stage_file(folder, "so what it trains is unknown: copy the folder whole")
     return ("generator" in said) == makes_generator
 
 
@@ -204,9 +226,7 @@ def load_latent_diffusion(
             raise ConfigError(f"--weights and --ema choose among a work folder's weights; {source} is none")
         return LatentDiffusion.from_pretrained(path, components)
     folder = generation_folder(path)
-    has_ema, fields = read_json(
-        folder / STAGE_FILE, CheckpointError, UNKNOWN, lambda said: (bool(said["ema"]), described_fields(said))
-    )
+    has_ema, fields = read_stage_file(folder, UNKNOWN, lambda said: (bool(said["ema"]), described_fields(said)))
     GENERATORS.check_registered(fields["generator"], components)  # before the tokenizer's parts are imported
     tokenizer = Tokenizer.from_pretrained(folder / "tokenizer", components=components)
     model = LatentDiffusion(tokenizer=tokenizer, trusted=False, components=components, **fields)

@@ -57,8 +57,7 @@ class ChangesTo:
 
     def _named(self, given: dict[str, Any]) -> dict[str, Any]:
         for name in given:
-            if name not in _declared(self.cls):
-                raise ConfigError(_unknown(name, self.cls, self.cls.__name__))
+            check_name(self.cls, name, self.cls.__name__)
         return given
 
 
@@ -82,10 +81,13 @@ def settings(cls: Any = None, /, *, renamed: Mapping[str, str] | None = None) ->
 def _settings(cls: Any, renamed: Mapping[str, str]) -> Any:
     own = vars(cls).get("__annotations__", {})
     hints = get_type_hints(cls, include_extras=True)
-    declared = {**getattr(cls, "__declared__", {}), **{name: hints[name] for name in own}}
+    bases = [base for base in reversed(cls.__mro__[1:]) if "__declared__" in vars(base)]
+    inherited = {name: annotation for base in bases for name, annotation in _declared(base).items()}
+    declared = {**inherited, **{name: hints[name] for name in own}}
+    renamed = {**{old: new for base in bases for old, new in base.__renamed__.items()}, **renamed}
     cls.__annotations__ = {name: strictly(declared[name]) for name in own}
     made: Any = checked_dataclass(config=_CONFIG, kw_only=True, frozen=True)(cls)
-    made.__declared__, made.__renamed__ = declared, {**getattr(cls, "__renamed__", {}), **renamed}
+    made.__declared__, made.__renamed__ = declared, renamed
     check = made.__init__
 
     @wraps(check)
@@ -93,7 +95,7 @@ def _settings(cls: Any, renamed: Mapping[str, str]) -> Any:
         try:
             check(self, **given)
         except ValidationError as error:
-            raise _refused(error, made, given, made.__name__) from None
+            raise _refused(error.errors(include_url=False), made, given, made.__name__) from None
 
     made.__init__ = __init__
     return made
@@ -110,7 +112,29 @@ def read(cls: type[T], given: Mapping[str, Any], where: str, flags: Mapping[str,
         named = {str(key): value for key, value in given.items()}
         return cls.__pydantic_validator__.validate_python(named)  # type: ignore[attr-defined]
     except ValidationError as error:
-        raise _refused(error, cls, given, where, flags) from None
+        raise _refused(error.errors(include_url=False), cls, given, where, flags) from None
+
+
+def check_name(cls: Any, name: str, where: str) -> None:
+    """Raise ConfigError unless the settings `cls` have a field of that name."""
+    if name not in _declared(cls):
+        raise ConfigError(_unknown(name, cls, where))
+
+
+def check_given(cls: Any, given: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for what is not allowed in some of the settings of `cls`, which others are merged with before
+    they are read: names and single values are checked, what is missing or lies between fields is not.
+    """
+    try:
+        cls.__pydantic_validator__.validate_python(dict(given))
+    except ValidationError as error:
+        errors = [each for each in error.errors(include_url=False) if not _of_the_whole(each)]
+        if errors:
+            raise _refused(errors, cls, given, where) from None
+
+
+def _of_the_whole(error: Mapping[str, Any]) -> bool:
+    return error["type"] == "missing" or isinstance(error.get("ctx", {}).get("error"), AlignTokError)
 
 
 def _declared(cls: Any) -> dict[str, Any]:
@@ -124,15 +148,14 @@ def _inner(annotation: Any) -> Any:
 
 
 def _refused(
-    error: ValidationError, cls: Any, given: Mapping[str, Any], where: str, flags: Mapping[str, str] | None = None
+    errors: Sequence[Any], cls: Any, given: Mapping[str, Any], where: str, flags: Mapping[str, str] | None = None
 ) -> AlignTokError:
-    """Return pydantic's error as one of ours: about an unknown key if there is one, else about the first value."""
-    errors = error.errors(include_url=False)
+    """Return pydantic's errors as one of ours: about an unknown key if there is one, else about the first value."""
     found = [(_path(each["loc"], cls), each) for each in errors]
     path, first = next((pair for pair in found if pair[1]["type"] == "unexpected_keyword_argument"), found[0])
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, AlignTokError):  # of a __post_init__
-        return cause
+        return cause if flags is not None else type(cause)(f"{where}: {cause}")
     of_it = [each for other, each in found if other == path]
     places = len({other for other, _ in found})
     more = f" (and {places - 1} more)" if places > 1 else ""

@@ -25,8 +25,8 @@ from aligntok.training.alignment.model import AlignmentModel
 LOSSES = {
     "l1": {"type": "l1"},
     "lpips": {"type": "lpips", "pretrained": False},
-    "gan": {"type": "gan", "weight": 0.5, "balance": {"at": "decoder"}},
-    "semantic": {"type": "semantic_preservation", "balance": {"at": "encoder"}},
+    "gan": {"type": "gan", "weight": 0.5, "adaptive_weight": {"at": "decoder"}},
+    "semantic": {"type": "semantic_preservation", "adaptive_weight": {"at": "encoder"}},
 }
 FIXED = {"gan": 0.3, "semantic": 0.7}
 
@@ -40,7 +40,7 @@ def build_model(image_size: int) -> AlignmentModel:
             "latent_dim": 16,
         },
         losses=LOSSES,
-        trains=["encoder", "adapter", "decoder"],
+        trainable=["encoder", "adapter", "decoder"],
         discriminator={"type": "patchgan", "norm": "group"},
         teacher="start",
     )

@@ -168,7 +168,7 @@ def without_loss(step: Step, name: str) -> AbstractContextManager[Any]:
 def without_ratios(step: Step) -> AbstractContextManager[Any]:
     """Give the balanced losses their fixed weights only."""
     objective = step.model.objective
-    return mock.patch.object(objective, "terms", [replace(term, balance=None) for term in objective.terms])
+    return mock.patch.object(objective, "terms", [replace(term, adaptive_weight=None) for term in objective.terms])
 
 
 @contextmanager

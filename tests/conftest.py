@@ -39,24 +39,24 @@ MODEL = dict(
     downsample_factor=8,
 )
 DISCRIMINATOR = dict(type="patchgan", base_channels=16, num_layers=2)
-LOSSES = dict(l1=dict(type="l1"), gan=dict(type="gan", weight=0.5, balance=dict(at="decoder")))
-SEMANTIC = dict(type="semantic_preservation", weight=1.0, balance=dict(at="encoder"))
+LOSSES = dict(l1=dict(type="l1"), gan=dict(type="gan", weight=0.5, adaptive_weight=dict(at="decoder")))
+SEMANTIC = dict(type="semantic_preservation", weight=1.0, adaptive_weight=dict(at="encoder"))
 STAGES = [
     dict(
         name="latent_alignment",
-        trains=["adapter", "decoder"],
+        trainable=["adapter", "decoder"],
         losses=dict(gan=dict(start_step=2)),
     ),
     dict(
         name="perceptual_alignment",
-        start=dict(stage="latent_alignment", weights="raw"),
+        init_from=dict(stage="latent_alignment", weights="raw"),
         teacher="start",
         losses=dict(semantic=SEMANTIC),
     ),
     dict(
         name="decoder_refinement",
-        trains=["decoder"],
-        start=dict(stage="perceptual_alignment", weights="ema"),
+        trainable=["decoder"],
+        init_from=dict(stage="perceptual_alignment", weights="ema"),
     ),
 ]
 

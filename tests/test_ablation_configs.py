@@ -19,11 +19,12 @@ import torch
 from aligntok import load_tokenizer
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, read_parts
 from aligntok.registry import DECODERS
+from aligntok.settings import as_dict
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.plan import plan_stage
 from aligntok.training.run import run
-from aligntok.training.settings import RUN_KEYS
+from aligntok.training.settings import RunSettings
 from aligntok.weights.lora import TARGETS
 
 ROOT = Path(__file__).parents[1]
@@ -91,8 +92,8 @@ def docstring(name):
 
 def everything(config):
     """All settings of a run, those of a stage under its name."""
-    kept = {key: config[key] for key in RUN_KEYS if key not in ("stages", "work_dir")}
-    return kept | {stage.name: stage.settings | {"seed": stage.seed} for stage in expand_stages(config)}
+    kept = {key: config[key] for key in as_dict(RunSettings()) if key not in ("stages", "work_dir")}
+    return kept | {stage.name: as_dict(stage.settings) | {"seed": stage.seed} for stage in expand_stages(config)}
 
 
 def differences(base, own, prefix=""):
@@ -213,7 +214,7 @@ def small(config):
     model["decoder"] |= SMALL_CNN | {key: value for key, value in SMALL_VIT.items() if key in model["decoder"]}
     config["discriminator"] |= dict(base_channels=16, num_layers=2)
     config["losses"]["lpips"] = None  # VGG-16 has no small copy
-    config["data"].update(num_images=None, workers=0)
+    config["data"].update(nominal_images=None, workers=0)
     for split in ("train", "val"):
         config["data"][split]["image_size"] = 32
     config.update(global_batch_size=2, validation=dict(perceptual=None, batch_size=4), log=dict(every=1, pictures=2))
@@ -252,8 +253,6 @@ def content(folder):
 def described(work_dir):
     """What a run's own files say it trained, but for where."""
     stages = {folder.name[2:]: json.loads((folder / "stage.json").read_text()) for folder in folders(work_dir)}
-    for stage in stages.values():
-        stage["start"] = {**(stage["start"] or {}), "folder": None}
     return stages
 
 

@@ -18,6 +18,7 @@ from aligntok.training.config import load_config
 from aligntok.training.generation import expand_generation
 from aligntok.training.plan import plan_stage
 from aligntok.training.run import run
+from aligntok.training.settings import InitFrom
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "baselines"
@@ -72,47 +73,51 @@ SCHEDULES = {
 def test_schedules_are_the_papers_and_the_published_models(name):
     batch, steps = SCHEDULES[name]
     stages = stages_of(name)
-    assert [stage["steps"] for stage in stages] == steps
+    assert [stage.settings.steps for stage in stages] == steps
     for i, stage in enumerate(stages):
-        assert stage["global_batch_size"] == batch
-        assert stage["optimizer"] == stage["discriminator_optimizer"] == dict(type="Adam", lr=1e-4, betas=(0.5, 0.9))
-        assert stage["trains"] == ["encoder", "adapter", "decoder"]
-        assert stage["start"] == ({**stage["start"], "stage": stages[i - 1].name, "weights": "raw"} if i else None)
-        assert (stage["ema"] is None) == ("vit" not in name)
+        assert stage.settings.global_batch_size == batch
+        assert (
+            stage.settings.optimizer
+            == stage.settings.discriminator_optimizer
+            == dict(type="Adam", lr=1e-4, betas=(0.5, 0.9))
+        )
+        assert stage.settings.trainable == ["encoder", "adapter", "decoder"]
+        assert stage.settings.init_from == (InitFrom(stage=stages[i - 1].name, weights="raw") if i else None)
+        assert (stage.settings.ema is None) == ("vit" not in name)
 
 
 @pytest.mark.parametrize("name", ["vavae_vit_f16d32", "vavae_vit_f16d64"])
 def test_the_vit_is_aligntoks_with_random_weights_and_trains_for_as_many_steps(name):
     ours = expand_stages(load_config(ROOT / f"configs/aligntok_dinov2_{name[-6:]}.py"))
     (stage,) = stages_of(name)
-    assert stage["model"]["encoder"] == {**ours[0]["model"]["encoder"], "pretrained": False}
-    assert stage["steps"] == sum(other["steps"] for other in ours)
-    assert stage["ema"] == ours[0]["ema"]
+    assert stage.settings.model["encoder"] == {**ours[0].settings.model["encoder"], "pretrained": False}
+    assert stage.settings.steps == sum(other.settings.steps for other in ours)
+    assert stage.settings.ema == ours[0].settings.ema
     plan = plan_stage(stage, processes=1)
     assert sum(plan.parameters["encoder"]) == sum(plan_stage(ours[0], processes=1).parameters["encoder"])
-    width = stage["model"]["adapter"]["hidden_dim"]
-    assert width == 2 * stage["model"]["latent_dim"], "as AlignTok's"
+    width = stage.settings.model["adapter"]["hidden_dim"]
+    assert width == 2 * stage.settings.model["latent_dim"], "as AlignTok's"
 
 
 @pytest.mark.parametrize("name", VAES)
 def test_losses_are_the_published_ones_in_their_units(name):
     for stage in stages_of(name):
-        losses, side = stage["losses"], stage["data"]["train"]["image_size"]
-        assert stage["model"]["variational"]
+        losses, side = stage.settings.losses, stage.settings.data.train["image_size"]
+        assert stage.settings.model["variational"]
         assert losses["l1"]["weight"] == losses["lpips"]["weight"] == 3 * side**2, "sums over an image's numbers"
         assert losses["kl"] == dict(type="kl", weight=1e-6)
-        assert (losses["gan"]["weight"], losses["gan"]["balance"]["max_ratio"]) == (0.5, 1e4)
+        assert (losses["gan"]["weight"], losses["gan"]["adaptive_weight"]["max"]) == (0.5, 1e4)
         assert losses["gan"]["start_step"] == (5_000 if stage.index == 0 else 0)
         assert ("vf" in losses) == (name in ALIGNED)
         if "vf" in losses:
-            assert stage["teacher"] == dict(type="dinov2")
-            assert losses["vf"]["balance"] == dict(at="encoder", max_ratio=1e8, against=["l1", "lpips"])
-            assert losses["vf"]["latent_dim"] == stage["model"]["latent_dim"]
+            assert stage.settings.teacher == dict(type="dinov2")
+            assert losses["vf"]["adaptive_weight"] == dict(at="encoder", max=1e8, reference=["l1", "lpips"])
+            assert losses["vf"]["latent_dim"] == stage.settings.model["latent_dim"]
 
 
 @pytest.mark.parametrize("name", ALIGNED)
 def test_the_alignments_weight_and_margins(name):
-    vf = [stage["losses"]["vf"] for stage in stages_of(name)]
+    vf = [stage.settings.losses["vf"] for stage in stages_of(name)]
     found = [(loss["weight"], loss["distance_margin"], loss["cosine_margin"]) for loss in vf]
     parts = [(0.5, 0, 0), (0.1, 0, 0), (0.1, 0.25, 0.5)]
     assert found == (parts if "three_part" in name else parts[-1:])
@@ -128,14 +133,14 @@ def test_the_frozen_encoder_is_the_latent_space_and_only_a_decoder_trains():
     assert "adapter" not in plan.parameters, "the identity has none"
     assert plan.trainable == sum(plan.parameters[part][0] for part in ("decoder", "discriminator"))
     generation = expand_generation(load_config(ROOT / "configs/generator/lightningdit_xl_rae_dinov2.py"))
-    assert generation["generator"]["in_channels"] == stage["model"]["latent_dim"] == 768
-    assert Path(generation["tokenizer"]).name == "rae_dinov2"
+    assert generation.settings.generator["in_channels"] == stage.settings.model["latent_dim"] == 768
+    assert Path(generation.settings.tokenizer).name == "rae_dinov2"
 
 
 def test_the_time_shift_depends_on_the_latents_size_and_goes_towards_noise():
     generation = expand_generation(load_config(ROOT / "configs/generator/lightningdit_xl_rae_dinov2.py"))
-    shift, generator = generation["transport"]["shift"], generation["generator"]
-    assert generation["sampling"]["shift"] == shift
+    shift, generator = generation.settings.transport.shift, generation.settings.generator
+    assert generation.settings.sampling.shift == shift
     size = generator["in_channels"] * generator["input_size"] ** 2
     alpha = math.sqrt(size / 4096)
     # RAE, Sec. 4: with time 1 at noise, t' = alpha t / (1 + (alpha - 1) t). Ours is 1 at data.

@@ -190,35 +190,35 @@ SCHEDULES = {
 def test_steps_rates_and_weights_are_the_papers(name):
     steps, rates, semantic = SCHEDULES[name]
     stages = stages_of(f"configs/aligntok_{name}.py")
-    assert tuple(stage["steps"] for stage in stages) == steps
+    assert tuple(stage.settings.steps for stage in stages) == steps
     for stage, rate in zip(stages, rates, strict=True):
         for side in ("optimizer", "discriminator_optimizer"):
-            assert stage[side] == dict(type="Adam", lr=rate, betas=(0.5, 0.9)), stage.name
-        assert stage["schedule"] is None
-        assert stage["global_batch_size"] == (256 if "laion" in name else 64)
-        assert stage["losses"]["l1"]["weight"] == stage["losses"]["lpips"]["weight"] == 1
-    assert stages[1]["losses"]["semantic"]["weight"] == semantic
+            assert getattr(stage.settings, side) == dict(type="Adam", lr=rate, betas=(0.5, 0.9)), stage.name
+        assert stage.settings.schedule is None
+        assert stage.settings.global_batch_size == (256 if "laion" in name else 64)
+        assert stage.settings.losses["l1"]["weight"] == stage.settings.losses["lpips"]["weight"] == 1
+    assert stages[1].settings.losses["semantic"]["weight"] == semantic
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_stages_are_the_papers(name):
     trained = (["adapter", "decoder"], ["encoder", "adapter", "decoder"], ["decoder"])
     for i, stage in enumerate(stages_of(f"configs/aligntok_{name}.py")):
-        gan = stage["losses"]["gan"]
-        assert stage["trains"] == trained[i]
+        gan = stage.settings.losses["gan"]
+        assert stage.settings.trainable == trained[i]
         assert (gan["kind"], gan["weight"], gan.get("start_step", 0)) == ("hinge", 0.5, 5_000 if i == 0 else 0)
-        assert gan["balance"] == dict(at="decoder", max_ratio=1e4)
-        assert ("semantic" in stage["losses"]) == (i == 1)
-        assert stage["teacher"] == ("start" if i == 1 else None)
-        assert stage["ema"]["sigma_rel"] == [0.05, 0.10]
-        assert stage["model"]["downsample_factor"] == 16
-        assert (stage["start"] or {}).get("weights") == (None, "raw", "ema")[i]
-    semantic = stages_of(f"configs/aligntok_{name}.py")[1]["losses"]["semantic"]
-    assert (semantic["distance"], semantic["on"], semantic["balance"]) == ("l2", "latents", dict(at="encoder"))
+        assert gan["adaptive_weight"] == dict(at="decoder", max=1e4)
+        assert ("semantic" in stage.settings.losses) == (i == 1)
+        assert stage.settings.teacher == ("start" if i == 1 else None)
+        assert stage.settings.ema.sigma_rel == [0.05, 0.10]
+        assert stage.settings.model["downsample_factor"] == 16
+        assert (stage.settings.init_from and stage.settings.init_from.weights) == (None, "raw", "ema")[i]
+    semantic = stages_of(f"configs/aligntok_{name}.py")[1].settings.losses["semantic"]
+    assert (semantic["distance"], semantic["on"], semantic["adaptive_weight"]) == ("l2", "latents", dict(at="encoder"))
 
 
 @pytest.mark.parametrize("name", IMAGENET)
 def test_imagenet_is_counted_as_it_is(name):
-    data = stages_of(name)[0]["data"]
-    assert data["num_images"] == 1_281_167
-    assert data["train"]["image_size"] == 256
+    data = stages_of(name)[0].settings.data
+    assert data.nominal_images == 1_281_167
+    assert data.train["image_size"] == 256

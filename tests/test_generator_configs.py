@@ -9,6 +9,7 @@ import ast
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from PIL import Image
 from aligntok.caching import cache_latents
 from aligntok.caching.settings import CacheRequest
 from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.settings import as_dict
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
 from aligntok.training.generation import expand_generation
 from aligntok.training.plan import plan_stage
 from aligntok.training.run import run
+from aligntok.training.settings import TransportSettings
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "generator"
@@ -114,7 +117,9 @@ def test_caches_of_different_tokenizers_have_different_names():
 def test_the_size_of_the_cache_in_its_docstring_is_right(path):
     config = load_config(path)
     generator = config["generator"]
-    values = 2 * config["data"]["num_images"] * generator["in_channels"] * generator["input_size"] ** 2  # and mirrored
+    values = (
+        2 * config["data"]["nominal_images"] * generator["in_channels"] * generator["input_size"] ** 2
+    )  # and mirrored
     said = re.findall(r"(\d+) ([MG])B\b", docstring(path))
     sizes = [float(number) * {"M": 1e6, "G": 1e9}[unit] for number, unit in said]
     assert sizes
@@ -140,11 +145,11 @@ def test_parameters_steps_and_guidance_are_the_papers(name):
     plan = plan_stage(generation, processes=8)
     assert plan.parameters == {"generator": (parameters, 0)}
     assert (plan.steps, plan.images_seen) == (steps, steps * 1024)
-    sampling = generation["sampling"]
-    assert (sampling["steps"], sampling["sampler"], sampling["shift"]) == (30, "euler", 0.3)
-    assert (sampling["cfg_scale"], sampling["preserve_energy"]) == (scale, False)
+    sampling = generation.settings.sampling
+    assert (sampling.steps, sampling.sampler, sampling.shift) == (30, "euler", 0.3)
+    assert (sampling.cfg_scale, sampling.preserve_energy) == (scale, False)
     guided = (None, None) if begin is None else ((begin, 1.0), 3)
-    assert (sampling["cfg_interval"], sampling["cfg_channels"]) == guided
+    assert (sampling.cfg_interval, sampling.cfg_channels) == guided
 
 
 def test_the_default_is_the_papers_xl_with_675_million():
@@ -161,14 +166,16 @@ def test_64_epochs_are_80_thousand_steps_and_800_epochs_a_million():
 @pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_optimiser_average_and_flow_are_the_published_ones(name):
     generation = generation_of(name)
-    assert generation["optimizer"] == dict(type="AdamW", lr=2e-4, betas=(0.9, 0.95), weight_decay=0.0)
-    assert (generation["global_batch_size"], generation["precision"]) == (1024, "bf16")
-    assert generation["schedule"] is None
-    assert generation["clip_grad_norm"] is None
-    ema = generation["ema"]
-    assert (ema["sigma_rel"], ema["decays"], ema["inference"]) == ([], [0.9999], 0.9999)
-    assert generation["transport"] == dict(times="logit_normal", mean=0.0, scale=1.0, shift=1.0, direction_weight=1.0)
-    assert generation["data"]["num_images"] == 1_281_167
+    assert generation.settings.optimizer == dict(type="AdamW", lr=2e-4, betas=(0.9, 0.95), weight_decay=0.0)
+    assert (generation.settings.global_batch_size, generation.settings.precision) == (1024, "bf16")
+    assert generation.settings.schedule is None
+    assert generation.settings.clip_grad_norm is None
+    ema = generation.settings.ema
+    assert (ema.sigma_rel, ema.decays, ema.inference) == ([], [0.9999], 0.9999)
+    assert generation.settings.transport == TransportSettings(
+        times="logit_normal", mean=0.0, scale=1.0, shift=1.0, direction_weight=1.0
+    )
+    assert generation.settings.data.nominal_images == 1_281_167
 
 
 @pytest.mark.parametrize("path", EVERY, ids=ids(EVERY))
@@ -180,15 +187,15 @@ def test_runs_of_over_200_thousand_steps_have_qknorm_and_no_others(path):
 @pytest.mark.parametrize("name", ALIGNTOK)
 def test_va_vae_is_compared_under_the_same_conditions(name):
     ours, other = generation_of(name), generation_of(name.replace("aligntok", "vavae"))
-    assert {key for key in ours.settings if ours.settings[key] != other.settings[key]} == {"tokenizer"}
-    assert "vavae" in other["tokenizer"]
-    assert re.search(r"f16d\d\d", other["tokenizer"])[0] == re.search(r"f16d\d\d", name)[0]
+    assert ours.settings == replace(other.settings, tokenizer=ours.settings.tokenizer)
+    assert "vavae" in other.settings.tokenizer != ours.settings.tokenizer
+    assert re.search(r"f16d\d\d", other.settings.tokenizer)[0] == re.search(r"f16d\d\d", name)[0]
 
 
 @pytest.mark.parametrize("name", ALIGNTOK)
 def test_aligntoks_latents_are_those_of_its_config(name):
-    tokenizer = ROOT / "configs" / f"{Path(generation_of(name)['tokenizer']).name}.py"
-    assert generation_of(name)["tokenizer"] == load_config(tokenizer)["work_dir"]
+    tokenizer = ROOT / "configs" / f"{Path(generation_of(name).settings.tokenizer).name}.py"
+    assert generation_of(name).settings.tokenizer == load_config(tokenizer)["work_dir"]
     assert load_config(tokenizer)["model"].get("latent_dim") == channels(FOLDER / f"{name}.py")
 
 
@@ -242,7 +249,7 @@ def test_a_small_copy_trains_and_draws_pictures(path, latents, tmp_path):
     places = {"work_dir": str(tmp_path / "run"), "data_root": str(cache), "tokenizer": str(tokenizer)}
     folder = run(load_config(path, {**SMALL, **places, "steps": 2}))
     described = json.loads((tmp_path / "run/generation/stage.json").read_text())
-    whole = json.loads(json.dumps(expand_generation(load_config(path)).settings))
+    whole = json.loads(json.dumps(as_dict(expand_generation(load_config(path)).settings)))
     assert described["ema"] == whole["ema"]
     assert described["sampling"] == {**whole["sampling"], "steps": SMALL["sampling.steps"]}
     assert len(list((tmp_path / "run/generation/pictures").glob("*.png"))) == 1

@@ -205,7 +205,7 @@ def test_it_can_be_fine_tuned_and_costed_as_a_part_of_a_config(published, write_
     part = dict(type="diffusers_kl", config=KINDS[FLUX], pretrained=str(published[FLUX][1]))
     model = dict(encoder=part, adapter=dict(type="identity"), decoder=part)
     model |= dict(latent_dim=16, downsample_factor=4, variational=True)
-    stage = dict(name="fine_tuning", steps=1, trains=["encoder", "decoder"])
+    stage = dict(name="fine_tuning", steps=1, trainable=["encoder", "decoder"])
     path = write_config(model=model, stages=[stage], work_dir=str(tmp_path / "run"))
     config = load_config(path)
     images = torch.rand(1, 3, 32, 32) * 2 - 1

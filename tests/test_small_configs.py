@@ -16,6 +16,7 @@ from aligntok.evaluation.comparison import read_comparison
 from aligntok.evaluation.comparison.plan import generator_budget, tokenizer_budget
 from aligntok.evaluation.metrics.features import build_extractor
 from aligntok.registry import ENCODERS, EXTRACTORS, LOSSES
+from aligntok.settings import as_dict
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
@@ -39,13 +40,14 @@ def comparison():
 
 def stages_of(name):
     return {
-        stage.name: stage.settings for stage in expand_stages(load_config(FOLDER / f"{name}.py", {"work_dir": "same"}))
+        stage.name: as_dict(stage.settings)
+        for stage in expand_stages(load_config(FOLDER / f"{name}.py", {"work_dir": "same"}))
     }
 
 
 def test_every_tokenizer_is_compared_with_two_seeds_or_more(comparison):
     assert sorted({arm.config.stem for arm in comparison.arms}) == NAMES
-    assert len(set(comparison["seeds"])) >= 2
+    assert len(set(comparison.settings.seeds)) >= 2
 
 
 def test_all_see_as_many_images_in_steps_of_one_size(comparison):
@@ -93,7 +95,7 @@ def test_the_teacher_of_va_vae_is_the_encoder_that_aligntok_begins_from():
 
 
 def test_no_distance_is_measured_on_the_aligned_encoder_or_on_the_loss(comparison):
-    titles = [build_extractor(extractor).title for extractor in comparison["extractors"]]
+    titles = [build_extractor(extractor).title for extractor in comparison.settings.extractors]
     assert titles == ["EfficientNetLite2-96px", "STLPIPS-VGG16"]
     assert load_config(FOLDER / "aligntok.py")["losses"]["st_lpips"]["net"] == "alex"
 

@@ -369,7 +369,7 @@ model = dict(
 )
 data = dict(train=dict(type="images", image_size=16, split="train"), val=None, workers=0)
 losses = dict(l1=dict(type="l1"))
-stages = [dict(name="one", steps=1, global_batch_size=2, trains=["adapter", "decoder"])]
+stages = [dict(name="one", steps=1, global_batch_size=2, trainable=["adapter", "decoder"])]
 ''')
     line = 'load_tokenizer(folder, components={"mypkg_of_mine.Mine": Mine})'
     loaded = load_config(config)

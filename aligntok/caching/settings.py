@@ -12,8 +12,8 @@ POSTERIORS = get_args(Posterior)
 
 
 @settings
-class CacheSettings:
-    """What fixes the content of a cache, beside tokenizer and images.
+class CacheContent:
+    """What fixes the content of a cache, beside tokenizer, images and seed.
 
     Images are resized to cover their size (Pillow's antialiased bicubic) and cropped in the middle.
     """
@@ -30,6 +30,12 @@ class CacheSettings:
     """Images in a file."""
     posterior: Posterior = "mean"
     """What is taken of a variational tokenizer's posterior."""
+
+
+@settings
+class CacheSettings(CacheContent):
+    """What fixes the content of a cache, beside tokenizer and images."""
+
     seed: Count = 0
     """Of a sample of the posterior, which follows from it, the image's place and its copy alone."""
 

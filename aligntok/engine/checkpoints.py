@@ -137,7 +137,7 @@ def load_parts(parts: Mapping[str, nn.Module], states: Mapping[str, Mapping[str,
     for name, part in parts.items():
         if name not in states:
             raise CheckpointError(
-                f"{source} has no {name}; it has {', '.join(states)}: set model, losses, discriminator and trains "
+                f"{source} has no {name}; it has {', '.join(states)}: set model, losses, discriminator and trainable "
                 "back, or train in another work_dir"
             )
         try:

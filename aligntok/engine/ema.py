@@ -7,6 +7,7 @@ Dynamics of Diffusion Models" (EDM2), Sec. 3 and App. C.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import field
 from functools import cache, partial
 from typing import Any
 
@@ -15,8 +16,34 @@ import torch
 from torch import Tensor, nn
 
 from aligntok.errors import ConfigError
+from aligntok.settings import Positive, settings
 
 PartStates = dict[str, dict[str, Tensor]]
+
+
+@settings
+class EMASettings:
+    """Weight averages."""
+
+    sigma_rel: list[float] = field(default_factory=lambda: [0.05, 0.10])
+    """Relative widths that are kept (EDM2's power-function profile)."""
+    decays: list[float] = field(default_factory=list)
+    """Decays of plain averages that are kept beside them, such as 0.9999."""
+    inference: float = 0.05
+    """The width or decay used for validation, pictures, samples, 'ema' starts and what is exported."""
+    snapshot_every: Positive | None = None
+    """Steps between snapshots for post-hoc widths; None: none."""
+
+    def __post_init__(self) -> None:
+        if self.inference not in (*self.sigma_rel, *self.decays):
+            raise ConfigError(
+                f"ema.inference={self.inference} is not among the averages kept, sigma_rel={self.sigma_rel} and "
+                f"decays={self.decays}"
+            )
+        for width in self.sigma_rel:
+            gamma_from_sigma_rel(width)
+        for decay in self.decays:
+            check_decay(decay)
 
 
 @cache

@@ -130,7 +130,7 @@ class PartOptimizers(OptimWrapperDict):
         if sorted(state["sides"]) != sorted(own):
             raise CheckpointError(
                 f"the checkpoint has optimisers of {', '.join(state['sides'])}, the config of {', '.join(own)}; "
-                "set losses, discriminator and trains back, or train the stage anew in another work_dir"
+                "set losses, discriminator and trainable back, or train the stage anew in another work_dir"
             )
         for side, saved in state["sides"].items():
             optimizer = self[side].optimizer
@@ -141,7 +141,7 @@ class PartOptimizers(OptimWrapperDict):
             except ValueError as error:
                 raise CheckpointError(
                     f"the checkpoint's optimiser of the {side} does not fit the config's ({first_line(error)}); "
-                    "set optimizer, losses and trains back, or train the stage anew in another work_dir"
+                    "set optimizer, losses and trainable back, or train the stage anew in another work_dir"
                 ) from error
             _restore_settings(optimizer, self._settings[side])
         self.guard.load_state_dict(state["guard"])

@@ -28,7 +28,7 @@ from aligntok.engine.checkpoints import (
     write_checkpoint,
     write_frozen,
 )
-from aligntok.engine.ema import WeightAverages
+from aligntok.engine.ema import EMASettings, WeightAverages
 from aligntok.errors import CheckpointError, Preempted
 from aligntok.io.files import remove_leftovers
 
@@ -52,22 +52,22 @@ class StageRunner(Runner):
 
     The model has `trained_parts()`, `frozen_parts()` and `averaged_parts()`, each a dict of modules, and
     `load_start(states)`, called once. `model` builds it, once the run is seeded; `start` returns those states, of the
-    parts that the stage begins from (None: as the model was built). `ema` is ``dict(sigma_rel=[...], decays=[...],
-    inference=which)`` or None; `keep` the number of checkpoints that stay, and `keep_every` the steps between those
-    that stay for good.
+    parts that the stage begins from (None: as the model was built). `ema` says which averages are kept, None
+    for none; `keep` is the number of checkpoints that stay, and `keep_every` the steps between those that stay for
+    good.
     """
 
     def __init__(
         self,
         *args: Any,
         start: Callable[[], PartStates | None],
-        ema: Mapping[str, Any] | None = None,
+        ema: EMASettings | None = None,
         keep: int = 2,
         keep_every: int | None = None,
         **kwargs: Any,
     ) -> None:
         self._start = start
-        self._ema_config = ema
+        self._averages = ema
         self.keep = keep
         self.keep_every = keep_every
         self.saved_step: int | None = None
@@ -120,8 +120,8 @@ class StageRunner(Runner):
             )
         if content is None:
             self._begin(model)
-        if self._ema_config is not None:
-            kept = self._ema_config["sigma_rel"], self._ema_config["decays"]
+        if self._averages is not None:
+            kept = self._averages.sigma_rel, self._averages.decays
             self.ema = WeightAverages(model.averaged_parts(), *kept)
         if content is not None:
             self._go_on(model, content)
@@ -164,7 +164,7 @@ class StageRunner(Runner):
                 "optimizers": optimizers.state_dict(),
                 "schedulers": [scheduler.state_dict() for scheduler in self._schedulers()],
                 "ema": self.ema.state_dict() if self.ema else None,
-                "ema_inference": self._ema_config["inference"] if self._ema_config else None,
+                "ema_inference": self._averages.inference if self._averages else None,
                 "seconds": self.seconds,
             }
             write_checkpoint(self.work_dir, step, content, self.keep, self.keep_every)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+import aligntok
 from aligntok.data.images import find_buckets
 from aligntok.data.loader import make_loader
 from aligntok.data.sampler import GlobalBatchSampler
@@ -20,8 +21,10 @@ from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StageRunner, StepLoop
 from aligntok.errors import ConfigError
 from aligntok.io.files import write_json
+from aligntok.loading import STAGE_FORMAT
 from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS
+from aligntok.settings import as_dict
 from aligntok.training.stages import Stage, StageData
 
 _RUNS = count()
@@ -38,7 +41,13 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
     runner = build_runner(stage, data, launcher)
     if is_first():
         described = stage.describe(runner.trained_model)
-        write_json(stage.description, {"stage": stage.name, "seed": stage.seed, **described, **stage.settings})
+        about = {
+            "format": STAGE_FORMAT,
+            "aligntok_version": aligntok.__version__,
+            "stage": stage.name,
+            "seed": stage.seed,
+        }
+        write_json(stage.description, {**about, **described, **as_dict(stage.settings)})
     barrier()
     runner.train()
     runner.visualizer.close()
@@ -57,9 +66,9 @@ def build_runner(stage: Stage, data: StageData, launcher: str = "none") -> Stage
         optim_wrapper={
             "constructor": PartOptimizersConstructor.__name__,
             **stage.optimizers,
-            "clip_grad_norm": stage["clip_grad_norm"],
-            "max_skipped": stage["max_skipped_steps"],
-            "spike_factor": stage["spike_factor"],
+            "clip_grad_norm": stage.settings.clip_grad_norm,
+            "max_skipped": stage.settings.max_skipped_steps,
+            "spike_factor": stage.settings.spike_factor,
         },
         custom_hooks=[*_common_hooks(stage), *stage.hooks(data)],
         start=stage.read_start,
@@ -70,14 +79,17 @@ def build_runner(stage: Stage, data: StageData, launcher: str = "none") -> Stage
 
 def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
     """Return mmengine's own keywords: folder, loop, schedule, seed, logs."""
-    force_backend(stage["attention"])
-    every = stage["validation"]["every"]
+    force_backend(stage.settings.attention)
+    every = stage.settings.validation.every
     first, *others = stage.optimizers
-    schedule = {first: [{"by_epoch": False, **s} for s in stage["schedule"] or []], **{side: [] for side in others}}
+    schedule = {
+        first: [{"by_epoch": False, **s} for s in stage.settings.schedule or []],
+        **{side: [] for side in others},
+    }
     return {
         "work_dir": str(stage.folder),
-        "train_cfg": {"type": StepLoop.__name__, "max_iters": stage["steps"], "val_interval": every},
-        "param_scheduler": schedule if stage["schedule"] else None,
+        "train_cfg": {"type": StepLoop.__name__, "max_iters": stage.settings.steps, "val_interval": every},
+        "param_scheduler": schedule if stage.settings.schedule else None,
         "default_hooks": dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")),
         "launcher": launcher,
         "randomness": {"seed": stage.seed},
@@ -88,9 +100,9 @@ def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
             "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
         },
         "cfg": {"model_wrapper_cfg": {"type": SelfReducing.__name__}} if launcher != "none" else {},
-        "ema": stage["ema"],
-        "keep": stage["checkpoint"]["keep"],
-        "keep_every": stage["checkpoint"]["keep_every"],
+        "ema": stage.settings.ema,
+        "keep": stage.settings.checkpoint.keep,
+        "keep_every": stage.settings.checkpoint.keep_every,
     }
 
 
@@ -99,27 +111,27 @@ def _training_batches(stage: Stage, train: Any) -> DataLoader[Any]:
     rank, processes = world()
     sampler = GlobalBatchSampler(
         len(train),
-        stage["global_batch_size"],
+        stage.settings.global_batch_size,
         stage.seed,
         rank,
         processes,
-        stage["accumulation"],
-        num_steps=stage["steps"],
+        stage.settings.gradient_accumulation_steps,
+        num_steps=stage.settings.steps,
         buckets=find_buckets(train, stage.folder.parent),
     )
-    data = stage["data"]
-    return make_loader(train, sampler, data["workers"], getattr(train, "collate", None), data["timeout"])
+    data = stage.settings.data
+    return make_loader(train, sampler, data.workers, getattr(train, "collate", None), data.timeout)
 
 
 def _common_hooks(stage: Stage) -> list[Any]:
     """Return the hooks of every run: scalars, progress, checkpoints, averages, and the config's own."""
-    log, ema, batch = stage["log"], stage["ema"], stage["global_batch_size"]
+    log, ema, batch = stage.settings.log, stage.settings.ema, stage.settings.global_batch_size
     hooks: list[Any] = [
-        engine_hooks.ScalarsHook(log["every"], batch),
-        engine_hooks.ProgressHook(stage.name, log["every"], batch),
-        engine_hooks.StepCheckpointHook(stage["checkpoint"]["every"]),
-        *(HOOKS.build(dict(hook)) for hook in stage["hooks"]),
+        engine_hooks.ScalarsHook(log.every, batch),
+        engine_hooks.ProgressHook(stage.name, log.every, batch),
+        engine_hooks.StepCheckpointHook(stage.settings.checkpoint.every),
+        *(HOOKS.build(dict(hook)) for hook in stage.settings.hooks),
     ]
     if ema:
-        hooks.append(engine_hooks.EMAUpdateHook(ema["inference"], ema["snapshot_every"]))
+        hooks.append(engine_hooks.EMAUpdateHook(ema.inference, ema.snapshot_every))
     return hooks

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import json
 import logging
 from collections.abc import Mapping
@@ -12,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from aligntok.distributed import is_first
 from aligntok.engine.checkpoints import finished_steps
-from aligntok.errors import CheckpointError, ConfigError, first_line, unknown
-from aligntok.io.files import read_json
+from aligntok.errors import CheckpointError, ConfigError, first_line
+from aligntok.loading import read_stage_file
 from aligntok.registry import dotted_components
-from aligntok.training.settings import GENERATOR_TOP_KEYS, ONE_STAGE_KEYS, RUN_KEYS, STAGE_KEYS, TOP_KEYS, Key
+from aligntok.settings import as_dict, check_given, check_name
+from aligntok.training.settings import GeneratorConfig, GeneratorSettings, OneStage, RunSettings, StagesConfig
 
 if TYPE_CHECKING:
     from aligntok.training.stages import Stage
@@ -28,15 +27,15 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> d
     """
     config = read_config(path, dict(options or {}))
     check_config(config, str(path))
-    filled = {**{key: copy.deepcopy(known.default) for key, known in RUN_KEYS.items()}, **config}
+    filled = {**as_dict(RunSettings()), **config}
     filled["work_dir"] = filled["work_dir"] or f"work_dirs/{Path(path).stem}"
     return filled
 
 
-def read_config(path: str | Path, options: Mapping[str, Any], keys: Mapping[str, Key] | None = None) -> dict[str, Any]:
+def read_config(path: str | Path, options: Mapping[str, Any], cls: Any = None) -> dict[str, Any]:
     """Return what a config file says, as plain nested dicts and lists, with ``key=value`` options applied.
 
-    keys: what options may begin with; None: the keys of a training. Raises ConfigError.
+    cls: the settings whose keys options may begin with; None: those of a training. Raises ConfigError.
     """
     from mmengine.config import Config
 
@@ -46,11 +45,9 @@ def read_config(path: str | Path, options: Mapping[str, Any], keys: Mapping[str,
         loaded = Config.fromfile(str(path))
     except Exception as error:  # whatever the file's own code raises
         raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {first_line(error)}") from error
-    known = keys or (TOP_KEYS if loaded.get("stages") else GENERATOR_TOP_KEYS)
+    known = cls or (StagesConfig if loaded.get("stages") else GeneratorConfig)
     for key in options:
-        first = key.split(".")[0]
-        if first not in known:
-            raise ConfigError(f"--cfg-options: {unknown('key', first, sorted(known))}")
+        check_name(known, key.split(".")[0], "--cfg-options")
     try:
         loaded.merge_from_dict(dict(options))
     except (KeyError, IndexError, TypeError, AssertionError) as error:
@@ -70,16 +67,18 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
             f"{where} has nothing to train: give stages=[dict(name=..., steps=..., ...)] for a tokenizer, or "
             "generator=dict(type=...) for a generator"
         )
-    check_keys(config, TOP_KEYS if stages else GENERATOR_TOP_KEYS, where)
+    check_given(StagesConfig if stages else GeneratorConfig, _without_deletes(config), where)
     if config.get("generation") and not (stages and "generator" in config["generation"]):
         raise ConfigError(
             f"{where}: generation is for a generator that is trained after stages, and names it: "
             "generation=dict(generator=dict(type=...), ...); without stages its keys stand at the top"
         )
+    if stages:
+        check_given(GeneratorSettings, _without_deletes(config.get("generation", {})), f"{where}, generation")
     for i, stage in enumerate(stages):
         if not isinstance(stage, Mapping):
             raise ConfigError(f"{where}, stages[{i}] is {stage!r}; it must be dict(name=..., steps=..., ...)")
-        check_keys(stage, ONE_STAGE_KEYS, f"{where}, stages[{i}]")
+        check_given(OneStage, _without_deletes(stage), f"{where}, stages[{i}]")
         if not stage.get("name") or {"/", "\\"} & set(stage["name"]):
             raise ConfigError(f"{where}, stages[{i}] has no name that a folder could have; give each stage one")
     names = [stage["name"] for stage in stages]
@@ -94,44 +93,11 @@ def dotted_models(config: Mapping[str, Any]) -> list[str]:
     return dotted_components(parts)
 
 
-def check_model_keys(model: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigError for a key of `model` that :class:`aligntok.tokenizer.Tokenizer` does not take."""
-    from aligntok.tokenizer import Tokenizer
-
-    known = [name for name in inspect.signature(Tokenizer.__init__).parameters if name not in ("self", "plugins")]
-    for key in model:
-        if key not in known:
-            raise ConfigError(f"{where}, model: {unknown('key', key, sorted(known))}")
-
-
-def fill_defaults(settings: Mapping[str, Any], keys: Mapping[str, Key] = STAGE_KEYS) -> dict[str, Any]:
-    """Return a stage's settings with the defaults of all keys filled in, those below them too; None stays None.
-
-    A component's default keywords fill in only what a config of the same type, or of none, leaves out.
-    """
-    filled = dict(settings)
-    for key, known in keys.items():
-        default = copy.deepcopy(known.default)
-        given = settings.get(key, default)
-        if isinstance(given, Mapping) and isinstance(default, dict):
-            same = given.get("type", default.get("type")) == default.get("type")
-            given = {**default, **given} if same else dict(given)
-        filled[key] = fill_defaults(given, known.below) if known.below and given is not None else given
-    return filled
-
-
-def check_keys(config: Mapping[str, Any], known: Mapping[str, Key], where: str) -> None:
-    """Raise ConfigError for a key that `known` does not have, or a value of another type, below them too."""
-    for key, value in config.items():
-        if key not in known:
-            raise ConfigError(f"{where}: {unknown('key', key, sorted(known))}")
-        kinds = known[key].kinds
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            allowed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise ConfigError(f"{where}: {key}={value!r} is {type(value).__name__}; it must be {allowed}")
-        below = known[key].below
-        if below is not None and isinstance(value, Mapping):
-            check_keys({k: v for k, v in value.items() if k != "_delete_"}, below, f"{where}, {key}")
+def _without_deletes(given: Any) -> Any:
+    """Return a config without ``_delete_``, which tells how dicts are merged and is no key."""
+    if not isinstance(given, Mapping):
+        return given
+    return {key: _without_deletes(value) for key, value in given.items() if key != "_delete_"}
 
 
 logger = logging.getLogger("aligntok.training")
@@ -140,7 +106,7 @@ logger = logging.getLogger("aligntok.training")
 #: Settings that may change at any time: what a stage becomes does not depend on them, or not beyond rounding.
 FREE = (
     "steps",
-    "start",
+    "init_from",
     "checkpoint",
     "log",
     "validation",
@@ -150,11 +116,11 @@ FREE = (
     "sampling",
     "attention",
 )
-FREE_BELOW = ("data.workers", "data.timeout", "data.val", "data.num_images", "model.encoder.pretrained")
+FREE_BELOW = ("data.workers", "data.timeout", "data.val", "data.nominal_images", "model.encoder.pretrained")
 
 
 #: Settings that the saved state depends on.
-FIXED = ("schedule", "optimizer.type", "discriminator_optimizer.type", "trains", "lora", "tokenizer")
+FIXED = ("schedule", "optimizer.type", "discriminator_optimizer.type", "trainable", "lora", "tokenizer")
 
 
 def report_config_diff(stage: Stage, finished: bool) -> None:
@@ -172,8 +138,7 @@ def report_config_diff(stage: Stage, finished: bool) -> None:
     if not file.is_file() or not finished_steps(stage.folder):
         return
     cure = "so what the stage was trained with is unknown: restore it, or remove it to go on without the comparison"
-    before = read_json(file, CheckpointError, cure)
-    changes = config_diff(before, {"seed": stage.seed, **stage.settings})
+    changes = config_diff(read_stage_file(stage.folder, cure), {"seed": stage.seed, **as_dict(stage.settings)})
     if not changes:
         return
     shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())

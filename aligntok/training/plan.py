@@ -62,14 +62,14 @@ def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> S
 def make_plan(stage: Stage, model: Any, processes: int, num_images: int | None = None) -> StagePlan:
     """Return the plan of a stage whose `model` is built. Raises ConfigError for a batch that cannot be shared out."""
     counted = {name: trainable_and_frozen(part) for name, part in model.parts().items()}
-    batch, accumulation = stage["global_batch_size"], stage["accumulation"]
+    batch, accumulation = stage.settings.global_batch_size, stage.settings.gradient_accumulation_steps
     each = per_process_batch(batch, processes, accumulation)
-    known, seen = num_images or stage["data"]["num_images"], stage["steps"] * batch
+    known, seen = num_images or stage.settings.data.nominal_images, stage.settings.steps * batch
     return StagePlan(
         name=stage.name,
         parameters={name: count for name, count in counted.items() if any(count)},
         global_batch=f"{batch} = {processes} process{'es' if processes > 1 else ''} x {accumulation} micro x {each}",
-        steps=stage["steps"],
+        steps=stage.settings.steps,
         images_seen=seen,
         epochs=seen / known if known else None,
         checkpoint_bytes=_checkpoint_bytes(stage, model),
@@ -82,16 +82,16 @@ def _check_settings(stage: Stage) -> None:
     where = stage.where
     for side, config in stage.optimizers.items():
         check_optimizer(config, f"{where}, {'discriminator_' * (side == 'discriminator')}optimizer")
-    check_schedule(stage["schedule"] or [], where)
-    check_precision(stage["precision"], f"{where}: ")
-    if isinstance(stage["compile"], Mapping):
-        check_keywords(torch.compile, dict(stage["compile"]), who="compile")
+    check_schedule(stage.settings.schedule or [], where)
+    check_precision(stage.settings.precision, f"{where}: ")
+    if isinstance(stage.settings.compile, Mapping):
+        check_keywords(torch.compile, dict(stage.settings.compile), who="compile")
     for split in ("train", "val"):
-        if (data := stage["data"].get(split)) is not None:
+        if (data := getattr(stage.settings.data, split, None)) is not None:
             options = {key: value for key, value in data.items() if key != "type"}
             who = f"{where}, data.{split}: {DATASETS.kind} '{data['type']}'"
             check_keywords(DATASETS.get(data["type"]), options, who=who)
-    for hook in stage["hooks"]:
+    for hook in stage.settings.hooks:
         if not isinstance(hook, Mapping) or "type" not in hook:
             raise ConfigError(f"{where}: hooks holds {hook!r}; each must be dict(type=..., ...)")
         HOOKS.get(str(hook["type"]))
@@ -113,7 +113,7 @@ def check_before_training(stages: Sequence[Stage], plans: Sequence[StagePlan]) -
     needed = 0
     for stage in stages:
         plan = planned[stage.name]
-        written = plan.frozen_bytes + plan.checkpoint_bytes * (stage["checkpoint"]["keep"] + 1)
+        written = plan.frozen_bytes + plan.checkpoint_bytes * (stage.settings.checkpoint.keep + 1)
         needed += max(0, written - _bytes_there(stage))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="for .*: copying from a non-meta parameter")  # shapes are enough
@@ -124,7 +124,7 @@ def check_before_training(stages: Sequence[Stage], plans: Sequence[StagePlan]) -
 
 def _bytes_there(stage: Stage) -> int:
     """Return the bytes of what is on the disk already of that which the stage keeps."""
-    newest = [path for _, path in list_checkpoints(stage.folder)[-stage["checkpoint"]["keep"] :]]
+    newest = [path for _, path in list_checkpoints(stage.folder)[-stage.settings.checkpoint.keep :]]
     return sum(path.stat().st_size for path in (*newest, stage.folder / "frozen.safetensors") if path.is_file())
 
 
@@ -139,8 +139,8 @@ def _check_shapes(stage: Stage) -> None:
 
 def _checkpoint_bytes(stage: Stage, model: Any) -> int:
     """Return the bytes of a checkpoint: trained weights, their averages, and what their optimisers keep of each."""
-    parts, ema = model.trained_parts(), stage["ema"]
-    kept = len(ema["sigma_rel"]) + len(ema["decays"]) if ema else 0
+    parts, ema = model.trained_parts(), stage.settings.ema
+    kept = len(ema.sigma_rel) + len(ema.decays) if ema else 0
     total = 0
     for name, state in part_states(parts, frozen=False).items():
         states = _OPTIMIZER_STATES.get(stage.optimizers[side_of(name)]["type"], 2)

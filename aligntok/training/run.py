@@ -111,7 +111,7 @@ def _train(
             stop_if_preempted(
                 Preempted(f"stopped by SIGTERM before stage '{stage.name}'; the same command goes on with it")
             )
-            with multiplying(stage["precision"]):
+            with multiplying(stage.settings.precision):
                 train(stage, data[stage.name], launcher)
         return _finish(group)
 
@@ -129,9 +129,9 @@ def _is_left(stage: Stage) -> bool:
 
 def is_finished(stage: Stage) -> bool:
     """Tell whether a stage has done all its steps and, if it is validated, measured the result."""
-    done = finished_steps(stage.folder) >= stage["steps"]
+    done = finished_steps(stage.folder) >= stage.settings.steps
     result = stage.folder / "result.json"
-    return done and (not stage.validates or (result.is_file() and read_result(result)["step"] >= stage["steps"]))
+    return done and (not stage.validates or (result.is_file() and read_result(result)["step"] >= stage.settings.steps))
 
 
 def _choose(stages: Sequence[Stage], name: str | None) -> list[Stage]:
@@ -145,7 +145,7 @@ def _finish(stages: Sequence[Stage]) -> Path | None:
     """Print the table of all stages that are finished, and export what the last one makes once it is."""
     if is_first():
         print_summary([stage for stage in stages if stage.results_title])
-    if finished_steps(stages[-1].folder) < stages[-1]["steps"]:
+    if finished_steps(stages[-1].folder) < stages[-1].settings.steps:
         return None
     folder = stages[-1].export() if is_first() else None
     barrier()

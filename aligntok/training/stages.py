@@ -14,26 +14,8 @@ from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from aligntok.engine.checkpoints import PartStates
-from aligntok.engine.ema import check_decay, gamma_from_sigma_rel
-from aligntok.errors import ConfigError, at_least
 from aligntok.loading import STAGE_FILE
-from aligntok.ops.attention import BACKENDS
-
-# The least that numbers of a stage may be; those that may be None are not checked then.
-_AT_LEAST = {
-    (
-        "global_batch_size",
-        "accumulation",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "log.every",
-        "validation.batch_size",
-    ): 1,
-    ("log.pictures_every", "validation.every", "validation.num_images", "ema.snapshot_every", "data.num_images"): 1,
-    ("checkpoint.keep_every", "spike_factor", "lora.rank", "log.time_bins", "data.statistics_images"): 1,
-    ("latent_cache.batch_size", "steps"): 1,
-    ("log.pictures", "data.workers", "data.timeout", "max_skipped_steps", "clip_grad_norm"): 0,
-}
+from aligntok.training.settings import TrainingSettings
 
 
 class StageData(NamedTuple):
@@ -59,7 +41,7 @@ class RandomItems(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Stage(ABC):
-    """One training of a run, complete: its place, its folder, and settings with every key that it has.
+    """One training of a run, complete: its place, its folder, its settings.
 
     A new kind of training is a folder beside `alignment` and `generation`, with a class that answers these questions,
     and a line in :func:`aligntok.training.run.expand`. The models they build have ``parts()``, ``trained_parts()``,
@@ -71,15 +53,12 @@ class Stage(ABC):
     name: str
     folder: Path
     seed: int
-    settings: dict[str, Any]
+    settings: TrainingSettings
 
     #: Whether its data are there only once the stages before it are exported.
     waits: ClassVar[bool] = False
     #: What the table of its results is called at the end of a run; None for no table.
     results_title: ClassVar[str | None] = None
-
-    def __getitem__(self, key: str) -> Any:
-        return self.settings[key]
 
     @property
     def description(self) -> Path:
@@ -149,7 +128,7 @@ class Stage(ABC):
 
     @abstractmethod
     def without_pretrained(self) -> Self:
-        """Return it with random weights in place of pretrained ones, beginning from no other stage."""
+        """Return it with random weights in place of pretrained ones, from no other stage, validating nothing."""
 
     @abstractmethod
     def data_to_measure(self) -> StageData:
@@ -158,14 +137,6 @@ class Stage(ABC):
     @abstractmethod
     def rehearse(self, model: Any) -> None:
         """Run forward everything that a step of one sample does, on the meta device."""
-
-
-def check_run(config: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a run's own numbers out of range."""
-    if config.get("process_timeout", 1) <= 0:
-        raise ConfigError(f"process_timeout={config['process_timeout']}; it must be above 0, seconds")
-    if config["seed"] < 0:
-        raise ConfigError(f"seed={config['seed']}; it must not be negative")
 
 
 def stage_folder(work_dir: str | Path, index: int, name: str) -> Path:
@@ -185,44 +156,3 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(merged[key], dict):
                 merged[key].pop("_delete_", None)
     return merged
-
-
-def check_settings(settings: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigError for what a stage and a generator's training both cannot have: numbers that are too low."""
-    if settings["steps"] is None:
-        raise ConfigError(f"{where}: steps=None; it must be a whole number of at least 1")
-    for names, least in _AT_LEAST.items():
-        for name in names:
-            at_least(least, where, **{name: _setting(settings, name)})
-    if settings["attention"] not in (None, *BACKENDS):
-        raise ConfigError(f"{where}: attention='{settings['attention']}'; it must be None or {' or '.join(BACKENDS)}")
-    if settings["clip_grad_norm"] == 0:
-        raise ConfigError(f"{where}: clip_grad_norm=0 would take every gradient away; None switches clipping off")
-    every, keep_every = settings["checkpoint"]["every"], settings["checkpoint"]["keep_every"]
-    if keep_every and keep_every % every:
-        raise ConfigError(
-            f"{where}: checkpoint.keep_every={keep_every} is no multiple of checkpoint.every={every}, so nothing would "
-            f"be kept; {max(1, round(keep_every / every)) * every} would work"
-        )
-    if settings["ema"] is not None:
-        _check_averages(settings["ema"], where)
-
-
-def _setting(settings: Mapping[str, Any], name: str) -> Any:
-    value: Any = settings
-    for key in name.split("."):
-        value = None if value is None else value.get(key)
-    return value
-
-
-def _check_averages(ema: Mapping[str, Any], where: str) -> None:
-    widths, decays = list(ema["sigma_rel"]), list(ema["decays"])
-    if ema["inference"] not in (*widths, *decays):
-        raise ConfigError(
-            f"{where}: ema.inference={ema['inference']} is not among the averages kept, sigma_rel={widths} and "
-            f"decays={decays}"
-        )
-    for width in widths:
-        gamma_from_sigma_rel(width)
-    for decay in decays:
-        check_decay(decay)

@@ -9,39 +9,48 @@ from typing import Any
 from torch import Tensor, nn
 
 from aligntok.errors import ConfigError
+from aligntok.settings import Positive, settings
 
 #: Attention and MLP layers of the transformer blocks of timm and open_clip; other encoders need `targets` of their own.
 TARGETS = r".*blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 _BASE = ".base_layer."
 
 
-def add_lora(
-    encoder: nn.Module,
-    trains: Sequence[str],
-    rank: int = 16,
-    alpha: float = 32,
-    dropout: float = 0.1,
-    targets: str = TARGETS,
-) -> None:
+@settings
+class LoRASettings:
+    """Low-rank updates (LoRA)."""
+
+    rank: Positive = 16
+    """Rank of the updates."""
+    alpha: float = 32
+    """The updates are scaled by alpha / rank."""
+    dropout: float = 0.1
+    """Dropout before an update."""
+    targets: str = TARGETS
+    """Regular expression that the names of the linear layers match as a whole."""
+
+
+def add_lora(encoder: nn.Module, trainable: Sequence[str], lora: LoRASettings) -> None:
     """Put a low-rank update B A on every linear layer whose name matches `targets`; the layers themselves stay frozen.
 
     The layer then gives W x + alpha / rank B A x, with A (rank, in) random and B (out, rank) zero at first. `dropout`
     acts on x before A. Only the updates train. Raises ConfigError when the stage does not train the encoder, nothing
     matches, or peft is not installed.
     """
-    if "encoder" not in trains:
-        raise ConfigError(f"lora trains the encoder, but this stage trains only {', '.join(trains)}; set lora=None")
+    if "encoder" not in trainable:
+        raise ConfigError(f"lora trains the encoder, but this stage trains only {', '.join(trainable)}; set lora=None")
     linear = [name for name, part in encoder.named_modules() if isinstance(part, nn.Linear)]
-    if not any(re.fullmatch(targets, name) for name in linear):
+    if not any(re.fullmatch(lora.targets, name) for name in linear):
         raise ConfigError(
-            f"lora: no linear layer of {type(encoder).__name__} matches targets={targets!r} as a whole; "
+            f"lora: no linear layer of {type(encoder).__name__} matches targets={lora.targets!r} as a whole; "
             f"its layers: {', '.join(linear[:6]) or 'none'}{', ...' * (len(linear) > 6)}"
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ConfigError(f'lora needs peft ({error}): pip install "aligntok[lora]"') from error
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
+    updates: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    config = LoraConfig(**updates, target_modules=lora.targets)
     inject_adapter_in_model(config, encoder)
 
 

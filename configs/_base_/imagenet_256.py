@@ -4,7 +4,7 @@ global_batch_size = 64
 data = dict(
     train=dict(type="images", split="train", image_size=256),
     val=dict(type="images", split="val", image_size=256),
-    num_images=1_281_167,
+    nominal_images=1_281_167,
     workers=8,
 )
 validation = dict(num_images=5_000, perceptual=dict(type="lpips"))

@@ -3,5 +3,5 @@
 losses = dict(
     l1=dict(type="l1", weight=1.0),
     lpips=dict(type="lpips", weight=1.0),
-    gan=dict(type="gan", kind="hinge", weight=0.5, balance=dict(at="decoder", max_ratio=1e4)),
+    gan=dict(type="gan", kind="hinge", weight=0.5, adaptive_weight=dict(at="decoder", max=1e4)),
 )

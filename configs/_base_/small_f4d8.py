@@ -31,7 +31,7 @@ global_batch_size = 16
 data = dict(
     train=dict(type="images", split="train", image_size=32),
     val=dict(type="images", split="val", image_size=32),
-    num_images=25_000,
+    nominal_images=25_000,
     workers=1,
 )
 validation = dict(num_images=500, batch_size=50, perceptual=dict(type="st_lpips", net="vgg"))

@@ -11,18 +11,22 @@ stages = [
     dict(
         name="latent_alignment",  # the encoder stays as it was pretrained
         steps=120_000,
-        trains=["adapter", "decoder"],
+        trainable=["adapter", "decoder"],
         losses=dict(gan=dict(start_step=5_000)),
     ),
     dict(
         name="perceptual_alignment",  # everything trains, held to the latents of the stage before
         steps=220_000,
-        start=dict(stage="latent_alignment", weights="raw"),
-        trains=["encoder", "adapter", "decoder"],
+        init_from=dict(stage="latent_alignment", weights="raw"),
+        trainable=["encoder", "adapter", "decoder"],
         teacher="start",
         losses=dict(
             semantic=dict(
-                type="semantic_preservation", distance="l2", on="latents", weight=1.0, balance=dict(at="encoder")
+                type="semantic_preservation",
+                distance="l2",
+                on="latents",
+                weight=1.0,
+                adaptive_weight=dict(at="encoder"),
             )
         ),
         optimizer=dict(lr=1e-5),
@@ -31,7 +35,7 @@ stages = [
     dict(
         name="decoder_refinement",  # the latent space is fixed, at its EMA weights
         steps=100_000,
-        start=dict(stage="perceptual_alignment", weights="ema"),
-        trains=["decoder"],
+        init_from=dict(stage="perceptual_alignment", weights="ema"),
+        trainable=["decoder"],
     ),
 ]

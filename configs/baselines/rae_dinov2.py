@@ -19,4 +19,4 @@ model = dict(
 losses = dict(gan=dict(start_step=5_000))
 global_batch_size = 512
 
-stages = [dict(name="decoder", steps=40_000, trains=["decoder"])]
+stages = [dict(name="decoder", steps=40_000, trainable=["decoder"])]

@@ -21,13 +21,13 @@ stages = [
     dict(
         name="weak",
         steps=75_000,
-        start=dict(stage="strong", weights="raw"),
+        init_from=dict(stage="strong", weights="raw"),
         losses=dict(vf=dict(distance_margin=0.0, cosine_margin=0.0), gan=dict(start_step=0)),
     ),
     dict(
         name="margins",
         steps=75_000,
-        start=dict(stage="weak", weights="raw"),
+        init_from=dict(stage="weak", weights="raw"),
         losses=dict(gan=dict(start_step=0)),
     ),
 ]

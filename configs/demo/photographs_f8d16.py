@@ -21,7 +21,7 @@ global_batch_size = 4
 data = dict(
     train=dict(split="train", image_size=64, short_side=160),
     val=dict(split="val", image_size=160, short_side=160),
-    num_images=27,
+    nominal_images=27,
 )
 validation = dict(num_images=None, batch_size=2)
 checkpoint = dict(every=200)
@@ -54,7 +54,7 @@ generation = dict(
     ],
     ema=dict(sigma_rel=[0.10], decays=[], inference=0.10),
     sampling=dict(steps=30, cfg_scale=2.0),
-    data=dict(num_images=972),
+    data=dict(nominal_images=972),
     checkpoint=dict(every=250),
     log=dict(every=50, pictures=27),
 )

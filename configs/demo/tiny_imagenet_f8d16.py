@@ -30,7 +30,7 @@ discriminator = dict(type="patchgan", base_channels=32, norm="group")
 losses = dict(
     l1=dict(type="l1", weight=1.0),
     st_lpips=dict(type="st_lpips", net="alex", weight=0.2),
-    gan=dict(type="gan", kind="hinge", weight=0.1, balance=dict(at="decoder")),
+    gan=dict(type="gan", kind="hinge", weight=0.1, adaptive_weight=dict(at="decoder")),
 )
 optimizer = dict(type="Adam", lr=1e-3, betas=(0.9, 0.99))
 discriminator_optimizer = dict(type="Adam", lr=2e-4, betas=(0.5, 0.9))
@@ -39,7 +39,7 @@ global_batch_size = 8
 data = dict(
     train=dict(type="images", split="train", image_size=64),
     val=dict(type="images", split="val", image_size=64),
-    num_images=25_000,
+    nominal_images=25_000,
     workers=1,
 )
 validation = dict(num_images=500, batch_size=50, perceptual=dict(type="st_lpips", net="vgg"))
@@ -50,21 +50,21 @@ stages = [
     dict(
         name="latent_alignment",
         steps=1000,
-        trains=["adapter", "decoder"],
+        trainable=["adapter", "decoder"],
         losses=dict(gan=dict(start_step=750)),
     ),
     dict(
         name="perceptual_alignment",
         steps=2000,
-        start=dict(stage="latent_alignment", weights="raw"),
-        trains=["encoder", "adapter", "decoder"],
+        init_from=dict(stage="latent_alignment", weights="raw"),
+        trainable=["encoder", "adapter", "decoder"],
         teacher="start",
-        losses=dict(semantic=dict(type="semantic_preservation", weight=0.5, balance=dict(at="encoder"))),
+        losses=dict(semantic=dict(type="semantic_preservation", weight=0.5, adaptive_weight=dict(at="encoder"))),
     ),
     dict(
         name="decoder_refinement",
         steps=800,
-        start=dict(stage="perceptual_alignment", weights="ema"),
-        trains=["decoder"],
+        init_from=dict(stage="perceptual_alignment", weights="ema"),
+        trainable=["decoder"],
     ),
 ]

@@ -30,6 +30,6 @@ clip_grad_norm = 1.0
 ema = dict(sigma_rel=[0.05, 0.10], decays=[], inference=0.05)
 transport = dict(times="logit_normal")
 sampling = dict(steps=50, sampler="euler", cfg_scale=2.5)
-data = dict(train=dict(type="latents"), num_images=25_000)
+data = dict(train=dict(type="latents"), nominal_images=25_000)
 checkpoint = dict(every=500)
 log = dict(every=50, pictures=25, pictures_every=1000)

@@ -11,19 +11,19 @@ _base_ = ["../_base_/small_f4d8.py"]
 model = dict(encoder=dict(type="efficientnet_lite0", stride=8))
 
 stages = [
-    dict(name="latent_alignment", steps=300, trains=["adapter", "decoder"]),
+    dict(name="latent_alignment", steps=300, trainable=["adapter", "decoder"]),
     dict(
         name="perceptual_alignment",
         steps=1000,
-        start=dict(stage="latent_alignment", weights="raw"),
-        trains=["encoder", "adapter", "decoder"],
+        init_from=dict(stage="latent_alignment", weights="raw"),
+        trainable=["encoder", "adapter", "decoder"],
         teacher="start",
-        losses=dict(semantic=dict(type="semantic_preservation", weight=0.2, balance=dict(at="encoder"))),
+        losses=dict(semantic=dict(type="semantic_preservation", weight=0.2, adaptive_weight=dict(at="encoder"))),
     ),
     dict(
         name="decoder_refinement",
         steps=300,
-        start=dict(stage="perceptual_alignment", weights="ema"),
-        trains=["decoder"],
+        init_from=dict(stage="perceptual_alignment", weights="ema"),
+        trainable=["decoder"],
     ),
 ]

@@ -26,7 +26,7 @@ num_reference = 5000
 probe = dict(epochs=5, num_train=10_000)
 workers = 1
 samples = dict(
-    num=400,
+    num_samples=400,
     every=400,
     batch_size=50,
     variants=dict(guided=dict(cfg_scale=2.0), unguided={}),

@@ -28,6 +28,6 @@ clip_grad_norm = 1.0
 ema = dict(sigma_rel=[0.05, 0.10], decays=[], inference=0.10)
 transport = dict(times="logit_normal")
 sampling = dict(steps=20, sampler="euler")
-data = dict(train=dict(type="latents"), num_images=25_000)
+data = dict(train=dict(type="latents"), nominal_images=25_000)
 checkpoint = dict(every=400)
 log = dict(every=50, pictures=50, pictures_every=None)

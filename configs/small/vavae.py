@@ -18,6 +18,6 @@ losses = dict(
         weight=0.1,
         distance_margin=0.25,
         cosine_margin=0.5,
-        balance=dict(at="encoder", max_ratio=1e8, against=["l1", "st_lpips"]),
+        adaptive_weight=dict(at="encoder", max=1e8, reference=["l1", "st_lpips"]),
     )
 )

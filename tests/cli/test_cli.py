@@ -109,7 +109,7 @@ def test_options_are_literals_where_they_can_be():
     words = [
         "seed=3",
         "optimizer.lr=1e-4",
-        "trains=['decoder']",
+        "trainable=['decoder']",
         "data_root=/a/b=c",
         "ema=None",
         "name=x",
@@ -119,7 +119,7 @@ def test_options_are_literals_where_they_can_be():
     assert cli.parse_options(words) == {
         "seed": 3,
         "optimizer.lr": 1e-4,
-        "trains": ["decoder"],
+        "trainable": ["decoder"],
         "data_root": "/a/b=c",
         "ema": None,
         "name": "x",

@@ -150,7 +150,7 @@ def run(generation_source, reference, tiny_extractor, tmp_path_factory):
     """The work folder of a generator that was measured on the way, every other step."""
     root = tmp_path_factory.mktemp("run")
     metric = dict(type="generation", reference=str(reference), extractor=tiny_extractor)
-    validation = dict(num=10, every=2, batch_size=4, labels="balanced", metrics=[metric])
+    validation = dict(num_samples=10, every=2, batch_size=4, labels="balanced", metrics=[metric])
     validation["variants"] = dict(guided={}, unguided=dict(cfg_scale=1.0))
     (root / "tiny.py").write_text(generation_source(steps=4, validation=validation))
     assert train([str(root / "tiny.py"), "--work-dir", str(root / "run")]) == 0
@@ -213,14 +213,14 @@ def test_a_sweep_measures_the_distance_of_each_combination(run, reference, tiny_
 @pytest.mark.parametrize(
     ("validation", "message"),
     [
-        (dict(num=4), "validation draws 4 samples for no metric"),
-        (dict(num=-1), "validation.num=-1"),
-        (dict(num=4, labels="all"), "one of: random, balanced"),
+        (dict(num_samples=4), "validation draws 4 samples for no metric"),
+        (dict(num_samples=-1), "validation.num_samples=-1"),
+        (dict(num_samples=4, labels="all"), "one of: random, balanced"),
         (
-            dict(num=4, metrics=[{}], variants=dict(a=dict(scale=1))),
+            dict(num_samples=4, metrics=[{}], variants=dict(a=dict(scale=1))),
             "no setting named 'scale'; did you mean 'cfg_scale'? known: steps",
         ),
-        (dict(num=4, metrics=[dict(type="generation", reference="none.npz", extractor=TINY)]), "none.npz"),
+        (dict(num_samples=4, metrics=[dict(type="generation", reference="none.npz", extractor=TINY)]), "none.npz"),
     ],
 )
 @pytest.mark.usefixtures("extractors")

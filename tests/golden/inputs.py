@@ -187,7 +187,7 @@ def two_processes(path: Path, data_root: Path) -> Path:
 
 def vavae(path: Path, data_root: Path) -> Path:
     """VA-VAE in miniature: variational, held to a foundation model by an adaptive weight, with the KL term."""
-    pull = {"at": "encoder", "max_ratio": 1e8, names.AGAINST: ["l1", "lpips"]}
+    pull = {"at": "encoder", names.MAX_RATIO: 1e8, names.AGAINST: ["l1", "lpips"]}
     losses = dict(
         l1=dict(type="l1", weight=3.0 * SIZE * SIZE),
         lpips=dict(type="lpips", pretrained=False, weight=3.0 * SIZE * SIZE),

@@ -29,12 +29,13 @@ SAMPLER_OPTIONS = "--options"
 NO_MIRROR = "--no-hflip"
 
 # Config keys.
-TRAINS = "trains"
-START = "start"
-BALANCE = "balance"
-AGAINST = "against"
-ACCUMULATION = "accumulation"
-NUM = "num"
+TRAINS = "trainable"
+START = "init_from"
+BALANCE = "adaptive_weight"
+AGAINST = "reference"
+MAX_RATIO = "max"
+ACCUMULATION = "gradient_accumulation_steps"
+NUM = "num_samples"
 
 # Where a plugin's author finds the base class of extractors, and what one returns.
 EXTRACTORS = "aligntok.extractors"

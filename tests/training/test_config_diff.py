@@ -57,7 +57,7 @@ def test_a_learning_rate_that_is_lowered_is_reported_and_holds(go_on, tmp_path, 
     [
         ("optimizer.type=RAdam", "optimizer.type: 'Adam' -> 'RAdam'"),
         ("schedule=[dict(type='LinearLR',start_factor=0.1,begin=0,end=4)]", None),
-        ("stages.0.trains=['decoder']", "trains: ['adapter', 'decoder'] -> ['decoder']"),
+        ("stages.0.trainable=['decoder']", "trains: ['adapter', 'decoder'] -> ['decoder']"),
     ],
 )
 def test_what_the_saved_state_depends_on_cannot_change(go_on, tmp_path, capsys, write_config, option, said):
@@ -93,8 +93,8 @@ def test_a_finished_stage_of_other_settings_is_reported(go_on, caplog, capsys):
 
 
 def test_differences_are_named_by_their_keys():
-    old = {"optimizer": {"lr": 1e-4}, "losses": {"l1": {"type": "l1"}}, "steps": 5, "trains": ["decoder"], "gone": 1}
-    new = {"optimizer": {"lr": 1e-5}, "losses": {}, "steps": 9, "trains": ("decoder",), "ema": None}
+    old = {"optimizer": {"lr": 1e-4}, "losses": {"l1": {"type": "l1"}}, "steps": 5, "trainable": ["decoder"], "gone": 1}
+    new = {"optimizer": {"lr": 1e-5}, "losses": {}, "steps": 9, "trainable": ("decoder",), "ema": None}
     assert config_diff(old, new) == {
         "optimizer.lr": (1e-4, 1e-5),
         "losses.l1.type": ("l1", None),

@@ -75,12 +75,12 @@ def test_a_plain_state_finds_its_place_under_the_updates(encoder):
 
 
 def test_a_loss_cannot_balance_at_a_layer_that_lora_leaves_frozen(tiny):
-    options = dict(tokenizer=tiny["model"], trains=["encoder", "adapter", "decoder"], teacher="start")
+    options = dict(tokenizer=tiny["model"], trainable=["encoder", "adapter", "decoder"], teacher="start")
     losses = dict(l1=dict(type="l1"), semantic=tiny["semantic"])
     lora = {**LORA, "targets": r".*attn\.(qkv|proj)"}
     with pytest.raises(ConfigError, match="last layer frozen, where loss 'semantic' is balanced"):
         AlignmentModel(losses=losses, lora=lora, **options)
-    losses["semantic"] = {**tiny["semantic"], "balance": None}
+    losses["semantic"] = {**tiny["semantic"], "adaptive_weight": None}
     AlignmentModel(losses=losses, lora=lora, **options)
 
 

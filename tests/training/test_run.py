@@ -394,7 +394,7 @@ def test_a_dry_run_needs_neither_data_nor_weights_and_prints_every_stage(
     model = {**tiny["model"], "encoder": {"type": "dinov2", "pretrained": True, "downsample_factor": 8}}
     losses = {**tiny["losses"], "lpips": dict(type="lpips")}
     config = write_config(
-        data_root=None, model=model, losses=losses, data=dict(train=dict(image_size=32), num_images=1000)
+        data_root=None, model=model, losses=losses, data=dict(train=dict(image_size=32), nominal_images=1000)
     )
     assert start(config, tmp_path / "run", "--dry-run") == 0
     printed = "".join(capsys.readouterr().out.split())
@@ -435,7 +435,7 @@ def test_one_stage_can_be_run_alone(finished, tmp_path, capsys):
         ("data_root=None", "data_root is not set"),
         ("data_root=/nowhere/photos", "/nowhere/photos"),
         ("global_bach_size=4", "did you mean 'global_batch_size'?"),
-        ("global_batch_size=4 accumulation=3", "is not divisible by 3"),
+        ("global_batch_size=4 gradient_accumulation_steps=3", "is not divisible by 3"),
         ("steps", "--cfg-options takes key=value, not 'steps'"),
         ("stages.9.steps=1", "dots lead into dicts and lists that the config has"),
         ("process_timeout=0", "process_timeout=0; it must be above 0, seconds"),

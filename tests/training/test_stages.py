@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from aligntok.errors import AlignTokError, ConfigError
 from aligntok.training.alignment import expand_stages
-from aligntok.training.config import check_config, fill_defaults, load_config
+from aligntok.training.config import check_config, load_config
 from aligntok.training.plan import plan_stage
-from aligntok.training.settings import STAGE_KEYS
+from aligntok.training.settings import EMASettings, GeneratorSettings, StageSettings
 from aligntok.training.stages import merge, stage_folder
 
 
@@ -51,37 +51,40 @@ def one_stage(**changes):
 def test_a_stage_is_the_top_of_the_config_with_its_own_dicts_merged_in(config):
     first, second, third = expand_stages(config)
     assert [stage.name for stage in (first, second, third)] == [stage["name"] for stage in config["stages"]]
-    assert [stage["steps"] for stage in (first, second, third)] == [3, 4, 5]
-    assert first["losses"]["gan"] == {**config["losses"]["gan"], "start_step": 2}
-    assert "start_step" not in second["losses"]["gan"]
-    assert list(second["losses"]) == ["l1", "gan", "semantic"]
-    assert first["trains"] == ["adapter", "decoder"]
-    assert second["trains"] == ["encoder", "adapter", "decoder"]
+    assert [stage.settings.steps for stage in (first, second, third)] == [3, 4, 5]
+    assert first.settings.losses["gan"] == {**config["losses"]["gan"], "start_step": 2}
+    assert "start_step" not in second.settings.losses["gan"]
+    assert list(second.settings.losses) == ["l1", "gan", "semantic"]
+    assert first.settings.trainable == ["adapter", "decoder"]
+    assert second.settings.trainable == ["encoder", "adapter", "decoder"]
     assert [stage.seed for stage in (first, second, third)] == [7, 8, 9]
     assert [str(stage.folder) for stage in (first, third)] == [
         "runs/x/1_latent_alignment",
         "runs/x/3_decoder_refinement",
     ]
-    assert first["data"]["train"] == {"type": "images", "root": "photos", "image_size": 32}
+    assert first.settings.data.train == {"type": "images", "root": "photos", "image_size": 32}
 
 
 def test_every_key_has_its_default_in_every_stage(config):
     (stage,) = expand_stages({**config, "stages": one_stage(optimizer=dict(lr=3.0), ema=dict(inference=0.1))})
-    assert set(stage.settings) == set(STAGE_KEYS)
-    assert stage["optimizer"] == {"type": "Adam", "lr": 3.0, "betas": (0.5, 0.9)}
-    assert stage["ema"] == {"sigma_rel": [0.05, 0.10], "decays": [], "inference": 0.1, "snapshot_every": None}
+    assert stage.settings.optimizer == {"type": "Adam", "lr": 3.0, "betas": (0.5, 0.9)}
+    assert stage.settings.ema == EMASettings(sigma_rel=[0.05, 0.10], decays=[], inference=0.1, snapshot_every=None)
+    assert (stage.settings.gradient_accumulation_steps, stage.settings.log.every) == (1, 50)
 
 
 def test_default_keywords_belong_to_the_default_type_only():
-    assert fill_defaults({"optimizer": {"type": "SGD", "lr": 1.0}})["optimizer"] == {"type": "SGD", "lr": 1.0}
-    assert fill_defaults({"ema": None})["ema"] is None
+    losses = {"l1": {"type": "l1"}}
+    stage = StageSettings(steps=1, losses=losses, optimizer={"type": "SGD", "lr": 1.0}, ema=None)
+    assert (stage.optimizer, stage.ema) == ({"type": "SGD", "lr": 1.0}, None)
+    generator = GeneratorSettings(steps=1, generator={"type": "lightning_dit"}, ema={"snapshot_every": 5})
+    assert (generator.ema.decays, generator.ema.snapshot_every, generator.data.workers) == ([0.9999], 5, 0)
 
 
 def test_expanding_changes_nothing_and_gives_the_same_again(config):
     before = copy.deepcopy(config)
     first = expand_stages(config)
-    first[0].settings["losses"]["l1"]["weight"] = 9
-    first[0].settings["model"]["encoder"]["pretrained"] = "changed"
+    first[0].settings.losses["l1"]["weight"] = 9
+    first[0].settings.model["encoder"]["pretrained"] = "changed"
     assert config == before
     assert expand_stages(config)[1:] == first[1:]
 
@@ -90,21 +93,21 @@ def test_delete_replaces_and_none_removes(config):
     config["stages"][0]["losses"] = dict(gan=None)
     config["stages"][1]["losses"] = dict(_delete_=True, l1=dict(type="l1", weight=3))
     first, second, third = expand_stages(config)
-    assert list(first["losses"]) == ["l1"]
-    assert second["losses"] == {"l1": {"type": "l1", "weight": 3}}
-    assert list(third["losses"]) == ["l1", "gan"]
+    assert list(first.settings.losses) == ["l1"]
+    assert second.settings.losses == {"l1": {"type": "l1", "weight": 3}}
+    assert list(third.settings.losses) == ["l1", "gan"]
 
 
 def test_a_start_is_the_folder_of_the_stage_it_names(config):
     first, second, third = expand_stages(config)
     assert first.start_folder is None
     assert (second.start_folder, third.start_folder) == (first.folder, second.folder)
-    assert third["start"]["weights"] == "ema"
+    assert third.settings.init_from.weights == "ema"
 
 
 def test_weights_come_from_the_earlier_stage_and_not_from_a_hub(config):
     config["model"]["encoder"]["pretrained"] = True
-    pretrained = [stage["model"]["encoder"]["pretrained"] for stage in expand_stages(config)]
+    pretrained = [stage.settings.model["encoder"]["pretrained"] for stage in expand_stages(config)]
     assert pretrained == [True, False, False]
 
 
@@ -112,10 +115,10 @@ def test_a_stage_can_begin_from_another_run(config, tmp_path):
     for name in ("1_alignment", "2_latent_alignment"):
         (tmp_path / name).mkdir()
     start = dict(stage="alignment", work_dir=str(tmp_path))
-    (stage,) = expand_stages({**config, "stages": one_stage(start=start)})
+    (stage,) = expand_stages({**config, "stages": one_stage(init_from=start)})
     assert stage.start_folder == tmp_path / "1_alignment"
     start["stage"] = "refinement"
-    assert "stages there: alignment, latent_alignment" in mistake(config, stages=one_stage(start=start))
+    assert f"those in {tmp_path}: alignment, latent_alignment" in mistake(config, stages=one_stage(init_from=start))
 
 
 @pytest.mark.parametrize(
@@ -160,32 +163,56 @@ def test_a_typo_inside_a_stage_says_which_stage(config):
         (dict(stages=[dict(steps=1)]), "stages[0] has no name"),
         (dict(stages=[dict(name="a/b", steps=1)]), "stages[0] has no name that a folder could have"),
         (dict(stages=2 * one_stage()), "stages need different names, not ['only', 'only']"),
-        (dict(stages=[dict(name="only")]), "stage 'only': steps=None; it must be a whole number of at least 1"),
-        (dict(stages=one_stage(steps=0)), "steps is 0"),
+        (dict(stages=[dict(name="only")]), "stage 'only': steps is not given; it must be int of at least 1"),
+        (dict(stages=one_stage(steps=0)), "stages[0]: steps=0; it must be int of at least 1"),
         (dict(stages=one_stage(steps=1.5)), "steps=1.5 is float; it must be int"),
-        (dict(stages=one_stage(losses=dict(l1=None, gan=None, semantic=None))), "stage 'only' has no losses"),
-        (dict(stages=one_stage(start=dict(stage="later"))), "starts from stage 'later'; the stages before it: none"),
-        (dict(stages=one_stage(trains=["decodr"])), "trains=['decodr']"),
-        (dict(stages=one_stage(trains="decoder")), "trains='decoder' is str; it must be list or tuple"),
-        (dict(trains=["adapter"]), "balances at the decoder's last layer, but this stage trains only adapter"),
+        (dict(stages=one_stage(losses=dict(l1=None, gan=None, semantic=None))), "stage 'only': it has no losses"),
         (
-            dict(losses=dict(gan=dict(type="gan", balance=dict(at="encoder")))),
-            "it balances at 'decoder', not at 'encoder'",
+            dict(stages=one_stage(init_from=dict(stage="later"))),
+            "begins from stage 'later'; the stages before it: none",
         ),
-        (dict(losses=dict(gan=dict(type="gan", balance=dict(at="image")))), "it can balance at 'decoder' or 'encoder'"),
-        (dict(losses=dict(gan=dict(type="gan", balance="decoder"))), "balance of loss 'gan' must be dict(at="),
+        (dict(stages=one_stage(trainable=["decodr"])), "trainable=['decodr']; it must be list of 'encoder', 'adapter'"),
+        (dict(stages=one_stage(trainable="decoder")), "trainable='decoder' is str; it must be list of"),
+        (
+            dict(trainable=["adapter"]),
+            "has an adaptive_weight at the decoder's last layer, but this stage trains only adapter",
+        ),
+        (
+            dict(losses=dict(gan=dict(type="gan", adaptive_weight=dict(at="encoder")))),
+            "pulls on the image, so its adaptive_weight is at='decoder', not",
+        ),
+        (
+            dict(losses=dict(gan=dict(type="gan", adaptive_weight=dict(at="image")))),
+            "loss 'gan': adaptive_weight.at='image'; it must be 'decoder' or 'encoder'",
+        ),
+        (
+            dict(losses=dict(gan=dict(type="gan", adaptive_weight="decoder"))),
+            "loss 'gan': adaptive_weight='decoder' is str; it must be dict or None",
+        ),
+        (
+            dict(losses=dict(gan=dict(type="gan", balance=dict(at="decoder")))),
+            "loss 'gan': no key named 'balance'; it is called 'adaptive_weight' now",
+        ),
+        (
+            dict(losses=dict(gan=dict(type="gan", adaptive_weight=dict(at="decoder", max_ratio=1)))),
+            "loss 'gan', adaptive_weight: no key named 'max_ratio'; it is called 'max' now",
+        ),
+        (dict(accumulation=2), "a.py: no key named 'accumulation'; it is called 'gradient_accumulation_steps' now"),
+        (dict(stages=one_stage(trains=[])), "stages[0]: no key named 'trains'; it is called 'trainable' now"),
+        (dict(stages=one_stage(start=None)), "stages[0]: no key named 'start'; it is called 'init_from' now"),
+        (dict(data=dict(num_images=1)), "a.py, data: no key named 'num_images'; it is called 'nominal_images' now"),
         (dict(losses=dict(l1="l1")), "loss 'l1' must be dict(type=..., ...), not 'l1'"),
         (dict(losses=dict(l1=dict(type="l1", weight="1"))), "loss 'l1': weight='1' is str; it must be int or float"),
         (dict(discriminator=None), "a loss takes the discriminator's logits, but discriminator is None"),
         (dict(teacher=None), "a loss compares with a teacher's latents, but teacher is None"),
-        (dict(teacher="begin"), "teacher='begin'; it must be 'start'"),
-        (dict(precision="fp8"), "no precision named 'fp8'"),
-        (dict(global_batch_size=0), "global_batch_size is 0; it must be 1 or more"),
-        (dict(accumulation=0), "accumulation is 0; it must be 1 or more"),
-        (dict(accumulation=3), "global_batch_size 4 is not divisible by 3"),
-        (dict(checkpoint=dict(keep=0)), "checkpoint.keep is 0; it must be 1 or more"),
-        (dict(log=dict(pictures_every=0)), "log.pictures_every is 0; it must be 1 or more"),
-        (dict(clip_grad_norm=-1.0), "clip_grad_norm is -1.0; it must be 0 or more"),
+        (dict(teacher="begin"), "teacher='begin'; it must be 'start' or dict or None"),
+        (dict(precision="fp8"), "precision='fp8'; it must be 'fp32', 'tf32', 'bf16' or 'fp16'"),
+        (dict(global_batch_size=0), "global_batch_size=0; it must be int of at least 1"),
+        (dict(gradient_accumulation_steps=0), "gradient_accumulation_steps=0; it must be int of at least 1"),
+        (dict(gradient_accumulation_steps=3), "global_batch_size 4 is not divisible by 3"),
+        (dict(checkpoint=dict(keep=0)), "checkpoint.keep=0; it must be int of at least 1"),
+        (dict(log=dict(pictures_every=0)), "log.pictures_every=0; it must be int of at least 1 or None"),
+        (dict(clip_grad_norm=-1.0), "clip_grad_norm=-1.0; it must be int or float above 0 or None"),
         (dict(ema=dict(sigma_rel=[0.1])), "ema.inference=0.05 is not among the averages kept, sigma_rel=[0.1]"),
         (dict(ema=dict(sigma_rel=[0.4], inference=0.4)), "EMA width sigma_rel=0.4; it must lie in (0, 0.28]"),
         (dict(data=dict(train=dict(image_size=36), val=None)), "its sides must be multiples of f = 8"),
@@ -194,13 +221,13 @@ def test_a_typo_inside_a_stage_says_which_stage(config):
 )
 def test_each_mistake_is_one_clear_error_before_training(config, changes, said):
     config["stages"] = one_stage()
-    config["losses"]["semantic"] = dict(type="semantic_preservation", balance=dict(at="encoder"))
+    config["losses"]["semantic"] = dict(type="semantic_preservation", adaptive_weight=dict(at="encoder"))
     assert said in mistake(config, **{"teacher": "start", **changes})
 
 
 def test_weights_of_a_start_are_raw_or_ema(config):
-    config["stages"][1]["start"]["weights"] = "emma"
-    assert "start.weights is 'emma'; it must be 'raw' or 'ema'" in mistake(config)
+    config["stages"][1]["init_from"]["weights"] = "emma"
+    assert "init_from.weights='emma'; did you mean 'ema'? it must be 'raw' or 'ema'" in mistake(config)
 
 
 def test_factors_that_do_not_fit_are_an_error(config):

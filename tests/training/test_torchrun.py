@@ -34,16 +34,16 @@ def scalars(stage):
 # that still equals its teacher (the balance's eps), or by a GAN with large steps (leaky ReLUs whose input is nearly 0).
 ADAM = dict(type="Adam", lr=1e-4, betas=(0.5, 0.9), eps=1e-2)
 SETTINGS = dict(seed=1, global_batch_size=8, optimizer=ADAM, discriminator_optimizer={**ADAM, "lr": 1e-5})
-SEMANTIC = dict(type="semantic_preservation", balance=dict(at="encoder", eps=0.1))
+SEMANTIC = dict(type="semantic_preservation", adaptive_weight=dict(at="encoder", eps=0.1))
 STAGES = [
-    dict(name="latent_alignment", trains=["adapter", "decoder"], losses=dict(gan=dict(start_step=2))),
+    dict(name="latent_alignment", trainable=["adapter", "decoder"], losses=dict(gan=dict(start_step=2))),
     dict(
         name="perceptual_alignment",
-        start=dict(stage="latent_alignment"),
+        init_from=dict(stage="latent_alignment"),
         teacher="start",
         losses=dict(semantic=SEMANTIC, vf=dict(type="vf", latent_dim=4, feature_dim=48, weight=0.1)),
     ),
-    dict(name="decoder_refinement", trains=["decoder"], start=dict(stage="perceptual_alignment", weights="ema")),
+    dict(name="decoder_refinement", trainable=["decoder"], init_from=dict(stage="perceptual_alignment", weights="ema")),
 ]
 
 
@@ -109,7 +109,7 @@ def test_micro_batches_are_one_batch_when_weights_are_fixed(config_source, tmp_p
     (tmp_path / "fixed.py").write_text(config_source(**{**SETTINGS, **changes}))
     for accumulation in (1, 2):
         folder = tmp_path / str(accumulation)
-        options = ["--cfg-options", f"accumulation={accumulation}"]
+        options = ["--cfg-options", f"gradient_accumulation_steps={accumulation}"]
         assert train([str(tmp_path / "fixed.py"), "--work-dir", str(folder), *options]) == 0
     assert_one_curve(tmp_path / "1", tmp_path / "2", ratios=())
 

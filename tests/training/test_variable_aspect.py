@@ -68,7 +68,7 @@ def shown(monkeypatch):
 
 
 def test_all_three_stages_train_on_every_shape_one_at_a_step(mixed_config, shown, tmp_path):
-    assert train([mixed_config(accumulation=2), "--work-dir", str(tmp_path / "run")]) == 0
+    assert train([mixed_config(gradient_accumulation_steps=2), "--work-dir", str(tmp_path / "run")]) == 0
     assert all(len(step) == 2 and len(set(step)) == 1 for step in shown)
     for i, folder in enumerate(FOLDERS):
         seen = [step[0] for step in shown[i * STEPS : (i + 1) * STEPS]]
@@ -92,7 +92,9 @@ def test_headers_are_read_once_a_run_and_not_again_on_a_restart(mixed_config, sh
         return inner(source, *args, **kwargs)
 
     monkeypatch.setattr("aligntok.data.images.assign_buckets", assign)
-    monkeypatch.setattr("aligntok.data.images.assign_buckets", lambda *args, **kwargs: pytest.fail("headers were read again"))
+    monkeypatch.setattr(
+        "aligntok.data.images.assign_buckets", lambda *args, **kwargs: pytest.fail("headers were read again")
+    )
     config = mixed_config(steps=1)
     assert train([config, "--work-dir", str(tmp_path / "run"), "--stage", "latent_alignment"]) == 0
     assert train([config, "--work-dir", str(tmp_path / "run")]) == 0

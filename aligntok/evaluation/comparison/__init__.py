@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aligntok.caching import cache_latents
 from aligntok.caching.settings import CacheRequest
+from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import barrier, is_first, start_processes
 from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
@@ -39,6 +40,7 @@ from aligntok.evaluation.settings import (
 )
 from aligntok.io.console import print_table
 from aligntok.loading import load_tokenizer
+from aligntok.settings import as_dict
 from aligntok.training.run import run
 from aligntok.training.run_info import run_info_of
 
@@ -100,18 +102,19 @@ def state_budget(comparison: Comparison) -> None:
     if not is_first():
         return
     hours = estimate_hours(comparison)
-    firsts = {arm.name: arm for arm in comparison.arms if arm.seed == comparison["seeds"][0]}
+    firsts = {arm.name: arm for arm in comparison.arms if arm.seed == comparison.settings.seeds[0]}
     budgets = [(name, name, tokenizer_budget(comparison, arm)) for name, arm in firsts.items()]
     budgets.append(("generator, on each", "generator", generator_budget(comparison)))
     rows = [
         [words, " + ".join(f"{count:,}" for count in budget.steps), f"{budget.images:,}", _hours(hours.get(name))]
         for words, name, budget in budgets
     ]
-    title = f"{comparison.source.stem}: every training, for each of {len(comparison['seeds'])} seeds"
+    title = f"{comparison.source.stem}: every training, for each of {len(comparison.settings.seeds)} seeds"
     print_table(title, ["training", "steps", "images seen", "hours here"], rows, ["training"], title_at="center")
     if None not in hours.values():
         each = sum(hours[name] or 0 for name in firsts) + len(firsts) * (hours["generator"] or 0)
-        print(f"Training takes about {len(comparison['seeds']) * each:.1f} hours here; evaluations come on top of it.")
+        hours_here = len(comparison.settings.seeds) * each
+        print(f"Training takes about {hours_here:.1f} hours here; evaluations come on top of it.")
 
 
 def estimate_hours(comparison: Comparison) -> dict[str, float | None]:
@@ -123,7 +126,7 @@ def estimate_hours(comparison: Comparison) -> dict[str, float | None]:
             configs=tuple(dict.fromkeys(configs.values())),
             repeats=TIMED_STEPS,
             max_seconds=LONGEST_STEP,
-            resolutions=(comparison["image_size"],),
+            resolutions=(max(parse_image_size(comparison.settings.image_size)),),
             inference=False,
             out=folder,
             cfg_options={"data_root": None, "work_dir": str(folder)},
@@ -140,14 +143,14 @@ def estimate_hours(comparison: Comparison) -> dict[str, float | None]:
 def make_references(comparison: Comparison) -> list[dict[str, Any]]:
     """Return the configs of the metrics that samples are measured by, their references made of training images."""
     metrics = []
-    for extractor in comparison["extractors"]:
+    for extractor in comparison.settings.extractors:
         built = build_extractor(extractor)
         path = comparison.work_dir / "references" / f"{built.title}.safetensors"
         if missing(path):
             say(f"Reference on {built.title}: {path}")
-            images = comparison.images("train", num_images=comparison["num_reference"])
-            how = dict(extractor=extractor, batch_size=comparison["samples"]["batch_size"], **images)
-            make_reference(ReferenceSettings(data=comparison["data_root"], out=path, **how))
+            images = comparison.images("train", num_images=comparison.settings.num_reference)
+            how = dict(extractor=extractor, batch_size=comparison.settings.samples.batch_size, **images)
+            make_reference(ReferenceSettings(data=comparison.data_root, out=path, **how))
         metrics.append({"type": "generation", "reference": str(path), "extractor": extractor})
     return metrics
 
@@ -156,27 +159,24 @@ def run_arm(comparison: Comparison, arm: Arm, references: list[dict[str, Any]]) 
     """Train an arm's tokenizer, measure it, encode the training images, train the generator on them."""
     config = comparison.tokenizer_config(arm)
     run(config, run_info=run_info_of(arm.config, {"seed": arm.seed}))
-    tokenizer, evaluation, data = arm.tokenizer, arm.folder / "evaluation", comparison["data_root"]
-    held_out = comparison.images("val", num_images=comparison["num_val"])
-    for extractor in comparison["extractors"]:
+    tokenizer, evaluation, data = arm.tokenizer, arm.folder / "evaluation", comparison.data_root
+    held_out = comparison.images("val", num_images=comparison.settings.num_val)
+    for extractor in comparison.settings.extractors:
         folder = evaluation / f"reconstruction_{_word(extractor)}"
         if missing(folder / "reconstruction.json"):
-            perceptual = comparison["perceptual"] if extractor == comparison["extractors"][0] else ()
+            perceptual = comparison.settings.perceptual if extractor == comparison.settings.extractors[0] else ()
             how = dict(out=folder, perceptual=perceptual, extractor=extractor, **held_out)
             evaluate_reconstruction(ReconstructionSettings(tokenizer=tokenizer, data=data, **how))
     if missing(evaluation / "linear_probe" / "linear_probe.json"):
         own = ("image_size", "train_split", "val_split", "num_val", "workers")
-        more = {**comparison["probe"], **{key: comparison[key] for key in own}}
+        more = {**as_dict(comparison.settings.probe), **{key: getattr(comparison.settings, key) for key in own}}
         linear_probe(ProbeSettings(tokenizer=tokenizer, data=data, out=evaluation / "linear_probe", **more))
     if missing(evaluation / "against_references" / "generation.json"):
         reconstruct = Reconstruction(load_tokenizer(tokenizer))
         measure_real_images(comparison, references, evaluation / "against_references", reconstruct)
-    where = {"split": comparison["train_split"], "workers": comparison["workers"]}
-    cache_latents(
-        CacheRequest(
-            tokenizer=tokenizer, data=data, out=arm.folder / "latents", image_size=comparison["image_size"], **where
-        )
-    )
+    where: dict[str, Any] = {"split": comparison.settings.train_split, "workers": comparison.settings.workers}
+    where["image_size"] = comparison.settings.image_size
+    cache_latents(CacheRequest(tokenizer=tokenizer, data=data, out=arm.folder / "latents", **where))
     generator = comparison.generator_config(arm, references)
     run(generator, run_info=run_info_of(comparison.generator, {"seed": arm.seed}))
 
@@ -191,8 +191,9 @@ def measure_real_images(
 
     No generator can be expected nearer than the images themselves, none on a tokenizer than its reconstructions.
     """
-    samples, wanted = comparison["samples"], comparison.images("val")
-    images = EvaluationImages(comparison["data_root"], num=samples["num"], batch_size=samples["batch_size"], **wanted)
+    samples = comparison.settings.samples
+    wanted = comparison.images("val", num=samples.num_samples, batch_size=samples.batch_size)
+    images = EvaluationImages(comparison.data_root, **wanted)
     metrics = [
         GenerationMetric(each["reference"], each["extractor"], (RECONSTRUCTIONS,), features=False)
         for each in references
@@ -203,24 +204,24 @@ def measure_real_images(
             metric.add(pixels, batch.places.tolist())
     found = {name: value for metric in metrics for name, value in metric.evaluate(len(images)).items()}
     if is_first():
-        settings = {"split": comparison["val_split"], "images": len(images) - images.skipped}
+        settings = {"split": comparison.settings.val_split, "images": len(images) - images.skipped}
         Result("generation", RECONSTRUCTIONS, found, settings).write(folder)
     barrier()
 
 
 def compare_latents(comparison: Comparison) -> None:
     """Measure and show the latent spaces of all arms of each seed beside one another."""
-    for seed in comparison["seeds"]:
+    for seed in comparison.settings.seeds:
         folder = comparison.work_dir / "latent_space" / f"seed_{seed}"
         if missing(folder / "latent_space.json"):
             arms = [arm for arm in comparison.arms if arm.seed == seed]
             analysis = LatentAnalysis(
                 tokenizers=tuple(str(arm.tokenizer) for arm in arms),
-                data=comparison["data_root"],
+                data=comparison.data_root,
                 out=folder,
-                encoder=comparison["reference_encoder"],
+                encoder=comparison.settings.reference_encoder,
                 names=tuple(arm.name for arm in arms),
-                **comparison.images("val", num_images=comparison["num_val"]),
+                **comparison.images("val", num_images=comparison.settings.num_val),
             )
             analyze_latents(analysis)
 

@@ -3,50 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
 
 from aligntok.errors import ConfigError
+from aligntok.settings import Count, ImageSize, Positive, as_dict, read, settings
 from aligntok.training.alignment import expand_stages
-from aligntok.training.config import check_keys, fill_defaults, load_config, read_config
+from aligntok.training.config import load_config, read_config
 from aligntok.training.generation import expand_generation
-from aligntok.training.settings import Key
 
-_NONE = type(None)
-PROBE_KEYS = {
-    "epochs": Key(3, "Over the training images.", (int,)),
-    "lr": Key(1e-3, "Of Adam.", (int, float)),
-    "batch_size": Key(256, "Images of a step.", (int,)),
-    "num_train": Key(None, "Only so many training images; None: all.", (int, _NONE)),
-}
-SAMPLES_KEYS = {
-    "num": Key(1000, "Samples of each validation and variant.", (int,)),
-    "every": Key(None, "Training steps between validations; None: only after the last.", (int, _NONE)),
-    "batch_size": Key(50, "Samples at once.", (int,)),
-    "labels": Key("balanced", "'random' or 'balanced'.", (str,)),
-    "variants": Key(
-        {}, "name -> settings that differ from the generator's `sampling`; {}: as `sampling` says.", (dict,)
-    ),
-}
-COMPARISON_KEYS = {
-    "work_dir": Key(None, "Where everything is written; None: work_dirs/<the config's name>.", (str, _NONE)),
-    "data_root": Key(None, "Images with a training and a validation split, in classes.", (str, _NONE)),
-    "tokenizers": Key({}, "name -> config file of a tokenizer's training, beside this one.", (dict,)),
-    "generator": Key(None, "Config file of the generator that is trained on each, beside this one.", (str,)),
-    "seeds": Key([0], "Every tokenizer and its generator is trained once with each.", (list, tuple)),
-    "image_size": Key(64, "Pixels, a side or (H, W).", (int, list, tuple)),
-    "train_split": Key("train", "The images that are trained on, and that references are made of.", (str,)),
-    "val_split": Key("val", "The images that reconstructions, probe and latents are measured on.", (str,)),
-    "num_val": Key(None, "Only so many of them, evenly spread; None: all.", (int, _NONE)),
-    "num_reference": Key(None, "Images of the references of generation; None: all training images.", (int, _NONE)),
-    "perceptual": Key([], "Losses that measure perceptual distances of reconstructions.", (list,)),
-    "extractors": Key([], "Features of the Fréchet distances; none of them the encoder that is aligned.", (list,)),
-    "reference_encoder": Key(None, "Encoder that latents are compared with (CKNNA).", (str, dict)),
-    "probe": Key({}, "The linear probe.", (dict,), PROBE_KEYS),
-    "workers": Key(2, "Processes that read images for evaluations and the latents' cache.", (int,)),
-    "samples": Key({}, "How the generator is measured on the way.", (dict,), SAMPLES_KEYS),
-}  # fmt: skip
+
+@settings
+class ProbeTraining:
+    """The linear probe."""
+
+    epochs: Positive = 3
+    """Over the training images."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Of Adam."""
+    batch_size: Positive = 256
+    """Images of a step."""
+    num_train: Positive | None = None
+    """Only so many training images; None: all."""
+
+
+@settings(renamed={"num": "num_samples"})
+class SamplesSettings:
+    """How the generator is measured on the way."""
+
+    num_samples: Positive = 1000
+    """Samples of each validation and variant."""
+    every: Positive | None = None
+    """Training steps between validations; None: only after the last."""
+    batch_size: Positive = 50
+    """Samples at once."""
+    labels: Literal["random", "balanced"] = "balanced"
+    """Of samples, as `tools/sample.py --labels`."""
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name -> settings that differ from the generator's `sampling`; {}: as `sampling` says."""
+
+
+@settings
+class ComparisonSettings:
+    """Tokenizers that are compared: how they and their generators are trained and measured."""
+
+    tokenizers: Annotated[dict[str, str], Field(min_length=1)]
+    """Name -> config file of a tokenizer's training, beside this one."""
+    generator: str
+    """Config file of the generator that is trained on each, beside this one."""
+    extractors: Annotated[list[Any], Field(min_length=1)]
+    """Features of the Fréchet distances; none of them the encoder that is aligned."""
+    reference_encoder: str | dict[str, Any]
+    """Encoder that latents are compared with (CKNNA)."""
+    work_dir: str | None = None
+    """Where everything is written; None: work_dirs/<the config's name>."""
+    data_root: str | None = None
+    """Images with a training and a validation split, in classes."""
+    seeds: Annotated[list[Count], Field(min_length=1)] = field(default_factory=lambda: [0])
+    """Every tokenizer and its generator is trained once with each."""
+    image_size: ImageSize = 64
+    """Pixels, a side or (H, W)."""
+    train_split: str = "train"
+    """The images that are trained on, and that references are made of."""
+    val_split: str = "val"
+    """The images that reconstructions, probe and latents are measured on."""
+    num_val: Positive | None = None
+    """Only so many of them, evenly spread; None: all."""
+    num_reference: Positive | None = None
+    """Images of the references of generation; None: all training images."""
+    perceptual: list[Any] = field(default_factory=list)
+    """Losses that measure perceptual distances of reconstructions."""
+    probe: ProbeTraining = field(default_factory=ProbeTraining)
+    """The linear probe."""
+    workers: Count = 2
+    """Processes that read images for evaluations and the latents' cache."""
+    samples: SamplesSettings = field(default_factory=SamplesSettings)
+    """How the generator is measured on the way."""
 
 
 class Arm(NamedTuple):
@@ -68,28 +103,34 @@ class Comparison:
     """A comparison, complete: its settings, where it is written, its arms, the generator's config file."""
 
     source: Path
-    settings: Mapping[str, Any]
+    settings: ComparisonSettings
     work_dir: Path
     arms: tuple[Arm, ...]
     generator: Path
 
-    def __getitem__(self, key: str) -> Any:
-        return self.settings[key]
+    @property
+    def data_root(self) -> str:
+        """Where the images are. Raises ConfigError where the config does not know."""
+        if self.settings.data_root is None:
+            raise ConfigError(
+                "data_root is not set, so there is nothing to train on; add --cfg-options data_root=/path/to/images"
+            )
+        return self.settings.data_root
 
     def images(self, split: str, **more: Any) -> dict[str, Any]:
         """Return how the images of "train" or "val" are read for an evaluation, as its keywords, and `more` of them."""
-        size, workers = self["image_size"], self["workers"]
-        return {"image_size": size, "split": self[f"{split}_split"], "workers": workers, **more}
+        own = self.settings
+        read_from = own.train_split if split == "train" else own.val_split
+        return {"image_size": own.image_size, "split": read_from, "workers": own.workers, **more}
 
     def tokenizer_config(self, arm: Arm) -> dict[str, Any]:
         """Return the config of an arm's tokenizer, with the comparison's data, seed and folder."""
-        options = {"data_root": self["data_root"], "seed": arm.seed, "work_dir": str(arm.folder / "tokenizer")}
+        options = {"data_root": self.settings.data_root, "seed": arm.seed, "work_dir": str(arm.folder / "tokenizer")}
         return load_config(arm.config, options)
 
     def generator_config(self, arm: Arm, references: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the config of an arm's generator on its latents, measured against `references` on the way."""
-        settings = self["samples"]
-        validation = {**settings, "metrics": references}
+        validation = {**as_dict(self.settings.samples), "metrics": references}
         options = {"data_root": str(arm.folder / "latents"), "seed": arm.seed, "validation": validation}
         return load_config(self.generator, {**options, "work_dir": str(arm.folder / "generator")})
 
@@ -99,20 +140,15 @@ def read_comparison(path: str | Path, options: Mapping[str, Any] | None = None) 
 
     Raises ConfigError for keys that are unknown or missing, configs that are not there, and budgets that differ.
     """
-    given = read_config(path, dict(options or {}), COMPARISON_KEYS)
-    check_keys(given, COMPARISON_KEYS, str(path))
-    settings = fill_defaults(given, COMPARISON_KEYS)
+    settings = read(ComparisonSettings, read_config(path, dict(options or {}), ComparisonSettings), str(path))
     source = Path(path)
-    for key in ("tokenizers", "generator", "extractors", "reference_encoder", "seeds"):
-        if not settings[key]:
-            raise ConfigError(f"{path} compares nothing: {key}={settings[key]!r}; {COMPARISON_KEYS[key].doc}")
-    work_dir = Path(settings["work_dir"] or f"work_dirs/{source.stem}")
+    work_dir = Path(settings.work_dir or f"work_dirs/{source.stem}")
     arms = tuple(
         Arm(name, seed, source.parent / file, work_dir / name / f"seed_{seed}")
-        for name, file in settings["tokenizers"].items()
-        for seed in settings["seeds"]
+        for name, file in settings.tokenizers.items()
+        for seed in settings.seeds
     )
-    comparison = Comparison(source, settings, work_dir, arms, source.parent / settings["generator"])
+    comparison = Comparison(source, settings, work_dir, arms, source.parent / settings.generator)
     trained = read_config(comparison.generator, {})
     if trained.get("stages") or "generator" not in trained:
         raise ConfigError(
@@ -133,15 +169,16 @@ class Budget(NamedTuple):
 def tokenizer_budget(comparison: Comparison, arm: Arm) -> Budget:
     """Return the budget of an arm's tokenizer."""
     stages = expand_stages(comparison.tokenizer_config(arm))
-    steps = tuple(stage["steps"] for stage in stages)
-    return Budget(steps, sum(stage["steps"] * stage["global_batch_size"] for stage in stages))
+    steps = tuple(stage.settings.steps for stage in stages)
+    return Budget(steps, sum(stage.settings.steps * stage.settings.global_batch_size for stage in stages))
 
 
 def generator_budget(comparison: Comparison) -> Budget:
     """Return the budget of the generator, the same for every arm."""
     generation = expand_generation(comparison.generator_config(comparison.arms[0], []))
     assert generation is not None  # read_comparison has looked
-    return Budget((generation["steps"],), generation["steps"] * generation["global_batch_size"])
+    steps = generation.settings.steps
+    return Budget((steps,), steps * generation.settings.global_batch_size)
 
 
 def check_budgets(comparison: Comparison) -> None:

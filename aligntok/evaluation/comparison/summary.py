@@ -21,6 +21,7 @@ from aligntok.io.console import print_table
 from aligntok.io.files import replacing
 from aligntok.io.pictures import save_picture, sheet
 from aligntok.loading import GENERATION
+from aligntok.settings import as_dict
 
 WITHOUT_PLACE = "images"  # numbers that are the same for all
 RECONSTRUCTIONS = "reconstructions"  # begins the names of both: images are what a perfect tokenizer makes of them
@@ -38,7 +39,7 @@ def summarise(comparison: Comparison) -> Result:
     rows = [{"tokenizer": name, **over_seeds([final[arm] for arm in final if arm.name == name])} for name in names]
     folder = comparison.work_dir
     plot_convergence(folder / CURVES, curves, dict(zip(names, rows, strict=True)))
-    show_samples(folder / SAMPLES, [arm for arm in comparison.arms if arm.seed == comparison["seeds"][0]])
+    show_samples(folder / SAMPLES, [arm for arm in comparison.arms if arm.seed == comparison.settings.seeds[0]])
     tables = {
         "Tokenizers": tokenizers_table(rows, [name for values in found.values() for name in values]),
         "Generators on them, after the last step": [*distances_table(rows), real_images(comparison)],
@@ -52,7 +53,7 @@ def summarise(comparison: Comparison) -> Result:
             for arm, values in final.items()
             for name, value in values.items()
         },
-        {**comparison.settings, "budget": _budget(comparison)},
+        {**as_dict(comparison.settings), "budget": _budget(comparison)},
         {**tables, "On the way": steps_table(names, curves)},
         {"Fréchet distance over training steps": CURVES, "Samples of the same seeds and classes": SAMPLES},
     )

@@ -86,7 +86,7 @@ def measure_cost(asked: CostRequest, console: Console | None = None) -> Result:
         if stage is not None and "training" in measured:
             for_measuring(stage, Path(), settings.devices)
     counted = [count_config(name, *each, settings.resolutions) for name, each in zip(names, trained, strict=True)]
-    factors = [c.tokenizer["model"].get("downsample_factor", 16) for c in counted if c.tokenizer is not None]
+    factors = [c.tokenizer.settings.model.get("downsample_factor", 16) for c in counted if c.tokenizer is not None]
     factor = (factors or [16])[0]
     counted += [count_encoder(name, factor, settings.resolutions) for name in asked.encoders]
     device = this_device()
@@ -139,8 +139,8 @@ def _measure(
             if known.tokenizer is not None:
                 console.print(f"{known.name}: measuring encoder and decoder", highlight=False)
                 stage = for_measuring(known.tokenizer, Path(folder), 1)
-                force_backend(stage["attention"])
-                rows += measure_tokenizer(Tokenizer(**stage["model"]), known, settings, device)
+                force_backend(stage.settings.attention)
+                rows += measure_tokenizer(Tokenizer(**stage.settings.model), known, settings, device)
             elif not known.stages:
                 console.print(f"{known.name}: measuring the encoder", highlight=False)
                 encoder = build_encoder(known.name, factor)

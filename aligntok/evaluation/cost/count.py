@@ -57,7 +57,7 @@ class Counted:
     """
 
     name: str
-    tokenizer: Stage | None = None
+    tokenizer: AlignmentStage | None = None
     parts: dict[str, int] = field(default_factory=dict)
     stages: list[CountedStage] = field(default_factory=list)
     operations: dict[tuple[str, str], Operations] = field(default_factory=dict)

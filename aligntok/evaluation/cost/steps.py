@@ -6,7 +6,7 @@ import gc
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.profiler import record_function
@@ -30,6 +30,8 @@ from aligntok.evaluation.settings import CostSettings
 from aligntok.training.builder import build_runner
 from aligntok.training.stages import Stage
 
+S = TypeVar("S", bound=Stage)
+
 DATA, EMA, REST = "data", "EMA", "the rest"
 MARKED = ("encoder", "teacher", "decoder", "losses", "discriminator", "generator", "optimiser")  # in the models' steps
 PARTS = (DATA, *MARKED, EMA, REST)
@@ -47,9 +49,9 @@ class Step:
     def __init__(self, stage: Stage, runner: Any, reads: bool) -> None:
         self.stage, self.runner, self.reads = stage, runner, reads
         self.optimizers: Any = runner.build_optim_wrapper(runner.optim_wrapper)
-        model, ema = runner.trained_model, stage["ema"]
+        model, ema = runner.trained_model, stage.settings.ema
         model.load_start(None)
-        self.ema = WeightAverages(model.averaged_parts(), ema["sigma_rel"], ema["decays"]) if ema else None
+        self.ema = WeightAverages(model.averaged_parts(), ema.sigma_rel, ema.decays) if ema else None
         self.number = first_full_step(stage)
         loader = runner.train_loop.dataloader
         loader.batch_sampler.start_step = self.number
@@ -71,12 +73,12 @@ class Step:
     def next_batches(self) -> list[dict[str, Any]]:
         """Wait for the data loader."""
         with explaining_loader_errors():
-            return [next(self.batches) for _ in range(self.stage["accumulation"])]
+            return [next(self.batches) for _ in range(self.stage.settings.gradient_accumulation_steps)]
 
 
 def first_full_step(stage: Stage) -> int:
     """Return the number of the first step of a stage at which every loss is active."""
-    return max((loss.get("start_step", 0) for loss in stage.settings.get("losses", {}).values()), default=0)
+    return max((loss.get("start_step", 0) for loss in getattr(stage.settings, "losses", {}).values()), default=0)
 
 
 def build_step(stage: Stage) -> Step:
@@ -84,23 +86,22 @@ def build_step(stage: Stage) -> Step:
     return Step(stage, build_runner(stage, stage.data_to_measure()), stage.reads_data)
 
 
-def for_measuring(stage: Stage, folder: Path, devices: int) -> Stage:
+def for_measuring(stage: S, folder: Path, devices: int) -> S:
     """Return a stage as its step is measured: random weights, one device's share, no pictures, no validation.
 
     Raises ConfigError when the devices cannot share a batch evenly.
     """
     ready = stage.without_pretrained()
-    settings = dict(ready.settings)
-    each = per_process_batch(settings["global_batch_size"], devices, settings["accumulation"])
-    settings |= {
-        "global_batch_size": each * settings["accumulation"],
-        "steps": settings["steps"] + MORE_STEPS,
-        "hooks": [],
-        "spike_factor": None,
-        "log": {**settings["log"], "pictures": 0},
-        "data": {**settings["data"], "val": None, **({} if stage.reads_data else {"workers": 0})},
-        "validation": {**settings["validation"], "num": 0},
-    }
+    own, micro_batches = ready.settings, ready.settings.gradient_accumulation_steps
+    settings = replace(
+        own,
+        global_batch_size=per_process_batch(own.global_batch_size, devices, micro_batches) * micro_batches,
+        steps=own.steps + MORE_STEPS,
+        hooks=[],
+        spike_factor=None,
+        log=replace(own.log, pictures=0),
+        data=own.data if stage.reads_data else replace(own.data, workers=0),
+    )
     return replace(ready, settings=settings, folder=folder / stage.name)
 
 
@@ -114,9 +115,9 @@ def measure_step(
     """
     stage = counted.stage
     ready = for_measuring(stage, folder, settings.devices)
-    batch = ready["global_batch_size"]
+    batch = ready.settings.global_batch_size
     what = {"config": config, "stage": stage.name, "images": batch, "devices": settings.devices}
-    row = CostRow(what, steps=stage["steps"], reads=stage.reads_data)
+    row = CostRow(what, steps=stage.settings.steps, reads=stage.reads_data)
     work = float(max(1, BACKWARD * batch * forward_operations(stage)))
     with leaving_out() as reason, logging_the_end():
         limit = Limit(settings.max_seconds, seconds_per_operation(device))
@@ -131,8 +132,8 @@ def measure_step(
 
 def least_bytes(counted: CountedStage) -> float:
     """Return the bytes of weights, gradients, two states of the optimiser, and averages, all float32."""
-    ema = counted.stage["ema"]
-    averages = len(ema["sigma_rel"]) + len(ema["decays"]) if ema else 0
+    ema = counted.stage.settings.ema
+    averages = len(ema.sigma_rel) + len(ema.decays) if ema else 0
     return 4.0 * (counted.plan.frozen + counted.plan.trainable * (4 + averages))
 
 
@@ -140,7 +141,7 @@ def _measure_step(
     row: CostRow, step: Step, settings: CostSettings, limit: Limit, work: float, device: torch.device
 ) -> CostRow:
     try:
-        timing = time_calls(step, settings.repeats, limit, work, compiles=bool(step.stage["compile"]))
+        timing = time_calls(step, settings.repeats, limit, work, compiles=bool(step.stage.settings.compile))
         rounds = [_watch(step, Stopwatch()) for _ in range(timing.calls)]
         with metering(device) as peak:
             step()

@@ -202,7 +202,7 @@ def _stages_table(run: Run, title: str) -> Table:
             write_value(part(stage.settings, "optimizer").get("lr")),
             write_seconds(seconds) if isinstance(seconds, (int, float)) else NONE,
         ]
-        cells = [Cell(_spaced(stage.name)), Cell(write_value(stage.settings.get("trains")))]
+        cells = [Cell(_spaced(stage.name)), Cell(write_value(stage.settings.get("trainable")))]
         cells += [Cell(text, number=True) for text in texts]
         rows.append([*cells, *(number(name, measured.get(name)) for name in names)])
     note = "Measured on held-out images after the last step of a stage."

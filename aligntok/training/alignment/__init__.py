@@ -36,48 +36,89 @@ from aligntok.registry import (
     import_components,
     without_weights,
 )
+from aligntok.settings import as_dict, read
 from aligntok.training.alignment.model import AlignmentModel
-from aligntok.training.alignment.settings import complete_stages
-from aligntok.training.stages import RandomItems, Stage, StageData
+from aligntok.training.settings import ImageDataSettings, InitFrom, RunSettings, StageSettings
+from aligntok.training.stages import RandomItems, Stage, StageData, merge, stage_folder
 
 
 def expand_stages(config: Mapping[str, Any]) -> list[AlignmentStage]:
-    """Return the stages of a checked config, in order. Raises ConfigError for settings that cannot work."""
-    return [AlignmentStage(*complete) for complete in complete_stages(config)]
+    """Return the stages of a checked config, in order, complete; the config is not changed.
+
+    Dicts of a stage are merged into the top's, key by key; ``_delete_=True`` in one replaces it; None removes a loss.
+    Raises ConfigError for settings that cannot work.
+    """
+    base = {key: value for key, value in config.items() if key not in as_dict(RunSettings())}
+    stages: list[AlignmentStage] = []
+    for i, overrides in enumerate(config["stages"]):
+        given = merge(base, {key: value for key, value in overrides.items() if key != "name"})
+        given["losses"] = {name: loss for name, loss in given.get("losses", {}).items() if loss is not None}
+        settings = read(StageSettings, given, f"stage '{overrides['name']}'")
+        start = _find_start(settings.init_from, stages, f"stage '{overrides['name']}'")
+        settings = replace(settings, data=_with_roots(settings.data, config.get("data_root")))
+        if start is not None and isinstance(encoder := settings.model.get("encoder"), dict):
+            encoder["pretrained"] = False  # the weights come from the earlier stage
+        folder = stage_folder(config["work_dir"], i, overrides["name"])
+        stages.append(AlignmentStage(i, overrides["name"], folder, config["seed"] + i, settings, start))
+    return stages
+
+
+def _find_start(init_from: InitFrom | None, earlier: Sequence[Stage], where: str) -> Path | None:
+    """Return the folder of the stage that one begins from, if any."""
+    if init_from is None:
+        return None
+    folders = {stage.name: stage.folder for stage in earlier}
+    source = "the stages before it"
+    if init_from.work_dir is not None:
+        found = sorted(Path(init_from.work_dir).glob("[0-9]*_*"))
+        folders, source = {folder.name.partition("_")[2]: folder for folder in found}, f"those in {init_from.work_dir}"
+    if init_from.stage not in folders:
+        raise ConfigError(f"{where} begins from stage '{init_from.stage}'; {source}: {', '.join(folders) or 'none'}")
+    return folders[init_from.stage]
+
+
+def _with_roots(data: ImageDataSettings, data_root: str | None) -> ImageDataSettings:
+    """Give each data set the run's data_root, unless it has a root of its own."""
+    roots = {} if data_root is None else {"root": data_root}
+    val = None if data.val is None else {**roots, **data.val}
+    return replace(data, train={**roots, **data.train}, val=val)
 
 
 @dataclass(frozen=True)
 class AlignmentStage(Stage):
-    """One stage of a tokenizer (paper, Sec. 3.2): settings with every key of ``STAGE_KEYS``."""
+    """One stage of a tokenizer (paper, Sec. 3.2). `start_folder`: of the stage that it begins from, if any."""
+
+    settings: StageSettings
+    start_folder: Path | None = None
 
     results_title = "Reconstruction of held-out images"
 
     @property
-    def start_folder(self) -> Path | None:
-        """The folder of the stage that this one begins from, if any."""
-        start = self["start"]
-        return Path(start["folder"]) if start else None
-
-    @property
     def optimizers(self) -> dict[str, Mapping[str, Any]]:
         """Those of the autoencoder, with losses that have weights, and of the discriminator."""
-        return {"autoencoder": self["optimizer"], "discriminator": self["discriminator_optimizer"]}
+        return {"autoencoder": self.settings.optimizer, "discriminator": self.settings.discriminator_optimizer}
 
     @property
     def validates(self) -> bool:
         """Whether it has held-out images."""
-        return self["data"]["val"] is not None
+        return self.settings.data.val is not None
 
     @property
     def reads_data(self) -> bool:
         """Whether the training images are known."""
-        return "root" in self["data"]["train"]
+        return "root" in self.settings.data.train
 
     @property
     def model_settings(self) -> dict[str, Any]:
         """The keywords of :class:`aligntok.training.alignment.model.AlignmentModel`."""
-        taken = ("losses", "trains", "discriminator", "teacher", "precision", "grad_checkpointing", "compile", "lora")
-        return {"tokenizer": self["model"], "seed": self.seed, **{key: self[key] for key in taken}}
+        taken = (
+            *("losses", "trainable", "discriminator", "teacher", "precision", "grad_checkpointing", "compile", "lora"),
+        )
+        return {
+            "tokenizer": self.settings.model,
+            "seed": self.seed,
+            **{key: getattr(self.settings, key) for key in taken},
+        }
 
     def build_model(self, data: StageData | None = None) -> AlignmentModel:
         """Build tokenizer, losses, discriminator and teacher; without data on the meta device."""
@@ -88,60 +129,64 @@ class AlignmentStage(Stage):
 
     def build_data(self) -> StageData:
         """Open the training images and those held out, if any. Raises DataError or ConfigError."""
-        data = self["data"]
-        for split in ("train", "val"):
-            if data[split] is not None and data[split]["type"] == "images" and "root" not in data[split]:
+        data = self.settings.data
+        for images in filter(None, (data.train, data.val)):
+            if images["type"] == "images" and "root" not in images:
                 raise ConfigError(
                     "data_root is not set, so there is nothing to train on; add --cfg-options "
                     "data_root=/path/to/images (a folder, a zip, shards, parquet files, or hf://owner/name)"
                 )
-        train = DATASETS.build({"train": True, "seed": self.seed, **data["train"]})
-        if data["val"] is None:
+        train = DATASETS.build({"train": True, "seed": self.seed, **data.train})
+        if data.val is None:
             return StageData(train)
-        val = DATASETS.build({"train": False, **data["val"]})
-        wanted = self["validation"]["num_images"]
+        val = DATASETS.build({"train": False, **data.val})
+        wanted = self.settings.validation.num_images
         return StageData(train, Subset(val, evenly_spaced(len(val), wanted)) if wanted else val)
 
     def check(self, model: AlignmentModel) -> None:
         """Raise ConfigError for images of sizes that the tokenizer, its losses or the discriminator cannot take."""
         for split in ("train", "val"):
-            data = self["data"][split]
+            data = getattr(self.settings.data, split)
             sizes = [] if data is None else _sizes(data)
             for size in sizes:
                 f = model.tokenizer.downsample_factor
                 multiples_of(f, f"{self.where}, data.{split}: {DATASETS.kind} '{data['type']}': image_size", size)
             if split == "train" and sizes:
-                _try_sizes(model, sizes, self["steps"])
+                _try_sizes(model, sizes, self.settings.steps)
 
     def read_start(self) -> PartStates | None:
         """Read the weights of the stage that it begins from, raw or averaged, low-rank updates merged."""
+        start = self.settings.init_from
         folder = self.start_folder
-        return None if folder is None else read_merged_parts(folder, self["start"]["weights"])
+        return None if folder is None or start is None else read_merged_parts(folder, start.weights)
 
     def validation(self, data: StageData) -> dict[str, Any]:
         """Return how held-out images are reconstructed and measured; each process takes every so-manieth."""
         if data.val is None:
             return {}
-        settings, loading, (rank, processes) = self["validation"], self["data"], world()
+        settings, loading, (rank, processes) = self.settings.validation, self.settings.data, world()
         shares = Subset(data.val, range(rank, len(data.val), processes))
         buckets = find_buckets(data.val, self.folder.parent)
         one_size = np.zeros(len(data.val), dtype=np.uint8)
         own = (one_size if buckets is None else buckets)[rank::processes]
-        batches = list(batches_in_buckets(own, settings["batch_size"]))
-        measured = {key: settings[key] for key in ("perceptual", "extractor")}
+        batches = list(batches_in_buckets(own, settings.batch_size))
         return {
-            "val_dataloader": make_loader(shares, batches, min(2, loading["workers"]), timeout=loading["timeout"]),
+            "val_dataloader": make_loader(shares, batches, min(2, loading.workers), timeout=loading.timeout),
             "val_cfg": {"type": ShareValLoop.__name__, "num_images": len(data.val)},
-            "val_evaluator": [METRICS.build({"type": "reconstruction", **measured})],
+            "val_evaluator": [
+                METRICS.build(
+                    {"type": "reconstruction", "perceptual": settings.perceptual, "extractor": settings.extractor}
+                )
+            ],
         }
 
     def hooks(self, data: StageData) -> list[Any]:
         """Return the one that draws held-out images beside their reconstructions, if pictures are wanted."""
-        log = self["log"]
-        if data.val is None or not log["pictures"]:
+        log, ema = self.settings.log, self.settings.ema
+        if data.val is None or not log.pictures:
             return []
-        shown = [data.val[i]["images"] for i in evenly_spaced(len(data.val), log["pictures"])]
-        return [ReconstructionGridHook(shown, log["pictures_every"], self["ema"]["inference"] if self["ema"] else None)]
+        shown = [data.val[i]["images"] for i in evenly_spaced(len(data.val), log.pictures)]
+        return [ReconstructionGridHook(shown, log.pictures_every, ema.inference if ema else None)]
 
     def describe(self, model: AlignmentModel) -> dict[str, Any]:
         """Return the tokenizer's config, which rebuilds it."""
@@ -150,7 +195,7 @@ class AlignmentStage(Stage):
     def export(self) -> Path:
         """Write the tokenizer into the run's work folder."""
         folder = self.folder.parent / "tokenizer"
-        own = import_components(dotted_components({"model": self["model"]}))
+        own = import_components(dotted_components({"model": self.settings.model}))
         load_stage_tokenizer(self.folder, components=own).save_pretrained(folder)
         print(f"Tokenizer: {folder}   (aligntok.load_tokenizer('{folder}'))")
         if pictures := sorted((self.folder / "pictures").glob("*.png")):
@@ -158,32 +203,33 @@ class AlignmentStage(Stage):
         return folder
 
     def without_pretrained(self) -> Self:
-        """Return it with random weights in place of pretrained ones, beginning from no other stage."""
-        model, losses = self["model"], self["losses"]
+        """Return it with random weights in place of pretrained ones, from no other stage, validating nothing."""
+        model, losses = self.settings.model, self.settings.losses
         parts = {"encoder": ENCODERS, "adapter": ADAPTERS, "decoder": DECODERS}
         changes = {
             "model": {**model, **{part: without_weights(parts[part], model[part]) for part in parts if part in model}},
-            "losses": {name: without_weights(LOSSES, loss) for name, loss in losses.items()},
-            "discriminator": without_weights(DISCRIMINATORS, self["discriminator"]),
-            "teacher": without_weights(ENCODERS, self["teacher"]),
-            "start": None,
+            "losses": {name: without_weights(LOSSES, loss) for name, loss in losses.items() if loss},
+            "discriminator": without_weights(DISCRIMINATORS, self.settings.discriminator),
+            "teacher": without_weights(ENCODERS, self.settings.teacher),
+            "init_from": None,
+            "data": replace(self.settings.data, val=None),
         }
-        return replace(self, settings={**self.settings, **changes})
+        return replace(self, settings=replace(self.settings, **changes), start_folder=None)
 
     def data_to_measure(self) -> StageData:
         """Return the config's training images, or random ones of the size that it crops to."""
         if self.reads_data:
             return StageData(self.build_data().train)
-        return StageData(RandomItems({"images": torch.rand(3, *self._size()) * 2 - 1}, self["global_batch_size"]))
+        return StageData(RandomItems({"images": torch.rand(3, *self._size()) * 2 - 1}, self.settings.global_batch_size))
 
     def rehearse(self, model: AlignmentModel) -> None:
         """Take an image through tokenizer, losses, discriminator and teacher, as the last step does."""
         model.eval()
-        model.values(torch.empty(1, 3, *self._size(), device="meta"), self["steps"] - 1)
+        model.values(torch.empty(1, 3, *self._size(), device="meta"), self.settings.steps - 1)
 
     def _size(self) -> tuple[int, int]:
         """Return (H, W) of the training images, as the config crops them; of several sizes the first."""
-        return AspectBuckets(self["data"]["train"].get("image_size", 256)).sizes[0]
+        return AspectBuckets(self.settings.data.train.get("image_size", 256)).sizes[0]
 
 
 def _sizes(data: Mapping[str, Any]) -> list[tuple[int, int]]:

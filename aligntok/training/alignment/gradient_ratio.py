@@ -8,40 +8,42 @@ one last layer, which lies right below the tensor, so no part is walked a second
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from aligntok.distributed import mean_over_processes
+from aligntok.settings import settings
 
 
-@dataclass(frozen=True)
+@settings(renamed={"max_ratio": "max", "against": "reference"})
 class AdaptiveWeight:
-    """Which part's last layer a loss balances at, and the bounds of its weight.
+    """A loss's weight by a ratio of gradients."""
 
-    `at` is "decoder" or "encoder"; `max_ratio` is the largest weight and `eps` the addition to the divisor. `against`
-    names the losses on the image that are the reference, together and with their weights; None is all of them that a
-    loss on the image can be held against, the unbalanced ones, and everything that arrives from the image for a loss
-    on the encoder's side.
-    """
+    at: Literal["decoder", "encoder"]
+    """The part at whose last layer the gradients are taken."""
+    max: Annotated[float, Field(gt=0)] = 1e4
+    """The largest weight."""
+    eps: Annotated[float, Field(ge=0)] = 1e-4
+    """The addition to the divisor."""
+    reference: tuple[str, ...] | None = None
+    """The losses on the image that it is held against, together and with their weights; None: all that a loss on the
+    image can be held against, those without an adaptive weight, and everything that arrives from the image for a loss
+    on the encoder's side."""
 
-    at: str
-    max_ratio: float = 1e4
-    eps: float | Tensor = 1e-4
-    against: tuple[str, ...] | None = None
 
-
-def gradient_ratio(reference: Tensor, other: Tensor, max_ratio: float = 1e4, eps: float | Tensor = 1e-4) -> Tensor:
+def gradient_ratio(reference: Tensor, other: Tensor, max: float = 1e4, eps: float | Tensor = 1e-4) -> Tensor:
     """Weight that makes `other` pull as hard as `reference` at one parameter (paper, App. A; LDM's adaptive weight).
 
     Both are gradients of the same parameter, any shape, averaged over processes. Returns a float32 scalar in
-    [0, max_ratio] without gradient; 0 when `reference` is 0, finite when `other` is 0.
+    [0, max] without gradient; 0 when `reference` is 0, finite when `other` is 0.
     """
     ratio = reference.detach().float().norm() / (
         other.detach().float().norm() + eps
     )  # r = |grad L_ref| / |grad L_other|
-    return ratio.clamp(0, max_ratio)
+    return ratio.clamp(0, max)
 
 
 def gradient_at(parameter: nn.Parameter, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
@@ -57,12 +59,14 @@ def ratio_at(
     parameter: nn.Parameter,
     reference: tuple[Sequence[Tensor], Sequence[Tensor]],
     other: tuple[Sequence[Tensor], Sequence[Tensor]],
-    balance: AdaptiveWeight,
+    weight: AdaptiveWeight,
+    scale: Tensor | float = 1.0,
 ) -> Tensor:
     """Return the gradient ratio at `parameter` of the whole batch, over all processes.
 
-    `reference` and `other` are (tensors above the parameter, gradients arriving at them); a collective call.
+    `reference` and `other` are (tensors above the parameter, gradients arriving at them); both carry the loss `scale`
+    of fp16. A collective call.
     """
     both = torch.stack([gradient_at(parameter, *reference), gradient_at(parameter, *other)]).float()
     mean_over_processes(both)
-    return gradient_ratio(both[0], both[1], balance.max_ratio, balance.eps)
+    return gradient_ratio(both[0], both[1], weight.max, weight.eps * scale)

@@ -57,12 +57,12 @@ class ForwardGraph:
             torch.autograd.backward([self.tensors[name] for name in names], gradients)
 
 
-def run_forward(tokenizer: Tokenizer, images: Tensor, trains: Iterable[str]) -> ForwardGraph:
+def run_forward(tokenizer: Tokenizer, images: Tensor, trainable: Iterable[str]) -> ForwardGraph:
     """Run the tokenizer on images (N, 3, H, W); what lies before the first trained part runs without a graph.
 
     The latents of a variational tokenizer are sampled. The leaves are float32, whatever autocast made of the tensors.
     """
-    trained = set(trains)
+    trained = set(trainable)
     with record_function("encoder"), torch.set_grad_enabled("encoder" in trained):
         features = tokenizer.encoder(images)
     with record_function("encoder"), torch.set_grad_enabled(bool(trained & {"encoder", "adapter"})):

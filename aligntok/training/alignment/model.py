@@ -26,7 +26,7 @@ from aligntok.rng import seed_torch
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.training.alignment.graph import ForwardGraph, run_forward
 from aligntok.training.alignment.objective import Objective
-from aligntok.weights.lora import add_lora, with_lora, without_lora
+from aligntok.weights.lora import LoRASettings, add_lora, with_lora, without_lora
 
 
 class Teacher(nn.Module):
@@ -55,14 +55,14 @@ class AlignmentModel(BaseModel):
 
     Args:
         tokenizer: keywords of :class:`aligntok.tokenizer.Tokenizer`.
-        losses: ``{name: dict(type=..., weight=..., start_step=..., balance=dict(at=...), ...)}``.
-        trains: which of encoder, adapter, decoder are trained. The others run in eval mode, without gradients.
+        losses: ``{name: dict(type=..., weight=..., start_step=..., adaptive_weight=dict(at=...), ...)}``.
+        trainable: which of encoder, adapter, decoder are trained. The others run in eval mode, without gradients.
         discriminator: config of the discriminator; needed, and trained, iff a loss takes its logits.
         teacher: None, "start" (the encoder and adapter that the stage starts from), or an encoder config.
         precision: "fp32", "tf32", or "bf16" or "fp16" autocast (weights, optimiser and ratios stay float32).
         grad_checkpointing: recompute activations of encoder and decoder in the backward pass.
         compile: True, or keywords of ``torch.compile``, to compile tokenizer and teacher block by block.
-        lora: None, or options of :func:`aligntok.weights.lora.add_lora`: the encoder trains through low-rank updates.
+        lora: the low-rank updates through which the encoder trains; None: it trains as it is.
         seed: with the step, the source of every random number that the model draws.
 
     Raises ConfigError when these do not fit one another.
@@ -72,31 +72,31 @@ class AlignmentModel(BaseModel):
         self,
         tokenizer: Mapping[str, Any],
         losses: Mapping[str, Mapping[str, Any]],
-        trains: Iterable[str],
+        trainable: Iterable[str],
         discriminator: Mapping[str, Any] | None = None,
         teacher: str | Mapping[str, Any] | None = None,
         precision: str = "fp32",
         grad_checkpointing: bool = False,
         compile: bool | Mapping[str, Any] = False,
-        lora: Mapping[str, Any] | None = None,
+        lora: LoRASettings | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.trains = tuple(trains)
-        if not self.trains or set(self.trains) - set(PARTS):
-            raise ConfigError(f"trains={list(self.trains)}; it must name one or more of {', '.join(PARTS)}")
+        self.trainable = tuple(trainable)
+        if not self.trainable or set(self.trainable) - set(PARTS):
+            raise ConfigError(f"trainable={list(self.trainable)}; it must name one or more of {', '.join(PARTS)}")
         check_precision(precision)
         self.tokenizer = Tokenizer(**tokenizer)
-        self.objective = Objective(losses, self.trains)
+        self.objective = Objective(losses, self.trainable)
         self.discriminator = self._build_discriminator(discriminator)
         self.teacher = self._build_teacher(teacher)
         self.teacher_is_start = teacher == "start"
         self.precision = precision
         self.seed = seed
         for name in PARTS:
-            getattr(self.tokenizer, name).requires_grad_(name in self.trains)
+            getattr(self.tokenizer, name).requires_grad_(name in self.trainable)
         if lora is not None:
-            add_lora(self.tokenizer.encoder, self.trains, **lora)
+            add_lora(self.tokenizer.encoder, self.trainable, lora)
             self._check_balance_with_lora()
         if grad_checkpointing:
             self.tokenizer.encoder.set_grad_checkpointing(True)
@@ -106,11 +106,12 @@ class AlignmentModel(BaseModel):
         self.train()
 
     def _check_balance_with_lora(self) -> None:
-        balanced = [t.name for t in self.objective.terms if t.balance is not None and t.balance.at == "encoder"]
+        terms = self.objective.terms
+        balanced = [t.name for t in terms if t.adaptive_weight is not None and t.adaptive_weight.at == "encoder"]
         if balanced and not self.tokenizer.encoder.last_layer.requires_grad:
             raise ConfigError(
-                f"lora leaves the encoder's last layer frozen, where loss '{balanced[0]}' is balanced; "
-                "let lora.targets match the last block's MLP too, or set the loss's balance to None"
+                f"lora leaves the encoder's last layer frozen, where loss '{balanced[0]}' is weighed; "
+                "let lora.targets match the last block's MLP too, or set the loss's adaptive_weight to None"
             )
 
     def _build_discriminator(self, config: Mapping[str, Any] | None) -> Any:
@@ -160,7 +161,7 @@ class AlignmentModel(BaseModel):
 
     def trained_parts(self) -> dict[str, nn.Module]:
         """Return the parts that change in this stage: of the tokenizer, the discriminator, losses with weights."""
-        parts: dict[str, nn.Module] = {name: getattr(self.tokenizer, name) for name in PARTS if name in self.trains}
+        parts: dict[str, nn.Module] = {name: getattr(self.tokenizer, name) for name in PARTS if name in self.trainable}
         if self.discriminator is not None:
             parts["discriminator"] = self.discriminator
         for name, loss in self.objective.losses.items():
@@ -174,7 +175,7 @@ class AlignmentModel(BaseModel):
 
     def frozen_parts(self) -> dict[str, nn.Module]:
         """Return the parts that stay as the stage found them, the teacher's included; losses rebuild themselves."""
-        parts = {name: getattr(self.tokenizer, name) for name in PARTS if name not in self.trains}
+        parts = {name: getattr(self.tokenizer, name) for name in PARTS if name not in self.trainable}
         if self.teacher is not None:
             parts.update({f"teacher_{name}": part for name, part in self.teacher.named_children()})
         return parts
@@ -183,7 +184,7 @@ class AlignmentModel(BaseModel):
         """Set training mode; what the stage does not train stays in eval mode."""
         super().train(mode)
         for name in PARTS:
-            if name not in self.trains:
+            if name not in self.trainable:
                 getattr(self.tokenizer, name).eval()
         if self.teacher is not None:
             self.teacher.eval()
@@ -217,7 +218,7 @@ class AlignmentModel(BaseModel):
         """
         decoder, encoder = self.tokenizer.decoder, self.tokenizer.encoder
         with computing(self.precision, images.device):
-            graph = run_forward(self.tokenizer, images, self.trains)
+            graph = run_forward(self.tokenizer, images, self.trainable)
             inputs = self._loss_inputs(images, graph, step)
             with record_function("losses"):
                 logs = self.objective.backward_to_image(graph, inputs, decoder.last_layer, step, scale)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,14 +11,14 @@ from torch.profiler import record_function
 
 from aligntok.errors import ConfigError
 from aligntok.registry import LOSSES, check_keywords
+from aligntok.settings import Count, read, settings
 from aligntok.training.alignment.gradient_ratio import AdaptiveWeight, ratio_at
 from aligntok.training.alignment.graph import ENCODER_SIDE, ForwardGraph
 
 POINTS = (*ENCODER_SIDE, "reconstruction")
-_TERM_KEYS = ("weight", "start_step", "balance")
 
 
-@dataclass(frozen=True)
+@settings(renamed={"balance": "adaptive_weight"})
 class LossTerm:
     """One loss of the objective. `weight` (lambda) applies after the gradient ratio, if it is balanced (paper, App. A).
 
@@ -28,18 +27,22 @@ class LossTerm:
 
     name: str
     weight: float = 1.0
-    start_step: int = 0
-    balance: AdaptiveWeight | None = None
+    start_step: Count = 0
+    adaptive_weight: AdaptiveWeight | None = None
+
+
+_TERM_KEYS = ("weight", "start_step", "adaptive_weight", "balance")  # the last for who still uses it to be told
 
 
 class Objective(nn.Module):
-    """All losses of a stage, built from ``{name: dict(type=..., weight=..., start_step=..., balance=..., ...)}``.
+    """All losses of a stage, built from ``{name: dict(type=..., weight=..., start_step=...,
+    adaptive_weight=..., ...)}``.
 
-    Keywords that are not the term's (weight, start_step, balance) go to the loss. Raises ConfigError for a balance at
-    a part that is not `trains`, for an unknown place to balance at, or a loss that pulls on an unknown tensor.
+    Keywords that are not the term's (weight, start_step, adaptive_weight) go to the loss. Raises ConfigError for an
+    adaptive weight at a part that is not `trainable`, or a loss that pulls on an unknown tensor.
     """
 
-    def __init__(self, losses: Mapping[str, Mapping[str, Any]], trains: tuple[str, ...]) -> None:
+    def __init__(self, losses: Mapping[str, Mapping[str, Any]], trainable: tuple[str, ...]) -> None:
         super().__init__()
         self.terms: list[LossTerm] = []
         self.losses = nn.ModuleDict()
@@ -48,35 +51,49 @@ class Objective(nn.Module):
                 raise ConfigError(
                     f"loss '{name}' must be dict(type=..., ...), not {config!r}; known: {', '.join(LOSSES)}"
                 )
-            options = dict(config)
-            term = _build_term(name, options, trains)
+            own = {key: config[key] for key in _TERM_KEYS if key in config}
+            term = read(LossTerm, {"name": name, **own}, f"loss '{name}'")
+            self._check_weight(term, trainable)
             self.terms.append(term)
+            options = {key: value for key, value in config.items() if key not in own}
             keywords = {key: value for key, value in options.items() if key != "type"}
             check_keywords(LOSSES.get(options["type"]), keywords, who=f"loss '{name}'", also=_TERM_KEYS)
             self.losses[name] = LOSSES.build(options)
             point = self.losses[name].at
             if point not in POINTS:
                 raise ConfigError(f"loss '{name}' pulls on '{point}'; a loss can pull on {', '.join(POINTS)}")
-            if point == "reconstruction" and term.balance and term.balance.at != "decoder":
-                raise ConfigError(f"loss '{name}' pulls on the image, so it balances at 'decoder', not at 'encoder'")
+            if point == "reconstruction" and term.adaptive_weight and term.adaptive_weight.at != "decoder":
+                raise ConfigError(
+                    f"loss '{name}' pulls on the image, so its adaptive_weight is at='decoder', not 'encoder'"
+                )
         for term in self.terms:
             self._check_references(term)
 
+    @staticmethod
+    def _check_weight(term: LossTerm, trainable: tuple[str, ...]) -> None:
+        at = term.adaptive_weight.at if term.adaptive_weight else None
+        if at is not None and at not in trainable:
+            raise ConfigError(
+                f"loss '{term.name}' has an adaptive_weight at the {at}'s last layer, but this stage trains only "
+                f"{', '.join(trainable)}; train the {at}, or set adaptive_weight=None"
+            )
+
     def _check_references(self, term: LossTerm) -> None:
-        """Raise ConfigError unless what the term is balanced against can be known before its own ratio is."""
-        if term.balance is None or term.balance.against is None:
+        """Raise ConfigError unless what the term is held against can be known before its own ratio is."""
+        if term.adaptive_weight is None or term.adaptive_weight.reference is None:
             return
+        reference = term.adaptive_weight.reference
         on_image = self.loss(term).at == "reconstruction"
         allowed = [
             other.name
             for other in self.terms
-            if self.loss(other).at == "reconstruction" and not (on_image and other.balance)
+            if self.loss(other).at == "reconstruction" and not (on_image and other.adaptive_weight)
         ]
-        unknown = [name for name in term.balance.against if name not in allowed]
-        if unknown or not term.balance.against:
+        unknown = [name for name in reference if name not in allowed]
+        if unknown or not reference:
             raise ConfigError(
-                f"loss '{term.name}' is balanced against {list(term.balance.against)}; name one or more of the losses "
-                f"on the image{' without a balance of their own' if on_image else ''}: {', '.join(allowed) or 'none'}"
+                f"loss '{term.name}': adaptive_weight.reference={list(reference)}; name one or more of the losses on "
+                f"the image{' without an adaptive weight' if on_image else ''}: {', '.join(allowed) or 'none'}"
             )
 
     def active(self, step: int) -> list[LossTerm]:
@@ -102,28 +119,29 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """Leave at the reconstruction the combined gradient of the losses on it; return what to log.
 
-        A balanced loss is weighed against all unbalanced ones together, or those its balance names, at the decoder's
+        A balanced loss is weighed against all unbalanced ones together, or those its reference names, at the decoder's
         last layer. What losses on the encoder's side are to be weighed against is left in ``graph.references``.
         """
         terms = [term for term in self.active(step) if self.loss(term).at == "reconstruction"]
         leaf = graph.leaves["reconstruction"]
         logs: dict[str, Tensor] = {}
         pulls: dict[str, Tensor] = {}
-        for term in (term for term in terms if term.balance is None):
+        for term in (term for term in terms if term.adaptive_weight is None):
             shared = "fake_logits" in self.loss(term).inputs  # the discriminator's side walks that graph too
             value = term.weight * self._value(term, inputs, logs)
             pulls[term.name] = _gradient(value, leaf, self._loss_weights([term]), scale, keep_graph=shared)
         unbalanced = _summed(pulls, None, leaf)
         graph.add("reconstruction", unbalanced)
-        for term in (term for term in terms if term.balance is not None):
-            against = term.balance.against if term.balance else None
+        for term in (term for term in terms if term.adaptive_weight is not None):
+            against = term.adaptive_weight.reference if term.adaptive_weight else None
             reference = unbalanced if against is None else _summed(pulls, against, leaf)
             pulls[term.name] = self._pull_balanced(
                 term, graph, inputs, ("reconstruction", reference), last_layer, scale, logs
             )
         for term in self.active(step):
-            if self.loss(term).at in ENCODER_SIDE and term.balance and term.balance.against is not None:
-                self._keep_reference(term.name, {*term.balance.against}, graph, pulls)
+            against = term.adaptive_weight.reference if term.adaptive_weight else None
+            if self.loss(term).at in ENCODER_SIDE and against is not None:
+                self._keep_reference(term.name, {*against}, graph, pulls)
         return logs
 
     @staticmethod
@@ -149,7 +167,7 @@ class Objective(nn.Module):
         """Add, to what arrives from the image, the gradients of the losses on latents, moments and features.
 
         A balanced loss is weighed against everything that arrives from the image (L_rec, with the GAN's share), or
-        against what its balance names, at the encoder's last layer. Returns what to log.
+        against what its reference names, at the encoder's last layer. Returns what to log.
         """
         terms = [term for term in self.active(step) if self.loss(term).at in ENCODER_SIDE]
         logs: dict[str, Tensor] = {}
@@ -159,7 +177,7 @@ class Objective(nn.Module):
             if not graph.leaves[point].requires_grad:
                 with torch.no_grad():
                     self._value(term, inputs, logs)
-            elif term.balance is None:
+            elif term.adaptive_weight is None:
                 value = term.weight * self._value(term, inputs, logs)
                 graph.add(point, _gradient(value, graph.leaves[point], self._loss_weights([term]), scale))
             else:
@@ -179,7 +197,7 @@ class Objective(nn.Module):
         logs: dict[str, Tensor],
     ) -> Tensor:
         """Add the gradient of a balanced loss to what arrives at the tensor it pulls on, and return it."""
-        assert term.balance is not None
+        assert term.adaptive_weight is not None
         point, parameters = self.loss(term).at, self._loss_weights([term])
         with record_function("discriminator" if "fake_logits" in self.loss(term).inputs else "losses"):
             found = torch.autograd.grad(
@@ -190,7 +208,8 @@ class Objective(nn.Module):
             last_layer,
             ([above], [arriving.to(above.dtype)]),
             ([graph.tensors[point]], [found[0].to(graph.tensors[point].dtype)]),
-            replace(term.balance, eps=term.balance.eps * scale),  # both gradients carry the scale
+            term.adaptive_weight,
+            scale,
         )
         logs[f"ratio/{term.name}"] = ratio
         weight = term.weight * ratio
@@ -206,31 +225,6 @@ class Objective(nn.Module):
 
     def _loss_weights(self, terms: list[LossTerm]) -> list[nn.Parameter]:
         return [p for term in terms for p in self.loss(term).parameters() if p.requires_grad]
-
-
-def _build_term(name: str, options: dict[str, Any], trains: tuple[str, ...]) -> LossTerm:
-    """Take the term's own keywords out of `options`; what is left is the loss's."""
-    own = {key: options.pop(key) for key in _TERM_KEYS if key in options}
-    balance = own.pop("balance", None)
-    check_keywords(LossTerm, own, who=f"loss '{name}'")
-    if balance is not None:
-        balance = _build_balance(name, balance)
-        if balance.at not in ("decoder", "encoder"):
-            raise ConfigError(f"loss '{name}' balances at '{balance.at}'; it can balance at 'decoder' or 'encoder'")
-        if balance.at not in trains:
-            raise ConfigError(
-                f"loss '{name}' balances at the {balance.at}'s last layer, but this stage trains only "
-                f"{', '.join(trains)}; train the {balance.at}, or set balance=None"
-            )
-    return LossTerm(name=name, balance=balance, **own)
-
-
-def _build_balance(name: str, config: Any) -> AdaptiveWeight:
-    if not isinstance(config, Mapping) or "at" not in config:
-        raise ConfigError(f"balance of loss '{name}' must be dict(at='decoder' or 'encoder', ...), not {config!r}")
-    check_keywords(AdaptiveWeight, dict(config), who=f"balance of loss '{name}'")
-    against = config.get("against")
-    return AdaptiveWeight(**{**config, "against": None if against is None else tuple(against)})
 
 
 def _summed(pulls: Mapping[str, Tensor], names: Collection[str] | None, like: Tensor) -> Tensor:

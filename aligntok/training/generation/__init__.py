@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +14,45 @@ from typing_extensions import Self
 
 from aligntok.caching.cache import LatentCache, fill
 from aligntok.caching.encoder import LatentEncoder, check_posterior, latent_statistics
-from aligntok.caching.settings import CacheSettings
+from aligntok.caching.settings import CacheContent, CacheSettings
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
 from aligntok.engine.hooks import SampleGridHook, TimeBinsHook
-from aligntok.errors import CheckpointError, ConfigError, DataError, multiples_of
+from aligntok.errors import ConfigError, DataError, multiples_of
 from aligntok.generators.base import check_label_range
-from aligntok.io.files import read_json
-from aligntok.latent_diffusion import LatentDiffusion, described_fields
-from aligntok.loading import GENERATION, UNKNOWN, load_latent_diffusion, load_tokenizer
+from aligntok.latent_diffusion import LatentDiffusion, check_null_class, described_fields
+from aligntok.loading import GENERATION, UNKNOWN, load_latent_diffusion, load_tokenizer, read_stage_file
 from aligntok.registry import DATASETS, GENERATORS, import_components
 from aligntok.rng import seed_torch
+from aligntok.settings import as_dict, read
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import dotted_models
 from aligntok.training.generation.model import GenerationModel
-from aligntok.training.generation.settings import check_with_generator, complete_settings
 from aligntok.training.generation.validation import check_validation, validation_options
 from aligntok.training.plan import plan_stage
-from aligntok.training.stages import RandomItems, Stage, StageData
+from aligntok.training.settings import GeneratorSettings, RunSettings
+from aligntok.training.stages import RandomItems, Stage, StageData, merge
 
 
 def expand_generation(config: Mapping[str, Any]) -> GeneratorStage | None:
     """Return the generator's training of a checked config, or None if it has none. Raises ConfigError."""
-    settings = complete_settings(config)
-    if settings is None:
+    given = config["generation"] if config["stages"] else config
+    if "generator" not in given:
         return None
+    own = merge({}, {key: value for key, value in given.items() if key not in as_dict(RunSettings())})
+    settings = read(GeneratorSettings, own, f"{GENERATION} of a generator")
     work_dir, before = Path(config["work_dir"]), len(config["stages"])
+    train = settings.data.train
+    if settings.latent_cache is not None and (train["type"] != "latents" or "root" in train):
+        raise ConfigError(
+            f"{GENERATION} of a generator: latent_cache makes the data, so data.train must be dict(type='latents') "
+            f"without a root, not {train!r}; leave one of the two out"
+        )
+    root = config["data_root"] if settings.latent_cache is None else str(work_dir / "latents")
+    train = {**({} if root is None else {"root": root}), **train}
+    settings = replace(settings, data=replace(settings.data, train=train))
     return GeneratorStage(
         index=before,
         name=GENERATION,
@@ -49,19 +60,20 @@ def expand_generation(config: Mapping[str, Any]) -> GeneratorStage | None:
         seed=config["seed"] + before,
         settings=settings,
         data_root=config["data_root"],
-        stages_tokenizer=work_dir / "tokenizer" if before and settings["tokenizer"] is None else None,
+        stages_tokenizer=work_dir / "tokenizer" if before and settings.tokenizer is None else None,
         dotted=dotted_models(config),
     )
 
 
 @dataclass(frozen=True)
 class GeneratorStage(Stage):
-    """A generator's training by flow matching (paper, Sec. 4): settings with every key of ``GENERATION_KEYS``.
+    """A generator's training by flow matching (paper, Sec. 4).
 
     `data_root` is the run's; `stages_tokenizer` the folder of the tokenizer that the same config's stages make, or
     None; `dotted` the import paths that the config names as components.
     """
 
+    settings: GeneratorSettings
     data_root: str | None
     stages_tokenizer: Path | None
     dotted: Sequence[str] = ()
@@ -81,30 +93,30 @@ class GeneratorStage(Stage):
     @property
     def optimizers(self) -> dict[str, Mapping[str, Any]]:
         """The generator's alone."""
-        return {"generator": self["optimizer"]}
+        return {"generator": self.settings.optimizer}
 
     @property
     def validates(self) -> bool:
         """Whether samples are drawn and measured."""
-        return bool(self["validation"]["num"])
+        return bool(self.settings.validation.num_samples)
 
     @property
     def reads_data(self) -> bool:
         """Whether there is a finished cache of latents."""
-        data = self["data"]["train"]
-        return data["type"] == "latents" and "root" in data and self["latent_cache"] is None
+        data = self.settings.data.train
+        return data["type"] == "latents" and "root" in data and self.settings.latent_cache is None
 
     @property
     def posterior(self) -> str:
         """What is taken of the posterior of a variational tokenizer: "mean" or "sample"."""
-        cache = self["latent_cache"]
-        return str(self["data"]["posterior"] if cache is None else cache["posterior"])
+        cache = self.settings.latent_cache
+        return str(self.settings.data.posterior if cache is None else cache.posterior)
 
     def build_model(self, data: StageData | None = None) -> GenerationModel:
         """Build the generator in training; without data on the meta device, and without a tokenizer."""
         taken = ("transport", "precision", "grad_checkpointing", "compile")
-        settings = {**{key: self[key] for key in taken}, "posterior": self["data"]["posterior"]}
-        settings |= {"time_bins": self["log"]["time_bins"], "seed": self.seed}
+        settings = {key: getattr(self.settings, key) for key in taken} | {"posterior": self.settings.data.posterior}
+        settings |= {"time_bins": self.settings.log.time_bins, "seed": self.seed}
         if data is not None:
             return GenerationModel(data.made_with, **settings)
         with torch.device("meta"):
@@ -117,22 +129,24 @@ class GeneratorStage(Stage):
         Its model is made with generator, tokenizer and statistics. Raises DataError, ConfigError and WeightsError for
         what cannot be trained on.
         """
-        if "root" not in self["data"]["train"]:
+        if "root" not in self.settings.data.train:
             raise ConfigError(
                 "data_root is not set, so there is nothing to train on; add --cfg-options data_root=... (a folder that "
                 "tools/cache_latents.py wrote; or, with latent_cache or data.train.type=images, a folder of images)"
             )
         tokenizer = self.open_tokenizer()
-        if self["latent_cache"] is not None:
+        if self.settings.latent_cache is not None:
             self._make_cache(tokenizer)
-        config = dict(self["data"]["train"])
+        config = dict(self.settings.data.train)
         if config["type"] == "latents":
             config["tokenizer_identity"] = tokenizer.identity
         train = DATASETS.build({"train": True, "seed": self.seed, **config})
         statistics, shape = self._statistics(tokenizer, train)
         names = tuple(getattr(train, "class_names", ()))
         seed_torch("weights", self.seed)  # the generator's first weights
-        diffusion = LatentDiffusion(self["generator"], tokenizer, statistics, shape, names, sampling=self["sampling"])
+        diffusion = LatentDiffusion(
+            self.settings.generator, tokenizer, statistics, shape, names, as_dict(self.settings.sampling)
+        )
         _check_labels(train, diffusion)
         return StageData(train, made_with=diffusion)
 
@@ -141,7 +155,7 @@ class GeneratorStage(Stage):
         kept = self.folder / "tokenizer"
         if (kept / "config.json").is_file() and self.description.is_file():
             return load_tokenizer(kept, components=self.components)
-        source, train = self["tokenizer"] or self.stages_tokenizer, self["data"]["train"]
+        source, train = self.settings.tokenizer or self.stages_tokenizer, self.settings.data.train
         if source is None and self.reads_data:
             source = read_manifest(train["root"]).encoding["tokenizer"]["source"]
         if source is None:
@@ -152,36 +166,41 @@ class GeneratorStage(Stage):
         return load_tokenizer(source, components=self.components)
 
     def _make_cache(self, tokenizer: Tokenizer) -> None:
-        settings = self["latent_cache"]
+        settings = self.settings.latent_cache
+        assert settings is not None  # it is made where the config has one
         if self.data_root is None:
             raise ConfigError(
                 "latent_cache encodes the images at data_root, which is not set; "
                 "add --cfg-options data_root=/path/to/images"
             )
-        taken = ("image_size", "hflip", "dtype", "precision", "posterior")
-        encoder = LatentEncoder(tokenizer, CacheSettings(**{key: settings[key] for key in taken}, seed=self.seed))
-        images, folder = open_source(self.data_root, settings["split"]), self.folder.parent / "latents"
+        content = {field.name: getattr(settings, field.name) for field in fields(CacheContent)}
+        encoder = LatentEncoder(tokenizer, CacheSettings(**content, seed=self.seed))
+        images, folder = open_source(self.data_root, settings.split), self.folder.parent / "latents"
         cache = LatentCache(folder, images, encoder, max_unreadable=None)
-        fill(cache, str(self["tokenizer"] or self.stages_tokenizer), settings["batch_size"], settings["workers"])
+        fill(cache, str(self.settings.tokenizer or self.stages_tokenizer), settings.batch_size, settings.workers)
 
     def _statistics(self, tokenizer: Tokenizer, train: Any) -> tuple[LatentStatistics, tuple[int, int, int]]:
         """Return the latents' statistics and shape: the cache's; those a run has begun with; or new ones."""
-        data = self["data"]
-        if data["train"]["type"] == "latents":
+        data = self.settings.data
+        if data.train["type"] == "latents":
             return train.statistics, train.latent_shape
         if self.description.is_file():
-            begun = read_json(self.description, CheckpointError, UNKNOWN, described_fields)
+            begun = read_stage_file(self.folder, UNKNOWN, described_fields)
             return begun["statistics"], tuple(begun["latent_shape"])
-        number, workers = data["statistics_images"], data["workers"]
+        number, workers = data.statistics_images, data.workers
         statistics = latent_statistics(
-            tokenizer, data["train"], number, self["precision"], workers, data["posterior"], self.seed
+            tokenizer, data.train, number, self.settings.precision, workers, data.posterior, self.seed
         )
         height, width = (side // tokenizer.downsample_factor for side in train[0]["images"].shape[1:])
         return statistics, (tokenizer.latent_dim, height, width)
 
     def check(self, model: GenerationModel) -> None:
-        """Raise ConfigError for transport and sampling that cannot work with the generator."""
-        check_with_generator(self.settings, model.generator, self.where)
+        """Raise ConfigError for sampling that cannot work with the generator."""
+        sampling, generator = self.settings.sampling, model.generator
+        check_null_class(sampling.cfg_scale, generator, f"{self.where}, sampling")
+        if sampling.cfg_channels is not None and sampling.cfg_channels > generator.in_channels:
+            of = f"of {generator.in_channels} latent channels"
+            raise ConfigError(f"{self.where}: sampling.cfg_channels={sampling.cfg_channels} {of}")
 
     def check_beforehand(self, stages: list[Stage]) -> None:
         """Check its settings, its validation, and that it fits the tokenizer that the stages make, and its images.
@@ -189,7 +208,7 @@ class GeneratorStage(Stage):
         Raises ConfigError, DataError or WeightsError.
         """
         plan_stage(self, processes=1)
-        check_validation(self.settings, self.where)
+        check_validation(self.settings.validation, self.settings.sampling, self.where)
         if self.stages_tokenizer is None:
             return
         tokenizer, generator = stages[-1].build_model().tokenizer, self.build_model().generator
@@ -199,23 +218,23 @@ class GeneratorStage(Stage):
                 f"{self.name}: generator.in_channels={generator.in_channels}, but the stages' tokenizer "
                 f"has latent_dim {tokenizer.latent_dim}; set one to the other"
             )
-        cache = self["latent_cache"]
+        cache = self.settings.latent_cache
         if cache is not None and self.data_root is not None:
-            open_source(self.data_root, cache["split"])
-            size = parse_image_size(cache["image_size"])
+            open_source(self.data_root, cache.split)
+            size = parse_image_size(cache.image_size)
             multiples_of(tokenizer.downsample_factor, f"{self.name}: latent_cache.image_size", size)
 
     def validation(self, data: StageData) -> dict[str, Any]:
         """Return how samples are drawn and measured on the way."""
-        return validation_options(self["validation"], data.made_with)
+        return validation_options(self.settings.validation, data.made_with)
 
     def hooks(self, data: StageData) -> list[Any]:
         """Return those that log the loss by time and, if pictures are wanted, draw samples."""
-        log, ema = self["log"], self["ema"]
-        hooks: list[Any] = [TimeBinsHook(log["every"])]
-        if log["pictures"]:
-            labels, inference = grid_labels(data.made_with, log["pictures"]), ema["inference"] if ema else None
-            hooks.append(SampleGridHook(labels, log["pictures_every"], log["pictures_at"], inference))
+        log, ema = self.settings.log, self.settings.ema
+        hooks: list[Any] = [TimeBinsHook(log.every)]
+        if log.pictures:
+            labels, inference = grid_labels(data.made_with, log.pictures), ema.inference if ema else None
+            hooks.append(SampleGridHook(labels, log.pictures_every, log.pictures_at, inference))
         return hooks
 
     def describe(self, model: GenerationModel) -> dict[str, Any]:
@@ -239,14 +258,15 @@ class GeneratorStage(Stage):
         return folder
 
     def without_pretrained(self) -> Self:
-        """Return it as it is: a generator begins with random weights."""
-        return replace(self)
+        """Return it without validation: a generator begins with random weights."""
+        measured = replace(self.settings.validation, num_samples=0)
+        return replace(self, settings=replace(self.settings, validation=measured))
 
     def data_to_measure(self) -> StageData:
         """Return the config's cache, or random latents; the generator has no tokenizer, which no step uses."""
-        train: Any = RandomItems({"latents": self.latent_input()[0][0], "label": 0}, self["global_batch_size"])
+        train: Any = RandomItems({"latents": self.latent_input()[0][0], "label": 0}, self.settings.global_batch_size)
         if self.reads_data:
-            train = DATASETS.build({"train": True, "seed": self.seed, **self["data"]["train"]})
+            train = DATASETS.build({"train": True, "seed": self.seed, **self.settings.data.train})
         return StageData(train, made_with=self._beside_nothing(train[0]["latents"].shape))
 
     def _beside_nothing(self, shape: Sequence[int]) -> LatentDiffusion:
@@ -255,7 +275,7 @@ class GeneratorStage(Stage):
         tokenizer: Any = nn.Module()
         tokenizer.latent_dim = channels
         normal = LatentStatistics((0.0,) * channels, (1.0,) * channels)
-        return LatentDiffusion(dict(self["generator"]), tokenizer, normal, (channels, height, width))
+        return LatentDiffusion(dict(self.settings.generator), tokenizer, normal, (channels, height, width))
 
     def rehearse(self, model: GenerationModel) -> None:
         """Take one latent of the size that the config is made for through the generator."""
@@ -263,7 +283,7 @@ class GeneratorStage(Stage):
 
     def latent_input(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return x (1, C, h, w), t (1,) and y (1,) for the generator, at the latent size that it is made for."""
-        generator = self["generator"]
+        generator = self.settings.generator
         takes = inspect.signature(GENERATORS.get(generator["type"])).parameters
         sizes = {
             name: generator.get(name, takes[name].default) for name in ("input_size", "in_channels") if name in takes

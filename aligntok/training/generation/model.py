@@ -25,6 +25,7 @@ from aligntok.generators.base import check_label_range
 from aligntok.io.pictures import to_uint8
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng
+from aligntok.training.settings import TransportSettings
 
 
 class Draws(NamedTuple):
@@ -41,7 +42,7 @@ class GenerationModel(BaseModel):
 
     Args:
         diffusion: generator, tokenizer and statistics. Only the generator is trained.
-        transport: `times`, `mean`, `scale` and `shift` of the training times, and `direction_weight`.
+        transport: the training times, and the weight of the direction loss.
         precision: "fp32", "tf32", or "bf16" or "fp16" autocast (weights, optimiser and averages stay float32).
         grad_checkpointing: recompute the generator's activations in the backward pass.
         compile: True, or keywords of ``torch.compile``, to compile generator and tokenizer block by block.
@@ -56,7 +57,7 @@ class GenerationModel(BaseModel):
     def __init__(
         self,
         diffusion: LatentDiffusion,
-        transport: Mapping[str, Any],
+        transport: TransportSettings,
         precision: str = "fp32",
         grad_checkpointing: bool = False,
         compile: bool | Mapping[str, Any] = False,
@@ -68,10 +69,7 @@ class GenerationModel(BaseModel):
         check_posterior(posterior, diffusion.tokenizer)
         check_precision(precision)
         self.diffusion = diffusion
-        self.direction_weight = transport["direction_weight"]
-        self.times = {key: transport[key] for key in ("mean", "scale", "shift")}
-        self.times["sampling"] = transport["times"]
-        sample_times(torch.zeros(1), **self.times)  # raises for what is no way to draw them
+        self.transport = transport
         self.precision = precision
         self.time_bins = time_bins
         self.posterior = posterior
@@ -139,7 +137,13 @@ class GenerationModel(BaseModel):
 
         latents (N, C, h, w) normalised, labels (N,).
         """
-        t = sample_times(draws.times, **self.times)
+        t = sample_times(
+            draws.times,
+            self.transport.times,
+            mean=self.transport.mean,
+            scale=self.transport.scale,
+            shift=self.transport.shift,
+        )
         if self.generator.null_class is not None:
             dropped = draws.drops < self.generator.class_dropout_prob
             labels = torch.where(dropped, self.generator.null_class, labels)
@@ -147,9 +151,10 @@ class GenerationModel(BaseModel):
         with computing(self.precision, x.device):
             velocity = self.generator(x, t, labels).float()
         found = {"velocity": velocity_mse(velocity, target)}  # paper, Eq. 3
-        if self.direction_weight:
+        weight = self.transport.direction_weight
+        if weight:
             found["direction"] = direction_loss(velocity, target)
-        total = found["velocity"] + self.direction_weight * found.get("direction", 0.0)
+        total = found["velocity"] + weight * found.get("direction", 0.0)
         return {"total": total, **found}, t
 
     def draws(self, step: int, micro: int, count: int, latents: Tensor) -> Draws:

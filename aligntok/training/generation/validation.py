@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -13,65 +12,57 @@ from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import world
 from aligntok.distributed.job import batched
 from aligntok.engine.runner import ShareValLoop
-from aligntok.errors import ConfigError, unknown
+from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import METRICS
-from aligntok.sampling.pipeline import LABELS, LabelRule
+from aligntok.sampling.pipeline import LabelRule
+from aligntok.settings import as_dict, read
+from aligntok.training.settings import GeneratorValidationSettings
 
 
-def variants(settings: Mapping[str, Any], own: Sampling) -> dict[str, Sampling]:
+def variants(settings: GeneratorValidationSettings, own: Sampling) -> dict[str, Sampling]:
     """Return how the samples of a validation are drawn, by name: "generation" alone, or the config's variants.
 
     Raises ConfigError for settings that sampling does not have, or cannot have.
     """
-    known = [field.name for field in fields(Sampling)]
-    found = {}
-    for name, changes in (settings["variants"] or {"generation": {}}).items():
-        for key in changes:
-            if key not in known:
-                raise ConfigError(f"validation.variants.{name}: {unknown('setting', key, known)}")
-        found[name] = replace(own, **changes)
-    return found
+    named = settings.variants or {"generation": {}}
+    return {
+        name: read(Sampling, {**as_dict(own), **changes}, f"validation.variants.{name}")
+        for name, changes in named.items()
+    }
 
 
-def check_validation(training: Mapping[str, Any], where: str) -> None:
+def check_validation(settings: GeneratorValidationSettings, own: Sampling, where: str) -> None:
     """Build the metrics of a validation and drop them, so that a mistake is found before any training.
 
     Raises ConfigError, DataError or WeightsError for what cannot be measured with.
     """
-    settings = training["validation"]
-    if not settings["num"]:
-        return
-    if settings["num"] < 0 or settings["labels"] not in LABELS:
+    if settings.num_samples and not settings.metrics:
         raise ConfigError(
-            f"{where}: validation.num={settings['num']} and validation.labels='{settings['labels']}'; the "
-            f"former must not be negative, the latter be one of: {', '.join(LABELS)}"
+            f"{where}: validation draws {settings.num_samples} samples for no metric; give validation.metrics, such as "
+            "[dict(type='generation', reference='/path/to/a/reference.safetensors')], or num_samples=0"
         )
-    if not settings["metrics"]:
-        raise ConfigError(
-            f"{where}: validation draws {settings['num']} samples for no metric; give validation.metrics, "
-            "such as [dict(type='generation', reference='/path/to/a/reference.safetensors')], or num=0"
-        )
-    _metrics(settings, variants(settings, Sampling(**training["sampling"])))
+    if settings.num_samples:
+        _metrics(settings, variants(settings, own))
 
 
-def validation_options(settings: Mapping[str, Any], diffusion: LatentDiffusion) -> dict[str, Any]:
+def validation_options(settings: GeneratorValidationSettings, diffusion: LatentDiffusion) -> dict[str, Any]:
     """Return the keywords of mmengine's Runner for a validation by samples; none where the config has no samples."""
-    if not settings["num"]:
+    if not settings.num_samples:
         return {}
     drawn = variants(settings, diffusion.sampling)
-    numbers = SampleNumbers(settings["num"], settings["labels"], diffusion, drawn)
+    numbers = SampleNumbers(settings.num_samples, settings.labels, diffusion, drawn)
     rank, processes = world()
-    batches = numbers.batches(settings["batch_size"])[rank::processes]
+    batches = numbers.batches(settings.batch_size)[rank::processes]
     return {
         "val_dataloader": make_loader(numbers, batches, 0, numbers.collate),
-        "val_cfg": {"type": ShareValLoop.__name__, "num_images": settings["num"]},
+        "val_cfg": {"type": ShareValLoop.__name__, "num_images": settings.num_samples},
         "val_evaluator": _metrics(settings, drawn),
     }
 
 
-def _metrics(settings: Mapping[str, Any], drawn: Mapping[str, Sampling]) -> list[Any]:
-    return [METRICS.build({"variants": list(drawn), **config}) for config in settings["metrics"]]
+def _metrics(settings: GeneratorValidationSettings, drawn: Mapping[str, Sampling]) -> list[Any]:
+    return [METRICS.build({"variants": list(drawn), **config}) for config in settings.metrics]
 
 
 class SampleNumbers(Dataset[tuple[str, int]]):

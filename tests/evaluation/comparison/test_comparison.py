@@ -55,8 +55,8 @@ def config(config_source, generation_source, labelled, extractors, tmp_path_fact
     folder = tmp_path_factory.mktemp("comparison")
     (extractors / "second_extractor.py").write_text(OTHER)
     one = dict(name="all", steps=3)
-    three = [dict(name="first", steps=1, trains=["adapter", "decoder"]), dict(name="rest", steps=2)]
-    three[1]["start"] = dict(stage="first")
+    three = [dict(name="first", steps=1, trainable=["adapter", "decoder"]), dict(name="rest", steps=2)]
+    three[1]["init_from"] = dict(stage="first")
     for name, stages in (("one", [one]), ("two", three)):
         text = config_source(data=SPLITS, stages=stages, ema=None, log=dict(every=1, pictures=0))
         (folder / f"{name}.py").write_text(text)
@@ -78,7 +78,7 @@ def config(config_source, generation_source, labelled, extractors, tmp_path_fact
         ),
         probe=dict(epochs=1),
         workers=0,
-        samples=dict(num=12, every=2, batch_size=6, variants=dict(guided=dict(cfg_scale=2.0), unguided={})),
+        samples=dict(num_samples=12, every=2, batch_size=6, variants=dict(guided=dict(cfg_scale=2.0), unguided={})),
     )
     lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
     (folder / "comparison.py").write_text('"""Two tiny tokenizers."""\n' + lines)

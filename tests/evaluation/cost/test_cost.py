@@ -137,7 +137,7 @@ def shared_models():
     def build(stage, data=None):
         if data is not None:
             return originals[type(stage)](stage, data)
-        same = ("generator", "trains", "teacher", "discriminator", "lora")
+        same = ("generator", "trainable", "teacher", "discriminator", "lora")
         model = re.sub(r"'pretrained': \w+", "", repr(stage.settings.get("model")))
         losses = [loss["type"] for loss in stage.settings.get("losses", {}).values()]
         key = repr((type(stage), model, losses, [stage.settings.get(name) for name in same]))
@@ -454,7 +454,7 @@ def test_without_data_the_step_is_measured_on_random_images_and_says_so(write_co
 
 def expand_free():
     """One stage without start, for a quick run."""
-    return [dict(name="only", steps=2, trains=["adapter", "decoder"])]
+    return [dict(name="only", steps=2, trainable=["adapter", "decoder"])]
 
 
 def test_a_step_out_of_memory_is_a_row(write_config, tmp_path, monkeypatch):
@@ -488,8 +488,8 @@ def test_the_step_that_is_measured_has_every_loss_active(config_source, tmp_path
     stages = expand_stages(load_config(tmp_path / "c.py"))
     assert [steps.first_full_step(stage) for stage in stages] == [2, 0, 0]
     ready = steps.for_measuring(stages[1], tmp_path, 2)
-    assert (ready["start"], ready["global_batch_size"], ready["data"]["val"]) == (None, 2, None)
-    assert stages[1]["start"] is not None, "the config's own stage is not changed"
+    assert (ready["init_from"], ready["global_batch_size"], ready["data"]["val"]) == (None, 2, None)
+    assert stages[1]["init_from"] is not None, "the config's own stage is not changed"
 
 
 def test_random_images_have_the_training_size_of_several_the_first():

@@ -75,7 +75,7 @@ def make_run(folder, generator=True, **result):
             f"2026010{i + 1}_120000",
             [*(trained(s) for s in range(2, steps + 1, 2)), {**measured, "step": steps}],
         )
-        settings = dict(stage=name, tokenizer=TOKENIZER, steps=steps, global_batch_size=4, trains=["decoder"])
+        settings = dict(stage=name, tokenizer=TOKENIZER, steps=steps, global_batch_size=4, trainable=["decoder"])
         settings |= dict(data={"train": {"image_size": 64}, "val": {"image_size": 64}}, optimizer={"lr": 1e-3})
         (stage / "stage.json").write_text(json.dumps(settings))
         (stage / "result.json").write_text(json.dumps({"step": steps, "seconds": 61.0, "metrics": measured}))
@@ -530,7 +530,10 @@ def test_a_run_of_a_paper_config_has_the_papers_numbers_beside_it(config, tmp_pa
         (dict(step=9), "the training that was evaluated is not there whole"),
         (dict(options={"stages.1.optimizer.lr": 0.5}), "it has no such tokenizer (RUN with stages.1.optimizer.lr=0.5"),
         (dict(options={"model": {"latent_dim": 8}}), "(RUN with model.latent_dim=8, 120,000 + 220,000 + 100,000 steps"),
-        (dict(options={"accumulation": 2}), "(RUN with accumulation=2,"),  # the discriminator's batch norm sees it
+        (
+            dict(options={"gradient_accumulation_steps": 2}),
+            "(RUN with gradient_accumulation_steps=2,",
+        ),  # the discriminator's batch norm sees it
         (dict(options={"logs": 2}), "(RUN with logs=2,"),
         (dict(origin={"config": "RUN"}), "(RUN with options that are not noted,"),
         (dict(origin={"config": "configs/my_aligntok_dinov2_f16d32.py", "options": {}}), "it has no such tokenizer"),
@@ -593,7 +596,7 @@ def generator_of(config, folder, **tokenizer):
     (generation.folder / "tokenizer/config.json").write_text(json.dumps({**own, **tokenizer}))
     generation.description.write_text(json.dumps({"stage": "generation", **generation.settings}))
     log(generation.folder, "20260101_000000", [trained(generation.settings["steps"])])
-    note_start(folder, f"configs/generator/{config}.py", accumulation=2, tokenizer="my_tokenizer")
+    note_start(folder, f"configs/generator/{config}.py", gradient_accumulation_steps=2, tokenizer="my_tokenizer")
 
 
 def sampled(folder, steps, scale):

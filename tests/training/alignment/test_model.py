@@ -163,7 +163,8 @@ def test_a_gan_without_a_discriminator_is_a_config_error(stage_model):
 def test_loss_weights_are_trained_and_the_teacher_may_be_another_encoder(stage_model, tiny):
     """VA-VAE's loss: a projection of its own, learned, towards the features of a frozen encoder."""
     losses = dict(
-        l1=dict(type="l1"), vf=dict(type="vf", latent_dim=4, feature_dim=48, weight=0.1, balance=dict(at="encoder"))
+        l1=dict(type="l1"),
+        vf=dict(type="vf", latent_dim=4, feature_dim=48, weight=0.1, adaptive_weight=dict(at="encoder")),
     )
     teacher = {**tiny["model"]["encoder"], "downsample_factor": 8}
     model = stage_model(1, losses=losses, teacher=teacher, discriminator=None)

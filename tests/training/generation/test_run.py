@@ -121,7 +121,7 @@ def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_75(whole, 
 @pytest.mark.parametrize(("processes", "accumulation"), [(1, 2), (2, 1), (4, 2)])
 def test_any_split_of_the_batch_is_one_curve(whole, tool, tmp_path, processes, accumulation):
     torchrun = ("--standalone", f"--nproc_per_node={processes}") if processes > 1 else ()
-    options = ["--cfg-options", f"accumulation={accumulation}"]
+    options = ["--cfg-options", f"gradient_accumulation_steps={accumulation}"]
     printed = finish(tool.launch(whole[1], tmp_path / "many", *options, torchrun=torchrun))
     assert printed.count("Generator: ") == 1
     one, many = scalars(whole[0]), scalars(tmp_path / "many")
