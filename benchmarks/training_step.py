@@ -149,7 +149,7 @@ def time_parts(step: Step) -> dict[str, float]:
 def variants(stage: Stage) -> dict[str, Variant]:
     """Return what a step is compared with: contexts in which a Step does without something, or with checkpointing."""
     found: dict[str, Variant] = {WHOLE: lambda step: nullcontext()}
-    for name in list(stage["losses"])[1:]:  # the first, L1, is what is left
+    for name in list(stage.settings.losses)[1:]:  # the first, L1, is what is left
         found[f"without {name}" + " and teacher" * (name == "semantic")] = functools.partial(without_loss, name=name)
     found["without EMA"] = lambda step: mock.patch.object(step, "averages", False)
     found[FIXED] = without_ratios
@@ -215,7 +215,7 @@ def build_stage(options: dict[str, Any], index: int) -> Stage:
     """Return stage number `index` of the config: from random weights, and without a check that a variant would trip."""
     config = load_config(options["config"], {key: value for key, value in options.items() if key != "config"})
     stage = expand_stages(config)[index]
-    return replace(stage, settings={**stage.settings, "start": None, "spike_factor": None})
+    return replace(stage, settings=replace(stage.settings, init_from=None, spike_factor=None), start_folder=None)
 
 
 def make_images(folder: Path, number: int = 64) -> None:
@@ -240,16 +240,16 @@ def measure(options: dict[str, Any], index: int, rounds: int, threads: int) -> N
         for name, variant in ways.items():
             with variant(step):
                 seconds[-1][name] = seconds_of(step)
-    every = stage["checkpoint"]["every"]
+    every = stage.settings.checkpoint.every
     began = time.perf_counter()
     step.runner.save_step(step.number)
     parts = [{**p, CHECKPOINT.format(every): (time.perf_counter() - began) / every} for p in parts[1:]]
-    print(f"\nStage {index + 1}, {stage.name}: trains {', '.join(stage['trains'])}")
+    print(f"\nStage {index + 1}, {stage.name}: trains {', '.join(stage.settings.trainable)}")
     print_parts(parts)
     del step
     # Ratios and data loading take no memory worth a process.
     peaks = {n: in_new_process(peak_memory, options, index, n, threads) for n in ways if n not in (FIXED, AGAIN)}
-    print_variants(seconds[1:], peaks, stage["global_batch_size"])
+    print_variants(seconds[1:], peaks, stage.settings.global_batch_size)
     sys.stdout.flush()
 
 

@@ -7,13 +7,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ import flows  # beside this file
 import aligntok
 from aligntok.io.files import replacing
 from aligntok.registry import ComponentRegistry, shelves
-from aligntok.training.settings import GENERATION_KEYS, RUN_KEYS, STAGE_KEYS, Key
+from aligntok.settings import fields_of
+from aligntok.training.settings import GeneratorSettings, RunSettings, StageSettings
 
 DOCS = Path(__file__).parent
 API = DOCS / "api" / "generated"
@@ -71,28 +71,21 @@ def _markdown(text: str) -> str:
 
 def keys_page() -> str:
     """Return the page of every key of a config."""
-    run = {key: replace(entry, below=None) if key == "generation" else entry for key, entry in RUN_KEYS.items()}
-    text = "# Every key of a config\n\nMade from the tables that check configs (`aligntok/training/settings.py`).\n"
-    text += f"An unknown key is an error.\n\n## Of a run\n\n{_table(run)}\n## Of a stage\n\n"
+    text = "# Every key of a config\n\nMade from the classes that check configs (`aligntok/training/settings.py`).\n"
+    text += f"An unknown key is an error.\n\n## Of a run\n\n{_table(RunSettings)}\n## Of a stage\n\n"
     text += "Set at the top of a config they hold for all stages; in a stage, for that one.\n"
-    text += f"A stage also has its `name`.\n\n{_table(STAGE_KEYS)}\n## Of a generator's training\n\n"
+    text += f"A stage also has its `name`.\n\n{_table(StageSettings)}\n## Of a generator's training\n\n"
     text += "In a config without stages they stand at the top, in one with stages below `generation`.\n\n"
-    return text + _table(GENERATION_KEYS)
+    return text + _table(GeneratorSettings)
 
 
-def _table(keys: Mapping[str, Key]) -> str:
+def _table(cls: Any) -> str:
     rows = ["| key | default | may be | meaning |", "|---|---|---|---|"]
-    for name, key in _flat(keys):
-        kinds = " or ".join("None" if kind is type(None) else kind.__name__ for kind in key.kinds)
-        default = "" if key.below else f"`{key.default!r}`"
-        rows.append(f"| `{name}` | {default} | {kinds} | {_markdown(key.doc)} |")
+    for option in fields_of(cls):
+        given = "" if option.settings is not None and option.default is not None else f"`{option.default!r}`"
+        default = "must be given" if option.default is dataclasses.MISSING else given
+        rows.append(f"| `{option.name}` | {default} | {_markdown(option.allowed)} | {_markdown(option.doc)} |")
     return "\n".join(rows) + "\n"
-
-
-def _flat(keys: Mapping[str, Key], prefix: str = "") -> Iterator[tuple[str, Key]]:
-    for name, key in keys.items():
-        yield prefix + name, key
-        yield from _flat(key.below or {}, f"{prefix}{name}.")
 
 
 def api_pages() -> dict[str, str]:

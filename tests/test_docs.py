@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,10 @@ from PIL import Image
 
 from aligntok.cli import train
 from aligntok.registry import ENCODERS, LOSSES, shelves
+from aligntok.settings import fields_of
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
-from aligntok.training.settings import GENERATION_KEYS, ONE_STAGE_KEYS, RUN_KEYS
+from aligntok.training.settings import GeneratorConfig, StagesConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -104,18 +104,13 @@ def test_every_component_and_every_key_is_on_its_page(site):
             assert f'type="{name}",' in components
             assert registry.get(name).__name__ in components
     keys = (site[0] / "configuration_keys.html").read_text()
-    for name in [*RUN_KEYS, *names_of({**ONE_STAGE_KEYS, **GENERATION_KEYS})]:
+    names = [option.name for cls in (StagesConfig, GeneratorConfig) for option in fields_of(cls)]
+    for name in ["name", *names]:
         assert f'<span class="pre">{name}</span>' in keys, name
 
 
 def text_of(page):
     return html.unescape(re.sub(r"<[^>]+>", "", page.read_text()))
-
-
-def names_of(keys, prefix="") -> Iterator[str]:
-    for name, key in keys.items():
-        yield prefix + name
-        yield from names_of(key.below or {}, f"{prefix}{name}.")
 
 
 @pytest.mark.slow

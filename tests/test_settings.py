@@ -122,7 +122,7 @@ def refused(call, *arguments, **keywords):
             "sampling: cfg_interval=[0.1, True]; it must be (int or float, int or float) or None",
         ),
         (dict(options=[1]), "sampling: options=[1] is list; it must be dict"),
-        (dict(steps=13, sampler="ddim"), "thirteen steps of ddim bring bad luck"),
+        (dict(steps=13, sampler="ddim"), "sampling: thirteen steps of ddim bring bad luck"),
         (dict(steps=0, cfg_scale=-1), "sampling: steps=0; it must be int of at least 1 (and 1 more)"),
     ],
 )

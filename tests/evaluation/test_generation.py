@@ -214,11 +214,11 @@ def test_a_sweep_measures_the_distance_of_each_combination(run, reference, tiny_
     ("validation", "message"),
     [
         (dict(num_samples=4), "validation draws 4 samples for no metric"),
-        (dict(num_samples=-1), "validation.num_samples=-1"),
-        (dict(num_samples=4, labels="all"), "one of: random, balanced"),
+        (dict(num_samples=-1), "validation.num_samples=-1; it must be int of at least 0"),
+        (dict(num_samples=4, labels="all"), "validation.labels='all'; it must be 'random' or 'balanced'"),
         (
             dict(num_samples=4, metrics=[{}], variants=dict(a=dict(scale=1))),
-            "no setting named 'scale'; did you mean 'cfg_scale'? known: steps",
+            "validation.variants.a: no key named 'scale'; did you mean 'cfg_scale'? known: cfg",
         ),
         (dict(num_samples=4, metrics=[dict(type="generation", reference="none.npz", extractor=TINY)]), "none.npz"),
     ],

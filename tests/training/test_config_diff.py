@@ -7,9 +7,15 @@ import shutil
 
 import pytest
 
+import aligntok
+from aligntok import load_tokenizer
 from aligntok.cli import train
 from aligntok.engine.checkpoints import read_newest
-from aligntok.training.config import config_diff
+from aligntok.errors import CheckpointError
+from aligntok.loading import STAGE_FORMAT
+from aligntok.settings import fields_of
+from aligntok.training.config import FIXED, FREE, FREE_BELOW, config_diff
+from aligntok.training.settings import GeneratorSettings, StageSettings
 
 FIRST = "1_latent_alignment"
 ONE = ("--stage", "latent_alignment", "--cfg-options")
@@ -57,7 +63,7 @@ def test_a_learning_rate_that_is_lowered_is_reported_and_holds(go_on, tmp_path, 
     [
         ("optimizer.type=RAdam", "optimizer.type: 'Adam' -> 'RAdam'"),
         ("schedule=[dict(type='LinearLR',start_factor=0.1,begin=0,end=4)]", None),
-        ("stages.0.trainable=['decoder']", "trains: ['adapter', 'decoder'] -> ['decoder']"),
+        ("stages.0.trainable=['decoder']", "trainable: ['adapter', 'decoder'] -> ['decoder']"),
     ],
 )
 def test_what_the_saved_state_depends_on_cannot_change(go_on, tmp_path, capsys, write_config, option, said):
@@ -90,6 +96,32 @@ def test_a_finished_stage_of_other_settings_is_reported(go_on, caplog, capsys):
     assert go_on("optimizer.lr=1e-5", "optimizer.type=RAdam") == 0
     assert "finished already, skipped" in capsys.readouterr().out
     assert "remove its folder to train it again" in caplog.text
+
+
+def test_a_work_folder_of_another_format_is_refused_by_whoever_reads_it(go_on, tmp_path, capsys):
+    assert go_on("seed=0") == 0
+    described = tmp_path / "run" / FIRST / "stage.json"
+    said = json.loads(described.read_text())
+    assert (said["format"], said["aligntok_version"]) == (STAGE_FORMAT, aligntok.__version__)
+    described.write_text(json.dumps({**said, "format": 1, "aligntok_version": "0.0.9"}))
+    message = "is a training of AlignTok 0.0.9, whose stage.json has format 1; this version reads 2"
+    assert go_on("seed=0") == 2
+    assert message in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=message):
+        load_tokenizer(tmp_path / "run")
+    del said["format"], said["aligntok_version"]
+    described.write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match="is a training of an earlier AlignTok"):
+        load_tokenizer(tmp_path / "run" / FIRST)
+
+
+def test_settings_that_may_change_and_those_that_may_not_are_keys():
+    keys = {option.name for cls in (StageSettings, GeneratorSettings) for option in fields_of(cls)}
+    assert {*FREE, *FREE_BELOW, *FIXED} - {
+        "model.encoder.pretrained",
+        "optimizer.type",
+        "discriminator_optimizer.type",
+    } <= keys
 
 
 def test_differences_are_named_by_their_keys():

@@ -14,7 +14,7 @@ from aligntok.encoders.timm import TimmEncoder
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, read_frozen
 from aligntok.errors import ConfigError
 from aligntok.training.alignment.model import AlignmentModel
-from aligntok.weights.lora import add_lora, lora_scaling, with_lora, without_lora
+from aligntok.weights.lora import LoRASettings, add_lora, lora_scaling, with_lora, without_lora
 
 LORA = dict(rank=2, alpha=8, dropout=0.0)
 FOLDERS = ("1_latent_alignment", "2_perceptual_alignment", "3_decoder_refinement")
@@ -37,7 +37,7 @@ def stirred(module):
 
 def test_only_the_updates_of_attention_and_mlp_train(encoder):
     plain = copy.deepcopy(encoder)
-    add_lora(encoder, ["encoder"], **LORA)
+    add_lora(encoder, ["encoder"], LoRASettings(**LORA))
     trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
     layers = [
         f"backbone.blocks.{i}.{layer}" for i in (0, 1) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -51,7 +51,7 @@ def test_only_the_updates_of_attention_and_mlp_train(encoder):
 def test_merged_weights_are_those_that_peft_merges(encoder):
     names = list(encoder.state_dict())
     plain = copy.deepcopy(encoder)
-    add_lora(encoder, ["encoder"], **LORA)
+    add_lora(encoder, ["encoder"], LoRASettings(**LORA))
     stirred(encoder)
     images = torch.rand(2, 3, 32, 32)
     expected = encoder(images)
@@ -67,7 +67,7 @@ def test_merged_weights_are_those_that_peft_merges(encoder):
 
 def test_a_plain_state_finds_its_place_under_the_updates(encoder):
     plain = {name: tensor.clone() + 1 for name, tensor in encoder.state_dict().items()}
-    add_lora(encoder, ["encoder"], **LORA)
+    add_lora(encoder, ["encoder"], LoRASettings(**LORA))
     encoder.load_state_dict(with_lora(plain, encoder))
     state = without_lora(encoder.state_dict())
     assert all(torch.equal(state[name], plain[name]) for name in plain)
@@ -77,8 +77,8 @@ def test_a_plain_state_finds_its_place_under_the_updates(encoder):
 def test_a_loss_cannot_balance_at_a_layer_that_lora_leaves_frozen(tiny):
     options = dict(tokenizer=tiny["model"], trainable=["encoder", "adapter", "decoder"], teacher="start")
     losses = dict(l1=dict(type="l1"), semantic=tiny["semantic"])
-    lora = {**LORA, "targets": r".*attn\.(qkv|proj)"}
-    with pytest.raises(ConfigError, match="last layer frozen, where loss 'semantic' is balanced"):
+    lora = LoRASettings(**LORA, targets=r".*attn\.(qkv|proj)")
+    with pytest.raises(ConfigError, match="last layer frozen, where loss 'semantic' is weighed"):
         AlignmentModel(losses=losses, lora=lora, **options)
     losses["semantic"] = {**tiny["semantic"], "adaptive_weight": None}
     AlignmentModel(losses=losses, lora=lora, **options)
@@ -86,9 +86,9 @@ def test_a_loss_cannot_balance_at_a_layer_that_lora_leaves_frozen(tiny):
 
 def test_what_cannot_be_is_one_clear_error(encoder):
     with pytest.raises(ConfigError, match="this stage trains only adapter, decoder; set lora=None"):
-        add_lora(encoder, ["adapter", "decoder"], **LORA)
+        add_lora(encoder, ["adapter", "decoder"], LoRASettings(**LORA))
     with pytest.raises(ConfigError, match=r"no linear layer of TimmEncoder matches targets='proj' .* layers: back"):
-        add_lora(encoder, ["encoder"], **LORA, targets="proj")
+        add_lora(encoder, ["encoder"], LoRASettings(**LORA, targets="proj"))
 
 
 def test_three_stages_with_lora_in_the_second_end_in_a_plain_tokenizer(write_config, tiny, tool, tmp_path):

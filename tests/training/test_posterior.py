@@ -166,13 +166,14 @@ def test_a_generator_trains_on_samples_that_are_encoded_on_the_fly(variational, 
 
 def test_samples_on_the_fly_do_not_depend_on_how_a_step_is_split(variational, classes):
     from aligntok.training.generation.model import GenerationModel
+    from aligntok.training.settings import TransportSettings
 
     tokenizer = copy.deepcopy(variational[0])
     data = dict(type="images", root=str(classes), split="train", image_size=32)
     statistics = latent_statistics(tokenizer, data, None, "fp32", 0, "sample")
     generator = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4)
     diffusion = LatentDiffusion(generator, tokenizer, statistics, (4, 4, 4))
-    transport = dict(times="uniform", mean=0.0, scale=1.0, shift=1.0, direction_weight=0.0)
+    transport = TransportSettings(times="uniform", direction_weight=0.0)
     model = GenerationModel(diffusion, transport, posterior="sample", seed=2)
     dataset = DATASETS.build({**data, "train": False})
     images = torch.stack([dataset[i]["images"] for i in range(4)])
@@ -190,5 +191,5 @@ def test_a_config_chooses_for_a_cache_or_for_images(write_generation, classes, v
         expand_generation(load_config(write_generation(data=dict(posterior="sample"))))
     cached = dict(latent_cache=dict(posterior="sample", image_size=32), data_root=str(classes))
     assert expand_generation(load_config(write_generation(**cached))).posterior == "sample"
-    with pytest.raises(ConfigError, match="no posterior named 'mode'"):
+    with pytest.raises(ConfigError, match="latent_cache.posterior='mode'; .*it must be 'mean' or 'sample'"):
         expand_generation(load_config(write_generation(latent_cache=dict(posterior="mode"))))

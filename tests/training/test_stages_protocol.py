@@ -19,9 +19,8 @@ from aligntok.loading import STAGE_FILE, load_latent_diffusion, load_tokenizer
 from aligntok.training import run as run_module
 from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
-from aligntok.training.config import fill_defaults
 from aligntok.training.plan import plan_stage
-from aligntok.training.settings import GENERATION_KEYS
+from aligntok.training.settings import GeneratorSettings
 from aligntok.training.stages import RandomItems, Stage, StageData
 
 PACKAGE = Path(__file__).parents[2] / "aligntok"
@@ -67,7 +66,7 @@ class LineStage(Stage):
 
     @property
     def optimizers(self):
-        return {"generator": self["optimizer"]}
+        return {"generator": self.settings.optimizer}
 
     def build_model(self, data=None):
         return Line("cpu" if data else "meta")
@@ -88,7 +87,9 @@ class LineStage(Stage):
         return {"line": True}
 
     def export(self):
-        weight = torch.load(self.folder / f"checkpoints/step_{self['steps']:08d}.pt")["parts"]["generator"]["weight"]
+        weight = torch.load(self.folder / f"checkpoints/step_{self.settings.steps:08d}.pt")["parts"]["generator"][
+            "weight"
+        ]
         (self.folder.parent / "line.txt").write_text(str(float(weight)))
         return self.folder.parent
 
@@ -112,7 +113,7 @@ def line(folder, steps):
         log=dict(every=1),
         checkpoint=dict(every=1),
     )
-    return LineStage(0, "line", folder / "1_line", 0, fill_defaults(copy.deepcopy(given), GENERATION_KEYS))
+    return LineStage(0, "line", folder / "1_line", 0, GeneratorSettings(**given))
 
 
 def test_a_kind_of_training_that_no_room_knows_of_is_planned_trained_gone_on_with_and_exported(tmp_path, monkeypatch):

@@ -217,7 +217,7 @@ def test_unequal_budgets_are_refused(config, tmp_path, capsys):
     ("option", "message"),
     [
         ("extractor=['tiny']", "no key named 'extractor'"),
-        ("extractors=[]", "compares nothing: extractors=[]"),
+        ("extractors=[]", "extractors=[]; it must be list of anything, 1 or more of them"),
         ("tokenizers={'one':'none.py'}", "no config file"),
         ("samples.number=3", "no key named 'number'"),
         ("generator=one.py", "trains no generator"),

@@ -138,9 +138,9 @@ def shared_models():
         if data is not None:
             return originals[type(stage)](stage, data)
         same = ("generator", "trainable", "teacher", "discriminator", "lora")
-        model = re.sub(r"'pretrained': \w+", "", repr(stage.settings.get("model")))
-        losses = [loss["type"] for loss in stage.settings.get("losses", {}).values()]
-        key = repr((type(stage), model, losses, [stage.settings.get(name) for name in same]))
+        model = re.sub(r"'pretrained': \w+", "", repr(getattr(stage.settings, "model", None)))
+        losses = [loss["type"] for loss in getattr(stage.settings, "losses", {}).values()]
+        key = repr((type(stage), model, losses, [getattr(stage.settings, name, None) for name in same]))
         if key not in built:
             built[key] = originals[type(stage)](stage)
         return built[key]
@@ -488,8 +488,8 @@ def test_the_step_that_is_measured_has_every_loss_active(config_source, tmp_path
     stages = expand_stages(load_config(tmp_path / "c.py"))
     assert [steps.first_full_step(stage) for stage in stages] == [2, 0, 0]
     ready = steps.for_measuring(stages[1], tmp_path, 2)
-    assert (ready["init_from"], ready["global_batch_size"], ready["data"]["val"]) == (None, 2, None)
-    assert stages[1]["init_from"] is not None, "the config's own stage is not changed"
+    assert (ready.settings.init_from, ready.settings.global_batch_size, ready.settings.data.val) == (None, 2, None)
+    assert stages[1].settings.init_from is not None, "the config's own stage is not changed"
 
 
 def test_random_images_have_the_training_size_of_several_the_first():

@@ -205,11 +205,11 @@ def test_a_loss_on_the_image_is_weighed_against_what_it_names(tiny):
 @pytest.mark.parametrize(
     ("name", "against", "said"),
     [
-        ("semantic", ["l2"], r"against \['l2'\]; name one or more of the losses on the image: l1, gan"),
+        ("semantic", ["l2"], r"reference=\['l2'\]; name one or more of the losses on the image: l1, gan"),
         ("semantic", ["semantic"], "name one or more of the losses on the image: l1, gan"),
         ("semantic", [], "name one or more"),
-        ("semantic", "l1", "against='l1' is str; it must be list of str or None"),
-        ("gan", ["gan"], "on the image without a balance of their own: l1$"),
+        ("semantic", "l1", "reference='l1' is str; it must be list of str or None"),
+        ("gan", ["gan"], "on the image without an adaptive weight: l1$"),
     ],
 )
 def test_a_balance_against_what_is_not_there_is_an_error(tiny, name, against, said):
@@ -280,13 +280,13 @@ def test_ratio_carries_no_gradient_and_is_float32():
 @settings(max_examples=50, deadline=None)
 @given(
     pulls=st.tuples(st.floats(0, 1e6, width=32), st.floats(0, 1e6, width=32)),
-    max=st.floats(1e-3, 1e6),
+    most=st.floats(1e-3, 1e6),
     eps=st.floats(1e-6, 1),
 )
-def test_ratio_is_bounded_and_evens_out_the_pulls(pulls, max_ratio, eps):
+def test_ratio_is_bounded_and_evens_out_the_pulls(pulls, most, eps):
     reference, other = (torch.tensor([float(pull), 0.0]) for pull in pulls)
-    ratio = float(gradient_ratio(reference, other, max_ratio, eps))
-    assert 0 <= ratio <= max_ratio * (1 + 1e-6)
+    ratio = float(gradient_ratio(reference, other, most, eps))
+    assert 0 <= ratio <= most * (1 + 1e-6)
     assert ratio * pulls[1] <= pulls[0] * (1 + 1e-5)  # never harder than the reference
 
 

@@ -77,12 +77,12 @@ def test_what_a_stage_does_not_train_does_not_change_by_one_bit(stage_model, ind
     before = {name: copied(part) for name, part in parts.items()}
     frozen_before = {name: copied(part) for name, part in model.frozen_parts().items()}
     train(model, 4)
-    trained = (*model.trains, "discriminator")
+    trained = (*model.trainable, "discriminator")
     for name, part in parts.items():
         assert same(before[name], part.state_dict()) == (name not in trained), name
     for name, part in model.frozen_parts().items():
         assert same(frozen_before[name], part.state_dict()), name
-    assert set(model.frozen_parts()) >= set(PARTS) - set(model.trains)
+    assert set(model.frozen_parts()) >= set(PARTS) - set(model.trainable)
 
 
 @pytest.mark.parametrize("index", KINDS, ids=KINDS.values())
@@ -94,7 +94,7 @@ def test_frozen_parts_run_in_eval_mode_and_without_a_graph(stage_model, index):
     visits = Visits(**parts)
     train(model, 1, first=3)
     for name in parts:
-        trained = name in model.trains
+        trained = name in model.trainable
         assert (visits.training[name], visits.graph[name]) == (trained, trained), name
     for part in model.frozen_parts().values():
         assert all(p.grad is None and not p.requires_grad for p in part.parameters())

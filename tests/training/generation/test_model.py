@@ -14,8 +14,8 @@ from aligntok.errors import ConfigError, DataError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.generation.model import Draws, GenerationModel
+from aligntok.training.settings import TransportSettings
 
-TRANSPORT = dict(times="logit_normal", mean=0.0, scale=1.0, shift=1.0, direction_weight=1.0)
 SMALL = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4, num_classes=3)
 
 
@@ -29,7 +29,7 @@ def make(tiny_tokenizer, tiny_cache):
         diffusion = LatentDiffusion({**SMALL, **(generator or {})}, tokenizer, statistics, (4, 4, 4))
         for parameter in diffusion.generator.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-        return GenerationModel(diffusion, {**TRANSPORT, **(transport or {})}, **options)
+        return GenerationModel(diffusion, TransportSettings(**(transport or {})), **options)
 
     return model
 
@@ -124,8 +124,8 @@ def test_samples_are_of_their_seed_and_leave_it_in_training(make):
     ("options", "said"),
     [
         (dict(precision="fp8"), "no precision named 'fp8'"),
-        (dict(transport=dict(times="normal")), "no sampling named 'normal'"),
-        (dict(transport=dict(scale=0.0)), "scale=0.0; both must be finite"),
+        (dict(transport=dict(times="normal")), "times='normal'; did you mean 'logit_normal'. it must be"),
+        (dict(transport=dict(scale=0.0)), "scale=0.0; it must be int or float above 0"),
         (dict(generator=dict(in_channels=5)), "generator, latents and tokenizer do not fit"),
         (dict(compile=dict(fulgraph=True)), "did you mean 'fullgraph'"),
     ],
