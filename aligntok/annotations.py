@@ -9,13 +9,14 @@ import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from aligntok.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 _UNIONS = (Union, types.UnionType)
 _LISTS = (tuple, list, Sequence)
 #: Kinds of pydantic's errors about a value of the right type.
@@ -156,3 +157,19 @@ def _adapters(component: Callable[..., Any]) -> dict[str, tuple[Any, TypeAdapter
         except Exception:  # a name that only type checkers import, or a type that pydantic knows nothing of
             continue
     return found
+
+
+def takes_keywords_of(base: Callable[..., Any], but: Sequence[str] = ()) -> Callable[[_F], _F]:
+    """Decorate a function that hands its ``**keywords`` on to `base`: whoever reads its signature sees in their place
+    the keyword-only parameters of `base`, without those named in `but`.
+    """
+    theirs = inspect.signature(base, eval_str=True).parameters.values()
+    handed = [each for each in theirs if each.kind is each.KEYWORD_ONLY and each.name not in but]
+
+    def shown(function: _F) -> _F:
+        own = inspect.signature(function, eval_str=True)
+        kept = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        function.__signature__ = own.replace(parameters=[*kept, *handed])  # type: ignore[attr-defined]
+        return function
+
+    return shown

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def aligntok_register(registries: Registries) -> None:
     """Register everything that AlignTok ships, exactly as an outside plugin does."""
     registries.encoders.add("timm", "aligntok.encoders.timm.TimmEncoder")
-    registries.encoders.add("dinov2", "aligntok.encoders.foundation.DINOv2Encoder")
-    registries.encoders.add("mae", "aligntok.encoders.foundation.MAEEncoder")
-    registries.encoders.add("siglip2", "aligntok.encoders.foundation.SigLIP2Encoder")
+    registries.encoders.add("dinov2", "aligntok.encoders.timm.DINOv2Encoder")
+    registries.encoders.add("mae", "aligntok.encoders.timm.MAEEncoder")
+    registries.encoders.add("siglip2", "aligntok.encoders.timm.SigLIP2Encoder")
     registries.encoders.add("open_clip", "aligntok.encoders.open_clip.OpenCLIPEncoder")
     registries.encoders.add("ldm_cnn", "aligntok.encoders.ldm_cnn.LDMEncoder")
     registries.encoders.add("diffusers_kl", "aligntok.encoders.diffusers_kl.DiffusersKLEncoder")
@@ -34,8 +34,8 @@ def aligntok_register(registries: Registries) -> None:
     registries.generators.add("lightning_dit", "aligntok.generators.lightning_dit.LightningDiT")
 
     registries.extractors.add("inception_v3", "aligntok.extractors.inception.InceptionV3")
-    registries.extractors.add("timm", "aligntok.extractors.timm.TimmExtractor")
-    registries.extractors.add("open_clip", "aligntok.extractors.open_clip.OpenCLIPExtractor")
+    registries.extractors.add("timm", "aligntok.extractors.libraries.TimmExtractor")
+    registries.extractors.add("open_clip", "aligntok.extractors.libraries.OpenCLIPExtractor")
 
     registries.losses.add("l1", "aligntok.losses.reconstruction.L1Loss")
     registries.losses.add("lpips", "aligntok.losses.lpips.LPIPSLoss")

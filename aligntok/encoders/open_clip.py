@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.model import _build_vision_tower
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from aligntok.encoders.base import Encoder, last_weight
 from aligntok.encoders.timm import build_backbone, checkpoint_blocks, choose_level, intermediate
-from aligntok.ops.embeddings import resample_position_grid
-from aligntok.weights.libraries import any_tag, chosen_tag, image_tensors, model_config
+from aligntok.ops.embeddings import resample_position_grid, run_block
+from aligntok.weights.libraries import OpenCLIPModel
 from aligntok.weights.load import load_into
 
 
@@ -44,21 +39,16 @@ class OpenCLIPEncoder(Encoder):
         final_norm: bool = True,
         antialias: bool = False,
     ) -> None:
-        config = model_config(model_name)
-        tag = chosen_tag(model_name, pretrained)
-        published = open_clip.get_pretrained_cfg(model_name, tag or any_tag(model_name))
-        tensors, source = image_tensors(model_name, tag, pretrained)
-        # Some sets were trained with QuickGELU under a plain model name; a file or random weights go by the name.
-        quick_gelu = bool(config.get("quick_gelu") or (tag and published.get("quick_gelu")))
-        tower = build_tower(model_name, config, quick_gelu, tensors, source)
-        index = choose_level(tower, downsample_factor, stride, out_index, who=f"open_clip model '{model_name}'")
+        model = OpenCLIPModel(model_name, pretrained)
+        tower = build_tower(model)
+        index = choose_level(tower, downsample_factor, stride, out_index, who=model.who)
         tower.keep(index, final_norm)
         super().__init__(
             downsample_factor=downsample_factor,
             stride=tower.feature_info[index]["reduction"],
             out_dim=tower.feature_info[index]["num_chs"],
-            mean=published.get("mean") or OPENAI_DATASET_MEAN,
-            std=published.get("std") or OPENAI_DATASET_STD,
+            mean=model.mean,
+            std=model.std,
             antialias=antialias,
         )
         self.model_name = model_name
@@ -148,35 +138,23 @@ class PatchTower(Tower):
 class ResNetTower(Tower):
     """OpenAI's modified ResNet without its attention pooling."""
 
-    conv1: nn.Module
-    bn1: nn.Module
-    act1: nn.Module
-    conv2: nn.Module
-    bn2: nn.Module
-    act2: nn.Module
-    conv3: nn.Module
-    bn3: nn.Module
-    act3: nn.Module
-    avgpool: nn.Module
+    STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
 
     def __init__(self, visual: Any) -> None:
         super().__init__()
-        for name in ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool"):
-            setattr(self, name, getattr(visual, name))
-        for name in ("layer1", "layer2", "layer3", "layer4"):
+        self.stages = ["layer1", "layer2", "layer3", "layer4"]
+        for name in (*self.STEM, *self.stages):
             setattr(self, name, getattr(visual, name))
         self.grad_checkpointing = False
-        self.stages = ["layer1", "layer2", "layer3", "layer4"]
         width = visual.conv3.out_channels
         self.feature_info = [{"num_chs": width * 4 * 2**i, "reduction": 4 * 2**i} for i in range(4)]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.act1(self.bn1(self.conv1(pixels)))
-        x = self.act2(self.bn2(self.conv2(x)))
-        x = self.avgpool(self.act3(self.bn3(self.conv3(x))))  # (N, width, H/4, W/4)
+        x = pixels
+        for part in map(self.get_submodule, self.STEM):
+            x = part(x)  # in the end (N, width, H/4, W/4)
         for stage in map(self.get_submodule, self.stages):
-            recompute = self.grad_checkpointing and torch.is_grad_enabled()
-            x = checkpoint(stage, x, use_reentrant=False) if recompute else stage(x)
+            x = run_block(stage, x, self.grad_checkpointing)
         return x
 
     def keep(self, index: int, final_norm: bool) -> None:
@@ -189,32 +167,16 @@ class ResNetTower(Tower):
         return True
 
 
-def build_tower(
-    model_name: str,
-    config: dict[str, Any],
-    quick_gelu: bool,
-    tensors: Mapping[str, Tensor] | None,
-    source: str,
-) -> Any:
-    """Build the image tower of a config, with `tensors` as weights if given. Raises WeightsError if they don't fit."""
-    vision = config["vision_cfg"]
-    if name := vision.get("timm_model_name"):
-        trunk = None if tensors is None else {k.removeprefix("trunk."): v for k, v in _trunk_only(tensors).items()}
-        return TimmTower(build_backbone(name, trunk, source))
-    visual = _build_vision_tower(config["embed_dim"], vision, quick_gelu)
+def build_tower(model: OpenCLIPModel) -> Tower:
+    """Build the image tower of a model, with the weights it asks for. Raises WeightsError if they don't fit."""
+    tensors, source = model.image_tensors()
+    if name := model.vision.get("timm_model_name"):
+        trunk = {k.removeprefix("trunk."): v for k, v in (tensors or {}).items() if k.startswith("trunk.")}
+        return TimmTower(build_backbone(name, trunk or tensors, source))
+    visual = model.build_visual()
     tower: Tower = PatchTower(visual) if hasattr(visual, "transformer") else ResNetTower(visual)
     if tensors is not None:
-        load_into(tower, _on_grid(tower, tensors), f"open_clip model '{model_name}'", source, spare=True)
+        if isinstance(tower, PatchTower) and (table := tensors.get("positional_embedding")) is not None:
+            tensors["positional_embedding"] = resample_position_grid(table, tower.grid)
+        load_into(tower, tensors, model.who, source, spare=True)
     return tower
-
-
-def _trunk_only(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    trunk = {key: value for key, value in tensors.items() if key.startswith("trunk.")}
-    return trunk or tensors
-
-
-def _on_grid(tower: Tower, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    table = tensors.get("positional_embedding")
-    if not isinstance(tower, PatchTower) or table is None:
-        return tensors
-    return {**tensors, "positional_embedding": resample_position_grid(table, tower.grid)}

@@ -1,4 +1,7 @@
-"""Any timm model as an encoder: plain ViTs, Eva ViTs (DINOv3, Perception Encoder), and CNNs at a chosen stride."""
+"""Any timm model as an encoder: plain ViTs, Eva ViTs (DINOv3, Perception Encoder), and CNNs at a chosen stride.
+
+The paper's pretrained encoders, DINOv2, MAE and SigLIP 2, are such models by the name of their size.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from aligntok.annotations import takes_keywords_of
 from aligntok.encoders.base import Encoder, last_weight
-from aligntok.errors import ConfigError
-from aligntok.weights.libraries import check_model_name, pretrained_tensors
-from aligntok.weights.load import misfit, misfit_of, missing_keys, unknown_keys
+from aligntok.errors import ConfigError, unknown
+from aligntok.weights.libraries import check_model_name, create_timm, pretrained_tensors
+from aligntok.weights.load import misfit
 
 # What a model must be told to take images of any size, by family; a family that takes none of it needs none of it.
 ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
@@ -115,57 +119,26 @@ def build_backbone(
     options: dict[str, Any] = {"num_classes": 0, **(model_args or {})}
     if image_size is not None:
         options["img_size"] = image_size
-    if tensors is None:
-        backbone = _create(model_name, options)
-    else:
-        backbone = _create_with_weights(model_name, options, _without_classifier(model_name, tensors), source)
+    kept = None if tensors is None else _without_classifier(model_name, tensors)
+    backbone = _create(model_name, kept, source, options)
     if not hasattr(backbone, "prune_intermediate_layers") or not hasattr(backbone, "feature_info"):
         raise ConfigError(f"timm model '{model_name}' gives no intermediate features; choose another")
+    if kept is not None and "siglip" in model_name:
+        _check_loaded(backbone, model_name, kept, source)
     if not any("drop" in option for option in options):
         _stop_dropout(backbone)
     return backbone
 
 
-def _create(model_name: str, options: dict[str, Any]) -> Any:
+def _create(model_name: str, tensors: dict[str, Tensor] | None, source: str, options: dict[str, Any]) -> Any:
     for any_size in ANY_SIZE:
         try:
-            return timm.create_model(model_name, **{**any_size, **options})
+            return create_timm(model_name, tensors, source, spare=True, **{**any_size, **options})
         except TypeError as error:
             if any(key in str(error) for key in any_size):
                 continue
             raise ConfigError(f"timm model '{model_name}' cannot be built with {options}: {error}") from error
     raise AssertionError("the last way of ANY_SIZE has no key to refuse")
-
-
-def _create_with_weights(model_name: str, options: dict[str, Any], tensors: dict[str, Tensor], source: str) -> Any:
-    who = f"timm model '{model_name}'"
-    try:
-        backbone = _create(model_name, _loading(options, tensors))
-    except RuntimeError as error:
-        extra = unknown_keys(str(error))
-        if not extra or not _is_another_part(extra, tensors) or missing_keys(str(error)):
-            raise misfit_of(error, who, source) from error
-        kept = {key: value for key, value in tensors.items() if key not in extra}
-        return _create_with_weights(model_name, options, kept, source)
-    except (KeyError, ValueError, IndexError, AssertionError) as error:  # timm's converter met names it does not know
-        raise misfit_of(error, who, source) from error
-    # The tensors were passed inside the model's own config, where they would stay in memory.
-    backbone.pretrained_cfg.pop("state_dict", None)
-    _check_loaded(backbone, model_name, tensors, who, source)
-    return backbone
-
-
-def _loading(options: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    # timm's own path converts original checkpoints and resamples position tables; num_classes as the model's keeps
-    # its loading strict.
-    overlay = {"state_dict": tensors, "num_classes": options["num_classes"], "source": ""}
-    return {**options, "pretrained": True, "pretrained_cfg_overlay": overlay}
-
-
-def _is_another_part(extra: list[str], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the surplus is parts of their own, as a pooling head is, and not more blocks of a deeper model."""
-    kept = {key.split(".")[0] for key in tensors if key not in extra}
-    return all(key.split(".")[0] not in kept - {"head"} for key in extra) and all(key in tensors for key in extra)
 
 
 def _without_classifier(model_name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -175,14 +148,12 @@ def _without_classifier(model_name: str, tensors: Mapping[str, Tensor]) -> dict[
     return {key: value for key, value in tensors.items() if not key.startswith(dropped)}
 
 
-def _check_loaded(backbone: nn.Module, model_name: str, tensors: Mapping[str, Tensor], who: str, source: str) -> None:
+def _check_loaded(backbone: nn.Module, model_name: str, tensors: Mapping[str, Tensor], source: str) -> None:
     # timm loads SigLIP models without pooling head non-strictly, to pass over the head: what is missing goes unsaid.
-    if "siglip" not in model_name:
-        return
     given = {key.removeprefix("visual.trunk.") for key in tensors}
     own = list(backbone.state_dict())
     if missing := [key for key in own if key not in given]:
-        raise misfit(who, source, missing, [key for key in tensors if key not in own])
+        raise misfit(f"timm model '{model_name}'", source, missing, [key for key in tensors if key not in own])
 
 
 def _stop_dropout(backbone: nn.Module) -> None:
@@ -199,26 +170,82 @@ def choose_level(backbone: Any, downsample_factor: int, stride: int | None, out_
     Without either, the last one of the deepest stride that is at most f. Raises ConfigError, listing what there is.
     """
     strides = [level["reduction"] for level in backbone.feature_info]
-    if out_index is not None:
-        return _checked_index(out_index, strides, stride, who)
-    wanted = stride or max((s for s in strides if s <= downsample_factor), default=min(strides))
-    if len(set(strides)) == 1 and stride is None:
-        wanted = strides[0]
-    if wanted not in strides:
-        raise ConfigError(
-            f"{who} has no features of stride {stride}; allowed: {', '.join(map(str, sorted(set(strides))))}"
-        )
-    return len(strides) - 1 - strides[::-1].index(wanted)
-
-
-def _checked_index(out_index: int, strides: list[int], stride: int | None, who: str) -> int:
+    if out_index is None:
+        wanted = stride or max((s for s in strides if s <= downsample_factor), default=min(strides))
+        if wanted not in strides:
+            known = ", ".join(map(str, sorted(set(strides))))
+            raise ConfigError(f"{who} has no features of stride {stride}; allowed: {known}")
+        return len(strides) - 1 - strides[::-1].index(wanted)
     if not -len(strides) <= out_index < len(strides):
         raise ConfigError(
             f"{who} has no out_index={out_index}; allowed: 0 to {len(strides) - 1}, or negative from the end"
         )
     index = out_index % len(strides)
-    if stride is not None and strides[index] != stride:
+    if stride not in (None, strides[index]):
         raise ConfigError(
             f"{who}: out_index={out_index} has stride {strides[index]}, not stride={stride}; give one of the two"
         )
     return index
+
+
+class DINOv2Encoder(TimmEncoder):
+    """DINOv2 (Oquab et al. 2023), patch 14, pretrained position grid of 518 pixels; 304.37 M parameters when large.
+
+    size: 'small', 'base', 'large' or 'giant'. registers: the variant with four register tokens (Darcet et al. 2023).
+    Other keywords: those of TimmEncoder.
+    """
+
+    NAMES = {
+        "small": "vit_small_patch14_{}dinov2.lvd142m",
+        "base": "vit_base_patch14_{}dinov2.lvd142m",
+        "large": "vit_large_patch14_{}dinov2.lvd142m",
+        "giant": "vit_giant_patch14_{}dinov2.lvd142m",
+    }
+
+    @takes_keywords_of(TimmEncoder, but=("stride",))
+    def __init__(self, size: str = "large", *, registers: bool = False, **keywords: Any) -> None:
+        super().__init__(_name_of_size("dinov2", self.NAMES, size).format("reg4_" if registers else ""), **keywords)
+
+
+class MAEEncoder(TimmEncoder):
+    """MAE (He et al. 2022), patch 16 (huge: 14), position grid of 224 pixels; 303.3 M parameters when large.
+
+    size: 'base', 'large' or 'huge'. Other keywords: those of TimmEncoder.
+    """
+
+    NAMES = {
+        "base": "vit_base_patch16_224.mae",
+        "large": "vit_large_patch16_224.mae",
+        "huge": "vit_huge_patch14_224.mae",
+    }
+
+    @takes_keywords_of(TimmEncoder, but=("stride",))
+    def __init__(self, size: str = "large", **keywords: Any) -> None:
+        super().__init__(_name_of_size("mae", self.NAMES, size), **keywords)
+
+
+class SigLIP2Encoder(TimmEncoder):
+    """SigLIP 2 (Tschannen et al. 2025), patch 16, position grid of 256 pixels; 303.4 M parameters when large.
+
+    The attention pooling of the published model is left out: a tokenizer wants the patches. Its weights load all the
+    same, from timm's files with or without the pooling, or from open_clip's.
+    size: 'base', 'large', 'so400m' or 'giant'. Other keywords: those of TimmEncoder.
+    """
+
+    NAMES = {
+        "base": "vit_base_patch16_siglip_gap_256.v2_webli",
+        "large": "vit_large_patch16_siglip_gap_256.v2_webli",
+        "so400m": "vit_so400m_patch16_siglip_gap_256.v2_webli",
+        "giant": "vit_giantopt_patch16_siglip_gap_256.v2_webli",
+    }
+
+    @takes_keywords_of(TimmEncoder, but=("stride",))
+    def __init__(self, size: str = "large", **keywords: Any) -> None:
+        super().__init__(_name_of_size("siglip2", self.NAMES, size), **keywords)
+
+
+def _name_of_size(encoder: str, names: dict[str, str], size: str) -> str:
+    """The timm name of one size of a model. Raises ConfigError, listing the sizes, when there is none."""
+    if size not in names:
+        raise ConfigError(f"encoder '{encoder}': {unknown('size', size, names)}")
+    return names[size]

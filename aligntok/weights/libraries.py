@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ from torch import Tensor
 
 from aligntok.errors import ConfigError, WeightsError, unknown
 from aligntok.weights.hub import fetch
-from aligntok.weights.load import read_tensors
+from aligntok.weights.load import misfit_of, missing_keys, read_tensors, unknown_keys
 
-# open_clip is imported where it is asked for: who uses timm alone does not wait for it.
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
@@ -57,64 +57,101 @@ def _timm_file(model_name: str, who: str) -> Path:
     )
 
 
-def model_config(model_name: str) -> dict[str, Any]:
-    """open_clip's config of a model. Raises ConfigError, with the nearest name, if there is none."""
-    import open_clip
+def create_timm(
+    model_name: str, tensors: dict[str, Tensor] | None, source: str, *, spare: bool = False, **options: Any
+) -> Any:
+    """Build a timm model, with `tensors` of file `source` as its weights if given.
 
-    known = open_clip.list_models()
-    config = open_clip.get_model_config(model_name) if model_name in known else None
-    if config is None:
-        raise ConfigError(f"open_clip {open_clip.__version__}: {unknown('open_clip model', model_name, known)}")
-    return config
-
-
-def chosen_tag(model_name: str, pretrained: bool | str | os.PathLike[str]) -> str:
-    """The pretrained tag that is meant, or '' for random weights or a file. Raises ConfigError if that is not clear."""
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if pretrained is True:
-        if len(tags) == 1:
-            return tags[0]
-        raise ConfigError(
-            f"open_clip model '{model_name}' has {len(tags)} sets of pretrained weights; choose one with pretrained=, "
-            f"or give a file: {', '.join(tags) or '(none published)'}"
-        )
-    if pretrained is False or os.path.exists(pretrained):
-        return ""
-    name = os.fspath(pretrained)
-    if open_clip.pretrained.is_pretrained_cfg(model_name, name):
-        return name
-    raise WeightsError(f"open_clip model '{model_name}': {unknown('file or pretrained tag', name, tags)}")
+    spare: pass over tensors of whole parts that the model has no place for, such as a pooling head. Raises WeightsError
+    for weights that don't fit, and what timm raises for options that it refuses.
+    """
+    if tensors is None:
+        return timm.create_model(model_name, **options)
+    # timm's own path converts original checkpoints and resamples position tables; as many classes as the model has, or
+    # as the file's had where nobody chose, keep its loading strict.
+    overlay = {"state_dict": tensors, "source": "", **{k: options[k] for k in ("num_classes",) if k in options}}
+    try:
+        model: Any = timm.create_model(model_name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    except (RuntimeError, KeyError, ValueError, IndexError, AssertionError) as error:  # loading, or timm's converter
+        extra = unknown_keys(str(error)) if spare and isinstance(error, RuntimeError) else []
+        if not extra or not _is_another_part(extra, tensors) or missing_keys(str(error)):
+            raise misfit_of(error, f"timm model '{model_name}'", source) from error
+        kept = {key: value for key, value in tensors.items() if key not in extra}
+        return create_timm(model_name, kept, source, spare=True, **options)
+    model.pretrained_cfg.pop("state_dict", None)  # where the tensors would stay in memory
+    return model
 
 
-def image_tensors(
-    model_name: str, tag: str, pretrained: bool | str | os.PathLike[str]
-) -> tuple[dict[str, Tensor] | None, str]:
-    """The image tower's tensors, named as in the tower, and the file they come from; (None, "") for random ones."""
-    if pretrained is False:
-        return None, ""
-    who = f"open_clip model '{model_name}'"
-    path = _open_clip_file(model_name, tag, who) if tag else os.fspath(pretrained)  # type: ignore[arg-type]
-    tensors = read_tensors(path, who)
-    visual = {key.removeprefix("visual."): value for key, value in tensors.items() if key.startswith("visual.")}
-    return visual or tensors, os.fspath(path)
+def _is_another_part(extra: list[str], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the surplus is parts of their own, as a pooling head is, and not more blocks of a deeper model."""
+    kept = {key.split(".")[0] for key in tensors if key not in extra}
+    return all(key.split(".")[0] not in kept - {"head"} for key in extra) and all(key in tensors for key in extra)
 
 
-def _open_clip_file(model_name: str, tag: str, who: str) -> Path:
-    import open_clip
+class OpenCLIPModel:
+    """The image side of an open_clip model: what its config says, and the weights that `pretrained` asks for.
 
-    published = open_clip.get_pretrained_cfg(model_name, tag)
-    if not published.get("hf_hub"):
-        return fetch(published["url"], who)
-    repo, filename = os.path.split(published["hf_hub"])
-    names = (os.path.splitext(filename)[0] + ".safetensors", filename) if filename else OPEN_CLIP_FILES
-    return fetch(repo, who, names)
+    pretrained: True for the published weights where there is one set of them, the tag of a set, False for random ones,
+    or a local file (the whole model's or the image tower's). tag: the set that is meant, or '' for random weights or a
+    file. mean, std: those the tower was published with. Raises ConfigError, with the nearest name, for an unknown model
+    or where the set is not clear, and WeightsError for an unknown tag.
+    """
 
+    def __init__(self, name: str, pretrained: bool | str | os.PathLike[str]) -> None:
+        import open_clip  # who uses timm alone does not wait for it
 
-def any_tag(model_name: str) -> str:
-    """Return the first pretrained tag of a model, or '' where it has none."""
-    import open_clip
+        known = open_clip.list_models()
+        config = open_clip.get_model_config(name) if name in known else None
+        if config is None:
+            raise ConfigError(f"open_clip {open_clip.__version__}: {unknown('open_clip model', name, known)}")
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        self.name, self.who, self.pretrained = name, f"open_clip model '{name}'", pretrained
+        self.tag = self._chosen_tag(tags)
+        self.embed_dim: int = config["embed_dim"]
+        self.vision: dict[str, Any] = config["vision_cfg"]
+        # Random weights and a file say nothing of the mean and std that the tower expects; its published sets do.
+        self.published = open_clip.get_pretrained_cfg(name, self.tag or (tags or [""])[0])
+        self.mean: tuple[float, ...] = self.published.get("mean") or open_clip.OPENAI_DATASET_MEAN
+        self.std: tuple[float, ...] = self.published.get("std") or open_clip.OPENAI_DATASET_STD
+        # Some sets were trained with QuickGELU under a plain model name; a file or random weights go by the name.
+        self.quick_gelu = bool(config.get("quick_gelu") or (self.tag and self.published.get("quick_gelu")))
 
-    # Random weights and a file say nothing of the mean and std that the tower expects; its published sets do.
-    return (open_clip.list_pretrained_tags_by_model(model_name) or [""])[0]
+    def _chosen_tag(self, tags: list[str]) -> str:
+        import open_clip
+
+        if self.pretrained is True:
+            if len(tags) == 1:
+                return tags[0]
+            raise ConfigError(
+                f"open_clip model '{self.name}' has {len(tags)} sets of pretrained weights; choose one with "
+                f"pretrained=, or give a file: {', '.join(tags) or '(none published)'}"
+            )
+        if self.pretrained is False or os.path.exists(self.pretrained):
+            return ""
+        name = os.fspath(self.pretrained)
+        if open_clip.pretrained.is_pretrained_cfg(self.name, name):
+            return name
+        raise WeightsError(f"open_clip model '{self.name}': {unknown('file or pretrained tag', name, tags)}")
+
+    def build_visual(self) -> Any:
+        """Build open_clip's own image tower, with random weights."""
+        from open_clip.model import _build_vision_tower
+
+        vision = {**self.vision, "timm_model_pretrained": False}  # a trunk's weights come with the rest
+        return _build_vision_tower(self.embed_dim, vision, self.quick_gelu)
+
+    def image_tensors(self) -> tuple[dict[str, Tensor] | None, str]:
+        """The image tower's tensors, named as in the tower, and their file; (None, "") for random ones."""
+        if self.pretrained is False:
+            return None, ""
+        path = self._published_file() if self.tag else os.fspath(self.pretrained)  # type: ignore[arg-type]
+        tensors = read_tensors(path, self.who)
+        visual = {key.removeprefix("visual."): value for key, value in tensors.items() if key.startswith("visual.")}
+        return visual or tensors, os.fspath(path)
+
+    def _published_file(self) -> Path:
+        if not self.published.get("hf_hub"):
+            return fetch(self.published["url"], self.who)
+        repo, filename = os.path.split(self.published["hf_hub"])
+        names = (os.path.splitext(filename)[0] + ".safetensors", filename) if filename else OPEN_CLIP_FILES
+        return fetch(repo, self.who, names)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aligntok.encoders.foundation import DINOv2Encoder, MAEEncoder, SigLIP2Encoder
-from aligntok.encoders.timm import TimmEncoder
+from aligntok.encoders.timm import DINOv2Encoder, MAEEncoder, SigLIP2Encoder, TimmEncoder
 from aligntok.errors import ConfigError
 from aligntok.plugins.testing import check_encoder
+from aligntok.registry import ENCODERS
 
 TINY = "vit_tiny_patch16_224"
 
@@ -130,6 +130,19 @@ def test_what_timm_does_not_have_is_refused_with_what_it_has(model_name, options
 def test_an_unknown_size_of_the_papers_encoders_is_refused_with_the_sizes():
     with pytest.raises(ConfigError, match=r"did you mean 'large'.*known: small, base, large, giant"):
         DINOv2Encoder("larg", pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("dinov2", {"stride": 7}, "no keyword named 'stride'.*known: size, registers, pretrained, downsample_factor"),
+        ("mae", {"registers": True}, "no keyword named 'registers'"),
+        ("siglip2", {"image_size": "224"}, "image_size='224' is str; it must be int or"),
+    ],
+)
+def test_the_papers_encoders_hold_a_config_against_timms_keywords_and_their_own(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        ENCODERS.build({"type": name, "pretrained": False, **options})
 
 
 def test_a_backbone_of_fixed_size_says_so():

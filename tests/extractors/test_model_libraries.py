@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 from torchvision.transforms import functional as TF
 
 from aligntok.errors import ConfigError, WeightsError
-from aligntok.extractors.open_clip import OpenCLIPExtractor
-from aligntok.extractors.timm import TimmExtractor
+from aligntok.extractors.libraries import OpenCLIPExtractor, TimmExtractor
 
 TOWERS = {
     "tiny-vit": {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2},

@@ -9,8 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from aligntok.encoders.foundation import SigLIP2Encoder
-from aligntok.encoders.timm import TimmEncoder, build_backbone
+from aligntok.encoders.timm import SigLIP2Encoder, TimmEncoder, build_backbone
 from aligntok.errors import WeightsError
 from aligntok.ops.embeddings import resample_position_grid
 

@@ -8,7 +8,7 @@ import torch
 from aligntok.errors import ConfigError
 from aligntok.evaluation.metrics.features import build_extractor
 from aligntok.extractors.base import EncoderFeatures
-from aligntok.extractors.timm import TimmExtractor
+from aligntok.extractors.libraries import TimmExtractor
 from aligntok.registry import ENCODERS, EXTRACTORS
 
 

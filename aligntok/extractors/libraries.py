@@ -1,0 +1,93 @@
+"""Any timm model, and any open_clip image tower (the text tower is never built), as a feature extractor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor
+
+from aligntok.errors import ConfigError
+from aligntok.extractors.base import Extractor, Features, in_words, resized
+from aligntok.weights.libraries import OpenCLIPModel, check_model_name, create_timm, pretrained_tensors
+from aligntok.weights.load import load_into
+
+FILTERS = ("bilinear", "bicubic")
+
+
+class LibraryExtractor(Extractor):
+    """A model of a library, which sees images at its own size and with its own filter, mean and deviation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def finish(self, size: Sequence[int], filter: str, mean: Sequence[float], std: Sequence[float]) -> None:
+        """End building: say how images are resized (antialiased, without crop) and normalised, and freeze."""
+        self.size: tuple[int, int] = (size[0], size[1])
+        self.filter = filter
+        self.resize = in_words(self.size, filter, mean, std)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.freeze()
+
+    def seen(self, pixels: Tensor) -> Tensor:
+        """Resize and normalise uint8 images (N, 3, H, W) to what the model takes."""
+        return (resized(pixels, self.size, self.filter) - self.mean) / self.std
+
+
+class TimmExtractor(LibraryExtractor):
+    """A timm model's pooled features before its classifier (N, D), and its logits (N, K) where it has a classifier.
+
+    model: any of timm's, with or without a pretrained tag; the title is ``timm-<model>``. Images are resized to its own
+    test size with its own filter (antialiased, without crop) and normalised with its own mean and deviation.
+    pretrained: True for the published weights, a local file of them, or False for random ones (``-random`` ends the
+    title). Raises ConfigError for an unknown model, WeightsError for weights that can't be had or don't fit.
+    """
+
+    def __init__(self, model: str, pretrained: bool | str | os.PathLike[str] = True) -> None:
+        check_model_name(model)
+        super().__init__()
+        self.title = f"timm-{model}" + ("-random" if pretrained is False else "")
+        self.model = create_timm(model, *pretrained_tensors(model, pretrained))
+        if not hasattr(self.model, "forward_head"):
+            raise ConfigError(f"timm model '{model}' gives no pooled features; choose another")
+        data = resolve_model_data_config(self.model, use_test_size=True)
+        filter = data["interpolation"] if data["interpolation"] in FILTERS else "bicubic"
+        self.finish(data["input_size"][1:], filter, data["mean"], data["std"])
+
+    def forward(self, pixels: Tensor) -> Features:  # uint8 (N, 3, H, W)
+        """Return pooled features and, of a classifier, logits."""
+        features = self.model.forward_features(self.seen(pixels))
+        pooled = self.model.forward_head(features, pre_logits=True).flatten(1).float()
+        logits = self.model.forward_head(features).float() if self.model.num_classes else None
+        return Features(pooled, logits=logits)
+
+
+class OpenCLIPExtractor(LibraryExtractor):
+    """The image embedding (N, D) of an open_clip model, projected into the space of texts but not normalised.
+
+    model: one of open_clip.list_models(). pretrained: the tag of a set of weights, True where there is one set, a local
+    file (the whole model's or the image tower's), or False for random ones. The title is ``open_clip-<model>``, with
+    ``-<tag>`` where there is one, and ``-random`` for random weights. Images are resized to the tower's own size,
+    bicubic and antialiased, without crop. Raises ConfigError for an unknown model, and WeightsError for a tag or
+    weights that can't be had or don't fit.
+    """
+
+    def __init__(self, model: str, pretrained: bool | str | os.PathLike[str] = True) -> None:
+        meant = OpenCLIPModel(model, pretrained)
+        super().__init__()
+        ending = meant.tag or ("random" if pretrained is False else "")
+        self.title = f"open_clip-{model}" + (f"-{ending}" if ending else "")
+        self.tower = meant.build_visual()
+        tensors, source = meant.image_tensors()
+        if tensors is not None:
+            load_into(self.tower, tensors, meant.who, source)
+        side = meant.vision.get("image_size", 224)
+        self.finish((side, side) if isinstance(side, int) else side, "bicubic", meant.mean, meant.std)
+
+    def forward(self, pixels: Tensor) -> Features:  # uint8 (N, 3, H, W)
+        """Return the image embedding."""
+        embedding = self.tower(self.seen(pixels))
+        return Features((embedding[0] if isinstance(embedding, tuple) else embedding).float())
