@@ -35,7 +35,7 @@ USERS_OWN = {
     "evaluation/latent_models.py": {"reference_subject": "the caller's reference encoder"},
     "evaluation/metrics/online.py": {"__init__": "the caller's distances"},
     "engine/optim.py": {"__call__": "the training's config", "check_schedule": "the same"},
-    "plugins/component_checks.py": {"builder": "a plugin's author"},
+    "plugins/component_checks.py": {"build": "a plugin's author"},
     "evaluation/cost/__init__.py": {"_measure": "the caller's config"},
     "evaluation/cost/count.py": {"build_encoder": "the caller's encoder"},
     "training/alignment/model.py": {
@@ -66,7 +66,7 @@ def built_without_distrust(tree, builders):
             if not isinstance(call, ast.Call):
                 continue
             name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-            owner = getattr(getattr(call.func, "value", None), "id", "")
+            owner = ast.unparse(getattr(call.func, "value", call.func)).rpartition(".")[2]
             builds = (name == "build" and (owner.isupper() or owner == "registry")) or (
                 name in builders and (call.keywords or call.args)
             )

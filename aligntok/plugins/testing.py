@@ -21,20 +21,8 @@ from aligntok.plugins.component_checks import (
     BATCH,
     FEATURE_DIM,
     LATENT_DIM,
+    ComponentCheck,
     alike,
-    builder,
-    check_balanced,
-    check_checkpointing,
-    check_discriminator_side,
-    check_identity,
-    check_independent,
-    check_meta,
-    check_module,
-    check_pixels,
-    check_scalar,
-    check_shape,
-    loss_inputs,
-    promise,
     random_images,
     random_pixels,
     random_tensor,
@@ -53,36 +41,32 @@ def check_encoder(name: str, image_size: tuple[int, int] = (64, 96), **options: 
     gradient checkpointing leaves gradients as they are, and that it builds on the meta device without weights.
     `pretrained` is False unless given.
     """
-    who = f"encoder '{name}'"
-    options = {"pretrained": False, **options}
-    build = builder(ENCODERS, name, options)
-    encoder = build()
+    check = ComponentCheck(ENCODERS, name, {"pretrained": False, **options})
+    encoder = check.build()
     f = encoder.downsample_factor
     for what in ("downsample_factor", "stride", "out_dim"):
         value = getattr(encoder, what, None)
-        promise(isinstance(value, int) and value > 0, f"{who}: {what} must be a positive int, is {value!r}")
-    promise(
-        not (image_size[0] % f or image_size[1] % f), f"{who}: image_size {image_size} must be of multiples of f = {f}"
-    )
+        check.promise(isinstance(value, int) and value > 0, f"{what} must be a positive int, is {value!r}")
+    on_grid = not (image_size[0] % f or image_size[1] % f)
+    check.promise(on_grid, f"image_size {image_size} must be of multiples of f = {f}")
     images = random_images(image_size)
-    check_shape(who, encoder, images, (BATCH, encoder.out_dim, image_size[0] // f, image_size[1] // f))
-    check_independent(who, encoder, images)
-    check_module(who, build, encoder, images)
-    check_balanced(who, encoder, images)
-    check_meta(who, builder(ENCODERS, name, {**options, "pretrained": False}), build())
+    check.shape(encoder, images, (BATCH, encoder.out_dim, image_size[0] // f, image_size[1] // f))
+    check.independent(encoder, images)
+    check.module(encoder, images)
+    check.balanced(encoder, images)
+    check.meta(check.build(), pretrained=False)
 
 
 def check_adapter(
     name: str, in_dim: int = FEATURE_DIM, latent_dim: int = LATENT_DIM, size: tuple[int, int] = (4, 6), **options: Any
 ) -> None:
     """Check an adapter: features (N, in_dim, h, w) to latents (N, latent_dim, h, w), and what all promise."""
-    who = f"adapter '{name}'"
-    build = builder(ADAPTERS, name, {"in_dim": in_dim, "latent_dim": latent_dim, **options})
-    adapter = build()
+    check = ComponentCheck(ADAPTERS, name, {"in_dim": in_dim, "latent_dim": latent_dim, **options})
+    adapter = check.build()
     features = random_tensor(BATCH, in_dim, *size)
-    check_shape(who, adapter, features, (BATCH, latent_dim, *size))
-    check_module(who, build, adapter, features)
-    check_meta(who, build, build())
+    check.shape(adapter, features, (BATCH, latent_dim, *size))
+    check.module(adapter, features)
+    check.meta(check.build())
 
 
 def check_decoder(
@@ -92,31 +76,27 @@ def check_decoder(
 
     Also that `last_layer` is one of its parameters, and that gradient checkpointing leaves gradients as they are.
     """
-    who = f"decoder '{name}'"
-    build = builder(DECODERS, name, {"latent_dim": latent_dim, **options})
-    decoder = build()
+    check = ComponentCheck(DECODERS, name, {"latent_dim": latent_dim, **options})
+    decoder = check.build()
     f = decoder.upsample_factor
-    promise(isinstance(f, int) and f > 0, f"{who}: upsample_factor must be a positive int, is {f!r}")
-    latents = random_tensor(BATCH, latent_dim, image_size[0] // f, image_size[1] // f)
-    check_shape(who, decoder, latents, (BATCH, 3, image_size[0] // f * f, image_size[1] // f * f))
-    check_module(who, build, decoder, latents)
-    check_balanced(who, decoder, latents)
-    check_meta(who, build, build())
+    check.promise(isinstance(f, int) and f > 0, f"upsample_factor must be a positive int, is {f!r}")
+    h, w = image_size[0] // f, image_size[1] // f
+    latents = random_tensor(BATCH, latent_dim, h, w)
+    check.shape(decoder, latents, (BATCH, 3, h * f, w * f))
+    check.module(decoder, latents)
+    check.balanced(decoder, latents)
+    check.meta(check.build())
 
 
 def check_discriminator(name: str, image_size: tuple[int, int] = (64, 96), **options: Any) -> None:
     """Check a discriminator: images (N, 3, H, W) to patch logits (N, 1, h', w'), and what all components promise."""
-    who = f"discriminator '{name}'"
-    build = builder(DISCRIMINATORS, name, options)
-    discriminator = build()
+    check = ComponentCheck(DISCRIMINATORS, name, options)
+    discriminator = check.build()
     images = random_images(image_size)
-    logits = discriminator(images)
-    promise(
-        logits.dim() == 4 and tuple(logits.shape[:2]) == (BATCH, 1),
-        f"{who}: logits must be ({BATCH}, 1, h, w), are {tuple(logits.shape)}",
-    )
-    check_module(who, build, discriminator, images)
-    check_meta(who, build, build())
+    shape = tuple(discriminator(images).shape)
+    check.promise(len(shape) == 4 and shape[:2] == (BATCH, 1), f"logits must be ({BATCH}, 1, h, w), are {shape}")
+    check.module(discriminator, images)
+    check.meta(check.build())
 
 
 def check_loss(
@@ -127,26 +107,38 @@ def check_loss(
     The tensors are random, latents of 8 channels and features of 12 at a sixteenth of the image; `inputs` gives others.
     A loss with `discriminator_loss(real_logits, fake_logits)` has that checked as well.
     """
-    who = f"loss '{name}'"
-    build = builder(LOSSES, name, options)
-    loss = build()
-    known = {**loss_inputs(image_size), **(inputs or {})}
+    check = ComponentCheck(LOSSES, name, options)
+    loss = check.build()
+    known = {**_loss_inputs(image_size), **(inputs or {})}
     at, needed = getattr(loss, "at", None), getattr(loss, "inputs", None)
-    promise(at in LOSS_PLACES, f"{who}: `at` must be one of {', '.join(LOSS_PLACES)}, is {at!r}")
-    promise(
+    check.promise(at in LOSS_PLACES, f"`at` must be one of {', '.join(LOSS_PLACES)}, is {at!r}")
+    check.promise(
         isinstance(needed, tuple) and bool(needed) and set(needed) <= set(known),
-        f"{who}: `inputs` must be a tuple of names among {', '.join(known)}, is {needed!r}",
+        f"`inputs` must be a tuple of names among {', '.join(known)}, is {needed!r}",
     )
     names: tuple[str, ...] = tuple(needed or ())
     given = [known[key] for key in names]
-    check_scalar(who, loss(*given))
-    reached = [i for i, key in enumerate(names) if key == at] or [
-        i for i, key in enumerate(names) if key == "fake_logits"
-    ]
-    promise(bool(reached), f"{who}: forward takes neither '{at}', where its gradient starts, nor 'fake_logits'")
-    check_module(who, build, loss, *given, reached=reached)
+    check.scalar(loss(*given))
+    starts = at if at in names else "fake_logits"
+    reached = [i for i, key in enumerate(names) if key == starts]
+    check.promise(bool(reached), f"forward takes neither '{at}', where its gradient starts, nor 'fake_logits'")
+    check.module(loss, *given, reached=reached)
     if hasattr(loss, "discriminator_loss"):
-        check_discriminator_side(who, loss, known["fake_logits"])
+        check.discriminator_side(loss, known["fake_logits"])
+
+
+def _loss_inputs(image_size: tuple[int, int]) -> dict[str, Tensor]:
+    h, w = image_size[0] // 16, image_size[1] // 16
+    return {
+        "images": random_images(image_size),
+        "reconstruction": random_images(image_size, seed=1),
+        "latents": random_tensor(BATCH, LATENT_DIM, h, w),
+        "moments": random_tensor(BATCH, 2 * LATENT_DIM, h, w),
+        "features": random_tensor(BATCH, FEATURE_DIM, h, w),
+        "teacher_features": random_tensor(BATCH, FEATURE_DIM, h, w, seed=1),
+        "teacher_latents": random_tensor(BATCH, LATENT_DIM, h, w, seed=1),
+        "fake_logits": random_tensor(BATCH, 1, h, w),
+    }
 
 
 def check_generator(
@@ -157,32 +149,28 @@ def check_generator(
     Also that a sample's velocity does not depend on the rest of the batch, that the null class is taken where labels
     are dropped in training, and that gradient checkpointing leaves gradients as they are.
     """
-    who = f"generator '{name}'"
-    options = {"in_channels": in_channels, "num_classes": num_classes, **options}
-    build = builder(GENERATORS, name, options)
-    generator = build()
+    check = ComponentCheck(GENERATORS, name, {"in_channels": in_channels, "num_classes": num_classes, **options})
+    generator = check.build()
     wake(generator)
     x, t, y = random_tensor(BATCH, in_channels, *size), torch.tensor([0.2, 0.9]), torch.tensor([0, num_classes - 1])
     with torch.no_grad():
         velocity, alone = generator(x, t, y), generator(x[:1], t[:1], y[:1])
-    promise(
-        velocity.shape == x.shape,
-        f"{who}: of latents {tuple(x.shape)} it must make as many, it makes {tuple(velocity.shape)}",
-    )
-    promise(
+    shape = tuple(velocity.shape)
+    check.promise(shape == x.shape, f"of latents {tuple(x.shape)} it must make as many, it makes {shape}")
+    check.promise(
         alike(velocity[:1], alone, tolerance=1e-3),
-        f"{who}: a sample's velocity depends on the others in the batch, or on chance, in training mode",
+        "a sample's velocity depends on the others in the batch, or on chance, in training mode",
     )
     null = generator.null_class
-    promise(
-        (null == num_classes) if generator.class_dropout_prob > 0 else null is None,
-        f"{who}: null_class must be num_classes where class_dropout_prob is above 0, else None; is {null!r}",
+    check.promise(
+        null == (num_classes if generator.class_dropout_prob > 0 else None),
+        f"null_class must be num_classes where class_dropout_prob is above 0, else None; is {null!r}",
     )
     if null is not None:
         generator(x, t, torch.full_like(y, null))
-    check_module(who, build, generator, x, t, y)
-    check_checkpointing(who, build(), x, t, y)
-    check_meta(who, build, build())
+    check.module(generator, x, t, y)
+    check.checkpointing(check.build(), x, t, y)
+    check.meta(check.build())
 
 
 def check_extractor(name: str, image_size: tuple[int, int] = (64, 96), **options: Any) -> None:
@@ -192,18 +180,18 @@ def check_extractor(name: str, image_size: tuple[int, int] = (64, 96), **options
     alone and on no chance, that the identity follows from the weights, that it says so in its title when these are
     random, and that it builds on the meta device. `pretrained` is False unless given.
     """
-    who = f"extractor '{name}'"
     options = {"pretrained": False, **options}
-    build = builder(EXTRACTORS, name, options)
-    extractor = build()
+    check = ComponentCheck(EXTRACTORS, name, options)
+    extractor = check.build()
     for what in ("title", "resize"):
         value = getattr(extractor, what, None)
-        promise(isinstance(value, str) and bool(value), f"{who}: {what} must be a text, is {value!r}")
+        check.promise(isinstance(value, str) and bool(value), f"{what} must be a text, is {value!r}")
     trained = [key for key, p in extractor.named_parameters() if p.requires_grad]
-    promise(not trained, f"{who}: {some_of(trained)} is not frozen; call requires_grad_(False) when it is built")
-    promise(not any(m.training for m in extractor.modules()), f"{who}: it must be in eval mode once it is built")
-    check_pixels(who, extractor, image_size)
-    check_identity(who, build, extractor, random_pixels(image_size))
+    check.promise(not trained, f"{some_of(trained)} is not frozen; call requires_grad_(False) when it is built")
+    check.promise(not any(m.training for m in extractor.modules()), "it must be in eval mode once it is built")
+    check.pixels(extractor, image_size)
+    check.identity(extractor, random_pixels(image_size))
     if options["pretrained"] is False:
-        promise("random" in extractor.title, f"{who}: of random weights the title must say so, is {extractor.title!r}")
-        check_meta(who, build, extractor)
+        title = extractor.title
+        check.promise("random" in title, f"of random weights the title must say so, is {title!r}")
+        check.meta(extractor)

@@ -275,6 +275,8 @@ def test_the_built_in_generator_passes():
 class Only:
     """A registry of one class, whatever it is asked for."""
 
+    kind = "generator"
+
     def __init__(self, component):
         self.component = component
 
