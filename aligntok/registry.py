@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -15,9 +16,6 @@ from mmengine.utils import get_object_from_string
 
 from aligntok.annotations import check_values
 from aligntok.errors import ConfigError, UnknownComponentError, unknown
-
-# Imported (by name, so that nothing here depends on it) when a registry is first looked into; it loads the plugins.
-_AUTOLOAD = ["aligntok.plugins.autoload"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,22 @@ class PluginRecord:
         state = f"failed to load: {self.error}" if self.error else f"{len(self.components)} components"
         return f"{self.origin.distribution} {self.origin.version} {state}"
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return name, distribution, version, components ('shelf:name') and error (None if it loaded), for programs."""
+        fields = asdict(self)
+        origin = fields.pop("origin")
+        return {"name": origin.pop("plugin"), **origin, **fields}
+
+    def as_text(self) -> str:
+        """Return the plugin and its components, a line a shelf, or what kept it out, for people."""
+        lines = [f"{self.origin.plugin}  ({self.origin.distribution} {self.origin.version})"]
+        if self.error:
+            return "\n".join([*lines, f"  failed to load: {self.error}"])
+        by_shelf: dict[str, list[str]] = {}
+        for shelf, _, name in (component.partition(":") for component in self.components):
+            by_shelf.setdefault(shelf, []).append(name)
+        return "\n".join([*lines, *(f"  {shelf}: {', '.join(sorted(names))}" for shelf, names in by_shelf.items())])
+
 
 #: Every plugin met so far in this process, in loading order.
 PLUGIN_RECORDS: list[PluginRecord] = []
@@ -53,9 +67,14 @@ class ComponentRegistry(Registry):
     """
 
     def __init__(self, name: str, kind: str, parent: Registry | None = None) -> None:
-        super().__init__(name, parent=parent, scope="aligntok", locations=_AUTOLOAD)
+        super().__init__(name, parent=parent, scope="aligntok")
         self.kind = kind
         self.origins: dict[str, ComponentSource] = {}
+
+    def import_from_location(self) -> None:
+        """Load the plugins, unless this process has; mmengine's name of what comes before the first look-up."""
+        if not PLUGIN_RECORDS:
+            importlib.import_module("aligntok.plugins").load_plugins()  # by name: nothing here depends on it
 
     def add(self, name: str, component: type | str, origin: ComponentSource | None = None) -> None:
         """Register a class or its import string under a new name. Raises ConfigError if the name is taken."""
@@ -68,11 +87,8 @@ class ComponentRegistry(Registry):
         """Raise ConfigError, naming the owner, if `name` is taken."""
         if name in self._module_dict:
             owner = self.origins.get(name)
-            raise ConfigError(
-                f"{self.kind} name '{name}' is taken"
-                + (f" by {owner.distribution} {owner.version}" if owner else "")
-                + "; choose another name"
-            )
+            by = f" by {owner.distribution} {owner.version}" if owner else ""
+            raise ConfigError(f"{self.kind} name '{name}' is taken{by}; choose another name")
 
     def get(self, key: str) -> Any:
         """Return the component's class, importing it now if it was registered by import string.
@@ -83,7 +99,7 @@ class ComponentRegistry(Registry):
         self.import_from_location()
         found = self._module_dict.get(key)
         if isinstance(found, str):
-            found = self._resolve(key, found)
+            found = self._module_dict[key] = self._imported_component(key, found)
         if found is None and "." in key:
             found = get_object_from_string(key)
         if found is None and self.parent is not None:
@@ -94,18 +110,13 @@ class ComponentRegistry(Registry):
 
     def find(self, name: str, components: Mapping[str, Any] | None = None) -> Any:
         """Return the class that `components` has under a name, else what :meth:`get` returns."""
-        given = components or {}
-        return given[name] if name in given else self.get(name)
+        return components[name] if components and name in components else self.get(name)
 
-    def _resolve(self, key: str, path: str) -> Any:
-        found = get_object_from_string(path)
-        if found is None:
+    def _imported_component(self, key: str, path: str) -> Any:
+        if (found := get_object_from_string(path)) is None:
             origin = self.origins.get(key)
-            raise UnknownComponentError(
-                f"{self.kind} '{key}' is registered as {path}, which cannot be imported"
-                + (f"; reinstall {origin.distribution} {origin.version}" if origin else "")
-            )
-        self._module_dict[key] = found
+            cure = f"; reinstall {origin.distribution} {origin.version}" if origin else ""
+            raise UnknownComponentError(f"{self.kind} '{key}' is registered as {path}, which cannot be imported{cure}")
         return found
 
     def _missing(self, key: str) -> str:
@@ -270,5 +281,4 @@ class Registries:
 
 def shelves() -> dict[str, ComponentRegistry]:
     """Return every registry by its shelf name, in the order users see them."""
-    registries = Registries()
-    return {f.name: getattr(registries, f.name) for f in fields(registries)}
+    return vars(Registries()).copy()

@@ -26,10 +26,14 @@ def _list(arguments: Sequence[str] | None = None) -> int:
     """Plugins, their versions and components; failed ones with the reason."""
     asked = parse(Listing, arguments, "aligntok plugins list")
 
-    from aligntok.plugins.manager import list_plugins
+    from aligntok.plugins import list_plugins
 
     found = list_plugins()
-    print(json.dumps([plugin.as_dict() for plugin in found], indent=2) if asked.json else "\n".join(map(str, found)))
+    print(
+        json.dumps([plugin.as_dict() for plugin in found], indent=2)
+        if asked.json
+        else "\n".join(plugin.as_text() for plugin in found)
+    )
     return 0
 
 
@@ -37,7 +41,7 @@ def _check(arguments: Sequence[str] | None = None) -> int:
     """Import every component; exit status 1 if anything is broken."""
     parse(Check, arguments, "aligntok plugins check")
 
-    from aligntok.plugins.manager import check_components
+    from aligntok.plugins import check_components
 
     problems = check_components()
     print("\n".join(problems) or "every plugin loads and every component can be imported")

@@ -1,14 +1,22 @@
-"""How components get in: one pluggy hook, the built-in plugin and installed ones alike."""
+"""How components get in: one pluggy hook, the built-in plugin first, then the entry points of group ``aligntok``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+import os
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 import pluggy
 
-if TYPE_CHECKING:
-    from aligntok.registry import Registries
-hookspec = pluggy.HookspecMarker("aligntok")
+import aligntok
+from aligntok.errors import AlignTokError, ConfigError, PluginError
+from aligntok.registry import PLUGIN_RECORDS, ComponentRegistry, ComponentSource, PluginRecord, Registries, shelves
+
+GROUP = "aligntok"
+BUILTINS = ComponentSource(plugin="builtins", distribution="aligntok", version=aligntok.__version__)
+hookspec = pluggy.HookspecMarker(GROUP)
 
 
 @hookspec
@@ -19,3 +27,95 @@ def aligntok_register(registries: Registries) -> None:
     text_encoders, datasets, metrics, hooks); ``registries.encoders.add("mynet", MyNetEncoder)`` adds a class, or the
     import string of one. A name that is taken is an error: the whole plugin is then skipped and reported.
     """
+
+
+class Registration:
+    """Holds back what one plugin adds until all of it is known to be good, so a plugin gets in whole or not at all."""
+
+    def __init__(self, registry: ComponentRegistry) -> None:
+        self.registry = registry
+        self.held: dict[str, type | str] = {}
+
+    def add(self, name: str, component: type | str) -> None:
+        """Add a component class, or its import string, under `name`. Raises ConfigError if the name is taken."""
+        if name in self.held:
+            raise ConfigError(f"{self.registry.kind} name '{name}' is added twice by the same plugin")
+        self.registry.check_free(name)
+        self.held[name] = component
+
+
+def register_plugin(manager: pluggy.PluginManager, plugin: Any, origin: ComponentSource) -> PluginRecord:
+    """Let one plugin add its components. What it raises is recorded, and nothing of it is kept."""
+    record = PluginRecord(origin)
+    PLUGIN_RECORDS.append(record)
+    held = {shelf: Registration(registry) for shelf, registry in shelves().items()}
+    try:
+        manager.register(plugin, name=origin.plugin)
+        others = [other for other in manager.get_plugins() if other is not plugin]
+        called = manager.subset_hook_caller("aligntok_register", remove_plugins=others)
+        if not called.get_hookimpls():
+            raise PluginError("it implements no aligntok_register hook; decorate the function with @aligntok.hookimpl")
+        called(registries=Registries(**held))
+    except Exception as error:  # whatever a plugin does wrong must not keep the others out
+        record.error = f"{type(error).__name__}: {error}"
+        return record
+    for shelf, registration in held.items():
+        for name, component in registration.held.items():
+            registration.registry.add(name, component, origin)
+            record.components.append(f"{shelf}:{name}")
+    return record
+
+
+def load_plugins() -> list[PluginRecord]:
+    """Load the built-in plugin and the chosen installed ones, and return what became of each, in loading order.
+
+    The environment variable ALIGNTOK_LOAD_PLUGINS chooses: unset all, '' none, otherwise names separated by commas.
+    """
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(sys.modules[__name__])
+    record = register_plugin(manager, importlib.import_module("aligntok.builtins"), BUILTINS)
+    if record.error:  # a defect of ours, not of a user's plugin
+        raise RuntimeError(f"the built-in plugin {record}")
+    for point in _chosen(sorted(entry_points(group=GROUP), key=lambda point: point.name)):
+        _load_entry_point(manager, point)
+    return PLUGIN_RECORDS
+
+
+def _chosen(found: list[EntryPoint]) -> list[EntryPoint]:
+    wanted = os.environ.get("ALIGNTOK_LOAD_PLUGINS")
+    if wanted is None:
+        return found
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in sorted(set(names) - {point.name for point in found}):
+        error = f"ALIGNTOK_LOAD_PLUGINS asks for it, but no such plugin is installed; found: {[p.name for p in found]}"
+        PLUGIN_RECORDS.append(PluginRecord(ComponentSource(name, name, "(not installed)"), error=error))
+    return [point for point in found if point.name in names]
+
+
+def _load_entry_point(manager: pluggy.PluginManager, point: EntryPoint) -> None:
+    distribution, version = (point.dist.name, point.dist.version) if point.dist else (point.name, "(unknown version)")
+    origin = ComponentSource(point.name, distribution, version)
+    try:
+        plugin = point.load()
+    except Exception as error:  # a broken plugin is reported where its component is asked for, not here
+        PLUGIN_RECORDS.append(PluginRecord(origin, error=f"{type(error).__name__}: {error}"))
+        return
+    register_plugin(manager, plugin, origin)
+
+
+def list_plugins() -> list[PluginRecord]:
+    """Load all plugins, unless they are, and return what became of each, in loading order."""
+    next(iter(shelves()["encoders"]), None)  # the first look-up loads them
+    return PLUGIN_RECORDS
+
+
+def check_components() -> list[str]:
+    """Import every component of every plugin; return one line a problem, none if all is well."""
+    problems = [f"plugin {record}" for record in list_plugins() if record.error]
+    for registry in shelves().values():
+        for name in registry:
+            try:
+                registry.get(name)
+            except (AlignTokError, ImportError) as error:
+                problems.append(f"{registry.kind} '{name}': {error}")
+    return problems

@@ -12,7 +12,7 @@ import pytest
 
 from aligntok import cli
 from aligntok.errors import UnknownComponentError
-from aligntok.plugins.manager import check_components, load_plugins
+from aligntok.plugins import check_components, load_plugins
 from aligntok.registry import ADAPTERS, ENCODERS, LOSSES, PLUGIN_RECORDS, shelves
 
 GOOD = """
