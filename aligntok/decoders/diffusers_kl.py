@@ -8,13 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from aligntok.decoders.base import Decoder
-from aligntok.weights.diffusers import (
-    AutoencoderPart,
-    build_autoencoder,
-    complete_config,
-    factor_of,
-    set_checkpointing,
-)
+from aligntok.weights.diffusers import AutoencoderPart, build_autoencoder, complete_config, factor_of
 
 
 class DiffusersKLDecoder(AutoencoderPart, Decoder):
@@ -47,7 +41,3 @@ class DiffusersKLDecoder(AutoencoderPart, Decoder):
     def last_layer(self) -> nn.Parameter:
         """The weight of the last convolution before the image."""
         return cast(nn.Parameter, self.decoder.conv_out.weight)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
-        set_checkpointing(self.decoder, enable)

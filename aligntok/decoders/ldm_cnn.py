@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.decoders.base import Decoder
-from aligntok.ops.ldm_blocks import Middle, UpLevel, check_shape_options, group_norm, regroup, set_block_checkpointing
+from aligntok.ops.ldm_blocks import Level, Middle, check_shape_options, group_norm, regroup, set_block_checkpointing
 
 
 class LDMDecoder(Decoder):
@@ -46,13 +46,13 @@ class LDMDecoder(Decoder):
         self.conv_in = nn.Conv2d(latent_dim, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], dropout)
         self.up = nn.ModuleList(
-            UpLevel(
+            Level(
                 widths[min(level + 1, len(widths) - 1)],
                 width,
                 num_res_blocks + 1,
                 resolution // 2**level in attn_resolutions,
                 dropout,
-                is_last=level == 0,
+                resize="up" if level else "",
             )
             for level, width in enumerate(widths)
         )

@@ -10,13 +10,7 @@ from torch import Tensor, nn
 
 from aligntok.encoders.base import Encoder
 from aligntok.errors import ConfigError
-from aligntok.weights.diffusers import (
-    AutoencoderPart,
-    build_autoencoder,
-    complete_config,
-    factor_of,
-    set_checkpointing,
-)
+from aligntok.weights.diffusers import AutoencoderPart, build_autoencoder, complete_config, factor_of
 
 
 class DiffusersKLEncoder(AutoencoderPart, Encoder):
@@ -62,7 +56,3 @@ class DiffusersKLEncoder(AutoencoderPart, Encoder):
     def last_layer(self) -> nn.Parameter:
         """The weight of the last 3x3 convolution."""
         return cast(nn.Parameter, self.encoder.conv_out.weight)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
-        set_checkpointing(self.encoder, enable)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aligntok.encoders.base import Encoder
 from aligntok.errors import ConfigError, WeightsError
-from aligntok.ops.ldm_blocks import DownLevel, Middle, check_shape_options, group_norm, regroup, set_block_checkpointing
+from aligntok.ops.ldm_blocks import Level, Middle, check_shape_options, group_norm, regroup, set_block_checkpointing
 from aligntok.weights.load import load_into, read_tensors
 
 
@@ -41,19 +41,24 @@ class LDMEncoder(Encoder):
         norm_groups: int = 32,
     ) -> None:
         check_shape_options("LDMEncoder", ch_mult, num_res_blocks, latent_dim)
-        factor = _checked_factor(downsample_factor, ch_mult)
+        factor = 2 ** (len(ch_mult) - 1)
+        if downsample_factor not in (None, factor):
+            raise ConfigError(
+                f"LDMEncoder: downsample_factor={downsample_factor} does not fit ch_mult={tuple(ch_mult)}, whose "
+                f"factor is {factor}; give one multiplier per halving, plus one"
+            )
         moments = 2 * latent_dim if double_z else latent_dim
         super().__init__(downsample_factor=factor, stride=factor, out_dim=moments, mean=(0.5,) * 3, std=(0.5,) * 3)
         widths = [ch * mult for mult in ch_mult]
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
         self.down = nn.ModuleList(
-            DownLevel(
+            Level(
                 widths[level - 1] if level else ch,
                 width,
                 num_res_blocks,
                 resolution // 2**level in attn_resolutions,
                 dropout,
-                is_last=level == len(widths) - 1,
+                resize="down" if level < len(widths) - 1 else "",
             )
             for level, width in enumerate(widths)
         )
@@ -101,13 +106,3 @@ def _own_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     published = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
     quant = {key: value for key, value in tensors.items() if key.startswith("quant_conv.")}
     return {**published, **quant} if published else dict(tensors)
-
-
-def _checked_factor(given: int | None, ch_mult: Sequence[int]) -> int:
-    factor = 2 ** (len(ch_mult) - 1)
-    if given not in (None, factor):
-        raise ConfigError(
-            f"LDMEncoder: downsample_factor={given} does not fit ch_mult={tuple(ch_mult)}, whose factor is {factor}; "
-            "give one multiplier per halving, plus one"
-        )
-    return factor

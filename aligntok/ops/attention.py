@@ -19,8 +19,6 @@ ENVIRONMENT_VARIABLE = "ALIGNTOK_ATTENTION"
 
 # Head widths and dtypes that xformers has refused in this process, so that each is tried once.
 _refused: set[tuple[torch.dtype, int]] = set()
-
-
 _forced: list[str] = []  # by force_backend, at most one
 
 
@@ -42,9 +40,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None) ->
     ConfigError for an unknown backend, and when xformers is forced where it cannot run.
     """
     forced = backend or (_forced[0] if _forced else os.environ.get(ENVIRONMENT_VARIABLE)) or None
-    if forced is None and not _suits_xformers(q):
-        return F.scaled_dot_product_attention(q, k, v)
-    if _choose(forced, _device_type(q)) == "sdpa":
+    if _choose(forced, q) == "sdpa":
         return F.scaled_dot_product_attention(q, k, v)
     try:
         return _xformers_attention(q, k, v)
@@ -62,22 +58,20 @@ def _device_type(q: Tensor) -> str:
     return q.device.type
 
 
-def _suits_xformers(q: Tensor) -> bool:
-    return _device_type(q) == "cuda" and (q.dtype, q.shape[-1]) not in _refused
-
-
-def _choose(forced: str | None, device_type: str) -> str:
-    """Name the backend to use on a device, or raise ConfigError when the forced one is unknown or cannot run there."""
+def _choose(forced: str | None, q: Tensor) -> str:
+    """Name the backend for a query, or raise ConfigError when the forced one is unknown or cannot run there."""
+    device = _device_type(q)
     if forced is None:
-        return "xformers" if memory_efficient_attention() else "sdpa"
+        suits = device == "cuda" and (q.dtype, q.shape[-1]) not in _refused and memory_efficient_attention()
+        return "xformers" if suits else "sdpa"
     if forced not in BACKENDS:
         raise ConfigError(unknown("attention backend", forced, BACKENDS))
     if forced == "sdpa":
         return forced
-    if device_type != "cuda":
+    if device != "cuda":
         raise ConfigError(
             f"attention backend 'xformers' was forced (argument or {ENVIRONMENT_VARIABLE}), but it has no operator for "
-            f"the device '{device_type}'; use 'sdpa', or leave the choice open"
+            f"the device '{device}'; use 'sdpa', or leave the choice open"
         )
     if memory_efficient_attention() is None:
         raise ConfigError(

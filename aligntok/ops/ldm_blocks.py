@@ -110,52 +110,34 @@ class Downsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention where `use_attention`."""
+    """The residual blocks of one resolution, each followed by attention where `use_attention`: (N, in, h, w) to
+    (N, out, h, w), at its end of half the size with resize="down", of twice the size with "up".
+    """
 
     def __init__(
-        self, in_channels: int, out_channels: int, num_blocks: int, use_attention: bool, dropout: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        use_attention: bool,
+        dropout: float,
+        resize: str = "",
     ) -> None:
         super().__init__()
         widths = [in_channels, *[out_channels] * num_blocks]
         self.block = nn.ModuleList(ResnetBlock(*pair, dropout) for pair in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(out_channels) for _ in range(num_blocks if use_attention else 0))
+        self.downsample = Downsample(out_channels) if resize == "down" else None
+        self.upsample = Upsample(out_channels) if resize == "up" else None
         self.grad_checkpointing = False
 
-    def run_blocks(self, x: Tensor) -> Tensor:
-        """Apply every block: (N, in, h, w) to (N, out, h, w)."""
+    def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
             x = run_block(block, x, self.grad_checkpointing)
             if len(self.attn):
                 x = run_block(self.attn[i], x, self.grad_checkpointing)
-        return x
-
-
-class DownLevel(Level):
-    """A level of the encoder; halves the size at its end unless it is the last."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, num_blocks: int, use_attention: bool, dropout: float, is_last: bool
-    ) -> None:
-        super().__init__(in_channels, out_channels, num_blocks, use_attention, dropout)
-        self.downsample = None if is_last else Downsample(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.run_blocks(x)
-        return x if self.downsample is None else self.downsample(x)
-
-
-class UpLevel(Level):
-    """A level of the decoder; doubles the size at its end unless it is the last."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, num_blocks: int, use_attention: bool, dropout: float, is_last: bool
-    ) -> None:
-        super().__init__(in_channels, out_channels, num_blocks, use_attention, dropout)
-        self.upsample = None if is_last else Upsample(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.run_blocks(x)
-        return x if self.upsample is None else self.upsample(x)
+        resize = self.downsample or self.upsample
+        return x if resize is None else resize(x)
 
 
 class Middle(nn.Module):

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,6 @@ from aligntok.weights.load import load_into
 
 CLASS = "AutoencoderKL"
 SUBFOLDERS = ("", "vae")  # the autoencoder alone, or inside a pipeline
-
-
 #: Stable Diffusion 1's, for keys that a config leaves out.
 DEFAULTS: Mapping[str, Any] = {
     "block_out_channels": [128, 256, 512, 512],
@@ -60,17 +58,6 @@ def factor_of(config: Mapping[str, Any]) -> int:
     return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
-def shift_and_scale(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return what a generator's latents are made with, z' = (z - shift) * scale: each (1, 1 or C, 1, 1)."""
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    shift = [config.get("shift_factor") or 0.0] if mean is None else list(mean)
-    factor = config.get("scaling_factor") or 1.0
-    scale = [factor] if std is None else [factor / value for value in std]
-    if not all(value > 0 and math.isfinite(value) for value in scale):
-        raise ConfigError(f"diffusers AutoencoderKL: scaling_factor={factor}, latents_std={std}; both must be above 0")
-    return torch.tensor(shift).view(1, -1, 1, 1), torch.tensor(scale).view(1, -1, 1, 1)
-
-
 class AutoencoderPart(nn.Module):
     """What the encoder and the decoder share: the units of their latents, and where their weights come from."""
 
@@ -78,25 +65,41 @@ class AutoencoderPart(nn.Module):
     scale: Tensor
 
     def finish(self, config: Mapping[str, Any], pretrained: bool | str) -> None:
-        """Take units from a complete `config` and, if asked to, weights; raise WeightsError when there are none."""
-        shift, scale = shift_and_scale(config)
-        self.register_buffer("shift", shift, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
-        if pretrained:
-            self.load_weights(read_pretrained(type(self).__name__, pretrained), pretrained)
+        """Take units from a complete `config`, in which a generator's latents are z' = (z - shift) * scale, and
+        weights if `pretrained` asks for some. Raises ConfigError for units that can't be, WeightsError when there are
+        no such weights.
+        """
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        shift = [config.get("shift_factor") or 0.0] if mean is None else list(mean)
+        factor = config.get("scaling_factor") or 1.0
+        scale = [factor] if std is None else [factor / value for value in std]
+        if not all(value > 0 and math.isfinite(value) for value in scale):
+            raise ConfigError(
+                f"diffusers AutoencoderKL: scaling_factor={factor}, latents_std={std}; both must be above 0"
+            )
+        self.register_buffer("shift", torch.tensor(shift).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale).view(1, -1, 1, 1), persistent=False)
+        if not pretrained:
+            return
+        found = None if pretrained is True else find_autoencoder(pretrained)
+        if found is None:
+            raise WeightsError(
+                f"{type(self).__name__}: pretrained={pretrained!r} is no diffusers autoencoder; give the folder or hub "
+                "id of one, or False for random weights"
+            )
+        self.load_weights(read_autoencoder(str(pretrained), found[1]), pretrained)
 
     def load_weights(self, weights: Mapping[str, Tensor], source: object) -> None:
         """Take this part's weights out of a whole autoencoder's. Raises WeightsError when they do not fit."""
         load_into(self, weights, type(self).__name__, source, spare=True)
 
-
-def set_checkpointing(module: nn.Module, enable: bool) -> None:
-    """Recompute activations of a diffusers module block by block in the backward pass, or do not."""
-    parts: Iterator[Any] = module.modules()
-    for part in parts:
-        if hasattr(part, "gradient_checkpointing"):
-            part.gradient_checkpointing = enable
-            part._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
+        part: Any
+        for part in self.modules():
+            if hasattr(part, "gradient_checkpointing"):
+                part.gradient_checkpointing = enable
+                part._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
 
 
 def find_autoencoder(source: str | os.PathLike[str], **options: Any) -> tuple[dict[str, Any], str] | None:
@@ -106,8 +109,12 @@ def find_autoencoder(source: str | os.PathLike[str], **options: Any) -> tuple[di
     diffusers models of another kind.
     """
     for subfolder in SUBFOLDERS:
-        config = _read_config(source, subfolder, options)
-        if config is None:
+        try:
+            path = find_file(source, f"{subfolder}/config.json".lstrip("/"), **_of_the_hub(options))
+            config = None if path is None else json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if not isinstance(config, dict):
             continue
         kind = config.get("_class_name")
         if kind is None:
@@ -120,12 +127,15 @@ def find_autoencoder(source: str | os.PathLike[str], **options: Any) -> tuple[di
     return None
 
 
+def _of_the_hub(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key in _HUB_OPTIONS}
+
+
 def read_autoencoder(source: str | os.PathLike[str], subfolder: str, **options: Any) -> dict[str, Tensor]:
     """Return the weights of the diffusers autoencoder at `source`, float32, by diffusers' current names.
 
     Nothing is unpickled with code execution. Raises WeightsError when they are missing, damaged or do not fit.
     """
-    hub = {key: value for key, value in options.items() if key in _HUB_OPTIONS}
     try:
         model, info = _class().from_pretrained(
             os.fspath(source),
@@ -133,7 +143,7 @@ def read_autoencoder(source: str | os.PathLike[str], subfolder: str, **options: 
             low_cpu_mem_usage=False,
             ignore_mismatched_sizes=False,
             output_loading_info=True,
-            **hub,
+            **_of_the_hub(options),
         )
     except Exception as error:  # diffusers passes on what hub, safetensors and torch raise
         if isinstance(error, ConfigError):
@@ -150,29 +160,6 @@ def read_autoencoder(source: str | os.PathLike[str], subfolder: str, **options: 
         )
     weights: dict[str, Tensor] = model.float().state_dict()
     return weights
-
-
-def read_pretrained(who: str, pretrained: bool | str) -> dict[str, Tensor]:
-    """Return the weights that a component's `pretrained` asks for. Raises WeightsError when there are none."""
-    found = None if pretrained is True else find_autoencoder(str(pretrained))
-    if found is None:
-        raise WeightsError(
-            f"{who}: pretrained={pretrained!r} is no diffusers autoencoder; give the folder or hub id of one, or False "
-            "for random weights"
-        )
-    return read_autoencoder(str(pretrained), found[1])
-
-
-def _read_config(source: str | os.PathLike[str], subfolder: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return config.json, of a folder or from the hub; None where there is none to be had."""
-    name = f"{subfolder}/config.json" if subfolder else "config.json"
-    hub = {key: value for key, value in options.items() if key in _HUB_OPTIONS}
-    try:
-        path = find_file(source, name, **hub)
-        config = None if path is None else json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) else None
 
 
 def _class() -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aligntok.errors import ConfigError, WeightsError, unknown
 from aligntok.weights.hub import fetch
-from aligntok.weights.load import misfit_of, missing_keys, read_tensors, unknown_keys
+from aligntok.weights.load import misfit_of, read_tensors, strict_keys
 
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -73,8 +73,9 @@ def create_timm(
     try:
         model: Any = timm.create_model(model_name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except (RuntimeError, KeyError, ValueError, IndexError, AssertionError) as error:  # loading, or timm's converter
-        extra = unknown_keys(str(error)) if spare and isinstance(error, RuntimeError) else []
-        if not extra or not _is_another_part(extra, tensors) or missing_keys(str(error)):
+        missing, extra = strict_keys(str(error))
+        only_surplus = spare and isinstance(error, RuntimeError) and bool(extra) and not missing
+        if not only_surplus or not _is_another_part(extra, tensors):
             raise misfit_of(error, f"timm model '{model_name}'", source) from error
         kept = {key: value for key, value in tensors.items() if key not in extra}
         return create_timm(model_name, kept, source, spare=True, **options)

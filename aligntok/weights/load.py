@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +32,8 @@ def read_tensors(path: str | os.PathLike[str], who: str) -> dict[str, Tensor]:
     """
     file = fetch(path, who)
     try:
-        content = _read(file)
+        tensors_only = file.suffix == ".safetensors"
+        content = load_file(file) if tensors_only else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise whatever the format's reader happens to
         raise WeightsError(
             f"{who}: {file} cannot be read as weights ({type(error).__name__}: {first_line(error)}); place a sound "
@@ -46,12 +46,6 @@ def read_tensors(path: str | os.PathLike[str], who: str) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{who}: {file} holds no tensors by name; a state dict is needed")
     return tensors
-
-
-def _read(file: Path) -> Any:
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _inner(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -117,25 +111,17 @@ def misfit(
 def misfit_of(error: Exception, who: str, source: object) -> WeightsError:
     """The same error, made from what torch's own strict loading, or a library's converter of names, says."""
     text = str(error)
-    missing, unknown = missing_keys(text), unknown_keys(text)
+    missing, unknown = strict_keys(text)
     shapes = [_two_shapes(key, f"({given})", f"({own})") for key, given, own in _SIZES.findall(text)]
     said = missing or unknown or shapes
     return misfit(who, source, missing, unknown, shapes if said else [f"{type(error).__name__}: {first_line(error)}"])
 
 
-def missing_keys(text: str) -> list[str]:
-    """Names under 'Missing key(s)' in the message of torch's strict loading."""
-    return _quoted_after("Missing key(s) in state_dict:", text)
-
-
-def unknown_keys(text: str) -> list[str]:
-    """Names under 'Unexpected key(s)' in the message of torch's strict loading."""
-    return _quoted_after("Unexpected key(s) in state_dict:", text)
-
-
-def _quoted_after(title: str, text: str) -> list[str]:
-    lines = [line for line in text.splitlines() if title in line]
-    return re.findall(r'"([^"]+)"', lines[0].split(title)[1]) if lines else []
+def strict_keys(text: str) -> tuple[list[str], list[str]]:
+    """Names under 'Missing key(s)' and under 'Unexpected key(s)' in the message of torch's strict loading."""
+    rests = [re.search(rf"{side} key\(s\) in state_dict:(.*)", text) for side in ("Missing", "Unexpected")]
+    missing, unknown = (re.findall(r'"([^"]+)"', rest[1]) if rest else [] for rest in rests)
+    return missing, unknown
 
 
 def _two_shapes(key: str, given: object, own: object) -> str:
