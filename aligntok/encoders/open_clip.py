@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aligntok.encoders.base import Encoder, last_weight
-from aligntok.encoders.timm import build_backbone, checkpoint_blocks, choose_level, intermediate
+from aligntok.annotations import takes_keywords_of
+from aligntok.encoders.timm import LevelEncoder, build_backbone, intermediate
 from aligntok.ops.embeddings import resample_position_grid, run_block
 from aligntok.weights.libraries import OpenCLIPModel
 from aligntok.weights.load import load_into
 
 
-class OpenCLIPEncoder(Encoder):
+class OpenCLIPEncoder(LevelEncoder):
     """An open_clip image tower's patch features (N, C, H/f, W/f); pooling, projection and text part are left out.
 
     model_name: one of open_clip.list_models(). pretrained: True for the published weights where there is one set of
@@ -28,79 +28,39 @@ class OpenCLIPEncoder(Encoder):
     don't fit.
     """
 
-    def __init__(
-        self,
-        model_name: str,
-        *,
-        pretrained: bool | str | os.PathLike[str] = True,
-        downsample_factor: int = 16,
-        stride: int | None = None,
-        out_index: int | None = None,
-        final_norm: bool = True,
-        antialias: bool = False,
-    ) -> None:
+    @takes_keywords_of(LevelEncoder)
+    def __init__(self, model_name: str, *, pretrained: bool | str | os.PathLike[str] = True, **keywords: Any) -> None:
         model = OpenCLIPModel(model_name, pretrained)
-        tower = build_tower(model)
-        index = choose_level(tower, downsample_factor, stride, out_index, who=model.who)
-        tower.keep(index, final_norm)
-        super().__init__(
-            downsample_factor=downsample_factor,
-            stride=tower.feature_info[index]["reduction"],
-            out_dim=tower.feature_info[index]["num_chs"],
-            mean=model.mean,
-            std=model.std,
-            antialias=antialias,
-        )
+        super().__init__(build_tower(model), model.who, model.mean, model.std, **keywords)
         self.model_name = model_name
-        self.backbone = tower
 
     def backbone_features(self, pixels: Tensor) -> Tensor:
         return self.backbone(pixels)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return last_weight(self.backbone)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute block by block where the tower can, and otherwise the whole of it; gradients stay the same."""
-        if not self.backbone.set_grad_checkpointing(enable):
-            super().set_grad_checkpointing(enable)
+# The towers are chosen from and cut short as timm's models are.
 
 
-class Tower(nn.Module):
-    """An image tower reduced to its features. `feature_info` lists what can be taken, as timm's models do."""
-
-    feature_info: list[dict[str, int]]
-
-    def keep(self, index: int, final_norm: bool) -> None:
-        """Drop what comes after block or stage `index`."""
-        raise NotImplementedError
-
-    def set_grad_checkpointing(self, enable: bool) -> bool:
-        """Checkpoint block by block; False when this tower can't."""
-        raise NotImplementedError
-
-
-class TimmTower(Tower):
+class TimmTower(nn.Module):
     """A timm model in open_clip's clothes."""
 
     def __init__(self, trunk: Any) -> None:
         super().__init__()
         self.trunk = trunk
-        self.feature_info = [dict(level) for level in trunk.feature_info]
+        self.feature_info = trunk.feature_info
 
     def forward(self, pixels: Tensor) -> Tensor:
         return intermediate(self.trunk, pixels, self.index, self.final_norm)
 
-    def keep(self, index: int, final_norm: bool) -> None:
-        self.index, self.final_norm = index, final_norm
-        self.trunk.prune_intermediate_layers([index], prune_norm=not final_norm, prune_head=True)
+    def prune_intermediate_layers(self, indices: list[int], prune_norm: bool, prune_head: bool) -> None:
+        self.index, self.final_norm = indices[0], not prune_norm
+        self.trunk.prune_intermediate_layers(indices, prune_norm=prune_norm, prune_head=prune_head)
 
-    def set_grad_checkpointing(self, enable: bool) -> bool:
-        return checkpoint_blocks(self.trunk, enable)
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        self.trunk.set_grad_checkpointing(enable)
 
 
-class PatchTower(Tower):
+class PatchTower(nn.Module):
     """open_clip's own ViT, with its parameter names, for images of any size."""
 
     def __init__(self, visual: Any) -> None:
@@ -125,17 +85,16 @@ class PatchTower(Tower):
         x = self.ln_post(self.transformer(self.ln_pre(x)))
         return x[:, 1:].mT.reshape(n, c, h, w)
 
-    def keep(self, index: int, final_norm: bool) -> None:
-        self.transformer.prune_intermediate_layers([index])
-        if not final_norm:
+    def prune_intermediate_layers(self, indices: list[int], prune_norm: bool, prune_head: bool) -> None:
+        self.transformer.prune_intermediate_layers(indices)
+        if prune_norm:
             self.ln_post = nn.Identity()
 
-    def set_grad_checkpointing(self, enable: bool) -> bool:
+    def set_grad_checkpointing(self, enable: bool) -> None:
         self.transformer.grad_checkpointing = enable
-        return True
 
 
-class ResNetTower(Tower):
+class ResNetTower(nn.Module):
     """OpenAI's modified ResNet without its attention pooling."""
 
     STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
@@ -157,24 +116,24 @@ class ResNetTower(Tower):
             x = run_block(stage, x, self.grad_checkpointing)
         return x
 
-    def keep(self, index: int, final_norm: bool) -> None:
-        for name in self.stages[index + 1 :]:
+    def prune_intermediate_layers(self, indices: list[int], prune_norm: bool, prune_head: bool) -> None:
+        last = indices[0] + 1
+        for name in self.stages[last:]:
             delattr(self, name)
-        self.stages = self.stages[: index + 1]
+        self.stages = self.stages[:last]
 
-    def set_grad_checkpointing(self, enable: bool) -> bool:
+    def set_grad_checkpointing(self, enable: bool) -> None:
         self.grad_checkpointing = enable
-        return True
 
 
-def build_tower(model: OpenCLIPModel) -> Tower:
+def build_tower(model: OpenCLIPModel) -> nn.Module:
     """Build the image tower of a model, with the weights it asks for. Raises WeightsError if they don't fit."""
     tensors, source = model.image_tensors()
     if name := model.vision.get("timm_model_name"):
         trunk = {k.removeprefix("trunk."): v for k, v in (tensors or {}).items() if k.startswith("trunk.")}
         return TimmTower(build_backbone(name, trunk or tensors, source))
     visual = model.build_visual()
-    tower: Tower = PatchTower(visual) if hasattr(visual, "transformer") else ResNetTower(visual)
+    tower = PatchTower(visual) if hasattr(visual, "transformer") else ResNetTower(visual)
     if tensors is not None:
         if isinstance(tower, PatchTower) and (table := tensors.get("positional_embedding")) is not None:
             tensors["positional_embedding"] = resample_position_grid(table, tower.grid)

@@ -6,7 +6,7 @@ The paper's pretrained encoders, DINOv2, MAE and SigLIP 2, are such models by th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -24,7 +24,81 @@ from aligntok.weights.load import misfit
 ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
-class TimmEncoder(Encoder):
+class LevelEncoder(Encoder):
+    """An encoder that is one block or level of a library's model; what comes after it is dropped.
+
+    backbone: a model with timm's `feature_info` and `prune_intermediate_layers`, and `set_grad_checkpointing` where it
+    can recompute block by block. who: the model, in errors. The keywords are those of :class:`TimmEncoder`, by which
+    the level is chosen. Raises ConfigError, listing what there is, for a stride or block that the model does not have.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        who: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        downsample_factor: int = 16,
+        stride: int | None = None,
+        out_index: int | None = None,
+        final_norm: bool = True,
+        antialias: bool = False,
+    ) -> None:
+        index = _choose_level(backbone.feature_info, downsample_factor, stride, out_index, who)
+        level = backbone.feature_info[index]
+        super().__init__(
+            downsample_factor=downsample_factor,
+            stride=level["reduction"],
+            out_dim=level["num_chs"],
+            mean=mean,
+            std=std,
+            antialias=antialias,
+        )
+        self.out_index = index
+        self.final_norm = final_norm
+        backbone.prune_intermediate_layers([index], prune_norm=not final_norm, prune_head=True)
+        self.backbone = backbone
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return last_weight(self.backbone)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute block by block where the model can, and otherwise the whole of it; gradients stay the same."""
+        try:
+            self.backbone.set_grad_checkpointing(enable)
+        except (AssertionError, AttributeError):  # how timm's models say that they have none
+            super().set_grad_checkpointing(enable)
+
+
+def _choose_level(
+    levels: Sequence[Mapping[str, int]], downsample_factor: int, stride: int | None, out_index: int | None, who: str
+) -> int:
+    """Which block or level to take: `out_index` if given, else the last one of `stride`.
+
+    Without either, the last one of the deepest stride that is at most f. Raises ConfigError, listing what there is.
+    """
+    strides = [level["reduction"] for level in levels]
+    if out_index is None:
+        wanted = stride or max((s for s in strides if s <= downsample_factor), default=min(strides))
+        if wanted not in strides:
+            known = ", ".join(map(str, sorted(set(strides))))
+            raise ConfigError(f"{who} has no features of stride {stride}; allowed: {known}")
+        return len(strides) - 1 - strides[::-1].index(wanted)
+    if not -len(strides) <= out_index < len(strides):
+        raise ConfigError(
+            f"{who} has no out_index={out_index}; allowed: 0 to {len(strides) - 1}, or negative from the end"
+        )
+    index = out_index % len(strides)
+    if stride not in (None, strides[index]):
+        raise ConfigError(
+            f"{who}: out_index={out_index} has stride {strides[index]}, not stride={stride}; give one of the two"
+        )
+    return index
+
+
+class TimmEncoder(LevelEncoder):
     """A timm model's intermediate features (N, C, H/f, W/f); what comes after them is dropped.
 
     model_name: any of timm's, with or without a pretrained tag. pretrained: True for the published weights, False for
@@ -54,32 +128,21 @@ class TimmEncoder(Encoder):
         check_model_name(model_name)
         tensors, source = pretrained_tensors(model_name, pretrained)
         backbone = build_backbone(model_name, tensors, source, image_size=image_size, model_args=model_args)
-        index = choose_level(backbone, downsample_factor, stride, out_index, who=f"timm model '{model_name}'")
         super().__init__(
+            backbone,
+            f"timm model '{model_name}'",
+            backbone.pretrained_cfg["mean"],
+            backbone.pretrained_cfg["std"],
             downsample_factor=downsample_factor,
-            stride=backbone.feature_info[index]["reduction"],
-            out_dim=backbone.feature_info[index]["num_chs"],
-            mean=backbone.pretrained_cfg["mean"],
-            std=backbone.pretrained_cfg["std"],
+            stride=stride,
+            out_index=out_index,
+            final_norm=final_norm,
             antialias=antialias,
         )
         self.model_name = model_name
-        self.out_index = index
-        self.final_norm = final_norm
-        backbone.prune_intermediate_layers([index], prune_norm=not final_norm, prune_head=True)
-        self.backbone = backbone
 
     def backbone_features(self, pixels: Tensor) -> Tensor:
         return intermediate(self.backbone, pixels, self.out_index, self.final_norm)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return last_weight(self.backbone)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute block by block where the model can, and otherwise the whole of it; gradients stay the same."""
-        if not checkpoint_blocks(self.backbone, enable):
-            super().set_grad_checkpointing(enable)
 
 
 def intermediate(backbone: Any, pixels: Tensor, index: int, norm: bool) -> Tensor:
@@ -94,15 +157,6 @@ def intermediate(backbone: Any, pixels: Tensor, index: int, norm: bool) -> Tenso
             "  a model of fixed size needs image_size=(height, width), one without a last norm final_norm=False"
         ) from error
     return features[0]
-
-
-def checkpoint_blocks(backbone: Any, enable: bool) -> bool:
-    """Turn timm's own gradient checkpointing on or off; False when this model has none."""
-    try:
-        backbone.set_grad_checkpointing(enable)
-    except (AssertionError, AttributeError):  # how timm's models say that they have none
-        return False
-    return True
 
 
 def build_backbone(
@@ -162,30 +216,6 @@ def _stop_dropout(backbone: nn.Module) -> None:
             module.p = 0.0
         elif isinstance(module, DropPath):
             module.drop_prob = 0.0
-
-
-def choose_level(backbone: Any, downsample_factor: int, stride: int | None, out_index: int | None, who: str) -> int:
-    """Which block or level to take: `out_index` if given, else the last one of `stride`.
-
-    Without either, the last one of the deepest stride that is at most f. Raises ConfigError, listing what there is.
-    """
-    strides = [level["reduction"] for level in backbone.feature_info]
-    if out_index is None:
-        wanted = stride or max((s for s in strides if s <= downsample_factor), default=min(strides))
-        if wanted not in strides:
-            known = ", ".join(map(str, sorted(set(strides))))
-            raise ConfigError(f"{who} has no features of stride {stride}; allowed: {known}")
-        return len(strides) - 1 - strides[::-1].index(wanted)
-    if not -len(strides) <= out_index < len(strides):
-        raise ConfigError(
-            f"{who} has no out_index={out_index}; allowed: 0 to {len(strides) - 1}, or negative from the end"
-        )
-    index = out_index % len(strides)
-    if stride not in (None, strides[index]):
-        raise ConfigError(
-            f"{who}: out_index={out_index} has stride {strides[index]}, not stride={stride}; give one of the two"
-        )
-    return index
 
 
 class DINOv2Encoder(TimmEncoder):

@@ -104,11 +104,8 @@ class InceptionV3(Extractor):
 
 def is_published(file: Path) -> bool:
     """Tell whether a file is the published one, byte by byte."""
-    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        while part := opened.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest() == SHA256
+        return hashlib.file_digest(opened, "sha256").hexdigest() == SHA256
 
 
 def usual_file() -> Path:

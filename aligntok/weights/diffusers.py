@@ -136,8 +136,9 @@ def read_autoencoder(source: str | os.PathLike[str], subfolder: str, **options: 
 
     Nothing is unpickled with code execution. Raises WeightsError when they are missing, damaged or do not fit.
     """
+    autoencoder = _class()
     try:
-        model, info = _class().from_pretrained(
+        model, info = autoencoder.from_pretrained(
             os.fspath(source),
             subfolder=subfolder or None,
             low_cpu_mem_usage=False,
@@ -146,8 +147,6 @@ def read_autoencoder(source: str | os.PathLike[str], subfolder: str, **options: 
             **_of_the_hub(options),
         )
     except Exception as error:  # diffusers passes on what hub, safetensors and torch raise
-        if isinstance(error, ConfigError):
-            raise
         raise WeightsError(
             f"the diffusers autoencoder in {source} cannot be loaded: {first_line(error)}\n  its folder needs "
             "config.json and diffusion_pytorch_model.safetensors, whole and of one model"

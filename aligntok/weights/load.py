@@ -18,7 +18,8 @@ from aligntok.weights.hub import fetch
 
 #: Where a checkpoint keeps its weights, in the order of preference; the averaged ones are what models are released for.
 CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "teacher")
-WRAPPERS = ("_orig_mod.", "module.")  # what torch.compile and DistributedDataParallel put before every name
+#: What torch.compile and DistributedDataParallel put before every name.
+_WRAPPERS = re.compile(r"(_orig_mod\.|module\.)*")
 SHOWN = 4
 _SIZES = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)")
 
@@ -42,7 +43,7 @@ def read_tensors(path: str | os.PathLike[str], who: str) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise WeightsError(f"{who}: {file} holds a {type(content).__name__}, not a state dict")
     named = {str(key): value for key, value in _inner(content).items() if isinstance(value, Tensor)}
-    tensors = {_unwrapped(name): value for name, value in named.items()}
+    tensors = {_WRAPPERS.sub("", name, count=1): value for name, value in named.items()}
     if not tensors:
         raise WeightsError(f"{who}: {file} holds no tensors by name; a state dict is needed")
     return tensors
@@ -53,12 +54,6 @@ def _inner(content: Mapping[str, Any]) -> Mapping[str, Any]:
         if isinstance(content.get(name), Mapping):
             return _inner(content[name])
     return content
-
-
-def _unwrapped(key: str) -> str:
-    while key.startswith(WRAPPERS):
-        key = key.split(".", 1)[1]
-    return key
 
 
 def load_into(
