@@ -46,10 +46,15 @@ class InceptionV3(Extractor):
         self.title = "Inception-v3-random"
         self._build()
         if pretrained is False:
-            self.init_weights()
+            for module in self.modules():  # random weights that keep the size of activations
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight)
         else:
             file = usual_file() if pretrained is True else Path(pretrained)
-            self.load_pretrained(file)
+            tensors = {k: v for k, v in read_tensors(file, WHO).items() if not k.startswith("AuxLogits.")}
+            # What batch norm counts changes no feature, and not every copy of the file has it.
+            counters = {key: torch.tensor(0) for key in self.state_dict() if key.endswith("num_batches_tracked")}
+            load_into(self, {**tensors, **counters}, WHO, file)
             self.title = "Inception-v3" if is_published(file) else "Inception-v3-other"
         self.freeze()
 
@@ -87,19 +92,6 @@ class InceptionV3(Extractor):
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (N, 2048, 8, 8)
         pooled = x.mean(dim=(2, 3))
         return Features(pooled, spatial.permute(0, 2, 3, 1).flatten(1), pooled @ self.fc.weight.T)
-
-    def init_weights(self) -> None:
-        """Draw random weights that keep the size of activations."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-
-    def load_pretrained(self, path: Path) -> None:
-        """Load torch-fidelity's or pytorch-fid's file. Raises WeightsError when it does not fit."""
-        tensors = {k: v for k, v in read_tensors(path, WHO).items() if not k.startswith("AuxLogits.")}
-        # What batch norm counts changes no feature, and not every copy of the file has it.
-        counters = [key for key in self.state_dict() if key.endswith("num_batches_tracked")]
-        load_into(self, {**tensors, **{key: torch.tensor(0) for key in counters}}, WHO, path)
 
 
 def is_published(file: Path) -> bool:

@@ -42,8 +42,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None) ->
     forced = backend or (_forced[0] if _forced else os.environ.get(ENVIRONMENT_VARIABLE)) or None
     if _choose(forced, q) == "sdpa":
         return F.scaled_dot_product_attention(q, k, v)
-    try:
-        return _xformers_attention(q, k, v)
+    fused = memory_efficient_attention()
+    assert fused is not None
+    try:  # xformers wants (B, tokens, heads, dim)
+        return fused(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     except NotImplementedError as error:
         if forced:
             raise ConfigError(
@@ -97,10 +99,3 @@ def memory_efficient_attention() -> Callable[[Tensor, Tensor, Tensor], Tensor] |
     finally:
         logger.setLevel(level)
     return found
-
-
-def _xformers_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    function = memory_efficient_attention()
-    assert function is not None
-    # xformers wants (B, tokens, heads, dim).
-    return function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
