@@ -50,20 +50,16 @@ class GlobalBatchNorm2d(nn.SyncBatchNorm):
         mean = summed / count
         centred = x - mean[:, None, None]
         variance = _Total.apply(centred.square().sum((0, 2, 3))) / count
-        self._update_running(mean.detach(), variance.detach() * count / (count - 1))
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * count / (count - 1), momentum)
         scale = (variance + self.eps).rsqrt()
         if self.affine:
             return centred * (scale * self.weight)[:, None, None] + self.bias[:, None, None]
         return centred * scale[:, None, None]
-
-    @torch.no_grad()
-    def _update_running(self, mean: Tensor, unbiased_variance: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked += 1
-        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(unbiased_variance, momentum)
 
 
 class _Total(torch.autograd.Function):

@@ -99,7 +99,13 @@ class ComponentRegistry(Registry):
         self.import_from_location()
         found = self._module_dict.get(key)
         if isinstance(found, str):
-            found = self._module_dict[key] = self._imported_component(key, found)
+            path, origin = found, self.origins.get(key)
+            if (found := get_object_from_string(path)) is None:
+                cure = f"; reinstall {origin.distribution} {origin.version}" if origin else ""
+                raise UnknownComponentError(
+                    f"{self.kind} '{key}' is registered as {path}, which cannot be imported{cure}"
+                )
+            self._module_dict[key] = found
         if found is None and "." in key:
             found = get_object_from_string(key)
         if found is None and self.parent is not None:
@@ -111,13 +117,6 @@ class ComponentRegistry(Registry):
     def find(self, name: str, components: Mapping[str, Any] | None = None) -> Any:
         """Return the class that `components` has under a name, else what :meth:`get` returns."""
         return components[name] if components and name in components else self.get(name)
-
-    def _imported_component(self, key: str, path: str) -> Any:
-        if (found := get_object_from_string(path)) is None:
-            origin = self.origins.get(key)
-            cure = f"; reinstall {origin.distribution} {origin.version}" if origin else ""
-            raise UnknownComponentError(f"{self.kind} '{key}' is registered as {path}, which cannot be imported{cure}")
-        return found
 
     def _missing(self, key: str) -> str:
         failed = "; ".join(str(record) for record in PLUGIN_RECORDS if record.error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import mmengine.dataset
 import mmengine.hooks
 import pytest
 from torch import nn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -91,18 +91,17 @@ class LDMEncoder(Encoder):
         set_block_checkpointing(self, enable)
 
     def load_pretrained(self, source: bool | str | Path) -> None:
-        """Load weights from a local file. Raises WeightsError when there is none or it does not fit."""
+        """Load weights from a local file: this encoder's, or its part of a published autoencoder.
+
+        Raises WeightsError when there is none or it does not fit.
+        """
         if source is True:
             raise WeightsError(
                 "LDMEncoder has no weights on any hub; give pretrained=False for random weights, or a local file "
                 "with the keys of a published LDM or VA-VAE checkpoint"
             )
         who = type(self).__name__
-        load_into(self, _own_keys(read_tensors(str(source), who)), who, source)
-
-
-def _own_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """This encoder's part of a published autoencoder, by this encoder's names; its own state dict as it is."""
-    published = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
-    quant = {key: value for key, value in tensors.items() if key.startswith("quant_conv.")}
-    return {**published, **quant} if published else dict(tensors)
+        tensors = read_tensors(str(source), who)
+        own = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
+        quant = {key: value for key, value in tensors.items() if key.startswith("quant_conv.")}
+        load_into(self, {**own, **quant} if own else tensors, who, source)

@@ -178,7 +178,10 @@ def build_backbone(
     if not hasattr(backbone, "prune_intermediate_layers") or not hasattr(backbone, "feature_info"):
         raise ConfigError(f"timm model '{model_name}' gives no intermediate features; choose another")
     if kept is not None and "siglip" in model_name:
-        _check_loaded(backbone, model_name, kept, source)
+        # timm loads these non-strictly, to pass over a pooling head that the model lacks: what is missing goes unsaid.
+        own, given = list(backbone.state_dict()), {key.removeprefix("visual.trunk.") for key in kept}
+        if missing := [key for key in own if key not in given]:
+            raise misfit(f"timm model '{model_name}'", source, missing, [key for key in kept if key not in own])
     if not any("drop" in option for option in options):
         _stop_dropout(backbone)
     return backbone
@@ -200,14 +203,6 @@ def _without_classifier(model_name: str, tensors: Mapping[str, Tensor]) -> dict[
     names = (published.classifier if published else None) or ()
     dropped = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
     return {key: value for key, value in tensors.items() if not key.startswith(dropped)}
-
-
-def _check_loaded(backbone: nn.Module, model_name: str, tensors: Mapping[str, Tensor], source: str) -> None:
-    # timm loads SigLIP models without pooling head non-strictly, to pass over the head: what is missing goes unsaid.
-    given = {key.removeprefix("visual.trunk.") for key in tensors}
-    own = list(backbone.state_dict())
-    if missing := [key for key in own if key not in given]:
-        raise misfit(f"timm model '{model_name}'", source, missing, [key for key in tensors if key not in own])
 
 
 def _stop_dropout(backbone: nn.Module) -> None:

@@ -55,7 +55,9 @@ class InceptionV3(Extractor):
             # What batch norm counts changes no feature, and not every copy of the file has it.
             counters = {key: torch.tensor(0) for key in self.state_dict() if key.endswith("num_batches_tracked")}
             load_into(self, {**tensors, **counters}, WHO, file)
-            self.title = "Inception-v3" if is_published(file) else "Inception-v3-other"
+            with file.open("rb") as opened:
+                published = hashlib.file_digest(opened, "sha256").hexdigest() == SHA256
+            self.title = "Inception-v3" if published else "Inception-v3-other"
         self.freeze()
 
     def _build(self) -> None:
@@ -92,12 +94,6 @@ class InceptionV3(Extractor):
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (N, 2048, 8, 8)
         pooled = x.mean(dim=(2, 3))
         return Features(pooled, spatial.permute(0, 2, 3, 1).flatten(1), pooled @ self.fc.weight.T)
-
-
-def is_published(file: Path) -> bool:
-    """Tell whether a file is the published one, byte by byte."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest() == SHA256
 
 
 def usual_file() -> Path:

@@ -77,7 +77,16 @@ def load_plugins() -> list[PluginRecord]:
     if record.error:  # a defect of ours, not of a user's plugin
         raise RuntimeError(f"the built-in plugin {record}")
     for point in _chosen(sorted(entry_points(group=GROUP), key=lambda point: point.name)):
-        _load_entry_point(manager, point)
+        dist = point.dist
+        origin = ComponentSource(
+            point.name, *((dist.name, dist.version) if dist else (point.name, "(unknown version)"))
+        )
+        try:
+            plugin = point.load()
+        except Exception as error:  # a broken plugin is reported where its component is asked for, not here
+            PLUGIN_RECORDS.append(PluginRecord(origin, error=f"{type(error).__name__}: {error}"))
+        else:
+            register_plugin(manager, plugin, origin)
     return PLUGIN_RECORDS
 
 
@@ -90,17 +99,6 @@ def _chosen(found: list[EntryPoint]) -> list[EntryPoint]:
         error = f"ALIGNTOK_LOAD_PLUGINS asks for it, but no such plugin is installed; found: {[p.name for p in found]}"
         PLUGIN_RECORDS.append(PluginRecord(ComponentSource(name, name, "(not installed)"), error=error))
     return [point for point in found if point.name in names]
-
-
-def _load_entry_point(manager: pluggy.PluginManager, point: EntryPoint) -> None:
-    distribution, version = (point.dist.name, point.dist.version) if point.dist else (point.name, "(unknown version)")
-    origin = ComponentSource(point.name, distribution, version)
-    try:
-        plugin = point.load()
-    except Exception as error:  # a broken plugin is reported where its component is asked for, not here
-        PLUGIN_RECORDS.append(PluginRecord(origin, error=f"{type(error).__name__}: {error}"))
-        return
-    register_plugin(manager, plugin, origin)
 
 
 def list_plugins() -> list[PluginRecord]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -39,22 +38,20 @@ def pretrained_tensors(
     if pretrained is False:
         return None, ""
     who = f"timm model '{model_name}'"
-    path = _timm_file(model_name, who) if pretrained is True else pretrained
+    path: Any = pretrained
+    if pretrained is True:
+        published = timm.get_pretrained_cfg(model_name)
+        if published is not None and published.hf_hub_id:
+            names = (published.hf_hub_filename,) if published.hf_hub_filename else TIMM_FILES
+            path = fetch(published.hf_hub_id, who, names)
+        elif published is not None and published.url:
+            path = fetch(published.url if isinstance(published.url, str) else published.url[0], who)
+        else:
+            raise WeightsError(
+                f"{who}: no weights are published under this name; give a pretrained tag "
+                f'(timm.list_pretrained), a file as pretrained="/path/file.safetensors", or pretrained=False'
+            )
     return read_tensors(path, who), os.fspath(path)
-
-
-def _timm_file(model_name: str, who: str) -> Path:
-    published = timm.get_pretrained_cfg(model_name)
-    if published is not None and published.hf_hub_id:
-        names = (published.hf_hub_filename,) if published.hf_hub_filename else TIMM_FILES
-        return fetch(published.hf_hub_id, who, names)
-    if published is not None and published.url:
-        url = published.url
-        return fetch(url if isinstance(url, str) else url[0], who)
-    raise WeightsError(
-        f"{who}: no weights are published under this name; give a pretrained tag "
-        f'(timm.list_pretrained), a file as pretrained="/path/file.safetensors", or pretrained=False'
-    )
 
 
 def create_timm(
@@ -145,14 +142,13 @@ class OpenCLIPModel:
         """The image tower's tensors, named as in the tower, and their file; (None, "") for random ones."""
         if self.pretrained is False:
             return None, ""
-        path = self._published_file() if self.tag else os.fspath(self.pretrained)  # type: ignore[arg-type]
+        path: Any = self.pretrained
+        if self.tag and not self.published.get("hf_hub"):
+            path = fetch(self.published["url"], self.who)
+        elif self.tag:
+            repo, filename = os.path.split(self.published["hf_hub"])
+            names = (os.path.splitext(filename)[0] + ".safetensors", filename) if filename else OPEN_CLIP_FILES
+            path = fetch(repo, self.who, names)
         tensors = read_tensors(path, self.who)
         visual = {key.removeprefix("visual."): value for key, value in tensors.items() if key.startswith("visual.")}
         return visual or tensors, os.fspath(path)
-
-    def _published_file(self) -> Path:
-        if not self.published.get("hf_hub"):
-            return fetch(self.published["url"], self.who)
-        repo, filename = os.path.split(self.published["hf_hub"])
-        names = (os.path.splitext(filename)[0] + ".safetensors", filename) if filename else OPEN_CLIP_FILES
-        return fetch(repo, self.who, names)
