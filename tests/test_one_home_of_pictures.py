@@ -62,7 +62,7 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
         ("caching/encoder.py", "__getitem__", ["ImageError"]),
         ("data/buckets.py", "_assign", ["ImageError"]),
         ("data/images.py", "_read", ["ImageError"]),
-        ("data/sources/tables.py", "_decodes", ["ImageError"]),
+        ("data/sources/tables.py", "_holds_images", ["ImageError"]),
         ("evaluation/comparison/summary.py", "_last_samples", ["ImageError"]),
         ("evaluation/images.py", "read", ["ImageError"]),
         (

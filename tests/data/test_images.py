@@ -1,6 +1,7 @@
 """The image data set: listing, clear errors, unreadable files, and randomness that follows from the sample number."""
 
 import logging
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -246,14 +247,11 @@ def test_a_pickled_source_reads_the_same_bytes(classes, tmp_path):
     assert list(source.names) == list(open_source(classes).names)
 
 
-def test_a_forked_process_opens_the_archive_anew(classes, tmp_path, monkeypatch):
+def test_processes_of_a_fork_do_not_move_under_one_another(classes, tmp_path):
     source = open_source(pack(classes, tmp_path / "photos.zip"))
-    source.read(0)
-    (inherited,) = source._open_files._handles.values()
-    monkeypatch.setattr(os, "getpid", lambda: -1)  # as if in a child: the position of an open file is shared with it
-    source.read(0)
-    assert inherited.closed
-    assert source.read(0) == open_source(classes).read(0)
+    expected = [source.read(index) for index in range(len(source))]  # the archive is open before the fork
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(source.read, [*range(len(source))] * 50, chunksize=1) == expected * 50
 
 
 def test_names_that_are_not_utf8_survive(tmp_path):

@@ -6,13 +6,21 @@ import os
 import re
 from pathlib import Path
 
-from aligntok.data.sources.base import SPLIT_NAMES, ImageSource, choose_files, is_hidden, is_image, several_splits
-from aligntok.data.sources.folders import FileTreeSource, FolderSource, ZipSource
-from aligntok.data.sources.tables import RowSource, open_hub, open_parquet, open_saved
-from aligntok.data.sources.webdataset import ShardSource, expand_pattern
+from aligntok.data.sources.base import (
+    SPLIT_NAMES,
+    ImageSource,
+    choose_files,
+    is_hidden,
+    is_image,
+    located,
+    several_splits,
+)
+from aligntok.data.sources.files import FileTreeSource, FolderSource, ShardSource, ZipSource, expand_pattern
+from aligntok.data.sources.tables import open_hub, open_parquet, open_saved
 from aligntok.errors import DataError, suggestion
 
 _HUB = "hf://"
+_PACKED = {".tar": ShardSource, ".parquet": open_parquet}
 _SAVED = ("dataset_dict.json", "dataset_info.json")  # what `save_to_disk` of datasets leaves
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # two letters at least: not a drive
 
@@ -35,23 +43,14 @@ def open_source(root: str | os.PathLike[str], split: str | None = None) -> Image
     given, split = os.fspath(root), (split or "").strip("/")
     path = Path(given).expanduser()
     if given.startswith(_HUB):
-        return _open_hub(given, split)
+        return open_hub(given.removeprefix(_HUB), split)
     if path.is_dir():
         return _open_folder(path, split)
     if not path.exists():
         return _open_pattern(given, path, split)
-    if path.suffix.lower() == ".tar":
-        return ShardSource(_where(str(path), split), choose_files(str(path), [path], split))
-    if path.suffix.lower() == ".parquet":
-        return open_parquet(_where(str(path), split), choose_files(str(path), [path], split))
+    if open_files := _PACKED.get(path.suffix.lower()):
+        return open_files(located(path, split), choose_files(str(path), [path], split))
     return _with_split_chosen(ZipSource(path, split))
-
-
-def _open_hub(given: str, split: str) -> RowSource:
-    name = given.removeprefix(_HUB)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise DataError(f"{given} names no data set of the hub; write hf://owner/name")
-    return open_hub(name, split)
 
 
 def _open_pattern(given: str, path: Path, split: str) -> ShardSource:
@@ -70,7 +69,7 @@ def _open_pattern(given: str, path: Path, split: str) -> ShardSource:
             f"{given}: {len(missing)} of the {len(files)} shards it names are not there, {missing[0]} the first; "
             "correct the pattern, or fetch them"
         )
-    return ShardSource(_where(given, split), choose_files(given, files, split))
+    return ShardSource(located(given, split), choose_files(given, files, split))
 
 
 def _open_folder(path: Path, split: str) -> ImageSource:
@@ -78,62 +77,45 @@ def _open_folder(path: Path, split: str) -> ImageSource:
     folder = path if by_name else path / split
     if any((folder / name).is_file() for name in _SAVED):
         return open_saved(folder, split if by_name else "")
-    files = [*_shards(folder), *_tables(folder)]
+    inner = sorted(child for child in path.iterdir() if child.is_dir() and not is_hidden(child.name))
+    files = _packed_files(folder)
     if not files:
-        if not split and (known := [child.name for child in _folders(path) if _holds_a_split(child)]):
+        if not split and (
+            known := [child.name for child in inner if child.name in SPLIT_NAMES and _packed_files(child)]
+        ):
             raise several_splits(str(path), known)
         return _with_split_chosen(FolderSource(path, split))
     if by_name or not split:
-        files = choose_files(str(path), files, split, [child.name for child in _folders(path)])
-    _check_one_kind(folder, files, image=None if by_name else _first_image(folder))
-    open_files = ShardSource if files[0].suffix == ".tar" else open_parquet
-    return open_files(_where(str(path), split), files)
-
-
-def _shards(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.tar") if path.is_file() and not is_hidden(path.name))
-
-
-def _tables(folder: Path) -> list[Path]:
-    for place in (folder, folder / "data"):  # where a repository of the hub has them
-        if found := sorted(path for path in place.glob("*.parquet") if path.is_file() and not is_hidden(path.name)):
-            return found
-    return []
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(child for child in path.iterdir() if child.is_dir() and not is_hidden(child.name))
-
-
-def _holds_a_split(folder: Path) -> bool:
-    return folder.name in SPLIT_NAMES and bool(_shards(folder) or _tables(folder))
-
-
-def _check_one_kind(folder: Path, files: list[Path], image: Path | None) -> None:
-    """Raise DataError for files of two kinds, or with a loose image: which of them was meant would be a guess."""
+        files = choose_files(str(path), files, split, [child.name for child in inner])
+    # Which of two kinds of files, or a loose image beside them, was meant would be a guess.
     first_of_kinds = {file.suffix: file for file in reversed(files)}
-    found = sorted(str(file) for file in (*first_of_kinds.values(), image) if file is not None)
-    if len(found) > 1:
+    kinds = sorted(map(str, [*first_of_kinds.values(), *([] if by_name else _first_image(folder))]))
+    if len(kinds) > 1:
         raise DataError(
-            f"{folder} holds images of several kinds: {' and '.join(found)}; move one kind away, "
+            f"{folder} holds images of several kinds: {' and '.join(kinds)}; move one kind away, "
             "or set `data_root` to a file, a pattern or a subfolder of one kind"
         )
+    return _PACKED[files[0].suffix](located(path, split), files)
 
 
-def _first_image(folder: Path) -> Path | None:
+def _packed_files(folder: Path) -> list[Path]:
+    """Return the shards and tables in a folder; a repository of the hub has its tables in ``data``."""
+
+    def files(place: Path, pattern: str) -> list[Path]:
+        return sorted(path for path in place.glob(pattern) if path.is_file() and not is_hidden(path.name))
+
+    return [*files(folder, "*.tar"), *(files(folder, "*.parquet") or files(folder / "data", "*.parquet"))]
+
+
+def _first_image(folder: Path) -> list[Path]:
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not is_hidden(name)]
-        for name in names:
-            if is_image(name) and not is_hidden(name):
-                return Path(parent, name)
-    return None
+        if images := [name for name in names if is_image(name) and not is_hidden(name)]:
+            return [Path(parent, images[0])]
+    return []
 
 
 def _with_split_chosen(source: FileTreeSource) -> FileTreeSource:
     if source.class_names and SPLIT_NAMES.issuperset(source.class_names):
         raise several_splits(source.where, source.class_names)
     return source
-
-
-def _where(given: str, split: str) -> str:
-    return f"{given}:{split}".rstrip(":")

@@ -7,10 +7,11 @@ import io
 import os
 import re
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,21 +30,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".g
 Labels: TypeAlias = npt.NDArray[np.int32]
 
 
-class Names(Protocol):
-    """The name of each image of a source, as messages show it."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def __getitem__(self, index: int) -> str: ...
-
-    def digest(self) -> str:
-        """Return a fingerprint of the list: the same in every process that opened the same images."""
-
-
 class PackedNames:
-    """An immutable list of strings in one block of memory.
+    """The name of each image of a source, as messages show it: an immutable list in one block of memory.
 
     Worker processes share it: a list of Python strings would be copied page by page as reference counts are touched.
     """
@@ -60,7 +48,7 @@ class PackedNames:
         return (self[index] for index in range(len(self)))
 
     def digest(self) -> str:
-        """Return a fingerprint of the list."""
+        """Return a fingerprint of the list: the same in every process that opened the same images."""
         return hashlib.sha256(self._bytes + self._ends.tobytes()).hexdigest()
 
     def __getitem__(self, index: int) -> str:
@@ -75,7 +63,9 @@ class ImageSource(ABC):
     argument: -1 for all), and ``class_names[label]`` the name of a class, empty where the source does not know any.
     """
 
-    def __init__(self, where: str, names: Names, labels: Labels | None = None, class_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, where: str, names: PackedNames, labels: Labels | None = None, class_names: Sequence[str] = ()
+    ) -> None:
         self.where = where
         self.names = names
         self.labels = np.full(len(names), -1, dtype=np.int32) if labels is None else labels
@@ -86,11 +76,11 @@ class ImageSource(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """Return the encoded bytes of one image. Raises OSError or ValueError when they cannot be had."""
+        """Return the encoded bytes of one image; thread-safe. Raises OSError or ValueError when it cannot be had."""
 
-    @abstractmethod
     def open(self, index: int) -> BinaryIO:
         """Open one encoded image, to read its header; safe in several threads at once. Raises as `read` does."""
+        return io.BytesIO(self.read(index))
 
 
 def is_image(name: str) -> bool:
@@ -103,57 +93,47 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-class OpenFiles:
-    """The files last asked for, at most `limit`, open for reading; each process opens its own.
-
-    For one thread a process: several would move a common handle under one another.
-    """
-
-    def __init__(self, limit: int = 64) -> None:
-        self.limit = limit
-        self._handles: OrderedDict[Path, BinaryIO] = OrderedDict()
-        self._owner = 0
-
-    def get(self, path: Path) -> BinaryIO:
-        """Return a handle of a file, at any position. Raises OSError when it cannot be opened."""
-        if self._owner != os.getpid():  # a handle inherited by a fork shares its position with the parent's
-            self.close()
-            self._owner = os.getpid()
-        if path not in self._handles:
-            self._handles[path] = path.open("rb")
-        self._handles.move_to_end(path)
-        while len(self._handles) > self.limit:
-            self._handles.popitem(last=False)[1].close()
-        return self._handles[path]
-
-    def close(self) -> None:
-        """Close this process's handles; the next `get` opens another."""
-        while self._handles:
-            self._handles.popitem()[1].close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": OrderedDict()}
+class _File(io.FileIO):
+    """A file that is closed once nobody reads it any more."""
 
     def __del__(self) -> None:
         self.close()
 
 
-class FilePart(io.RawIOBase):
-    """`size` bytes of a file from `offset` on, as a file of their own. Raises OSError when it cannot be opened."""
+class OpenFiles:
+    """Ranges of files, of which the last `limit` asked for stay open; another process that gets a copy opens its own.
 
-    def __init__(self, path: Path, offset: int, size: int) -> None:
-        self._file = path.open("rb", buffering=0)
+    A range is read without a position that several threads, or a fork and its parent, could move under one another.
+    """
+
+    def __init__(self, limit: int = 64) -> None:
+        self.limit = limit
+        self._file = lru_cache(limit)(_File)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OpenFiles, (self.limit,)
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset` on, fewer where the file ends. Raises OSError when it cannot be opened."""
+        return os.pread(self._file(path).fileno(), size, offset)
+
+
+class FilePart(io.RawIOBase):
+    """`size` bytes of a file from `offset` on, as a file of their own, which is read as far as it is asked for."""
+
+    def __init__(self, files: OpenFiles, path: Path, offset: int, size: int) -> None:
+        self._read = partial(files.read, path)
         self._offset = offset
         self._size = size
         self._position = 0
 
     def readinto(self, buffer: Buffer, /) -> int:
         """Read on into a buffer; return how many bytes there were, 0 at the end."""
-        view = memoryview(buffer)[: max(0, self._size - self._position)]
-        self._file.seek(self._offset + self._position)
-        count = self._file.readinto(view) or 0
-        self._position += count
-        return count
+        view = memoryview(buffer)
+        data = self._read(self._offset + self._position, max(0, min(len(view), self._size - self._position)))
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move to `offset` from the part's begin, from here, or from the part's end; return the new position."""
@@ -166,11 +146,15 @@ class FilePart(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def close(self) -> None:
-        """Close the file below as well."""
-        if not self.closed:
-            self._file.close()
-        super().close()
+
+def optional_library(name: str, who: str, extra: str) -> Any:
+    """Import a library that `extra` installs. Raises DataError, which tells `who` need it, when it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise DataError(
+            f'{who} need the library {name.split(".")[0]}, which is not here: pip install "aligntok[{extra}]"'
+        ) from error
 
 
 #: Names that a split usually has; those of one row mean the same.
@@ -185,6 +169,11 @@ def spellings(split: str) -> tuple[str, ...]:
     return (split, *(name for name in same if name != split))
 
 
+def located(root: object, split: str) -> str:
+    """Say where the images of a split are, as messages do."""
+    return f"{root}:{split}".rstrip(":")
+
+
 def choose_files(where: str, files: Sequence[Path], split: str, folders: Iterable[str] = ()) -> list[Path]:
     """Return the files of a split: those with its name as a word in theirs, else those in a folder of that name.
 
@@ -193,15 +182,13 @@ def choose_files(where: str, files: Sequence[Path], split: str, folders: Iterabl
     split, all files are returned. Raises DataError when no file is of the split (`folders` are other splits to
     name), and when none was asked for but the files are of several.
     """
-    known = _splits_of(files)
+    known = _by_split(files, [name for row in _SPELLINGS for name in row])
     if not split:
-        if sum(not set(row).isdisjoint(known) for row in _SPELLINGS) > 1:
+        if sum(not known.keys().isdisjoint(row) for row in _SPELLINGS) > 1:
             raise several_splits(where, known)
         return list(files)
-    for belongs in (_has_word, _lies_in):
-        for name in spellings(split):
-            if chosen := [file for file in files if belongs(file, name)]:
-                return chosen
+    for chosen in _by_split(files, spellings(split)).values():
+        return chosen
     raise DataError(
         f"{where} has {unknown('split', split, sorted({*known, *folders}))}; no file name has that word, "
         f"{files[0].name} the first of {len(files)}: name the files by split (train-0000.tar, val-0000.tar), or leave "
@@ -214,18 +201,16 @@ def several_splits(where: str, known: Iterable[str]) -> DataError:
     return DataError(f"{where} holds the splits {', '.join(known)}; choose one with `split`")
 
 
-def _splits_of(files: Sequence[Path]) -> list[str]:
-    for belongs in (_has_word, _lies_in):
-        if found := [name for row in _SPELLINGS for name in row if any(belongs(file, name) for file in files)]:
-            return found
-    return []
+def _by_split(files: Sequence[Path], splits: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the files of each split that has some, told by their names, or all of them by their folders'."""
+    for word_of in (_has_word, lambda file, name: file.parent.name == name):
+        found = {name: [file for file in files if word_of(file, name)] for name in splits}
+        if any(found.values()):
+            return {name: chosen for name, chosen in found.items() if chosen}
+    return {}
 
 
 def _has_word(file: Path, word: str) -> bool:
     parts, wanted = _WORDS.findall(file.stem.lower()), _WORDS.findall(word.lower())
     starts = range(len(parts) - len(wanted) + 1) if wanted else ()
     return any(parts[start : start + len(wanted)] == wanted for start in starts)
-
-
-def _lies_in(file: Path, folder: str) -> bool:
-    return file.parent.name == folder

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from aligntok.data.sources.base import ImageSource, Labels, several_splits, spellings
+from aligntok.data.sources.base import (
+    ImageSource,
+    Labels,
+    PackedNames,
+    located,
+    optional_library,
+    several_splits,
+    spellings,
+)
 from aligntok.data.transforms import upright_size
 from aligntok.errors import DataError, ImageError, first_line, unknown
 
@@ -38,9 +47,12 @@ class RowSource(ImageSource):
             raise DataError(f"{where} holds no image: column '{self.column}' has no rows")
         label = _label_column(dataset)
         labels = None if label is None else _read_labels(where, dataset, label)
-        class_names = getattr(dataset.features[label], "names", ()) if label else ()
-        title = where.rstrip("/").rsplit("/", 1)[-1]
-        super().__init__(where, _RowNames(title, len(dataset), _stamp(dataset, labels)), labels, class_names)
+        # Not the library's own fingerprint: it follows the files' times, in which the copies of two nodes may differ.
+        sizes = [Path(file["filename"]).stat().st_size for file in dataset.cache_files]
+        described = f"{len(dataset)} {sizes} {sorted(dataset.features)} ".encode()
+        stamp = hashlib.sha256(described + (b"" if labels is None else labels.tobytes())).hexdigest()
+        names = _RowNames(where.rstrip("/").rsplit("/", 1)[-1], len(dataset), stamp)
+        super().__init__(where, names, labels, getattr(dataset.features[label], "names", ()) if label else ())
         self._rows = _column(dataset, self.column)
 
     def read(self, index: int) -> bytes:
@@ -54,12 +66,8 @@ class RowSource(ImageSource):
             raise ValueError("the row holds neither bytes nor a path")
         return bytes(value)
 
-    def open(self, index: int) -> BinaryIO:
-        """Open one encoded image, read in full. Raises OSError or ValueError when it cannot be had."""
-        return io.BytesIO(self.read(index))
 
-
-class _RowNames:
+class _RowNames(PackedNames):
     """The names of rows, made when they are asked for."""
 
     def __init__(self, title: str, count: int, stamp: str) -> None:
@@ -69,9 +77,6 @@ class _RowNames:
 
     def __len__(self) -> int:
         return self._count
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> str:
         return f"row {range(self._count)[index]} of {self._title}"
@@ -101,7 +106,7 @@ def open_saved(folder: Path, split: str) -> RowSource:
     `datasets` is not installed.
     """
     library = _library()
-    where = f"{folder}:{split}".rstrip(":")
+    where = located(folder, split)
     loaded = _load(where, "save the data set again with `save_to_disk`", lambda: library.load_from_disk(str(folder)))
     if isinstance(loaded, dict):
         return RowSource(where, _of_dictionary(str(folder), loaded, split))
@@ -116,11 +121,13 @@ def open_saved(folder: Path, split: str) -> RowSource:
 def open_hub(name: str, split: str) -> RowSource:
     """Open the data set ``owner/name`` of the Hugging Face hub, downloading it unless it is in the local cache.
 
-    Raises DataError as :class:`RowSource` does, when the data set cannot be had, and when the library `datasets` is
-    not installed.
+    Raises DataError as :class:`RowSource` does, for another kind of name, when the data set cannot be had, and when
+    the library `datasets` is not installed.
     """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise DataError(f"hf://{name} names no data set of the hub; write hf://owner/name")
     load = _library().load_dataset
-    where = f"hf://{name}:{split}".rstrip(":")
+    where = located(f"hf://{name}", split)
     advice = (
         "check the name, the split and the connection, and for a gated data set `hf auth login`; "
         "or download it elsewhere and give the folder"
@@ -131,14 +138,7 @@ def open_hub(name: str, split: str) -> RowSource:
 
 
 def _library() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            "parquet files and Hugging Face data sets need the library datasets, which is not here: "
-            'pip install "aligntok[parquet]"'
-        ) from error
-    return datasets
+    return optional_library("datasets", "parquet files and Hugging Face data sets", "parquet")
 
 
 def _load(where: str, advice: str, load: Callable[[], Any]) -> Any:
@@ -173,13 +173,16 @@ def _column(dataset: Any, name: str) -> Any:
 
 
 def _image_column(where: str, dataset: Any) -> str:
-    for is_kind in (_is_image_feature, _is_struct_with_bytes, _is_bytes_of_images):
-        found = [name for name in dataset.features if is_kind(dataset, name)]
-        if len(found) == 1:
-            return str(found[0])
-        if found:
-            break
-    columns = ", ".join(f"{name} ({_kind(feature)})" for name, feature in dataset.features.items())
+    features = dataset.features
+    kinds: tuple[Callable[[str], bool], ...] = (
+        lambda name: isinstance(features[name], _library().Image),
+        lambda name: isinstance(features[name], dict) and "bytes" in features[name],
+        lambda name: _dtype(features[name]) in ("binary", "large_binary") and _holds_images(dataset, name),
+    )
+    found = next(filter(None, ([name for name in features if is_kind(name)] for is_kind in kinds)), [])
+    if len(found) == 1:
+        return str(found[0])
+    columns = ", ".join(f"{name} ({_dtype(feature)})" for name, feature in features.items())
     raise DataError(
         f"{where}: {'several columns' if found else 'no column'} could be the images"
         f"{': ' if found else ''}{', '.join(found)}; its columns are {columns or 'none'}. Save it with one column of "
@@ -187,36 +190,24 @@ def _image_column(where: str, dataset: Any) -> str:
     )
 
 
-def _is_image_feature(dataset: Any, name: str) -> bool:
-    return isinstance(dataset.features[name], _library().Image)
+def _holds_images(dataset: Any, name: str) -> bool:
+    for data in _column(dataset, name)[:_ROWS_TRIED][name].to_pylist():
+        try:
+            upright_size(io.BytesIO(data or b""))
+        except ImageError:
+            continue
+        return True
+    return False
 
 
-def _is_struct_with_bytes(dataset: Any, name: str) -> bool:
-    return isinstance(dataset.features[name], dict) and "bytes" in dataset.features[name]
-
-
-def _is_bytes_of_images(dataset: Any, name: str) -> bool:
-    if getattr(dataset.features[name], "dtype", "") not in ("binary", "large_binary"):
-        return False
-    return any(map(_decodes, _column(dataset, name)[:_ROWS_TRIED][name].to_pylist()))
-
-
-def _decodes(data: bytes | None) -> bool:
-    try:
-        upright_size(io.BytesIO(data or b""))
-    except ImageError:
-        return False
-    return True
-
-
-def _kind(feature: Any) -> str:
+def _dtype(feature: Any) -> str:
     return "struct" if isinstance(feature, dict) else str(getattr(feature, "dtype", None) or type(feature).__name__)
 
 
 def _label_column(dataset: Any) -> str | None:
-    kinds = {name: getattr(feature, "dtype", "") for name, feature in dataset.features.items()}
-    named = [name for name in _LABEL_NAMES if str(kinds.get(name, "")).startswith(("int", "uint"))]
-    classes = [name for name, feature in dataset.features.items() if isinstance(feature, _library().ClassLabel)]
+    features = dataset.features
+    named = [name for name in _LABEL_NAMES if name in features and _dtype(features[name]).startswith(("int", "uint"))]
+    classes = [name for name, feature in features.items() if isinstance(feature, _library().ClassLabel)]
     return named[0] if named else classes[0] if len(classes) == 1 else None
 
 
@@ -227,10 +218,3 @@ def _read_labels(where: str, dataset: Any, name: str) -> Labels:
             f"{where}: column '{name}' holds {labels.min()} to {labels.max()}; class indices are 0, 1, ..., or -1"
         )
     return np.asarray(labels, dtype=np.int32)
-
-
-def _stamp(dataset: Any, labels: Labels | None) -> str:
-    # Not the library's own fingerprint: it follows the files' times, in which the copies of two nodes may differ.
-    sizes = [Path(file["filename"]).stat().st_size for file in dataset.cache_files]
-    described = f"{len(dataset)} {sizes} {sorted(dataset.features)} ".encode()
-    return hashlib.sha256(described + (b"" if labels is None else labels.tobytes())).hexdigest()

@@ -4,6 +4,8 @@ import gzip
 import io
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 from webdataset import tariterators
 
 from aligntok.data.sources import open_source
-from aligntok.data.sources.base import FilePart
+from aligntok.data.sources.base import FilePart, OpenFiles
 from aligntok.distributed.job import progress_bar
 from aligntok.errors import DataError
 
@@ -170,18 +172,28 @@ def test_a_shard_that_shrinks_is_unreadable_images(shard):
 # Open files
 
 
-def test_few_shards_are_held_open_and_anew_in_a_fork(tmp_path, write_tar, monkeypatch):
+def open_paths():
+    return {os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+
+
+def test_few_shards_are_held_open_and_none_in_a_copy(tmp_path, write_tar):
+    folder = tmp_path / "many"
     for number in range(70):
-        write_tar(tmp_path / "many" / f"{number:02d}.tar", [("a.png", bytes([number]))])
-    source = open_source(tmp_path / "many")
+        write_tar(folder / f"{number:02d}.tar", [("a.png", bytes([number]))])
+    source = open_source(folder)
     assert [source.read(index)[0] for index in range(70)] == list(range(70))
-    held = list(source._open_files._handles.values())
-    assert len(held) == 64
-    assert not any(handle.closed for handle in held)
-    monkeypatch.setattr(os, "getpid", lambda: -1)  # as if in a child: the position of an open file is shared with it
-    assert source.read(0) == bytes([0])
-    assert all(handle.closed for handle in held)
-    assert len(source._open_files._handles) == 1
+    assert open_paths() >= {str(folder / f"{number:02d}.tar") for number in range(6, 70)}
+    assert not open_paths() & {str(folder / f"{number:02d}.tar") for number in range(6)}
+    copy = pickle.loads(pickle.dumps(source))
+    del source
+    assert not any(path.startswith(str(folder)) for path in open_paths())
+    assert copy.read(0) == bytes([0])
+
+
+def test_threads_read_the_same_shard_without_moving_under_one_another(shard):
+    source = open_source(shard(*((f"{number}.png", bytes([number]) * 100_000) for number in range(8))))
+    with ThreadPoolExecutor(8) as pool:
+        assert [*pool.map(source.read, [*range(8)] * 50)] == [bytes([number]) * 100_000 for number in range(8)] * 50
 
 
 def test_a_header_is_read_without_the_rest_of_its_image(shard, monkeypatch):
@@ -195,7 +207,7 @@ def test_a_header_is_read_without_the_rest_of_its_image(shard, monkeypatch):
 
 def test_a_part_of_a_file_ends_where_it_ends(tmp_path):
     (tmp_path / "file").write_bytes(bytes(range(100)))
-    with io.BufferedReader(FilePart(tmp_path / "file", offset=10, size=20)) as part:
+    with io.BufferedReader(FilePart(OpenFiles(), tmp_path / "file", offset=10, size=20)) as part:
         assert part.read() == bytes(range(10, 30))
         assert part.seek(-5, os.SEEK_END) == 15
         assert part.read(100) == bytes(range(25, 30))
