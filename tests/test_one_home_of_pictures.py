@@ -60,8 +60,9 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
     assert places(opens_an_image) == [("data/transforms.py", "_opened")]
     assert reading_attempts() == [
         ("caching/encoder.py", "__getitem__", ["ImageError"]),
-        ("data/buckets.py", "_assign", ["ImageError"]),
-        ("data/images.py", "_read", ["ImageError"]),
+        ("data/images.py", "assign_buckets", ["ImageError"]),
+        ("data/images.py", "assign", ["ImageError"]),  # the same one
+        ("data/images.py", "_read_or_next", ["ImageError"]),
         ("data/sources/tables.py", "_holds_images", ["ImageError"]),
         ("evaluation/comparison/summary.py", "_last_samples", ["ImageError"]),
         ("evaluation/images.py", "read", ["ImageError"]),
@@ -91,7 +92,7 @@ def converts_to_or_from_8_bits(node):
 
 def test_8_bits_come_about_and_go_in_one_place():
     assert sorted(set(places(converts_to_or_from_8_bits))) == [
-        ("data/buckets.py", "place_unreadable"),  # numbers of buckets
+        ("data/images.py", "place_unreadable"),  # numbers of buckets
         ("data/transforms.py", "_to_rgb"),  # the high byte of 16-bit grey
         ("evaluation/metrics/image_quality.py", "ssim"),  # the constants of its definition
         ("extractors/base.py", "resized"),  # to [0, 1], as feature extractors take images

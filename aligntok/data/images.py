@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,88 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 
-from aligntok.data.buckets import AspectBuckets, BucketIndices, assign_buckets, place_unreadable
-from aligntok.data.sampler import SampleIndex
+from aligntok.data.sampler import BucketIndices, SampleIndex
 from aligntok.data.sources import open_source
+from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import (
     center_crop,
+    parse_image_size,
     random_crop,
     random_hflip,
     read_image,
+    read_upright_size,
     resize_to_cover,
     to_tensor,
 )
 from aligntok.distributed import barrier, is_first, total, world
-from aligntok.errors import ConfigError, DataError, ImageError
+from aligntok.distributed.job import batched, progress_bar
+from aligntok.errors import ConfigError, DataError, ImageError, at_least
 from aligntok.io.files import replacing
 from aligntok.rng import rng
 
 logger = logging.getLogger("aligntok.data")
+#: In place of a bucket: the image's header cannot be read.
+UNREADABLE = 255
+_THREADS, _CHUNK = 16, 256
+
+
+class AspectBuckets:
+    """The shapes that images may be cropped to: one, or several to choose from by aspect ratio.
+
+    `image_size` is a side, a pair (H, W), or a list of pairs; `sizes` are the pairs. Raises ConfigError for anything
+    else, for a pair given twice, and for more than 254 pairs.
+    """
+
+    def __init__(self, image_size: int | Sequence[int] | Sequence[Sequence[int]]) -> None:
+        given: Any = image_size
+        several = isinstance(given, (list, tuple)) and all(isinstance(size, (list, tuple)) for size in given)
+        self.sizes = tuple(parse_image_size(size) for size in (given if several else [given]))
+        if not 0 < len(self.sizes) < UNREADABLE or len(set(self.sizes)) < len(self.sizes):
+            raise ConfigError(
+                f"image_size={image_size!r}: give one to {UNREADABLE - 1} different (height, width) pairs"
+            )
+        self._log_ratios = [math.log(height / width) for height, width in self.sizes]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def nearest(self, height: int, width: int) -> int:
+        """Return the bucket whose log aspect ratio is nearest; the first of those that are equally near."""
+        wanted = math.log(height / width)
+        # Rounded, so that mirrored ratios (4:5 and 5:4 for a square) tie in spite of floating point.
+        return min(range(len(self)), key=lambda b: round(abs(self._log_ratios[b] - wanted), 9))
+
+
+def assign_buckets(
+    source: ImageSource, buckets: AspectBuckets, indices: Sequence[int] | None = None, progress: bool = True
+) -> BucketIndices:
+    """Return the bucket of each image of `indices` (None: all), UNREADABLE where the header cannot be read.
+
+    Reads headers with a pool of threads, and with `progress` shows how far it is on stderr after the first seconds.
+    """
+    indices = range(len(source)) if indices is None else indices
+
+    def assign(index: int) -> int:
+        try:
+            return buckets.nearest(*read_upright_size(source, index))
+        except ImageError:  # reading the image will say what is wrong, and count it
+            return UNREADABLE
+
+    found = bytearray()
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        progress_bar(len(indices), "reading image sizes", "image", progress) as bar,
+    ):
+        for chunk in pool.map(lambda part: bytes(map(assign, part)), batched(indices, _CHUNK)):
+            found += chunk
+            bar.update(len(chunk))
+    return np.frombuffer(found, dtype=np.uint8)
+
+
+def place_unreadable(found: BucketIndices) -> BucketIndices:
+    """Put unreadable images into the first bucket that has a readable one, which can take their place in a batch."""
+    used = found[found != UNREADABLE]
+    return np.where(found == UNREADABLE, used.min() if len(used) else 0, found).astype(np.uint8)
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -80,9 +146,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.source = open_source(root, split)
         self.class_names = self.source.class_names
         self.max_unreadable = math.ceil(len(self) / 100) if max_unreadable is None else max_unreadable
-        for name, value in (("max_unreadable", self.max_unreadable), ("seed", seed)):
-            if value < 0:
-                raise ConfigError(f"{name}={value}; it must not be negative")
+        at_least(0, max_unreadable=max_unreadable, seed=seed)
         self._buckets: BucketIndices | None = None
         # One flag an image in shared memory: workers set them without a lock, and setting one twice counts once.
         self._unreadable = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
@@ -137,18 +201,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
         for candidate in chain(range(index, len(self)), range(index)):
             if buckets is not None and buckets[candidate] != buckets[index]:
                 continue
-            image = self._read(candidate, draft_side)
-            if image is not None:
-                return image, candidate
+            try:
+                return read_image(self.source, candidate, draft_side), candidate
+            except ImageError as error:
+                self._note_unreadable(candidate, error)
         which = f"{len(self)} images" if buckets is None else f"the images cropped to {self._size(index)}"
         raise DataError(f"{self.source.where}: not one of {which} can be read")
-
-    def _read(self, index: int, draft_side: int | None) -> Image.Image | None:
-        try:
-            return read_image(self.source, index, draft_side)
-        except ImageError as error:
-            self._note_unreadable(index, error)
-            return None
 
     def _note_unreadable(self, index: int, error: ImageError) -> None:
         if self._unreadable[index]:
@@ -174,13 +232,18 @@ def find_buckets(dataset: Any, folder: Path) -> BucketIndices | None:
         found = find_buckets(dataset.dataset, folder)
         return None if found is None else found[np.asarray(dataset.indices)]
     if isinstance(dataset, ImageDataset) and len(dataset.shapes) > 1:
-        file = folder / f"buckets_{_fingerprint(dataset)}.npy"
-        if not file.is_file():  # the exchange keeps the first process from writing before the others looked
-            found = _find_together(dataset)
-            _write(file, found)
-            dataset.buckets = found  # not read again: another node may not see the new file yet
-        else:
+        what = f"{dataset.source.where} {dataset.source.names.digest()} {dataset.shapes.sizes}"
+        fingerprint = hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        file = folder / f"buckets_{fingerprint}.npy"
+        if file.is_file():
             dataset.buckets = np.load(file)
+        else:
+            found = _find_together(dataset)  # an exchange: the first does not write before the others looked
+            if is_first():
+                with replacing(file) as temporary, temporary.open("wb") as opened:  # np.save adds a suffix to a name
+                    np.save(opened, found)
+            barrier()
+            dataset.buckets = found  # not read again: another node may not see the new file yet
     buckets: BucketIndices | None = getattr(dataset, "buckets", None)
     return buckets
 
@@ -191,15 +254,3 @@ def _find_together(dataset: ImageDataset) -> BucketIndices:
     share = range(rank, len(dataset), processes)
     found[rank::processes] = assign_buckets(dataset.source, dataset.shapes, share, progress=is_first())
     return place_unreadable(total(torch.from_numpy(found)).numpy())
-
-
-def _write(file: Path, buckets: BucketIndices) -> None:
-    if is_first():
-        with replacing(file) as temporary, temporary.open("wb") as opened:  # np.save would add a suffix to a name
-            np.save(opened, buckets)
-    barrier()
-
-
-def _fingerprint(dataset: ImageDataset) -> str:
-    what = f"{dataset.source.where} {dataset.source.names.digest()} {dataset.shapes.sizes}"
-    return hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:16]

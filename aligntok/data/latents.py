@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, default_collate
 
 from aligntok.data.latent_shards import DTYPES, LatentStatistics, Manifest, MappedRows, Shard, read_manifest
 from aligntok.data.sampler import SampleIndex
-from aligntok.errors import ConfigError, DataError
+from aligntok.errors import ConfigError, DataError, at_least
 from aligntok.io.files import inside
 from aligntok.rng import rng
 
@@ -64,8 +64,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._check_tokenizer(tokenizer_identity)
         if hflip and self.manifest.copies == 1:
             raise ConfigError(f"{root} has no mirrored images; leave hflip out, or encode it without --no-hflip")
-        if seed < 0:
-            raise ConfigError(f"seed={seed}; it must not be negative")
+        at_least(0, seed=seed)
         self.train = train
         self.hflip = self.manifest.copies == 2 if hflip is None else hflip
         self.normalise = normalise

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
-from aligntok.data.buckets import BucketIndices, BucketSchedule
+from aligntok.distributed.job import batched
 from aligntok.errors import ConfigError, at_least
 from aligntok.rng import rng
+
+#: Index of each image's bucket: which of several shapes it is cropped to.
+BucketIndices: TypeAlias = npt.NDArray[np.uint8]
 
 
 class SampleIndex(NamedTuple):
@@ -32,6 +37,59 @@ def epoch_order(dataset_len: int, seed: int, epoch: int, bucket: int = 0) -> npt
     return rng("order", seed, epoch, bucket).permutation(dataset_len)
 
 
+def batches_in_buckets(buckets: BucketIndices, batch_size: int) -> Iterator[list[int]]:
+    """Yield every image once, in order, in batches of one bucket each; a bucket's last batch may be smaller."""
+    for bucket in np.unique(buckets):
+        members = np.flatnonzero(buckets == bucket).tolist()
+        yield from batched(members, batch_size)
+
+
+class BucketSchedule:
+    """Which bucket each optimiser step takes, and the how-manieth of that bucket it is, from (seed, step) alone.
+
+    A bucket of n images is an endless stream of passes over them, cut into batches of B. A step belongs to the epoch
+    in which its first image's pass lies, so bucket b has ``ceil((e + 1) * n / B) - ceil(e * n / B)`` steps in epoch e:
+    in proportion to its images, exactly, over any number of epochs. What its last batch of an epoch lacks is taken
+    from its own next pass, which then goes on from there: nothing is dropped and nothing comes twice in a pass.
+    Within an epoch the buckets come in a shuffled order (without `shuffle`, one after the other).
+
+    counts: images of each bucket, 0 for those without. Any step is found without the steps before it.
+    """
+
+    def __init__(self, counts: Sequence[int], batch_size: int, seed: int = 0, shuffle: bool = True) -> None:
+        self.counts = [int(count) for count in counts]
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self._laid_out = lru_cache(1)(self._lay_out)
+
+    def first_step(self, epoch: int) -> int:
+        """Return the first step of an epoch."""
+        return sum(self._steps_before(epoch))
+
+    def at(self, step: int) -> tuple[int, int]:
+        """Return the bucket of a step, and how many steps of that bucket came before it."""
+        latest = step * self.batch_size // sum(self.counts) + 1  # begins after `step`: no epoch has fewer steps
+        epoch = bisect_right(range(latest + 1), step, key=self.first_step) - 1
+        bucket, nth = self._laid_out(epoch)[:, step - self.first_step(epoch)].tolist()
+        return bucket, nth
+
+    def _lay_out(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the bucket of each step of an epoch, and which of that bucket's it is, (2, steps)."""
+        before, after = self._steps_before(epoch), self._steps_before(epoch + 1)
+        steps = np.subtract(after, before)
+        order = np.repeat(np.arange(len(steps)), steps)
+        if self.shuffle:
+            rng("buckets", self.seed, epoch).shuffle(order)
+        nth = np.empty(len(order), dtype=np.int64)
+        for bucket, first in enumerate(before):
+            nth[order == bucket] = first + np.arange(steps[bucket])
+        return np.stack([order, nth])
+
+    def _steps_before(self, epoch: int) -> list[int]:
+        return [-(-epoch * count // self.batch_size) for count in self.counts]
+
+
 class GlobalBatchSampler(Sampler[list[SampleIndex]]):
     """Batch sampler that walks one endless sequence of samples, cut into global batches.
 
@@ -42,7 +100,7 @@ class GlobalBatchSampler(Sampler[list[SampleIndex]]):
     an optimiser step takes `accumulation` of them.
 
     With `buckets`, the bucket of each image, every global batch is within one bucket; each bucket then has such a
-    sequence of its own, and :class:`aligntok.data.buckets.BucketSchedule` says whose turn it is.
+    sequence of its own, and :class:`BucketSchedule` says whose turn it is.
 
     `start_step` is where to go on after an interruption (settable until iteration starts); `num_steps` the number of
     optimiser steps of the whole run, counted from 0 and not from `start_step` (None: endless). Without `shuffle` the
@@ -81,7 +139,8 @@ class GlobalBatchSampler(Sampler[list[SampleIndex]]):
         self.start_step = start_step
         self.shuffle = shuffle
         self.num_steps = num_steps
-        self._members = _members(buckets, dataset_len)
+        kinds = [None] if buckets is None else range(int(buckets.max()) + 1)
+        self._members = [np.arange(dataset_len) if kind is None else np.flatnonzero(buckets == kind) for kind in kinds]
         self._schedule = BucketSchedule([len(m) for m in self._members], global_batch_size, seed, shuffle)
         self._orders: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
 
@@ -118,13 +177,6 @@ class GlobalBatchSampler(Sampler[list[SampleIndex]]):
             order = epoch_order(len(self._members[bucket]), self.seed, epoch, bucket)
             self._orders[bucket] = (epoch, self._members[bucket][order])
         return int(self._orders[bucket][1][place])
-
-
-def _members(buckets: BucketIndices | None, dataset_len: int) -> list[npt.NDArray[np.int64]]:
-    """Return the images of each bucket; all of them, without buckets."""
-    if buckets is None:
-        return [np.arange(dataset_len)]
-    return [np.flatnonzero(buckets == bucket) for bucket in range(int(buckets.max()) + 1)]
 
 
 def per_process_batch(global_batch_size: int, world_size: int, accumulation: int = 1) -> int:

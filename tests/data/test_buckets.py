@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from torch.utils.data import DataLoader
 
-from aligntok.data.buckets import (
-    UNREADABLE,
-    AspectBuckets,
-    BucketSchedule,
-    assign_buckets,
-    batches_in_buckets,
-    place_unreadable,
-)
-from aligntok.data.images import ImageDataset
-from aligntok.data.sampler import GlobalBatchSampler, epoch_order
+from aligntok.data.images import UNREADABLE, AspectBuckets, ImageDataset, assign_buckets, place_unreadable
+from aligntok.data.sampler import BucketSchedule, GlobalBatchSampler, batches_in_buckets, epoch_order
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import read_image, read_upright_size
 from aligntok.errors import ConfigError, DataError

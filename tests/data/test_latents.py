@@ -288,7 +288,7 @@ def test_a_folder_that_is_not_there_is_no_cache(tmp_path):
 
 
 def test_a_negative_seed_is_refused(cache):
-    with pytest.raises(ConfigError, match="seed=-1; it must not be negative"):
+    with pytest.raises(ConfigError, match="seed is -1; it must be 0 or more"):
         LatentDataset(cache[0], seed=-1)
 
 

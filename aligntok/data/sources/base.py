@@ -115,7 +115,8 @@ class OpenFiles:
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset` on, fewer where the file ends. Raises OSError when it cannot be opened."""
-        return os.pread(self._file(path).fileno(), size, offset)
+        file = self._file(path)  # held until it is read: of two threads that open it, one's is not kept
+        return os.pread(file.fileno(), size, offset)
 
 
 class FilePart(io.RawIOBase):

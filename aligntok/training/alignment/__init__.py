@@ -13,10 +13,9 @@ import torch
 from torch.utils.data import Subset
 from typing_extensions import Self
 
-from aligntok.data.buckets import AspectBuckets, batches_in_buckets
-from aligntok.data.images import find_buckets
+from aligntok.data.images import AspectBuckets, find_buckets
 from aligntok.data.loader import make_loader
-from aligntok.data.sampler import evenly_spaced
+from aligntok.data.sampler import batches_in_buckets, evenly_spaced
 from aligntok.distributed import world
 from aligntok.engine.checkpoints import PartStates
 from aligntok.engine.hooks import ReconstructionGridHook

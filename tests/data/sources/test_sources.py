@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from aligntok.data.buckets import assign_buckets
-from aligntok.data.images import ImageDataset, find_buckets
+from aligntok.data.images import ImageDataset, assign_buckets, find_buckets
 from aligntok.data.sampler import GlobalBatchSampler, SampleIndex
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import read_upright_size
