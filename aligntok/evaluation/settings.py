@@ -14,16 +14,38 @@ from aligntok.settings import Count, ImageSize, Positive, Precision, settings
 FEWEST = 20  # images and points: below, neither neighbours nor densities mean anything
 
 
+@settings
+class DataSettings:
+    """Which images an evaluation is of, and what reads them."""
+
+    data: str | Path
+    """Images: a folder, a zip, shards, parquet files, or hf://owner/name."""
+    image_size: ImageSize = 256
+    """Pixels: a side, or height and width."""
+    workers: Count = 2
+    """Processes that read images, for each that measures."""
+
+
 @settings(renamed={"num": "num_images"})
-class LatentAnalysis:
+class ImageSettings(DataSettings):
+    """Which images of a data set an evaluation is of, and how they are read."""
+
+    split: str | None = None
+    """Of the data: a subfolder, or a word in the names of its files."""
+    num_images: Positive | None = None
+    """Images, evenly spread over the data; None: all."""
+    batch_size: Positive = 32
+    """Images at once, of one process."""
+
+
+@settings
+class LatentAnalysis(ImageSettings):
     """Measure and show the latent spaces of tokenizers on the same images, beside a pretrained encoder's: CKNNA,
     spatial variance, total variation, density on a t-SNE, PCA pictures. Under torchrun every process takes its share.
     """
 
     tokenizers: Annotated[tuple[str | Path, ...], Field(min_length=1)]
     """Work folders or stages, saved tokenizers, hub ids."""
-    data: str | Path
-    """Images: a folder, a zip, shards, parquet files, or hf://owner/name."""
     out: str | Path | None = None
     """The folder to write; None: evaluation/latent_space of the only tokenizer, or in the current folder."""
     encoder: str | dict[str, Any] = "dinov2"
@@ -32,10 +54,6 @@ class LatentAnalysis:
     """Keywords of the encoder, such as size=base; a factor that is not given is the tokenizers', if they have one."""
     names: tuple[str, ...] | None = None
     """Of the tokenizers in tables; None: from their paths."""
-    image_size: ImageSize = 256
-    """Pixels: a side, or height and width."""
-    split: str | None = None
-    """Of the data: a subfolder, or a word in the names of its files."""
     num_images: Annotated[int, Field(ge=FEWEST)] | None = 10_000
     """Images, evenly spread over the data; None: all."""
     weights: Literal["raw", "ema"] | None = None
@@ -50,30 +68,18 @@ class LatentAnalysis:
     """Rows of the PCA picture."""
     precision: Precision = "fp32"
     """Of the models' arithmetic."""
-    batch_size: Positive = 32
-    """Images at once, of one process."""
-    workers: Count = 2
-    """Processes that read images, for each that encodes."""
 
 
-@settings(renamed={"num": "num_images"})
-class ReconstructionSettings:
+@settings
+class ReconstructionSettings(ImageSettings):
     """Measure the reconstructions of images: PSNR, SSIM, perceptual distances and rFID. Under torchrun every process
     takes its share. Numbers go to the terminal, a JSON file, TensorBoard and a report to read.
     """
 
     tokenizer: str | Path
     """A work folder or stage, a saved tokenizer, a published checkpoint, a hub id."""
-    data: str | Path
-    """Images: a folder, a zip, shards, parquet files, or hf://owner/name."""
     out: str | Path | None = None
     """The folder to write; None: TOKENIZER/evaluation/reconstruction_<data>."""
-    image_size: ImageSize = 256
-    """Pixels: a side, or height and width."""
-    split: str | None = None
-    """Of the data: a subfolder, or a word in the names of its files."""
-    num_images: Positive | None = None
-    """Images, evenly spread over the data; None: all."""
     weights: Literal["raw", "ema"] | None = None
     """Of a work folder; None: averages where they are kept."""
     extractor: str | dict[str, Any] | None = "inception_v3"
@@ -87,10 +93,6 @@ class ReconstructionSettings:
     """Of the tokenizer's arithmetic."""
     table: Literal["csv", "parquet"] = "csv"
     """Format of the table of every image's values."""
-    batch_size: Positive = 32
-    """Images at once, of one process."""
-    workers: Count = 2
-    """Processes that read images, for each that encodes."""
 
 
 @settings(renamed={"num": "num_samples"})
@@ -115,34 +117,22 @@ class GenerationSettings:
     """Processes that read samples, for each that measures."""
 
 
-@settings(renamed={"num": "num_images"})
-class ReferenceSettings:
+@settings
+class ReferenceSettings(ImageSettings):
     """Make the statistics of real images that samples are held to. Under torchrun every process takes its share."""
 
-    data: str | Path
-    """Images: a folder, a zip, shards, parquet files, or hf://owner/name."""
     out: str | Path
     """The file to write, such as imagenet256.safetensors."""
-    image_size: ImageSize = 256
-    """Pixels: a side, or height and width."""
-    split: str | None = None
-    """Of the data: a subfolder, or a word in the names of its files."""
-    num_images: Positive | None = None
-    """Images, evenly spread over the data; None: all."""
     name: str | None = None
     """What results call it; None: the file's name."""
     extractor: str | dict[str, Any] = "inception_v3"
     """Features to keep; as for reconstructions."""
     keep_features: Count = 10_000
     """Images, evenly spread, whose features are kept for KID, precision, recall, density and coverage."""
-    batch_size: Positive = 32
-    """Images at once, of one process."""
-    workers: Count = 2
-    """Processes that read images, for each that measures."""
 
 
 @settings
-class ProbeSettings:
+class ProbeSettings(DataSettings):
     """Train a linear classifier on a tokenizer's frozen latents and measure it: top-1 and top-5. The defaults are the
     paper's. Under torchrun every process takes its share.
     """
@@ -153,8 +143,6 @@ class ProbeSettings:
     """Images with classes: a folder, a zip, shards, parquet files, or hf://owner/name."""
     out: str | Path | None = None
     """The folder to write; None: TOKENIZER/evaluation/linear_probe."""
-    image_size: ImageSize = 256
-    """Pixels: a side, or height and width."""
     train_split: str = "train"
     """The images to train on."""
     val_split: str = "val"
@@ -169,8 +157,6 @@ class ProbeSettings:
     """Of the tokenizer's and the probe's arithmetic."""
     encode_batch_size: Positive = 32
     """Images encoded at once, of one process."""
-    workers: Count = 2
-    """Processes that read images, for each that encodes."""
     memory_gb: Annotated[float, Field(ge=0)] = 16.0
     """For features, of one process; what takes more is encoded anew each epoch, with the same result."""
     epochs: Positive = 3
