@@ -36,12 +36,13 @@ def load_tokenizer(
     `sigma_rel`); a published VA-VAE or other LDM-style checkpoint file (keyword `resolution`, 256 by default); a
     Hugging Face hub id (keywords of ``from_pretrained``); a folder or hub id of a diffusers AutoencoderKL, or of a
     pipeline that has one. Nothing is unpickled with code execution, and no name in a file is imported: of those only
-    registered ones are taken, and those that `components` has a class for, such as ``{"mypkg.Enc": Enc}``.
+    registered ones are taken, and those that `components` has a class for, such as ``{"mypkg.Enc": Enc}``. A keyword
+    that is None is as one that is not given.
 
     Raises WeightsError or CheckpointError when there is no tokenizer there, or it is damaged, UnknownComponentError for
     a part that is neither registered nor given.
     """
-    path = Path(source)
+    path, kwargs = Path(source), {name: value for name, value in kwargs.items() if value is not None}
     if path.is_file():
         if path.suffix not in CHECKPOINT_SUFFIXES:
             raise WeightsError(f"{path} is no checkpoint file; those end in {', '.join(CHECKPOINT_SUFFIXES)}")

@@ -65,7 +65,7 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
         ("data/images.py", "_read_or_next", ["ImageError"]),
         ("data/sources/tables.py", "_holds_images", ["ImageError"]),
         ("evaluation/comparison/summary.py", "_last_samples", ["ImageError"]),
-        ("evaluation/images.py", "read", ["ImageError"]),
+        ("evaluation/images.py", "_read", ["ImageError"]),
         (
             "evaluation/report/pictures.py",
             "contact_sheet",

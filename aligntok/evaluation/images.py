@@ -6,14 +6,14 @@ import logging
 import math
 import os
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from aligntok.caching.encoder import Batch, ImagesToEncode
@@ -22,11 +22,14 @@ from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import parse_image_size, read_image
+from aligntok.device import computing, device, explaining_out_of_memory
 from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, in_full_rounds, shares
 from aligntok.errors import DataError, ImageError, Preempted, at_least, first_line
+from aligntok.evaluation.settings import ImageSettings
 from aligntok.io.files import read_json
 from aligntok.sampling.folder import DESCRIPTION, PICTURES
+from aligntok.settings import Precision
 
 logger = logging.getLogger("aligntok.evaluation")
 
@@ -36,32 +39,22 @@ RESIZE = "bicubic antialiased (Pillow), centre crop"
 
 
 class EvaluationImages:
-    """Images at `data` (see :func:`aligntok.data.sources.open_source`), resized to cover `image_size` and cropped in
-    the middle; iterating gives batches, and is collective.
+    """Images of a data set, resized to cover their size and cropped in the middle; iterating is collective.
 
-    num: how many, evenly spread over the data (None: all). Batches are cut from the list of images in order and dealt
-    to the processes in turn. Every process gets the same number of batches, the last perhaps empty, so that each may
-    take part in an exchange after each. Images that cannot be read are left out, named in the log and counted in
-    `skipped` (of all processes); more than 1 % of them is a DataError. Raises ConfigError for options that cannot be,
-    DataError for data that is not there, Preempted after SIGTERM to any process.
+    Iterating gives this process's batches but for those without images. Batches are cut from the list of images in
+    order and dealt to the processes in turn; nobody can take part in an exchange after each. Images that cannot be read
+    are left out, named in the log and counted in `skipped` (of all processes); more than 1 % of them is a DataError.
+    Raises DataError for data that is not there, Preempted after SIGTERM to any process.
     """
 
-    def __init__(
-        self,
-        data: str | os.PathLike[str],
-        image_size: int | Sequence[int],
-        split: str | None = None,
-        num: int | None = None,
-        batch_size: int = 32,
-        workers: int = 2,
-    ) -> None:
-        at_least(1, batch_size=batch_size, num=num)
-        at_least(0, workers=workers)
-        self.source: ImageSource = open_source(data, split)
-        self.image_size = parse_image_size(image_size)
-        self.places = evenly_spaced(len(self.source), num or len(self.source))
-        self.batch_size, self.workers = batch_size, workers
+    def __init__(self, asked: ImageSettings) -> None:
+        self.asked = asked
+        self.source: ImageSource = open_source(asked.data, asked.split)
+        self.image_size = parse_image_size(asked.image_size)
+        self.places = evenly_spaced(len(self.source), asked.num_images or len(self.source))
+        self.dataset = ImagesToEncode(self.source, self.image_size)
         self.skipped = 0
+        self._sorted = np.array(self.places)
 
     def __len__(self) -> int:
         """The number of images over all processes, those that cannot be read among them."""
@@ -69,35 +62,42 @@ class EvaluationImages:
 
     def __iter__(self) -> Iterator[Batch]:
         self.skipped = 0
-        dataset = ImagesToEncode(self.source, self.image_size)
-        for batch in in_rounds(dataset, self.places, self.batch_size, self.workers):
-            batch = batch or _no_images(self.image_size)
-            self._note(batch)
-            yield batch
+        for batch in in_rounds(self.dataset, self.places, self.asked.batch_size, self.asked.workers):
+            found = [] if batch is None else name_unreadable(self.source, batch)
+            self.skipped += int(total(torch.tensor(len(found))))
+            if self.skipped > math.ceil(len(self) / 100) or self.skipped == len(self):
+                raise DataError(
+                    f"{self.source.where}: {self.skipped} of {len(self)} images cannot be read (named above), more "
+                    "than 1 % of them; repair or remove them, so that the numbers are of the images that you mean"
+                )
+            if batch is not None and len(batch.images):
+                yield batch
 
-    def read(self) -> Iterator[tuple[Tensor, Batch]]:
-        """Yield this process's batches but for those without images, each with the rows (N,) that its images are of
-        the list of all; collective, as iterating is, but nobody can take part in an exchange after each."""
-        row_of = {place: row for row, place in enumerate(self.places)}
-        for batch in self:
-            if len(batch.images):
-                yield torch.tensor([row_of[place] for place in batch.places.tolist()]), batch
+    def rows(self, batch: Batch) -> Tensor:
+        """Return which of the list of all images those of a batch are, (N,)."""
+        return torch.from_numpy(np.searchsorted(self._sorted, batch.places.numpy()))
 
-    def _note(self, batch: Batch) -> None:
-        name_unreadable(self.source, batch)
-        self.skipped += int(total(torch.tensor(len(batch.skipped))))
-        if self.skipped > math.ceil(len(self) / 100) or self.skipped == len(self):
-            raise DataError(
-                f"{self.source.where}: {self.skipped} of {len(self)} images cannot be read (named above), more than "
-                "1 % of them; repair or remove them, so that the numbers are of the images that you mean"
-            )
+    @property
+    def described(self) -> dict[str, Any]:
+        """What fixes them beside the data, as JSON types, once they are read."""
+        return {
+            "split": self.asked.split,
+            "image_size": list(self.image_size),
+            "resize": RESIZE,
+            "images": len(self) - self.skipped,
+            "unreadable": self.skipped,
+        }
 
 
-def name_unreadable(source: ImageSource, batch: Batch, named: Collection[str] = ()) -> None:
-    """Name in the log those images of a batch that cannot be read, but for those that were `named` already."""
+def name_unreadable(source: ImageSource, batch: Batch, named: Collection[str] = ()) -> list[str]:
+    """Name in the log those images of a batch that cannot be read, but for those that were `named` already.
+
+    Returns the names of all of them.
+    """
     for found, reason in zip(batch.skipped, batch.reasons, strict=True):
         if found.name not in named:
             logger.warning("%s: cannot read %s (%s), leaving it out", source.where, found.name, reason)
+    return [found.name for found in batch.skipped]
 
 
 def in_rounds(dataset: Any, places: Sequence[int], batch_size: int, workers: int) -> Iterator[Any]:
@@ -120,16 +120,27 @@ def begins_anew() -> Preempted:
     return Preempted("stopped by SIGTERM; an evaluation is not gone on with, it begins anew")
 
 
-def _no_images(size: tuple[int, int]) -> Batch:
-    none = torch.empty(0, dtype=torch.int64)
-    return Batch(torch.empty(0, 3, *size), none.int(), none, [], [])
+def frozen(model: nn.Module, precision: Precision, method: str = "forward") -> Callable[[Tensor], Tensor]:
+    """Return what a model does, frozen on this process's device, to images (N, 3, H, W) in [-1, 1]: float32, there.
+
+    It is computed in the precision, and raises ConfigError when the device's memory is too small for the images.
+    """
+    compute = getattr(model.to(device()).eval().requires_grad_(False), method)
+
+    @torch.inference_mode()
+    def function(images: Tensor) -> Tensor:
+        what = f"{len(images)} images of {' x '.join(map(str, images.shape[-2:]))}"
+        with explaining_out_of_memory(what, "lower the batch size"), computing(precision):
+            return compute(images.to(device(), non_blocking=True)).float()
+
+    return function
 
 
 Pixels = npt.NDArray[np.uint8]
 
 
 class PixelBatch(NamedTuple):
-    """Pixels, uint8 (N, 3, H, W), and the samples' numbers; N may be 0."""
+    """Pixels, uint8 (N, 3, H, W), and the samples' numbers."""
 
     pixels: Tensor
     places: list[int]
@@ -151,37 +162,46 @@ class Samples(Dataset[Any]):
         at_least(0, workers=workers)
         self.path = Path(source).expanduser()
         self.description = read_description(self.path)
-        self.reader: _Array | _Pictures
+        self.kept: Pixels | ImageSource
         if self.path.suffix == ".npz":
-            self.reader = _Array(self.path)
+            self.kept = _open_array(self.path)
         else:
-            own = self.path / PICTURES
-            self.reader = _Pictures(open_source(own if self.description else self.path))
-        there = self._there()
+            self.kept = open_source(self.path / PICTURES if self.description else self.path)
+        there = len(self.kept)
+        if self.description:  # as many as it says, whatever lies beside them
+            said = int(self.description["num"])
+            if there < said:
+                raise DataError(
+                    f"{self.path} should have {said} samples, and has {there}; start the command that drew them again: "
+                    "it draws what is missing"
+                )
+            there = said
         if num is not None and num > there:
             raise DataError(
                 f"{source} has {there} samples, fewer than the {num} asked for; draw more, or lower --num-samples"
             )
         self.num = num or there
         self.batch_size, self.workers = batch_size, workers
-        height, width = self.reader.read(0).shape[:2]
+        height, width = self._read(0).shape[:2]
         self.image_size = (int(height), int(width))
-
-    def _there(self) -> int:
-        """Return how many there are: of a folder with a description as many as it says, whatever lies beside them."""
-        there = len(self.reader)
-        if self.description and there < self.description["num"]:
-            raise DataError(
-                f"{self.path} should have {self.description['num']} samples, and has {there}; start the command that "
-                "drew them again: it draws what is missing"
-            )
-        return int(self.description["num"]) if self.description else there
 
     def __len__(self) -> int:
         return self.num
 
+    def _read(self, place: int) -> Pixels:
+        """Return a picture (H, W, 3)."""
+        if isinstance(self.kept, np.ndarray):
+            return np.array(self.kept[place])
+        try:
+            return np.array(read_image(self.kept, place))
+        except ImageError as error:
+            raise DataError(
+                f"{self.kept.where}: cannot read sample {self.kept.names[place]} ({error}); draw it again: "
+                "leaving one out would change the numbers"
+            ) from error
+
     def __getitem__(self, place: int) -> tuple[int, Pixels]:
-        pixels = self.reader.read(place)
+        pixels = self._read(place)
         if pixels.shape != (*self.image_size, 3):
             raise DataError(
                 f"{self.path}: sample {place} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the first one "
@@ -196,48 +216,17 @@ class Samples(Dataset[Any]):
         return PixelBatch(stacked.permute(0, 3, 1, 2).contiguous(), [place for place, _ in items])
 
     def __iter__(self) -> Iterator[PixelBatch]:
-        nothing = PixelBatch(torch.empty(0, 3, *self.image_size, dtype=torch.uint8), [])
-        for batch in in_rounds(self, range(self.num), self.batch_size, self.workers):
-            yield batch or nothing
+        return filter(None, in_rounds(self, range(self.num), self.batch_size, self.workers))
 
 
-class _Pictures:
-    """Pictures of a data source, in the order of their names."""
-
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def read(self, place: int) -> Pixels:
-        """Return a picture (H, W, 3)."""
-        try:
-            return np.array(read_image(self.source, place))
-        except ImageError as error:
-            raise DataError(
-                f"{self.source.where}: cannot read sample {self.source.names[place]} ({error}); draw it again: "
-                "leaving one out would change the numbers"
-            ) from error
-
-
-class _Array:
-    """The rows of arr_0 of an .npz; read where they lie if it is not compressed."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.rows = _map_array(path)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{path} has no samples in ADM's format: arr_0, uint8 (N, H, W, 3) ({first_line(error)})"
-            ) from error
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, place: int) -> Pixels:
-        """Return a row (H, W, 3)."""
-        return np.array(self.rows[place])
+def _open_array(path: Path) -> Pixels:
+    """Return arr_0 of an .npz; read where it lies if it is not compressed."""
+    try:
+        return _map_array(path)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} has no samples in ADM's format: arr_0, uint8 (N, H, W, 3) ({first_line(error)})"
+        ) from error
 
 
 def _map_array(path: Path) -> Pixels:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,10 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from aligntok.data.sampler import evenly_spaced
-from aligntok.device import multiplying
-from aligntok.distributed import barrier, is_first, total
-from aligntok.distributed.job import job, shares
+from aligntok.distributed import total
+from aligntok.distributed.job import shares
 from aligntok.errors import DataError
-from aligntok.evaluation.images import RESIZE, EvaluationImages, begins_anew
+from aligntok.evaluation.images import EvaluationImages, begins_anew
 from aligntok.evaluation.latent_models import (
     REFERENCE,
     Collection,
@@ -29,36 +28,21 @@ from aligntok.evaluation.latent_models import (
     collect,
     distinct_names,
     encoder_config,
-    on_grid_of,
-    reference_subject,
-    tokenizer_subject,
+    load_models,
 )
-from aligntok.evaluation.metrics.latent_space import DensityMeasures, cknna, density_measures
-from aligntok.evaluation.results import Result, check_out, default_folder, publish
+from aligntok.evaluation.metrics.latent_space import cknna, density_measures
+from aligntok.evaluation.results import Result, evaluating, publish, result_folder
 from aligntok.evaluation.settings import FEWEST, LatentAnalysis
 from aligntok.io.pictures import pca_pictures, pca_sheet, save_picture, tsne_plot
-from aligntok.loading import load_tokenizer
-from aligntok.settings import Precision
 
 PERPLEXITY = 30
 DENSITY = ("density CV", "Gini coefficient", "normalised entropy")
 PCA = "Input, and the three leading principal components of the latents"
 
-
-class LatentSpaceRow(NamedTuple):
-    """A subject's numbers: three of all images, and those of each repetition's t-SNE."""
-
-    cknna: float
-    variance: float
-    variation: float
-    densities: list[DensityMeasures]
-
-    def values(self) -> list[float]:
-        """Return the six measures of the paper's Table 16, densities as means over repetitions."""
-        return [self.cknna, self.variance, self.variation, *np.mean(self.densities, axis=0).tolist()]
+Tables = dict[str, list[dict[str, Any]]]
 
 
-def analyze_latents(settings: LatentAnalysis) -> Result:
+def analyze_latents(asked: LatentAnalysis) -> Result:
     """Measure and show the latent spaces of tokenizers beside a reference encoder's (paper, Table 16 and Fig. 7).
 
     Tokenizers are what :func:`load_tokenizer` takes, data what :class:`EvaluationImages` does; where tokenizers have
@@ -66,108 +50,66 @@ def analyze_latents(settings: LatentAnalysis) -> Result:
     ``pca.png``, ``tsne_<name>.png`` and ``report.html``. Collective under torchrun. Raises ConfigError and WeightsError
     for what cannot be measured with, DataError for the images, Preempted after SIGTERM.
     """
-    tokenizers, seeds, precision = settings.tokenizers, settings.seeds, settings.precision
-    called = distinct_names([os.fspath(source) for source in tokenizers], settings.names)
-    word = settings.encoder
-    encoder = {**(encoder_config(word) if isinstance(word, str) else word), **settings.encoder_options}
-    folder = _folder(tokenizers, called) if settings.out is None else Path(settings.out).expanduser()
-    with job(), multiplying(precision):
-        check_out(folder)
-        images = EvaluationImages(
-            settings.data,
-            settings.image_size,
-            settings.split,
-            settings.num_images,
-            settings.batch_size,
-            settings.workers,
-        )
-        check_enough(images, settings.topk)
-        subjects = load_subjects(tokenizers, called, encoder, images.image_size, settings.weights, precision)
-        draws = Draws.of(seeds, len(images), settings.tsne_points)
-        collection = collect(subjects, images, draws, evenly_spaced(len(images), settings.pca_images))
-        embedded = embed(collection, draws, seeds)
-        measured = measure(collection, embedded, settings.topk)
-        told = {
-            **_of_images(images, collection, settings.split),
-            "models": {each.name: {**each.what, "latent": list(each.shape)} for each in subjects},
-            **{"weights": settings.weights, "precision": precision, "topk": settings.topk},
-            "tsne": {"points": len(embedded[0][0]), "perplexity": PERPLEXITY, "seeds": list(seeds)},
+    names = distinct_names([os.fspath(source) for source in asked.tokenizers], asked.names)
+    encoder = encoder_config(asked.encoder) if isinstance(asked.encoder, str) else asked.encoder
+    folder = result_folder(asked.out, asked.tokenizers[0], "latent_space")
+    if asked.out is None and len(names) > 1:
+        folder = Path("evaluation", "_".join(name.replace("/", "-") for name in names)[:100], "latent_space")
+    with evaluating(folder, asked.precision):
+        images, fewest = EvaluationImages(asked), max(FEWEST, asked.topk + 2)
+        if len(images) < fewest:
+            raise DataError(
+                f"{images.source.where}: {len(images)} images are too few for neighbours and densities; give at least "
+                f"{fewest} for topk={asked.topk}, better thousands"
+            )
+        models = load_models(asked, names, {**encoder, **asked.encoder_options}, images.image_size)
+        draws = Draws.of(asked.seeds, len(images), asked.tsne_points)
+        collection = collect(models, images, draws, evenly_spaced(len(images), asked.pca_images))
+        maps = embed(collection, draws, asked.seeds)
+        metrics, tables = tables_of(collection, maps, asked)
+        settings = {
+            "data": images.source.where,
+            **images.described,
+            "models": {each.name: {**each.what, "latent": list(each.shape)} for each in models},
+            **{"weights": asked.weights, "precision": asked.precision, "topk": asked.topk},
+            "tsne": {"points": len(maps[0][0]), "perplexity": PERPLEXITY, "seeds": list(asked.seeds)},
         }
-        result = describe(", ".join(map(str, tokenizers)), measured, subjects, told, seeds)
-        if is_first():
-            write_pictures(folder, collection, embedded, draws)
-            publish(result, folder)
-        barrier()
-    return result
+        pictures = {PCA: "pca.png"}
+        for title, model in zip(titles_of(models), models, strict=True):
+            pictures[f"t-SNE of latents: {title}"] = _tsne_file(model)
+        subject = ", ".join(map(str, asked.tokenizers))
+        result = Result("latent_space", subject, metrics, settings, tables, pictures)
+        return publish(result, folder, lambda folder: write_pictures(folder, collection, maps, draws))
 
 
-def _of_images(images: EvaluationImages, collection: Collection, split: str | None) -> dict[str, Any]:
-    return {
-        "data": images.source.where,
-        "split": split,
-        "image_size": list(images.image_size),
-        "resize": RESIZE,
-        "images": int(collection.read.sum()),
-        "unreadable": images.skipped,
-    }
-
-
-def check_enough(images: EvaluationImages, topk: int) -> None:
-    """Raise DataError for too few images."""
-    if len(images) < max(FEWEST, topk + 2):
-        raise DataError(
-            f"{images.source.where}: {len(images)} images are too few for neighbours and densities; give at least "
-            f"{max(FEWEST, topk + 2)} for topk={topk}, better thousands"
-        )
-
-
-def load_subjects(
-    tokenizers: Sequence[str | Path],
-    names: Sequence[str],
-    encoder: Mapping[str, Any],
-    size: tuple[int, int],
-    weights: str | None,
-    precision: Precision,
-) -> list[LatentModel]:
-    """Load the tokenizers and, last, the reference encoder."""
-    chosen: dict[str, Any] = {} if weights is None else {"weights": weights}
-    loaded = [load_tokenizer(source, **chosen) for source in tokenizers]
-    config = on_grid_of(encoder, {each.downsample_factor for each in loaded})
-    subjects = [
-        tokenizer_subject(name, os.fspath(source), tokenizer, size, precision)
-        for name, source, tokenizer in zip(names, tokenizers, loaded, strict=True)
-    ]
-    return [*subjects, reference_subject(config, size, precision)]
-
-
-def embed(collection: Collection, draws: Draws, seeds: Sequence[int]) -> list[list[npt.NDArray[Any]]]:
-    """Return the t-SNE (P, 2) of every subject and seed, shared out among the processes; collective.
+def embed(collection: Collection, draws: Draws, seeds: Sequence[int]) -> list[npt.NDArray[Any]]:
+    """Return the t-SNEs (S, P, 2) of every model, one a seed, shared out among the processes; collective.
 
     Images that could not be read are left out. Raises Preempted, and DataError for latents that have no map.
     """
     wanted = [collection.read[rows] > 0 for rows in draws.rows]
     check_they_differ(collection, wanted)
     fewest = min(int(each.sum()) for each in wanted)
-    jobs = [(subject, seed) for subject in range(len(collection.subjects)) for seed in range(len(seeds))]
-    points = torch.zeros(len(collection.subjects), len(seeds), fewest, 2, dtype=torch.float64)
-    for subject, seed in shares(jobs, "t-SNE", begins_anew(), size=lambda _: 1, unit="map"):
-        latents = collection.subjects[subject].points[seed, wanted[seed]][:fewest]
-        points[subject, seed] = torch.from_numpy(tsne(latents, seeds[seed]))
-    return [list(each.numpy()) for each in total(points)]
+    jobs = [(model, seed) for model in range(len(collection.models)) for seed in range(len(seeds))]
+    points = torch.zeros(len(collection.models), len(seeds), fewest, 2, dtype=torch.float64)
+    for model, seed in shares(jobs, "t-SNE", begins_anew(), size=lambda _: 1, unit="map"):
+        latents = collection.models[model].points[seed, wanted[seed]][:fewest]
+        points[model, seed] = torch.from_numpy(tsne(latents, seeds[seed]))
+    return list(total(points).numpy())
 
 
 def check_they_differ(collection: Collection, wanted: Sequence[Tensor]) -> None:
-    """Raise DataError for a subject whose drawn latents, those `wanted` of each repetition, are alike or on one line.
+    """Raise DataError for a model whose drawn latents, those `wanted` of each repetition, are alike or on one line.
 
     There is no map of them: of latents that are all alike scikit-learn's t-SNE raises nothing, but ends the process.
     """
-    for each in collection.subjects:
+    for each in collection.models:
         for points, rows in zip(each.points, wanted, strict=True):
             drawn = points[rows].double()
             variances = torch.linalg.eigvalsh(torch.cov(drawn.T, correction=0).reshape(drawn.shape[1], -1))
             if (variances > (1e-6 * drawn.abs().max()) ** 2).sum() < 2:
                 raise DataError(
-                    f"the latents of {each.subject.name} hardly differ from image to image, or in one direction only, "
+                    f"the latents of {each.model.name} hardly differ from image to image, or in one direction only, "
                     "so their space has no map and no density; leave that model out"
                 )
 
@@ -186,67 +128,53 @@ def tsne(latents: Tensor, seed: int) -> npt.NDArray[Any]:
         return np.asarray(transform.fit_transform(latents.numpy()), dtype=np.float64)
 
 
-def measure(collection: Collection, embedded: Sequence[Sequence[npt.NDArray[Any]]], topk: int) -> list[LatentSpaceRow]:
-    """Return every subject's numbers, the reference encoder's last."""
-    read = collection.read > 0
-    reference = collection.subjects[-1].pooled[read]
-    return [
-        LatentSpaceRow(
-            cknna(each.pooled[read], reference, topk),
-            float(each.variance[read].mean()),
-            float(each.variation[read].mean()),
-            [density_measures(points) for points in maps],
-        )
-        for each, maps in zip(collection.subjects, embedded, strict=True)
-    ]
+def tables_of(
+    collection: Collection, maps: Sequence[npt.NDArray[Any]], asked: LatentAnalysis
+) -> tuple[dict[str, float], Tables]:
+    """Return the metrics, and tables with a row a model, the reference encoder's last: the paper's Table 16.
 
-
-def describe(
-    subject: str,
-    measured: Sequence[LatentSpaceRow],
-    subjects: Sequence[LatentModel],
-    settings: Mapping[str, Any],
-    seeds: Sequence[int],
-) -> Result:
-    """Return the result: tables with a row a model, the reference encoder's last, and the metrics of all."""
-    columns = (f"CKNNA-{_type(subjects[-1])}", "spatial variance", "total variation", *DENSITY)
-    titles = [*(each.name for each in subjects[:-1]), f"{_type(subjects[-1])} ({REFERENCE})"]
-    values, metrics = [dict(zip(columns, each.values(), strict=True)) for each in measured], {}
-    for row, model in zip(values, subjects, strict=True):
-        prefix = "" if len(subjects) == 2 and model is subjects[0] else f"{model.name}/"
+    Densities are means over seeds; how they spread over several, and those of each map, have tables of their own.
+    """
+    read, models = collection.read > 0, [each.model for each in collection.models]
+    reference, titles = collection.models[-1].pooled[read], titles_of(models)
+    columns = (f"CKNNA-{_type(models[-1])}", "spatial variance", "total variation", *DENSITY)
+    densities = [[density_measures(points) for points in each] for each in maps]
+    metrics: dict[str, float] = {}
+    spaces, every = [], []
+    for title, each, found in zip(titles, collection.models, densities, strict=True):
+        means = [float(x[read].mean()) for x in (each.variance, each.variation)]
+        values = [cknna(each.pooled[read], reference, asked.topk), *means, *np.mean(found, axis=0).tolist()]
+        row = dict(zip(columns, values, strict=True))
+        spaces.append({"model": title, "latent": "x".join(map(str, each.model.shape)), **row})
+        prefix = "" if len(models) == 2 and each.model is models[0] else f"{each.model.name}/"
         metrics.update({prefix + column: value for column, value in row.items()})
-    base, rest = values[-1], columns[1:]
-    tables: dict[str, list[dict[str, Any]]] = {
-        "Latent spaces": [
-            {"model": title, "latent": "x".join(map(str, model.shape)), **row}
-            for title, model, row in zip(titles, subjects, values, strict=True)
-        ],
+        every += [
+            {"model": title, "seed": seed, **dict(zip(DENSITY, values, strict=True))}
+            for seed, values in zip(asked.seeds, found, strict=True)
+        ]
+    tables = {
+        "Latent spaces": spaces,
         "Difference from the reference encoder, %": [
-            {"model": title, **{name: 100 * (row[name] / base[name] - 1) if base[name] else None for name in rest}}
-            for title, row in zip(titles[:-1], values[:-1], strict=True)
+            {"model": row["model"], **{name: _percent(row[name], spaces[-1][name]) for name in columns[1:]}}
+            for row in spaces[:-1]
         ],
-        **_repetitions(titles, measured, seeds),
     }
-    pictures = {PCA: "pca.png"}
-    pictures |= {f"t-SNE of latents: {title}": _tsne_file(s.name) for title, s in zip(titles, subjects, strict=True)}
-    return Result("latent_space", subject, metrics, settings, tables, pictures)
-
-
-def _repetitions(
-    titles: Sequence[str], measured: Sequence[LatentSpaceRow], seeds: Sequence[int]
-) -> dict[str, list[dict[str, Any]]]:
-    """Return a table of the deviations over seeds, where there are several, and one of every map's densities."""
-    named = list(zip(titles, measured, strict=True))
-    every = [
-        {"model": title, "seed": seed, **dict(zip(DENSITY, found, strict=True))}
-        for title, each in named
-        for seed, found in zip(seeds, each.densities, strict=True)
+    if len(asked.seeds) == 1:
+        return metrics, {**tables, "Density on the t-SNE": every}
+    spread = [
+        {"model": title, **dict(zip(DENSITY, np.std(found, axis=0, ddof=1).tolist(), strict=True))}
+        for title, found in zip(titles, densities, strict=True)
     ]
-    if len(seeds) == 1:
-        return {"Density on the t-SNE": every}
-    deviations = [(title, np.std(each.densities, axis=0, ddof=1).tolist()) for title, each in named]
-    spread = [{"model": title, **dict(zip(DENSITY, values, strict=True))} for title, values in deviations]
-    return {"Deviation over seeds": spread, "Density on each t-SNE": every}
+    return metrics, {**tables, "Deviation over seeds": spread, "Density on each t-SNE": every}
+
+
+def _percent(value: float, base: float) -> float | None:
+    return 100 * (value / base - 1) if base else None
+
+
+def titles_of(models: Sequence[LatentModel]) -> list[str]:
+    """Return what tables call the models."""
+    return [*(each.name for each in models[:-1]), f"{_type(models[-1])} ({REFERENCE})"]
 
 
 def _type(reference: LatentModel) -> str:
@@ -254,25 +182,17 @@ def _type(reference: LatentModel) -> str:
     return str(config.get("model_name", config["type"]))
 
 
-def _tsne_file(name: str) -> str:
-    return f"tsne_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.png"
+def _tsne_file(model: LatentModel) -> str:
+    return f"tsne_{re.sub(r'[^A-Za-z0-9.-]+', '_', model.name)}.png"
 
 
-def write_pictures(
-    folder: Path, collection: Collection, embedded: Sequence[Sequence[npt.NDArray[Any]]], draws: Draws
-) -> None:
-    """Write the PCA picture, and the first seed's t-SNE of every subject."""
-    folder.mkdir(parents=True, exist_ok=True)
-    titles = [*(each.subject.name for each in collection.subjects[:-1]), _type(collection.subjects[-1].subject)]
-    columns = [pca_pictures(each.shown) for each in collection.subjects]
+def write_pictures(folder: Path, collection: Collection, maps: Sequence[npt.NDArray[Any]], draws: Draws) -> None:
+    """Write the PCA picture, and the first seed's t-SNE of every model."""
+    models = [each.model for each in collection.models]
+    titles = [*(each.name for each in models[:-1]), _type(models[-1])]
+    columns = [pca_pictures(each.shown) for each in collection.models]
     save_picture(folder / "pca.png", pca_sheet(collection.inputs, titles, columns))
     rows = draws.rows[0][collection.read[draws.rows[0]] > 0]
-    for title, each, maps in zip(titles, collection.subjects, embedded, strict=True):
-        labels = collection.labels[rows][: len(maps[0])].numpy()
-        save_picture(folder / _tsne_file(each.subject.name), tsne_plot(maps[0], labels, title))
-
-
-def _folder(tokenizers: Sequence[str | Path], names: Sequence[str]) -> Path:
-    if len(tokenizers) == 1:
-        return default_folder(tokenizers[0], "latent_space")
-    return Path("evaluation", "_".join(name.replace("/", "-") for name in names)[:100], "latent_space")
+    labels = collection.labels[rows][: len(maps[0][0])].numpy()
+    for title, model, (first, *_) in zip(titles, models, maps, strict=True):
+        save_picture(folder / _tsne_file(model), tsne_plot(first, labels, title))

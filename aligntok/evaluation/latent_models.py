@@ -13,29 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aligntok.caching.encoder import Batch, LatentEncoder
-from aligntok.caching.settings import CacheSettings
-from aligntok.device import computing, device, explaining_out_of_memory
+from aligntok.caching.encoder import latent_shape
 from aligntok.distributed import total
 from aligntok.errors import ConfigError, DataError
-from aligntok.evaluation.images import EvaluationImages
+from aligntok.evaluation.images import EvaluationImages, frozen
 from aligntok.evaluation.metrics.latent_space import spatial_variance, total_variation
 from aligntok.evaluation.results import identity
+from aligntok.evaluation.settings import LatentAnalysis
+from aligntok.loading import load_tokenizer
 from aligntok.registry import ENCODERS
 from aligntok.rng import rng
-from aligntok.settings import Precision
-from aligntok.tokenizer import Tokenizer
 
 REFERENCE = "reference"
-
-
 #: Encoder types whose models have names of their own, written as ``timm:MODEL``.
 WITH_MODELS = ("timm", "open_clip")
 
 
 @dataclass(frozen=True)
 class LatentModel:
-    """A model whose latents are looked at: images (N, 3, H, W) in [-1, 1] to latents (N, C, h, w), on the CPU.
+    """A model whose latents are looked at: images (N, 3, H, W) in [-1, 1] to latents (N, C, h, w).
 
     name: in tables and pictures. shape: (C, h, w) of an image's latent. what: which model it is, as JSON types.
     """
@@ -46,14 +42,24 @@ class LatentModel:
     what: Mapping[str, Any]
 
 
-def tokenizer_subject(
-    name: str, source: str, tokenizer: Tokenizer, size: tuple[int, int], precision: Precision
-) -> LatentModel:
-    """Return a tokenizer as a subject. Raises ConfigError for a size that its factor does not divide."""
-    encoder = LatentEncoder(tokenizer, CacheSettings(image_size=size, hflip=False, precision=precision))
-    encoder.to_device()
-    what = {"source": source, "identity": identity(tokenizer), "downsample_factor": tokenizer.downsample_factor}
-    return LatentModel(name, lambda images: encoder(images)[:, 0].float(), encoder.latent_shape, what)
+def load_models(
+    asked: LatentAnalysis, names: Sequence[str], encoder: Mapping[str, Any], size: tuple[int, int]
+) -> list[LatentModel]:
+    """Load the tokenizers, by these names, and, last, the reference encoder of this config.
+
+    Raises what loading and building do, ConfigError for an image size that a model cannot take.
+    """
+    loaded = [load_tokenizer(source, weights=asked.weights) for source in asked.tokenizers]
+    factors = {each.downsample_factor for each in loaded}
+    config = on_grid_of(encoder, factors)
+    models = []
+    for name, source, tokenizer in zip(names, asked.tokenizers, loaded, strict=True):
+        shape, encode = latent_shape(tokenizer, size), frozen(tokenizer, asked.precision, "encode")
+        what = {"source": os.fspath(source), "identity": identity(tokenizer)}
+        models.append(LatentModel(name, encode, shape, {**what, "downsample_factor": tokenizer.downsample_factor}))
+    encode = frozen(ENCODERS.build(dict(config)), asked.precision)
+    channels, height, width = encode(torch.zeros(1, 3, *size)).shape[1:]
+    return [*models, LatentModel(REFERENCE, encode, (channels, height, width), {"encoder": config})]
 
 
 def encoder_config(encoder: str) -> dict[str, Any]:
@@ -72,21 +78,6 @@ def on_grid_of(config: Mapping[str, Any], factors: set[int]) -> dict[str, Any]:
     takes = inspect.signature(ENCODERS.get(config["type"])).parameters if "type" in config else {}
     filled = {"downsample_factor": min(factors)} if len(factors) == 1 and "downsample_factor" in takes else {}
     return {**filled, **config}
-
-
-def reference_subject(config: Mapping[str, Any], size: tuple[int, int], precision: Precision) -> LatentModel:
-    """Return the reference encoder as a subject. Raises what building it does, ConfigError for an unfit size."""
-    encoder = ENCODERS.build(dict(config)).eval().requires_grad_(False)
-    encoder.to(device())
-
-    @torch.inference_mode()
-    def encode(images: Tensor) -> Tensor:
-        what = f"{len(images)} images of {size[0]} x {size[1]}"
-        with explaining_out_of_memory(what, "lower the batch size"), computing(precision):
-            return encoder(images.to(device(), non_blocking=True)).float().cpu()
-
-    channels, height, width = encode(torch.zeros(1, 3, *size)).shape[1:]
-    return LatentModel(REFERENCE, encode, (channels, height, width), {"encoder": {**config}})
 
 
 def distinct_names(sources: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
@@ -133,83 +124,71 @@ class Draws:
         return cls(torch.stack(rows), torch.stack(places))
 
 
+@dataclass(frozen=True)
 class Collected:
-    """What is kept of N images' latents of a subject; images that could not be read have zeros.
+    """What is kept of N images' latents of a model; images that could not be read have zeros.
 
     pooled: (N, C) means over positions, L2-normalised. variance, variation: (N,). points: (S, P, C), the drawn latents.
     shown: (M, C, h, w), those of the images in pictures.
     """
 
-    def __init__(self, subject: LatentModel, images: int, draws: Draws, shown: Sequence[int]) -> None:
-        self.subject, self.draws = subject, draws
-        channels = subject.shape[0]
-        self.pooled = torch.zeros(images, channels, dtype=torch.float64)
-        self.variance = torch.zeros(images, dtype=torch.float64)
-        self.variation = torch.zeros(images, dtype=torch.float64)
-        self.points = torch.zeros(*draws.rows.shape, channels)
-        self.shown = torch.zeros(len(shown), *subject.shape)
-        self._drawn = torch.full((len(draws.rows), images), -1)
-        self._drawn.scatter_(1, draws.rows, torch.arange(draws.rows.shape[1]).expand_as(draws.rows))
-        self._shown = {row: place for place, row in enumerate(shown)}
-
-    def add(self, rows: Tensor, latents: Tensor) -> None:
-        """Take in the latents (N, C, h, w) of the images `rows` (N,)."""
-        self.pooled[rows] = F.normalize(latents.double().mean(dim=(2, 3)), dim=1)
-        self.variance[rows], self.variation[rows] = spatial_variance(latents), total_variation(latents)
-        grid = torch.tensor(latents.shape[2:])
-        for seed, drawn in enumerate(self._drawn[:, rows]):
-            wanted = (drawn >= 0).nonzero()[:, 0]
-            y, x = (self.draws.places[seed, drawn[wanted]] * grid).long().T
-            self.points[seed, drawn[wanted]] = latents[wanted, :, y, x]
-        for latent, row in zip(latents, rows.tolist(), strict=True):
-            if row in self._shown:
-                self.shown[self._shown[row]] = latent
-
-    def share(self) -> None:
-        """Put together what the processes have; collective."""
-        for name in ("pooled", "variance", "variation", "points", "shown"):
-            setattr(self, name, total(getattr(self, name)))
+    model: LatentModel
+    pooled: Tensor
+    variance: Tensor
+    variation: Tensor
+    points: Tensor
+    shown: Tensor
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Everything kept of the images: of each subject, and labels (N,), which were read (N,), pictures (M, 3, H, W)."""
+    """Everything kept of the images: of each model, and labels (N,), which were read (N,), pictures (M, 3, H, W)."""
 
-    subjects: list[Collected]
+    models: list[Collected]
     labels: Tensor
     read: Tensor
     inputs: Tensor
 
 
-def collect(
-    subjects: Sequence[LatentModel], images: EvaluationImages, draws: Draws, shown: Sequence[int]
-) -> Collection:
-    """Encode every image with every subject; collective. `shown` are the places, among the images, of pictures.
+def collect(models: Sequence[LatentModel], images: EvaluationImages, draws: Draws, shown: Sequence[int]) -> Collection:
+    """Encode every image with every model; collective. `shown` are the rows, among the images, of pictures.
 
     An image's numbers depend on it alone, as far as rounding goes, and on the batch it is in not at all between
     numbers of processes. Raises DataError for latents that are not finite, and what reading the images does.
     """
-    kept = [Collected(subject, len(images), draws, shown) for subject in subjects]
-    labels, read = torch.zeros(len(images), dtype=torch.int64), torch.zeros(len(images), dtype=torch.int64)
+    num = len(images)
+    kept = [
+        {
+            "pooled": torch.zeros(num, model.shape[0], dtype=torch.float64),
+            "variance": torch.zeros(num, dtype=torch.float64),
+            "variation": torch.zeros(num, dtype=torch.float64),
+            "points": torch.zeros(*draws.rows.shape, model.shape[0]),
+            "shown": torch.zeros(len(shown), *model.shape),
+        }
+        for model in models
+    ]
+    labels, read = torch.zeros(2, num, dtype=torch.int64)
     inputs = torch.zeros(len(shown), 3, *images.image_size)
-    for rows, batch in images.read():
+    for batch in images:
+        rows = images.rows(batch)
         labels[rows], read[rows] = batch.labels.long(), 1
-        for place, row in enumerate(shown):
-            inputs[place] += batch.images[rows == row].sum(dim=0)  # one image, or none
-        for each in kept:
-            latents = each.subject.encode(batch.images)
-            _check_finite(each.subject, latents, images, batch)
-            each.add(rows, latents)
-    for each in kept:
-        each.share()
-    return Collection(kept, total(labels), total(read), total(inputs))
-
-
-def _check_finite(subject: LatentModel, latents: Tensor, images: EvaluationImages, batch: Batch) -> None:
-    finite = latents.isfinite().flatten(1).all(1)
-    if not finite.all():
-        name = images.source.names[int(batch.places[~finite][0])]
-        raise DataError(
-            f"{subject.name} gives latents of {name} that are not finite; take --precision fp32, and leave the model "
-            "out if they are not finite in fp32 either"
-        )
+        seeds, points, drawn = (draws.rows[..., None] == rows).nonzero().T
+        pictures, seen = (torch.tensor(shown)[:, None] == rows).nonzero().T
+        inputs[pictures] = batch.images[seen]
+        for model, own in zip(models, kept, strict=True):
+            latents = model.encode(batch.images).cpu()
+            finite = latents.isfinite().flatten(1).all(1)
+            if not finite.all():
+                name = images.source.names[int(batch.places[~finite][0])]
+                raise DataError(
+                    f"{model.name} gives latents of {name} that are not finite; take --precision fp32, and leave the "
+                    "model out if they are not finite in fp32 either"
+                )
+            own["pooled"][rows] = F.normalize(latents.double().mean(dim=(2, 3)), dim=1)
+            own["variance"][rows], own["variation"][rows] = spatial_variance(latents), total_variation(latents)
+            y, x = (draws.places[seeds, points] * torch.tensor(latents.shape[2:])).long().T
+            own["points"][seeds, points] = latents[drawn, :, y, x]
+            own["shown"][pictures] = latents[seen]
+    summed = [{name: total(tensor) for name, tensor in own.items()} for own in kept]
+    collected = [Collected(model, **own) for model, own in zip(models, summed, strict=True)]
+    return Collection(collected, total(labels), total(read), total(inputs))

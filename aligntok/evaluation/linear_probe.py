@@ -6,31 +6,23 @@ computes with those that it holds, and gradients are summed. Results agree as fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.caching.encoder import LatentEncoder
-from aligntok.caching.settings import CacheSettings
-from aligntok.device import device, multiplying
-from aligntok.distributed import barrier, is_first, must_agree, total, world
-from aligntok.distributed.job import batched, job, progress_bar, stop_if_preempted
+from aligntok.caching.encoder import Batch, latent_shape
+from aligntok.data.loader import explaining_loader_errors, make_loader
+from aligntok.data.sources.base import ImageSource
+from aligntok.device import device
+from aligntok.distributed import is_first, must_agree, total, world
+from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.errors import DataError
-from aligntok.evaluation.images import RESIZE, EvaluationImages, begins_anew
-from aligntok.evaluation.probe_features import (
-    EncodedAnew,
-    KeptFeatures,
-    ProbeFeatures,
-    Split,
-    match_classes,
-    statistics,
-)
-from aligntok.evaluation.results import Result, check_out, default_folder, identity, publish
-from aligntok.evaluation.settings import ProbeSettings
+from aligntok.evaluation.images import RESIZE, EvaluationImages, begins_anew, frozen, name_unreadable
+from aligntok.evaluation.results import Result, evaluating, identity, publish, result_folder
+from aligntok.evaluation.settings import ImageSettings, ProbeSettings
 from aligntok.loading import load_tokenizer
 from aligntok.rng import rng, seed_torch
 from aligntok.settings import Precision
@@ -60,103 +52,203 @@ def linear_probe(asked: ProbeSettings) -> Result:
     folder). Collective under torchrun. Raises ConfigError for options that cannot be; DataError for images without
     classes, or with others in one split than in the other; what loading raises; Preempted after SIGTERM.
     """
-    folder = default_folder(asked.tokenizer, "linear_probe") if asked.out is None else Path(asked.out).expanduser()
-    with job(), multiplying(asked.precision):  # the probe as the tokenizer
-        check_out(folder)
-        wanted = ((asked.train_split, asked.num_train), (asked.val_split, asked.num_val))
-        how = (asked.encode_batch_size, asked.workers)
-        images = [EvaluationImages(asked.data, asked.image_size, *each, *how) for each in wanted]
-        weights: dict[str, Any] = {} if asked.weights is None else {"weights": asked.weights}
-        model = load_tokenizer(asked.tokenizer, **weights)
+    folder = result_folder(asked.out, asked.tokenizer, "linear_probe")
+    with evaluating(folder, asked.precision):
+        images = [
+            EvaluationImages(
+                ImageSettings(
+                    data=asked.data,
+                    image_size=asked.image_size,
+                    split=split,
+                    num_images=num_images,
+                    batch_size=asked.encode_batch_size,
+                    workers=asked.workers,
+                )
+            )
+            for split, num_images in ((asked.train_split, asked.num_train), (asked.val_split, asked.num_val))
+        ]
+        model = load_tokenizer(asked.tokenizer, weights=asked.weights)
         encode = FeatureEncoder(model, images[0].image_size, asked.precision, asked.pool)
-        names, splits = make_splits(images, encode)
-        recipe = {"epochs": asked.epochs, "optimizer": "Adam", "lr": asked.lr, "batch_size": asked.batch_size}
-        recipe |= {"seed": asked.seed, "standardize": asked.standardize, "augmentation": None}
-        recipe |= {"weights": asked.weights, "precision": asked.precision}
-        settings = describe(splits, encode, len(names), model) | recipe
+        names, *labels = match_classes(*(each.source for each in images))
+        train, val = (SplitFeatures(*each, encode) for each in zip(images, labels, strict=True))
+        settings = {
+            "data": [each.source.where for each in images],
+            "images": len(val),
+            "train_images": len(train),
+            "classes": len(names),
+            "image_size": list(images[0].image_size),
+            "resize": RESIZE,
+            "tokenizer": {"identity": identity(model)},
+            "latent": list(encode.shape),
+            "features": "means over positions" if encode.pool else "whole latents, flattened",
+            "features_dim": encode.dim,
+            "epochs": asked.epochs,
+            "optimizer": "Adam",
+            "lr": asked.lr,
+            "batch_size": asked.batch_size,
+            "seed": asked.seed,
+            "standardize": asked.standardize,
+            "augmentation": None,
+            "weights": asked.weights,
+            "precision": asked.precision,
+        }
         must_agree(settings, "another tokenizer, other images")
-        train, val = feature_sets(splits, asked.memory_gb, asked.workers)
-        probe = Probe(encode.dim, len(names), asked.lr, asked.seed)
-        if asked.standardize:
-            probe.standardize(*statistics(train, in_order(train), total))
+        keep_what_fits([train, val], asked.memory_gb)
+        scale = statistics(train) if asked.standardize else (torch.zeros(1), torch.ones(1))
+        probe = Probe(encode.dim, len(names), asked.lr, asked.seed, *scale)
         history = run(probe, train, val, asked.epochs, asked.batch_size, asked.seed)
         metrics, table = {"top1": history[-1].top1, "top5": history[-1].top5}, [each._asdict() for each in history]
-        result = Result("linear_probe", str(asked.tokenizer), metrics, settings, {"Epochs": table})
-        if is_first():
-            publish(result, folder)
-        barrier()
-    return result
+        return publish(Result("linear_probe", str(asked.tokenizer), metrics, settings, {"Epochs": table}), folder)
 
 
 class FeatureEncoder:
     """Encoder and adapter, frozen: images (N, 3, H, W) to what the probe sees, (N, dim), float32 on the CPU."""
 
     def __init__(self, tokenizer: Tokenizer, size: tuple[int, int], precision: Precision, pool: bool) -> None:
-        self.encoder = LatentEncoder(tokenizer, CacheSettings(image_size=size, hflip=False, precision=precision))
-        self.encoder.to_device()
-        self.pool, self.shape = pool, self.encoder.latent_shape
+        self.shape = latent_shape(tokenizer, size)
+        self.encode = frozen(tokenizer, precision, "encode")
+        self.precision, self.pool = precision, pool
         self.dim = self.shape[0] if pool else self.shape[0] * self.shape[1] * self.shape[2]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the features of a batch. Raises DataError when some are not finite."""
-        latents = self.encoder(images)[:, 0].float()
+        latents = self.encode(images).cpu()
         if not latents.isfinite().all():
             raise DataError(
-                f"the latents are not finite in {self.encoder.encoding.precision}; take --precision fp32. If they are "
-                "not finite in fp32 either, the tokenizer is broken"
+                f"the latents are not finite in {self.precision}; take --precision fp32. If they are not finite in "
+                "fp32 either, the tokenizer is broken"
             )
         return latents.mean(dim=(2, 3)) if self.pool else latents.flatten(1)
 
 
-def make_splits(images: Sequence[EvaluationImages], encode: FeatureEncoder) -> tuple[list[str], list[Split]]:
-    """Return the names of the classes, and the two splits. Raises DataError when classes do not agree."""
-    names, *maps = match_classes(*(each.source for each in images))
-    return names, [Split(each, labels, encode, encode.dim) for each, labels in zip(images, maps, strict=True)]
+class SplitFeatures:
+    """Features and classes of a split's images; `label_of` maps the source's class indices to the probe's.
+
+    They are encoded whenever they are needed, or once (:meth:`keep`), with the same result. A row, an image's number
+    in the split, is dealt to a process whatever batch it comes in: so its features can stay there.
+    """
+
+    def __init__(self, images: EvaluationImages, label_of: Tensor, encode: FeatureEncoder) -> None:
+        self.images, self.label_of, self.encode = images, label_of, encode
+        self._features: Tensor | None = None
+        self._named: set[str] = set()
+
+    def __len__(self) -> int:
+        """The number of rows, images that cannot be read among them."""
+        return len(self.images)
+
+    def mine(self, rows: Tensor) -> Tensor:
+        """Return those of the rows that are this process's: those that `EvaluationImages` deals to it."""
+        rank, processes = world()
+        return rows[rows // self.images.asked.batch_size % processes == rank]
+
+    def keep(self) -> None:
+        """Encode all images and keep their features in memory, float32, in each process its own; collective."""
+        own = len(self.mine(torch.arange(len(self))))
+        self._at = torch.full((len(self),), -1)  # a row's place here, or -1
+        self._labels = torch.empty(own, dtype=torch.int64)
+        self._features, filled = torch.empty(own, self.encode.dim), 0
+        for batch in self.images:
+            here = slice(filled, filled + len(batch.images))
+            self._features[here] = self.encode(batch.images)
+            self._labels[here] = self.label_of[batch.labels.long()]
+            self._at[self.images.rows(batch)] = torch.arange(here.start, here.stop)
+            filled = here.stop
+
+    def batches(self, rows: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield features (N, D) and classes (N,) of this process's part of each batch, in order; N may be 0.
+
+        `rows` are the batches, the same in every process.
+        """
+        if self._features is None:
+            yield from self._encoded([self.mine(batch).tolist() for batch in rows])
+            return
+        for batch in rows:
+            places = self._at[batch]
+            places = places[places >= 0]
+            yield self._features[places], self._labels[places]
+
+    def _encoded(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        dataset, how = self.images.dataset, self.images.asked
+        wanted = [[self.images.places[row] for row in batch] for batch in rows]
+        loader = iter(make_loader(dataset, [places for places in wanted if places], how.workers, dataset.collate))
+        for places in wanted:
+            with explaining_loader_errors():
+                batch: Batch = next(loader) if places else dataset.collate([])
+            self._named |= set(name_unreadable(self.images.source, batch, self._named))
+            parts = [self.encode(part) for part in batched(batch.images, how.batch_size)]
+            yield torch.cat([torch.empty(0, self.encode.dim), *parts]), self.label_of[batch.labels.long()]
 
 
-def describe(splits: Sequence[Split], encode: FeatureEncoder, classes: int, model: Tokenizer) -> dict[str, Any]:
-    """Return what fixes the features, as JSON types."""
-    train, val = splits
-    return {
-        "data": [split.source.where for split in splits],
-        "images": len(val),
-        "train_images": len(train),
-        "classes": classes,
-        "image_size": list(train.images.image_size),
-        "resize": RESIZE,
-        "tokenizer": {"identity": identity(model)},
-        "latent": list(encode.shape),
-        "features": "means over positions" if encode.pool else "whole latents, flattened",
-        "features_dim": encode.dim,
-    }
+def match_classes(train: ImageSource, val: ImageSource) -> tuple[list[str], Tensor, Tensor]:
+    """Return the names of the classes, and the class of each label of either source.
+
+    Sources that name no classes are taken to number them alike. Raises DataError for images without a class, and for
+    classes that one source alone has.
+    """
+    for source in (train, val):
+        if (source.labels < 0).any():
+            raise DataError(
+                f"{source.where}: {int((source.labels < 0).sum())} images have no class; a linear probe needs one for "
+                "each: class folders, or labels in shards or parquet files"
+            )
+    if not train.class_names and not val.class_names:
+        count = int(max(train.labels.max(), val.labels.max())) + 1
+        return [str(number) for number in range(count)], torch.arange(count), torch.arange(count)
+    alone = sorted(set(train.class_names) ^ set(val.class_names))
+    if alone:
+        holder, other = (train, val) if alone[0] in train.class_names else (val, train)
+        raise DataError(
+            f"{len(alone)} classes are in one split alone, such as '{alone[0]}' in {holder.where} and not in "
+            f"{other.where}; a linear probe is trained and measured on the same classes: give both splits the same "
+            "class folders, or names"
+        )
+    names = sorted(train.class_names)
+    number = {name: i for i, name in enumerate(names)}
+    train_labels, val_labels = (torch.tensor([number[n] for n in s.class_names]) for s in (train, val))
+    return names, train_labels, val_labels
 
 
-def feature_sets(splits: Sequence[Split], memory_gb: float, workers: int) -> list[ProbeFeatures]:
-    """Return the features of both splits, kept if they fit; collective."""
-    batch = splits[0].images.batch_size
+def keep_what_fits(splits: Sequence[SplitFeatures], memory_gb: float) -> None:
+    """Keep the features of both splits in memory, if they fit, and say whether; collective."""
+    batch = splits[0].images.asked.batch_size
     rows = [-(-len(split) // batch // world()[1]) * batch for split in splits]  # at most, in one process
-    needed = sum(count * split.dim * 4 for count, split in zip(rows, splits, strict=True)) / 1e9
-    kept = needed <= memory_gb
+    dim = splits[0].encode.dim
+    needed = sum(count * dim * 4 for count in rows) / 1e9
     if is_first():
-        done = "encoded once, and kept" if kept else f"encoded anew each epoch: more than memory_gb={memory_gb:g}"
-        print(f"Features: {splits[0].dim} an image, {needed:.3g} GB a process; {done}")
-    return [KeptFeatures(split) if kept else EncodedAnew(split, workers, batch) for split in splits]
+        fits = "encoded once, and kept"
+        done = fits if needed <= memory_gb else f"encoded anew each epoch: more than memory_gb={memory_gb:g}"
+        print(f"Features: {dim} an image, {needed:.3g} GB a process; {done}")
+    if needed <= memory_gb:
+        for split in splits:
+            split.keep()
+
+
+def statistics(features: SplitFeatures) -> tuple[Tensor, Tensor]:
+    """Return the mean and standard deviation (D,), float32, of the features over all images; collective.
+
+    A feature that does not vary has the deviation 1.
+    """
+    sums = torch.zeros(2, features.encode.dim, dtype=torch.float64)
+    count = torch.zeros(1, dtype=torch.float64)
+    for x, _ in features.batches(in_order(features)):
+        count += len(x)
+        sums += torch.stack([x.double().sum(0), x.double().square().sum(0)])
+    mean, squares = total(sums) / total(count)
+    deviation = (squares - mean.square()).clamp(min=0).sqrt()
+    return mean.float(), torch.where(deviation > 1e-6, deviation, 1.0).float()
 
 
 class Probe:
-    """One linear layer and its Adam, the same in every process."""
+    """One linear layer on features less `mean`, over `deviation`, and its Adam; the same in every process."""
 
-    def __init__(self, dim: int, classes: int, lr: float, seed: int) -> None:
+    def __init__(self, dim: int, classes: int, lr: float, seed: int, mean: Tensor, deviation: Tensor) -> None:
         with torch.random.fork_rng(devices=[]):
             seed_torch("weights", seed)
             self.linear = nn.Linear(dim, classes)
         self.device = device()
         self.linear.to(self.device)
         self.optimizer = torch.optim.Adam(self.linear.parameters(), lr=lr)
-        self.mean, self.deviation = torch.zeros(1, device=self.device), torch.ones(1, device=self.device)
-
-    def standardize(self, mean: Tensor, deviation: Tensor) -> None:
-        """Take features (N, D) less `mean`, over `deviation`, from now on."""
         self.mean, self.deviation = mean.to(self.device), deviation.to(self.device)
 
     def logits(self, features: Tensor) -> Tensor:
@@ -190,7 +282,7 @@ class Probe:
         return torch.stack([best[:, 0].sum(), best.sum(), torch.tensor(len(labels), device=self.device)]).cpu()
 
 
-def run(probe: Probe, train: ProbeFeatures, val: ProbeFeatures, epochs: int, batch_size: int, seed: int) -> list[Epoch]:
+def run(probe: Probe, train: SplitFeatures, val: SplitFeatures, epochs: int, batch_size: int, seed: int) -> list[Epoch]:
     """Train for so many epochs, measuring after each; collective. Raises Preempted, and DataError for bad images."""
     generator = rng("probe", seed)
     history = []
@@ -212,13 +304,13 @@ def run(probe: Probe, train: ProbeFeatures, val: ProbeFeatures, epochs: int, bat
     return history
 
 
-def in_order(features: ProbeFeatures) -> list[Tensor]:
+def in_order(features: SplitFeatures) -> list[Tensor]:
     """Return the rows of a split, in order, in the batches that are measured at once."""
     return batched(torch.arange(len(features)), MEASURED_AT_ONCE)
 
 
 def go_through(
-    features: ProbeFeatures, rows: Sequence[Tensor], act: Callable[[Tensor, Tensor], Tensor], what: str
+    features: SplitFeatures, rows: Sequence[Tensor], act: Callable[[Tensor, Tensor], Tensor], what: str
 ) -> Tensor:
     """Call `act` on each batch and return the sum (3,) of what it returns, the number of images last; collective.
 

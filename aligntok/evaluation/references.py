@@ -49,35 +49,68 @@ class Reference:
     feature_set: FeatureSet
 
 
-def write_reference(
-    path: str | os.PathLike[str],
-    feature_set: FeatureSet,
-    extractor: Extractor,
-    *,
-    name: str,
-    image_size: int | Sequence[int],
-    image_resize: str = RESIZE,
-) -> Path:
-    """Write a reference to `path` (.safetensors), whole or not at all, and return it.
+FORMAT = "aligntok reference 1"
+SUFFIX = ".safetensors"
+BATCH = 64  # images of ADM's at once
+#: ADM's statistics: what ours are called, and their shapes.
+STATISTICS = {
+    "mu": ("mean", (2048,)),
+    "sigma": ("covariance", (2048, 2048)),
+    "mu_s": ("spatial_mean", (2023,)),
+    "sigma_s": ("spatial_covariance", (2023, 2023)),
+}
 
-    With both Gaussians in float64 and the features in float32, without logits. Raises DataError for another ending,
-    WriteError when the disk does not take it.
+
+def make_reference(asked: ReferenceSettings) -> Path:
+    """Make reference statistics of images, write them to `out` (.safetensors), and return that path.
+
+    The images are what :class:`EvaluationImages` takes, the extractor what :func:`build_extractor` does. Collective
+    under torchrun. Raises what those two raise, DataError for another ending and for fewer than two images, WriteError
+    for a file that cannot be written.
+    """
+    path = Path(asked.out).expanduser()
+    if path.suffix != SUFFIX:
+        raise DataError(f"a reference is a {SUFFIX} file, out is {path}; give {path.with_suffix(SUFFIX)}")
+    with job():
+        check_out(path.parent)
+        built = build_extractor(asked.extractor)
+        images = EvaluationImages(asked)
+        kept = min(asked.keep_features, len(images))
+        wanted = frozenset(images.places[i * len(images) // kept] for i in range(kept))
+        collector = FeatureCollector(built, wanted)
+        for batch in images:
+            collector.add(to_pixels(batch.images), batch.places.tolist())
+        features = collector.combine()
+        if is_first():
+            write_reference(path, features, built, asked.name or path.stem, images.image_size)
+        barrier()
+    return path
+
+
+def write_reference(
+    path: Path, feature_set: FeatureSet, extractor: Extractor, name: str, image_size: tuple[int, int]
+) -> None:
+    """Write a reference, whole or not at all. Raises WriteError when the disk does not take it.
+
+    With both Gaussians in float64 and the features in float32, without logits; under a checksum that is in the file.
     """
     tensors = {"mean": feature_set.gaussian.mean, "covariance": feature_set.gaussian.covariance}
     if feature_set.spatial is not None:
         tensors |= {"spatial_mean": feature_set.spatial.mean, "spatial_covariance": feature_set.spatial.covariance}
     if feature_set.features is not None:
         tensors["features"] = feature_set.features
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     described = {
         "name": name,
         "title": extractor.title,
         "identity": extractor.identity,
         "resize": extractor.resize,
-        "image_resize": image_resize,
-        "image_size": parse_image_size(image_size),
+        "image_resize": RESIZE,
+        "image_size": image_size,
         "num_images": feature_set.count,
     }
-    return write_checked(Path(path), tensors, described)
+    said = json.dumps(described, sort_keys=True)
+    save_tensors(path, tensors, {"format": FORMAT, "reference": said, "checksum": checksum(tensors, said)})
 
 
 def read_reference(path: str | os.PathLike[str], extractor: Extractor) -> Reference:
@@ -89,12 +122,8 @@ def read_reference(path: str | os.PathLike[str], extractor: Extractor) -> Refere
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"no reference at {file}; make one with `tools/evaluate.py make-reference DATA {file}`")
-    if file.suffix == ".npz":
-        return read_adm(file, extractor)
-    tensors, described = read_checked(file)
-    described["image_size"] = tuple(described["image_size"])
-    title, count = described["title"], described["num_images"]
-    spatial = None
+    tensors, described = _read_adm(file, extractor) if file.suffix == ".npz" else _read_own(file)
+    title, count, spatial = described["title"], described["num_images"], None
     if "spatial_mean" in tensors:
         spatial = Gaussian(tensors["spatial_mean"], tensors["spatial_covariance"], count)
     gaussian = Gaussian(tensors["mean"], tensors["covariance"], count)
@@ -102,6 +131,25 @@ def read_reference(path: str | os.PathLike[str], extractor: Extractor) -> Refere
     reference = Reference(**described, feature_set=features)
     _check_extractor(reference, extractor)
     return reference
+
+
+def _read_own(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a file of ours, and what it says of them."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"the reference {path} is damaged ({first_line(error)}); fetch or make it again") from error
+    if metadata.get("format") != FORMAT:
+        raise DataError(
+            f"{path} is no reference of this version (its format is {metadata.get('format')!r}, not {FORMAT!r}); make "
+            "one with `tools/evaluate.py make-reference`"
+        )
+    if checksum(tensors, metadata["reference"]) != metadata["checksum"]:
+        raise DataError(f"the reference {path} is damaged (its checksum differs); fetch or make it again")
+    described = json.loads(metadata["reference"])
+    return tensors, {**described, "image_size": tuple(described["image_size"])}
 
 
 def _check_extractor(reference: Reference, extractor: Extractor) -> None:
@@ -142,77 +190,6 @@ def check_fits(
         )
 
 
-def make_reference(asked: ReferenceSettings) -> Path:
-    """Make reference statistics of images, write them to `out` (.safetensors), and return that path.
-
-    The images are what :class:`EvaluationImages` takes, the extractor what :func:`build_extractor` does. Collective
-    under torchrun. Raises what those two raise, DataError for fewer than two images, WriteError for a file that cannot
-    be written.
-    """
-    path = Path(asked.out).expanduser()
-    _check_suffix(path)
-    with job():
-        check_out(path.parent)
-        built = build_extractor(asked.extractor)
-        images = EvaluationImages(
-            asked.data, asked.image_size, asked.split, asked.num_images, asked.batch_size, asked.workers
-        )
-        kept = min(asked.keep_features, len(images))
-        wanted = frozenset(images.places[i * len(images) // kept] for i in range(kept))
-        collector = FeatureCollector(built, wanted)
-        for batch in images:
-            collector.add(to_pixels(batch.images), batch.places.tolist())
-        features = collector.combine()
-        if is_first():
-            write_reference(path, features, built, name=asked.name or path.stem, image_size=images.image_size)
-        barrier()
-    return path
-
-
-def describe(reference: Reference) -> dict[str, Any]:
-    """Return what fixes a reference, as JSON types: for the settings of a result."""
-    kept = reference.feature_set.features
-    said = {key: value for key, value in vars(reference).items() if key != "feature_set"}
-    return json.loads(json.dumps({**said, "features_kept": 0 if kept is None else len(kept)}))
-
-
-FORMAT = "aligntok reference 1"
-SUFFIX = ".safetensors"
-
-
-def write_checked(path: Path, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> Path:
-    """Write tensors and their description, whole or not at all. Raises WriteError when the disk does not take them."""
-    _check_suffix(path)
-    content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    said = json.dumps(described, sort_keys=True)
-    metadata = {"format": FORMAT, "reference": said, "checksum": checksum(content, said)}
-    save_tensors(path, content, metadata)
-    return path
-
-
-def _check_suffix(path: Path) -> None:
-    if path.suffix != SUFFIX:
-        raise DataError(f"a reference is a {SUFFIX} file, out is {path}; give {path.with_suffix(SUFFIX)}")
-
-
-def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and description. Raises DataError for a file that is damaged or something else."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"the reference {path} is damaged ({first_line(error)}); fetch or make it again") from error
-    if metadata.get("format") != FORMAT:
-        raise DataError(
-            f"{path} is no reference of this version (its format is {metadata.get('format')!r}, not {FORMAT!r}); make "
-            "one with `tools/evaluate.py make-reference`"
-        )
-    if checksum(tensors, metadata["reference"]) != metadata["checksum"]:
-        raise DataError(f"the reference {path} is damaged (its checksum differs); fetch or make it again")
-    return tensors, json.loads(metadata["reference"])
-
-
 def checksum(tensors: Mapping[str, Tensor], said: str) -> str:
     """SHA-256 of tensors (CPU, contiguous), their names, types and shapes, and of what is said about them."""
     digest = hashlib.sha256(said.encode())
@@ -222,50 +199,46 @@ def checksum(tensors: Mapping[str, Tensor], said: str) -> str:
     return digest.hexdigest()
 
 
-BATCH = 64
-STATISTICS = (("mu", 1), ("sigma", 2), ("mu_s", 1), ("sigma_s", 2))
+def _read_adm(path: Path, extractor: Extractor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return ADM's `mu`, `sigma`, and, where they are there, `mu_s`, `sigma_s` as a file of ours has them.
 
-
-def read_adm(path: Path, extractor: Extractor) -> Reference:
-    """Read ADM's `mu`, `sigma`, and, where they are there, `mu_s`, `sigma_s` and the images `arr_0` (N, H, W, 3).
-
-    The features of the images are computed here, shared out over the processes: collective. The Gaussians are those of
-    the file, of a number of images that it does not tell (that of `arr_0` is another). Raises DataError for a file that
-    is damaged or something else, and for another extractor than Inception-v3.
+    The features of the images `arr_0` (N, H, W, 3), if there are any, are computed here, shared out over the processes:
+    collective. The Gaussians are those of the file, of a number of images that it does not tell (that of `arr_0` is
+    another).
     """
     if extractor.title != INCEPTION:
         raise DataError(
             f"the reference {path} is of the features of {INCEPTION}, as all of ADM's are, but this evaluation uses "
             f"{extractor.title}; use inception_v3, or make a reference with `tools/evaluate.py make-reference`"
         )
-    arrays = _read(path)
-    gaussian = _gaussian(arrays, "mu", "sigma")
-    spatial = _gaussian(arrays, "mu_s", "sigma_s") if "mu_s" in arrays else None
-    images = arrays.get("arr_0")
-    features = None if images is None else _features(torch.from_numpy(images), extractor)
-    return Reference(
-        name=path.stem,
-        title=extractor.title,
-        identity=None,
-        resize=extractor.resize,
-        image_resize=None,
-        image_size=None if images is None else (images.shape[1], images.shape[2]),
-        num_images=0,
-        feature_set=FeatureSet(extractor.title, gaussian, spatial, features, logits=None, count=0),
-    )
+    arrays = _read_arrays(path)
+    images = torch.from_numpy(arrays.pop("arr_0")) if "arr_0" in arrays else None
+    tensors = {STATISTICS[name][0]: torch.from_numpy(array).double() for name, array in arrays.items()}
+    if images is not None:
+        rank, processes = world()
+        collector = FeatureCollector(extractor, keep_features=True)
+        for places in batched(range(len(images)), BATCH)[rank::processes]:
+            collector.add(images[places.start : places.stop].permute(0, 3, 1, 2), places)
+        features = collector.combine().features
+        tensors |= {} if features is None else {"features": features}
+    return tensors, {
+        "name": path.stem,
+        "title": extractor.title,
+        "identity": None,
+        "resize": extractor.resize,
+        "image_resize": None,
+        "image_size": None if images is None else (images.shape[1], images.shape[2]),
+        "num_images": 0,
+    }
 
 
-def _gaussian(arrays: dict[str, Any], mean: str, covariance: str) -> Gaussian:
-    return Gaussian(torch.from_numpy(arrays[mean]).double(), torch.from_numpy(arrays[covariance]).double(), count=0)
-
-
-def _read(path: Path) -> dict[str, Any]:
+def _read_arrays(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as opened:
             file = np.load(opened, allow_pickle=False)
             if not isinstance(file, Mapping):
                 raise ValueError("it is a single array")
-            arrays = {name: file[name] for name in (*dict(STATISTICS), "arr_0") if name in file}
+            arrays = {name: file[name] for name in (*STATISTICS, "arr_0") if name in file}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"the reference {path} is damaged ({first_line(error)}); fetch it again") from error
     fault = _fault(arrays)
@@ -283,20 +256,10 @@ def _fault(arrays: dict[str, Any]) -> str:
         return f"mu or sigma is missing, there is {', '.join(arrays) or 'nothing of it'}"
     if ("mu_s" in arrays) != ("sigma_s" in arrays):
         return "one of mu_s and sigma_s is missing"
-    for name, dims in STATISTICS:
-        shape = (2048 if name in ("mu", "sigma") else 2023,) * dims
-        if name in arrays and (arrays[name].shape != shape or arrays[name].dtype.kind != "f"):
-            return f"{name} is {arrays[name].dtype} {arrays[name].shape}"
-    images = arrays.get("arr_0")
-    if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3):
-        return f"arr_0 is {images.dtype} {images.shape}"
+    for name, array in arrays.items():
+        sound = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3
+        if name in STATISTICS:
+            sound = array.dtype.kind == "f" and array.shape == STATISTICS[name][1]
+        if not sound:
+            return f"{name} is {array.dtype} {array.shape}"
     return ""
-
-
-def _features(images: Tensor, extractor: Extractor) -> Tensor | None:
-    """Pooled features of uint8 images (N, H, W, 3), in their order; collective."""
-    rank, processes = world()
-    collector = FeatureCollector(extractor, keep_features=True)
-    for places in batched(range(len(images)), BATCH)[rank::processes]:
-        collector.add(images[places.start : places.stop].permute(0, 3, 1, 2), places)
-    return collector.combine().features

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import aligntok
-from aligntok.distributed import is_first
+from aligntok.device import multiplying
+from aligntok.distributed import barrier, is_first
+from aligntok.distributed.job import job
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.console import print_table
 from aligntok.io.files import check_writable, read_json, write_json, writing
+from aligntok.settings import Precision
 
 if TYPE_CHECKING:  # a report is written without mmengine
     from aligntok.tokenizer import Tokenizer
@@ -46,10 +50,14 @@ class Result:
 
         The JSON is replaced whole. Raises WriteError when the disk takes neither.
         """
+        from torch.utils.tensorboard import SummaryWriter
+
         path = Path(folder) / f"{self.kind}.json"
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _to_tensorboard(self, path.parent)
+            with SummaryWriter(str(path.parent)) as writer:
+                for name, value in self.metrics.items():
+                    writer.add_scalar(f"{self.kind}/{name}", value, self.step or 0)
         write_json(path, {"format": FORMAT, "aligntok_version": aligntok.__version__, **asdict(self)})
         return path
 
@@ -67,14 +75,6 @@ def read_result(path: str | os.PathLike[str]) -> Result:
     return read_json(path, DataError, cure, parse)
 
 
-def _to_tensorboard(result: Result, folder: Path) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder)) as writer:
-        for name, value in result.metrics.items():
-            writer.add_scalar(f"{result.kind}/{name}", value, result.step or 0)
-
-
 def identity(tokenizer: Tokenizer) -> str | None:
     """Return which tokenizer it is; None for one with parts that no config describes."""
     try:
@@ -83,13 +83,17 @@ def identity(tokenizer: Tokenizer) -> str | None:
         return None
 
 
-def default_folder(source: str | os.PathLike[str], what: str, inside: bool = True) -> Path:
-    """Return where the result of evaluating `source` goes when no folder is named.
+def result_folder(
+    out: str | os.PathLike[str] | None, source: str | os.PathLike[str], what: str, inside: bool = True
+) -> Path:
+    """Return where the result of evaluating `source` goes: `out`, or where no folder is named one for it.
 
     Inside the source's own folder (``SOURCE/evaluation/<what>``) where it is one; else, for a file, a hub id, or a
     folder that is not to be written in (`inside` False), in the current folder (``evaluation/<its name>/<what>``).
     """
     path = Path(source).expanduser()
+    if out is not None:
+        return Path(out).expanduser()
     if path.is_dir() and inside:
         return path / "evaluation" / what
     if path.is_dir():
@@ -105,26 +109,44 @@ def check_out(folder: Path) -> None:
         check_writable(folder)
 
 
-def publish(result: Result, folder: Path, console: Console | None = None) -> Path:
-    """Write ``<kind>.json``, TensorBoard's line and ``report.html`` into `folder`, print the metrics; return the JSON.
+@contextmanager
+def evaluating(folder: Path, precision: Precision) -> Iterator[None]:
+    """Run what is inside as a collective command (see :func:`job`), whose result is to be written in `folder`.
 
-    For the first process. Tables and pictures that the result names are in the folder already.
+    What it computes beside the tokenizer, such as distances or a probe, is multiplied in the tokenizer's precision too.
+    Raises what :func:`check_out` does.
     """
-    from aligntok.evaluation.report import write_report  # matplotlib and jinja2 load when there is something to write
-
-    path = result.write(folder)
-    print_metrics(result, console)  # first: a report that cannot be written is no reason not to see the numbers
-    report = write_report(ReportSettings(runs=(folder,)))
-    print(f"Result: {path}\nReport: {report}")
-    return path
+    with job(), multiplying(precision):
+        check_out(folder)
+        yield
 
 
-def print_metrics(result: Result, console: Console | None = None) -> None:
+def publish(result: Result, folder: Path, write: Callable[[Path], object] | None = None) -> Result:
+    """Write ``<kind>.json``, TensorBoard's line and ``report.html`` into `folder`, and print the metrics.
+
+    Returns the result. `write` writes the tables and pictures that it names into the folder. Collective: the first
+    process does all of it, and the others wait.
+    """
+    if is_first():
+        from aligntok.evaluation.report import write_report  # matplotlib and jinja2 load when there is something to do
+
+        folder.mkdir(parents=True, exist_ok=True)
+        if write is not None:
+            write(folder)
+        path = result.write(folder)
+        print_metrics(result)  # first: a report that cannot be written is no reason not to see the numbers
+        report = write_report(ReportSettings(runs=(folder,)))
+        print(f"Result: {path}\nReport: {report}")
+    barrier()
+    return result
+
+
+def print_metrics(result: Result) -> None:
     """Print the metrics as a table."""
-    to = console or Console()
-    to.print(f"{result.kind.replace('_', ' ').capitalize()} of {result.subject}", soft_wrap=True)
+    console = Console()
+    console.print(f"{result.kind.replace('_', ' ').capitalize()} of {result.subject}", soft_wrap=True)
     rows = [
         [name, f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.5g}"]
         for name, value in result.metrics.items()
     ]
-    print_table(None, ["metric", "value"], rows, left=["metric"], console=to)
+    print_table(None, ["metric", "value"], rows, left=["metric"], console=console)

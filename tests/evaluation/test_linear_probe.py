@@ -15,9 +15,8 @@ import aligntok
 from aligntok.cli import evaluate
 from aligntok.data.images import ImageDataset
 from aligntok.errors import ConfigError, DataError
-from aligntok.evaluation.linear_probe import linear_probe
-from aligntok.evaluation.probe_features import match_classes
-from aligntok.evaluation.results import default_folder, read_result
+from aligntok.evaluation.linear_probe import linear_probe, match_classes
+from aligntok.evaluation.results import read_result, result_folder
 from aligntok.evaluation.settings import ProbeSettings
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
@@ -265,6 +264,7 @@ def test_latents_that_are_not_finite_are_an_error(tiny_tokenizer, labelled, tmp_
 
 def test_a_result_goes_into_the_tokenizers_folder_or_the_current_one(tmp_path):
     (tmp_path / "vavae.pt").touch()
-    assert default_folder(tmp_path, "linear_probe") == tmp_path / "evaluation" / "linear_probe"
-    assert str(default_folder(tmp_path / "vavae.pt", "linear_probe")) == "evaluation/vavae/linear_probe"
-    assert str(default_folder("owner/name", "cost")) == "evaluation/owner_name/cost"
+    assert result_folder(None, tmp_path, "linear_probe") == tmp_path / "evaluation" / "linear_probe"
+    assert str(result_folder(None, tmp_path / "vavae.pt", "linear_probe")) == "evaluation/vavae/linear_probe"
+    assert str(result_folder(None, "owner/name", "cost")) == "evaluation/owner_name/cost"
+    assert result_folder(tmp_path / "out", "owner/name", "cost") == tmp_path / "out"

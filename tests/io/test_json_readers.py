@@ -25,7 +25,7 @@ OTHERS = {
     ("io/files.py", "read_json"): "the one place",
     ("data/latent_shards.py", "skipped"): "in the header of a .safetensors file, which is checked when it is opened",
     ("data/latent_shards.py", "_read_header"): "the header of a .safetensors file",
-    ("evaluation/references.py", "read_checked"): "in the header of a .safetensors file, under its checksum",
+    ("evaluation/references.py", "_read_own"): "in the header of a .safetensors file, under its checksum",
     ("evaluation/report/collect.py", "read_records"): "lines of mmengine's log, the damaged ones counted",
     ("weights/diffusers.py", "_read_config"): "diffusers' file, which may be there or not",
 }

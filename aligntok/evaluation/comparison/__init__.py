@@ -21,18 +21,19 @@ from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
 from aligntok.evaluation.comparison.summary import REAL_IMAGES, RECONSTRUCTIONS, summarise
 from aligntok.evaluation.cost import measure_cost
-from aligntok.evaluation.images import EvaluationImages
+from aligntok.evaluation.images import EvaluationImages, frozen
 from aligntok.evaluation.latent_analysis import analyze_latents
 from aligntok.evaluation.linear_probe import linear_probe
 from aligntok.evaluation.metrics.features import build_extractor
 from aligntok.evaluation.metrics.image_quality import to_pixels
 from aligntok.evaluation.metrics.online import GenerationMetric
-from aligntok.evaluation.reconstruction import Reconstruction, evaluate_reconstruction
+from aligntok.evaluation.reconstruction import evaluate_reconstruction
 from aligntok.evaluation.references import make_reference
 from aligntok.evaluation.results import Result, check_out, read_result
 from aligntok.evaluation.settings import (
     ComparisonRequest,
     CostRequest,
+    ImageSettings,
     LatentAnalysis,
     ProbeSettings,
     ReconstructionSettings,
@@ -172,7 +173,7 @@ def run_arm(comparison: Comparison, arm: Arm, references: list[dict[str, Any]]) 
         more = {**as_dict(comparison.settings.probe), **{key: getattr(comparison.settings, key) for key in own}}
         linear_probe(ProbeSettings(tokenizer=tokenizer, data=data, out=evaluation / "linear_probe", **more))
     if missing(evaluation / "against_references" / "generation.json"):
-        reconstruct = Reconstruction(load_tokenizer(tokenizer))
+        reconstruct = frozen(load_tokenizer(tokenizer), "fp32")
         measure_real_images(comparison, references, evaluation / "against_references", reconstruct)
     where: dict[str, Any] = {"split": comparison.settings.train_split, "workers": comparison.settings.workers}
     where["image_size"] = comparison.settings.image_size
@@ -192,13 +193,13 @@ def measure_real_images(
     No generator can be expected nearer than the images themselves, none on a tokenizer than its reconstructions.
     """
     samples = comparison.settings.samples
-    wanted = comparison.images("val", num=samples.num_samples, batch_size=samples.batch_size)
-    images = EvaluationImages(comparison.data_root, **wanted)
+    wanted = comparison.images("val", num_images=samples.num_samples, batch_size=samples.batch_size)
+    images = EvaluationImages(ImageSettings(data=comparison.data_root, **wanted))
     metrics = [
         GenerationMetric(each["reference"], each["extractor"], (RECONSTRUCTIONS,), features=False)
         for each in references
     ]
-    for _, batch in images.read():
+    for batch in images:
         pixels = to_pixels(made_of(batch.images))
         for metric in metrics:
             metric.add(pixels, batch.places.tolist())
