@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from aligntok.caching.encoder import latent_shape
 from aligntok.data.sampler import evenly_spaced
 from aligntok.distributed import total
 from aligntok.distributed.job import shares
-from aligntok.errors import DataError
-from aligntok.evaluation.images import EvaluationImages, begins_anew
-from aligntok.evaluation.latent_models import (
-    REFERENCE,
-    Collection,
-    Draws,
-    LatentModel,
-    collect,
-    distinct_names,
-    encoder_config,
-    load_models,
-)
-from aligntok.evaluation.metrics.latent_space import cknna, density_measures
-from aligntok.evaluation.results import Result, evaluating, publish, result_folder
+from aligntok.errors import ConfigError, DataError
+from aligntok.evaluation.images import EvaluationImages, begins_anew, frozen
+from aligntok.evaluation.metrics.latent_space import cknna, density_measures, spatial_variance, total_variation
+from aligntok.evaluation.results import Result, evaluating, identity, publish, result_folder
 from aligntok.evaluation.settings import FEWEST, LatentAnalysis
 from aligntok.io.pictures import pca_pictures, pca_sheet, save_picture, tsne_plot
+from aligntok.loading import load_tokenizer
+from aligntok.registry import ENCODERS
+from aligntok.rng import rng
 
 PERPLEXITY = 30
 DENSITY = ("density CV", "Gini coefficient", "normalised entropy")
 PCA = "Input, and the three leading principal components of the latents"
-
-Tables = dict[str, list[dict[str, Any]]]
+REFERENCE = "reference"
+#: Encoder types whose models have names of their own, written as ``timm:MODEL``.
+WITH_MODELS = ("timm", "open_clip")
 
 
 def analyze_latents(asked: LatentAnalysis) -> Result:
@@ -74,12 +72,188 @@ def analyze_latents(asked: LatentAnalysis) -> Result:
             **{"weights": asked.weights, "precision": asked.precision, "topk": asked.topk},
             "tsne": {"points": len(maps[0][0]), "perplexity": PERPLEXITY, "seeds": list(asked.seeds)},
         }
-        pictures = {PCA: "pca.png"}
-        for title, model in zip(titles_of(models), models, strict=True):
-            pictures[f"t-SNE of latents: {title}"] = _tsne_file(model)
-        subject = ", ".join(map(str, asked.tokenizers))
-        result = Result("latent_space", subject, metrics, settings, tables, pictures)
+        pictures = {PCA: "pca.png", **{f"t-SNE of latents: {each.title}": each.map_file for each in models}}
+        result = Result("latent_space", ", ".join(map(str, asked.tokenizers)), metrics, settings, tables, pictures)
         return publish(result, folder, lambda folder: write_pictures(folder, collection, maps, draws))
+
+
+@dataclass(frozen=True)
+class LatentModel:
+    """A model whose latents are looked at: images (N, 3, H, W) in [-1, 1] to latents (N, C, h, w).
+
+    name: in metrics and files. label: in pictures. shape: (C, h, w) of an image's latent. what: which model it is, as
+    JSON types.
+    """
+
+    name: str
+    label: str
+    encode: Callable[[Tensor], Tensor]
+    shape: tuple[int, int, int]
+    what: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return f"{self.label} ({REFERENCE})" if self.name == REFERENCE else self.label
+
+    @property
+    def map_file(self) -> str:
+        """The file of the picture of its t-SNE."""
+        return f"tsne_{re.sub(r'[^A-Za-z0-9.-]+', '_', self.name)}.png"
+
+
+def load_models(
+    asked: LatentAnalysis, names: Sequence[str], encoder: Mapping[str, Any], size: tuple[int, int]
+) -> list[LatentModel]:
+    """Load the tokenizers, by these names, and, last, the reference encoder of this config.
+
+    Raises what loading and building do, ConfigError for an image size that a model cannot take.
+    """
+    loaded = [load_tokenizer(source, weights=asked.weights) for source in asked.tokenizers]
+    config = on_grid_of(encoder, {each.downsample_factor for each in loaded})
+    models = []
+    for name, source, tokenizer in zip(names, asked.tokenizers, loaded, strict=True):
+        shape, encode = latent_shape(tokenizer, size), frozen(tokenizer, asked.precision, "encode")
+        what: dict[str, Any] = {"source": os.fspath(source), "identity": identity(tokenizer)}
+        what["downsample_factor"] = tokenizer.downsample_factor
+        models.append(LatentModel(name, name, encode, shape, what))
+    encode = frozen(ENCODERS.build(dict(config)), asked.precision)
+    channels, height, width = encode(torch.zeros(1, 3, *size)).shape[1:]
+    label = str(config.get("model_name", config["type"]))
+    return [*models, LatentModel(REFERENCE, label, encode, (channels, height, width), {"encoder": config})]
+
+
+def encoder_config(encoder: str) -> dict[str, Any]:
+    """Return the config that a word stands for: a registry name, ``timm:MODEL`` or ``open_clip:MODEL``.
+
+    Raises ConfigError for a type without the model that it needs.
+    """
+    kind, _, model = encoder.partition(":")
+    if kind in WITH_MODELS and not model:
+        raise ConfigError(f"reference encoder '{encoder}' names no model; write {kind}:MODEL")
+    return {"type": kind, "model_name": model} if model else {"type": kind}
+
+
+def on_grid_of(config: Mapping[str, Any], factors: set[int]) -> dict[str, Any]:
+    """Give an encoder's config the factor of the tokenizers, where it says none, takes one, and they have but one."""
+    takes = inspect.signature(ENCODERS.get(config["type"])).parameters if "type" in config else {}
+    filled = {"downsample_factor": min(factors)} if len(factors) == 1 and "downsample_factor" in takes else {}
+    return {**filled, **config}
+
+
+def distinct_names(sources: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
+    """Return a name for each tokenizer: those given, or the parts of their paths that tell them apart.
+
+    Raises ConfigError for given names that are too many, too few, not different, or the reference's, and for a
+    tokenizer given twice without names.
+    """
+    if names is None and len(set(sources)) == len(sources):
+        parts = [list(Path(os.path.abspath(source) if os.path.exists(source) else source).parts) for source in sources]
+        while len(parts) > 1 and min(map(len, parts)) > 1 and len({each[-1] for each in parts}) == 1:
+            parts = [each[:-1] for each in parts]  # the end that all have, such as .../tokenizer
+        shown = (["/".join(each[-count:]) for each in parts] for count in range(1, max(map(len, parts)) + 1))
+        found = next((found for found in shown if len(set(found)) == len(found)), list(sources))
+        return found if REFERENCE not in found else list(sources)
+    if names is None:
+        raise ConfigError(f"a tokenizer is given twice: {', '.join(sources)}; leave one out, or give both --names")
+    if len(names) != len(sources) or len({*names, REFERENCE}) != len(names) + 1:
+        raise ConfigError(
+            f"names {', '.join(names)} for {len(sources)} tokenizers; give as many, all different, and none of them "
+            f"'{REFERENCE}'"
+        )
+    return list(names)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which latents are drawn for t-SNE: of each repetition one position of each of P images.
+
+    rows: (S, P), which images. places: (S, P, 2) in [0, 1), where in the image: the same for every grid.
+    """
+
+    rows: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, seeds: Sequence[int], images: int, points: int) -> Draws:
+        """Draw `points` of the images, or all of them if there are fewer, for each seed."""
+        rows, places = [], []
+        for seed in seeds:
+            generator = rng("points", seed)
+            rows.append(torch.randperm(images, generator=generator)[:points])
+            places.append(torch.rand(len(rows[-1]), 2, generator=generator))
+        return cls(torch.stack(rows), torch.stack(places))
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What is kept of N images' latents of a model; images that could not be read have zeros.
+
+    pooled: (N, C) means over positions, L2-normalised. variance, variation: (N,). points: (S, P, C), the drawn latents.
+    shown: (M, C, h, w), those of the images in pictures.
+    """
+
+    model: LatentModel
+    pooled: Tensor
+    variance: Tensor
+    variation: Tensor
+    points: Tensor
+    shown: Tensor
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Everything kept of the images: of each model, and labels (N,), which were read (N,), pictures (M, 3, H, W)."""
+
+    models: list[Collected]
+    labels: Tensor
+    read: Tensor
+    inputs: Tensor
+
+
+def collect(models: Sequence[LatentModel], images: EvaluationImages, draws: Draws, shown: Sequence[int]) -> Collection:
+    """Encode every image with every model; collective. `shown` are the rows, among the images, of pictures.
+
+    An image's numbers depend on it alone, as far as rounding goes, and on the batch it is in not at all between
+    numbers of processes. Raises DataError for latents that are not finite, and what reading the images does.
+    """
+    num = len(images)
+    kept = [
+        {
+            "pooled": torch.zeros(num, model.shape[0], dtype=torch.float64),
+            **{name: torch.zeros(num, dtype=torch.float64) for name in ("variance", "variation")},
+            "points": torch.zeros(*draws.rows.shape, model.shape[0]),
+            "shown": torch.zeros(len(shown), *model.shape),
+        }
+        for model in models
+    ]
+    labels, read = torch.zeros(2, num, dtype=torch.int64)
+    inputs = torch.zeros(len(shown), 3, *images.image_size)
+    for batch in images:
+        rows = images.rows(batch)
+        labels[rows], read[rows] = batch.labels.long(), 1
+        seeds, points, drawn = (draws.rows[..., None] == rows).nonzero().T
+        pictures, seen = (torch.tensor(shown)[:, None] == rows).nonzero().T
+        inputs[pictures] = batch.images[seen]
+        for model, own in zip(models, kept, strict=True):
+            latents = model.encode(batch.images).cpu()
+            finite = latents.isfinite().flatten(1).all(1)
+            if not finite.all():
+                name = images.source.names[int(batch.places[~finite][0])]
+                raise DataError(
+                    f"{model.name} gives latents of {name} that are not finite; take --precision fp32, and leave the "
+                    "model out if they are not finite in fp32 either"
+                )
+            own["pooled"][rows] = F.normalize(latents.double().mean(dim=(2, 3)), dim=1)
+            own["variance"][rows], own["variation"][rows] = spatial_variance(latents), total_variation(latents)
+            y, x = (draws.places[seeds, points] * torch.tensor(latents.shape[2:])).long().T
+            own["points"][seeds, points] = latents[drawn, :, y, x]
+            own["shown"][pictures] = latents[seen]
+    collected = [
+        Collected(model, **{name: total(tensor) for name, tensor in own.items()})
+        for model, own in zip(models, kept, strict=True)
+    ]
+    return Collection(collected, total(labels), total(read), total(inputs))
 
 
 def embed(collection: Collection, draws: Draws, seeds: Sequence[int]) -> list[npt.NDArray[Any]]:
@@ -130,69 +304,47 @@ def tsne(latents: Tensor, seed: int) -> npt.NDArray[Any]:
 
 def tables_of(
     collection: Collection, maps: Sequence[npt.NDArray[Any]], asked: LatentAnalysis
-) -> tuple[dict[str, float], Tables]:
+) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]]]:
     """Return the metrics, and tables with a row a model, the reference encoder's last: the paper's Table 16.
 
     Densities are means over seeds; how they spread over several, and those of each map, have tables of their own.
     """
-    read, models = collection.read > 0, [each.model for each in collection.models]
-    reference, titles = collection.models[-1].pooled[read], titles_of(models)
-    columns = (f"CKNNA-{_type(models[-1])}", "spatial variance", "total variation", *DENSITY)
+    read, reference = collection.read > 0, collection.models[-1]
+    columns = (f"CKNNA-{reference.model.label}", "spatial variance", "total variation", *DENSITY)
     densities = [[density_measures(points) for points in each] for each in maps]
     metrics: dict[str, float] = {}
-    spaces, every = [], []
-    for title, each, found in zip(titles, collection.models, densities, strict=True):
+    spaces, every, spread = [], [], []
+    for each, found in zip(collection.models, densities, strict=True):
+        title = {"model": each.model.title}
         means = [float(x[read].mean()) for x in (each.variance, each.variation)]
-        values = [cknna(each.pooled[read], reference, asked.topk), *means, *np.mean(found, axis=0).tolist()]
-        row = dict(zip(columns, values, strict=True))
-        spaces.append({"model": title, "latent": "x".join(map(str, each.model.shape)), **row})
-        prefix = "" if len(models) == 2 and each.model is models[0] else f"{each.model.name}/"
+        alike = cknna(each.pooled[read], reference.pooled[read], asked.topk)
+        row = dict(zip(columns, [alike, *means, *np.mean(found, axis=0).tolist()], strict=True))
+        spaces.append({**title, "latent": "x".join(map(str, each.model.shape)), **row})
+        prefix = "" if len(densities) == 2 and each is not reference else f"{each.model.name}/"
         metrics.update({prefix + column: value for column, value in row.items()})
         every += [
-            {"model": title, "seed": seed, **dict(zip(DENSITY, values, strict=True))}
+            {**title, "seed": seed, **dict(zip(DENSITY, values, strict=True))}
             for seed, values in zip(asked.seeds, found, strict=True)
         ]
-    tables = {
-        "Latent spaces": spaces,
-        "Difference from the reference encoder, %": [
-            {"model": row["model"], **{name: _percent(row[name], spaces[-1][name]) for name in columns[1:]}}
-            for row in spaces[:-1]
-        ],
-    }
-    if len(asked.seeds) == 1:
-        return metrics, {**tables, "Density on the t-SNE": every}
-    spread = [
-        {"model": title, **dict(zip(DENSITY, np.std(found, axis=0, ddof=1).tolist(), strict=True))}
-        for title, found in zip(titles, densities, strict=True)
+        if len(asked.seeds) > 1:
+            spread.append({**title, **dict(zip(DENSITY, np.std(found, axis=0, ddof=1).tolist(), strict=True))})
+    base, rest = spaces[-1], columns[1:]
+    differences = [
+        {"model": row["model"], **{name: 100 * (row[name] / base[name] - 1) if base[name] else None for name in rest}}
+        for row in spaces[:-1]
     ]
-    return metrics, {**tables, "Deviation over seeds": spread, "Density on each t-SNE": every}
-
-
-def _percent(value: float, base: float) -> float | None:
-    return 100 * (value / base - 1) if base else None
-
-
-def titles_of(models: Sequence[LatentModel]) -> list[str]:
-    """Return what tables call the models."""
-    return [*(each.name for each in models[:-1]), f"{_type(models[-1])} ({REFERENCE})"]
-
-
-def _type(reference: LatentModel) -> str:
-    config = reference.what["encoder"]
-    return str(config.get("model_name", config["type"]))
-
-
-def _tsne_file(model: LatentModel) -> str:
-    return f"tsne_{re.sub(r'[^A-Za-z0-9.-]+', '_', model.name)}.png"
+    tables = {"Latent spaces": spaces, "Difference from the reference encoder, %": differences}
+    if spread:
+        return metrics, {**tables, "Deviation over seeds": spread, "Density on each t-SNE": every}
+    return metrics, {**tables, "Density on the t-SNE": every}
 
 
 def write_pictures(folder: Path, collection: Collection, maps: Sequence[npt.NDArray[Any]], draws: Draws) -> None:
     """Write the PCA picture, and the first seed's t-SNE of every model."""
-    models = [each.model for each in collection.models]
-    titles = [*(each.name for each in models[:-1]), _type(models[-1])]
+    titles = [each.model.label for each in collection.models]
     columns = [pca_pictures(each.shown) for each in collection.models]
     save_picture(folder / "pca.png", pca_sheet(collection.inputs, titles, columns))
     rows = draws.rows[0][collection.read[draws.rows[0]] > 0]
     labels = collection.labels[rows][: len(maps[0][0])].numpy()
-    for title, model, (first, *_) in zip(titles, models, maps, strict=True):
-        save_picture(folder / _tsne_file(model), tsne_plot(first, labels, title))
+    for each, (first, *_) in zip(collection.models, maps, strict=True):
+        save_picture(folder / each.model.map_file, tsne_plot(first, labels, each.model.label))

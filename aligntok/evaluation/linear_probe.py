@@ -7,7 +7,7 @@ computes with those that it holds, and gradients are summed. Results agree as fa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,19 +54,10 @@ def linear_probe(asked: ProbeSettings) -> Result:
     """
     folder = result_folder(asked.out, asked.tokenizer, "linear_probe")
     with evaluating(folder, asked.precision):
-        images = [
-            EvaluationImages(
-                ImageSettings(
-                    data=asked.data,
-                    image_size=asked.image_size,
-                    split=split,
-                    num_images=num_images,
-                    batch_size=asked.encode_batch_size,
-                    workers=asked.workers,
-                )
-            )
-            for split, num_images in ((asked.train_split, asked.num_train), (asked.val_split, asked.num_val))
-        ]
+        how: dict[str, Any] = dict(data=asked.data, image_size=asked.image_size, workers=asked.workers)
+        how["batch_size"] = asked.encode_batch_size
+        wanted = ((asked.train_split, asked.num_train), (asked.val_split, asked.num_val))
+        images = [EvaluationImages(ImageSettings(split=split, num_images=num, **how)) for split, num in wanted]
         model = load_tokenizer(asked.tokenizer, weights=asked.weights)
         encode = FeatureEncoder(model, images[0].image_size, asked.precision, asked.pool)
         names, *labels = match_classes(*(each.source for each in images))

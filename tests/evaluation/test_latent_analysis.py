@@ -18,8 +18,15 @@ import aligntok
 from aligntok.cli import analyze_latents as command
 from aligntok.data.images import ImageDataset
 from aligntok.errors import ConfigError, DataError, UnknownComponentError
-from aligntok.evaluation.latent_analysis import DENSITY, analyze_latents, tsne
-from aligntok.evaluation.latent_models import Draws, distinct_names, encoder_config, on_grid_of
+from aligntok.evaluation.latent_analysis import (
+    DENSITY,
+    Draws,
+    analyze_latents,
+    distinct_names,
+    encoder_config,
+    on_grid_of,
+    tsne,
+)
 from aligntok.evaluation.metrics.latent_space import cknna, density_measures, spatial_variance, total_variation
 from aligntok.evaluation.results import read_result
 from aligntok.evaluation.settings import LatentAnalysis
