@@ -7,7 +7,7 @@ computes with those that it holds, and gradients are summed. Results agree as fa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,16 +29,6 @@ from aligntok.settings import Precision
 from aligntok.tokenizer import Tokenizer
 
 MEASURED_AT_ONCE = 1024  # images of the validation split, over all processes
-
-
-class Epoch(NamedTuple):
-    """What an epoch came to: mean loss and top-1 of its own batches, before each step; then of the validation split."""
-
-    epoch: int
-    train_loss: float
-    train_top1: float
-    top1: float
-    top5: float
 
 
 def linear_probe(asked: ProbeSettings) -> Result:
@@ -88,8 +78,8 @@ def linear_probe(asked: ProbeSettings) -> Result:
         scale = statistics(train) if asked.standardize else (torch.zeros(1), torch.ones(1))
         probe = Probe(encode.dim, len(names), asked.lr, asked.seed, *scale)
         history = run(probe, train, val, asked.epochs, asked.batch_size, asked.seed)
-        metrics, table = {"top1": history[-1].top1, "top5": history[-1].top5}, [each._asdict() for each in history]
-        return publish(Result("linear_probe", str(asked.tokenizer), metrics, settings, {"Epochs": table}), folder)
+        metrics = {name: history[-1][name] for name in ("top1", "top5")}
+        return publish(Result("linear_probe", str(asked.tokenizer), metrics, settings, {"Epochs": history}), folder)
 
 
 class FeatureEncoder:
@@ -273,24 +263,28 @@ class Probe:
         return torch.stack([best[:, 0].sum(), best.sum(), torch.tensor(len(labels), device=self.device)]).cpu()
 
 
-def run(probe: Probe, train: SplitFeatures, val: SplitFeatures, epochs: int, batch_size: int, seed: int) -> list[Epoch]:
-    """Train for so many epochs, measuring after each; collective. Raises Preempted, and DataError for bad images."""
+def run(
+    probe: Probe, train: SplitFeatures, val: SplitFeatures, epochs: int, batch_size: int, seed: int
+) -> list[dict[str, float]]:
+    """Train for so many epochs, measuring after each; collective. Raises Preempted, and DataError for bad images.
+
+    Returns what each epoch came to: mean loss and top-1 of its own batches, before each step; then top-1 and top-5 of
+    the validation split.
+    """
     generator = rng("probe", seed)
     history = []
     for number in range(1, epochs + 1):
         order = torch.randperm(len(train), generator=generator)
-        loss, right, count = go_through(
-            train, batched(order, batch_size), probe.step, f"probe, epoch {number}/{epochs}"
-        ).tolist()
-        first, five, measured = go_through(
-            val, in_order(val), lambda x, y: total(probe.guesses(x, y)), "probe, validation"
-        ).tolist()
-        history.append(Epoch(number, loss / count, right / count, first / measured, five / measured))
+        what = f"probe, epoch {number}/{epochs}"
+        loss, right, count = go_through(train, batched(order, batch_size), probe.step, what).tolist()
+        guessed = go_through(val, in_order(val), lambda x, y: total(probe.guesses(x, y)), "probe, validation")
+        top1, top5 = (guessed[:2] / guessed[2]).tolist()
+        now = {"epoch": number, "train_loss": loss / count, "train_top1": right / count, "top1": top1, "top5": top5}
+        history.append(now)
         if is_first():
-            now = history[-1]
             print(
-                f"Epoch {number}/{epochs}: training loss {now.train_loss:.4f}, top-1 {now.train_top1:.2%}; "
-                f"validation top-1 {now.top1:.2%}, top-5 {now.top5:.2%}"
+                f"Epoch {number}/{epochs}: training loss {loss / count:.4f}, top-1 {right / count:.2%}; "
+                f"validation top-1 {top1:.2%}, top-5 {top5:.2%}"
             )
     return history
 

@@ -155,15 +155,12 @@ def _read_own(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _check_extractor(reference: Reference, extractor: Extractor) -> None:
     if reference.identity is None or reference.identity == extractor.identity:
         return
-    sides = [
-        f"{title} (weights and resizing {identity[:12]}, {resize})"
-        for title, identity, resize in (
-            (reference.title, reference.identity, reference.resize),
-            (extractor.title, extractor.identity, extractor.resize),
-        )
-    ]
+    theirs, ours = (
+        f"{side.title} (weights and resizing {str(side.identity)[:12]}, {side.resize})"
+        for side in (reference, extractor)
+    )
     raise DataError(
-        f"the reference '{reference.name}' is of the features of {sides[0]}\n  but this evaluation uses {sides[1]}\n"
+        f"the reference '{reference.name}' is of the features of {theirs}\n  but this evaluation uses {ours}\n"
         "  use that extractor, or make a reference with this one (tools/evaluate.py make-reference)"
     )
 

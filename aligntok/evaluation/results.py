@@ -134,19 +134,13 @@ def publish(result: Result, folder: Path, write: Callable[[Path], object] | None
         if write is not None:
             write(folder)
         path = result.write(folder)
-        print_metrics(result)  # first: a report that cannot be written is no reason not to see the numbers
+        Console().print(f"{result.kind.replace('_', ' ').capitalize()} of {result.subject}", soft_wrap=True)
+        rows = [
+            [name, f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.5g}"]
+            for name, value in result.metrics.items()
+        ]  # printed first: a report that cannot be written is no reason not to see the numbers
+        print_table(None, ["metric", "value"], rows, left=["metric"])
         report = write_report(ReportSettings(runs=(folder,)))
         print(f"Result: {path}\nReport: {report}")
     barrier()
     return result
-
-
-def print_metrics(result: Result) -> None:
-    """Print the metrics as a table."""
-    console = Console()
-    console.print(f"{result.kind.replace('_', ' ').capitalize()} of {result.subject}", soft_wrap=True)
-    rows = [
-        [name, f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.5g}"]
-        for name, value in result.metrics.items()
-    ]
-    print_table(None, ["metric", "value"], rows, left=["metric"], console=console)
