@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import numpy as np
@@ -34,6 +33,10 @@ class OtherExtractor(TinyExtractor):
 '''
 
 
+CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
+IMAGES_OF_A_CLASS = dict(train=10, val=4)
+
+
 @pytest.fixture(scope="session")
 def extractors(tmp_path_factory):
     """The folder of the module `tiny_extractor`, which can be imported here too."""
@@ -50,23 +53,6 @@ def tiny_extractor(extractors):
     return "tiny_extractor.TinyExtractor"
 
 
-@pytest.fixture
-def launch(extractors, monkeypatch):
-    """Start a command in `processes` processes, and return what it printed."""
-    import os
-
-    def start(*arguments, processes=1, status=0):
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
-        path = os.pathsep.join([str(extractors), *filter(None, [os.environ.get("PYTHONPATH")])])
-        variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-        command = [sys.executable, *torchrun, *map(str, arguments)]
-        done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300)
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout
-
-    return start
-
-
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """Two folders of 32 x 32 pictures: `real`, 40 of them, and `drawn`, 30 others."""
@@ -77,4 +63,21 @@ def pictures(tmp_path_factory):
         for i in range(number):
             coarse = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
             Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(root / name / f"{i:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """Six classes of noisy pictures, of a colour each."""
+    root = tmp_path_factory.mktemp("labelled")
+    for split, count in IMAGES_OF_A_CLASS.items():
+        for number, name in enumerate(CLASSES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                rng = np.random.default_rng((len(split), number, i))
+                colour = 128 + 90 * np.array([np.sin(number + k) for k in (0, 2, 4)])
+                pixels = colour + rng.normal(0, 45, (8, 8, 3)) + rng.normal(0, 15, 3)
+                picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                picture.resize((32, 32), Image.Resampling.NEAREST).save(folder / f"{i}.png")
     return root

@@ -14,7 +14,6 @@ from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.generation import evaluate_generation
 from aligntok.evaluation.images import Samples
 from aligntok.evaluation.metrics.features import FeatureCollector, build_extractor, compare
-from aligntok.evaluation.results import read_result
 from aligntok.evaluation.settings import GenerationSettings
 
 TINY = "tiny_extractor.TinyExtractor"
@@ -92,16 +91,6 @@ def test_a_folder_that_cannot_be_written_in_is_told_before_any_sample_is_measure
                 workers=0,
             )
         )
-
-
-def test_an_array_and_pictures_and_any_number_of_processes_give_the_same(
-    found, pictures, reference, tiny_extractor, tmp_path, launch
-):
-    paths = sorted((pictures / "drawn").glob("*.png"))
-    np.savez(tmp_path / "samples.npz", np.stack([np.array(Image.open(path)) for path in paths]))
-    words = ["--reference", reference, "--extractor", tiny_extractor, "--workers", "0", "--batch-size", "7"]
-    launch("tools/evaluate.py", "generation", tmp_path / "samples.npz", *words, "--out", tmp_path / "out", processes=2)
-    assert read_result(tmp_path / "out" / "generation.json").metrics == pytest.approx(found[1].metrics, rel=1e-6)
 
 
 def test_a_compressed_array_is_read_as_well(pictures, tmp_path):

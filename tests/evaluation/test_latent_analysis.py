@@ -183,27 +183,6 @@ def test_batch_size_changes_no_images_numbers(found, tokenizers, images, options
         assert again.metrics[name] == pytest.approx(value, rel=1e-4 if "ariat" in name or "arian" in name else 0.05)
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(tokenizers, images, options, tmp_path, launch):
-    """The same batches, so the same latents to the last bit, and the same t-SNE."""
-    program = tmp_path / "analyze.py"
-    program.write_text(
-        "import torch\nfrom aligntok.evaluation.latent_analysis import analyze_latents\n"
-        "from aligntok.evaluation.settings import LatentAnalysis\ntorch.manual_seed(0)\n"
-        f"analyze_latents(LatentAnalysis(tokenizers={tokenizers!r}, data={str(images)!r}, "
-        f"out={str(tmp_path / 'two')!r}, batch_size=7, pca_images=3, names=['tiny', 'larger'], **{options!r}))\n"
-    )
-    torch.manual_seed(0)
-    names = ["tiny", "larger"]
-    analyze(tokenizers, images, tmp_path / "one", batch_size=7, pca_images=3, names=names, **options)
-    launch(program, processes=2)
-    one, two = (read_result(tmp_path / name / "latent_space.json") for name in ("one", "two"))
-    assert two.metrics == pytest.approx(one.metrics, rel=1e-6)
-    assert two.tables["Density on each t-SNE"] == one.tables["Density on each t-SNE"]
-    for name in one.pictures.values():
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
-
-
 def test_an_unreadable_image_is_left_out(found, tokenizers, images, options, tmp_path):
     shutil.copytree(images, tmp_path / "data")
     (tmp_path / "data/val/ant/00.png").write_bytes(b"")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 import aligntok
 from aligntok.cli import evaluate
@@ -19,26 +18,8 @@ from aligntok.evaluation.linear_probe import linear_probe, match_classes
 from aligntok.evaluation.results import read_result, result_folder
 from aligntok.evaluation.settings import ProbeSettings
 
-NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
 COUNTS = dict(train=10, val=4)  # images of a class
 OPTIONS = dict(image_size=32, workers=0, encode_batch_size=7, batch_size=16, epochs=2, lr=3e-3)
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    """Six classes of noisy pictures, of a colour each."""
-    root = tmp_path_factory.mktemp("labelled")
-    for split, count in COUNTS.items():
-        for number, name in enumerate(NAMES):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                rng = np.random.default_rng((len(split), number, i))
-                colour = 128 + 90 * np.array([np.sin(number + k) for k in (0, 2, 4)])
-                pixels = colour + rng.normal(0, 45, (8, 8, 3)) + rng.normal(0, 15, 3)
-                picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-                picture.resize((32, 32), Image.Resampling.NEAREST).save(folder / f"{i}.png")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -119,27 +100,6 @@ def test_features_encoded_anew_give_the_same_result(found, tiny_tokenizer, label
     assert "encoded anew each epoch" in capsys.readouterr().out
     for row, expected in zip(numbers(result), numbers(found[1]), strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_result_of_one(found, tiny_tokenizer, labelled, tmp_path, launch):
-    """Losses agree to 1e-4, guesses exactly: sums of gradients are rounded otherwise."""
-    program = tmp_path / "probe.py"
-    program.write_text(
-        "from aligntok.evaluation.linear_probe import linear_probe\n"
-        "from aligntok.evaluation.settings import ProbeSettings\n"
-        "for name, memory_gb in (('kept', 16), ('anew', 0)):\n"
-        f"    own = dict(tokenizer={str(tiny_tokenizer)!r}, data={str(labelled)!r})\n"
-        f"    linear_probe(ProbeSettings(**own, out={str(tmp_path)!r} + '/' + name, "
-        f"memory_gb=memory_gb, **{OPTIONS!r}))\n"
-    )
-    printed = launch(program, processes=2)
-    assert printed.count("Epoch 2/2") == 2  # by the first process alone
-    for name in ("kept", "anew"):
-        two = read_result(tmp_path / name / "linear_probe.json")
-        for row, expected in zip(numbers(two), numbers(found[1]), strict=True):
-            assert row == pytest.approx(expected, rel=1e-4)
-        assert two.settings == found[1].settings
 
 
 def test_a_result_says_what_it_is_of_and_has_a_report(found):
