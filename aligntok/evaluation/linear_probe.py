@@ -77,7 +77,7 @@ def linear_probe(asked: ProbeSettings) -> Result:
         keep_what_fits([train, val], asked.memory_gb)
         scale = statistics(train) if asked.standardize else (torch.zeros(1), torch.ones(1))
         probe = Probe(encode.dim, len(names), asked.lr, asked.seed, *scale)
-        history = run(probe, train, val, asked.epochs, asked.batch_size, asked.seed)
+        history = run(probe, train, val, asked)
         metrics = {name: history[-1][name] for name in ("top1", "top5")}
         return publish(Result("linear_probe", str(asked.tokenizer), metrics, settings, {"Epochs": history}), folder)
 
@@ -263,28 +263,25 @@ class Probe:
         return torch.stack([best[:, 0].sum(), best.sum(), torch.tensor(len(labels), device=self.device)]).cpu()
 
 
-def run(
-    probe: Probe, train: SplitFeatures, val: SplitFeatures, epochs: int, batch_size: int, seed: int
-) -> list[dict[str, float]]:
-    """Train for so many epochs, measuring after each; collective. Raises Preempted, and DataError for bad images.
+def run(probe: Probe, train: SplitFeatures, val: SplitFeatures, asked: ProbeSettings) -> list[dict[str, float]]:
+    """Train for the epochs asked for, measuring after each; collective. Raises Preempted, and DataError for bad images.
 
     Returns what each epoch came to: mean loss and top-1 of its own batches, before each step; then top-1 and top-5 of
     the validation split.
     """
-    generator = rng("probe", seed)
-    history = []
-    for number in range(1, epochs + 1):
+    generator, history = rng("probe", asked.seed), []
+    for number in range(1, asked.epochs + 1):
         order = torch.randperm(len(train), generator=generator)
-        what = f"probe, epoch {number}/{epochs}"
-        loss, right, count = go_through(train, batched(order, batch_size), probe.step, what).tolist()
+        what = f"probe, epoch {number}/{asked.epochs}"
+        loss, right, count = go_through(train, batched(order, asked.batch_size), probe.step, what).tolist()
         guessed = go_through(val, in_order(val), lambda x, y: total(probe.guesses(x, y)), "probe, validation")
         top1, top5 = (guessed[:2] / guessed[2]).tolist()
-        now = {"epoch": number, "train_loss": loss / count, "train_top1": right / count, "top1": top1, "top5": top5}
-        history.append(now)
+        loss, right = loss / count, right / count
+        history.append({"epoch": number, "train_loss": loss, "train_top1": right, "top1": top1, "top5": top5})
         if is_first():
             print(
-                f"Epoch {number}/{epochs}: training loss {loss / count:.4f}, top-1 {right / count:.2%}; "
-                f"validation top-1 {top1:.2%}, top-5 {top5:.2%}"
+                f"Epoch {number}/{asked.epochs}: training loss {loss:.4f}, top-1 {right:.2%}; validation top-1 "
+                f"{top1:.2%}, top-5 {top5:.2%}"
             )
     return history
 
