@@ -67,10 +67,11 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
         ("evaluation/comparison/summary.py", "_last_samples", ["ImageError"]),
         ("evaluation/images.py", "_read", ["ImageError"]),
         (
-            "evaluation/report/pictures.py",
+            "evaluation/report/figures.py",
             "contact_sheet",
             ["(OSError, AlignTokError)"],
         ),  # of paths, as the last but one
+        ("evaluation/report/figures.py", "pictures", ["(OSError, AlignTokError)"]),
         ("sampling/folder.py", "read", ["(ImageError, OSError)"]),  # of a path, not of a data set
         ("sampling/sheets.py", "_real", ["ImageError"]),
     ]
@@ -113,8 +114,8 @@ def writes_a_picture(node):
 
 def test_a_png_is_written_and_labelled_in_one_place():
     assert sorted(set(places(writes_a_picture))) == [
-        ("evaluation/report/pictures.py", "_reduced"),  # into memory, for a page
-        ("evaluation/report/plots.py", "panel"),  # the same, as SVG
+        ("evaluation/report/figures.py", "embed"),  # into memory, for a page
+        ("evaluation/report/figures.py", "plot"),  # the same, as SVG
         ("io/pictures.py", "_font"),
         ("io/pictures.py", "save_picture"),
         ("io/pictures.py", "sheet"),

@@ -11,9 +11,10 @@ from typing import Any
 import aligntok
 from aligntok.errors import DataError
 from aligntok.evaluation.report import key_numbers, sections
-from aligntok.evaluation.report.blocks import Block, Columns, Folded, Section, Table, side_table
+from aligntok.evaluation.report.blocks import Block, Cell, Group, Section, Table, side_table
 from aligntok.evaluation.report.collect import Run, find
-from aligntok.evaluation.report.evaluations import evaluation_sections
+from aligntok.evaluation.report.evaluations import evaluation
+from aligntok.evaluation.results import KINDS
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.files import replacing
 
@@ -59,50 +60,42 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
     numbers = {run.name: key_numbers.key_numbers(run) for run in runs}
     compared = [side_table("key number", numbers, number=True)] if any(numbers.values()) else []
     compared.append(side_table("", {head.name: head.facts for head in heads}))
+    terms: dict[str, str] = {}  # for those who cannot hover
+    for cell in (cell for section in shown for cell in _named(section.blocks) if cell.hint):
+        terms.setdefault(cell.text, cell.hint)
     return environment.get_template("page.html").render(
         title=title or " and ".join(run.name for run in runs[:3]) + (" and others" if len(runs) > 3 else ""),
         heads=heads,
         tiles=numbers[runs[0].name] if len(runs) == 1 else {},
         compared=compared if len(runs) > 1 else [],
         sections=shown,
-        terms=_terms(shown),
+        terms=dict(sorted(terms.items(), key=lambda term: term[0].lower())),
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
         version=aligntok.__version__,
     )
 
 
+def _named(blocks: Sequence[Block]) -> Iterator[Cell]:
+    """Yield the heads of the tables' columns and rows."""
+    for block in blocks:
+        if isinstance(block, Group):
+            yield from _named(block.blocks)
+        elif isinstance(block, Table):
+            yield from (*block.head, *(row[0] for row in block.rows if row))
+
+
 def page_sections(runs: Sequence[Run]) -> list[Section]:
     """Return the parts of the page, in the order in which they are read."""
     every = [
-        *evaluation_sections(runs),
-        sections.quality_section(runs),
-        sections.reconstruction_section(runs),
-        sections.samples_section(runs),
-        sections.sweep_section(runs),
-        key_numbers.stages_section(runs),
-        *sections.training_sections(runs),
-        key_numbers.settings_section(runs),
-        key_numbers.missing_section(runs),
+        *(evaluation(runs, kind) for kind in KINDS),
+        sections.quality(runs),
+        sections.reconstructions(runs),
+        sections.samples(runs),
+        sections.sweeps(runs),
+        key_numbers.stages(runs),
+        sections.training_of_tokenizers(runs),
+        sections.training_of_generators(runs),
+        key_numbers.settings(runs),
+        key_numbers.missing(runs),
     ]
     return [section for section in every if section.blocks]
-
-
-def _terms(shown: Sequence[Section]) -> dict[str, str]:
-    """Return the metrics of the page's tables with their meaning, for those who cannot hover."""
-    found: dict[str, str] = {}
-    for table in (table for section in shown for table in _tables(section.blocks)):
-        for cell in [*table.head, *(row[0] for row in table.rows if row)]:
-            if cell.hint:
-                found.setdefault(cell.text, cell.hint)
-    return dict(sorted(found.items(), key=lambda term: term[0].lower()))
-
-
-def _tables(blocks: Sequence[Block]) -> Iterator[Table]:
-    for block in blocks:
-        if isinstance(block, Table):
-            yield block
-        elif isinstance(block, Folded):
-            yield from _tables(block.blocks)
-        elif isinstance(block, Columns):
-            for column in block.columns.values():
-                yield from _tables(column)

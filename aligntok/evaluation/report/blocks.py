@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
@@ -82,6 +82,17 @@ _KNOWN = {
     "sastep": Metric("seconds a step", DOWN, 3, "", "of training, median"),
     "imagespersecond": Metric("images/s", UP, 1, "", "seen in training"),
     "skippedsteps": Metric("steps left out", None, 0, "", "because of a spike or numbers that are not finite"),
+    "loss/l1": Metric("L1"),
+    "loss/lpips": Metric("LPIPS"),
+    "loss/st_lpips": Metric("ST-LPIPS"),
+    "loss/gan": Metric("GAN, of the decoder"),
+    "loss/discriminator": Metric("GAN, of the discriminator"),
+    "loss/semantic": Metric("semantic preservation"),
+    "loss/kl": Metric("KL"),
+    "loss/vf": Metric("vision foundation"),
+    "loss/velocity": Metric("velocity"),
+    "loss/direction": Metric("direction of the velocity"),
+    "loss/total": Metric("total"),
 }
 _ALSO = {
     "inceptionscore": "is",
@@ -97,20 +108,6 @@ _ERRORS = re.compile(r"(standard error|std|deviation|error|spread|±)", re.IGNOR
 _ON_FEATURES = re.compile(r"^([rgs]?FD|KD|KID|IS|precision|recall|density|coverage|CKNNA)[-@ ](.+)$", re.IGNORECASE)
 _UNITS = {"m": "M", "gb": "GB", "ms": "ms", "s": "s"}
 _PLACES = ("reconstruction/", "generation/", "linear_probe/", "latent_space/", "cost/")
-#: Losses and the like as they are logged, in words.
-_LOGGED = {
-    "loss/l1": "L1",
-    "loss/lpips": "LPIPS",
-    "loss/st_lpips": "ST-LPIPS",
-    "loss/gan": "GAN, of the decoder",
-    "loss/discriminator": "GAN, of the discriminator",
-    "loss/semantic": "semantic preservation",
-    "loss/kl": "KL",
-    "loss/vf": "vision foundation",
-    "loss/velocity": "velocity",
-    "loss/direction": "direction of the velocity",
-    "loss/total": "total",
-}
 
 
 def plain(name: str) -> str:
@@ -129,8 +126,7 @@ def metric(name: str) -> Metric:
     "FD-X" and others on the features of X say so, and are never called FID.
     """
     own = without_place(name)
-    known = _KNOWN.get(_ALSO.get(plain(own), plain(own)))
-    if known:
+    if known := _KNOWN.get(name) or _KNOWN.get(_ALSO.get(plain(own), plain(own))):
         return known
     found = _ON_FEATURES.match(own)
     if found and not _ERRORS.search(own):
@@ -142,11 +138,11 @@ def metric(name: str) -> Metric:
         base = {"KD": "KID"}.get(base.upper(), base)
         like = _KNOWN[plain(base)]
         return replace(like, label=own, meaning=f"{like.meaning} (features: {features})")
-    if "/" in own and name not in _LOGGED:  # of one of several subjects
+    if "/" in own:  # of one of several subjects
         of, _, last = own.rpartition("/")
         like = metric(last)
         return replace(like, label=f"{of}: {like.label}")
-    return Metric(_LOGGED.get(name, _column(own)))
+    return Metric(_column(own))
 
 
 def _column(name: str) -> str:
@@ -196,31 +192,30 @@ def write_seconds(seconds: float) -> str:
     return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number) or "0 s"
 
 
-class Block:
-    """A part of a section; its kind tells the template how it is written."""
+@dataclass(frozen=True)
+class Figure:
+    """A picture or plot: its element, the words below or above it, and what else is to be known of it.
 
-    @property
-    def kind(self) -> str:
-        """The name of the class in small letters."""
-        return type(self).__name__.lower()
+    width: pixels that it is shown at, None for a plot, which fills its place.
+    """
+
+    content: Markup
+    caption: str = ""
+    note: str = ""
+    width: int | None = None
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One plot under its title, with the last value in words."""
+class Gallery:
+    """Pictures below one another ("gallery"), in a strip to be scrolled ("strip"), or plots side by side ("plots").
 
-    title: str
-    svg: Markup
-    value: str = ""
+    legend: names of the plots' lines in the order of their colours.
+    """
 
-
-@dataclass(frozen=True)
-class Plots(Block):
-    """Plots side by side. legend: names of lines by the number of their colour."""
-
-    panels: Sequence[Panel]
+    figures: Sequence[Figure]
     title: str = ""
-    legend: Mapping[int, str] = field(default_factory=dict)
+    layout: str = "gallery"
+    legend: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -235,7 +230,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table(Block):
+class Table:
     """Rows of cells under a head; what is cut off is said in `note`."""
 
     head: Sequence[Cell]
@@ -245,7 +240,7 @@ class Table(Block):
 
 
 @dataclass(frozen=True)
-class Note(Block):
+class Note:
     """A sentence; `missing` ones name what is not there."""
 
     text: str
@@ -253,18 +248,15 @@ class Note(Block):
 
 
 @dataclass(frozen=True)
-class Folded(Block):
-    """Blocks that are shown on demand."""
+class Group:
+    """Blocks under a title: shown on demand ("folded"), a run's ("column"), or "columns" of them side by side."""
 
     title: str
     blocks: Sequence[Block]
+    layout: str = "folded"
 
 
-@dataclass(frozen=True)
-class Columns(Block):
-    """Blocks of several runs side by side, by name."""
-
-    columns: Mapping[str, Sequence[Block]]
+Block = Table | Gallery | Note | Group
 
 
 @dataclass(frozen=True)
@@ -281,8 +273,8 @@ def side_by_side(by_run: Mapping[str, Sequence[Block]]) -> list[Block]:
     """Return the blocks of the only run as they are, those of several as columns; runs without any are left out."""
     if len(by_run) == 1:
         return list(next(iter(by_run.values())))
-    columns = {name: blocks for name, blocks in by_run.items() if blocks}
-    return [Columns(columns)] if columns else []
+    columns = [Group(name, blocks, "column") for name, blocks in by_run.items() if blocks]
+    return [Group("", columns, "columns")] if columns else []
 
 
 def not_found(text: str) -> Note:
@@ -310,18 +302,19 @@ def number(name: str, value: Any, note: str = "") -> Cell:
     return Cell(found.write(value).removesuffix(f" {found.unit}"), note, number=is_number(value))
 
 
-def table_of(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
-    """Return rows of values by column as a table."""
+def table_of(rows: Sequence[Mapping[str, Any]], title: str = "", note: str = "") -> Table:
+    """Return rows of values by column as a table: values that are no cells yet are written as their column's are."""
     names = list(dict.fromkeys(str(name) for row in rows for name in row))
-    cells = [[number(name, row.get(name)) for name in names] for row in rows[:ROWS]]
+    values = [[(name, row.get(name)) for name in names] for row in rows[:ROWS]]
+    cells = [[value if isinstance(value, Cell) else number(name, value) for name, value in row] for row in values]
     left = len(rows) - ROWS
-    return Table([heading(name) for name in names], cells, title, f"{left:,} more rows are in the file." * (left > 0))
+    return Table([*map(heading, names)], cells, title, f"{left:,} more rows are in the file." if left > 0 else note)
 
 
-def settings_table(settings: Mapping[str, Any], title: str) -> Folded:
+def settings_table(settings: Mapping[str, Any], title: str) -> Group:
     """Return settings, dicts in them by dotted name, as a table that is shown on demand."""
     rows = [[Cell(name), Cell(write_value(value))] for name, value in flatten(settings).items()]
-    return Folded(title, [Table([Cell("setting"), Cell("value")], rows)] if rows else [Note("none are noted")])
+    return Group(title, [Table([Cell("setting"), Cell("value")], rows)] if rows else [Note("none are noted")])
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,6 @@ DEPTH = 8  # of the folders that are searched
 _PRUNED = {"checkpoints", "ema_snapshots", "vis_data"}
 TIME_BINS = "loss_at_time/"
 UNREAD = "the page goes without it"  # of a file that is damaged
-Record = dict[str, float]
 
 
 class Curve(NamedTuple):
@@ -37,76 +36,64 @@ class Curve(NamedTuple):
 class History:
     """A stage's logged quantities by name.
 
-    trained: of training steps. measured: of held-out data, by the validation. bins: loss by interval of time, by step.
+    trained: of training steps. measured: of held-out data, by the validation. bins: losses by interval of time.
     faults: what could not be read, in words.
     """
 
     trained: dict[str, Curve] = field(default_factory=dict)
     measured: dict[str, Curve] = field(default_factory=dict)
-    bins: dict[int, dict[str, float]] = field(default_factory=dict)
+    bins: dict[str, Curve] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
 
 def read_history(folder: Path) -> History:
-    """Read and join the logs of all starts of the stage in `folder`; nothing is raised, see `faults`."""
+    """Read and join the logs of all starts of the stage in `folder`; nothing is raised, see `faults`.
+
+    A start goes on from a checkpoint, so from its first step on it replaces what an earlier one had logged.
+    """
     history = History()
-    starts = []
+    joined: dict[tuple[int, str], dict[str, float]] = {}  # by step and kind
     for path in sorted(folder.glob("*/vis_data/scalars.json")):
-        records, damaged = read_records(path)
-        starts.append(records)
+        records, damaged = _read_records(path)
+        first = min((step for step, _ in records), default=math.inf)
+        joined = {key: record for key, record in joined.items() if key[0] <= first} | records
         if damaged:
             lines = f"{damaged} line{'s' * (damaged > 1)}"
             history.faults.append(f"{lines} of {path} cannot be read; the others are shown")
-    for record in join_starts(starts):
-        kind, step = kind_of(record), int(record["step"])
+    for (step, kind), record in sorted(joined.items(), key=lambda item: item[0]):
         for name, value in record.items():
-            if kind == "bins" and name != "step":
-                history.bins.setdefault(step, {})[name.removeprefix(TIME_BINS)] = value
-            elif name != "step":
-                curve = getattr(history, kind).setdefault(name, Curve([], []))
-                curve.steps.append(step)
-                curve.values.append(value)
+            curve = getattr(history, kind).setdefault(name, Curve([], []))
+            curve.steps.append(step)
+            curve.values.append(value)
     if not (history.trained or history.measured):
         history.faults.append(f"{folder}/*/vis_data/scalars.json, the training's log")
     return history
 
 
-def read_records(path: Path) -> tuple[list[Record], int]:
-    """Return the lines of mmengine's scalars.json that can be read, and the number of those that cannot."""
-    records, damaged = [], 0
+def _read_records(path: Path) -> tuple[dict[tuple[int, str], dict[str, float]], int]:
+    """Return the lines of mmengine's scalars.json by step and kind, and the number of those that cannot be read.
+
+    Kinds are those of `History`; of two lines alike in both, the later one holds.
+    """
+    records, damaged = {}, 0
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
-        return [], 1
+        return {}, 1
     for line in filter(str.strip, lines):
         try:
-            found = json.loads(line)
-            records.append({name: float(value) for name, value in found.items()} | {"step": int(found["step"])})
+            content = json.loads(line)
+            step, found = int(content.pop("step")), {name: float(value) for name, value in content.items()}
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             damaged += 1
+            continue
+        if any(name.startswith(TIME_BINS) for name in found):
+            kind, found = "bins", {name.removeprefix(TIME_BINS): value for name, value in found.items()}
+        else:
+            is_trained = "images_per_second" in found or any(name.startswith("loss/") for name in found)
+            kind = "trained" if is_trained else "measured"
+        records[step, kind] = found
     return records, damaged
-
-
-def join_starts(starts: Sequence[Sequence[Record]]) -> list[Record]:
-    """Return the records of several starts of one stage, oldest first, as one history in order of steps.
-
-    A start goes on from a checkpoint, so from its first step on it replaces what an earlier one had logged.
-    """
-    joined: list[Record] = []
-    for records in filter(None, starts):
-        first = min(record["step"] for record in records)
-        again = {kind_of(record) for record in records if record["step"] == first}
-        kept = [r for r in joined if r["step"] < first or (r["step"] == first and kind_of(r) not in again)]
-        joined = kept + list(records)
-    newest = {(record["step"], kind_of(record)): record for record in joined}
-    return [newest[key] for key in sorted(newest)]
-
-
-def kind_of(record: Mapping[str, float]) -> str:
-    """Tell what a record is of: training steps ("trained"), loss by time ("bins"), a validation ("measured")."""
-    if any(name.startswith(TIME_BINS) for name in record):
-        return "bins"
-    return "trained" if "images_per_second" in record or any(n.startswith("loss/") for n in record) else "measured"
 
 
 def as_number(value: Any) -> int:
@@ -114,9 +101,11 @@ def as_number(value: Any) -> int:
     return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
 
 
-def part(settings: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
-    """Return the dict under a key of settings, empty for what is none."""
-    value = (settings or {}).get(key)
+def part(settings: Mapping[str, Any] | None, *keys: str) -> dict[str, Any]:
+    """Return the dict under a key of settings, under the next key in it, and so on; empty for what is none."""
+    value: Any = settings
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
     return value if isinstance(value, dict) else {}
 
 
@@ -124,8 +113,8 @@ def part(settings: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
 class Training:
     """One stage of a tokenizer's training, or a generator's: what it was told, logged, measured and drew.
 
-    result: ``step``, ``seconds`` and ``metrics`` of the last validation, or empty. pictures: names in the folder, by
-    step. before: steps of the stages before it.
+    name: in words. result: ``step``, ``seconds`` and ``metrics`` of the last validation, or empty. pictures: names in
+    the folder, by step. before: steps of the stages before it.
     """
 
     name: str
@@ -134,8 +123,12 @@ class Training:
     history: History
     result: dict[str, Any]
     pictures: dict[int, str]
-    is_generator: bool = False
     before: int = 0
+
+    @property
+    def is_generator(self) -> bool:
+        """Whether a generator was trained, not a tokenizer."""
+        return "generator" in self.settings
 
     @property
     def step(self) -> int:
@@ -154,8 +147,7 @@ class Training:
         return as_number(self.settings.get("global_batch_size"))
 
 
-@dataclass
-class Samples:
+class Samples(NamedTuple):
     """A folder of samples, or of a sweep over guidance scales and numbers of steps, with how they were drawn.
 
     rows: of a sweep, a row a combination, numbers by column.
@@ -166,8 +158,7 @@ class Samples:
     rows: Sequence[Mapping[str, float]] = ()
 
 
-@dataclass
-class Evaluated:
+class Evaluated(NamedTuple):
     """A result with the file that it is in; pictures are beside it."""
 
     path: Path
@@ -222,7 +213,7 @@ def find(source: str | os.PathLike[str]) -> Run:
     for folder, files in _walk(path):
         if RUN in files:
             origins[folder] = _read_json(run, folder / RUN)
-        _look(run, folder, files)
+        _take(run, folder, files)
     if not (run.trainings or run.samples or run.sweeps or run.results):
         found = f" (not found: {'; '.join(run.missing)})" if run.missing else ""
         raise DataError(
@@ -232,7 +223,7 @@ def find(source: str | os.PathLike[str]) -> Run:
     _check_is_one(run)
     homes = {training.folder.parent for training in run.trainings} or {*origins}
     run.origin = next((origin for folder, origin in origins.items() if folder in homes and origin), {})
-    _note_what_is_missing(run)
+    run.missing += _missing(run)
     return run
 
 
@@ -255,56 +246,47 @@ def _check_is_one(run: Run) -> None:
 def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:
     for place, folders, files in os.walk(top):
         folder = Path(place)
-        deep = len(folder.relative_to(top).parts) >= DEPTH
-        inner = {"images"} if SAMPLES in files else set()
-        folders[:] = sorted(n for n in folders if not (deep or n in _PRUNED | inner or n.startswith(".")))
-        if "manifest.json" in files:  # of a latent cache
-            folders.clear()
+        deep = len(folder.relative_to(top).parts) >= DEPTH or "manifest.json" in files  # the latter of a latent cache
+        left_out = {*folders} if deep else _PRUNED | ({"images"} if SAMPLES in files else set())
+        folders[:] = sorted(name for name in folders if name not in left_out and not name.startswith("."))
         yield folder, set(files)
 
 
-def _look(run: Run, folder: Path, files: set[str]) -> None:
+def _take(run: Run, folder: Path, files: set[str]) -> None:
+    """Take what a folder's files are, and note which of them are damaged."""
     if STAGE in files:
-        _take_training(run, folder, _read_json(run, folder / STAGE))
+        settings = _read_json(run, folder / STAGE)
+        name = str(settings.get("stage") or re.sub(r"^\d+_", "", folder.resolve().name)).replace("_", " ")
+        history = read_history(folder)
+        result = _read_json(run, folder / "result.json") if "result.json" in files else {}
+        steps = {path.name: path.stem.removeprefix("step_") for path in sorted(folder.glob("pictures/step_*.png"))}
+        pictures = {int(step): f"pictures/{name}" for name, step in steps.items() if step.isdigit()}
+        run.trainings.append(Training(name, folder, settings, history, result, pictures))
+        run.missing += history.faults
     if SAMPLES in files:
         run.samples.append(Samples(folder, _read_json(run, folder / SAMPLES)))
-    if {"sweep.csv", SWEEP} & files:
-        _take_sweep(run, folder)
-    for name in (f"{kind}.json" for kind in KINDS if f"{kind}.json" in files):
-        _take_result(run, folder / name)
-
-
-def _take_result(run: Run, path: Path) -> None:
     try:
-        result = read_result(path)
-        if result.kind not in KINDS or not all(isinstance(value, (int, float)) for value in result.metrics.values()):
-            raise DataError(f"{path} is of the kind '{result.kind}', or has metrics that are no numbers")
-        run.results.append(Evaluated(path, result))
-    except (AlignTokError, AttributeError, TypeError) as error:
-        run.missing.append(first_line(error))
-
-
-def _take_training(run: Run, folder: Path, settings: dict[str, Any]) -> None:
-    name = str(settings.get("stage") or re.sub(r"^\d+_", "", folder.resolve().name))
-    history = read_history(folder)
-    result = _read_json(run, folder / "result.json") if (folder / "result.json").is_file() else {}
-    steps = {path.name: path.stem.removeprefix("step_") for path in sorted(folder.glob("pictures/step_*.png"))}
-    pictures = {int(step): f"pictures/{name}" for name, step in steps.items() if step.isdigit()}
-    run.trainings.append(Training(name, folder, settings, history, result, pictures, "generator" in settings))
-    run.missing += history.faults
-
-
-def _take_sweep(run: Run, folder: Path) -> None:
-    settings = _read_json(run, folder / SWEEP) if (folder / SWEEP).is_file() else {}
-    path = folder / "sweep.csv"
-    try:
-        with reading(path, DataError, UNREAD), path.open(newline="") as file:
-            rows = [{name: float(v) for name, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
-            if not rows or not all({"cfg_scale", "steps"} <= {*row} for row in rows):
-                raise ValueError("no columns cfg_scale and steps")
-        run.sweeps.append(Samples(folder, settings, rows))
+        if {"sweep.csv", SWEEP} & files:
+            settings = _read_json(run, folder / SWEEP) if SWEEP in files else {}
+            run.sweeps.append(Samples(folder, settings, _read_sweep(folder / "sweep.csv")))
     except (DataError, csv.Error) as error:
         run.missing.append(first_line(error))
+    for path in (folder / f"{kind}.json" for kind in KINDS if f"{kind}.json" in files):
+        try:
+            found = read_result(path)
+            if found.kind not in KINDS or not all(isinstance(each, (int, float)) for each in found.metrics.values()):
+                raise DataError(f"{path} is of the kind '{found.kind}', or has metrics that are no numbers")
+            run.results.append(Evaluated(path, found))
+        except (AlignTokError, AttributeError, TypeError) as error:
+            run.missing.append(first_line(error))
+
+
+def _read_sweep(path: Path) -> list[dict[str, float]]:
+    with reading(path, DataError, UNREAD), path.open(newline="") as file:
+        rows = [{name: float(v) for name, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+        if not rows or not all({"cfg_scale", "steps"} <= {*row} for row in rows):
+            raise ValueError("no columns cfg_scale and steps")
+    return rows
 
 
 def _read_json(run: Run, path: Path) -> dict[str, Any]:
@@ -315,22 +297,20 @@ def _read_json(run: Run, path: Path) -> dict[str, Any]:
         return {}
 
 
-def _note_what_is_missing(run: Run) -> None:
+def _missing(run: Run) -> Iterator[str]:
+    """Yield what a run as it was found should have, and does not."""
     for training in run.trainings:
         if not training.pictures and part(training.settings, "log").get("pictures", 1):
-            run.missing.append(f"{training.folder / 'pictures'}, what the training drew")
+            yield f"{training.folder / 'pictures'}, what the training drew"
         if not training.is_generator and not training.result and part(training.settings, "data").get("val"):
-            run.missing.append(f"{training.folder / 'result.json'}, the validation after the last step")
-    for found in run.results:
-        for name in found.result.pictures.values():
-            if not _is_there(found.path.parent, name):
-                run.missing.append(f"{found.path.parent / str(name)}, a picture of the {found.result.kind} result")
+            yield f"{training.folder / 'result.json'}, the validation after the last step"
+    for path, result in run.results:
+        for name in result.pictures.values():
+            try:
+                is_there = inside(path.parent, name, DataError, "").is_file()
+            except DataError:
+                is_there = False
+            if not is_there:
+                yield f"{path.parent / str(name)}, a picture of the {result.kind} result"
     if run.trainings and not run.results:
-        run.missing.append(f"results of an evaluation under {run.path} (tools/evaluate.py writes them)")
-
-
-def _is_there(folder: Path, name: Any) -> bool:
-    try:
-        return inside(folder, name, DataError, "").is_file()
-    except DataError:
-        return False
+        yield f"results of an evaluation under {run.path} (tools/evaluate.py writes them)"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from aligntok.evaluation.report.blocks import (
     NONE,
     Block,
     Cell,
-    Folded,
+    Group,
     Note,
     Section,
     Table,
@@ -32,15 +31,15 @@ from aligntok.evaluation.report.blocks import (
     table_of,
     without_place,
 )
-from aligntok.evaluation.report.collect import Evaluated, Run, Training, find
-from aligntok.evaluation.report.pictures import gallery
-from aligntok.evaluation.results import KINDS, Result
+from aligntok.evaluation.report.collect import Evaluated, Run, Training, find, part
+from aligntok.evaluation.report.figures import pictures
+from aligntok.evaluation.results import Result
 from aligntok.io.files import read_json
 
 LONG = 16  # metrics of a result; more are folded where it has tables, which tell the same
 IN_FULL = 4  # results at steps of a training that are shown in full, of each run: the newest
 #: Metrics that the paper calls otherwise, by kind.
-_SAME = {"reconstruction": {"fid": "rfid"}, "generation": {"gfid": "fid"}}
+_SAME = {("reconstruction", "fid"): "rfid", ("generation", "gfid"): "fid"}
 _NEVER = {
     "latent_space": "the paper leaves open how many images, neighbours and seeds its latent-space numbers (Table 16) "
     "are of",
@@ -55,21 +54,20 @@ FREE = {
 FREE_FOR_GENERATORS = FREE | {"gradient_accumulation_steps", "tokenizer", "sampling.steps", "sampling.cfg_scale"}
 
 
-@dataclass(frozen=True)
-class PaperNumbers:
+class PaperNumbers(NamedTuple):
     """What the paper has to say of a result: values by metric's plain name with their table, or why there are none.
 
     tables: its cost tables by title.
     """
 
     note: str
-    values: Mapping[str, tuple[float, str]] = field(default_factory=dict)
-    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    values: Mapping[str, tuple[float, str]] = {}
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = {}
 
     def of(self, kind: str, name: str) -> tuple[float, str] | None:
         """Return the paper's value of the metric of that very name, and the table that it is in."""
-        own = plain(without_place(name)) if "-" not in name or plain(name) == "top1" else name
-        return self.values.get(_SAME.get(kind, {}).get(own, own))
+        own = plain(without_place(name))
+        return self.values.get(_SAME.get((kind, own), own))
 
 
 class Shown(NamedTuple):
@@ -81,82 +79,65 @@ class Shown(NamedTuple):
     paper: PaperNumbers
 
 
-def evaluation_sections(runs: Sequence[Run]) -> list[Section]:
-    """Return a section for each kind of evaluation that there are results of."""
-    sections = []
-    for kind in KINDS:
-        shown = [each for run in runs for each in _of_kind(run, kind, len(runs) > 1)]
-        if not shown:
-            continue
-        blocks = [*_metrics(shown), *_earlier(runs, kind)]
-        blocks += [Note(text) for text in dict.fromkeys(each.paper.note for each in shown)]
-        by_run: dict[str, list[Block]] = {run.name: [] for run in runs}
-        for each in shown:
-            by_run[each.run.name] += _details(each, len(shown) > 1)
-        blocks += side_by_side(by_run)
-        costs = next((each.paper.tables for each in shown if each.paper.tables), {})
-        blocks += [Folded(f"The paper's {title}", [table_of(rows)]) for title, rows in costs.items()]
-        sections.append(Section(kind.replace("_", "-"), kind.replace("_", " ").capitalize(), blocks))
-    return sections
-
-
-def _of_kind(run: Run, kind: str, several: bool) -> list[Shown]:
-    found = newest(run, kind)
-    shown = []
-    for each in found:
-        words = [run.name] if several else []
-        if len(found) > 1:
-            words.append("/".join(part for part in run.place_of(each) if part != "evaluation"))
-            words += [f"step {each.result.step:,}"] if each.result.step is not None else []
-        shown.append(Shown(run, each, ", ".join(filter(None, words)) or "value", compare(run, each)))
-    return shown
-
-
-def newest(run: Run, kind: str) -> list[Evaluated]:
-    """Return the results of a kind: of those at several steps of a training the newest few, all others."""
-    found = [each for each in run.results if each.result.kind == kind]
-    found.sort(key=lambda each: (each.result.step or 0, str(each.path)))
-    at_steps = [each for each in found if each.result.step is not None]
-    return [*(each for each in found if each.result.step is None), *at_steps[-IN_FULL:]]
-
-
-def _earlier(runs: Sequence[Run], kind: str) -> list[Block]:
-    left = sum(sum(each.result.kind == kind for each in run.results) - len(newest(run, kind)) for run in runs)
-    where = "their numbers are in the plots of convergence, their tables and pictures in their folders"
-    return [Note(f"{left} more of earlier steps: {where}.")] if left else []
+def evaluation(runs: Sequence[Run], kind: str) -> Section:
+    """Return what evaluations of a kind found; of those at several steps of a training the newest few."""
+    shown: list[Shown] = []
+    left = 0
+    for run in runs:
+        found = [each for each in run.results if each.result.kind == kind]
+        found.sort(key=lambda each: (each.result.step is not None, each.result.step or 0, str(each.path)))
+        at_steps = sum(each.result.step is not None for each in found)
+        earlier = max(0, at_steps - IN_FULL)
+        left += earlier
+        found = found[: len(found) - at_steps] + found[len(found) - at_steps + earlier :]
+        for each in found:
+            words = [run.name] if len(runs) > 1 else []
+            if len(found) > 1:
+                words.append("/".join(part for part in run.place_of(each) if part != "evaluation"))
+                words += [f"step {each.result.step:,}"] if each.result.step is not None else []
+            shown.append(Shown(run, each, ", ".join(filter(None, words)) or "value", compare(run, each)))
+    blocks = _metrics(shown)
+    if left:
+        where = "their numbers are in the plots of convergence, their tables and pictures in their folders"
+        blocks.append(Note(f"{left} more of earlier steps: {where}."))
+    blocks += [Note(text) for text in dict.fromkeys(each.paper.note for each in shown)]
+    details: dict[str, list[Block]] = {run.name: [] for run in runs}
+    for column in shown:
+        details[column.run.name] += _details(column, len(shown) > 1)
+    blocks += side_by_side(details)
+    costs = next((each.paper.tables for each in shown if each.paper.tables), {})
+    blocks += [Group(f"The paper's {title}", [table_of(rows)]) for title, rows in costs.items()]
+    return Section(kind.replace("_", "-"), kind.replace("_", " ").capitalize(), blocks)
 
 
 def _metrics(shown: Sequence[Shown]) -> list[Block]:
+    """Return the metrics of results as one table, the paper's beside those of results that it has any of."""
     names = list(dict.fromkeys(name for each in shown for name in each.found.result.metrics))
     names.sort(key=lambda name: without_place(name) == "images")  # last: it is not what was asked for
-    head = [Cell("metric")]
-    for each in shown:
-        head += [Cell(title, number=True) for title in (each.title, *(["paper"] if each.paper.values else []))]
-    table = Table(head, [[heading(name), *(cell for each in shown for cell in _values(each, name))] for name in names])
+    head, rows = [Cell("metric")], [[heading(name)] for name in names]
+    for _, found, title, paper in shown:
+        head += [Cell(text, number=True) for text in (title, *(["paper"] if paper.values else []))]
+        for name, row in zip(names, rows, strict=True):
+            row.append(number(name, found.result.metrics.get(name)))
+            if paper.values:
+                theirs = paper.of(found.result.kind, name)
+                row.append(number(name, *theirs) if theirs else Cell(NONE, number=True))
+    table = Table(head, rows)
     of_several = any("/" in without_place(name) for name in names)
     if (of_several or len(names) > LONG) and any(each.found.result.tables for each in shown):
-        return [Folded("All numbers by name", [table])]
+        return [Group("All numbers by name", [table])]
     return [table] if names else []
 
 
-def _values(shown: Shown, name: str) -> list[Cell]:
-    """Return a metric of a result as a cell, and the paper's as another where it has any of that result."""
-    own = number(name, shown.found.result.metrics.get(name))
-    if not shown.paper.values:
-        return [own]
-    theirs = shown.paper.of(shown.found.result.kind, name)
-    return [own, number(name, *theirs) if theirs else Cell(NONE, number=True)]
-
-
 def _details(shown: Shown, several: bool) -> list[Block]:
-    result, path = shown.found.result, shown.found.path
+    path, result = shown.found
     of = f" ({shown.title})" if several else ""
     blocks: list[Block] = []
     for title, rows in result.tables.items():
         is_whole = isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows)
         if rows != []:
             blocks.append(table_of(rows, title) if is_whole else not_found(f"rows of the table '{title}'"))
-    blocks += gallery([(path.parent, name, f"{caption}{of}") for caption, name in result.pictures.items()])
+    blocks += pictures([(path.parent, name, f"{caption}{of}") for caption, name in result.pictures.items()])
     subject: dict[str, Any] = {"subject": result.subject, "file": str(path)}
     subject |= {"step of training": result.step} if result.step is not None else {}
     return [*blocks, settings_table({**subject, **result.settings}, f"What fixes these numbers{of}")]
@@ -190,30 +171,26 @@ def compare(run: Run, found: Evaluated) -> PaperNumbers:
     same = next((entry for entry in paper()[f"{what}s"] if _is_the_papers(run, trainings, entry)), None)
     if same is None:
         return _none(f"it has no such {what} ({_in_short(run, trainings)})")
-    return _sampled(same, result) if kind == "generation" else _of_paper(same["title"], same["values"].get(kind, {}))
+    title, values = same["title"], same["values"]
+    if kind == "generation":
+        sampling = part(result.settings, "samples", "sampling")
+        steps, scale = sampling.get("steps"), sampling.get("cfg_scale")
+        is_guided = None if scale is None else scale != 1
+        values = next((each for each in values if (each["sampler_steps"], each["guided"]) == (steps, is_guided)), None)
+        if values is None:
+            return _none(f"it has none of {steps or '?'} steps at scale {scale or '?'}")
+        title += f", {steps} sampling steps, {'with' if is_guided else 'without'} guidance"
+    tables = {plain(name): (value["value"], value["table"]) for name, value in values.get(kind, {}).items()}
+    return PaperNumbers(f"The paper's column: {title}. Only metrics of the very same name are compared.", tables)
 
 
 def _none(why: str) -> PaperNumbers:
     return PaperNumbers(f"No numbers of the paper beside these: {why}.")
 
 
-def _of_paper(title: str, values: Mapping[str, Mapping[str, Any]]) -> PaperNumbers:
-    tables = {plain(name): (value["value"], value["table"]) for name, value in values.items()}
-    return PaperNumbers(f"The paper's column: {title}. Only metrics of the very same name are compared.", tables)
-
-
-def _sampled(entry: Mapping[str, Any], result: Result) -> PaperNumbers:
-    steps, scale = (_find(result.settings, f"sampling.{key}") for key in ("steps", "cfg_scale"))
-    for each in entry["values"]:
-        if steps == each["sampler_steps"] and scale is not None and (scale != 1) == each["guided"]:
-            how = f"{entry['title']}, {steps} sampling steps, {'with' if each['guided'] else 'without'} guidance"
-            return _of_paper(how, each["generation"])
-    return _none(f"it has none of {steps or '?'} steps at scale {scale or '?'}")
-
-
 def _costs(run: Run, result: Result) -> PaperNumbers:
     cost, measured = paper()["cost"], [Path(word).stem for word in result.subject.split(", ")]
-    if Path(cost["configs"][0]).stem in measured or (run.stages and is_run_of(run, cost["configs"])):
+    if Path(cost["configs"][0]).stem in measured or (run.stages and _is_run_of(run, cost["configs"])):
         note = "The paper's cost of this model is below; its seconds and gigabytes are of its own GPUs."
         return PaperNumbers(note, tables=cost["tables"])
     return PaperNumbers("No costs of the paper beside these: its tables are of DINOv2-L, f16d32, with the LDM decoder.")
@@ -221,7 +198,8 @@ def _costs(run: Run, result: Result) -> PaperNumbers:
 
 def _run_behind(run: Run, result: Result) -> Run:
     """Return the run that an evaluation alone is of, where its subject leads to one."""
-    for place in filter(None, (result.subject, str(_find(result.settings, "generator.source") or ""))):
+    generator = str(part(result.settings, "samples", "generator").get("source") or "")
+    for place in filter(None, (result.subject, generator)):
         for folder in (Path(place), Path(place).parent):
             if any([*folder.glob("[0-9]*_*/stage.json"), *folder.glob("generation/stage.json")]):
                 try:
@@ -242,17 +220,30 @@ def _evaluated(run: Run, result: Result) -> list[Training]:
 
 
 def _is_the_papers(run: Run, trainings: Sequence[Training], entry: Mapping[str, Any]) -> bool:
-    """Tell whether trainings are those of an entry of paper.json; the steps say up to which stage of a config it is."""
-    schedule = [(each.steps, each.batch) for each in trainings] == [(steps, entry["batch"]) for steps in entry["steps"]]
-    return schedule and is_run_of(run, entry["configs"]) and _tokenizer_is(entry.get("tokenizer", {}), trainings[-1])
+    """Tell whether trainings are those of an entry of paper.json: its config, its tokenizer for a generator.
+
+    The steps say up to which stage of a config it is.
+    """
+    schedule = [(steps, entry["batch"]) for steps in entry["steps"]]
+    if [(each.steps, each.batch) for each in trainings] != schedule or not _is_run_of(run, entry["configs"]):
+        return False
+    wanted = entry.get("tokenizer", {})
+
+    def has_them(own: dict[str, Any]) -> bool:
+        return all(value == (own[key]["type"] if key == "encoder" else own[key]) for key, value in wanted.items())
+
+    try:
+        return not wanted or read_json(trainings[-1].folder / "tokenizer/config.json", DataError, "", has_them)
+    except DataError:
+        return False
 
 
-def is_run_of(run: Run, configs: Sequence[str]) -> bool:
+def _is_run_of(run: Run, configs: Sequence[str]) -> bool:
     """Tell whether a run was started with one of the configs, and without an option on which numbers depend."""
-    return any(f"/{run.origin.get('config')}".endswith(f"/{config}") for config in configs) and not changed(run)
+    return any(f"/{run.origin.get('config')}".endswith(f"/{config}") for config in configs) and not _changed(run)
 
 
-def changed(run: Run) -> list[str]:
+def _changed(run: Run) -> list[str]:
     """Return the options of a run's start on which its numbers may depend, as they were given."""
     options = run.origin.get("options")
     if not isinstance(options, Mapping):
@@ -262,23 +253,11 @@ def changed(run: Run) -> list[str]:
     return [f"{n}={v}" for n, v in given.items() if not any(f"{plain_names[n]}.".startswith(f"{k}.") for k in free)]
 
 
-def _tokenizer_is(wanted: Mapping[str, Any], generator: Training) -> bool:
-    """Tell whether a generator's tokenizer, as its folder describes it, has the parts and sizes that are wanted."""
-
-    def has_them(own: dict[str, Any]) -> bool:
-        return all(value == (own[key]["type"] if key == "encoder" else own[key]) for key, value in wanted.items())
-
-    try:
-        return not wanted or read_json(generator.folder / "tokenizer/config.json", DataError, "", has_them)
-    except DataError:
-        return False
-
-
 def _in_short(run: Run, trainings: Sequence[Training]) -> str:
     if not run.origin.get("config"):
         return "no run.json names the config that it was started with"
     steps = " + ".join(f"{training.steps:,}" for training in trainings)
-    options = " ".join(["", "with", *changed(run)]) if changed(run) else ""
+    options = " ".join(["", "with", *_changed(run)]) if _changed(run) else ""
     return f"{run.origin['config']}{options}, {steps} steps of {trainings[-1].batch}"
 
 
@@ -288,9 +267,3 @@ def images_of(result: Result) -> int | None:
     places = (result.metrics, result.settings)
     counts = (value for place in places for name, value in place.items() if without_place(name) in names)
     return next((int(value) for value in counts if is_number(value)), None)
-
-
-def _find(settings: Mapping[str, Any], name: str) -> Any:
-    """Return what is under a dotted name, where that stands in the fewest other dicts, or None."""
-    found = {key: value for key, value in flatten(settings).items() if f".{key}".endswith(f".{name}")}
-    return found[min(found, key=lambda key: key.count("."))] if found else None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aligntok
 from aligntok.evaluation.report.blocks import (
@@ -17,13 +16,11 @@ from aligntok.evaluation.report.blocks import (
     Cell,
     Note,
     Section,
-    Table,
-    heading,
     is_number,
     metric,
-    number,
     plain,
     settings_table,
+    table_of,
     write_seconds,
     write_value,
 )
@@ -38,12 +35,12 @@ _KEY = {
     "latent_space": ("cknna",),
 }
 _FROM_LOG = {"PyTorch": r"PyTorch: (\S+)", "Python": r"Python: (\S+)", "GPU": r"GPU 0[^:]*: (.+)"}
-_SIZES = {"hidden_size": "width", "depth": "depth", "num_heads": "heads", "num_classes": "classes"}
+_NAMES, _SIZES = ("model", "model_name", "name"), {"stride": "stride", "ch": "ch"}
+_GENERATOR_SIZES = {"hidden_size": "width", "depth": "depth", "num_heads": "heads", "num_classes": "classes"}
 MOST = 8  # key numbers
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     """What a run is: its name, place, purpose, the rest of its config's docstring, facts by label."""
 
     name: str
@@ -66,7 +63,11 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     if run.stages:
         yield from _tokenizer_facts(run.stages)
     for generator in run.generators[:1]:
-        yield from _generator_facts(generator)
+        yield (
+            "Generator",
+            _component({"type": "?"} | part(generator.settings, "generator"), ("size",), _GENERATOR_SIZES),
+        )
+        yield "Training of the generator", f"{_steps(generator)} steps of {generator.batch} latents"
     if not run.trainings:
         yield "Evaluated", ", ".join(dict.fromkeys(found.result.subject for found in run.results))
         yield "Results", ", ".join(dict.fromkeys(found.result.kind.replace("_", " ") for found in run.results))
@@ -88,18 +89,9 @@ def _tokenizer_facts(stages: Sequence[Training]) -> Iterator[tuple[str, str]]:
         factor, dim = tokenizer.get("downsample_factor", "?"), tokenizer.get("latent_dim", "?")
         yield "Latents", f"f{factor}d{dim}: {factor} {TIMES} {factor} pixels to {dim} channels"
     yield "Decoder", _component(part(tokenizer, "decoder"))
-    steps = [f"{_spaced(stage.name)} {_steps(stage)}" for stage in stages]
-    yield "Stages", ", ".join(steps) + " steps"
+    yield "Stages", ", ".join(f"{stage.name} {_steps(stage)}" for stage in stages) + " steps"
     seen = sum(stage.step * stage.batch for stage in stages)
     yield "Images seen", f"{seen:,} in batches of {stages[-1].batch}" if seen else ""
-
-
-def _generator_facts(training: Training) -> Iterator[tuple[str, str]]:
-    generator = part(training.settings, "generator")
-    words = [str(generator.get("type", "?")), str(generator.get("size") or "")]
-    words += [f"{word} {generator[key]}" for key, word in _SIZES.items() if key in generator]
-    yield "Generator", ", ".join(filter(None, words))
-    yield "Training of the generator", f"{_steps(training)} steps of {training.batch} latents"
 
 
 def _steps(training: Training) -> str:
@@ -107,10 +99,10 @@ def _steps(training: Training) -> str:
     return f"{wanted:,}" if training.step >= wanted else f"{training.step:,} of {wanted:,}"
 
 
-def _component(settings: Mapping[str, Any]) -> str:
-    words = [str(settings.get("type", ""))]
-    words += [str(settings[key]) for key in ("model", "model_name", "name") if key in settings]
-    words += [f"{key} {settings[key]}" for key in ("stride", "ch") if key in settings]  # what tells its sizes apart
+def _component(settings: Mapping[str, Any], names: Sequence[str] = _NAMES, sizes: Mapping[str, str] = _SIZES) -> str:
+    """Return a component's type and names, and what tells its sizes apart."""
+    words = [str(settings.get(key) or "") for key in ("type", *names)]
+    words += [f"{word} {settings[key]}" for key, word in sizes.items() if key in settings]
     return ", ".join(filter(None, words))
 
 
@@ -134,20 +126,12 @@ def _versions(run: Run) -> str:
             if isinstance(plugin, dict) and plugin.get("distribution") not in (None, "aligntok"):
                 found[str(plugin["distribution"])] = str(plugin.get("version", ""))
     for path in sorted(log for training in run.trainings for log in training.folder.glob("*/*.log"))[-1:]:
-        found.update(_from_log(path))
+        with suppress(OSError), path.open(errors="replace") as file:
+            head = file.read(8000)  # mmengine's words on the machine
+            matches = {name: re.search(pattern, head) for name, pattern in _FROM_LOG.items()}
+            found |= {name: match[1].strip() for name, match in matches.items() if match}
     found["AlignTok"] = found["AlignTok"] or f"{aligntok.__version__} (of this report)"
     return ", ".join(f"{name} {version}" for name, version in found.items() if version)
-
-
-def _from_log(path: Path) -> dict[str, str]:
-    """Return what the head of mmengine's log says of the machine."""
-    try:
-        with path.open(errors="replace") as file:
-            text = file.read(8000)
-    except OSError:
-        return {}
-    matches = {name: re.search(pattern, text) for name, pattern in _FROM_LOG.items()}
-    return {name: match[1].strip() for name, match in matches.items() if match}
 
 
 def key_numbers(run: Run) -> dict[Cell, str]:
@@ -162,7 +146,7 @@ def key_numbers(run: Run) -> dict[Cell, str]:
             found |= _first(result.metrics, names, kind.replace("_", " "))
     if not any(head.note == "reconstruction" for head in found):
         for stage in [stage for stage in run.stages if _numbers(stage)][-1:]:
-            found |= _first(_numbers(stage), _KEY["reconstruction"], f"held-out, after {_spaced(stage.name)}")
+            found |= _first(_numbers(stage), _KEY["reconstruction"], f"held-out, after {stage.name}")
     for training in run.generators[:1]:
         found[Cell("Generator steps", "training")] = _steps(training)
     if run.stages:
@@ -184,55 +168,45 @@ def _first(metrics: Mapping[str, float], wanted: Sequence[str], source: str) -> 
     return {Cell(m.label, source, hint=m.meaning, arrow=m.better): m.write(value) for m, value in shown}
 
 
-def stages_section(runs: Sequence[Run]) -> Section:
+def stages(runs: Sequence[Run]) -> Section:
     """Return what each stage trained, for how long, and what the validation after it measured."""
-    blocks = [_stages_table(run, run.name if len(runs) > 1 else "") for run in runs if run.stages]
+    note, blocks = "Measured on held-out images after the last step of a stage.", []
+    for run in (run for run in runs if run.stages):
+        rows = [_stage_row(stage) | _numbers(stage) for stage in run.stages]
+        blocks.append(table_of(rows, run.name if len(runs) > 1 else "", note))
     return Section("stages", "Stages", blocks)
 
 
-def _stages_table(run: Run, title: str) -> Table:
-    names = list(dict.fromkeys(name for stage in run.stages for name in _numbers(stage)))
-    head = [Cell(text) for text in ("stage", "trains", "steps", "batch", "learning rate", "time")]
-    rows = []
-    for stage in run.stages:
-        seconds, measured = stage.result.get("seconds"), _numbers(stage)
-        texts = [
-            _steps(stage),
-            write_value(stage.batch),
-            write_value(part(stage.settings, "optimizer").get("lr")),
-            write_seconds(seconds) if isinstance(seconds, (int, float)) else NONE,
-        ]
-        cells = [Cell(_spaced(stage.name)), Cell(write_value(stage.settings.get("trainable")))]
-        cells += [Cell(text, number=True) for text in texts]
-        rows.append([*cells, *(number(name, measured.get(name)) for name in names)])
-    note = "Measured on held-out images after the last step of a stage."
-    return Table([*head, *map(heading, names)], rows, title, note)
+def _stage_row(stage: Training) -> dict[str, Any]:
+    seconds = stage.result.get("seconds")
+    numbers = {
+        "steps": _steps(stage),
+        "batch": write_value(stage.batch),
+        "learning rate": write_value(part(stage.settings, "optimizer").get("lr")),
+        "time": write_seconds(seconds) if isinstance(seconds, (int, float)) else NONE,
+    }
+    words = {"stage": Cell(stage.name), "trains": Cell(write_value(stage.settings.get("trainable")))}
+    return words | {name: Cell(text, number=True) for name, text in numbers.items()}
 
 
-def _numbers(stage: Training) -> dict[str, float]:
+def _numbers(stage: Training) -> dict[str, Any]:
     metrics = part(stage.result, "metrics")
     return {name: float(value) for name, value in metrics.items() if is_number(value)}
 
 
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def settings_section(runs: Sequence[Run]) -> Section:
+def settings(runs: Sequence[Run]) -> Section:
     """Return all settings of each training, on demand."""
     blocks: list[Block] = []
-    for run in runs:
-        for training in run.trainings:
-            shown = {name: value for name, value in training.settings.items() if name not in ("stage", "statistics")}
-            blocks.append(settings_table(shown, _of(run, runs) + _spaced(training.name)))
+    for run, training in [(each, training) for each in runs for training in each.trainings]:
+        shown = {name: value for name, value in training.settings.items() if name not in ("stage", "statistics")}
+        blocks.append(settings_table(shown, _of(run, runs) + training.name))
     return Section("settings", "Settings", blocks, "All settings of each training, as they were noted when it began.")
 
 
-def missing_section(runs: Sequence[Run]) -> Section:
+def missing(runs: Sequence[Run]) -> Section:
     """Return notes on what is not there or cannot be read."""
-    blocks = [
-        Note(f"{_of(run, runs)}not found: {text}", missing=True) for run in runs for text in dict.fromkeys(run.missing)
-    ]
+    texts = [f"{_of(run, runs)}not found: {text}" for run in runs for text in dict.fromkeys(run.missing)]
+    blocks = [Note(text, missing=True) for text in texts]
     return Section("missing", "Not found", blocks, "What a report can show, and these folders do not have.")
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aligntok.evaluation.report.blocks import (
     DOWN,
     UP,
     Block,
-    Folded,
-    Panel,
-    Plots,
+    Figure,
+    Gallery,
+    Group,
     Section,
     metric,
     settings_table,
@@ -21,18 +22,18 @@ from aligntok.evaluation.report.blocks import (
     table_of,
     write_value,
 )
-from aligntok.evaluation.report.collect import Curve, Run, Samples, Training
-from aligntok.evaluation.report.pictures import contact_sheet, gallery, spread
-from aligntok.evaluation.report.plots import Line, panel, short_number, smooth, thin
+from aligntok.evaluation.report.collect import Curve, Run, Samples, Training, part
+from aligntok.evaluation.report.figures import Line, contact_sheet, pictures, plot, short_number, smooth, thin
 
 #: Families of logged quantities by the beginning of their names, in the order in which they are shown.
 _FAMILIES = {
     "Losses": ("loss/",),
     "Balance of the losses": ("ratio/", "weight/", "logits/"),
     "Gradient norms": ("grad_norm/",),
-    "Speed, learning rates and steps left out": ("",),
 }
 _SMOOTHED = "A strong line is the running mean over a tenth of a stage, the faint one what was logged."
+#: What a sweep's plots are over, what tells their lines apart, in words.
+_SWEPT = (("cfg_scale", "steps", "guidance scale", "{} steps"), ("steps", "cfg_scale", "sampling steps", "scale {}"))
 _INTERVAL = r"[\d.]+-[\d.]+"  # of times
 FILMSTRIP = 8  # earlier pictures that are shown
 
@@ -44,34 +45,31 @@ def _trainings(runs: Sequence[Run], what: str) -> Trainings:
     return {run.name: getattr(run, what) for run in runs if getattr(run, what)}
 
 
-def training_sections(runs: Sequence[Run]) -> list[Section]:
-    """Return a section on the tokenizers' training and one on the generators', where there are any."""
-    stages, generators = _trainings(runs, "stages"), _trainings(runs, "generators")
-    lead = "Stages follow one another along the axis of steps"
-    if names := [f"{i} {each.name.replace('_', ' ')}" for i, each in _successive(stages)]:
+def training_of_tokenizers(runs: Sequence[Run]) -> Section:
+    """Return what the stages of the tokenizers' training logged."""
+    by_run, lead = _trainings(runs, "stages"), "Stages follow one another along the axis of steps"
+    if names := [f"{i} {stage.name}" for i, stage in _successive(by_run)]:
         lead += f"; dotted lines show where each begins: {', '.join(names)}"
-    generated = [*_families(generators, "generators"), *_time_bins(generators)]
-    sections = [
-        Section("training-stages", "Training of the tokenizer", [*_families(stages, "stages")], f"{lead}. {_SMOOTHED}"),
-        Section("training-generators", "Training of the generator", generated, _SMOOTHED),
-    ]
-    return [section for section in sections if section.blocks]
+    return Section("training-stages", "Training of the tokenizer", _logged(by_run), f"{lead}. {_SMOOTHED}")
 
 
-def quality_section(runs: Sequence[Run]) -> Section:
+def training_of_generators(runs: Sequence[Run]) -> Section:
+    """Return what the generators' training logged, and their loss by time."""
+    by_run = _trainings(runs, "generators")
+    blocks = [*_logged(by_run), *_time_bins(by_run)]
+    return Section("training-generators", "Training of the generator", blocks, _SMOOTHED)
+
+
+def quality(runs: Sequence[Run]) -> Section:
     """Return how validation metrics, and evaluations of several steps, went over the training."""
     blocks: list[Block] = []
-    for what, title in (
-        ("stages", "Held-out images, while the tokenizer trained"),
-        ("generators", "While the generator trained"),
-    ):
+    titles = {"stages": "Held-out images, while the tokenizer trained", "generators": "While the generator trained"}
+    for what, title in titles.items():
         by_run = _trainings(runs, what)
         names = [name for name in _names(by_run, "measured") if not name.endswith("/images")]
-        panels = [_over_steps(name, by_run, f"quality-{what}-{i}", "measured") for i, name in enumerate(names)]
-        blocks += _plots(panels, title, _legend([*by_run]))
-    blocks += _convergence(runs)
+        blocks += _over_steps(by_run, "measured", names, title)
     lead = "What was measured on the way, over training steps; arrows show which way is better."
-    return Section("quality", "Quality over training", blocks, lead)
+    return Section("quality", "Quality over training", [*blocks, *_convergence(runs)], lead)
 
 
 def _names(by_run: Trainings, kind: str) -> list[str]:
@@ -85,65 +83,53 @@ def _successive(by_run: Trainings) -> list[tuple[int, Training]]:
     return list(enumerate(stages, 1)) if len(stages) > 1 else []
 
 
-def _families(by_run: Trainings, where: str) -> Iterator[Block]:
+def _logged(by_run: Trainings) -> list[Block]:
+    """Return plots of logged quantities, a family after another; what is of none is shown on demand."""
+    blocks: list[Block] = []
     left = _names(by_run, "trained")
     for title, beginnings in _FAMILIES.items():
         own = [name for name in left if name.startswith(beginnings)]
         left = [name for name in left if name not in own]
-        key = f"{where}-{re.sub(r'[^a-z0-9]+', '-', title.lower())}"
-        is_folded = beginnings == ("",)
-        panels = [_over_steps(name, by_run, f"{key}-{i}") for i, name in enumerate(own)]
-        blocks = _plots(panels, "" if is_folded else title, _legend([*by_run]))
-        yield from [Folded(title, blocks)] if is_folded and blocks else blocks
+        blocks += _over_steps(by_run, "trained", own, title)
+    others = _over_steps(by_run, "trained", left)
+    return [*blocks, Group("Speed, learning rates and steps left out", others)] if others else blocks
 
 
-def _plots(panels: Iterable[Panel | None], title: str, legend: Mapping[int, str]) -> list[Block]:
-    drawn = [each for each in panels if each]
-    return [Plots(drawn, title, legend)] if drawn else []
+def _plots(drawn: Sequence[Figure], title: str, legend: Iterable[str]) -> list[Block]:
+    return [Gallery(drawn, title, "plots", [*legend])] if drawn else []
 
 
-def _legend(names: Sequence[str]) -> dict[int, str]:
-    return dict(enumerate(names)) if len(names) > 1 else {}
-
-
-def _plot(title: str, about: str, lines: Sequence[Line], key: str, last: str = "", **options: Any) -> Panel:
-    """Draw lines under a title; `about` is said, before their numbers, to those who cannot see them."""
-    strong = [line for line in lines if not line.faint and line.y]
-    words = "; ".join(f"from {short_number(line.y[0])} to {short_number(line.y[-1])}" for line in strong[:6])
-    return Panel(title, panel(lines, f"{about}: {words}", key, **options), last)
-
-
-def _over_steps(name: str, by_run: Trainings, key: str, kind: str = "trained") -> Panel | None:
-    """Return the plot of one quantity over the steps of all runs, or None where it never differs from 0."""
-    lines: list[Line] = []
-    for number, (run, stages) in enumerate(by_run.items()):
-        found = [(getattr(each.history, kind).get(name), each.before) for each in stages]
-        curves = [Curve([step + before for step in curve.steps], curve.values) for curve, before in found if curve]
-        lines += _lines(curves, number, run, joined=kind == "measured")
-    if not any(math.isfinite(y) and y for line in lines for y in line.y):
-        return None
-    shown = metric(name)
+def _over_steps(by_run: Trainings, kind: str, names: Sequence[str], title: str = "") -> list[Block]:
+    """Return plots of quantities over the steps of all runs, without those that never differ from 0."""
+    is_one, is_measured, drawn = len(by_run) == 1, kind == "measured", []
     marks = [(each.before, str(i)) for i, each in _successive(by_run)]
-    total = max(each.before + each.step for stages in by_run.values() for each in stages)
-    title, about = _title(name, kind == "measured"), f"{shown.label} over steps, {', '.join(by_run)}"
-    last = f"last {shown.write(curves[-1].values[-1])}" if len(by_run) == 1 else ""
-    return _plot(title, about, lines, key, last=last, marks=marks, until=total)
+    until = max((each.before + each.step for stages in by_run.values() for each in stages), default=0)
+    for name in names:
+        lines: list[Line] = []
+        for colour, stages in enumerate(by_run.values()):
+            found = [(getattr(each.history, kind).get(name), each.before) for each in stages]
+            curves = [Curve([step + before for step in curve.steps], curve.values) for curve, before in found if curve]
+            if is_measured and curves:  # one line through all stages
+                curves = [Curve([s for c in curves for s in c.steps], [v for c in curves for v in c.values])]
+            lines += [line for curve in curves for line in _lines(curve, colour, is_measured)]
+        if any(math.isfinite(y) and y for line in lines for y in line.y):
+            shown = metric(name)
+            about, last = f"{shown.label} over steps, {', '.join(by_run)}", ""
+            if is_one:
+                last = f"last {shown.write(curves[-1].values[-1])}"
+            drawn.append(plot(_title(name, is_measured), about, lines, last=last, marks=marks, until=until))
+    return _plots(drawn, title, [] if is_one else by_run)
 
 
-def _lines(curves: Sequence[Curve], number: int, label: str, joined: bool) -> Iterator[Line]:
-    if joined and curves:
-        curves = [Curve([s for c in curves for s in c.steps], [v for c in curves for v in c.values])]
-    for curve in curves:
-        even = Curve(curve.steps, smooth(curve.values))
-        if even.values != curve.values:
-            yield Line(*thin(curve), number, faint=True)
-        shown = thin(even)
-        yield Line(*shown, number, label, dots=joined or len(shown.steps) == 1)
+def _lines(curve: Curve, colour: int, dots: bool) -> list[Line]:
+    """Return a curve as its running mean, with what it is the mean of where that differs."""
+    even = Curve(curve.steps, smooth(curve.values))
+    faint = [Line(*thin(curve), colour, faint=True)] if even.values != curve.values else []
+    return [*faint, Line(*thin(even), colour, dots=dots or len(even.steps) == 1)]
 
 
-def _dotted(points: Iterable[tuple[float, float]], number: int, label: str) -> Line:
-    shown = list(points)
-    return Line([x for x, _ in shown], [y for _, y in shown], number, label, dots=True)
+def _dotted(points: Mapping[float, float], colour: int) -> Line:
+    return Line([*points], [*points.values()], colour, dots=True)
 
 
 def _title(name: str, arrow: bool = True) -> str:
@@ -154,132 +140,121 @@ def _title(name: str, arrow: bool = True) -> str:
 def _time_bins(by_run: Trainings) -> list[Block]:
     """Return the loss by time of the flow at a few steps of each generator."""
     blocks: list[Block] = []
-    for number, (run, trainings) in enumerate(by_run.items()):
-        bins = trainings[-1].history.bins
-        steps, lines = sorted(bins), []
-        for i, step in enumerate(sorted({steps[i * (len(steps) - 1) // 3] for i in range(4)}) if steps else []):
-            values = {name: value for name, value in bins[step].items() if re.fullmatch(_INTERVAL, name)}
-            middles = [sum(map(float, name.split("-"))) / 2 for name in values]
-            lines.append(_dotted(zip(middles, values.values(), strict=True), i, f"step {step:,}"))
+    for run, generators in by_run.items():
+        bins = [(name, curve) for name, curve in generators[-1].history.bins.items() if re.fullmatch(_INTERVAL, name)]
+        middles = [(sum(map(float, name.split("-"))) / 2, dict(zip(*curve, strict=True))) for name, curve in bins]
+        steps = sorted({step for _, losses in middles for step in losses})
+        chosen = sorted({steps[i * (len(steps) - 1) // 3] for i in range(4)}) if steps else []
+        points = [{middle: losses[step] for middle, losses in middles if step in losses} for step in chosen]
+        lines = [_dotted(each, colour) for colour, each in enumerate(points)]
         if lines:
-            about, of = f"loss by time, {run}", f", {run}" if len(by_run) > 1 else ""
-            size = (3.7, 2.2)
-            drawn = _plot(
-                "velocity loss in intervals of t", about, lines, f"bins-{number}", x_label="t (0 is noise)", size=size
-            )
-            legend = {i: line.label for i, line in enumerate(lines)}
-            blocks += _plots([drawn], f"Loss by time of the flow{of}", legend)
+            title, about = "velocity loss in intervals of t", f"loss by time, {run}"
+            drawn = [plot(title, about, lines, x_label="t (0 is noise)", height=2.2)]
+            of = f", {run}" if len(by_run) > 1 else ""
+            blocks += _plots(drawn, f"Loss by time of the flow{of}", [f"step {step:,}" for step in chosen])
     return blocks
 
 
 def _convergence(runs: Sequence[Run]) -> list[Block]:
-    """Return evaluation metrics over steps of training, a panel a metric, a line a run and kind of folder."""
-    curves: dict[tuple[str, str], dict[tuple[str, str], dict[int, float]]] = {}
-    for run in runs:
-        for found in run.results:
-            if found.result.step is not None:
-                key = (run.name, re.sub(r"\d+", "", "/".join(run.place_of(found))))
-                for name, value in found.result.metrics.items():
-                    of_metric = curves.setdefault((found.result.kind, name), {})
-                    of_metric.setdefault(key, {})[found.result.step] = float(value)
-    keys = sorted({key for lines in curves.values() for key, points in lines.items() if len(points) > 1})
+    """Return evaluation metrics over steps of training, a plot a metric, a line a run and kind of folder."""
+    #: values by step of training, by run and folder without its numbers, by kind of evaluation and metric
+    curves: Any = defaultdict(lambda: defaultdict(dict))
+    for run, found in [(each, found) for each in runs for found in each.results if found.result.step is not None]:
+        key = (run.name, re.sub(r"\d+", "", "/".join(run.place_of(found))))
+        for name, value in found.result.metrics.items():
+            curves[found.result.kind, name][key][found.result.step] = float(value)
+    keys = sorted({key for by_key in curves.values() for key, points in by_key.items() if len(points) > 1})
     several = len({folder for _, folder in keys}) > 1
-    names = [", ".join(key) if several else key[0] for key in keys]
-    panels = []
-    for i, ((kind, name), by_key) in enumerate(curves.items()):
+    drawn = []
+    for (kind, name), by_key in curves.items():
         shown = [(keys.index(key), points) for key, points in by_key.items() if key in keys]
-        lines = [_dotted(sorted(points.items()), number, names[number]) for number, points in shown]
+        lines = [_dotted(dict(sorted(points.items())), colour) for colour, points in shown]
         label = metric(name).label
         if lines and label != "Images":
             about = f"{label} ({kind}) over training steps"
-            panels.append(_plot(_title(name), about, lines, f"convergence-{i}", x_label="training steps"))
-    return _plots(panels, "Convergence: evaluations over training steps", _legend(names))
+            drawn.append(plot(_title(name), about, lines, x_label="training steps"))
+    names = [", ".join(key) if several else key[0] for key in keys]
+    return _plots(drawn, "Convergence: evaluations over training steps", names if len(names) > 1 else [])
 
 
-def sweep_section(runs: Sequence[Run]) -> Section:
+def sweeps(runs: Sequence[Run]) -> Section:
     """Return the sweeps: every measured column over the guidance scale, and over steps where there are several."""
     blocks: list[Block] = []
-    sweeps = [(run, sweep) for run in runs for sweep in run.sweeps]
-    for number, (run, sweep) in enumerate(sweeps):
+    for run, sweep in [(each, sweep) for each in runs for sweep in each.sweeps]:
         where = f"{run.name}, {sweep.folder.name}" if sweep.folder != run.path else run.name
         num = sweep.settings.get("num")
         title = f"{where}: {num} samples each" if num else where
-        for over, other, words, group in (
-            ("cfg_scale", "steps", "guidance scale", "{} steps"),
-            ("steps", "cfg_scale", "sampling steps", "scale {}"),
-        ):
-            groups = {value: group.format(short_number(value)) for value in sorted({r[other] for r in sweep.rows})}
-            panels = _sweep_panels(sweep, over, other, words, f"sweep-{number}-{over}", [*groups])
-            blocks += _plots(panels, f"{title}, over {words}", dict(enumerate(groups.values())))
-        blocks.append(Folded(f"All numbers of the sweep ({len(sweep.rows)} combinations)", [table_of(sweep.rows)]))
+        for over, other, words, group in _SWEPT:
+            groups = sorted({row[other] for row in sweep.rows})
+            drawn = (
+                _sweep_plots(sweep.rows, over, other, groups, words) if len({r[over] for r in sweep.rows}) > 1 else []
+            )
+            blocks += _plots(drawn, f"{title}, over {words}", [group.format(short_number(value)) for value in groups])
+        blocks.append(Group(f"All numbers of the sweep ({len(sweep.rows)} combinations)", [table_of(sweep.rows)]))
     lead = "The same noise and labels at every guidance scale and number of sampling steps."
     return Section("sweeps", "Guidance and steps", blocks, lead)
 
 
-def _sweep_panels(
-    sweep: Samples, over: str, other: str, words: str, key: str, groups: Sequence[float]
-) -> Iterator[Panel]:
-    """Yield each measured column over one of the two that are swept, a line for each value of the other."""
-    if len({row[over] for row in sweep.rows}) < 2:
-        return
-    columns = [name for name in dict.fromkeys(n for row in sweep.rows for n in row) if name not in (over, other)]
-    for i, name in enumerate(columns):
-        rows = [row for row in sweep.rows if name in row]
-        points = [sorted((row[over], row[name]) for row in rows if row[other] == group) for group in groups]
-        lines = [
-            _dotted(each, i, short_number(group))
-            for i, (group, each) in enumerate(zip(groups, points, strict=True))
-            if each
+def _sweep_plots(
+    rows: Sequence[Mapping[str, float]], over: str, other: str, groups: Sequence[float], words: str
+) -> list[Figure]:
+    """Return each measured column over one of the two that are swept, a line for each value of the other."""
+    drawn = []
+    for name in dict.fromkeys(name for row in rows for name in row if name not in (over, other)):
+        points = [
+            sorted((row[over], row[name]) for row in rows if name in row and row[other] == group) for group in groups
         ]
+        lines = [_dotted(dict(each), colour) for colour, each in enumerate(points) if each]
         if lines:
-            yield _plot(_title(name), f"{metric(name).label} over {words}", lines, f"{key}-{i}", x_label=words)
+            drawn.append(plot(_title(name), f"{metric(name).label} over {words}", lines, x_label=words))
+    return drawn
 
 
-def reconstruction_section(runs: Sequence[Run]) -> Section:
+def reconstructions(runs: Sequence[Run]) -> Section:
     """Return the newest reconstructions of every run, and earlier ones as a strip."""
     blocks = side_by_side({run.name: _drawn(run.stages, "input, reconstruction, difference") for run in runs})
-    lead = (
-        "Fixed held-out images: input, reconstruction, and twice the absolute difference (black where there is none)."
-    )
-    return Section("reconstructions", "Reconstructions", blocks, lead)
+    what = "input, reconstruction, and twice the absolute difference (black where there is none)"
+    return Section("reconstructions", "Reconstructions", blocks, f"Fixed held-out images: {what}.")
 
 
-def samples_section(runs: Sequence[Run]) -> Section:
+def samples(runs: Sequence[Run]) -> Section:
     """Return the samples drawn while generators trained, the sets of samples, and the sweeps' pictures."""
     by_run: dict[str, list[Block]] = {}
     for run in runs:
         by_run[run.name] = blocks = _drawn(run.generators, "samples")
-        for samples in run.samples:
-            blocks += _sample_set(samples)
+        for drawn in run.samples:
+            blocks += _sample_set(drawn)
         for sweep in run.sweeps:
-            blocks += gallery([(sweep.folder, "sweep_grid.png", "the first samples of every combination")])
+            blocks += pictures([(sweep.folder, "sweep_grid.png", "the first samples of every combination")])
     return Section("samples", "Samples", side_by_side(by_run))
 
 
-def _drawn(trainings: Sequence[Training], what: str) -> list[Block]:
-    """Return the newest picture of some trainings, one after another, and a strip of earlier ones."""
-    pictures = [
-        (training.folder, path, f"{training.name.replace('_', ' ')}, step {step:,}: {what}")
-        for training in trainings
+def _drawn(shown: Sequence[Training], what: str) -> list[Block]:
+    """Return the newest picture of some trainings, one after another, and a strip of earlier ones, evenly spread."""
+    every = [
+        (training.folder, path, f"{training.name}, step {step:,}: {what}")
+        for training in shown
         for step, path in sorted(training.pictures.items())
     ]
-    return [*gallery(pictures[-1:]), *gallery(spread(pictures[:-1], FILMSTRIP), "Earlier", strip=True)]
+    last = len(every) - 2  # of the earlier ones
+    if last >= FILMSTRIP:
+        every = [*(every[round(i * last / (FILMSTRIP - 1))] for i in range(FILMSTRIP)), every[-1]]
+    return [*pictures(every[-1:]), *pictures(every[:-1], "Earlier", "strip")]
 
 
-def _sample_set(samples: Samples) -> list[Block]:
-    folder, words = samples.folder, f"{samples.folder.name}: {describe_sampling(samples.settings)}"
+def _sample_set(drawn: Samples) -> list[Block]:
+    folder, words = drawn.folder, f"{drawn.folder.name}: {describe_sampling(drawn.settings)}"
     named = {"grid.png": words, "beside_real.png": "samples beside real images of their class"}
-    blocks = gallery([(folder, name, caption) for name, caption in named.items() if (folder / name).is_file()])
+    blocks = pictures([(folder, name, caption) for name, caption in named.items() if (folder / name).is_file()])
     if not (folder / "grid.png").is_file():
         blocks.append(contact_sheet(folder / "images", words))
-    short = {name: value for name, value in samples.settings.items() if name != "labels"}
+    short = {name: value for name, value in drawn.settings.items() if name != "labels"}
     return [*blocks, settings_table(short, f"How the samples in {folder.name} were drawn")]
 
 
 def describe_sampling(settings: Mapping[str, Any]) -> str:
     """Return how samples were drawn, in a few words."""
-    sampling = settings.get("sampling")
-    how = sampling if isinstance(sampling, Mapping) else {}
+    how = part(settings, "sampling")
     scale = how.get("cfg_scale")
     words = [
         f"{write_value(settings['num'])} samples" if "num" in settings else "",

@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 
 from aligntok.cli import report as command
+from aligntok.data.transforms import open_image
 from aligntok.errors import DataError, WriteError
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.blocks import NONE, TIMES, metric, write_seconds, write_value
-from aligntok.evaluation.report.collect import Curve, find, join_starts, read_history
+from aligntok.evaluation.report.collect import Curve, find, read_history
 from aligntok.evaluation.report.evaluations import FREE, FREE_FOR_GENERATORS, compare, paper
-from aligntok.evaluation.report.pictures import embed
-from aligntok.evaluation.report.plots import smooth, thin
+from aligntok.evaluation.report.figures import embed, smooth, thin
 from aligntok.evaluation.results import KINDS, Result
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.settings import as_dict, fields_of
@@ -405,8 +405,11 @@ def test_a_start_that_goes_on_replaces_what_was_logged_after_its_checkpoint(tmp_
     assert not history.faults
 
 
-def test_joining_takes_the_newest_of_one_step():
-    assert join_starts([[trained(1), trained(1, 3.0)], []]) == [trained(1, 3.0)]
+def test_joining_takes_the_newest_of_one_step(tmp_path):
+    log(tmp_path, "20260101_000000", [trained(1), trained(1, 3.0)])
+    log(tmp_path, "20260102_000000", [])
+    history = read_history(tmp_path)
+    assert history.trained == {name: Curve([1], [value]) for name, value in trained(1, 3.0).items() if name != "step"}
 
 
 def test_smoothing_is_a_mean_that_keeps_ends_and_skips_what_is_not_finite():
@@ -456,13 +459,17 @@ def test_which_way_is_better_is_known_for_metrics_alone():
 
 def test_large_pictures_are_reduced_and_small_ones_enlarged_by_whole_factors(tmp_path):
     picture(tmp_path / "small.png", 64, 64)
-    small = embed(tmp_path / "small.png", "words")
-    assert small.is_enlarged
-    assert small.shown % 64 == 0
+    content = (tmp_path / "small.png").read_bytes()
+    small = embed(open_image(content), "words", "", content)
+    assert 'class="enlarged" alt="words"' in small.content
+    assert small.width > 64
+    assert small.width % 64 == 0
     noise = np.random.default_rng(0).integers(0, 255, (900, 2400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
-    large = embed(tmp_path / "large.png", "words")
-    assert (large.width, large.height, large.is_enlarged) == (2000, 750, False)
+    content = (tmp_path / "large.png").read_bytes()
+    large = embed(open_image(content), "words", "", content)
+    assert large.width == 2000
+    assert 'width="2000" height="750" alt="words"' in large.content
     assert large.note == f"shown at 2000 {TIMES} 750 pixels; the file has 2400 {TIMES} 900"
 
 
