@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import aligntok
 from aligntok.errors import DataError
-from aligntok.evaluation.report import key_numbers, sections
-from aligntok.evaluation.report.blocks import Block, Cell, Group, Section, Table, side_table
-from aligntok.evaluation.report.collect import Run, find
+from aligntok.evaluation.report import sections
+from aligntok.evaluation.report.blocks import (
+    TIMES,
+    Block,
+    Cell,
+    Group,
+    Section,
+    Table,
+    metric,
+    plain,
+    side_table,
+    write_seconds,
+    write_value,
+)
+from aligntok.evaluation.report.collect import Run, Training, as_number, find, part
 from aligntok.evaluation.report.evaluations import evaluation
 from aligntok.evaluation.results import KINDS
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.files import replacing
 
 __all__ = ["write_report"]
+
+#: What is shown first of the results of each kind, by plain name; any Fréchet distance counts as "fd".
+_KEY = {
+    "reconstruction": ("rfid", "fid", "fd", "psnr", "lpips", "stlpips", "ssim"),
+    "generation": ("gfid", "fid", "fd", "is", "precision", "recall"),
+    "linear_probe": ("top1", "top5"),
+    "latent_space": ("cknna",),
+}
+_FROM_LOG = {"PyTorch": r"PyTorch: (\S+)", "Python": r"Python: (\S+)", "GPU": r"GPU 0[^:]*: (.+)"}
+_NAMES, _SIZES = ("model", "model_name", "name"), {"stride": "stride", "ch": "ch"}
+_GENERATOR_SIZES = {"hidden_size": "width", "depth": "depth", "num_heads": "heads", "num_classes": "classes"}
+MOST = 8  # key numbers
 
 
 def write_report(asked: ReportSettings) -> Path:
@@ -56,18 +82,21 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
 
     options: dict[str, Any] = dict(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment = Environment(loader=PackageLoader(__name__, "templates"), autoescape=True, **options)
-    heads, shown = [key_numbers.describe(run) for run in runs], page_sections(runs)
-    numbers = {run.name: key_numbers.key_numbers(run) for run in runs}
+    shown, facts, numbers = (
+        page_sections(runs),
+        {r.name: _facts(r) for r in runs},
+        {r.name: key_numbers(r) for r in runs},
+    )
     compared = [side_table("key number", numbers, number=True)] if any(numbers.values()) else []
-    compared.append(side_table("", {head.name: head.facts for head in heads}))
     terms: dict[str, str] = {}  # for those who cannot hover
     for cell in (cell for section in shown for cell in _named(section.blocks) if cell.hint):
         terms.setdefault(cell.text, cell.hint)
     return environment.get_template("page.html").render(
         title=title or " and ".join(run.name for run in runs[:3]) + (" and others" if len(runs) > 3 else ""),
-        heads=heads,
+        runs=runs,
+        facts=facts[runs[0].name] if len(runs) == 1 else {},
         tiles=numbers[runs[0].name] if len(runs) == 1 else {},
-        compared=compared if len(runs) > 1 else [],
+        compared=[*compared, side_table("", facts)] if len(runs) > 1 else [],
         sections=shown,
         terms=dict(sorted(terms.items(), key=lambda term: term[0].lower())),
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -92,10 +121,118 @@ def page_sections(runs: Sequence[Run]) -> list[Section]:
         sections.reconstructions(runs),
         sections.samples(runs),
         sections.sweeps(runs),
-        key_numbers.stages(runs),
+        sections.stages(runs),
         sections.training_of_tokenizers(runs),
         sections.training_of_generators(runs),
-        key_numbers.settings(runs),
-        key_numbers.missing(runs),
+        sections.settings(runs),
+        sections.missing(runs),
     ]
     return [section for section in every if section.blocks]
+
+
+def _facts(run: Run) -> dict[Cell, str]:
+    """Return what a run is, by label."""
+    options = run.origin.get("options") or {}
+    changed = " ".join(f"{key}={value}" for key, value in options.items()) if isinstance(options, dict) else ""
+    facts = {"Config": f"{run.origin.get('config', '')} {changed}".strip()}
+    if run.stages:
+        facts |= _tokenizer_facts(run.stages)
+    for training in run.generators[:1]:
+        generator = {"type": "?", **part(training.settings, "generator")}
+        facts["Generator"] = _component(generator, ("size",), _GENERATOR_SIZES)
+        facts["Training of the generator"] = f"{training.progress} steps of {training.batch} latents"
+    if not run.trainings:
+        results = [found.result for found in run.results]
+        facts["Evaluated"] = ", ".join(dict.fromkeys(result.subject for result in results))
+        facts["Results"] = ", ".join(dict.fromkeys(result.kind.replace("_", " ") for result in results))
+        for _, settings, _ in [*run.samples, *run.sweeps][:1]:
+            facts["Generator"] = str(part(settings, "generator").get("source") or "")
+            facts["Sampling"] = sections.describe_sampling(settings)
+            facts["Image size"] = write_value(settings.get("image_size") or "").replace(", ", f" {TIMES} ")
+    facts["Trained"] = _when(run.trainings)
+    processes, device = run.origin.get("processes", 1), str(run.origin.get("device") or "")
+    several = device and isinstance(processes, int) and processes > 1
+    facts["Machine"] = f"{processes} {TIMES} {device}" if several else device
+    facts["Versions"] = _versions(run)
+    return {Cell(label): text for label, text in facts.items() if text}
+
+
+def _tokenizer_facts(stages: Sequence[Training]) -> dict[str, str]:
+    tokenizer, seen = part(stages[-1].settings, "tokenizer"), sum(stage.step * stage.batch for stage in stages)
+    factor, dim = tokenizer.get("downsample_factor", "?"), tokenizer.get("latent_dim", "?")
+    return {
+        "Encoder": _component(part(tokenizer, "encoder")),
+        "Latents": f"f{factor}d{dim}: {factor} {TIMES} {factor} pixels to {dim} channels" if tokenizer else "",
+        "Decoder": _component(part(tokenizer, "decoder")),
+        "Stages": ", ".join(f"{stage.name} {stage.progress}" for stage in stages) + " steps",
+        "Images seen": f"{seen:,} in batches of {stages[-1].batch}" if seen else "",
+    }
+
+
+def _component(settings: Mapping[str, Any], names: Sequence[str] = _NAMES, sizes: Mapping[str, str] = _SIZES) -> str:
+    """Return a component's type and names, and what tells its sizes apart."""
+    words = [str(settings.get(key) or "") for key in ("type", *names)]
+    words += [f"{word} {settings[key]}" for key, word in sizes.items() if key in settings]
+    return ", ".join(filter(None, words))
+
+
+def _when(trainings: Sequence[Training]) -> str:
+    names = [p.parent.parent.name for t in trainings for p in t.folder.glob("*/vis_data/scalars.json")]
+    starts = sorted(name for name in names if re.fullmatch(r"\d{8}_\d{6}", name))
+    seconds = sum(as_number(training.result.get("seconds")) for training in trainings)
+    took = f"; the stages took {write_seconds(seconds)}" if seconds else ""
+    try:
+        return datetime.strptime(starts[0], "%Y%m%d_%H%M%S").strftime("begun %Y-%m-%d %H:%M") + took if starts else ""
+    except ValueError:
+        return ""
+
+
+def _versions(run: Run) -> str:
+    found = {"AlignTok": str(run.origin.get("aligntok_version") or "")}
+    for training in run.trainings:
+        tokenizer = part(training.settings, "tokenizer")
+        found["AlignTok"] = found["AlignTok"] or str(tokenizer.get("aligntok_version") or "")
+        for plugin in part(tokenizer, "plugins").values():
+            if isinstance(plugin, dict) and plugin.get("distribution") not in (None, "aligntok"):
+                found[str(plugin["distribution"])] = str(plugin.get("version", ""))
+    for path in sorted(log for training in run.trainings for log in training.folder.glob("*/*.log"))[-1:]:
+        with suppress(OSError), path.open(errors="replace") as file:
+            head = file.read(8000)  # mmengine's words on the machine
+            matches = {name: re.search(pattern, head) for name, pattern in _FROM_LOG.items()}
+            found |= {name: match[1].strip() for name, match in matches.items() if match}
+    found["AlignTok"] = found["AlignTok"] or f"{aligntok.__version__} (of this report)"
+    return ", ".join(f"{name} {version}" for name, version in found.items() if version)
+
+
+def key_numbers(run: Run) -> dict[Cell, str]:
+    """Return the key numbers of a run: of its evaluations, else of the last validation, then of its training.
+
+    Each is a text under a cell with its name, where it is from, which way is better, and what it means.
+    """
+    found: dict[Cell, str] = {}
+    for kind, names in _KEY.items():
+        results = [each.result for each in run.results if each.result.kind == kind]
+        for result in sorted(results, key=lambda result: result.step or 0)[-1:]:
+            found |= _first(result.metrics, names, kind.replace("_", " "))
+    if not any(head.note == "reconstruction" for head in found):
+        for stage in [stage for stage in run.stages if stage.metrics][-1:]:
+            found |= _first(stage.metrics, _KEY["reconstruction"], f"held-out, after {stage.name}")
+    for training in run.generators[:1]:
+        found[Cell("Generator steps", "training")] = training.progress
+    if run.stages:
+        found[Cell("Tokenizer steps", "training")] = f"{sum(stage.step for stage in run.stages):,}"
+    return dict([*found.items()][:MOST])
+
+
+def _first(metrics: Mapping[str, float], wanted: Sequence[str], source: str) -> dict[Cell, str]:
+    """Return the metrics that are wanted, at most four in that order, and at most one Fréchet distance."""
+    chosen: dict[str, str] = {}  # name -> what was wanted
+    for want in wanted:
+        for name in metrics:
+            short = name.rpartition("/")[2]
+            is_distance = want == "fd" and re.match(r"[rg]?FD-", short)
+            if plain(short) == want or (is_distance and not {"fid", "rfid", "gfid"} & {*chosen.values()}):
+                chosen[name] = want
+                break
+    shown = [(metric(name), metrics[name]) for name in [*chosen][:4]]
+    return {Cell(m.label, source, hint=m.meaning, arrow=m.better): m.write(value) for m, value in shown}

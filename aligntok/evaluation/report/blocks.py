@@ -10,6 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from aligntok.evaluation.report.collect import is_number
+
 ROWS = 40  # of a table that are shown
 
 UP, DOWN = "up", "down"
@@ -151,11 +153,6 @@ def _column(name: str) -> str:
     if words and unit in _UNITS:
         return f"{words.replace('_', ' ')} ({_UNITS[unit]})"
     return name.replace("_", " ") if re.fullmatch(r"[a-z0-9_]+", name) else name
-
-
-def is_number(value: Any) -> bool:
-    """Tell whether a value of a file is a number: what is true or false is none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def write_value(value: Any) -> str:

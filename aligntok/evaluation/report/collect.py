@@ -96,6 +96,11 @@ def _read_records(path: Path) -> tuple[dict[tuple[int, str], dict[str, float]], 
     return records, damaged
 
 
+def is_number(value: Any) -> bool:
+    """Tell whether a value of a file is a number: what is true or false is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def as_number(value: Any) -> int:
     """Return a whole number read from a file, 0 for what is none."""
     return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
@@ -142,9 +147,20 @@ class Training:
         return as_number(self.settings.get("steps"))
 
     @property
+    def progress(self) -> str:
+        """The steps in words, "1,000", or "900 of 1,000" of a training that is not at its end."""
+        wanted = self.steps or self.step
+        return f"{wanted:,}" if self.step >= wanted else f"{self.step:,} of {wanted:,}"
+
+    @property
     def batch(self) -> int:
         """Images a step, 0 if that is not noted."""
         return as_number(self.settings.get("global_batch_size"))
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the last validation measured."""
+        return {name: value for name, value in part(self.result, "metrics").items() if is_number(value)}
 
 
 class Samples(NamedTuple):
@@ -236,9 +252,8 @@ def _check_is_one(run: Run) -> None:
         raise DataError(
             f"{run.path} holds several runs ({', '.join(map(str, runs))}); give those to compare, one after another"
         )
-    numbers = {t.folder: re.match(r"(\d+)_", t.folder.resolve().name) for t in run.trainings}
-    order = {folder: int(number[1]) if number else 0 for folder, number in numbers.items()}
-    run.trainings.sort(key=lambda training: (training.is_generator, order[training.folder], training.folder))
+    number = {t.folder: [*map(int, re.findall(r"^(\d+)_", t.folder.resolve().name))] for t in run.trainings}
+    run.trainings.sort(key=lambda training: (training.is_generator, number[training.folder], training.folder))
     for one, two in (*pairwise(run.stages), *pairwise(run.generators)):
         two.before = one.before + max(one.step, one.steps)
 

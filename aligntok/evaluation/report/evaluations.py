@@ -22,7 +22,6 @@ from aligntok.evaluation.report.blocks import (
     Table,
     flatten,
     heading,
-    is_number,
     not_found,
     number,
     plain,
@@ -31,7 +30,7 @@ from aligntok.evaluation.report.blocks import (
     table_of,
     without_place,
 )
-from aligntok.evaluation.report.collect import Evaluated, Run, Training, find, part
+from aligntok.evaluation.report.collect import Evaluated, Run, Training, find, is_number, part
 from aligntok.evaluation.report.figures import pictures
 from aligntok.evaluation.results import Result
 from aligntok.io.files import read_json

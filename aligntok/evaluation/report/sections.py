@@ -1,4 +1,4 @@
-"""Sections with curves and pictures: what trainings logged, measured and drew, sets of samples, sweeps."""
+"""Sections on trainings, samples and sweeps: curves of what was logged and measured, pictures, stages, settings."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from typing import Any
 
 from aligntok.evaluation.report.blocks import (
     DOWN,
+    NONE,
     UP,
     Block,
+    Cell,
     Figure,
     Gallery,
     Group,
+    Note,
     Section,
     metric,
     settings_table,
     side_by_side,
     table_of,
+    write_seconds,
     write_value,
 )
 from aligntok.evaluation.report.collect import Curve, Run, Samples, Training, part
@@ -264,3 +268,39 @@ def describe_sampling(settings: Mapping[str, Any]) -> str:
         "" if settings.get("finished", True) else "not finished",
     ]
     return ", ".join(filter(None, words)) or "how they were drawn is not noted"
+
+
+def stages(runs: Sequence[Run]) -> Section:
+    """Return what each stage trained, for how long, and what the validation after it measured."""
+    note, blocks = "Measured on held-out images after the last step of a stage.", []
+    for run in (run for run in runs if run.stages):
+        rows = []
+        for stage in run.stages:
+            words = {"stage": stage.name, "trains": write_value(stage.settings.get("trains"))}
+            seconds = stage.result.get("seconds")
+            numbers = {
+                "steps": stage.progress,
+                "batch": write_value(stage.batch),
+                "learning rate": write_value(part(stage.settings, "optimizer").get("lr")),
+                "time": write_seconds(seconds) if isinstance(seconds, (int, float)) else NONE,
+            }
+            cells = {name: Cell(text, number=name in numbers) for name, text in (words | numbers).items()}
+            rows.append(cells | stage.metrics)
+        blocks.append(table_of(rows, run.name if len(runs) > 1 else "", note))
+    return Section("stages", "Stages", blocks)
+
+
+def settings(runs: Sequence[Run]) -> Section:
+    """Return all settings of each training, on demand."""
+    blocks: list[Block] = []
+    for name, training in [(run.name, training) for run in runs for training in run.trainings]:
+        shown = {key: value for key, value in training.settings.items() if key not in ("stage", "statistics")}
+        blocks.append(settings_table(shown, f"{name}: {training.name}" if len(runs) > 1 else training.name))
+    return Section("settings", "Settings", blocks, "All settings of each training, as they were noted when it began.")
+
+
+def missing(runs: Sequence[Run]) -> Section:
+    """Return notes on what is not there or cannot be read."""
+    texts = [(f"{run.name}: " if len(runs) > 1 else "", text) for run in runs for text in dict.fromkeys(run.missing)]
+    blocks = [Note(f"{name}not found: {text}", missing=True) for name, text in texts]
+    return Section("missing", "Not found", blocks, "What a report can show, and these folders do not have.")
