@@ -35,7 +35,9 @@ def summarise(comparison: Comparison) -> Result:
     found = {arm: measured(comparison, arm) for arm in comparison.arms}
     curves = {arm: generation_curves(arm) for arm in comparison.arms}
     names = list(dict.fromkeys(arm.name for arm in comparison.arms))
-    final = {arm: {**found[arm], **{name: curve.values[-1] for name, curve in curves[arm].items()}} for arm in found}
+    final = {
+        arm: {**found[arm], **{name: [*curve.values()][-1] for name, curve in curves[arm].items()}} for arm in found
+    }
     rows = [{"tokenizer": name, **over_seeds([final[arm] for arm in final if arm.name == name])} for name in names]
     folder = comparison.work_dir
     plot_convergence(folder / CURVES, curves, dict(zip(names, rows, strict=True)))
@@ -138,8 +140,8 @@ def steps_table(names: Sequence[str], curves: Mapping[Arm, Mapping[str, Curve]])
     for name in names:
         own = [curves[arm] for arm in curves if arm.name == name]
         distances = [metric for metric in own[0] if is_distance(metric)]
-        for step in own[0][distances[0]].steps if distances else []:
-            at = [{d: c[d].values[c[d].steps.index(step)] for d in distances if step in c[d].steps} for c in own]
+        for step in own[0][distances[0]] if distances else []:
+            at = [{d: c[d][step] for d in distances if step in c[d]} for c in own]
             rows.append({"tokenizer": name, "step": f"{step:,}", **{n: shown(v) for n, v in over_seeds(at).items()}})
     return rows
 
@@ -186,9 +188,9 @@ def plot_convergence(
 
 def _draw_tokenizer(axis: Any, colour: str, name: str, curves: Sequence[Curve], reconstructions: float) -> None:
     for curve in curves:
-        axis.plot(curve.steps, curve.values, ".", color=colour, alpha=0.5)
-    line = [statistics.fmean(values) for values in zip(*(curve.values for curve in curves), strict=False)]
-    axis.plot(curves[0].steps[: len(line)], line, color=colour, label=name)
+        axis.plot([*curve], [*curve.values()], ".", color=colour, alpha=0.5)
+    line = [statistics.fmean(values) for values in zip(*(curve.values() for curve in curves), strict=False)]
+    axis.plot([*curves[0]][: len(line)], line, color=colour, label=name)
     axis.axhline(reconstructions, color=colour, linestyle=":", linewidth=1)
 
 

@@ -82,11 +82,8 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
 
     options: dict[str, Any] = dict(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment = Environment(loader=PackageLoader(__name__, "templates"), autoescape=True, **options)
-    shown, facts, numbers = (
-        page_sections(runs),
-        {r.name: _facts(r) for r in runs},
-        {r.name: key_numbers(r) for r in runs},
-    )
+    shown, facts = page_sections(runs), {run.name: _facts(run) for run in runs}
+    numbers = {run.name: key_numbers(run) for run in runs}
     compared = [side_table("key number", numbers, number=True)] if any(numbers.values()) else []
     terms: dict[str, str] = {}  # for those who cannot hover
     for cell in (cell for section in shown for cell in _named(section.blocks) if cell.hint):

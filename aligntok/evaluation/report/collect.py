@@ -25,11 +25,7 @@ TIME_BINS = "loss_at_time/"
 UNREAD = "the page goes without it"  # of a file that is damaged
 
 
-class Curve(NamedTuple):
-    """A quantity over steps."""
-
-    steps: list[int]
-    values: list[float]
+Curve = dict[int, float]  # a quantity's values by step
 
 
 @dataclass
@@ -62,9 +58,7 @@ def read_history(folder: Path) -> History:
             history.faults.append(f"{lines} of {path} cannot be read; the others are shown")
     for (step, kind), record in sorted(joined.items(), key=lambda item: item[0]):
         for name, value in record.items():
-            curve = getattr(history, kind).setdefault(name, Curve([], []))
-            curve.steps.append(step)
-            curve.values.append(value)
+            getattr(history, kind).setdefault(name, {})[step] = value
     if not (history.trained or history.measured):
         history.faults.append(f"{folder}/*/vis_data/scalars.json, the training's log")
     return history
@@ -131,15 +125,10 @@ class Training:
     before: int = 0
 
     @property
-    def is_generator(self) -> bool:
-        """Whether a generator was trained, not a tokenizer."""
-        return "generator" in self.settings
-
-    @property
     def step(self) -> int:
         """The last step that anything was logged or drawn of."""
-        logged = [curve.steps[-1] for curve in self.history.trained.values()]
-        return max([*logged, *self.pictures, as_number(self.result.get("step"))], default=0)
+        logged = map(max, self.history.trained.values())
+        return max(*logged, *self.pictures, as_number(self.result.get("step")), 0)
 
     @property
     def steps(self) -> int:
@@ -185,12 +174,14 @@ class Evaluated(NamedTuple):
 class Run:
     """All that was found under one of the folders that a report is of.
 
-    missing: what is not there or cannot be read, in words. origin: what started it, where that was noted.
+    stages: of a tokenizer's training, in order. generators: their trainings. missing: what is not there or cannot be
+    read, in words. origin: what started it, where that was noted.
     """
 
     name: str
     path: Path
-    trainings: list[Training] = field(default_factory=list)
+    stages: list[Training] = field(default_factory=list)
+    generators: list[Training] = field(default_factory=list)
     samples: list[Samples] = field(default_factory=list)
     sweeps: list[Samples] = field(default_factory=list)
     results: list[Evaluated] = field(default_factory=list)
@@ -198,14 +189,9 @@ class Run:
     origin: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def stages(self) -> list[Training]:
-        """The stages of a tokenizer's training, in order."""
-        return [training for training in self.trainings if not training.is_generator]
-
-    @property
-    def generators(self) -> list[Training]:
-        """The trainings of generators."""
-        return [training for training in self.trainings if training.is_generator]
+    def trainings(self) -> list[Training]:
+        """Stages and generators."""
+        return [*self.stages, *self.generators]
 
     def place_of(self, found: Evaluated) -> tuple[str, ...]:
         """Return the folder of a result as the names that lead to it from the run's own."""
@@ -246,16 +232,16 @@ def find(source: str | os.PathLike[str]) -> Run:
 def _check_is_one(run: Run) -> None:
     """Keep the run's own trainings, in order, where others are inside it; raise DataError for several runs."""
     own, runs = run.path.resolve(), sorted({training.folder.parent.resolve() for training in run.trainings})
-    if own in runs:
-        run.trainings = [training for training in run.trainings if training.folder.parent.resolve() == own]
-    elif len(runs) > 1:
+    if own not in runs and len(runs) > 1:
         raise DataError(
             f"{run.path} holds several runs ({', '.join(map(str, runs))}); give those to compare, one after another"
         )
-    number = {t.folder: [*map(int, re.findall(r"^(\d+)_", t.folder.resolve().name))] for t in run.trainings}
-    run.trainings.sort(key=lambda training: (training.is_generator, number[training.folder], training.folder))
-    for one, two in (*pairwise(run.stages), *pairwise(run.generators)):
-        two.before = one.before + max(one.step, one.steps)
+    for trainings in (run.stages, run.generators):
+        trainings[:] = [each for each in trainings if own not in runs or each.folder.parent.resolve() == own]
+        number = {each.folder: re.findall(r"^(\d+)_", each.folder.resolve().name) for each in trainings}
+        trainings.sort(key=lambda training: ([*map(int, number[training.folder])], training.folder))
+        for one, two in pairwise(trainings):
+            two.before = one.before + max(one.step, one.steps)
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:
@@ -276,7 +262,8 @@ def _take(run: Run, folder: Path, files: set[str]) -> None:
         result = _read_json(run, folder / "result.json") if "result.json" in files else {}
         steps = {path.name: path.stem.removeprefix("step_") for path in sorted(folder.glob("pictures/step_*.png"))}
         pictures = {int(step): f"pictures/{name}" for name, step in steps.items() if step.isdigit()}
-        run.trainings.append(Training(name, folder, settings, history, result, pictures))
+        kind = run.generators if "generator" in settings else run.stages
+        kind.append(Training(name, folder, settings, history, result, pictures))
         run.missing += history.faults
     if SAMPLES in files:
         run.samples.append(Samples(folder, _read_json(run, folder / SAMPLES)))
@@ -317,7 +304,7 @@ def _missing(run: Run) -> Iterator[str]:
     for training in run.trainings:
         if not training.pictures and part(training.settings, "log").get("pictures", 1):
             yield f"{training.folder / 'pictures'}, what the training drew"
-        if not training.is_generator and not training.result and part(training.settings, "data").get("val"):
+        if training in run.stages and not training.result and part(training.settings, "data").get("val"):
             yield f"{training.folder / 'result.json'}, the validation after the last step"
     for path, result in run.results:
         for name in result.pictures.values():

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,13 +107,12 @@ def contact_sheet(folder: Path, caption: str) -> Block:
 
 
 class Line(NamedTuple):
-    """A line of a plot: places and values, and the number of its colour; faint ones lie under a smoothed one.
+    """A line of a plot: values by place, and the number of its colour; faint ones lie under a smoothed one.
 
     dots: a dot at each value, where they are few.
     """
 
-    x: Sequence[float]
-    y: Sequence[float]
+    points: Mapping[Any, float]
     colour: int = 0
     faint: bool = False
     dots: bool = False
@@ -134,14 +133,13 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 def thin(curve: Curve, points: int = 400) -> Curve:
     """Return at most about `points` points that look the same: the least and largest of each short stretch."""
-    if len(curve.steps) <= points:
+    if len(curve) <= points:
         return curve
-    width = math.ceil(2 * len(curve.steps) / points)
-    kept = []
-    for places in batched(range(len(curve.steps)), width):
-        finite = [i for i in places if math.isfinite(curve.values[i])] or list(places)
-        kept += sorted({min(finite, key=curve.values.__getitem__), max(finite, key=curve.values.__getitem__)})
-    return Curve([curve.steps[i] for i in kept], [curve.values[i] for i in kept])
+    kept: list[int] = []
+    for steps in batched([*curve], math.ceil(2 * len(curve) / points)):
+        finite = [step for step in steps if math.isfinite(curve[step])] or steps
+        kept += sorted({min(finite, key=curve.__getitem__), max(finite, key=curve.__getitem__)})
+    return {step: curve[step] for step in kept}
 
 
 def plot(
@@ -177,7 +175,7 @@ def plot(
             axes.annotate(word, (place, 1), (2, 0), xycoords=("data", "axes fraction"), **note)
         axes.grid(axis="y")
         axes.set_axisbelow(True)
-        whole = all(float(x).is_integer() for line in lines for x in line.x)
+        whole = all(float(x).is_integer() for line in lines for x in line.points)
         axes.xaxis.set_major_formatter(FuncFormatter(short_number))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
         if axes.get_yscale() == "linear":
@@ -186,7 +184,7 @@ def plot(
         axes.set_xlabel(x_label)
         written = io.StringIO()
         drawing.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    strong = [line.y for line in lines if not line.faint and line.y][:6]
+    strong = [[*line.points.values()] for line in lines if not line.faint and line.points][:6]
     words = "; ".join(f"from {short_number(y[0])} to {short_number(y[-1])}" for y in strong)
     return Figure(_inline(written.getvalue(), f"{about}: {words}"), title, last)
 
@@ -195,12 +193,13 @@ def _draw(axes: Any, line: Line) -> None:
     style: dict[str, Any] = dict(linewidth=0.7, alpha=0.28) if line.faint else dict(markersize=3)
     style["color"] = f"{_LINE}{line.colour % LINES}"
     style["linestyle"] = (0, (4, 2)) if line.colour >= LINES else "solid"
-    axes.plot(line.x, line.y, marker="o" if line.dots and len(line.x) <= 40 else "", **style)
+    marker = "o" if line.dots and len(line.points) <= 40 else ""
+    axes.plot([*line.points], [*line.points.values()], marker=marker, **style)
 
 
 def _set_limits(axes: Any, lines: Sequence[Line]) -> None:
     """Show what most values span: one spike at the start must not press all else flat; many decades, as powers."""
-    values = sorted(y for line in lines for y in line.y if math.isfinite(y))
+    values = sorted(y for line in lines for y in line.points.values() if math.isfinite(y))
     if not values:
         return
     low, high = values[0], values[-1]

@@ -112,28 +112,24 @@ def _over_steps(by_run: Trainings, kind: str, names: Sequence[str], title: str =
         lines: list[Line] = []
         for colour, stages in enumerate(by_run.values()):
             found = [(getattr(each.history, kind).get(name), each.before) for each in stages]
-            curves = [Curve([step + before for step in curve.steps], curve.values) for curve, before in found if curve]
+            curves = [{step + before: value for step, value in curve.items()} for curve, before in found if curve]
             if is_measured and curves:  # one line through all stages
-                curves = [Curve([s for c in curves for s in c.steps], [v for c in curves for v in c.values])]
+                curves = [dict(item for curve in curves for item in curve.items())]
             lines += [line for curve in curves for line in _lines(curve, colour, is_measured)]
-        if any(math.isfinite(y) and y for line in lines for y in line.y):
+        if any(math.isfinite(y) and y for line in lines for y in line.points.values()):
             shown = metric(name)
             about, last = f"{shown.label} over steps, {', '.join(by_run)}", ""
             if is_one:
-                last = f"last {shown.write(curves[-1].values[-1])}"
+                last = f"last {shown.write([*curves[-1].values()][-1])}"
             drawn.append(plot(_title(name, is_measured), about, lines, last=last, marks=marks, until=until))
     return _plots(drawn, title, [] if is_one else by_run)
 
 
 def _lines(curve: Curve, colour: int, dots: bool) -> list[Line]:
     """Return a curve as its running mean, with what it is the mean of where that differs."""
-    even = Curve(curve.steps, smooth(curve.values))
-    faint = [Line(*thin(curve), colour, faint=True)] if even.values != curve.values else []
-    return [*faint, Line(*thin(even), colour, dots=dots or len(even.steps) == 1)]
-
-
-def _dotted(points: Mapping[float, float], colour: int) -> Line:
-    return Line([*points], [*points.values()], colour, dots=True)
+    even = dict(zip(curve, smooth([*curve.values()]), strict=True))
+    faint = [Line(thin(curve), colour, faint=True)] if even != curve else []
+    return [*faint, Line(thin(even), colour, dots=dots or len(even) == 1)]
 
 
 def _title(name: str, arrow: bool = True) -> str:
@@ -146,11 +142,11 @@ def _time_bins(by_run: Trainings) -> list[Block]:
     blocks: list[Block] = []
     for run, generators in by_run.items():
         bins = [(name, curve) for name, curve in generators[-1].history.bins.items() if re.fullmatch(_INTERVAL, name)]
-        middles = [(sum(map(float, name.split("-"))) / 2, dict(zip(*curve, strict=True))) for name, curve in bins]
+        middles = [(sum(map(float, name.split("-"))) / 2, losses) for name, losses in bins]
         steps = sorted({step for _, losses in middles for step in losses})
         chosen = sorted({steps[i * (len(steps) - 1) // 3] for i in range(4)}) if steps else []
         points = [{middle: losses[step] for middle, losses in middles if step in losses} for step in chosen]
-        lines = [_dotted(each, colour) for colour, each in enumerate(points)]
+        lines = [Line(each, colour, dots=True) for colour, each in enumerate(points)]
         if lines:
             title, about = "velocity loss in intervals of t", f"loss by time, {run}"
             drawn = [plot(title, about, lines, x_label="t (0 is noise)", height=2.2)]
@@ -172,7 +168,7 @@ def _convergence(runs: Sequence[Run]) -> list[Block]:
     drawn = []
     for (kind, name), by_key in curves.items():
         shown = [(keys.index(key), points) for key, points in by_key.items() if key in keys]
-        lines = [_dotted(dict(sorted(points.items())), colour) for colour, points in shown]
+        lines = [Line(dict(sorted(points.items())), colour, dots=True) for colour, points in shown]
         label = metric(name).label
         if lines and label != "Images":
             about = f"{label} ({kind}) over training steps"
@@ -208,7 +204,7 @@ def _sweep_plots(
         points = [
             sorted((row[over], row[name]) for row in rows if name in row and row[other] == group) for group in groups
         ]
-        lines = [_dotted(dict(each), colour) for colour, each in enumerate(points) if each]
+        lines = [Line(dict(each), colour, dots=True) for colour, each in enumerate(points) if each]
         if lines:
             drawn.append(plot(_title(name), f"{metric(name).label} over {words}", lines, x_label=words))
     return drawn

@@ -22,7 +22,7 @@ from aligntok.data.transforms import open_image
 from aligntok.errors import DataError, WriteError
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.blocks import NONE, TIMES, metric, write_seconds, write_value
-from aligntok.evaluation.report.collect import Curve, find, read_history
+from aligntok.evaluation.report.collect import find, read_history
 from aligntok.evaluation.report.evaluations import FREE, FREE_FOR_GENERATORS, compare, paper
 from aligntok.evaluation.report.figures import embed, smooth, thin
 from aligntok.evaluation.results import KINDS, Result
@@ -399,9 +399,8 @@ def test_a_start_that_goes_on_replaces_what_was_logged_after_its_checkpoint(tmp_
     log(tmp_path, "20260101_000000", [trained(10), trained(20), trained(30), {"reconstruction/psnr": 1.0, "step": 20}])
     log(tmp_path, "20260102_000000", [trained(20, 5.0), trained(40, 5.0)])
     history = read_history(tmp_path)
-    assert history.trained["loss/l1"].steps == [10, 20, 40]
-    assert history.trained["loss/l1"].values == [0.1, 5.05, 5.025]
-    assert history.measured == {"reconstruction/psnr": Curve([20], [1.0])}
+    assert history.trained["loss/l1"] == {10: 0.1, 20: 5.05, 40: 5.025}
+    assert history.measured == {"reconstruction/psnr": {20: 1.0}}
     assert not history.faults
 
 
@@ -409,7 +408,7 @@ def test_joining_takes_the_newest_of_one_step(tmp_path):
     log(tmp_path, "20260101_000000", [trained(1), trained(1, 3.0)])
     log(tmp_path, "20260102_000000", [])
     history = read_history(tmp_path)
-    assert history.trained == {name: Curve([1], [value]) for name, value in trained(1, 3.0).items() if name != "step"}
+    assert history.trained == {name: {1: value} for name, value in trained(1, 3.0).items() if name != "step"}
 
 
 def test_smoothing_is_a_mean_that_keeps_ends_and_skips_what_is_not_finite():
@@ -422,9 +421,9 @@ def test_smoothing_is_a_mean_that_keeps_ends_and_skips_what_is_not_finite():
 def test_thinning_keeps_extremes():
     values = [0.0] * 5000
     values[1234], values[4321] = 7.0, -7.0
-    thinned = thin(Curve(list(range(5000)), values))
-    assert len(thinned.steps) <= 400
-    assert (thinned.steps[thinned.values.index(7.0)], thinned.steps[thinned.values.index(-7.0)]) == (1234, 4321)
+    thinned = thin(dict(enumerate(values)))
+    assert len(thinned) <= 400
+    assert (thinned[1234], thinned[4321]) == (7.0, -7.0)
 
 
 # Numbers
