@@ -66,12 +66,8 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
         ("data/sources/tables.py", "_holds_images", ["ImageError"]),
         ("evaluation/comparison/summary.py", "_last_samples", ["ImageError"]),
         ("evaluation/images.py", "_read", ["ImageError"]),
-        (
-            "evaluation/report/figures.py",
-            "contact_sheet",
-            ["(OSError, AlignTokError)"],
-        ),  # of paths, as the last but one
-        ("evaluation/report/figures.py", "pictures", ["(OSError, AlignTokError)"]),
+        ("evaluation/report/figures.py", "pictures", ["(OSError, AlignTokError)"]),  # of paths, as the last but one
+        ("evaluation/report/figures.py", "contact_sheet", ["(OSError, AlignTokError)"]),
         ("sampling/folder.py", "read", ["(ImageError, OSError)"]),  # of a path, not of a data set
         ("sampling/sheets.py", "_real", ["ImageError"]),
     ]

@@ -272,7 +272,7 @@ def stages(runs: Sequence[Run]) -> Section:
     for run in (run for run in runs if run.stages):
         rows = []
         for stage in run.stages:
-            words = {"stage": stage.name, "trains": write_value(stage.settings.get("trains"))}
+            words = {"stage": stage.name, "trains": write_value(stage.settings.get("trainable"))}
             seconds = stage.result.get("seconds")
             numbers = {
                 "steps": stage.progress,

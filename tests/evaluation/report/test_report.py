@@ -229,9 +229,9 @@ def test_distances_on_other_features_are_never_called_fid(text):
     assert "not FID, and not comparable to it" in text
 
 
-def test_several_runs_stand_side_by_side(run, tmp_path):
-    other = make_run(tmp_path / "other", generator=False)
-    page = write_report(ReportSettings(runs=[run, other], out=tmp_path / "both.html", title="Two <runs>"))
+def test_several_runs_stand_side_by_side(tmp_path):
+    runs = [make_run(tmp_path / name, generator=False) for name in ("my_run", "other")]
+    page = write_report(ReportSettings(runs=runs, out=tmp_path / "both.html", title="Two <runs>"))
     content, seen = page.read_text(), visible(page)
     assert "<h1>Two &lt;runs&gt;</h1>" in content
     assert "key number my_run other" in seen
@@ -341,8 +341,8 @@ def test_samples_of_several_sizes_are_no_sheet(tmp_path):
 
 @pytest.mark.parametrize("place", ["2_perceptual_alignment/pictures/step_00000080.png", "samples/images/000001.png"])
 def test_a_picture_that_is_a_link_to_elsewhere_is_not_embedded(place, run, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(run, folder)
+    folder, part = tmp_path / "run", Path(place).parts[0]
+    shutil.copytree(run / part, folder / part)
     picture(tmp_path / "diary.png", 64, 64, seed=99)
     (folder / place).unlink()
     (folder / place).symlink_to(tmp_path / "diary.png")
@@ -383,13 +383,14 @@ def test_a_folder_of_several_runs_is_an_error_that_names_them(tmp_path):
 def test_a_page_that_cannot_be_written_is_an_error(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="could not be written"):
-        write_report(ReportSettings(runs=[run], out=tmp_path / "file" / "report.html"))
+        write_report(ReportSettings(runs=[run / "samples"], out=tmp_path / "file" / "report.html"))
 
 
-def test_the_command_writes_beside_the_first_run(run, capsys):
-    assert command([str(run), "--title", "Named so"]) == 0
-    assert f"Report: {run / 'report.html'}" in capsys.readouterr().out
-    assert "<h1>Named so</h1>" in (run / "report.html").read_text()
+def test_the_command_writes_beside_the_first_run(tmp_path, capsys):
+    make_samples(tmp_path)
+    assert command([str(tmp_path / "samples"), str(tmp_path / "sweep"), "--title", "Named so"]) == 0
+    assert f"Report: {tmp_path / 'samples/report.html'}" in capsys.readouterr().out
+    assert "<h1>Named so</h1>" in (tmp_path / "samples/report.html").read_text()
 
 
 # Logs
@@ -522,12 +523,10 @@ def test_a_run_of_a_paper_config_has_the_papers_numbers_beside_it(config, tmp_pa
     found = {}
     for each in find(tmp_path).results:
         comparison = compare(run, each)
+        assert comparison.note.startswith("The paper's column: AlignTok f16")
         found |= {name: value for name in each.result.metrics if (value := comparison.of(each.result.kind, name))}
     shown = {metric(name).label: value for name, (value, table) in found.items() if re.fullmatch(r"Table \d+", table)}
     assert shown == CONFIGS[config]
-    assert "The paper's column: AlignTok f16" in visible(
-        write_report(ReportSettings(runs=[tmp_path], out=tmp_path / "report.html"))
-    )
 
 
 @pytest.mark.parametrize(
@@ -575,6 +574,9 @@ def test_options_that_no_number_depends_on_leave_a_run_the_papers(tmp_path):
     Result("reconstruction", str(tmp_path), {"rFID": 0.3, "images": 50_000.0}).write(tmp_path / "evaluation")
     run = find(tmp_path)
     assert compare(run, run.results[0]).of("reconstruction", "rFID") == (0.26, "Table 3")
+    content = visible(write_report(ReportSettings(runs=[tmp_path], out=tmp_path / "report.html")))
+    assert "The paper's column: AlignTok f16d32, DINOv2-L." in content
+    assert "rFID ↓ 0.30 0.26 Table 3" in content
 
 
 def test_stages_of_a_longer_run_have_the_papers_numbers_of_a_shorter_one(tmp_path):
