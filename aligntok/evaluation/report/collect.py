@@ -304,7 +304,7 @@ def _missing(run: Run) -> Iterator[str]:
     for training in run.trainings:
         if not training.pictures and part(training.settings, "log").get("pictures", 1):
             yield f"{training.folder / 'pictures'}, what the training drew"
-        if training in run.stages and not training.result and part(training.settings, "data").get("val"):
+        if "generator" not in training.settings and not training.result and part(training.settings, "data").get("val"):
             yield f"{training.folder / 'result.json'}, the validation after the last step"
     for path, result in run.results:
         for name in result.pictures.values():

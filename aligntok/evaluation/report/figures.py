@@ -165,7 +165,10 @@ def plot(
         drawing = Drawing(figsize=(3.7, height), layout="constrained")
         axes = drawing.subplots()
         for line in lines:
-            _draw(axes, line)
+            style: dict[str, Any] = dict(linewidth=0.7, alpha=0.28) if line.faint else dict(markersize=3)
+            style["linestyle"] = (0, (4, 2)) if line.colour >= LINES else "solid"
+            style["marker"] = "o" if line.dots and len(line.points) <= 40 else ""
+            axes.plot([*line.points], [*line.points.values()], color=f"{_LINE}{line.colour % LINES}", **style)
         _set_limits(axes, lines)
         if until:
             axes.set_xlim(-0.02 * until, 1.02 * until)
@@ -187,14 +190,6 @@ def plot(
     strong = [[*line.points.values()] for line in lines if not line.faint and line.points][:6]
     words = "; ".join(f"from {short_number(y[0])} to {short_number(y[-1])}" for y in strong)
     return Figure(_inline(written.getvalue(), f"{about}: {words}"), title, last)
-
-
-def _draw(axes: Any, line: Line) -> None:
-    style: dict[str, Any] = dict(linewidth=0.7, alpha=0.28) if line.faint else dict(markersize=3)
-    style["color"] = f"{_LINE}{line.colour % LINES}"
-    style["linestyle"] = (0, (4, 2)) if line.colour >= LINES else "solid"
-    marker = "o" if line.dots and len(line.points) <= 40 else ""
-    axes.plot([*line.points], [*line.points.values()], marker=marker, **style)
 
 
 def _set_limits(axes: Any, lines: Sequence[Line]) -> None:

@@ -184,30 +184,21 @@ def sweeps(runs: Sequence[Run]) -> Section:
         where = f"{run.name}, {sweep.folder.name}" if sweep.folder != run.path else run.name
         num = sweep.settings.get("num")
         title = f"{where}: {num} samples each" if num else where
+        rows = sorted(sweep.rows, key=lambda row: (row["cfg_scale"], row["steps"]))
+        columns = [
+            name for name in dict.fromkeys(n for r in sweep.rows for n in r) if name not in ("cfg_scale", "steps")
+        ]
         for over, other, words, group in _SWEPT:
-            groups = sorted({row[other] for row in sweep.rows})
-            drawn = (
-                _sweep_plots(sweep.rows, over, other, groups, words) if len({r[over] for r in sweep.rows}) > 1 else []
-            )
-            blocks += _plots(drawn, f"{title}, over {words}", [group.format(short_number(value)) for value in groups])
+            values, drawn = sorted({row[other] for row in rows}), []
+            for name in columns if len({row[over] for row in rows}) > 1 else []:
+                those = [[row for row in rows if name in row and row[other] == value] for value in values]
+                points = [{row[over]: row[name] for row in each} for each in those]
+                lines = [Line(each, colour, dots=True) for colour, each in enumerate(points) if each]
+                drawn.append(plot(_title(name), f"{metric(name).label} over {words}", lines, x_label=words))
+            blocks += _plots(drawn, f"{title}, over {words}", [group.format(short_number(value)) for value in values])
         blocks.append(Group(f"All numbers of the sweep ({len(sweep.rows)} combinations)", [table_of(sweep.rows)]))
     lead = "The same noise and labels at every guidance scale and number of sampling steps."
     return Section("sweeps", "Guidance and steps", blocks, lead)
-
-
-def _sweep_plots(
-    rows: Sequence[Mapping[str, float]], over: str, other: str, groups: Sequence[float], words: str
-) -> list[Figure]:
-    """Return each measured column over one of the two that are swept, a line for each value of the other."""
-    drawn = []
-    for name in dict.fromkeys(name for row in rows for name in row if name not in (over, other)):
-        points = [
-            sorted((row[over], row[name]) for row in rows if name in row and row[other] == group) for group in groups
-        ]
-        lines = [Line(dict(each), colour, dots=True) for colour, each in enumerate(points) if each]
-        if lines:
-            drawn.append(plot(_title(name), f"{metric(name).label} over {words}", lines, x_label=words))
-    return drawn
 
 
 def reconstructions(runs: Sequence[Run]) -> Section:
