@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from aligntok import cli, settings
+from aligntok import cli
 from aligntok.evaluation import comparison
 from aligntok.evaluation.comparison import chosen, read_comparison
 from aligntok.registry import ENCODERS, LOSSES
@@ -139,7 +139,7 @@ def look_at_options(tool):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [tool, *arguments])
             patch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
-            patch.setattr(settings, "read", stopping(settings.read))
+            patch.setattr(cli.arguments, "read", stopping(cli.arguments.read))
             with pytest.raises(SystemExit) as ended:
                 runpy.run_path(tool, run_name="__main__")
         return ended.value.code

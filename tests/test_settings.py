@@ -219,13 +219,13 @@ def test_precisions_are_those_that_there_are():
 # The command line
 
 
-def told(*words, **options):
-    return parse(Run, list(words), "run", ("tokenizers", "data"), **options)
+def told(*words):
+    return parse(Run, list(words), "run", ("tokenizers", "data"))
 
 
 def test_a_command_line_gives_what_python_does():
-    words = "a b c --image-size 64 96 --seeds 3 4 --npz --sampling.steps 5 --sampling.cfg-interval 0 0.5 --out None"
-    words += " --validation batch_size=3 --sampling.options eta=0.5 last=mean --ceiling inf --data_root"
+    words = "a b c --image-size 64 96 --seeds 3 4 --npz --steps 5 --cfg-interval 0 0.5 --out None"
+    words += " --validation batch_size=3 --options eta=0.5 last=mean --ceiling inf --data_root"
     expected = Run(
         tokenizers=("a", "b"),
         data="c",
@@ -239,23 +239,23 @@ def test_a_command_line_gives_what_python_does():
     assert told(*words.split()[:-1]) == expected
     assert told("a", "b").image_size == 256
     assert told("a", "hf://owner/name", "--image-size", "64", "--no-npz").data == "hf://owner/name"
-    assert told("a", "b", "--steps", "4", flat=True).sampling.steps == 4
+    assert told("a", "b", "--steps", "4").sampling.steps == 4
     assert parse(Sampling, ["--options"], "draw") == Sampling()
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("a b --sampling.steps 0", "run: --sampling.steps 0; it must be int of at least 1"),
-        ("a b --sampling.steps x", "run: --sampling.steps x; it must be int of at least 1"),
+        ("a b --steps 0", "run: --steps 0; it must be int of at least 1"),
+        ("a b --steps x", "run: --steps x; it must be int of at least 1"),
         (
-            "a b --sampling.cfg-scale nan",
-            "run: --sampling.cfg-scale nan; it must be finite, int or float of at least 0",
+            "a b --cfg-scale nan",
+            "run: --cfg-scale nan; it must be finite, int or float of at least 0",
         ),
-        ("a b --sampling.sampler eulr", "run: --sampling.sampler eulr; did you mean 'euler'? it must be"),
+        ("a b --sampler eulr", "run: --sampler eulr; did you mean 'euler'? it must be"),
         ("a b --image-size 64x96", "run: --image-size 64x96; it must be int of at least 1 or (int"),
         ("a b --seeds 1 x", "run: --seeds 1 x; it must be list of int"),
-        ("a b --sampling.options x", "--sampling.options takes key=value, not 'x'"),
+        ("a b --options x", "--options takes key=value, not 'x'"),
         ("a", "run: tokenizers is not given; it must be list of str, 1 or more of them"),
     ],
 )

@@ -5,13 +5,176 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from aligntok.cli.arguments import Command, dispatch, parse_options, reporting_errors
-from aligntok.cli.compare import compare
-from aligntok.cli.evaluate import analyze_latents, evaluate, measure_cost
-from aligntok.cli.plugins import plugins
-from aligntok.cli.report import report
-from aligntok.cli.sample import sample
-from aligntok.cli.train import cache_latents, export, train
+from aligntok.caching.settings import CacheRequest
+from aligntok.cli.arguments import Command, dispatch, parse_options, reporting_errors, verb
+from aligntok.evaluation.settings import (
+    ComparisonRequest,
+    CostRequest,
+    GenerationSettings,
+    LatentAnalysis,
+    ProbeSettings,
+    ReconstructionSettings,
+    ReferenceSettings,
+    ReportSettings,
+)
+from aligntok.sampling.settings import SampleRequest
+from aligntok.settings import settings
+from aligntok.training.request import ExportRequest, TrainRequest
+
+
+@verb("train", "config")
+def train(asked: TrainRequest) -> None:
+    """Train the stages of a config."""
+    from aligntok.training.config import load_config
+    from aligntok.training.run import run
+    from aligntok.training.run_info import run_info_of
+
+    config, run_info = load_config(asked.config, asked.options), run_info_of(asked.config, asked.options)
+    run(config, only_stage=asked.stage, dry_run=asked.dry_run, run_info=run_info)
+
+
+@verb("export", "source", "out")
+def export(asked: ExportRequest) -> None:
+    """Write the tokenizer of a work folder, or any other that can be loaded, as a folder to share."""
+    from aligntok.loading import export_tokenizer
+
+    export_tokenizer(asked.source, asked.out, asked.weights, asked.ema)
+    print(f"Tokenizer: {asked.out}")
+
+
+@verb("cache-latents", "tokenizer", "data", "out")
+def cache_latents(asked: CacheRequest) -> None:
+    """Encode a data set once, for a generator to train on."""
+    from aligntok import caching
+
+    caching.cache_latents(asked)
+
+
+@verb("sample", "run")
+def sample(asked: SampleRequest) -> None:
+    """Draw samples from a trained generator."""
+    if asked.guidance_sweep is not None:
+        from aligntok.sampling.guidance_sweep import sweep_guidance as draw
+    else:
+        from aligntok.sampling import sample_images as draw
+
+    draw(asked)
+
+
+@verb("evaluate reconstruction", "tokenizer", "data")
+def _reconstruction(asked: ReconstructionSettings) -> None:
+    """rFID, PSNR, SSIM, LPIPS of a tokenizer on images."""
+    from aligntok.evaluation.reconstruction import evaluate_reconstruction
+
+    evaluate_reconstruction(asked)
+
+
+@verb("evaluate generation", "samples")
+def _generation(asked: GenerationSettings) -> None:
+    """FID, sFID, IS, KID, precision, recall of samples."""
+    from aligntok.evaluation.generation import evaluate_generation
+
+    evaluate_generation(asked)
+
+
+@verb("evaluate linear-probe", "tokenizer", "data")
+def _linear_probe(asked: ProbeSettings) -> None:
+    """Top-1 and top-5 of a linear classifier on latents."""
+    from aligntok.evaluation.linear_probe import linear_probe
+
+    linear_probe(asked)
+
+
+@verb("evaluate make-reference", "data", "out")
+def _make_reference(asked: ReferenceSettings) -> None:
+    """The statistics of real images that samples are held to."""
+    from aligntok.evaluation.references import make_reference
+
+    print(f"Reference: {make_reference(asked)}")
+
+
+@reporting_errors
+def evaluate(arguments: Sequence[str] | None = None) -> int:
+    """Measure reconstructions, samples, or what a linear probe sees; make references."""
+    evaluations = {
+        "reconstruction": _reconstruction,
+        "generation": _generation,
+        "linear-probe": _linear_probe,
+        "make-reference": _make_reference,
+    }
+    return dispatch("evaluate", evaluations, arguments)
+
+
+@verb("compare", "config")
+def compare(asked: ComparisonRequest) -> None:
+    """Train and measure several tokenizers, and a generator on each, at one budget."""
+    from aligntok.evaluation import comparison
+
+    comparison.compare(asked)
+
+
+@verb("analyze-latents", "tokenizers", "data")
+def analyze_latents(asked: LatentAnalysis) -> None:
+    """Compare the latent spaces of tokenizers with one another and a reference encoder's."""
+    from aligntok.evaluation import latent_analysis
+
+    latent_analysis.analyze_latents(asked)
+
+
+@verb("measure-cost", "configs")
+def measure_cost(asked: CostRequest) -> None:
+    """Tell what configs cost: parameters, operations, seconds, memory."""
+    from aligntok.evaluation import cost
+
+    cost.measure_cost(asked)
+
+
+@verb("report", "runs")
+def report(asked: ReportSettings) -> None:
+    """Write one HTML page about runs: curves, pictures, results."""
+    from aligntok.evaluation.report import write_report
+
+    print(f"Report: {write_report(asked)}   (open it in a browser)")
+
+
+@settings
+class _Listing:
+    """Plugins, their versions and components; failed ones with the reason."""
+
+    json: bool = False
+    """For programs."""
+
+
+@settings
+class _Check:
+    """Import every component; exit status 1 if anything is broken."""
+
+
+@verb("aligntok plugins list")
+def _list(asked: _Listing) -> None:
+    import json
+
+    from aligntok.plugins import list_plugins
+
+    found = list_plugins()
+    texts = [plugin.as_text() for plugin in found]
+    print(json.dumps([plugin.as_dict() for plugin in found], indent=2) if asked.json else "\n".join(texts))
+
+
+@verb("aligntok plugins check")
+def _check(asked: _Check) -> int:
+    from aligntok.plugins import check_components
+
+    problems = check_components()
+    print("\n".join(problems) or "every plugin loads and every component can be imported")
+    return 1 if problems else 0
+
+
+@reporting_errors
+def plugins(arguments: Sequence[str] | None = None) -> int:
+    """List the plugins and what each adds, or check that every component can be imported."""
+    return dispatch("aligntok plugins", {"list": _list, "check": _check}, arguments)
+
 
 VERBS: dict[str, Command] = {
     "train": train,
@@ -39,19 +202,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return dispatch("aligntok", VERBS, words)
 
 
-__all__ = [
-    "VERBS",
-    "analyze_latents",
-    "cache_latents",
-    "compare",
-    "evaluate",
-    "export",
-    "main",
-    "measure_cost",
-    "parse_options",
-    "plugins",
-    "report",
-    "reporting_errors",
-    "sample",
-    "train",
-]
+__all__ = ["VERBS", "main", "parse_options", "reporting_errors", *(name.replace("-", "_") for name in VERBS)]

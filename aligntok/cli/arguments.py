@@ -8,13 +8,11 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from aligntok.annotations import alternatives, parts
 from aligntok.errors import AlignTokError, ConfigError
-
-if TYPE_CHECKING:
-    from aligntok.settings import Option
+from aligntok.settings import ChangesTo, Option, fields_of, read
 
 Command = Callable[[Sequence[str] | None], int]
 T = TypeVar("T")
@@ -69,33 +67,44 @@ def parse_options(pairs: Sequence[str], option: str = "--cfg-options") -> dict[s
     return options
 
 
-def parse(
-    cls: type[T],
-    arguments: Sequence[str] | None,
-    prog: str,
-    positional: Sequence[str] = (),
-    flat: bool = False,
-    description: str | None = None,
-) -> T:
+def verb(prog: str, *positional: str) -> Callable[[Callable[[Any], int | None]], Command]:
+    """Make a command of a function that takes settings, which its annotation names; see :func:`parse`.
+
+    What the function returns is the exit status, None being 0. The first line of its docstring, or of the settings',
+    says what the command does.
+    """
+
+    def made(work: Callable[[Any], int | None]) -> Command:
+        cls = next(iter(get_type_hints(work).values()))
+
+        @reporting_errors
+        @wraps(work)
+        def command(arguments: Sequence[str] | None = None) -> int:
+            return work(parse(cls, arguments, prog, positional)) or 0
+
+        command.__doc__ = work.__doc__ or cls.__doc__
+        return command
+
+    return made
+
+
+def parse(cls: type[T], arguments: Sequence[str] | None, prog: str, positional: Sequence[str] = ()) -> T:
     """Return settings from a command line (None: this process's), by tyro: ``--image-size 256 384``, ``--no-npz``.
 
-    positional: the fields that are words without a flag, in order; one of them may take several. flat: fields of
-    settings within have no prefix. A dict is written ``KEY=VALUE ...``, None ``None``. ``--help`` and unknown flags end
-    the process with status 0 and 2, the latter with a suggestion; a value that is not allowed is a ConfigError.
+    positional: the fields that are words without a flag, in order; one of them may take several. Fields of settings
+    within have no prefix. A dict is written ``KEY=VALUE ...``, None ``None``. ``--help`` and unknown flags end the
+    process with status 0 and 2, the latter with a suggestion; a value that is not allowed is a ConfigError.
     """
     import tyro
-
-    from aligntok.settings import read
 
     words = list(sys.argv[1:] if arguments is None else arguments)
     for old, new in cls.__renamed__.items():  # type: ignore[attr-defined]
         if _flag(old) in (word.partition("=")[0] for word in words):
             raise ConfigError(f"{prog}: {_flag(old)} is called {_flag(new)} now")
-    markers = (tyro.conf.OmitArgPrefixes,) if flat else ()
-    told = description or inspect.getdoc(cls)
-    filled = tyro.cli(_form(cls, positional), prog=prog, description=told, args=words, config=markers)
+    form, doc = _form(cls, positional), inspect.getdoc(cls)
+    filled = tyro.cli(form, prog=prog, description=doc, args=words, config=(tyro.conf.OmitArgPrefixes,))
     flags: dict[str, str] = {}
-    given = _given(cls, filled, flags, flat, words)
+    given = _given(cls, filled, flags, {word.replace("_", "-") for word in words})
     if positional:
         given |= _share_out(cls, positional, list(getattr(filled, _WORDS)), flags, prog)
     return read(cls, given, prog, flags)
@@ -110,15 +119,11 @@ def _flag(name: str) -> str:
 
 
 def _options(cls: Any) -> dict[str, Option]:
-    from aligntok.settings import fields_of
-
     return {option.name: option for option in fields_of(cls) if "." not in option.name}
 
 
 def _within(option: Option) -> Any:
     """Return the settings class whose fields have flags of their own, or None for a plain value."""
-    from aligntok.settings import ChangesTo
-
     changed = [each.cls for each in parts(option.annotation)[1] if isinstance(each, ChangesTo)]
     return changed[0] if changed else option.settings if option.default is not None else None
 
@@ -134,10 +139,10 @@ def _form(cls: Any, positional: Sequence[str] = (), defaults: bool = True) -> An
     fields: list[Any] = []
     if positional:  # together: tyro cannot tell where several words end and the last begins
         metavar = " ".join(_shape(options[name].annotation, name.upper())[1] for name in positional)
-        told = arg(help="\n".join(f"{name.upper()}: {options[name].doc}" for name in positional), help_behavior_hint="")
-        fields.append((_WORDS, _words("*", metavar, Positional, told), dataclasses.field(default=())))
-    for name in options.keys() - set(positional):
-        option = options[name]
+        told = "\n".join(f"{name.upper()}: {options.pop(name).doc}" for name in positional)
+        marks = Positional, arg(help=told, help_behavior_hint="")
+        fields.append((_WORDS, _words("*", metavar, *marks), dataclasses.field(default=())))
+    for name, option in options.items():
         told = arg(help=option.doc, help_behavior_hint=_hint(option.default) if defaults else "")
         if _within(option) is not None:
             inner = _form(_within(option), defaults=option.settings is not None)
@@ -146,8 +151,7 @@ def _form(cls: Any, positional: Sequence[str] = (), defaults: bool = True) -> An
             fields.append((name, Annotated[bool, told], dataclasses.field(default=option.default)))
         else:
             fields.append((name, _words(*_shape(option.annotation), told), dataclasses.field(default=None)))
-    order = [_WORDS, *options]
-    return dataclasses.make_dataclass(cls.__name__, sorted(fields, key=lambda each: order.index(each[0])), kw_only=True)
+    return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True)
 
 
 def _words(count: Any, metavar: str, *told: Any) -> Any:
@@ -196,24 +200,18 @@ def _shape_of_one(kind: Any, name: str | None) -> tuple[Any, str]:
     return 1, name or getattr(kind, "__name__", "VALUE").upper()
 
 
-def _given(
-    cls: Any, filled: Any, flags: dict[str, str], flat: bool, words: Sequence[str], prefix: str = ""
-) -> dict[str, Any]:
-    """Return what a form was given, by these words, as a dict; `flags` gets how each field was written."""
+def _given(cls: Any, filled: Any, flags: dict[str, str], written: set[str], prefix: str = "") -> dict[str, Any]:
+    """Return what a form was given, by the words that were `written`; `flags` gets how each field was."""
     given: dict[str, Any] = {}
-    written = {word.replace("_", "-") for word in words}
     for name, option in _options(cls).items():
         value = getattr(filled, name, None)
         if dataclasses.is_dataclass(value):
-            given[name] = _given(_within(option), value, flags, flat, words, f"{prefix}{name}.")
-        elif isinstance(value, bool):
-            place = "" if flat else prefix
-            if written & {_flag(place + name), _flag(f"{place}no_{name}")}:
-                given[name] = value
+            given[name] = _given(_within(option), value, flags, written, f"{prefix}{name}.")
+        elif isinstance(value, bool) and written & {_flag(name), _flag(f"no_{name}")}:
+            given[name] = value
         elif isinstance(value, _Given):
-            flag = _flag(name if flat else prefix + name)
-            flags[prefix + name] = " ".join([flag, *value])
-            given[name] = _value(option.annotation, value, flag)
+            flags[prefix + name] = " ".join([_flag(name), *value])
+            given[name] = _value(option.annotation, value, _flag(name))
     return given
 
 
@@ -221,15 +219,13 @@ def _share_out(
     cls: Any, positional: Sequence[str], words: list[str], flags: dict[str, str], prog: str
 ) -> dict[str, Any]:
     """Share words without flags out among `positional`: one each, and what is left to the one that takes several."""
-    several = [_shape(_options(cls)[name].annotation)[0] == "*" for name in positional]
-    last = len(positional) - several.index(True) - 1 if any(several) else 0
-    ends = words[len(words) - last :] if last else []
-    given: dict[str, Any] = dict(zip(positional[len(positional) - last :], ends, strict=False))
-    words = words[: len(words) - len(ends)]
-    for name, many in zip(positional[: len(positional) - last], several, strict=False):
-        taken, words = (words, []) if many else (words[:1], words[1:])
+    given: dict[str, Any] = {}
+    for place, name in enumerate(positional, 1):
+        several = _shape(_options(cls)[name].annotation)[0] == "*"
+        end = max(0, len(words) - len(positional) + place) if several else 1
+        taken, words = words[:end], words[end:]
         if taken:
-            given[name] = tuple(taken) if many else taken[0]
+            given[name] = tuple(taken) if several else taken[0]
     if words:
         raise ConfigError(f"{prog} takes no more words: {' '.join(words)}; see {prog} --help")
     flags.update({name: f"{name.upper()} {value}" for name, value in given.items()})
