@@ -12,7 +12,6 @@ import importlib
 import inspect
 import pkgutil
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +105,10 @@ def _api_page(package: str, modules: list[str]) -> str:
 
 
 def _shown_above(package: str, module: str) -> str:
-    """Return the option that leaves out what the package itself exports, and so shows at the top of the page.
-
-    A verb's function has the name of its module, and Sphinx's index takes one object of a name: it is shown below.
-    """
+    """Return the option that leaves out what the package itself exports, and so shows at the top of the page."""
     home, there = importlib.import_module(package), importlib.import_module(module)
-    exported = getattr(home, "__all__", ())
-    below = {name for name in exported if f"{package}.{name}" in sys.modules}
-    names = [name for name in exported if getattr(there, name, None) is getattr(home, name) and name not in below]
-    names = sorted(below) if there is home else names
+    exported = getattr(home, "__all__", ()) if there is not home else ()
+    names = [name for name in exported if getattr(there, name, None) is getattr(home, name)]
     return f"   :exclude-members: {', '.join(names)}\n" if names else ""
 
 

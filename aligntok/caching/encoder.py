@@ -119,17 +119,13 @@ class LatentEncoder:
         what = f"{len(images)} images of {' x '.join(map(str, images.shape[-2:]))}"
         with explaining_out_of_memory(what, "lower the batch size"), computing(self.encoding.precision):
             images = images.to(self.device, non_blocking=True)
-            views = [images, images.flip(-1)] if self.encoding.hflip else [images]
-            latents = [
-                self.tokenizer.encode(view, noise=self._noise(places, copy)).to(self.dtype)
-                for copy, view in enumerate(views)
-            ]
+            latents = []
+            for copy, view in enumerate([images, images.flip(-1)] if self.encoding.hflip else [images]):
+                noise = None
+                if self.encoding.posterior == "sample":
+                    noise = posterior_noise(self.encoding.seed, places, copy, self.latent_shape).to(self.device)
+                latents.append(self.tokenizer.encode(view, noise=noise).to(self.dtype))
         return torch.stack(latents, dim=1).cpu()
-
-    def _noise(self, places: Sequence[int], copy: int) -> Tensor | None:
-        if self.encoding.posterior == "mean":
-            return None
-        return posterior_noise(self.encoding.seed, places, copy, self.latent_shape).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -138,10 +134,6 @@ class ShardJob:
 
     path: Path
     places: range
-
-    def batches(self, size: int) -> list[range]:
-        """Return the places of each batch: the same whichever process encodes the shard, and how often."""
-        return batched(self.places, size)
 
 
 class _OpenShard:
@@ -154,10 +146,6 @@ class _OpenShard:
         self.labels, self.index = torch.empty(most, dtype=torch.int32), torch.empty(most, dtype=torch.int64)
         self.filled = 0
         self.skipped: list[Skipped] = []
-
-    @property
-    def is_complete(self) -> bool:
-        return self.filled + len(self.skipped) == len(self.job.places)
 
     def add(self, batch: Batch, latents: Tensor) -> None:
         """Take in the latents of a batch. Raises DataError when some are not finite."""
@@ -194,9 +182,10 @@ def encode_shards(
     """
     rank, processes = world()
     dealt = [jobs[first::processes] for first in range(processes)]  # whole shards
-    batches = [[batch for job in each for batch in job.batches(batch_size)] for each in dealt]
+    # The batches of a shard are the same whichever process encodes it, and how often.
+    batches = [[batch for job in each for batch in batched(job.places, batch_size)] for each in dealt]
     rounds = [batch for round in zip_longest(*batches, fillvalue=range(0)) for batch in round]
-    mine, skipped = _encode_share(dealt[rank], images, encoder, batch_size, workers), 0
+    mine, skipped = _encode_share(dealt[rank], batches[rank], images, encoder, workers), 0
     stopped = Preempted(
         f"stopped by SIGTERM while {jobs[0].path.parent} was written; the shards that are there are whole, and the "
         "same command goes on from them"
@@ -208,30 +197,27 @@ def encode_shards(
 
 
 def _encode_share(
-    jobs: Sequence[ShardJob], images: ImageSource, encoder: LatentEncoder, batch_size: int, workers: int
+    jobs: Sequence[ShardJob], numbers: Sequence[range], images: ImageSource, encoder: LatentEncoder, workers: int
 ) -> Iterator[int]:
     """Encode the shards of this process; yield after each batch how many of its images could not be read."""
     if not jobs:
         return
     dataset = ImagesToEncode(images, encoder.image_size)
-    numbers = [list(batch) for job in jobs for batch in job.batches(batch_size)]
     encoder.to_device()
-    batches = iter(make_loader(dataset, numbers, workers, dataset.collate))
+    batches = iter(make_loader(dataset, [list(batch) for batch in numbers], workers, dataset.collate))
     for job in jobs:
-        yield from _encode_one(_OpenShard(job, images, encoder), batches, encoder)
-
-
-def _encode_one(shard: _OpenShard, batches: Iterator[Batch], encoder: LatentEncoder) -> Iterator[int]:
-    while not shard.is_complete:
-        batch = next(batches)
-        for found, reason in zip(batch.skipped, batch.reasons, strict=True):
-            logger.warning("%s: cannot read %s (%s), leaving it out", shard.images.where, found.name, reason)
-        shard.skipped += batch.skipped
-        if len(batch.places):
-            shard.add(batch, encoder(batch.images, batch.places.tolist()))
-        if shard.is_complete:
-            shard.write()
-        yield len(batch.skipped)
+        shard, left = _OpenShard(job, images, encoder), len(job.places)
+        while left:
+            batch = next(batches)
+            for found, reason in zip(batch.skipped, batch.reasons, strict=True):
+                logger.warning("%s: cannot read %s (%s), leaving it out", images.where, found.name, reason)
+            shard.skipped += batch.skipped
+            if len(batch.places):
+                shard.add(batch, encoder(batch.images, batch.places.tolist()))
+            left -= len(batch.places) + len(batch.skipped)
+            if not left:
+                shard.write()
+            yield len(batch.skipped)
 
 
 BATCH = 16

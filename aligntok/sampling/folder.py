@@ -12,25 +12,25 @@
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 from typing_extensions import Self
 
 from aligntok.data.transforms import open_image, to_tensor
-from aligntok.distributed import broadcast, is_first
+from aligntok.distributed import is_first
 from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
-from aligntok.errors import ConfigError, DataError, ImageError, Preempted, first_line
-from aligntok.io.files import check_space, read_json, remove_leftovers, replacing, write_json
+from aligntok.distributed.output_folder import found_by_first
+from aligntok.errors import DataError, ImageError, Preempted, first_line
+from aligntok.io.files import check_space, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, save_picture, to_picture
 
 FORMAT = 1
@@ -45,79 +45,46 @@ FREE = {"source", "weights", "average", "num", "batch_size", "finished", "alignt
 Pixels = npt.NDArray[np.uint8]
 
 
+@dataclass
 class SampleFolder:
     """A folder of `num` samples of (H, W) pixels in the making; `settings` is what samples.json is to hold.
 
     labels: (N,), or None for a generator without classes.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        num: int,
-        image_size: tuple[int, int],
-        labels: Sequence[int] | None,
-        settings: Mapping[str, Any],
-    ) -> None:
-        self.path = path
-        self.num = num
-        self.image_size = image_size
-        self.labels = labels
-        self.settings = {"format": FORMAT, "num": num, **settings}
+    path: Path
+    num: int
+    image_size: tuple[int, int]
+    labels: Sequence[int] | None
+    settings: Mapping[str, Any]
 
     def picture(self, number: int) -> Path:
         """Return where a sample's picture is."""
         return self.path / PICTURES / f"{number:06d}.png"
-
-    def check(self) -> None:
-        """Raise ConfigError unless the folder is new or empty, or these very samples were begun in it."""
-        begun = self.path / DESCRIPTION
-        if not begun.is_file():
-            check_folder_is_new(self.path, DESCRIPTION)
-            return
-        cure = "so how the pictures beside it were drawn is unknown: restore that file, or give another --out"
-        before, now = read_json(begun, DataError, cure, compared), compared(self.settings)
-        changed = [
-            f"{key} {_short(before.get(key))}, now {_short(now.get(key))}"
-            for key in sorted({**before, **now})
-            if before.get(key) != now.get(key)
-        ]
-        if changed:
-            raise ConfigError(
-                f"the samples in {self.path} were begun otherwise ({'; '.join(changed)}); "
-                "give what they were begun with, or another --out"
-            )
 
     def begin_together(self, npz: bool) -> set[int]:
         """Return which samples are missing; collective. The first process looks, and prepares the folder.
 
         Raises WriteError when there is no room for them, and for the arrays if `npz`.
         """
-        state = torch.zeros(self.num, dtype=torch.uint8)
-        if is_first():
-            state[self._begin(npz)] = 1
-        broadcast([state])
-        return set(state.nonzero().flatten().tolist())
+        return {i for i, missing in enumerate(found_by_first(lambda: self._begin(npz), self.num)) if missing}
 
     def _begin(self, npz: bool) -> list[int]:
         remove_leftovers(self.path)
         there = self._there()
-        missing = [i for i in range(self.num) if self.picture(i).name not in there]
-        if missing:
+        is_missing = [int(self.picture(i).name not in there) for i in range(self.num)]
+        if missing := sum(is_missing):
             (self.path / ARRAYS).unlink(missing_ok=True)  # of fewer samples, or of ones that have been lost since
-            self._check_space(len(missing), npz)
+            bytes_each = 3 * math.prod(self.image_size)  # noise does not get smaller as a PNG
+            needed = missing * (bytes_each + DISK_BLOCK) + (self.num * bytes_each if npz else 0)
+            what = f"{missing} samples{' and samples.npz' if npz else ''}"
+            check_space(self.path / DESCRIPTION, needed, what, "give another --out, or take --no-npz")
             self._describe(finished=False)
-            print(f"Drawing {len(missing)} of {self.num} samples into {self.path}")
-        return missing
+            print(f"Drawing {missing} of {self.num} samples into {self.path}")
+        return is_missing
 
     def _there(self) -> set[str]:
         return {path.name for path in (self.path / PICTURES).glob("*.png")}
-
-    def _check_space(self, missing: int, npz: bool) -> None:
-        bytes_each = 3 * math.prod(self.image_size)  # noise does not get smaller as a PNG
-        needed = missing * (bytes_each + DISK_BLOCK) + (self.num * bytes_each if npz else 0)
-        what = f"{missing} samples{' and samples.npz' if npz else ''}"
-        check_space(self.path / DESCRIPTION, needed, what, "give another --out, or take --no-npz")
 
     def _describe(self, finished: bool) -> None:
         write_json(self.path / DESCRIPTION, {**self.settings, "finished": finished})
@@ -127,16 +94,15 @@ class SampleFolder:
 
         Raises DataError for a picture that is missing or damaged, WriteError when it cannot be written, Preempted.
         """
-        chunks = torch.zeros(1, dtype=torch.int64)
-        if is_first() and wanted and not self._has_arrays():
-            chunks += math.ceil(self.num / ROWS_AT_ONCE) + 1  # the last one closes the file
-        broadcast([chunks])
+        path, shape = self.path / ARRAYS, (self.num, *self.image_size, 3)
+        steps = math.ceil(self.num / ROWS_AT_ONCE) + 1  # the last one closes the file
+        (left,) = found_by_first(lambda: [steps if wanted and not self._has_arrays() else 0], 1)
         stopped = Preempted(
-            f"stopped by SIGTERM before {self.path / ARRAYS} was whole; the pictures are there, and the same command "
-            "writes it"
+            f"stopped by SIGTERM before {path} was whole; the pictures are there, and the same command writes it"
         )
-        with closing(self._write_npz() if is_first() else _idle()) as writing:
-            for _ in range(int(chunks)):
+        writing = write_npz(path, self.pixels(), shape, self.labels) if is_first() else (None for _ in ())
+        with closing(writing):
+            for _ in range(left):
                 next(writing, None)
                 stop_if_preempted(stopped)
 
@@ -147,9 +113,6 @@ class SampleFolder:
                 return bool(np.lib.format.read_array_header_1_0(file)[0][0] == self.num)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return False
-
-    def _write_npz(self) -> Generator[None, None, None]:
-        return write_npz(self.path / ARRAYS, self.pixels(), (self.num, *self.image_size, 3), self.labels)
 
     def pixels(self) -> Iterator[Pixels]:
         """Read the pictures in order, (H, W, 3) each; a few at a time are in memory. Raises DataError for a bad one."""
@@ -194,7 +157,11 @@ class PictureWriter:
     def write(self, pictures: Sequence[tuple[int, Pixels]]) -> None:
         """Begin to write samples (H, W, 3) by number, once those before are written. Raises WriteError for these."""
         self.wait()
-        self._running = [self._pool.submit(self._write, number, pixels) for number, pixels in pictures]
+        cure = "the pictures that are there are whole. Make room and start the same command again"
+        self._running = [
+            self._pool.submit(save_picture, self.folder.picture(number), Image.fromarray(pixels), cure)
+            for number, pixels in pictures
+        ]
 
     def wait(self) -> None:
         """Wait until all are written. Raises WriteError when one cannot be."""
@@ -202,19 +169,13 @@ class PictureWriter:
         for each in running:
             each.result()
 
-    def _write(self, number: int, pixels: Pixels) -> None:
-        cure = "the pictures that are there are whole. Make room and start the same command again"
-        save_picture(self.folder.picture(number), Image.fromarray(pixels), cure)
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
+        with self._pool:  # whose end waits, too
             if kind is None:
                 self.wait()
-        finally:
-            self._pool.shutdown()  # waits, too
 
 
 def write_npz(
@@ -242,12 +203,6 @@ def write_npz(
                 np.lib.format.write_array(file, np.asarray(labels, dtype=np.int64))
 
 
-def check_folder_is_new(path: Path, description: str) -> None:
-    """Raise ConfigError for a file, or a folder with anything in it, that `description` is not in."""
-    if path.is_file() or (path.is_dir() and {*os.listdir(path)} - {".lock"}):
-        raise ConfigError(f"{path} has other things in it, and no {description}; give a new folder as --out")
-
-
 def compared(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return, by dotted name, what may not change between two starts in a folder."""
     found: dict[str, Any] = {}
@@ -259,12 +214,3 @@ def compared(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif value is not None:
             found[f"{prefix}{key}"] = value
     return found
-
-
-def _short(value: Any) -> str:
-    text = "none" if value is None else str(value)
-    return text if len(text) < 64 else f"{text[:16]}..."
-
-
-def _idle() -> Generator[None, None, None]:
-    yield from ()

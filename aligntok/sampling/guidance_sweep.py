@@ -19,14 +19,15 @@ from torch import Tensor
 
 from aligntok.data.transforms import to_tensor
 from aligntok.diffusion.settings import Sampling
-from aligntok.distributed import barrier, is_first, must_agree, total, world
+from aligntok.distributed import is_first, total, world
 from aligntok.distributed.job import batched, in_full_rounds, job, shares
+from aligntok.distributed.output_folder import output_folder
 from aligntok.errors import Preempted
 from aligntok.io.console import print_table
-from aligntok.io.files import lock_folder, remove_leftovers, replacing, write_json
+from aligntok.io.files import remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, save_picture, sheet, to_picture
 from aligntok.registry import METRICS
-from aligntok.sampling.folder import Pixels, check_folder_is_new, compared
+from aligntok.sampling.folder import Pixels, compared
 from aligntok.sampling.pipeline import SamplePipeline
 from aligntok.sampling.samples import default_folder
 from aligntok.sampling.settings import SampleRequest
@@ -91,40 +92,29 @@ def sweep_guidance(request: SampleRequest) -> Path:
         drawer = SamplePipeline(request)
         grid = combinations(drawer.sampling, request.guidance_sweep or (), request.sweep_steps)
         drawer.check(num, *grid)
-        scales, steps = sorted({each.cfg_scale for each in grid}), sorted({each.steps for each in grid})
-        metrics = _distances(request)
-        measured = {"metrics": metrics} if metrics else {}
-        settings = _described(drawer, scales, steps) | {"num": num, "batch_size": batch_size, **measured}
-        built = [METRICS.build({**metric, "variants": [_name(each) for each in grid]}) for metric in metrics]
-        must_agree(compared(settings), "another generator")
-        words = [f"{name}-{'-'.join(f'{x:g}' for x in values)}" for name, values in (("cfg", scales), ("steps", steps))]
+        swept = {name: sorted({getattr(each, name) for each in grid}) for name in ("cfg_scale", "steps")}
+        settings = drawer.describe()
+        settings |= {"sampling": settings["sampling"] | swept, "num": num, "batch_size": batch_size}
+        metrics = []
+        if request.reference is not None:
+            measured = {"reference": str(request.reference), "extractor": request.extractor, "features": False}
+            settings["metrics"] = [{"type": "generation", **measured}]
+            variants = [_name(each) for each in grid]
+            metrics = [METRICS.build({**metric, "variants": variants}) for metric in settings["metrics"]]
+        words = [
+            f"{name.removesuffix('_scale')}-{'-'.join(f'{x:g}' for x in values)}" for name, values in swept.items()
+        ]
         named = default_folder(drawer, settings, "sweep", drawer.sampling.sampler, *words)
         path = named if request.out is None else Path(request.out).expanduser()
-        if is_first() and not (path / DESCRIPTION).is_file():
-            check_folder_is_new(path, DESCRIPTION)
-        with lock_folder(path, wanted=is_first()):
-            cells, pictures = measure(drawer, grid, num, batch_size, built)
+        with output_folder(path, DESCRIPTION, settings, compared, "another generator", goes_on=False):
+            points, pictures = measure(drawer, grid, num, batch_size, metrics)
             if is_first():
                 remove_leftovers(path)
                 write_json(path / DESCRIPTION, settings)
-                write_results(path, cells, pictures)
-                print_cells(cells, num)
+                write_results(path, points, pictures)
+                print_points(points, num)
                 print(f"Sweep: {path}   (sweep.csv, sweep.png, sweep_grid.png)")
-            barrier()
     return path
-
-
-def _distances(request: SampleRequest) -> list[dict[str, Any]]:
-    """Return the configs of the metrics of each combination's samples."""
-    if request.reference is None:
-        return []
-    measured = {"reference": str(request.reference), "extractor": request.extractor, "features": False}
-    return [{"type": "generation", **measured}]
-
-
-def _described(drawer: SamplePipeline, scales: Sequence[float], steps: Sequence[int]) -> dict[str, Any]:
-    settings = drawer.describe()
-    return {**settings, "sampling": {**settings["sampling"], "cfg_scale": list(scales), "steps": list(steps)}}
 
 
 def combinations(own: Sampling, scales: Sequence[float], steps: Sequence[int]) -> list[Sampling]:
@@ -142,7 +132,7 @@ def combinations(own: Sampling, scales: Sequence[float], steps: Sequence[int]) -
 def measure(
     drawer: SamplePipeline, grid: Sequence[Sampling], num: int, batch_size: int, metrics: Sequence[Any] = ()
 ) -> tuple[list[SweepPoint], dict[tuple[float, int], list[Pixels]]]:
-    """Draw and measure every combination; collective. Return the cells, and the first pictures of each (H, W, 3).
+    """Draw and measure every combination; collective. Return the points, and the first pictures of each (H, W, 3).
 
     Of each number of steps, scale 1 comes first in `grid`. Raises Preempted.
     """
@@ -163,12 +153,18 @@ def measure(
         for i in range(batch.start, min(batch.stop, first.shape[1])):
             first[place, i] = torch.from_numpy(pixels[i - batch.start])
         for metric in metrics:
-            metric.process(None, _as_samples(pixels, batch, grid[place]))
-    means = total(table).mean(dim=1)
-    shown = total(first).numpy()
+            images = zip(torch.from_numpy(pixels).permute(0, 3, 1, 2), batch, strict=True)
+            metric.process(None, [dict(pixels=image, index=i, variant=_name(grid[place])) for image, i in images])
+    means, shown = total(table).mean(dim=1).tolist(), total(first).numpy()
     found = {name: value for metric in metrics for name, value in metric.evaluate(num).items()}
-    cells = [_cell(sampling, row, found) for sampling, row in zip(grid, means.tolist(), strict=True)]
-    return cells, {(cell.scale, cell.steps): list(pictures) for cell, pictures in zip(cells, shown, strict=True)}
+    points, pictures = [], {}
+    for sampling, (*numbers, mean, square, saturated), samples in zip(grid, means, shown, strict=True):
+        own, deviation = f"{_name(sampling)}/", math.sqrt(max(square - mean**2, 0))
+        distances = {name.removeprefix(own): value for name, value in found.items() if name.startswith(own)}
+        point = SweepPoint(sampling.cfg_scale, sampling.steps, *numbers, deviation, saturated, distances)
+        points.append(point)
+        pictures[point.scale, point.steps] = list(samples)
+    return points, pictures
 
 
 def _measure(
@@ -195,19 +191,6 @@ def _name(sampling: Sampling) -> str:
     return f"cfg {sampling.cfg_scale:g}, {sampling.steps} steps"
 
 
-def _as_samples(pixels: Pixels, numbers: range, sampling: Sampling) -> list[dict[str, Any]]:
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return [dict(pixels=image, index=i, variant=_name(sampling)) for image, i in zip(images, numbers, strict=True)]
-
-
-def _cell(sampling: Sampling, means: Sequence[float], found: Mapping[str, float]) -> SweepPoint:
-    evaluations, seconds, rms, mean, square, saturated = means
-    deviation = math.sqrt(max(square - mean**2, 0))
-    own = f"{_name(sampling)}/"
-    distances = {name.removeprefix(own): value for name, value in found.items() if name.startswith(own)}
-    return SweepPoint(sampling.cfg_scale, sampling.steps, evaluations, seconds, rms, deviation, saturated, distances)
-
-
 @contextmanager
 def _counting(drawer: SamplePipeline) -> Iterator[list[int]]:
     """Collect the number of latents in each pass through a generator."""
@@ -227,25 +210,25 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def print_cells(cells: Sequence[SweepPoint], num: int, console: Console | None = None) -> None:
+def print_points(points: Sequence[SweepPoint], num: int, console: Console | None = None) -> None:
     """Print the table of the combinations."""
     title = f"Guidance sweep: means of {num} samples; difference from the unguided ones in grey levels (RMS)"
-    columns = [COLUMNS.get(column, (column, ""))[0] for column in cells[0].row()]
-    rows = [[f"{value:{form}}" for value, form in cell.row().values()] for cell in sorted(cells)]
+    columns = [COLUMNS.get(column, (column, ""))[0] for column in points[0].row()]
+    rows = [[f"{value:{form}}" for value, form in point.row().values()] for point in sorted(points)]
     print_table(title, columns, rows, console=console)
 
 
-def write_results(path: Path, cells: Sequence[SweepPoint], pictures: dict[tuple[float, int], list[Pixels]]) -> None:
+def write_results(path: Path, points: Sequence[SweepPoint], pictures: dict[tuple[float, int], list[Pixels]]) -> None:
     """Write sweep.csv, sweep.png and sweep_grid.png."""
     with replacing(path / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(cells[0].row())
-        writer.writerows([value for value, _ in cell.row().values()] for cell in sorted(cells))
-    save_picture(path / "sweep.png", plot(cells))
+        writer.writerow(points[0].row())
+        writer.writerows([value for value, _ in point.row().values()] for point in sorted(points))
+    save_picture(path / "sweep.png", plot(points))
     save_picture(path / "sweep_grid.png", draw_grid(pictures))
 
 
-def plot(cells: Sequence[SweepPoint]) -> Any:
+def plot(points: Sequence[SweepPoint]) -> Any:
     """Return a matplotlib figure: what was measured against the scale, a curve a number of steps."""
     from matplotlib.figure import Figure  # not pyplot: no window, and no state that others share
 
@@ -256,17 +239,17 @@ def plot(cells: Sequence[SweepPoint]) -> Any:
         "evaluations": "evaluations a sample",
         "seconds": "seconds a sample",
     }
-    panels.update({name: name for name in cells[0].distances})
+    panels.update({name: name for name in points[0].distances})
     rows = math.ceil((len(panels) + 1) / 3)
     figure = Figure(figsize=(15, 4.25 * rows), dpi=100, layout="constrained")
     axes = figure.subplots(rows, 3).flatten()
     for axis in axes[len(panels) :]:
         axis.axis("off")
     for axis, (name, title) in zip(axes, panels.items(), strict=False):
-        for steps in sorted({cell.steps for cell in cells}):
-            curve = sorted(cell for cell in cells if cell.steps == steps)
-            scales = [cell.scale for cell in curve]
-            values = [cell.distances[name] if name in cell.distances else getattr(cell, name) for cell in curve]
+        for steps in sorted({point.steps for point in points}):
+            curve = sorted(point for point in points if point.steps == steps)
+            scales = [point.scale for point in curve]
+            values = [point.distances[name] if name in point.distances else getattr(point, name) for point in curve]
             axis.plot(scales, values, marker="o", label=f"{steps} steps")
         axis.set(title=title, xlabel="cfg_scale")
         axis.grid(alpha=0.3)
@@ -276,15 +259,13 @@ def plot(cells: Sequence[SweepPoint]) -> Any:
 
 
 def draw_grid(pictures: dict[tuple[float, int], list[Pixels]]) -> Image.Image:
-    """Return a picture: a row a scale, a column a number of steps, the first samples in each cell."""
+    """Return a picture: rows are scales, columns numbers of steps; in cells the first samples, enlarged if small."""
     scales, counts = sorted({scale for scale, _ in pictures}), sorted({steps for _, steps in pictures})
-    rows = [[to_picture(_tile(pictures[scale, steps])) for steps in counts] for scale in scales]
+    times = max(1, SMALLEST_TILE // min(next(iter(pictures.values()))[0].shape[:2]))
+
+    def tile(shown: Sequence[Pixels]) -> Image.Image:
+        images = [to_tensor(each).repeat_interleave(times, dim=1).repeat_interleave(times, dim=2) for each in shown]
+        return to_picture(image_grid(images, columns=2))
+
+    rows = [[tile(pictures[scale, steps]) for steps in counts] for scale in scales]
     return sheet(rows, [f"{steps} steps" for steps in counts], [f"cfg {scale:g}" for scale in scales])
-
-
-def _tile(shown: Sequence[Pixels]) -> Tensor:
-    """Return a few samples (H, W, 3) as one picture (3, H', W') in [-1, 1], enlarged if they are small."""
-    times = max(1, SMALLEST_TILE // min(shown[0].shape[:2]))
-    images = [to_tensor(each) for each in shown]
-    larger = [image.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2) for image in images]
-    return image_grid(larger, columns=2)

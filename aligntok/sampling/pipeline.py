@@ -81,11 +81,6 @@ class SamplePipeline:
         self.latent_size, self.image_size = _sizes(request.size, self.model)
         self.device = device()
 
-    @property
-    def conditional(self) -> bool:
-        """Whether samples have labels."""
-        return self.model.conditional
-
     def labels(self, numbers: Sequence[int]) -> list[int]:
         """Return the labels of these samples."""
         return [self.rule.label(i, self.request.seed + i) for i in numbers]

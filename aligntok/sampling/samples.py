@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from aligntok.diffusion.settings import Sampling
-from aligntok.distributed import barrier, is_first, must_agree
+from aligntok.distributed import barrier, is_first
 from aligntok.distributed.job import batched, job, shares
+from aligntok.distributed.output_folder import output_folder
 from aligntok.errors import ConfigError, Preempted
-from aligntok.io.files import lock_folder
-from aligntok.sampling.folder import PictureWriter, SampleFolder, compared
+from aligntok.sampling.folder import DESCRIPTION, FORMAT, PictureWriter, SampleFolder, compared
 from aligntok.sampling.pipeline import SamplePipeline
 from aligntok.sampling.settings import SampleRequest
 from aligntok.sampling.sheets import open_real, write_beside
@@ -38,22 +38,18 @@ def sample_images(request: SampleRequest) -> Path:
         drawer.check(num, drawer.sampling)
         if drawer.weak is not None and drawer.sampling.cfg_scale == 1:
             raise ConfigError("autoguidance with cfg_scale=1 guides nothing; give --cfg-scale, such as 2")
-        settings = drawer.describe()
-        must_agree(compared(settings), "another generator")
+        settings = {"format": FORMAT, "num": num, **drawer.describe(), "batch_size": request.batch_size}
         path = default_folder(drawer, settings) if request.out is None else Path(request.out).expanduser()
-        labels = drawer.labels(range(num)) if drawer.conditional else None
+        labels = drawer.labels(range(num)) if drawer.model.conditional else None
         real = None if request.real_images is None else open_real(request.real_images, request.split, labels)
-        folder = SampleFolder(path, num, drawer.image_size, labels, {**settings, "batch_size": request.batch_size})
-        if is_first():
-            folder.check()
-        with lock_folder(path, wanted=is_first()):
+        folder = SampleFolder(path, num, drawer.image_size, labels, settings)
+        with output_folder(path, DESCRIPTION, settings, compared, "another generator"):
             draw_batches(drawer, folder, folder.begin_together(request.npz), request.batch_size)
             folder.write_npz_together(request.npz)
             if is_first():
                 if real is not None:
                     write_beside(folder, real)
                 print(folder.finish(request.grid))
-            barrier()
     return path
 
 

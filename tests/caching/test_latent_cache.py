@@ -406,7 +406,7 @@ def test_other_peoples_folders_are_not_written_into(tokenizer, photos, tmp_path)
         cache_latents(CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path / "thesis.tex", **TINY, workers=0))
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/encoding.json").write_text("{")
-    with pytest.raises(DataError, match="so how the shards beside it were encoded is unknown"):
+    with pytest.raises(DataError, match="so how the files beside it were made is unknown"):
         cache_latents(CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path / "begun", **TINY, workers=0))
 
 

@@ -23,7 +23,7 @@ from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import job
 from aligntok.errors import ConfigError, DivergenceError
 from aligntok.latent_diffusion import LatentDiffusion
-from aligntok.sampling.guidance_sweep import SweepPoint, combinations, draw_grid, plot, print_cells, sweep_guidance
+from aligntok.sampling.guidance_sweep import SweepPoint, combinations, draw_grid, plot, print_points, sweep_guidance
 from aligntok.sampling.pipeline import SamplePipeline
 from aligntok.sampling.settings import SampleRequest
 from aligntok.tokenizer import Tokenizer
@@ -178,7 +178,7 @@ def test_the_plot_has_a_curve_a_number_of_steps():
 
 def test_the_table_is_printed_in_eighty_columns():
     printed = io.StringIO()
-    print_cells(CELLS, 64, Console(file=printed, width=80))
+    print_points(CELLS, 64, Console(file=printed, width=80))
     assert "means of 64 samples" in printed.getvalue()
     rows = [line.replace("│", " ").split() for line in printed.getvalue().splitlines() if line.startswith("│")]
     assert rows[3] == ["4", "250", "500.0", "0.5000", "4.00", "1.100", "0.0100"]

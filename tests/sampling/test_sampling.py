@@ -26,7 +26,7 @@ from aligntok.cli import sample as command
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.transforms import open_image
 from aligntok.diffusion.settings import Sampling
-from aligntok.distributed import job
+from aligntok.distributed import job, output_folder
 from aligntok.engine.checkpoints import write_checkpoint, write_frozen
 from aligntok.errors import CheckpointError, ConfigError, DataError, DivergenceError, Preempted, WeightsError
 from aligntok.io import files
@@ -186,7 +186,8 @@ def test_the_array_waits_for_the_pictures_of_every_process(run, tmp_path, monkey
     told = []
     leave, write = folder.PictureWriter.__exit__, folder.SampleFolder.write_npz_together
     monkeypatch.setattr(folder.PictureWriter, "__exit__", lambda *a: told.append("mine") or leave(*a))
-    monkeypatch.setattr(sampling, "barrier", lambda: told.append("all"))
+    for module in (sampling, output_folder):
+        monkeypatch.setattr(module, "barrier", lambda: told.append("all"))
     monkeypatch.setattr(folder.SampleFolder, "write_npz_together", lambda *a: told.append("array") or write(*a))
     sample_images(SampleRequest(run=run, num_samples=1, out=tmp_path / "out"))
     assert told == ["mine", "all", "array", "all"]
@@ -605,7 +606,7 @@ def test_a_larger_number_goes_on_and_a_smaller_one_draws_nothing(run, whole, tmp
 )
 def test_a_folder_begun_with_other_settings_is_not_gone_on_with(run, whole, tmp_path, change, message):
     shutil.copytree(whole, tmp_path / "out")
-    with pytest.raises(ConfigError, match=rf"were begun otherwise \(.*({message}).*\); give what they were begun with"):
+    with pytest.raises(ConfigError, match=rf"was begun otherwise \(.*({message}).*\); give what it was begun with"):
         command.__wrapped__(words(run, tmp_path / "out", *change))
     assert contents(tmp_path / "out") == contents(whole)
 
@@ -645,7 +646,7 @@ def test_other_peoples_folders_are_not_written_into(run, tmp_path):
         with pytest.raises(ConfigError, match=r"has other things in it, and no samples\.json; give a new folder"):
             sample_images(SampleRequest(run=run, num_samples=1, out=out))
     (tmp_path / "mine/samples.json").write_text("[1]")
-    with pytest.raises(DataError, match="so how the pictures beside it were drawn is unknown"):
+    with pytest.raises(DataError, match="so how the files beside it were made is unknown"):
         sample_images(SampleRequest(run=run, num_samples=1, out=tmp_path / "mine"))
 
 

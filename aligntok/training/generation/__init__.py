@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from aligntok.caching.cache import LatentCache, fill
+from aligntok.caching.cache import LatentCache
 from aligntok.caching.encoder import LatentEncoder, check_posterior, latent_statistics
 from aligntok.caching.settings import CacheContent, CacheSettings
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
@@ -176,8 +176,8 @@ class GeneratorStage(Stage):
         content = {field.name: getattr(settings, field.name) for field in fields(CacheContent)}
         encoder = LatentEncoder(tokenizer, CacheSettings(**content, seed=self.seed))
         images, folder = open_source(self.data_root, settings.split), self.folder.parent / "latents"
-        cache = LatentCache(folder, images, encoder, max_unreadable=None)
-        fill(cache, str(self.settings.tokenizer or self.stages_tokenizer), settings.batch_size, settings.workers)
+        source = str(self.settings.tokenizer or self.stages_tokenizer)
+        LatentCache(folder, images, encoder, source).fill(settings.batch_size, settings.workers)
 
     def _statistics(self, tokenizer: Tokenizer, train: Any) -> tuple[LatentStatistics, tuple[int, int, int]]:
         """Return the latents' statistics and shape: the cache's; those a run has begun with; or new ones."""
