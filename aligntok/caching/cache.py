@@ -45,7 +45,8 @@ def cache_latents(request: CacheRequest) -> Path:
     little disk; ConfigError for other options than the cache was begun with; WeightsError or CheckpointError for the
     tokenizer; Preempted after SIGTERM.
     """
-    path, chosen = Path(request.tokenizer), {} if request.weights is None else {"weights": request.weights}
+    path = Path(request.tokenizer)
+    chosen: dict[str, Any] = {} if request.weights is None else {"weights": request.weights}
     with job():
         if chosen and (not path.is_dir() or (path / "config.json").is_file()):
             raise ConfigError(f"--weights chooses among a work folder's weights; {request.tokenizer} is none")

@@ -139,7 +139,7 @@ def _form(cls: Any, positional: Sequence[str] = (), defaults: bool = True) -> An
     fields: list[Any] = []
     if positional:  # together: tyro cannot tell where several words end and the last begins
         metavar = " ".join(_shape(options[name].annotation, name.upper())[1] for name in positional)
-        told = "\n".join(f"{name.upper()}: {options.pop(name).doc}" for name in positional)
+        told: Any = "\n".join(f"{name.upper()}: {options.pop(name).doc}" for name in positional)
         marks = Positional, arg(help=told, help_behavior_hint="")
         fields.append((_WORDS, _words("*", metavar, *marks), dataclasses.field(default=())))
     for name, option in options.items():

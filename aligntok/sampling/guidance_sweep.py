@@ -158,10 +158,11 @@ def measure(
     means, shown = total(table).mean(dim=1).tolist(), total(first).numpy()
     found = {name: value for metric in metrics for name, value in metric.evaluate(num).items()}
     points, pictures = [], {}
-    for sampling, (*numbers, mean, square, saturated), samples in zip(grid, means, shown, strict=True):
+    for sampling, (evaluations, seconds, rms, mean, square, saturated), samples in zip(grid, means, shown, strict=True):
         own, deviation = f"{_name(sampling)}/", math.sqrt(max(square - mean**2, 0))
         distances = {name.removeprefix(own): value for name, value in found.items() if name.startswith(own)}
-        point = SweepPoint(sampling.cfg_scale, sampling.steps, *numbers, deviation, saturated, distances)
+        measured = evaluations, seconds, rms, deviation, saturated
+        point = SweepPoint(sampling.cfg_scale, sampling.steps, *measured, distances)
         points.append(point)
         pictures[point.scale, point.steps] = list(samples)
     return points, pictures
