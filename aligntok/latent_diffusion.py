@@ -98,7 +98,8 @@ class LatentDiffusion(nn.Module):
         chosen = sampling or self.sampling
         self._check_labels(labels, seeds)
         self.check_guidance(chosen, weak)
-        y = torch.tensor(labels if self.conditional else [0] * len(labels), device=self._device())
+        where = next(self.generator.parameters()).device
+        y = torch.tensor(labels if self.conditional else [0] * len(labels), device=where)
         shape = (self.latent_shape[0], *(size or self.latent_shape[1:]))
         return draw_samples(self.generator, y, seeds, shape, chosen, self.generator.null_class, weak)
 
@@ -138,9 +139,6 @@ class LatentDiffusion(nn.Module):
         wrong = [label for label in labels if not 0 <= label < classes]
         if self.conditional and wrong:
             raise ConfigError(f"class {wrong[0]}: there are {classes}, numbered from 0 to {classes - 1}")
-
-    def _device(self) -> torch.device:
-        return next(self.generator.parameters()).device
 
     @property
     def config(self) -> dict[str, Any]:

@@ -50,14 +50,11 @@ def load_tokenizer(
     if not path.is_dir():
         if path.suffix in CHECKPOINT_SUFFIXES or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
             raise WeightsError(f"no such file or folder: {source}")
-        return load_diffusers_autoencoder(source, **kwargs) or Tokenizer.from_pretrained(
-            str(source), components=components, **kwargs
-        )
-    if (path / "config.json").is_file() or (path / "model_index.json").is_file():
-        return load_diffusers_autoencoder(path, **kwargs) or Tokenizer.from_pretrained(
-            path, components=components, **kwargs
-        )
-    return load_stage_tokenizer(_furthest_stage(path), components=components, **kwargs)
+    elif not ((path / "config.json").is_file() or (path / "model_index.json").is_file()):
+        return load_stage_tokenizer(_furthest_stage(path), components=components, **kwargs)
+    return load_diffusers_autoencoder(source, **kwargs) or Tokenizer.from_pretrained(
+        str(source), components=components, **kwargs
+    )
 
 
 def load_stage_tokenizer(
@@ -65,18 +62,36 @@ def load_stage_tokenizer(
     weights: str | None = None,
     sigma_rel: float | None = None,
     components: Mapping[str, Any] | None = None,
+    rebuild: bool = False,
 ) -> Tokenizer:
     """Load the tokenizer of a stage's folder from its newest checkpoint; `components` as in :func:`load_tokenizer`.
 
     `weights` None takes the EMA (of width `sigma_rel`, or the stage's inference width) where the stage keeps one.
+    `rebuild` makes a width that was not kept from the stage's snapshots, at the last of them.
     """
     stage = _read_description(folder)
     saved = {key: value for key, value in stage["tokenizer"].items() if key != "aligntok_version"}
     tokenizer = Tokenizer(**{**saved, "trusted": False, "components": components})
-    states = read_merged_parts(folder, weights or ("ema" if stage["ema"] else "raw"), sigma_rel)
+    if rebuild and sigma_rel is not None and sigma_rel not in (stage["ema"] or {}).get("sigma_rel", []):
+        states = _merged(join(read_parts(folder), _rebuilt_average(folder, sigma_rel)), folder)
+    else:
+        states = read_merged_parts(folder, weights or ("ema" if stage["ema"] else "raw"), sigma_rel)
     for part in PARTS:
         getattr(tokenizer, part).load_state_dict(states.get(part, {}))  # files have no part without weights
     return tokenizer.eval()
+
+
+def _rebuilt_average(folder: str | os.PathLike[str], sigma_rel: float) -> PartStates:
+    """Return the EMA of any width of a stage's parts, at its last snapshot (EDM2, App. C.2)."""
+    snapshots = read_snapshots(folder)
+    if not snapshots:
+        raise CheckpointError(
+            f"{folder} keeps neither an EMA of width {sigma_rel} nor snapshots to make one from; "
+            "set ema.snapshot_every for the stage"
+        )
+    steps, widths = [s for s, _, _ in snapshots], [w for _, w, _ in snapshots]
+    coefficients = post_hoc_coefficients(steps, widths, max(steps), sigma_rel)
+    return synthesise((float(c), parts) for c, (_, _, parts) in zip(coefficients, snapshots, strict=True))
 
 
 def read_merged_parts(
@@ -152,53 +167,26 @@ def export_tokenizer(
     out: str | os.PathLike[str],
     weights: str | None = None,
     sigma_rel: float | None = None,
+    components: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the tokenizer of `source` (see :func:`load_tokenizer`) as a folder and return it.
+    """Write the tokenizer of `source` as a folder and return it; `components` too as in :func:`load_tokenizer`.
 
     For a work folder, `weights` and `sigma_rel` choose; an EMA width that was not kept is rebuilt from the furthest
     stage's snapshots. Raises CheckpointError if there are none, ConfigError if it would overwrite another folder.
     """
-    target = Path(out)
+    target, path = Path(out), Path(source)
     if target.is_file():
         raise ConfigError(f"{target} is a file; give a new folder, or a saved tokenizer's")
     if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or a saved tokenizer's")
-    chosen: dict[str, Any] = {
-        key: value for key, value in (("weights", weights), ("sigma_rel", sigma_rel)) if value is not None
-    }
-    path = Path(source)
-    if chosen and not (path.is_dir() and not (path / "config.json").is_file()):
+    if weights is None and sigma_rel is None:
+        tokenizer = load_tokenizer(source, components=components)
+    elif path.is_dir() and not (path / "config.json").is_file():
+        tokenizer = load_stage_tokenizer(_furthest_stage(path), weights, sigma_rel, components, rebuild=True)
+    else:
         raise ConfigError(f"--weights and --ema choose among a work folder's weights; {source} is none")
-    tokenizer = load_tokenizer(source, **chosen) if not _needs_synthesis(path, sigma_rel) else None
-    if tokenizer is None:
-        assert sigma_rel is not None
-        tokenizer = synthesise_tokenizer(_furthest_stage(path), sigma_rel)
     tokenizer.save_pretrained(target)
     return target
-
-
-def synthesise_tokenizer(folder: Path, sigma_rel: float) -> Tokenizer:
-    """Return a stage's tokenizer with EMA weights of any width, at its last snapshot (EDM2, App. C.2)."""
-    snapshots = read_snapshots(folder)
-    if not snapshots:
-        raise CheckpointError(
-            f"{folder} keeps neither an EMA of width {sigma_rel} nor snapshots to make one from; "
-            "set ema.snapshot_every for the stage"
-        )
-    steps, widths = [s for s, _, _ in snapshots], [w for _, w, _ in snapshots]
-    coefficients = post_hoc_coefficients(steps, widths, max(steps), sigma_rel)
-    averaged = synthesise((float(c), parts) for c, (_, _, parts) in zip(coefficients, snapshots, strict=True))
-    tokenizer = load_stage_tokenizer(folder, weights="raw")
-    states = _merged(join(read_parts(folder), averaged), folder)
-    for part in PARTS:
-        getattr(tokenizer, part).load_state_dict(states.get(part, {}))  # files have no part without weights
-    return tokenizer
-
-
-def _needs_synthesis(path: Path, sigma_rel: float | None) -> bool:
-    if sigma_rel is None:
-        return False
-    return sigma_rel not in (_read_description(_furthest_stage(path))["ema"] or {}).get("sigma_rel", [])
 
 
 UNKNOWN = "so the generator is unknown: copy the folder whole; starting its training again writes that file"

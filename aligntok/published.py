@@ -40,14 +40,7 @@ def load_ldm_autoencoder(path: str | os.PathLike[str], resolution: int = 256) ->
             f"its keys begin with {', '.join(sorted({key.split('.')[0] for key in weights})[:8])}"
         )
     widths = _widths(ours, resolution)
-    tokenizer = Tokenizer(
-        encoder={"type": "ldm_cnn", **widths},
-        adapter={"type": "identity"},
-        decoder={"type": "ldm_cnn", **widths},
-        latent_dim=widths["latent_dim"],
-        downsample_factor=2 ** (len(widths["ch_mult"]) - 1),
-        variational=True,
-    )
+    tokenizer = _tokenizer({"type": "ldm_cnn", **widths}, widths["latent_dim"], 2 ** (len(widths["ch_mult"]) - 1))
     load_into(tokenizer, {_our_name(key): value.float() for key, value in ours.items()}, WHO, path)
     return tokenizer.eval()
 
@@ -65,19 +58,17 @@ def load_diffusers_autoencoder(source: str | os.PathLike[str], **options: Any) -
     if found is None:
         return None
     config = complete_config(found[0], None)
-    part = {"type": "diffusers_kl", "config": config}
-    tokenizer = Tokenizer(
-        encoder={**part},
-        adapter={"type": "identity"},
-        decoder={**part},
-        latent_dim=config["latent_channels"],
-        downsample_factor=factor_of(config),
-        variational=True,
-    )
+    tokenizer = _tokenizer({"type": "diffusers_kl", "config": config}, config["latent_channels"], factor_of(config))
     weights = read_autoencoder(source, found[1], **options)
     tokenizer.encoder.load_weights(weights, source)
     tokenizer.decoder.load_weights(weights, source)
     return tokenizer.eval()
+
+
+def _tokenizer(part: Mapping[str, Any], latent_dim: int, factor: int) -> Tokenizer:
+    """Return a variational tokenizer whose encoder and decoder are configured alike."""
+    adapter = {"type": "identity"}
+    return Tokenizer({**part}, adapter, {**part}, latent_dim, downsample_factor=factor, variational=True)
 
 
 def _our_name(key: str) -> str:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 import aligntok
 from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, first_line
 from aligntok.io.files import check_tensors, read_json, replacing, save_tensors, write_json
-from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, ComponentRegistry
+from aligntok.registry import ADAPTERS, DECODERS, ENCODERS
 from aligntok.weights.load import weights_hash
 
-PARTS = ("encoder", "adapter", "decoder")
+_REGISTRIES = {"encoder": ENCODERS, "adapter": ADAPTERS, "decoder": DECODERS}
+PARTS = tuple(_REGISTRIES)
 #: What a tokenizer's config says that its latents do not depend on: how they are decoded, and by what it was written.
 _WITHOUT_EFFECT = ("decoder", "plugins", "aligntok_version")
 MODEL_CARD = """---
@@ -89,18 +90,14 @@ class Tokenizer(
         self.variational = variational
         given = {"encoder": encoder, "adapter": adapter or {"type": "mlp"}, "decoder": decoder or {"type": "ldm_cnn"}}
         with _explaining_plugins(plugins):
-            for registry, part in zip((ENCODERS, ADAPTERS, DECODERS), PARTS, strict=True):
-                if not trusted:  # all of them before the first is imported
+            if not trusted:  # all of them before the first is imported
+                for part, registry in _REGISTRIES.items():
                     registry.check_registered(given[part], components)
-            build = functools.partial(_build, trusted=trusted, components=components)
-            self.encoder, config = build(
-                ENCODERS, given["encoder"], downsample_factor=downsample_factor, latent_dim=latent_dim
-            )
+            build = functools.partial(_build, given, trusted, components)
+            self.encoder, config = build("encoder", downsample_factor=downsample_factor, latent_dim=latent_dim)
             adapted = latent_dim * (2 if variational else 1)
-            self.adapter, adapter_config = build(
-                ADAPTERS, given["adapter"], in_dim=self.encoder.out_dim, latent_dim=adapted
-            )
-            self.decoder, decoder_config = build(DECODERS, given["decoder"], latent_dim=latent_dim)
+            self.adapter, adapter_config = build("adapter", in_dim=self.encoder.out_dim, latent_dim=adapted)
+            self.decoder, decoder_config = build("decoder", latent_dim=latent_dim)
         configs = {"encoder": config, "adapter": adapter_config, "decoder": decoder_config}
         self._check_fit()
         self._hub_mixin_config = self._describe(configs)
@@ -126,7 +123,7 @@ class Tokenizer(
         if any(config is None for config in configs.values()):
             return None
         plugins = {}
-        for part, registry in zip(PARTS, (ENCODERS, ADAPTERS, DECODERS), strict=True):
+        for part, registry in _REGISTRIES.items():
             origin = registry.origins.get((configs[part] or {})["type"])
             if origin:
                 plugins[part] = {"distribution": origin.distribution, "version": origin.version}
@@ -224,7 +221,8 @@ class Tokenizer(
         """
         source = str(pretrained_model_name_or_path)
         if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
-            raise WeightsError(f"{source} has no config.json, so it is no saved tokenizer; found: {_listing(source)}")
+            found = ", ".join(sorted(os.listdir(source))[:10]) or "nothing"
+            raise WeightsError(f"{source} has no config.json, so it is no saved tokenizer; found: {found}")
         if os.path.isdir(source):
             read_json(Path(source) / "config.json", WeightsError, "copy or download the folder again")
         try:
@@ -257,9 +255,10 @@ def _without_ties(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _build(
-    registry: ComponentRegistry, given: Any, trusted: bool, components: Mapping[str, Any] | None, **defaults: Any
+    parts: Mapping[str, Any], trusted: bool, components: Mapping[str, Any] | None, part: str, **defaults: Any
 ) -> tuple[Any, dict[str, Any] | None]:
     """Build a part, with those defaults filled in that it takes; also return the config that rebuilds it."""
+    registry, given = _REGISTRIES[part], parts[part]
     if isinstance(given, nn.Module):
         return given, None
     if not isinstance(given, Mapping) or "type" not in given:
@@ -282,7 +281,3 @@ def _explaining_plugins(plugins: Mapping[str, Any] | None) -> Iterator[None]:
         if not needed:
             raise
         raise UnknownComponentError(f"{error}\n  this tokenizer was saved with: {needed}; install it") from error
-
-
-def _listing(folder: str) -> str:
-    return ", ".join(sorted(os.listdir(folder))[:10]) or "nothing"

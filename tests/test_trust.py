@@ -22,6 +22,7 @@ from aligntok.engine.checkpoints import write_checkpoint, write_frozen
 from aligntok.errors import DataError, UnknownComponentError
 from aligntok.io.files import inside
 from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.loading import export_tokenizer
 from aligntok.registry import ADAPTERS, ENCODERS, dotted_components, loading_line
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
@@ -54,7 +55,7 @@ USERS_OWN = {
     "training/alignment/objective.py": {"__init__": "the training's config"},
     "training/builder.py": {"_common_hooks": "the training's config"},
     "training/alignment/__init__.py": {"build_data": "the training's config", "validation": "the same"},
-    "published.py": {"load_ldm_autoencoder": "written in the package", "load_diffusers_autoencoder": "the same"},
+    "published.py": {"_tokenizer": "written in the package"},
 }
 BUILDERS = {"Tokenizer", "LatentDiffusion"}
 
@@ -278,6 +279,10 @@ def test_a_class_that_is_given_is_taken(tmp_path, monkeypatch):
         load_tokenizer(tmp_path)
     assert f'load_tokenizer(folder, components={{"{name}": Mine}})' in str(caught.value)
     found = load_tokenizer(tmp_path, components={name: Mine})
+    with pytest.raises(UnknownComponentError):
+        export_tokenizer(tmp_path, tmp_path / "out")
+    exported = export_tokenizer(tmp_path, tmp_path / "out", components={name: Mine})
+    assert load_tokenizer(exported, components={name: Mine}).identity == made.identity
     assert isinstance(found.adapter, Mine)
     assert found.identity == made.identity
     assert torch.equal(found.adapter.conv.weight, made.adapter.conv.weight)
