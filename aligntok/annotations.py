@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -87,16 +87,9 @@ def in_words(annotation: Any) -> str:
         words = "list"
     else:
         words = "dict" if hasattr(bare, "__pydantic_fields__") else getattr(origin or bare, "__name__", str(bare))
-    return words + _bounds(said)
-
-
-def _bounds(said: Iterable[Any]) -> str:
-    """Return the words of bounds: of a number, or of how many a list must hold."""
-    found = [
-        f"{words} {getattr(each, name)}" for each in said for name, words in _BOUNDS.items() if hasattr(each, name)
-    ]
-    least = [f", {each.min_length} or more of them" for each in said if hasattr(each, "min_length")]
-    return "".join([" " + " and ".join(found) if found else "", *least])
+    bounds = [f"{told} {getattr(each, name)}" for each in said for name, told in _BOUNDS.items() if hasattr(each, name)]
+    least = [f", {each.min_length} or more of them" for each in said if hasattr(each, "min_length")]  # in a list
+    return "".join([words, " " + " and ".join(bounds) if bounds else "", *least])
 
 
 def refusal(errors: Sequence[Mapping[str, Any]], annotation: Any, place: str, value: Any, kind: bool = True) -> str:
@@ -108,15 +101,11 @@ def refusal(errors: Sequence[Mapping[str, Any]], annotation: Any, place: str, va
     of_a_value = any(error["type"].startswith(_OF_A_VALUE) for error in errors)
     inside = isinstance(value, dict) or any(isinstance(step, int) for error in errors for step in error["loc"])
     told = f" is {type(value).__name__}" if kind and not of_a_value and not inside else ""
-    choices = [choice for each in alternatives(annotation) for choice in _choices(each)]
+    literals = [bare for bare, _ in map(parts, alternatives(annotation)) if get_origin(bare) is Literal]
+    choices = [choice for bare in literals for choice in get_args(bare) if isinstance(choice, str)]
     near = suggestion(value, choices) if isinstance(value, str) else ""
     finite = "finite, " if any(error["type"] == "finite_number" for error in errors) else ""
     return f"{place}{told}; {near}it must be {finite}{in_words(annotation)}"
-
-
-def _choices(annotation: Any) -> list[str]:
-    bare, _ = parts(annotation)
-    return [choice for choice in get_args(bare) if isinstance(choice, str)] if get_origin(bare) is Literal else []
 
 
 def check_values(component: Callable[..., Any], options: Mapping[str, Any], who: str) -> None:

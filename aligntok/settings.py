@@ -18,8 +18,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
-from os import fspath
-from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints, overload
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -74,20 +72,16 @@ def settings(cls: Any = None, /, *, renamed: Mapping[str, str] | None = None) ->
     raises ConfigError. renamed: old names of fields, each with its new one, which whoever uses the old is told.
     """
     if cls is None:
-        return partial(_settings, renamed=renamed or {})
-    return _settings(cls, {})
-
-
-def _settings(cls: Any, renamed: Mapping[str, str]) -> Any:
+        return partial(settings, renamed=renamed)
     own = vars(cls).get("__annotations__", {})
     hints = get_type_hints(cls, include_extras=True)
     bases = [base for base in reversed(cls.__mro__[1:]) if "__declared__" in vars(base)]
-    inherited = {name: annotation for base in bases for name, annotation in _declared(base).items()}
+    inherited = {name: annotation for base in bases for name, annotation in base.__declared__.items()}
     declared = {**inherited, **{name: hints[name] for name in own}}
-    renamed = {**{old: new for base in bases for old, new in base.__renamed__.items()}, **renamed}
     cls.__annotations__ = {name: strictly(declared[name]) for name in own}
     made: Any = checked_dataclass(config=_CONFIG, kw_only=True, frozen=True)(cls)
-    made.__declared__, made.__renamed__ = declared, renamed
+    made.__declared__ = declared
+    made.__renamed__ = {**{old: new for base in bases for old, new in base.__renamed__.items()}, **(renamed or {})}
     check = made.__init__
 
     @wraps(check)
@@ -107,17 +101,17 @@ def read(cls: type[T], given: Mapping[str, Any], where: str, flags: Mapping[str,
     flags: how a command line gave each field, by its dotted name, for errors to quote.
     """
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{where} is {given!r}; it must be a dict of settings: {', '.join(_declared(cls))}")
+        raise ConfigError(f"{where} is {given!r}; it must be a dict of settings: {', '.join(cls.__declared__)}")
     try:
         named = {str(key): value for key, value in given.items()}
-        return cls.__pydantic_validator__.validate_python(named)  # type: ignore[attr-defined]
+        return cls.__pydantic_validator__.validate_python(named)
     except ValidationError as error:
         raise _refused(error.errors(include_url=False), cls, given, where, flags) from None
 
 
 def check_name(cls: Any, name: str, where: str) -> None:
     """Raise ConfigError unless the settings `cls` have a field of that name."""
-    if name not in _declared(cls):
+    if name not in cls.__declared__:
         raise ConfigError(_unknown(name, cls, where))
 
 
@@ -137,11 +131,6 @@ def _of_the_whole(error: Mapping[str, Any]) -> bool:
     return error["type"] == "missing" or isinstance(error.get("ctx", {}).get("error"), AlignTokError)
 
 
-def _declared(cls: Any) -> dict[str, Any]:
-    """Return the annotations of a settings class's fields, as they were written."""
-    return cls.__declared__
-
-
 def _inner(annotation: Any) -> Any:
     """Return the settings class that an annotation is, or may be beside None; None where it is none."""
     return next((each for each in alternatives(annotation) if hasattr(each, "__declared__")), None)
@@ -151,62 +140,44 @@ def _refused(
     errors: Sequence[Any], cls: Any, given: Mapping[str, Any], where: str, flags: Mapping[str, str] | None = None
 ) -> AlignTokError:
     """Return pydantic's errors as one of ours: about an unknown key if there is one, else about the first value."""
-    found = [(_path(each["loc"], cls), each) for each in errors]
-    path, first = next((pair for pair in found if pair[1]["type"] == "unexpected_keyword_argument"), found[0])
+    found = [(_place(each["loc"], cls, given), each) for each in errors]
+    place, first = next((pair for pair in found if pair[1]["type"] == "unexpected_keyword_argument"), found[0])
+    path, owner, annotation, value = place
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, AlignTokError):  # of a __post_init__
         return cause if flags is not None else type(cause)(f"{where}: {cause}")
-    of_it = [each for other, each in found if other == path]
-    places = len({other for other, _ in found})
+    places = len({other for (other, *_), _ in found})
     more = f" (and {places - 1} more)" if places > 1 else ""
     if first["type"] == "unexpected_keyword_argument":
-        return ConfigError(_unknown(str(first["loc"][-1]), _owner(cls, path), ", ".join([where, *path])) + more)
-    annotation, value = _at(cls, given, path)
+        return ConfigError(_unknown(str(first["loc"][-1]), owner, ", ".join([where, *path])) + more)
     name = ".".join(path)
     if first["type"] == "missing" and first["loc"][-1] == path[-1]:
         return ConfigError(f"{where}: {name} is not given; it must be {in_words(annotation)}{more}")
     shown = f"{name}={value!r}"[:200] if flags is None else flags.get(name, name)
+    of_it = [each for (other, *_), each in found if other == path]
     return ConfigError(refusal(of_it, annotation, f"{where}: {shown}", value, kind=flags is None) + more)
 
 
-def _path(location: Sequence[Any], cls: Any) -> tuple[str, ...]:
-    """Return the names of fields that a location of pydantic's leads through; it also has union members and places."""
-    names: list[str] = []
+def _place(location: Sequence[Any], cls: Any, given: Any) -> tuple[tuple[str, ...], Any, Any, Any]:
+    """Follow a location of pydantic's, which also has union members and numbers in lists, along the fields it names.
+
+    Return their names, the settings class of the last, the last's annotation, and the value given for it, None where
+    there is none.
+    """
+    names: tuple[str, ...] = ()
+    annotation = cls
     for step in location:
-        if cls is not None and step in _declared(cls):
-            names.append(step)
-            cls = _inner(_declared(cls)[step])
-    return tuple(names)
-
-
-def _owner(cls: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        cls = _inner(_declared(cls)[name])
-    return cls
-
-
-def _at(cls: Any, given: Any, path: Sequence[str]) -> tuple[Any, Any]:
-    """Return a field's annotation and the value given for it, None where there is none."""
-    for name in path:
-        given = given.get(name) if isinstance(given, Mapping) else getattr(given, name, None)
-    return _declared(_owner(cls, path[:-1]))[path[-1]] if path else cls, given
+        if cls is not None and step in cls.__declared__:
+            names, annotation = (*names, step), cls.__declared__[step]
+            given = given.get(step) if isinstance(given, Mapping) else getattr(given, step, None)
+            cls = _inner(annotation)
+    return names, cls, annotation, given
 
 
 def _unknown(key: str, cls: Any, where: str) -> str:
     if key in cls.__renamed__:
         return f"{where}: no key named '{key}'; it is called '{cls.__renamed__[key]}' now"
-    return f"{where}: {unknown('key', key, sorted(_declared(cls)))}"
-
-
-def as_dict(given: Any) -> Any:
-    """Return settings as what JSON has: dicts, lists, text, numbers."""
-    if dataclasses.is_dataclass(given):
-        return {field.name: as_dict(getattr(given, field.name)) for field in dataclasses.fields(given)}
-    if isinstance(given, Mapping):
-        return {key: as_dict(value) for key, value in given.items()}
-    if isinstance(given, list | tuple):
-        return [as_dict(value) for value in given]
-    return fspath(given) if isinstance(given, PurePath) else given
+    return f"{where}: {unknown('key', key, sorted(cls.__declared__))}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,19 +196,15 @@ class Option:
         return _inner(self.annotation)
 
 
-def _described(cls: Any, name: str) -> str:
-    """Return the line below a field, which pydantic sees in the class that has it and not in those made of it."""
-    found = (getattr(each, "__pydantic_fields__", {}).get(name) for each in cls.__mro__)
-    return next((field.description for field in found if field is not None and field.description), "")
-
-
 def fields_of(cls: Any, prefix: str = "") -> Iterator[Option]:
     """Yield every field in order, those of settings within it after it."""
     for field in dataclasses.fields(cls):
-        annotation = _declared(cls)[field.name]
-        doc = " ".join(_described(cls, field.name).split())
+        annotation = cls.__declared__[field.name]
+        # pydantic sees the line below a field in the class that has it, and not in those made of it
+        held = (getattr(each, "__pydantic_fields__", {}).get(field.name) for each in cls.__mro__)
+        doc = next((each.description for each in held if each is not None and each.description), "")
         made = field.default_factory
         default = field.default if made is dataclasses.MISSING else made()
-        yield Option(prefix + field.name, in_words(annotation), default, doc, annotation)
+        yield Option(prefix + field.name, in_words(annotation), default, " ".join(doc.split()), annotation)
         if _inner(annotation) is not None:
             yield from fields_of(_inner(annotation), f"{prefix}{field.name}.")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import pytest
 import torch
 from pydantic import Field
+from pydantic_core import to_jsonable_python
 
 from aligntok.annotations import check_values
 from aligntok.cli import analyze_latents
@@ -21,7 +22,7 @@ from aligntok.decoders.ldm_cnn import LDMDecoder
 from aligntok.device import PRECISIONS
 from aligntok.errors import ConfigError
 from aligntok.evaluation.settings import LatentAnalysis
-from aligntok.settings import Count, ImageSize, Precision, as_dict, fields_of, read, settings
+from aligntok.settings import Count, ImageSize, Precision, fields_of, read, settings
 
 
 @settings
@@ -177,10 +178,10 @@ def test_ints_are_floats_lists_are_tuples_dicts_are_settings_and_components_stay
 
 def test_settings_go_through_json_and_come_back():
     run = read(Run, {**GIVEN, "data": Path("x/y"), "ceiling": 3, "sampling": dict(cfg_interval=(0, 1))}, "a.py")
-    plain = json.loads(json.dumps(as_dict(run)))
+    plain = json.loads(json.dumps(to_jsonable_python(run)))
     assert plain["data"] == "x/y"
     assert plain["sampling"]["cfg_interval"] == [0, 1]
-    assert as_dict(read(Run, plain, "a.json")) == plain
+    assert to_jsonable_python(read(Run, plain, "a.json")) == plain
 
 
 def test_tables_have_each_field_once_with_what_it_may_be_and_means():
