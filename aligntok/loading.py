@@ -72,10 +72,7 @@ def load_stage_tokenizer(
     stage = _read_description(folder)
     saved = {key: value for key, value in stage["tokenizer"].items() if key != "aligntok_version"}
     tokenizer = Tokenizer(**{**saved, "trusted": False, "components": components})
-    if rebuild and sigma_rel is not None and sigma_rel not in (stage["ema"] or {}).get("sigma_rel", []):
-        states = _merged(join(read_parts(folder), _rebuilt_average(folder, sigma_rel)), folder)
-    else:
-        states = read_merged_parts(folder, weights or ("ema" if stage["ema"] else "raw"), sigma_rel)
+    states = read_merged_parts(folder, weights or ("ema" if stage["ema"] else "raw"), sigma_rel, rebuild)
     for part in PARTS:
         getattr(tokenizer, part).load_state_dict(states.get(part, {}))  # files have no part without weights
     return tokenizer.eval()
@@ -95,14 +92,18 @@ def _rebuilt_average(folder: str | os.PathLike[str], sigma_rel: float) -> PartSt
 
 
 def read_merged_parts(
-    folder: str | os.PathLike[str], weights: str = "raw", sigma_rel: float | None = None
+    folder: str | os.PathLike[str], weights: str = "raw", sigma_rel: float | None = None, rebuild: bool = False
 ) -> PartStates:
-    """Read every part of a stage as :func:`aligntok.engine.checkpoints.read_parts` does, low-rank updates merged."""
-    return _merged(read_parts(folder, weights, sigma_rel), folder)
+    """Read every part of a stage as :func:`aligntok.engine.checkpoints.read_parts` does, low-rank updates merged.
 
-
-def _merged(states: PartStates, folder: str | os.PathLike[str]) -> PartStates:
-    lora = _read_description(folder).get("lora")
+    `rebuild` as in :func:`load_stage_tokenizer`.
+    """
+    stage = _read_description(folder)
+    if rebuild and sigma_rel is not None and sigma_rel not in (stage["ema"] or {}).get("sigma_rel", []):
+        states = join(read_parts(folder), _rebuilt_average(folder, sigma_rel))
+    else:
+        states = read_parts(folder, weights, sigma_rel)
+    lora = stage.get("lora")
     return {**states, "encoder": without_lora(states["encoder"], lora_scaling(lora))} if lora else states
 
 

@@ -104,7 +104,7 @@ def read(cls: type[T], given: Mapping[str, Any], where: str, flags: Mapping[str,
         raise ConfigError(f"{where} is {given!r}; it must be a dict of settings: {', '.join(cls.__declared__)}")
     try:
         named = {str(key): value for key, value in given.items()}
-        return cls.__pydantic_validator__.validate_python(named)
+        return cls.__pydantic_validator__.validate_python(named)  # type: ignore[attr-defined]
     except ValidationError as error:
         raise _refused(error.errors(include_url=False), cls, given, where, flags) from None
 

@@ -69,7 +69,7 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
         ("evaluation/report/figures.py", "pictures", ["(OSError, AlignTokError)"]),  # of paths, as the last but one
         ("evaluation/report/figures.py", "contact_sheet", ["(OSError, AlignTokError)"]),
         ("sampling/folder.py", "read", ["(ImageError, OSError)"]),  # of a path, not of a data set
-        ("sampling/sheets.py", "_real", ["ImageError"]),
+        ("sampling/samples.py", "_real", ["ImageError"]),
     ]
     callers = {file for file, _ in places(lambda node: called(node) in IMAGE_READERS)}
     assert callers == {file for file, *_ in reading_attempts()} | {"data/transforms.py"}

@@ -73,14 +73,15 @@ class LatentCache:
         shards = batched(range(len(images)), encoder.encoding.shard_size)
         #: Every shard, there or not.
         self.jobs = [ShardJob(shard_path(folder, i), places) for i, places in enumerate(shards)]
+        names = ["hflip", "dtype", "precision", "shard_size", "posterior"]
+        names += ["seed"] * (encoder.encoding.posterior == "sample")  # nothing else depends on it
         #: What encoding.json is to hold.
         self.settings = {
             "format": FORMAT,
             "tokenizer": {"identity": encoder.tokenizer.identity, "source": source},
             "data": {"images": len(images), "names": images.names.digest(), "where": images.where},
             "image_size": list(encoder.image_size),
-            **{name: getattr(encoder.encoding, name) for name in ("hflip", "dtype", "precision", "shard_size")},
-            **encoder.encoding.posterior_settings,
+            **{name: getattr(encoder.encoding, name) for name in names},
         }
 
     def fill(self, batch_size: int, workers: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from aligntok.settings import Count, ImageSize, Positive, Precision, settings
 
@@ -38,11 +38,6 @@ class CacheSettings(CacheContent):
 
     seed: Count = 0
     """Of a sample of the posterior, which follows from it, the image's place and its copy alone."""
-
-    @property
-    def posterior_settings(self) -> dict[str, Any]:
-        """What a cache keeps about the posterior: which, and the seed where that matters."""
-        return {"posterior": self.posterior, **({"seed": self.seed} if self.posterior == "sample" else {})}
 
 
 @settings(renamed={"no_flip": "no_hflip"})

@@ -1,4 +1,4 @@
-"""A set of samples, drawn by one process or many into one folder.
+"""A set of samples, drawn by one process or many into one folder, and beside real images in one picture to look at.
 
 Sample i follows from its seed, `seed` + i, and its label alone. A set is drawn in batches that are cut from the numbers
 0, 1, ... in order, the same whichever process draws them and whatever was there before: so its pictures do not depend
@@ -7,19 +7,32 @@ on processes and interruptions, and on the batch size only as far as the roundin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from aligntok.data.sources import open_source
+from aligntok.data.sources.base import ImageSource
+from aligntok.data.transforms import center_crop, read_image, resize_to_cover, to_tensor
 from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import barrier, is_first
 from aligntok.distributed.job import batched, job, shares
 from aligntok.distributed.output_folder import output_folder
-from aligntok.errors import ConfigError, Preempted
+from aligntok.errors import ConfigError, DataError, ImageError, Preempted
+from aligntok.io.pictures import image_grid, save_picture, to_picture
 from aligntok.sampling.folder import DESCRIPTION, FORMAT, PictureWriter, SampleFolder, compared
 from aligntok.sampling.pipeline import SamplePipeline
 from aligntok.sampling.settings import SampleRequest
-from aligntok.sampling.sheets import open_real, write_beside
+
+PICTURE = "beside_real.png"
+EACH, MOST = 2, 27  # real images, and samples, of a class; classes in the picture
+COLUMNS = 3  # of classes
 
 
 def sample_images(request: SampleRequest) -> Path:
@@ -94,3 +107,56 @@ def default_folder(drawer: SamplePipeline, settings: Mapping[str, Any], *first: 
     words += [f"seed-{settings['seed']}"] * (settings["seed"] != 0)
     words += [f"weak-{settings['autoguidance']['identity'][:8]}"] if settings["autoguidance"] else []
     return Path(drawer.request.run) / "samples" / "_".join([*words, settings["generator"]["identity"][:8]])
+
+
+def open_real(data: str | os.PathLike[str], split: str | None, labels: Sequence[int] | None) -> ImageSource:
+    """Open the images at `data`. Raises DataError when there are none of a class that samples are of."""
+    source = open_source(data, split)
+    lacking = sorted({*labels} - {*source.labels.tolist()}) if labels is not None else []
+    if lacking:
+        raise DataError(
+            f"{source.where} has no images of class {lacking[0]}, of which there are samples; "
+            "give the data that the generator was trained on"
+        )
+    return source
+
+
+def write_beside(folder: SampleFolder, source: ImageSource) -> None:
+    """Write ``beside_real.png``: for each class, first in the samples' order, real images on the left, samples right.
+
+    Real images are cropped in the middle, and spread over the data of the class. Without classes, samples in order.
+    """
+    tiles = []
+    for places, numbers in _groups(folder, source):
+        real = [_real(source, place, folder.image_size) for place in places]
+        drawn = [to_tensor(folder.read(number)) for number in numbers]
+        white = torch.ones(3, *folder.image_size)
+        tiles.append(image_grid([*(real + [white] * EACH)[:EACH], *(drawn + [white] * EACH)[:EACH]], columns=2 * EACH))
+    picture = to_picture(image_grid(tiles, columns=min(COLUMNS, len(tiles)), gap=10))
+    save_picture(folder.path / PICTURE, picture)
+
+
+def _groups(folder: SampleFolder, source: ImageSource) -> list[tuple[list[int], list[int]]]:
+    """Return the places of real images and the numbers of samples that belong beside one another."""
+    if folder.labels is None:
+        sets = batched(range(min(folder.num, EACH * MOST)), EACH)
+        spread = _spread(np.arange(len(source)), EACH * len(sets))
+        return [(spread[EACH * i : EACH * (i + 1)], list(numbers)) for i, numbers in enumerate(sets)]
+    numbers_of: dict[int, list[int]] = defaultdict(list)
+    for number, label in enumerate(folder.labels[: folder.num]):
+        numbers_of[label].append(number)
+    chosen = list(numbers_of)[:MOST]
+    return [(_spread(np.flatnonzero(source.labels == c), EACH), numbers_of[c][:EACH]) for c in chosen]
+
+
+def _spread(places: np.ndarray, wanted: int) -> list[int]:
+    number = min(wanted, len(places))
+    return [int(places[(2 * i + 1) * len(places) // (2 * number)]) for i in range(number)]
+
+
+def _real(source: ImageSource, place: int, size: tuple[int, int]) -> Tensor:
+    try:
+        image = read_image(source, place)
+    except ImageError as error:
+        raise DataError(f"{source.where}: cannot read {source.names[place]} ({error}); repair or remove it") from error
+    return to_tensor(center_crop(resize_to_cover(image, size), size))

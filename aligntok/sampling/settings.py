@@ -76,9 +76,6 @@ class SampleRequest:
             raise ConfigError(f"ema {self.ema:g} is one of the averages; leave it, or --weights raw, out")
         if self.labels is not None and self.classes:
             raise ConfigError(f"both labels={self.labels} and a list of classes were given; give one of the two")
-        self._check_sweep()
-
-    def _check_sweep(self) -> None:
         if self.guidance_sweep is None:
             if self.reference is not None:
                 raise ConfigError(

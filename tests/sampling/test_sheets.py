@@ -12,7 +12,7 @@ from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
 from aligntok.errors import DataError
 from aligntok.latent_diffusion import LatentDiffusion
-from aligntok.sampling.sheets import open_real
+from aligntok.sampling.samples import open_real
 from aligntok.tokenizer import Tokenizer
 
 GREYS = {"ant": 40, "bee": 130, "zebra": 220}
