@@ -27,33 +27,42 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def load_tokenizer(
-    source: str | os.PathLike[str], *, components: Mapping[str, Any] | None = None, **kwargs: Any
+    source: str | os.PathLike[str],
+    *,
+    components: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    sigma_rel: float | None = None,
+    rebuild: bool = False,
+    **kwargs: Any,
 ) -> Tokenizer:
     """Load a tokenizer, in eval mode on the CPU.
 
     `source` is one of: a folder that ``Tokenizer.save_pretrained`` wrote; a training work folder or one of its stages
-    (the furthest stage's newest checkpoint, EMA weights where the stage uses them; keywords `weights`="raw"|"ema" and
-    `sigma_rel`); a published VA-VAE or other LDM-style checkpoint file (keyword `resolution`, 256 by default); a
-    Hugging Face hub id (keywords of ``from_pretrained``); a folder or hub id of a diffusers AutoencoderKL, or of a
-    pipeline that has one. Nothing is unpickled with code execution, and no name in a file is imported: of those only
-    registered ones are taken, and those that `components` has a class for, such as ``{"mypkg.Enc": Enc}``. A keyword
-    that is None is as one that is not given.
+    (the furthest stage's newest checkpoint, EMA weights where the stage uses them; `weights` "raw" or "ema",
+    `sigma_rel` and `rebuild` as in :func:`load_stage_tokenizer`); a published VA-VAE or other LDM-style checkpoint file
+    (keyword `resolution`, 256 by default); a Hugging Face hub id (keywords of ``from_pretrained``); a folder or hub id
+    of a diffusers AutoencoderKL, or of a pipeline that has one. Nothing is unpickled with code execution, and no name
+    in a file is imported: of those only registered ones are taken, and those that `components` has a class for, such as
+    ``{"mypkg.Enc": Enc}``. A keyword that is None is as one that is not given.
 
     Raises WeightsError or CheckpointError when there is no tokenizer there, or it is damaged, UnknownComponentError for
-    a part that is neither registered nor given.
+    a part that is neither registered nor given, ConfigError for a choice of weights outside of a work folder.
     """
     path, kwargs = Path(source), {name: value for name, value in kwargs.items() if value is not None}
+    if path.is_dir() and not ((path / "config.json").is_file() or (path / "model_index.json").is_file()):
+        return load_stage_tokenizer(_furthest_stage(path), weights, sigma_rel, components, rebuild)
+    if weights is not None or sigma_rel is not None:
+        raise ConfigError(f"--weights and --ema choose among a work folder's weights; {source} is none")
     if path.is_file():
         if path.suffix not in CHECKPOINT_SUFFIXES:
             raise WeightsError(f"{path} is no checkpoint file; those end in {', '.join(CHECKPOINT_SUFFIXES)}")
         return load_ldm_autoencoder(path, **kwargs)
-    if not path.is_dir():
-        if path.suffix in CHECKPOINT_SUFFIXES or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
-            raise WeightsError(f"no such file or folder: {source}")
-    elif not ((path / "config.json").is_file() or (path / "model_index.json").is_file()):
-        return load_stage_tokenizer(_furthest_stage(path), components=components, **kwargs)
+    name = str(source)
+    is_path = path.suffix in CHECKPOINT_SUFFIXES or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not path.is_dir():
+        raise WeightsError(f"no such file or folder: {source}")
     return load_diffusers_autoencoder(source, **kwargs) or Tokenizer.from_pretrained(
-        str(source), components=components, **kwargs
+        name, components=components, **kwargs
     )
 
 
@@ -175,17 +184,12 @@ def export_tokenizer(
     For a work folder, `weights` and `sigma_rel` choose; an EMA width that was not kept is rebuilt from the furthest
     stage's snapshots. Raises CheckpointError if there are none, ConfigError if it would overwrite another folder.
     """
-    target, path = Path(out), Path(source)
+    target = Path(out)
     if target.is_file():
         raise ConfigError(f"{target} is a file; give a new folder, or a saved tokenizer's")
     if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or a saved tokenizer's")
-    if weights is None and sigma_rel is None:
-        tokenizer = load_tokenizer(source, components=components)
-    elif path.is_dir() and not (path / "config.json").is_file():
-        tokenizer = load_stage_tokenizer(_furthest_stage(path), weights, sigma_rel, components, rebuild=True)
-    else:
-        raise ConfigError(f"--weights and --ema choose among a work folder's weights; {source} is none")
+    tokenizer = load_tokenizer(source, components=components, weights=weights, sigma_rel=sigma_rel, rebuild=True)
     tokenizer.save_pretrained(target)
     return target
 

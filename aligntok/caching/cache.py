@@ -27,7 +27,7 @@ from aligntok.data.sources.base import ImageSource
 from aligntok.distributed import is_first
 from aligntok.distributed.job import batched, job
 from aligntok.distributed.output_folder import found_by_first, output_folder
-from aligntok.errors import ConfigError, DataError
+from aligntok.errors import DataError
 from aligntok.io.files import check_space, check_tensors, remove_leftovers, write_json
 from aligntok.loading import load_tokenizer
 
@@ -45,12 +45,8 @@ def cache_latents(request: CacheRequest) -> Path:
     little disk; ConfigError for other options than the cache was begun with; WeightsError or CheckpointError for the
     tokenizer; Preempted after SIGTERM.
     """
-    path = Path(request.tokenizer)
-    chosen: dict[str, Any] = {} if request.weights is None else {"weights": request.weights}
     with job():
-        if chosen and (not path.is_dir() or (path / "config.json").is_file()):
-            raise ConfigError(f"--weights chooses among a work folder's weights; {request.tokenizer} is none")
-        encoder = LatentEncoder(load_tokenizer(request.tokenizer, **chosen), request)
+        encoder = LatentEncoder(load_tokenizer(request.tokenizer, weights=request.weights), request)
         images, source = open_source(request.data, request.split), os.fspath(request.tokenizer)
         cache = LatentCache(Path(request.out).expanduser(), images, encoder, source, request.max_unreadable)
         cache.fill(request.batch_size, request.workers)

@@ -220,7 +220,7 @@ def test_a_cache_knows_its_tokenizer(whole, tokenizer):
 
 
 def test_weights_are_chosen_of_a_work_folder_only(tokenizer, photos, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=r"--weights chooses among a work folder's weights"):
+    with pytest.raises(ConfigError, match=r"--weights and --ema choose among a work folder's weights"):
         cache_latents(CacheRequest(tokenizer=tokenizer, data=photos, out=tmp_path / "cache", weights="raw"))
     with pytest.raises(WeightsError, match="neither a saved tokenizer"):
         cache_latents(CacheRequest(tokenizer=photos, data=photos, out=tmp_path / "cache", weights="raw"))
