@@ -78,7 +78,12 @@ class SamplePipeline:
         self.sampling = _changed(self.model.sampling, request.sampling)
         self.rule = LabelRule.of(request, self.model)
         self.weak = None if request.autoguidance is None else load_weaker(request.autoguidance, self.model)
-        self.latent_size, self.image_size = _sizes(request.size, self.model)
+        f, (_, *latent_size) = self.model.tokenizer.downsample_factor, self.model.latent_shape
+        own = (latent_size[0] * f, latent_size[1] * f)
+        self.image_size = own if request.size is None else parse_image_size(request.size)
+        unit = f * getattr(self.model.generator, "patch_size", 1)
+        multiples_of(unit, "size", self.image_size, "the tokenizer's factor times the generator's patch size")
+        self.latent_size = (self.image_size[0] // f, self.image_size[1] // f)
         self.device = device()
 
     def labels(self, numbers: Sequence[int]) -> list[int]:
@@ -203,16 +208,6 @@ def generator_identity(model: LatentDiffusion) -> str:
 def _changed(own: Sampling, changes: Mapping[str, Any]) -> Sampling:
     kept = own.options if changes.get("sampler", own.sampler) == own.sampler else {}
     return replace(own, **{**changes, "options": {**kept, **changes.get("options", {})}})
-
-
-def _sizes(size: int | Sequence[int] | None, model: LatentDiffusion) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return (h, w) of the latents and (H, W) of the pictures. Raises ConfigError for a size that cannot be."""
-    f = model.tokenizer.downsample_factor
-    own = (model.latent_shape[1] * f, model.latent_shape[2] * f)
-    height, width = own if size is None else parse_image_size(size)
-    unit = f * getattr(model.generator, "patch_size", 1)
-    multiples_of(unit, "size", (height, width), "the tokenizer's factor times the generator's patch size")
-    return (height // f, width // f), (height, width)
 
 
 def _nothing(x: Tensor, t: Tensor, y: Any) -> Tensor:

@@ -245,13 +245,13 @@ def test_sigterm_leaves_whole_shards_and_the_same_command_goes_on(tokenizer, spo
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(encoder, "write_shard", write_and_be_told_to_stop)
-    options = dict(batch_size=2, workers=2, max_unreadable=2)
+    options = dict(batch_size=2, max_unreadable=2)
     with pytest.raises(Preempted, match="the shards that are there are whole, and the same command goes on"):
-        cache_latents(CacheRequest(tokenizer=tokenizer, data=spoilt, out=out, **TINY, **options))
+        cache_latents(CacheRequest(tokenizer=tokenizer, data=spoilt, out=out, **TINY, **options, workers=2))
     assert set(contents(out)) == {"encoding.json", *shards_and_checksums(2)}
     with pytest.raises(DataError, match=r"is not finished \(2 shards are there"):
         LatentDataset(out)
-    cache_latents(CacheRequest(tokenizer=tokenizer, data=spoilt, out=out, **TINY, **options))
+    cache_latents(CacheRequest(tokenizer=tokenizer, data=spoilt, out=out, **TINY, **options, workers=0))
     assert written == [f"shard_{number:05d}.safetensors" for number in range(4)]
     assert contents(out) == contents(whole)
 
@@ -286,7 +286,7 @@ def run(*command, processes=1):
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_midst_of_writing_leaves_whole_shards_only(tokenizer, spoilt, whole, tmp_path):
+def test_a_kill_in_the_midst_of_writing_leaves_whole_shards_only(tokenizer, spoilt, whole, tmp_path, capsys):
     out = tmp_path / "cache"
     killed = run("-c", KILLED_WHILE_WRITING, *words(tokenizer, spoilt, out))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -295,9 +295,8 @@ def test_a_kill_in_the_midst_of_writing_leaves_whole_shards_only(tokenizer, spoi
         "encoding.json",
         *shards_and_checksums(2),
     }
-    done = run(str(ROOT / "tools/cache_latents.py"), *words(tokenizer, spoilt, out))
-    assert done.returncode == 0, done.stderr
-    assert "15 images, mirrored too, 4 x 4 x 6; 2 left out" in done.stdout
+    assert command(words(tokenizer, spoilt, out)) == 0
+    assert "15 images, mirrored too, 4 x 4 x 6; 2 left out" in capsys.readouterr().out
     assert contents(out) == contents(whole)
 
 
