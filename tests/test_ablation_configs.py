@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ import torch
 from aligntok import load_tokenizer
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, read_parts
 from aligntok.registry import DECODERS
-from aligntok.settings import as_dict
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.plan import plan_stage
@@ -92,8 +92,8 @@ def docstring(name):
 
 def everything(config):
     """All settings of a run, those of a stage under its name."""
-    kept = {key: config[key] for key in as_dict(RunSettings()) if key not in ("stages", "work_dir")}
-    return kept | {stage.name: as_dict(stage.settings) | {"seed": stage.seed} for stage in expand_stages(config)}
+    kept = {key: config[key] for key in asdict(RunSettings()) if key not in ("stages", "work_dir")}
+    return kept | {stage.name: asdict(stage.settings) | {"seed": stage.seed} for stage in expand_stages(config)}
 
 
 def differences(base, own, prefix=""):

@@ -9,7 +9,7 @@ import ast
 import json
 import re
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from PIL import Image
 from aligntok.caching import cache_latents
 from aligntok.caching.settings import CacheRequest
 from aligntok.latent_diffusion import LatentDiffusion
-from aligntok.settings import as_dict
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
 from aligntok.training.generation import expand_generation
@@ -249,7 +248,7 @@ def test_a_small_copy_trains_and_draws_pictures(path, latents, tmp_path):
     places = {"work_dir": str(tmp_path / "run"), "data_root": str(cache), "tokenizer": str(tokenizer)}
     folder = run(load_config(path, {**SMALL, **places, "steps": 2}))
     described = json.loads((tmp_path / "run/generation/stage.json").read_text())
-    whole = json.loads(json.dumps(as_dict(expand_generation(load_config(path)).settings)))
+    whole = json.loads(json.dumps(asdict(expand_generation(load_config(path)).settings)))
     assert described["ema"] == whole["ema"]
     assert described["sampling"] == {**whole["sampling"], "steps": SMALL["sampling.steps"]}
     assert len(list((tmp_path / "run/generation/pictures").glob("*.png"))) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from aligntok.evaluation.comparison import read_comparison
 from aligntok.evaluation.comparison.plan import generator_budget, tokenizer_budget
 from aligntok.evaluation.metrics.features import build_extractor
 from aligntok.registry import ENCODERS, EXTRACTORS, LOSSES
-from aligntok.settings import as_dict
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
@@ -40,7 +40,7 @@ def comparison():
 
 def stages_of(name):
     return {
-        stage.name: as_dict(stage.settings)
+        stage.name: asdict(stage.settings)
         for stage in expand_stages(load_config(FOLDER / f"{name}.py", {"work_dir": "same"}))
     }
 

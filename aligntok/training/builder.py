@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from itertools import count
 from typing import Any
@@ -24,7 +25,6 @@ from aligntok.io.files import write_json
 from aligntok.loading import STAGE_FORMAT
 from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS
-from aligntok.settings import as_dict
 from aligntok.training.stages import Stage, StageData
 
 _RUNS = count()
@@ -47,7 +47,7 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
             "stage": stage.name,
             "seed": stage.seed,
         }
-        write_json(stage.description, {**about, **described, **as_dict(stage.settings)})
+        write_json(stage.description, {**about, **described, **asdict(stage.settings)})
     barrier()
     runner.train()
     runner.visualizer.close()

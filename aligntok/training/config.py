@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from aligntok.engine.checkpoints import finished_steps
 from aligntok.errors import CheckpointError, ConfigError, first_line
 from aligntok.loading import read_stage_file
 from aligntok.registry import dotted_components
-from aligntok.settings import as_dict, check_given, check_name
+from aligntok.settings import check_given, check_name
 from aligntok.training.settings import GeneratorConfig, GeneratorSettings, OneStage, RunSettings, StagesConfig
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> d
     """
     config = read_config(path, dict(options or {}))
     check_config(config, str(path))
-    filled = {**as_dict(RunSettings()), **config}
+    filled = {**asdict(RunSettings()), **config}
     filled["work_dir"] = filled["work_dir"] or f"work_dirs/{Path(path).stem}"
     return filled
 
@@ -138,7 +139,7 @@ def report_config_diff(stage: Stage, finished: bool) -> None:
     if not file.is_file() or not finished_steps(stage.folder):
         return
     cure = "so what the stage was trained with is unknown: restore it, or remove it to go on without the comparison"
-    changes = config_diff(read_stage_file(stage.folder, cure), {"seed": stage.seed, **as_dict(stage.settings)})
+    changes = config_diff(read_stage_file(stage.folder, cure), {"seed": stage.seed, **asdict(stage.settings)})
     if not changes:
         return
     shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())

@@ -8,6 +8,7 @@ each of them: what a generator adds is its distance less that of its tokenizer's
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,6 @@ from aligntok.evaluation.settings import (
 )
 from aligntok.io.console import print_table
 from aligntok.loading import load_tokenizer
-from aligntok.settings import as_dict
 from aligntok.training.run import run
 from aligntok.training.run_info import run_info_of
 
@@ -170,7 +170,7 @@ def run_arm(comparison: Comparison, arm: Arm, references: list[dict[str, Any]]) 
             evaluate_reconstruction(ReconstructionSettings(tokenizer=tokenizer, data=data, **how))
     if missing(evaluation / "linear_probe" / "linear_probe.json"):
         own = ("image_size", "train_split", "val_split", "num_val", "workers")
-        more = {**as_dict(comparison.settings.probe), **{key: getattr(comparison.settings, key) for key in own}}
+        more = {**asdict(comparison.settings.probe), **{key: getattr(comparison.settings, key) for key in own}}
         linear_probe(ProbeSettings(tokenizer=tokenizer, data=data, out=evaluation / "linear_probe", **more))
     if missing(evaluation / "against_references" / "generation.json"):
         reconstruct = frozen(load_tokenizer(tokenizer), "fp32")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from aligntok.errors import ConfigError
-from aligntok.settings import Count, ImageSize, Positive, as_dict, read, settings
+from aligntok.settings import Count, ImageSize, Positive, read, settings
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config, read_config
 from aligntok.training.generation import expand_generation
@@ -130,7 +130,7 @@ class Comparison:
 
     def generator_config(self, arm: Arm, references: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the config of an arm's generator on its latents, measured against `references` on the way."""
-        validation = {**as_dict(self.settings.samples), "metrics": references}
+        validation = {**asdict(self.settings.samples), "metrics": references}
         options = {"data_root": str(arm.folder / "latents"), "seed": arm.seed, "validation": validation}
         return load_config(self.generator, {**options, "work_dir": str(arm.folder / "generator")})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from aligntok.io.console import print_table
 from aligntok.io.files import replacing
 from aligntok.io.pictures import save_picture, sheet
 from aligntok.loading import GENERATION
-from aligntok.settings import as_dict
 
 WITHOUT_PLACE = "images"  # numbers that are the same for all
 RECONSTRUCTIONS = "reconstructions"  # begins the names of both: images are what a perfect tokenizer makes of them
@@ -55,7 +55,7 @@ def summarise(comparison: Comparison) -> Result:
             for arm, values in final.items()
             for name, value in values.items()
         },
-        {**as_dict(comparison.settings), "budget": _budget(comparison)},
+        {**asdict(comparison.settings), "budget": _budget(comparison)},
         {**tables, "On the way": steps_table(names, curves)},
         {"Fréchet distance over training steps": CURVES, "Samples of the same seeds and classes": SAMPLES},
     )

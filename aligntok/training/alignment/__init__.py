@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from aligntok.registry import (
     import_components,
     without_weights,
 )
-from aligntok.settings import as_dict, read
+from aligntok.settings import read
 from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.settings import ImageDataSettings, InitFrom, RunSettings, StageSettings
 from aligntok.training.stages import RandomItems, Stage, StageData, merge, stage_folder
@@ -47,7 +47,7 @@ def expand_stages(config: Mapping[str, Any]) -> list[AlignmentStage]:
     Dicts of a stage are merged into the top's, key by key; ``_delete_=True`` in one replaces it; None removes a loss.
     Raises ConfigError for settings that cannot work.
     """
-    base = {key: value for key, value in config.items() if key not in as_dict(RunSettings())}
+    base = {key: value for key, value in config.items() if key not in asdict(RunSettings())}
     stages: list[AlignmentStage] = []
     for i, overrides in enumerate(config["stages"]):
         given = merge(base, {key: value for key, value in overrides.items() if key != "name"})

@@ -26,7 +26,7 @@ from aligntok.latent_diffusion import LatentDiffusion, check_null_class, describ
 from aligntok.loading import GENERATION, UNKNOWN, load_latent_diffusion, load_tokenizer, read_stage_file
 from aligntok.registry import DATASETS, GENERATORS, import_components
 from aligntok.rng import seed_torch
-from aligntok.settings import as_dict, read
+from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import dotted_models
 from aligntok.training.generation.model import GenerationModel
@@ -41,7 +41,7 @@ def expand_generation(config: Mapping[str, Any]) -> GeneratorStage | None:
     given = config["generation"] if config["stages"] else config
     if "generator" not in given:
         return None
-    own = merge({}, {key: value for key, value in given.items() if key not in as_dict(RunSettings())})
+    own = merge({}, {key: value for key, value in given.items() if key not in asdict(RunSettings())})
     settings = read(GeneratorSettings, own, f"{GENERATION} of a generator")
     work_dir, before = Path(config["work_dir"]), len(config["stages"])
     train = settings.data.train
@@ -145,7 +145,7 @@ class GeneratorStage(Stage):
         names = tuple(getattr(train, "class_names", ()))
         seed_torch("weights", self.seed)  # the generator's first weights
         diffusion = LatentDiffusion(
-            self.settings.generator, tokenizer, statistics, shape, names, as_dict(self.settings.sampling)
+            self.settings.generator, tokenizer, statistics, shape, names, asdict(self.settings.sampling)
         )
         _check_labels(train, diffusion)
         return StageData(train, made_with=diffusion)

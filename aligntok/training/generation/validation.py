@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -16,7 +17,7 @@ from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import METRICS
 from aligntok.sampling.pipeline import LabelRule
-from aligntok.settings import as_dict, read
+from aligntok.settings import read
 from aligntok.training.settings import GeneratorValidationSettings
 
 
@@ -27,7 +28,7 @@ def variants(settings: GeneratorValidationSettings, own: Sampling) -> dict[str, 
     """
     named = settings.variants or {"generation": {}}
     return {
-        name: read(Sampling, {**as_dict(own), **changes}, f"validation.variants.{name}")
+        name: read(Sampling, {**asdict(own), **changes}, f"validation.variants.{name}")
         for name, changes in named.items()
     }
 

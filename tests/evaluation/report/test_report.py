@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from aligntok.evaluation.report.evaluations import FREE, FREE_FOR_GENERATORS, co
 from aligntok.evaluation.report.figures import embed, smooth, thin
 from aligntok.evaluation.results import KINDS, Result
 from aligntok.evaluation.settings import ReportSettings
-from aligntok.settings import as_dict, fields_of
+from aligntok.settings import fields_of
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.generation import expand_generation
@@ -488,7 +489,7 @@ def stages_of(config, folder, **options):
         stage.folder.mkdir(parents=True)
         model = stage.settings.model
         (stage.folder / "stage.json").write_text(
-            json.dumps({"stage": stage.name, "tokenizer": model, **as_dict(stage.settings)})
+            json.dumps({"stage": stage.name, "tokenizer": model, **asdict(stage.settings)})
         )
         log(stage.folder, "20260101_000000", [trained(stage.settings.steps)])
     return find(folder)
@@ -603,7 +604,7 @@ def generator_of(config, folder, **tokenizer):
     (generation.folder / "tokenizer").mkdir(parents=True)
     own = dict(encoder=dict(type="dinov2"), latent_dim=64 if "d64" in config else 32, downsample_factor=16)
     (generation.folder / "tokenizer/config.json").write_text(json.dumps({**own, **tokenizer}))
-    generation.description.write_text(json.dumps({"stage": "generation", **as_dict(generation.settings)}))
+    generation.description.write_text(json.dumps({"stage": "generation", **asdict(generation.settings)}))
     log(generation.folder, "20260101_000000", [trained(generation.settings.steps)])
     note_start(folder, f"configs/generator/{config}.py", gradient_accumulation_steps=2, tokenizer="my_tokenizer")
 
