@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
 from aligntok.device import device as this_device
 from aligntok.device import multiplying
-from aligntok.evaluation.cost.count import Counted, build_encoder, count_config, count_encoder
-from aligntok.evaluation.cost.measure import CostRow, measure_part, measure_tokenizer, random_images
-from aligntok.evaluation.cost.memory import GB
-from aligntok.evaluation.cost.steps import for_measuring, measure_step
+from aligntok.evaluation.cost.count import Counted, build_encoder, count_config, count_encoder, parts_of
+from aligntok.evaluation.cost.measure import Row, measure_part
+from aligntok.evaluation.cost.steps import DATA, for_measuring, measure_step
 from aligntok.evaluation.results import Result
 from aligntok.evaluation.settings import CostRequest, CostSettings
 from aligntok.io.console import print_table
@@ -31,7 +28,6 @@ from aligntok.training.generation import expand_generation
 
 __all__ = ["measure_cost"]
 
-Row = Mapping[str, Any]
 CONVENTIONS = {
     "gmac": "10^9 multiply-accumulates of one image or latent: convolutions, linear layers, attention's two products",
     "gmac_as_in_paper": "the same without the products of transformers' attention, which the paper's counter left out",
@@ -68,6 +64,11 @@ HEADINGS = {
     "epochs": ("epochs", ".2f"), "devices": ("devices", "d"), "device_hours": ("device-hours", ",.1f"),
     "s": ("s", ".4f"), "share": ("share", ".1%"),
 }  # fmt: skip
+#: How metrics and notes call a row of what was measured.
+NAMES = {
+    INFERENCE: ("{config}/{part}_{resolution}_batch{batch}", "{config}: {part} at {resolution}, batch {batch}"),
+    STEPS: ("{config}/{stage}", "{config}: training step of {stage}"),
+}
 
 
 def measure_cost(asked: CostRequest, console: Console | None = None) -> Result:
@@ -76,101 +77,75 @@ def measure_cost(asked: CostRequest, console: Console | None = None) -> Result:
     What is counted needs no run. Weights are random, images random unless `data_root` is set. Raises ConfigError and
     DataError before the first measurement.
     """
-    console, measured = console or Console(), asked.measured
-    settings = CostSettings(**{each.name: getattr(asked, each.name) for each in fields(CostSettings)})
-    names, loaded = _names(asked.configs), [load_config(Path(path), asked.cfg_options) for path in asked.configs]
+    console = console or Console()
+    stems = [Path(path).stem for path in asked.configs]
+    names = [n if stems.count(n) == 1 else str(path) for n, path in zip(stems, asked.configs, strict=True)]
+    loaded = [load_config(Path(path), asked.cfg_options) for path in asked.configs]
     folder = Path(asked.out).expanduser() if asked.out else Path(loaded[0]["work_dir"]) / "evaluation" / "cost"
     check_writable(folder)
-    trained = [(expand_stages(config), expand_generation(config)) for config in loaded]
-    for stage in (s for stages, generation in trained for s in (*stages, generation)):
-        if stage is not None and "training" in measured:
-            for_measuring(stage, Path(), settings.devices)
-    counted = [count_config(name, *each, settings.resolutions) for name, each in zip(names, trained, strict=True)]
-    factors = [c.tokenizer.settings.model.get("downsample_factor", 16) for c in counted if c.tokenizer is not None]
-    factor = (factors or [16])[0]
-    counted += [count_encoder(name, factor, settings.resolutions) for name in asked.encoders]
-    device = this_device()
-    rows, steps = _measure(counted, factor, settings, measured, device, console)
-    tables = {**_counted_tables(counted), **measured_tables(rows, steps)}
-    result = Result(
-        kind="cost",
-        subject=", ".join(names),
-        metrics={**_counted_metrics(counted), **_measured_metrics(tables)},
-        settings={
-            **asdict(settings),
-            "device": _device_name(device) if measured else None,
-            "torch": torch.__version__,
-            "conventions": CONVENTIONS,
-            "notes": notes(counted, tables, [step for step in steps if not step.reads and not step.left_out]),
-        },
-        tables=tables,
-    )
-    print_tables(result.tables, result.settings["notes"], console)
+    counted = [
+        count_config(name, expand_stages(config), expand_generation(config), asked.resolutions)
+        for name, config in zip(names, loaded, strict=True)
+    ]
+    for stage in (each.stage for c in counted for each in c.stages if "training" in asked.measured):
+        for_measuring(stage, Path(), asked.devices)  # raises what measuring it would
+    factors = (c.tokenizer.settings.model.get("downsample_factor", 16) for c in counted if c.tokenizer is not None)
+    factor = next(factors, 16)
+    counted += [count_encoder(name, factor, asked.resolutions) for name in asked.encoders]
+    device, threads = this_device(), torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    tables = {**_count(counted), **_measure(counted, factor, asked, device, console)}
+    settings = {
+        **{each.name: getattr(asked, each.name) for each in fields(CostSettings)},
+        "device": (torch.cuda.get_device_name(device) if device.type == "cuda" else cpu) if asked.measured else None,
+        "torch": torch.__version__,
+        "conventions": CONVENTIONS,
+        "notes": notes(counted, tables),
+    }
+    result = Result("cost", ", ".join(names), _metrics(counted, tables), settings, tables)
+    print_tables(tables, settings["notes"], console)
     path = result.write(folder)
     console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
     return result
 
 
-def _names(configs: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Return the configs' file names without suffix, or their paths where two have one name."""
-    stems = [Path(path).stem for path in configs]
-    return [stem if stems.count(stem) == 1 else str(path) for stem, path in zip(stems, configs, strict=True)]
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-
-
 def _measure(
-    counted: Sequence[Counted],
-    factor: int,
-    settings: CostSettings,
-    measured: Sequence[str],
-    device: torch.device,
-    console: Console,
-) -> tuple[list[CostRow], list[CostRow]]:
-    """Return the rows of encoders and decoders, and of training steps; `factor` is that of encoders by their name."""
-    rows: list[CostRow] = []
-    steps: list[CostRow] = []
-    with multiplying(settings.precision), _attention_put_back(), tempfile.TemporaryDirectory() as folder:
-        for known in counted if "inference" in measured else ():
+    counted: Sequence[Counted], factor: int, asked: CostRequest, device: torch.device, console: Console
+) -> dict[str, list[Row]]:
+    """Return the rows, by title, of what was measured; `factor` is that of encoders by their name."""
+    tables: dict[str, list[Row]] = {title: [] for title in (INFERENCE, STEPS, STEP_PARTS)}
+    with multiplying(asked.precision), tempfile.TemporaryDirectory() as folder, ExitStack() as at_the_end:
+        at_the_end.callback(force_backend, None)  # chosen anew afterwards, whatever configs set
+        for known in counted if "inference" in asked.measured else ():
             if known.tokenizer is not None:
                 console.print(f"{known.name}: measuring encoder and decoder", highlight=False)
-                stage = for_measuring(known.tokenizer, Path(folder), 1)
-                force_backend(stage.settings.attention)
-                rows += measure_tokenizer(Tokenizer(**stage.settings.model), known, settings, device)
+                force_backend(known.tokenizer.settings.attention)
+                parts = parts_of(Tokenizer(**known.tokenizer.without_pretrained().settings.model))
             elif not known.stages:
                 console.print(f"{known.name}: measuring the encoder", highlight=False)
-                encoder = build_encoder(known.name, factor)
-                rows += measure_part("encoder", encoder, random_images, known, settings, device)
-        for number, known in enumerate(counted if "training" in measured else ()):
+                parts = [build_encoder(known.name, factor)]
+            else:
+                continue
+            tables[INFERENCE] += [row for part in parts for row in measure_part(part, known, asked, device)]
+        for number, known in enumerate(counted if "training" in asked.measured else ()):
             for each in known.stages:
                 console.print(f"{known.name}: measuring training steps of {each.stage.name}", highlight=False)
-                steps.append(measure_step(known.name, each, settings, device, Path(folder) / str(number)))
-    return rows, steps
+                row, rows = measure_step(known.name, each, asked, device, Path(folder) / str(number))
+                tables[STEPS].append(row)
+                tables[STEP_PARTS] += rows
+    return tables
 
 
-@contextmanager
-def _attention_put_back() -> Iterator[None]:
-    """Choose attention's backend anew afterwards, whatever configs set."""
-    try:
-        yield
-    finally:
-        force_backend(None)
-
-
-def _counted_tables(counted: Sequence[Counted]) -> dict[str, list[Row]]:
+def _count(counted: Sequence[Counted]) -> dict[str, list[Row]]:
     """Return the rows, by title, of what needs no run: parameters in millions, operations in 10^9 (GMAC)."""
     tables: dict[str, list[Row]] = {title: [] for title in (MODELS, SCHEDULE, STAGE_PARTS, OPERATIONS)}
     for c in counted:
         own = {"config": c.name}
         tables[MODELS] += [{**own, "part": part, "parameters_m": n / MILLION} for part, n in c.parts.items()]
-        for each in c.stages:
-            plan, where = each.plan, {**own, "stage": each.stage.name}
+        for stage, plan, frozen_as_in_paper in c.stages:
+            where = {**own, "stage": stage.name}
             row = {**where, "trainable_m": plan.trainable / MILLION, "frozen_m": plan.frozen / MILLION}
-            row["frozen_as_in_paper_m"] = each.frozen_as_in_paper / MILLION
+            row["frozen_as_in_paper_m"] = frozen_as_in_paper / MILLION
             tables[SCHEDULE].append({**row, **{n: getattr(plan, n) for n in ("steps", "images_seen", "epochs")}})
             tables[STAGE_PARTS] += [
                 {**where, "part": part, "trainable_m": trainable / MILLION, "frozen_m": frozen / MILLION}
@@ -178,73 +153,37 @@ def _counted_tables(counted: Sequence[Counted]) -> dict[str, list[Row]]:
             ]
         order = sorted(c.operations.items(), key=lambda item: ("encoder", "decoder", "generator").index(item[0][0]))
         for (part, size), found in order:
-            counts = {"gmac": found.total, "gmac_attention": found.attention, "gmac_as_in_paper": found.as_in_paper}
-            row = {name: n / BILLION for name, n in counts.items()}
-            tables[OPERATIONS].append({**own, "part": part, "size": size, **row})
+            counts = zip(("gmac", "gmac_attention", "gmac_as_in_paper"), found, strict=True)
+            row = {**own, "part": part, "size": size, **{name: n / BILLION for name, n in counts}}
+            tables[OPERATIONS].append(row)
     return tables
 
 
-def measured_tables(rows: Sequence[CostRow], steps: Sequence[CostRow]) -> dict[str, list[Row]]:
-    """Return the rows, by title, of what was measured: milliseconds, seconds, GB, hours."""
-    ms, s = ("ms", "ms_lower_quartile", "ms_upper_quartile"), ("s_a_step", "s_lower_quartile", "s_upper_quartile")
-    of_steps = [(step, {"steps": step.steps, "device_hours": step.hours}) for step in steps]
-    return {
-        INFERENCE: [{**_numbers(r, ms, "calls", 1e3), "left_out": r.left_out} for r in rows],
-        STEPS: [{**_numbers(r, s, "steps_timed"), **more, "left_out": r.left_out} for r, more in of_steps],
-        STEP_PARTS: [row for step in steps for row in _part_rows(step)],
-    }
-
-
-def _numbers(row: CostRow, spread: Sequence[str], calls: str, unit: float = 1.0) -> Row:
-    """Return a row's columns as JSON types: what, seconds in a unit under three names, calls, peak."""
-    timing, peak = row.timing, None if row.peak is None else row.peak / GB
-    seconds = (None, None, None) if timing is None else (timing.median, timing.low, timing.high)
-    numbers = {name: None if n is None else n * unit for name, n in zip(spread, seconds, strict=True)}
-    return {**row.what, **numbers, calls: None if timing is None else timing.calls, "peak_gb": peak}
-
-
-def _part_rows(step: CostRow) -> list[Row]:
-    """Return one row a part of a training step: seconds, share of their sum, peak of GB while it ran."""
-    total, where = sum(step.seconds.values()) or 1.0, {name: step.what[name] for name in ("config", "stage")}
-    return [
-        {**where, "part": part, "s": step.seconds[part], "share": step.seconds[part] / total, "peak_gb": peak / GB}
-        for part, peak in step.peaks.items()
-    ]
-
-
-def _counted_metrics(counted: Sequence[Counted]) -> dict[str, float]:
+def _metrics(counted: Sequence[Counted], tables: Mapping[str, Sequence[Row]]) -> dict[str, float]:
+    """Return parameters, GMAC, milliseconds or seconds, GB and hours by name."""
     found: dict[str, float] = {}
     for c in counted:
         found |= {f"{c.name}/{part}/parameters": float(number) for part, number in c.parts.items()}
         found |= {f"{c.name}/{part}_{size}/gmac": o.total / BILLION for (part, size), o in c.operations.items()}
-        for each in c.stages:
-            where = f"{c.name}/{each.stage.name}"
-            found |= {f"{where}/trainable": float(each.plan.trainable), f"{where}/frozen": float(each.plan.frozen)}
-    return found
-
-
-def _measured_metrics(tables: Mapping[str, Sequence[Row]]) -> dict[str, float]:
-    """Return milliseconds or seconds, GB and hours by name."""
-    found: dict[str, float] = {}
-    for title, name, columns in (
-        (INFERENCE, "{config}/{part}_{resolution}_batch{batch}", ("ms", "peak_gb")),
-        (STEPS, "{config}/{stage}", ("s_a_step", "peak_gb", "device_hours")),
-    ):
+        for stage, plan, _ in c.stages:
+            where = f"{c.name}/{stage.name}"
+            found |= {f"{where}/trainable": float(plan.trainable), f"{where}/frozen": float(plan.frozen)}
+    for title, (name, _) in NAMES.items():
         for row in (row for row in tables[title] if not row["left_out"]):
+            columns = [column for column in ("ms", "s_a_step", "peak_gb", "device_hours") if column in row]
             found |= {f"{name.format(**row)}/{column}": row[column] for column in columns}
     return found
 
 
-def notes(counted: Sequence[Counted], tables: Mapping[str, Sequence[Row]], unread: Sequence[CostRow]) -> list[str]:
+def notes(counted: Sequence[Counted], tables: Mapping[str, Sequence[Row]]) -> list[str]:
     """Return what was not counted, not measured, or measured without its data, and why, a line each."""
     lines = [note for c in counted for note in c.not_counted]
-    for title, name in (
-        (INFERENCE, "{config}: {part} at {resolution}, batch {batch}: {left_out}"),
-        (STEPS, "{config}: training step of {stage}: {left_out}"),
-    ):
-        lines += [name.format(**row) for row in tables[title] if row["left_out"]]
-    for config in dict.fromkeys(row.what["config"] for row in unread):
-        stages = ", ".join(row.what["stage"] for row in unread if row.what["config"] == config)
+    for title, (_, name) in NAMES.items():
+        lines += [f"{name.format(**row)}: {row['left_out']}" for row in tables[title] if row["left_out"]]
+    reading = [(row["config"], row["stage"]) for row in tables[STEP_PARTS] if row["part"] == DATA]
+    unread = [row for row in tables[STEPS] if not row["left_out"] and (row["config"], row["stage"]) not in reading]
+    for config in dict.fromkeys(row["config"] for row in unread):
+        stages = ", ".join(row["stage"] for row in unread if row["config"] == config)
         lines.append(f"{config}: reading data is not in the steps of {stages}: data_root names none that can be read")
     return lines
 
@@ -252,26 +191,19 @@ def notes(counted: Sequence[Counted], tables: Mapping[str, Sequence[Row]], unrea
 def print_tables(tables: Mapping[str, Sequence[Row]], notes: Sequence[str], console: Console) -> None:
     """Print the tables that have rows, several configs below one another, and the notes."""
     several = len({row["config"] for rows in tables.values() for row in rows}) > 1
-    for title, rows in tables.items():
-        if rows:
-            _print_table(title, rows, several, console)
+    for title, rows in ((title, rows) for title, rows in tables.items() if rows):
+        columns = [*(["config"] if several else []), *COLUMNS[title].split()]
+        forms = {column: HEADINGS.get(column, (column, "")) for column in columns}
+        cells: list[list[str] | None] = []
+        for before, row in zip(({}, *rows), rows, strict=False):
+            if before and several and row["config"] != before["config"]:
+                cells.append(None)
+            said = [name for name in ("config", "stage") if all(row.get(n) == before.get(n) for n in ("config", name))]
+            cells.append(["" if name in said else _cell(row, name, form) for name, (_, form) in forms.items()])
+        words = [heading for heading, form in forms.values() if not form]
+        print_table(title, [heading for heading, _ in forms.values()], cells, words, console)
     for note in notes:
         console.print(note, markup=False, highlight=False)
-
-
-def _print_table(title: str, rows: Sequence[Row], several: bool, console: Console) -> None:
-    columns = [*(["config"] if several else []), *COLUMNS[title].split()]
-    forms = {column: HEADINGS.get(column, (column, "")) for column in columns}
-    before: Row = {}
-    cells: list[list[str] | None] = []
-    for row in rows:
-        if before and several and row["config"] != before["config"]:
-            cells.append(None)
-        said = [name for name in ("config", "stage") if all(row.get(n) == before.get(n) for n in ("config", name))]
-        cells.append(["" if name in said else _cell(row, name, form) for name, (_, form) in forms.items()])
-        before = row
-    words = [heading for heading, form in forms.values() if not form]
-    print_table(title, [heading for heading, _ in forms.values()], cells, words, console)
 
 
 def _cell(row: Row, column: str, form: str) -> str:

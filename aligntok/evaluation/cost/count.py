@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,12 +15,11 @@ from aligntok.ops.ldm_blocks import AttnBlock
 from aligntok.registry import ENCODERS, without_weights
 from aligntok.training.alignment import AlignmentStage
 from aligntok.training.generation import GeneratorStage
-from aligntok.training.plan import StagePlan, make_plan
+from aligntok.training.plan import StagePlan, make_plan, trainable_and_frozen
 from aligntok.training.stages import Stage
 
 
-@dataclass(frozen=True)
-class Operations:
+class Operations(NamedTuple):
     """Multiply-accumulates of one forward pass.
 
     total: of convolutions, linear layers and attention's two products. attention: of the latter alone. as_in_paper:
@@ -36,17 +35,20 @@ class Operations:
 class CountedStage(NamedTuple):
     """A stage, or a generator's training, and what it is going to do.
 
-    `teacher_adapter` of the plan's frozen parameters are those of the teacher's adapter.
+    frozen_as_in_paper: the frozen parameters without the teacher's adapter, as the paper's cost table has them.
     """
 
     stage: Stage
     plan: StagePlan
-    teacher_adapter: int = 0
+    frozen_as_in_paper: int
 
-    @property
-    def frozen_as_in_paper(self) -> int:
-        """The frozen ones without the teacher's adapter, as the paper's cost table has them."""
-        return self.plan.frozen - self.teacher_adapter
+
+class Part(NamedTuple):
+    """What is counted and measured alone, and random inputs for it: of a batch, and so many pixels a side."""
+
+    name: str
+    module: nn.Module
+    inputs: Callable[[int, Any], Sequence[Tensor]]
 
 
 @dataclass
@@ -63,12 +65,14 @@ class Counted:
     operations: dict[tuple[str, str], Operations] = field(default_factory=dict)
     not_counted: list[str] = field(default_factory=list)
 
-    def count(self, part: str, size: str, module: nn.Module, *inputs: Tensor) -> None:
-        """Count the operations of `module`, on the meta device, or note why that cannot be."""
+    def count(self, part: Part, size: Any) -> None:
+        """Count the operations of a part on the meta device, or note why that cannot be."""
         try:
-            self.operations[part, size] = count_operations(module, *inputs)
+            with torch.device("meta"):
+                self.operations[part.name, str(size)] = count_operations(part.module, *part.inputs(1, size))
         except NotImplementedError as error:  # an operation of a plugin's that has no shape without data
-            self.not_counted.append(f"{self.name}: operations of the {part} at {size}: {str(error).splitlines()[0]}")
+            why = str(error).splitlines()[0]
+            self.not_counted.append(f"{self.name}: operations of the {part.name} at {size}: {why}")
 
 
 def count_config(
@@ -79,37 +83,55 @@ def count_config(
     Raises ConfigError for models that cannot be built and for resolutions that their tokenizer does not take.
     """
     counted = Counted(name, stages[-1] if stages else None)
-    for stage in stages:
+
+    def add(stage: Stage, *parts: str) -> Any:
         model = stage.build_model()
-        adapter = None if model.teacher is None else model.teacher.adapter
-        counted.stages.append(CountedStage(stage, make_plan(stage, model, 1), _parameters(adapter)))
-    if stages:
-        _count_tokenizer(counted, model.tokenizer, resolutions)
+        plan, adapter = make_plan(stage, model, 1), getattr(getattr(model, "teacher", None), "adapter", None)
+        beside = 0 if adapter is None else sum(trainable_and_frozen(adapter))
+        counted.stages.append(CountedStage(stage, plan, plan.frozen - beside))
+        counted.parts.update({part: sum(plan.parameters.get(part, ())) for part in parts})
+        return model
+
+    models = [add(stage, "encoder", "adapter", "decoder") for stage in stages]
+    for size in resolutions if models else ():
+        for part in parts_of(models[-1].tokenizer):
+            counted.count(part, size)
     if generator is not None:
-        built = generator.build_model()
-        counted.parts["generator"] = _parameters(built.generator)
-        counted.stages.append(CountedStage(generator, make_plan(generator, built, 1)))
         inputs = [each.to("meta") for each in generator.latent_input()]
-        counted.count("generator", "x".join(map(str, inputs[0].shape[2:])), built.generator, *inputs)
+        part = Part("generator", add(generator, "generator").generator, lambda *_: inputs)
+        counted.count(part, "x".join(map(str, inputs[0].shape[2:])))
     return counted
 
 
 def count_encoder(name: str, downsample_factor: int, resolutions: Iterable[int]) -> Counted:
     """Count an encoder of the registry with its default keywords. Raises UnknownComponentError, ConfigError."""
-    counted = Counted(name)
     with torch.device("meta"):
-        encoder = build_encoder(name, downsample_factor)
-    counted.parts["encoder"] = _parameters(encoder)
+        part = build_encoder(name, downsample_factor)
+    counted = Counted(name, parts={part.name: sum(trainable_and_frozen(part.module))})
     for size in resolutions:
-        counted.count("encoder", str(size), encoder, torch.empty(1, 3, size, size, device="meta"))
+        counted.count(part, size)
     return counted
 
 
-def build_encoder(name: str, downsample_factor: int) -> Any:
+def parts_of(tokenizer: Any) -> list[Part]:
+    """Return encoder (with adapter: image to latent) and decoder (latent to image)."""
+    f, d = tokenizer.downsample_factor, tokenizer.latent_dim
+    encode = nn.Sequential(tokenizer.encoder, tokenizer.adapter)
+    return [
+        Part("encoder", encode, _images),
+        Part("decoder", tokenizer.decoder, lambda batch, size: [torch.randn(batch, d, size // f, size // f)]),
+    ]
+
+
+def build_encoder(name: str, downsample_factor: int) -> Part:
     """Build an encoder of the registry with random weights, for a downsampling factor if it can be told one."""
     takes = inspect.signature(ENCODERS.get(name)).parameters
     factor = {"downsample_factor": downsample_factor} if "downsample_factor" in takes else {}
-    return ENCODERS.build({**without_weights(ENCODERS, {"type": name}), **factor}).eval()
+    return Part("encoder", ENCODERS.build({**without_weights(ENCODERS, {"type": name}), **factor}), _images)
+
+
+def _images(batch: int, size: int) -> list[Tensor]:
+    return [torch.rand(batch, 3, size, size) * 2 - 1]
 
 
 def count_operations(module: nn.Module, *inputs: Tensor) -> Operations:
@@ -150,20 +172,6 @@ def forward_operations(stage: Stage) -> int:
         return 0
 
 
-def _count_tokenizer(counted: Counted, tokenizer: Any, resolutions: Iterable[int]) -> None:
-    counted.parts.update({part: _parameters(getattr(tokenizer, part)) for part in ("encoder", "adapter", "decoder")})
-    encode = nn.Sequential(tokenizer.encoder, tokenizer.adapter)
-    for size in resolutions:
-        latent = size // tokenizer.downsample_factor
-        counted.count("encoder", str(size), encode, torch.empty(1, 3, size, size, device="meta"))
-        latents = torch.empty(1, tokenizer.latent_dim, latent, latent, device="meta")
-        counted.count("decoder", str(size), tokenizer.decoder, latents)
-
-
 def _attention(counts: Mapping[Any, int]) -> int:
     """Return the operations of products of batches of matrices: attention's, fused or not."""
     return sum(n for op, n in counts.items() if "bmm" in str(op) or "attention" in str(op))
-
-
-def _parameters(module: nn.Module | None) -> int:
-    return 0 if module is None else sum(p.numel() for p in module.parameters())

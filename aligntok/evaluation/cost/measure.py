@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+import weakref
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from aligntok.device import computing, is_out_of_memory
 from aligntok.device import device as this_device
-from aligntok.evaluation.cost.count import Counted
-from aligntok.evaluation.cost.memory import GB, free_bytes, metering
+from aligntok.evaluation.cost.count import Counted, Part
 from aligntok.evaluation.settings import CostSettings
 
+Row = dict[str, Any]
+GB = 1e9  # bytes: what every "GB" here is
+MEASURED = ("ms", "ms_lower_quartile", "ms_upper_quartile", "calls", "peak_gb")  # of an encoder or decoder
 WORKING_SPACE = 1.2  # of what tensors take: what kernels allocate for themselves
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Seconds of `calls` calls: their median and quartiles."""
 
     median: float
@@ -42,46 +47,22 @@ class Timing:
         return cls(median, low, high, len(seconds))
 
 
-@dataclass(frozen=True)
-class CostRow:
-    """One row: `what` was measured, its seconds and the peak of its bytes; or why it was not, in `left_out`.
-
-    A training step of one device also has the `steps` of its schedule, whether it `reads` its data, and seconds and
-    peaks by part.
-    """
-
-    what: Mapping[str, Any]
-    timing: Timing | None = None
-    peak: int | None = None
-    left_out: str = ""
-    steps: int = 0
-    reads: bool = True
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    peaks: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def hours(self) -> float | None:
-        """Steps of the schedule x seconds a step x devices, in hours; exchanges between devices are left out."""
-        return None if self.timing is None else self.steps * self.timing.median * self.what["devices"] / 3600
-
-
 class LeftOut(Exception):
     """Why something is not measured: it takes, or would take, longer than a measurement may, or more memory."""
 
 
 @contextmanager
-def leaving_out() -> Iterator[list[str]]:
-    """Put into the list that it yields why what runs inside cannot be measured, if so; other errors go on."""
-    reason: list[str] = []
+def leaving_out(row: Row) -> Iterator[None]:
+    """Note in `left_out` of the row why what runs inside cannot be measured, if so; other errors go on."""
     try:
-        yield reason
+        yield
     except LeftOut as error:
-        reason.append(str(error))
+        row["left_out"] = str(error)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason.append("out of memory")
-    if reason:
+        row["left_out"] = "out of memory"
+    if row["left_out"]:
         torch.cuda.empty_cache()  # pieces of what did not fit; nothing without a GPU
 
 
@@ -197,55 +178,126 @@ class Stopwatch:
         self._mark = now
 
 
-def measure_tokenizer(tokenizer: Any, counted: Counted, settings: CostSettings, device: torch.device) -> list[CostRow]:
-    """Measure encoder (with adapter: image to latent) and decoder (latent to image), each alone on the device."""
-    f, d = tokenizer.downsample_factor, tokenizer.latent_dim
+class LiveTensors(TorchDispatchMode):
+    """The same on a CPU, where torch has no count: bytes of all tensors that operations took or gave and that live.
 
-    def latents(batch: int, size: int) -> Tensor:
-        return torch.randn(batch, d, size // f, size // f)
+    A tensor's storage counts once, from the first operation that sees it until it is freed: weights, activations kept
+    for the backward pass, gradients, the state of optimisers. What a kernel allocates for itself alone does not.
+    """
 
-    encode = nn.Sequential(tokenizer.encoder, tokenizer.adapter)
-    rows = measure_part("encoder", encode, random_images, counted, settings, device)
-    return [*rows, *measure_part("decoder", tokenizer.decoder, latents, counted, settings, device)]
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self._most = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def peak(self) -> int:
+        """Return the peak since the last call, or the beginning, and begin anew."""
+        most, self._most = self._most, self.live
+        return most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        self._see((args, given))
+        result = func(*args, **given)
+        self._see(result)
+        return result
+
+    def _see(self, tree: Any) -> None:
+        for value in tree_iter(tree):
+            if isinstance(value, Tensor) and value.device.type == "cpu" and value.layout is torch.strided:
+                self._see_storage(value.untyped_storage())
+        self._most = max(self._most, self.live)
+
+    def _see_storage(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+
+        def freed(_: Any) -> None:
+            self.live -= size
+            self._known.pop(key, None)
+
+        self._known[key] = weakref.ref(storage, freed)
+        self.live += size
 
 
-def random_images(batch: int, size: int) -> Tensor:
-    """Return what an encoder takes: images (N, 3, H, W) in [-1, 1]."""
-    return torch.rand(batch, 3, size, size) * 2 - 1
+@contextmanager
+def metering(device: torch.device) -> Iterator[Callable[[], int]]:
+    """Yield what returns the peak of bytes, since its last call, of what runs inside, on a GPU or a CPU."""
+
+    def allocated() -> int:  # as CUDA's allocator counts
+        torch.cuda.synchronize()
+        most = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return most
+
+    if device.type == "cuda":
+        allocated()
+        yield allocated
+        return
+    with LiveTensors() as live:
+        yield live.peak
 
 
-def measure_part(
-    part: str,
-    module: nn.Module,
-    inputs: Callable[[int, int], Tensor],
-    counted: Counted,
-    settings: CostSettings,
-    device: torch.device,
-) -> list[CostRow]:
-    """Measure a module on `inputs` (batch, resolution), from the least work to the most; off the device afterwards.
+def free_bytes(
+    device: torch.device, meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """Return what can still be allocated on a device; infinity where that is unknown.
+
+    On a CPU the least of what Linux says it could give without swapping, and what is left of a container's limit
+    (cgroup v2), where the cache of files can be given back.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    free = math.inf
+    with suppress(OSError, ValueError, IndexError):  # no Linux
+        (available,) = (line.split()[1] for line in meminfo.read_text().splitlines() if "MemAvailable:" in line)
+        free = int(available) * 1024
+    with suppress(OSError, ValueError):  # no container, or "max": none that limits
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(told.get("inactive_file", 0)))
+    return free
+
+
+def check_room(needed: float, free: float, takes: str) -> None:
+    """Raise LeftOut if more bytes are needed than are free."""
+    if needed > free:
+        raise LeftOut(f"out of memory: {takes} {needed / GB:.1f} GB, {free / GB:.1f} are free")
+
+
+def measure_part(part: Part, counted: Counted, settings: CostSettings, device: torch.device) -> list[Row]:
+    """Measure encoder or decoder, alone on the device, from the least work to the most; off the device afterwards.
 
     What is expected to take longer than `settings.max_seconds` a call, or more memory than there is, is left out, which
     the row says.
     """
-    rows: list[CostRow] = []
+    rows: list[Row] = []
+    name, module, inputs = part
     limit = Limit(settings.max_seconds)
     weights = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     a_pixel = 0.0  # bytes of activations, in the row before
-    with leaving_out() as no_room:  # for the weights themselves
+    unfit: Row = {"left_out": ""}
+    with leaving_out(unfit):  # for the weights themselves
         module.eval().requires_grad_(False).to(device)
     cells = ((size, batch) for size in settings.resolutions for batch in settings.batch_sizes)
     for size, batch in sorted(cells, key=lambda cell: cell[0] ** 2 * cell[1]):
-        row = CostRow({"config": counted.name, "part": part, "resolution": size, "batch": batch})
-        operations = counted.operations.get((part, str(size)))  # without them, work is in pixels
+        what = {"config": counted.name, "part": name, "resolution": size, "batch": batch}
+        row: Row = {**what, **dict.fromkeys(MEASURED), **unfit}
+        rows.append(row)
+        if unfit["left_out"]:
+            continue
+        operations = counted.operations.get((name, str(size)))  # without them, work is in pixels
         work = float((operations.total if operations else size * size) * batch)
-        with leaving_out() as reason:
-            if no_room:
-                raise LeftOut(*no_room)
+        with leaving_out(row):
             if device.type == "cpu":  # Linux would end the process
                 check_room(weights + WORKING_SPACE * a_pixel * size**2 * batch, free_bytes(device), "expected to take")
-            row = _measure_call(row, module, inputs(batch, size).to(device), settings, limit, work)
-            a_pixel = max(0, (row.peak or 0) - weights) / (size**2 * batch)
-        rows.append(replace(row, left_out="".join(reason)))
+            given = [each.to(device) for each in inputs(batch, size)]
+            (*seconds, calls), peak = _measure_call(module, given, settings, limit, work)
+            row.update(zip(MEASURED, (*(1e3 * each for each in seconds), calls, peak / GB), strict=True))
+            a_pixel = max(0, peak - weights) / (size**2 * batch)
     if device.type == "cuda":
         module.to("cpu")
         torch.cuda.empty_cache()
@@ -253,22 +305,17 @@ def measure_part(
 
 
 def _measure_call(
-    row: CostRow, module: nn.Module, given: Tensor, settings: CostSettings, limit: Limit, work: float
-) -> CostRow:
+    module: nn.Module, given: Sequence[Tensor], settings: CostSettings, limit: Limit, work: float
+) -> tuple[Timing, int]:
+    device = given[0].device
 
     def call() -> None:
-        with torch.inference_mode(), computing(settings.precision, given.device):
-            module(given)
+        with torch.inference_mode(), computing(settings.precision, device):
+            module(*given)
 
     timing = time_calls(call, settings.repeats, limit, work)
-    with metering(given.device) as peak:
+    with metering(device) as peak:
         call()
         peak()  # everything that lives is known now
         call()
-        return replace(row, timing=timing, peak=peak())
-
-
-def check_room(needed: float, free: float, takes: str) -> None:
-    """Raise LeftOut if more bytes are needed than are free."""
-    if needed > free:
-        raise LeftOut(f"out of memory: {takes} {needed / GB:.1f} GB, {free / GB:.1f} are free")
+        return timing, peak()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.profiler import record_function
@@ -17,37 +18,41 @@ from aligntok.engine.ema import WeightAverages
 from aligntok.engine.runner import StepBatch, logging_the_end
 from aligntok.evaluation.cost.count import CountedStage, forward_operations
 from aligntok.evaluation.cost.measure import (
-    CostRow,
+    GB,
     Limit,
+    Row,
     Stopwatch,
+    Timing,
     check_room,
+    free_bytes,
     leaving_out,
+    metering,
     seconds_per_operation,
     time_calls,
 )
-from aligntok.evaluation.cost.memory import free_bytes, metering
 from aligntok.evaluation.settings import CostSettings
 from aligntok.training.builder import build_runner
 from aligntok.training.stages import Stage
 
-S = TypeVar("S", bound=Stage)
-
 DATA, EMA, REST = "data", "EMA", "the rest"
 MARKED = ("encoder", "teacher", "decoder", "losses", "discriminator", "generator", "optimiser")  # in the models' steps
+MEASURED = ("s_a_step", "s_lower_quartile", "s_upper_quartile", "steps_timed", "peak_gb")
 PARTS = (DATA, *MARKED, EMA, REST)
 BACKWARD = 3  # a forward and a backward pass are about so many forward passes
 MORE_STEPS = 10_000  # than the schedule's, so that no measurement runs out of batches
 
 
 class Step:
-    """One optimiser step of a stage, as the training loop takes it, its parts marked.
+    """One optimiser step of a stage that :func:`for_measuring` made ready, as the training loop takes it, parts marked.
 
-    `reads` says whether every step waits for the data loader; otherwise one batch serves all. Everything is as the
-    config says, all losses active; nothing is written but the run's log, in the stage's folder.
+    Every step waits for the data loader where the stage reads data; otherwise one batch serves all. Everything is as
+    the config says, all losses active; nothing is written but the run's log, in the stage's folder. Raises DataError
+    for data that is not there.
     """
 
-    def __init__(self, stage: Stage, runner: Any, reads: bool) -> None:
-        self.stage, self.runner, self.reads = stage, runner, reads
+    def __init__(self, stage: Stage) -> None:
+        runner: Any = build_runner(stage, stage.data_to_measure())
+        self.stage, self.runner = stage, runner
         self.optimizers: Any = runner.build_optim_wrapper(runner.optim_wrapper)
         model, ema = runner.trained_model, stage.settings.ema
         model.load_start(None)
@@ -61,7 +66,7 @@ class Step:
 
     def __call__(self) -> None:
         """Take the step."""
-        if self.reads:
+        if self.stage.reads_data:
             with record_function(DATA):
                 self.micro_batches = self.next_batches()
         self.runner.model.train_step(StepBatch(self.number, self.micro_batches), self.optimizers)
@@ -81,12 +86,7 @@ def first_full_step(stage: Stage) -> int:
     return max((loss.get("start_step", 0) for loss in getattr(stage.settings, "losses", {}).values()), default=0)
 
 
-def build_step(stage: Stage) -> Step:
-    """Build the step of a stage that :func:`for_measuring` made ready. Raises DataError for data that is not there."""
-    return Step(stage, build_runner(stage, stage.data_to_measure()), stage.reads_data)
-
-
-def for_measuring(stage: S, folder: Path, devices: int) -> S:
+def for_measuring(stage: Stage, folder: Path, devices: int) -> Stage:
     """Return a stage as its step is measured: random weights, one device's share, no pictures, no validation.
 
     Raises ConfigError when the devices cannot share a batch evenly.
@@ -107,27 +107,32 @@ def for_measuring(stage: S, folder: Path, devices: int) -> S:
 
 def measure_step(
     config: str, counted: CountedStage, settings: CostSettings, device: torch.device, folder: Path
-) -> CostRow:
-    """Build a stage's model, with random weights, and take steps. Logs go to `folder`.
+) -> tuple[Row, list[Row]]:
+    """Build a stage's model, with random weights, and take steps; return a row, and one a part. Logs go to `folder`.
 
     What takes longer than `settings.max_seconds` a step, or more memory than there is, is left out and says so.
     Raises DataError and ConfigError for data that is not there.
     """
     stage = counted.stage
     ready = for_measuring(stage, folder, settings.devices)
-    batch = ready.settings.global_batch_size
-    what = {"config": config, "stage": stage.name, "images": batch, "devices": settings.devices}
-    row = CostRow(what, steps=stage.settings.steps, reads=stage.reads_data)
+    batch, steps, where = ready.settings.global_batch_size, stage.settings.steps, {"config": config, "stage": stage.name}
+    row: Row = {**where, "images": batch, "devices": settings.devices, **dict.fromkeys(MEASURED)}
+    row |= {"steps": steps, "device_hours": None, "left_out": ""}
+    parts: list[Row] = []
     work = float(max(1, BACKWARD * batch * forward_operations(stage)))
-    with leaving_out() as reason, logging_the_end():
+    with leaving_out(row), logging_the_end():
         limit = Limit(settings.max_seconds, seconds_per_operation(device))
         limit.check(work)
         check_room(least_bytes(counted), free_bytes(device), "takes at least")
-        row = _measure_step(row, build_step(ready), settings, limit, work, device)
+        timing, seconds, peaks = _measure_step(Step(ready), settings, limit, work, device)
+        row.update(zip(MEASURED, (*timing, max(peaks.values()) / GB), strict=True))
+        row["device_hours"] = steps * timing.median * settings.devices / 3600
+        total = sum(seconds.values()) or 1.0
+        parts = [{**where, "part": p, "s": s, "share": s / total, "peak_gb": peaks[p] / GB} for p, s in seconds.items()]
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return replace(row, left_out="".join(reason))
+    return row, parts
 
 
 def least_bytes(counted: CountedStage) -> float:
@@ -138,29 +143,24 @@ def least_bytes(counted: CountedStage) -> float:
 
 
 def _measure_step(
-    row: CostRow, step: Step, settings: CostSettings, limit: Limit, work: float, device: torch.device
-) -> CostRow:
+    step: Step, settings: CostSettings, limit: Limit, work: float, device: torch.device
+) -> tuple[Timing, dict[str, float], dict[str, int]]:
+    """Return the seconds of a step, and of each of its parts, and the peak of each, bytes."""
+
+    def watch(peak: Callable[[], int] = lambda: 0) -> Stopwatch:
+        stopwatch = Stopwatch(peak)
+        with stopwatch.listening(PARTS), record_function(REST):
+            step()
+        return stopwatch
+
     try:
         timing = time_calls(step, settings.repeats, limit, work, compiles=bool(step.stage.settings.compile))
-        rounds = [_watch(step, Stopwatch()) for _ in range(timing.calls)]
+        rounds = [watch().seconds for _ in range(timing.calls)]
         with metering(device) as peak:
             step()
             peak()  # everything that lives is known now
-            memory = _watch(step, Stopwatch(peak))
+            peaks = watch(peak).peaks
     finally:
         step.runner.visualizer.close()
-    parts = [part for part in PARTS if part in rounds[0].seconds]
-    return replace(
-        row,
-        timing=timing,
-        peak=max(memory.peaks.values()),
-        seconds={part: statistics.median(watch.seconds[part] for watch in rounds) for part in parts},
-        peaks={part: memory.peaks[part] for part in parts},
-    )
-
-
-def _watch(step: Step, watch: Stopwatch) -> Stopwatch:
-    """Take one step under a stopwatch."""
-    with watch.listening(PARTS), record_function(REST):
-        step()
-    return watch
+    seconds = {part: statistics.median(r[part] for r in rounds) for part in PARTS if part in rounds[0]}
+    return timing, seconds, peaks

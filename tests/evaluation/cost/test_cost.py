@@ -17,10 +17,18 @@ from aligntok import cli
 from aligntok.device import is_out_of_memory
 from aligntok.errors import ConfigError
 from aligntok.evaluation import cost
-from aligntok.evaluation.cost import measure, memory, steps
-from aligntok.evaluation.cost.count import Counted, count_config, count_encoder, count_operations
-from aligntok.evaluation.cost.measure import CostRow, LeftOut, Limit, Stopwatch, Timing, measure_part, time_calls
-from aligntok.evaluation.cost.memory import LiveTensors
+from aligntok.evaluation.cost import measure, steps
+from aligntok.evaluation.cost.count import Counted, Part, count_config, count_encoder, count_operations
+from aligntok.evaluation.cost.measure import (
+    LeftOut,
+    Limit,
+    LiveTensors,
+    Stopwatch,
+    Timing,
+    free_bytes,
+    measure_part,
+    time_calls,
+)
 from aligntok.evaluation.results import read_result
 from aligntok.evaluation.settings import CostSettings
 from aligntok.registry import ENCODERS, LOSSES
@@ -214,14 +222,18 @@ def test_running_out_of_memory_is_told_from_other_errors(error, is_it):
 
 
 def test_what_is_free_is_what_machine_and_container_say(tmp_path):
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    2000 kB\n")
-    assert memory._free_of_machine(tmp_path / "meminfo") == 2000 * 1024
+    meminfo, group = tmp_path / "meminfo", tmp_path / "group"
+    assert free_bytes(CPU, meminfo, group) == math.inf
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    2000 kB\n")
+    assert free_bytes(CPU, meminfo, group) == 2000 * 1024
+    group.mkdir()
     for name, text in (("max", "1000\n"), ("current", "700\n"), ("stat", "anon 600\ninactive_file 50\n")):
-        (tmp_path / f"memory.{name}").write_text(text)
-    assert memory._free_of_group(tmp_path) == 350
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory._free_of_group(tmp_path) == math.inf
-    assert memory._free_of_machine(tmp_path / "none") == math.inf
+        (group / f"memory.{name}").write_text(text)
+    assert free_bytes(CPU, meminfo, group) == 350
+    (group / "memory.max").write_text("max\n")
+    assert free_bytes(CPU, meminfo, group) == 2000 * 1024
+    meminfo.write_text("MemTotal: 9 kB\n")
+    assert free_bytes(CPU, meminfo, group) == math.inf
 
 
 # Seconds
@@ -325,29 +337,31 @@ class Squares(nn.Module):
 
 def rows_of(module, **changes):
     def images(batch, size):
-        return torch.ones(batch, 3, size, size)
+        return [torch.ones(batch, 3, size, size)]
 
     settings = replace(CostSettings(resolutions=(8, 16), batch_sizes=(1, 4), repeats=3), **changes)
-    return measure_part("encoder", module, images, Counted("tiny"), settings, CPU)
+    return measure_part(Part("encoder", module, images), Counted("tiny"), settings, CPU)
+
+
+def tables_of(rows=(), steps=()):
+    return {"Encoder and decoder": rows, "Training steps": steps, "Training steps by part": []}
 
 
 def test_rows_go_from_little_work_to_much_and_have_time_and_memory():
     rows = rows_of(Squares())
-    assert [(row.what["resolution"], row.what["batch"]) for row in rows] == [(8, 1), (8, 4), (16, 1), (16, 4)]
-    assert all(row.timing.calls == 3 and row.timing.low <= row.timing.median <= row.timing.high for row in rows)
+    assert [(row["resolution"], row["batch"]) for row in rows] == [(8, 1), (8, 4), (16, 1), (16, 4)]
+    assert all(r["calls"] == 3 and r["ms_lower_quartile"] <= r["ms"] <= r["ms_upper_quartile"] for r in rows)
     image = 4 * 3 * 16 * 16 * 4
-    assert rows[-1].peak == 4 * 1000 + 3 * image  # weights, input, square, product
-    assert not cost.notes([], cost.measured_tables(rows, []), [])
+    assert rows[-1]["peak_gb"] == (4 * 1000 + 3 * image) / GIGA  # weights, input, square, product
+    assert not cost.notes([], tables_of(rows))
 
 
 def test_out_of_memory_is_a_row_and_the_others_go_on():
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
     rows = rows_of(Squares(lambda x: error if len(x) == 4 and x.shape[-1] == 8 else None))
-    assert [row.left_out for row in rows].count("out of memory") == 1
-    tables = cost.measured_tables(rows, [])
-    assert cost.notes([], tables, []) == ["tiny: encoder at 8, batch 4: out of memory"]
-    assert sum(row.timing is not None for row in rows) == 3
-    bad = next(row for row in tables["Encoder and decoder"] if row["left_out"])
+    (bad,) = (row for row in rows if row["left_out"] == "out of memory")
+    assert cost.notes([], tables_of(rows)) == ["tiny: encoder at 8, batch 4: out of memory"]
+    assert sum(row["ms"] is not None for row in rows) == 3
     assert bad["ms"] is None
     assert bad["peak_gb"] is None
 
@@ -363,21 +377,22 @@ def test_weights_that_have_no_room_leave_all_rows_out(monkeypatch):
 
     module = Squares()
     monkeypatch.setattr(module, "to", no_room)
-    assert [row.left_out for row in rows_of(module)] == ["out of memory"] * 4
+    assert [row["left_out"] for row in rows_of(module)] == ["out of memory"] * 4
 
 
 def test_a_row_that_would_fill_the_machine_is_not_tried(monkeypatch):
     monkeypatch.setattr(measure, "free_bytes", lambda device: 4 * 1000 + 1.3 * 3 * 16 * 16 * 3 * 4)
     rows = rows_of(Squares(lambda x: pytest.fail("was tried") if x.numel() == 4 * 3 * 16 * 16 else None))
-    assert rows[-1].left_out.startswith("out of memory: expected to take 0.0 GB")
-    assert all(row.timing for row in rows[:-1])
+    assert rows[-1]["left_out"].startswith("out of memory: expected to take 0.0 GB")
+    assert all(row["ms"] for row in rows[:-1])
 
 
 def test_a_row_that_would_take_too_long_is_left_out_and_named(clock):
     module = Squares(lambda x: clock.wait(len(x) * x.shape[-1] ** 2 / 100))
     rows = rows_of(module, max_seconds=5)
-    assert [row.left_out for row in rows if row.left_out] == ["expected to take 10 s a call, the limit is 5 s"]
-    assert rows[-1].left_out
+    assert [row["left_out"] for row in rows if row["left_out"]] == ["expected to take 10 s a call, the limit is 5 s"]
+    assert rows[-1]["left_out"]
+    assert [row["ms"] for row in rows[:-1]] == pytest.approx([640, 2560, 2560]), "milliseconds"
 
 
 # All of it, on a tiny run
@@ -461,26 +476,28 @@ def test_a_step_out_of_memory_is_a_row(write_config, tmp_path, monkeypatch):
     def fail(stage):
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")
 
-    monkeypatch.setattr(steps, "build_step", fail)
-    assert measured_step(write_config(stages=expand_free()), tmp_path).left_out == "out of memory"
+    monkeypatch.setattr(steps, "Step", fail)
+    assert measured_step(write_config(stages=expand_free()), tmp_path)["left_out"] == "out of memory"
     monkeypatch.setattr(steps, "free_bytes", lambda device: 1e6)
-    monkeypatch.setattr(steps, "build_step", lambda stage: pytest.fail("was built"))
+    monkeypatch.setattr(steps, "Step", lambda stage: pytest.fail("was built"))
     row = measured_step(write_config(stages=expand_free()), tmp_path)
-    assert row.left_out == "out of memory: takes at least 0.0 GB, 0.0 are free"
-    assert row.hours is None
-    assert cost.notes([], cost.measured_tables([], [row]), []) == [f"tiny: training step of only: {row.left_out}"]
+    assert row["left_out"] == "out of memory: takes at least 0.0 GB, 0.0 are free"
+    assert row["device_hours"] is None
+    assert cost.notes([], tables_of(steps=[row])) == [f"tiny: training step of only: {row['left_out']}"]
 
 
 def test_a_step_that_would_take_too_long_is_not_built(write_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(steps, "build_step", lambda stage: pytest.fail("was built"))
+    monkeypatch.setattr(steps, "Step", lambda stage: pytest.fail("was built"))
     monkeypatch.setattr(steps, "seconds_per_operation", lambda device: 1.0)
     row = measured_step(write_config(stages=expand_free()), tmp_path)
-    assert re.fullmatch(r"expected to take [\d,]{9,} s a call, the limit is 30 s", row.left_out)
+    assert re.fullmatch(r"expected to take [\d,]{9,} s a call, the limit is 30 s", row["left_out"])
 
 
 def measured_step(path, folder):
     (stage,) = counted(Path(path), 32).stages
-    return steps.measure_step("tiny", stage, CostSettings(resolutions=(32,)), CPU, folder)
+    row, parts = steps.measure_step("tiny", stage, CostSettings(resolutions=(32,)), CPU, folder)
+    assert not parts
+    return row
 
 
 def test_the_step_that_is_measured_has_every_loss_active(config_source, tmp_path):
@@ -543,10 +560,3 @@ def test_the_result_goes_into_the_first_configs_work_folder(write_config, tmp_pa
 def test_precision_is_one_that_there_is():
     with pytest.raises(ConfigError, match="precision='int8'; it must be 'fp32', 'tf32'"):
         CostSettings(precision="int8")
-
-
-def test_a_row_tells_milliseconds_and_gigabytes():
-    measured = CostRow(dict(config="c"), Timing(0.002, 0.001, 0.003, 5), 1_500_000_000)
-    (row,) = cost.measured_tables([measured], [])["Encoder and decoder"]
-    assert (row["ms"], row["ms_lower_quartile"], row["ms_upper_quartile"]) == (2.0, 1.0, 3.0)
-    assert (row["calls"], row["peak_gb"], row["left_out"]) == (5, 1.5, "")
