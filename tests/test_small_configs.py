@@ -14,7 +14,6 @@ from PIL import Image
 from aligntok.caching import cache_latents
 from aligntok.caching.settings import CacheRequest
 from aligntok.evaluation.comparison import read_comparison
-from aligntok.evaluation.comparison.plan import generator_budget, tokenizer_budget
 from aligntok.evaluation.metrics.features import build_extractor
 from aligntok.registry import ENCODERS, EXTRACTORS, LOSSES
 from aligntok.tokenizer import Tokenizer
@@ -51,9 +50,9 @@ def test_every_tokenizer_is_compared_with_two_seeds_or_more(comparison):
 
 
 def test_all_see_as_many_images_in_steps_of_one_size(comparison):
-    budgets = [tokenizer_budget(comparison, arm) for arm in comparison.arms]
+    budgets = [comparison.tokenizer_budget(arm) for arm in comparison.arms]
     assert {(sum(budget.steps), budget.images) for budget in budgets} == {(1600, 25_600)}
-    assert generator_budget(comparison) == ((1200,), 38_400)
+    assert comparison.generator_budget() == ((1200,), 38_400)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,9 +111,9 @@ def test_a_longer_one_differs_in_its_steps_only(name):
 def test_the_longer_comparison_counts_both_tokenizers_alike():
     longer = read_comparison(FOLDER / "comparison_longer.py")
     assert [arm.config for arm in longer.arms] == [FOLDER / f"{name}_longer.py" for name in ("vavae", "aligntok")]
-    budgets = [tokenizer_budget(longer, arm) for arm in longer.arms]
+    budgets = [longer.tokenizer_budget(arm) for arm in longer.arms]
     assert {(sum(budget.steps), budget.images) for budget in budgets} == {(3600, 57_600)}
-    assert generator_budget(longer) == ((3600,), 115_200)
+    assert longer.generator_budget() == ((3600,), 115_200)
 
 
 # That they train

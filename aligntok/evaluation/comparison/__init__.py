@@ -7,6 +7,7 @@ each of them: what a generator adds is its distance less that of its tokenizer's
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from aligntok.caching.settings import CacheRequest
 from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import barrier, is_first, start_processes
 from aligntok.errors import ConfigError, unknown
-from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, read_comparison, tokenizer_budget
+from aligntok.evaluation.comparison.plan import Arm, Comparison, read_comparison
 from aligntok.evaluation.comparison.summary import REAL_IMAGES, RECONSTRUCTIONS, summarise
 from aligntok.evaluation.cost import measure_cost
 from aligntok.evaluation.images import EvaluationImages, frozen
@@ -102,20 +103,18 @@ def state_budget(comparison: Comparison) -> None:
     """Print what each training sees, and how long it takes here; the estimate is made once and kept."""
     if not is_first():
         return
-    hours = estimate_hours(comparison)
-    firsts = {arm.name: arm for arm in comparison.arms if arm.seed == comparison.settings.seeds[0]}
-    budgets = [(name, name, tokenizer_budget(comparison, arm)) for name, arm in firsts.items()]
-    budgets.append(("generator, on each", "generator", generator_budget(comparison)))
-    rows = [
-        [words, " + ".join(f"{count:,}" for count in budget.steps), f"{budget.images:,}", _hours(hours.get(name))]
-        for words, name, budget in budgets
-    ]
-    title = f"{comparison.source.stem}: every training, for each of {len(comparison.settings.seeds)} seeds"
+    hours, seeds = estimate_hours(comparison), comparison.settings.seeds
+    budgets = {arm.name: comparison.tokenizer_budget(arm) for arm in comparison.arms if arm.seed == seeds[0]}
+    rows = []
+    for name, budget in {**budgets, "generator": comparison.generator_budget()}.items():
+        words, time = name if name in budgets else "generator, on each", hours[name]
+        steps = " + ".join(f"{count:,}" for count in budget.steps)
+        rows.append([words, steps, f"{budget.images:,}", "not timed" if time is None else f"{time:.2f}"])
+    title = f"{comparison.source.stem}: every training, for each of {len(seeds)} seeds"
     print_table(title, ["training", "steps", "images seen", "hours here"], rows, ["training"], title_at="center")
     if None not in hours.values():
-        each = sum(hours[name] or 0 for name in firsts) + len(firsts) * (hours["generator"] or 0)
-        hours_here = len(comparison.settings.seeds) * each
-        print(f"Training takes about {hours_here:.1f} hours here; evaluations come on top of it.")
+        each = sum(hours[name] or 0 for name in budgets) + len(budgets) * (hours["generator"] or 0)
+        print(f"Training takes about {len(seeds) * each:.1f} hours here; evaluations come on top of it.")
 
 
 def estimate_hours(comparison: Comparison) -> dict[str, float | None]:
@@ -144,40 +143,40 @@ def estimate_hours(comparison: Comparison) -> dict[str, float | None]:
 def make_references(comparison: Comparison) -> list[dict[str, Any]]:
     """Return the configs of the metrics that samples are measured by, their references made of training images."""
     metrics = []
+    images = comparison.images("train", num_images=comparison.settings.num_reference)
     for extractor in comparison.settings.extractors:
         built = build_extractor(extractor)
         path = comparison.work_dir / "references" / f"{built.title}.safetensors"
         if missing(path):
             say(f"Reference on {built.title}: {path}")
-            images = comparison.images("train", num_images=comparison.settings.num_reference)
-            how = dict(extractor=extractor, batch_size=comparison.settings.samples.batch_size, **images)
-            make_reference(ReferenceSettings(data=comparison.data_root, out=path, **how))
+            batch_size = comparison.settings.samples.batch_size
+            make_reference(ReferenceSettings(out=path, extractor=extractor, batch_size=batch_size, **images))
         metrics.append({"type": "generation", "reference": str(path), "extractor": extractor})
     return metrics
 
 
 def run_arm(comparison: Comparison, arm: Arm, references: list[dict[str, Any]]) -> None:
     """Train an arm's tokenizer, measure it, encode the training images, train the generator on them."""
-    config = comparison.tokenizer_config(arm)
-    run(config, run_info=run_info_of(arm.config, {"seed": arm.seed}))
-    tokenizer, evaluation, data = arm.tokenizer, arm.folder / "evaluation", comparison.data_root
+    run(comparison.tokenizer_config(arm), run_info=run_info_of(arm.config, {"seed": arm.seed}))
+    tokenizer, evaluation = arm.tokenizer, arm.folder / "evaluation"
     held_out = comparison.images("val", num_images=comparison.settings.num_val)
     for extractor in comparison.settings.extractors:
-        folder = evaluation / f"reconstruction_{_word(extractor)}"
+        name = extractor["type"] if isinstance(extractor, Mapping) else str(extractor)
+        folder = evaluation / ("reconstruction_" + re.sub(r"\W", "_", name))
         if missing(folder / "reconstruction.json"):
             perceptual = comparison.settings.perceptual if extractor == comparison.settings.extractors[0] else ()
             how = dict(out=folder, perceptual=perceptual, extractor=extractor, **held_out)
-            evaluate_reconstruction(ReconstructionSettings(tokenizer=tokenizer, data=data, **how))
+            evaluate_reconstruction(ReconstructionSettings(tokenizer=tokenizer, **how))
     if missing(evaluation / "linear_probe" / "linear_probe.json"):
         own = ("image_size", "train_split", "val_split", "num_val", "workers")
         more = {**asdict(comparison.settings.probe), **{key: getattr(comparison.settings, key) for key in own}}
-        linear_probe(ProbeSettings(tokenizer=tokenizer, data=data, out=evaluation / "linear_probe", **more))
+        linear_probe(
+            ProbeSettings(tokenizer=tokenizer, data=comparison.data_root, out=evaluation / "linear_probe", **more)
+        )
     if missing(evaluation / "against_references" / "generation.json"):
         reconstruct = frozen(load_tokenizer(tokenizer), "fp32")
         measure_real_images(comparison, references, evaluation / "against_references", reconstruct)
-    where: dict[str, Any] = {"split": comparison.settings.train_split, "workers": comparison.settings.workers}
-    where["image_size"] = comparison.settings.image_size
-    cache_latents(CacheRequest(tokenizer=tokenizer, data=data, out=arm.folder / "latents", **where))
+    cache_latents(CacheRequest(tokenizer=tokenizer, out=arm.folder / "latents", **comparison.images("train")))
     generator = comparison.generator_config(arm, references)
     run(generator, run_info=run_info_of(comparison.generator, {"seed": arm.seed}))
 
@@ -194,7 +193,7 @@ def measure_real_images(
     """
     samples = comparison.settings.samples
     wanted = comparison.images("val", num_images=samples.num_samples, batch_size=samples.batch_size)
-    images = EvaluationImages(ImageSettings(data=comparison.data_root, **wanted))
+    images = EvaluationImages(ImageSettings(**wanted))
     metrics = [
         GenerationMetric(each["reference"], each["extractor"], (RECONSTRUCTIONS,), features=False)
         for each in references
@@ -218,7 +217,6 @@ def compare_latents(comparison: Comparison) -> None:
             arms = [arm for arm in comparison.arms if arm.seed == seed]
             analysis = LatentAnalysis(
                 tokenizers=tuple(str(arm.tokenizer) for arm in arms),
-                data=comparison.data_root,
                 out=folder,
                 encoder=comparison.settings.reference_encoder,
                 names=tuple(arm.name for arm in arms),
@@ -239,12 +237,3 @@ def say(text: str) -> None:
     """Print in the first process."""
     if is_first():
         print(text, flush=True)
-
-
-def _word(extractor: Any) -> str:
-    text = extractor["type"] if isinstance(extractor, Mapping) else str(extractor)
-    return "".join(c if c.isalnum() else "_" for c in text)
-
-
-def _hours(hours: float | None) -> str:
-    return "not timed" if hours is None else f"{hours:.2f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -14,6 +14,7 @@ from aligntok.settings import Count, ImageSize, Positive, read, settings
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config, read_config
 from aligntok.training.generation import expand_generation
+from aligntok.training.stages import Stage
 
 
 @settings
@@ -84,6 +85,19 @@ class ComparisonSettings:
     """How the generator is measured on the way."""
 
 
+class Budget(NamedTuple):
+    """What a training sees: the steps of each stage, and images over all of them."""
+
+    steps: tuple[int, ...]
+    images: int
+
+    @classmethod
+    def of(cls, stages: Sequence[Stage]) -> Budget:
+        """Return what all the stages of a training see."""
+        seen = [(stage.settings.steps, stage.settings.global_batch_size) for stage in stages]
+        return cls(tuple(steps for steps, _ in seen), sum(steps * batch for steps, batch in seen))
+
+
 class Arm(NamedTuple):
     """One tokenizer with one seed: the config that trains it, and the folder of all that comes of it."""
 
@@ -118,10 +132,10 @@ class Comparison:
         return self.settings.data_root
 
     def images(self, split: str, **more: Any) -> dict[str, Any]:
-        """Return how the images of "train" or "val" are read for an evaluation, as its keywords, and `more` of them."""
+        """Return where and how an evaluation reads images of "train" or "val", as its keywords, and `more` of them."""
         own = self.settings
-        read_from = own.train_split if split == "train" else own.val_split
-        return {"image_size": own.image_size, "split": read_from, "workers": own.workers, **more}
+        how = {"data": self.data_root, "image_size": own.image_size, "workers": own.workers}
+        return {**how, "split": own.train_split if split == "train" else own.val_split, **more}
 
     def tokenizer_config(self, arm: Arm) -> dict[str, Any]:
         """Return the config of an arm's tokenizer, with the comparison's data, seed and folder."""
@@ -134,14 +148,23 @@ class Comparison:
         options = {"data_root": str(arm.folder / "latents"), "seed": arm.seed, "validation": validation}
         return load_config(self.generator, {**options, "work_dir": str(arm.folder / "generator")})
 
+    def tokenizer_budget(self, arm: Arm) -> Budget:
+        """Return the budget of an arm's tokenizer."""
+        return Budget.of(expand_stages(self.tokenizer_config(arm)))
+
+    def generator_budget(self) -> Budget:
+        """Return the budget of the generator, the same for every arm."""
+        generation = expand_generation(self.generator_config(self.arms[0], []))
+        return Budget.of([generation] if generation else [])
+
 
 def read_comparison(path: str | Path, options: Mapping[str, Any] | None = None) -> Comparison:
     """Read and check a comparison's config file, and the configs that it names.
 
     Raises ConfigError for keys that are unknown or missing, configs that are not there, and budgets that differ.
     """
-    settings = read(ComparisonSettings, read_config(path, dict(options or {}), ComparisonSettings), str(path))
-    source = Path(path)
+    source, given = Path(path), read_config(path, dict(options or {}), ComparisonSettings)
+    settings = read(ComparisonSettings, given, str(path))
     work_dir = Path(settings.work_dir or f"work_dirs/{source.stem}")
     arms = tuple(
         Arm(name, seed, source.parent / file, work_dir / name / f"seed_{seed}")
@@ -155,38 +178,11 @@ def read_comparison(path: str | Path, options: Mapping[str, Any] | None = None) 
             f"{comparison.generator} trains no generator, or a tokenizer before it; give a config without stages, and "
             "with generator=dict(type=...)"
         )
-    check_budgets(comparison)
-    return comparison
-
-
-class Budget(NamedTuple):
-    """What a training sees: the steps of each stage, and images over all of them."""
-
-    steps: tuple[int, ...]
-    images: int
-
-
-def tokenizer_budget(comparison: Comparison, arm: Arm) -> Budget:
-    """Return the budget of an arm's tokenizer."""
-    stages = expand_stages(comparison.tokenizer_config(arm))
-    steps = tuple(stage.settings.steps for stage in stages)
-    return Budget(steps, sum(stage.settings.steps * stage.settings.global_batch_size for stage in stages))
-
-
-def generator_budget(comparison: Comparison) -> Budget:
-    """Return the budget of the generator, the same for every arm."""
-    generation = expand_generation(comparison.generator_config(comparison.arms[0], []))
-    assert generation is not None  # read_comparison has looked
-    steps = generation.settings.steps
-    return Budget((steps,), steps * generation.settings.global_batch_size)
-
-
-def check_budgets(comparison: Comparison) -> None:
-    """Raise ConfigError unless all tokenizers see as many images; a comparison at unequal budgets says nothing."""
-    seen = {arm.name: tokenizer_budget(comparison, arm).images for arm in comparison.arms}
-    if len(set(seen.values())) > 1:
+    seen = {arm.name: comparison.tokenizer_budget(arm).images for arm in arms}
+    if len(set(seen.values())) > 1:  # a comparison at unequal budgets says nothing
         told = ", ".join(f"{name} {images:,}" for name, images in seen.items())
         raise ConfigError(
-            f"{comparison.source}: the tokenizers see different numbers of images ({told}); give their stages steps "
-            "that make steps x global_batch_size equal"
+            f"{source}: the tokenizers see different numbers of images ({told}); give their stages steps that make "
+            "steps x global_batch_size equal"
         )
+    return comparison

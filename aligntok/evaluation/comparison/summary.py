@@ -13,7 +13,7 @@ from PIL import Image
 from aligntok.data.transforms import open_image
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError, ImageError
-from aligntok.evaluation.comparison.plan import Arm, Comparison, generator_budget, tokenizer_budget
+from aligntok.evaluation.comparison.plan import Arm, Comparison
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.collect import Curve, read_history
 from aligntok.evaluation.results import Result, read_result
@@ -32,31 +32,38 @@ GRIDS_A_ROW = 3  # of the samples, so that a page can show them
 
 def summarise(comparison: Comparison) -> Result:
     """Write and print the summary of a finished comparison, and return it; for the first process."""
-    found = {arm: measured(comparison, arm) for arm in comparison.arms}
-    curves = {arm: generation_curves(arm) for arm in comparison.arms}
-    names = list(dict.fromkeys(arm.name for arm in comparison.arms))
+    folder, arms = comparison.work_dir, comparison.arms
+    found = {arm: measured(comparison, arm) for arm in arms}
+    curves = {arm: generation_curves(arm) for arm in arms}
+    names = list(dict.fromkeys(arm.name for arm in arms))
     final = {
-        arm: {**found[arm], **{name: [*curve.values()][-1] for name, curve in curves[arm].items()}} for arm in found
+        arm: {**found[arm], **{name: [*curve.values()][-1] for name, curve in curves[arm].items()}} for arm in arms
     }
-    rows = [{"tokenizer": name, **over_seeds([final[arm] for arm in final if arm.name == name])} for name in names]
-    folder = comparison.work_dir
-    plot_convergence(folder / CURVES, curves, dict(zip(names, rows, strict=True)))
-    show_samples(folder / SAMPLES, [arm for arm in comparison.arms if arm.seed == comparison.settings.seeds[0]])
-    tables = {
-        "Tokenizers": tokenizers_table(rows, [name for values in found.values() for name in values]),
-        "Generators on them, after the last step": [*distances_table(rows), real_images(comparison)],
-        "More about the generators": _transposed(rows, [name for own in curves.values() for name in own]),
+    means = {name: over_seeds([final[arm] for arm in arms if arm.name == name]) for name in names}
+    plot_convergence(folder / CURVES, curves, means)
+    show_samples(folder / SAMPLES, [arm for arm in arms if arm.seed == comparison.settings.seeds[0]])
+    rows: list[dict[str, Any]] = [{"tokenizer": name, **means[name]} for name in names]
+    real = read_result(folder / REAL_IMAGES / "generation.json")
+    own = dict.fromkeys(name for values in found.values() for name in values)
+    more = dict.fromkeys(name for of_arm in curves.values() for name in of_arm if not is_distance(name))
+    tables: dict[str, Sequence[Mapping[str, Any]]] = {
+        "Tokenizers": _columns(rows, [name for name in own if not name.startswith(f"{RECONSTRUCTIONS}/")]),
+        "Generators on them, after the last step": distances_table(rows, real),
+        "More about the generators": [
+            {"metric": name, **{row["tokenizer"]: shown(row[name]) for row in rows if name in row}} for name in more
+        ],
+        "On the way": steps_table(names, curves),
+    }
+    budget = {
+        "tokenizers": {arm.name: comparison.tokenizer_budget(arm)._asdict() for arm in arms},
+        "generator": comparison.generator_budget()._asdict(),
     }
     result = Result(
         "comparison",
         str(comparison.source),
-        {
-            f"{arm.name}/seed_{arm.seed}/{name}": value
-            for arm, values in final.items()
-            for name, value in values.items()
-        },
-        {**asdict(comparison.settings), "budget": _budget(comparison)},
-        {**tables, "On the way": steps_table(names, curves)},
+        {f"{arm.name}/seed_{arm.seed}/{name}": n for arm, values in final.items() for name, n in values.items()},
+        {**asdict(comparison.settings), "budget": budget},
+        tables,
         {"Fréchet distance over training steps": CURVES, "Samples of the same seeds and classes": SAMPLES},
     )
     path = result.write(folder)
@@ -71,14 +78,12 @@ def measured(comparison: Comparison, arm: Arm) -> dict[str, float]:
     """Return what an arm's tokenizer was measured to be, by name."""
     values: dict[str, float] = {}
     for path in sorted((arm.folder / "evaluation").glob("*/*.json")):
-        metrics = read_result(path).metrics
-        values.update({name: value for name, value in metrics.items() if name != WITHOUT_PLACE})
+        values |= {name: value for name, value in read_result(path).metrics.items() if name != WITHOUT_PLACE}
     latents = comparison.work_dir / "latent_space" / f"seed_{arm.seed}" / "latent_space.json"
-    own = f"{arm.name}/"
-    several = len({each.name for each in comparison.arms}) > 1
+    several = len({each.name for each in comparison.arms}) > 1  # names begin with the tokenizer's only then
     for name, value in read_result(latents).metrics.items():
-        if not several or name.startswith(own):
-            values[name.removeprefix(own)] = value
+        if not several or name.startswith(f"{arm.name}/"):
+            values[name.removeprefix(f"{arm.name}/")] = value
     return values
 
 
@@ -103,35 +108,21 @@ def shown(value: Any) -> str:
     return f"{mean:.4g}" if deviation is None else f"{mean:.4g} ± {deviation:.2g}"
 
 
-def real_images(comparison: Comparison) -> dict[str, str]:
-    """Return the row of the images themselves in the table of distances: as many held-out ones as there are samples."""
-    found = read_result(comparison.work_dir / REAL_IMAGES / "generation.json").metrics
-    own = {name: shown((value, None)) for name, value in found.items() if is_distance(name)}
-    return {"tokenizer": "real images", **own}
+def distances_table(rows: Sequence[Mapping[str, Any]], real: Result) -> list[dict[str, str]]:
+    """Return a row a tokenizer: each Fréchet distance of the generator's samples behind that of the reconstructions.
 
-
-def tokenizers_table(rows: Sequence[Mapping[str, Any]], measured: Iterable[str]) -> list[dict[str, str]]:
-    """Return a row a tokenizer: all that was `measured` of the tokenizers themselves."""
-    return _chosen(rows, ["tokenizer", *(name for name in measured if not name.startswith(f"{RECONSTRUCTIONS}/"))])
-
-
-def distances_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return a row a tokenizer: each Fréchet distance of the generator's samples behind that of the reconstructions."""
-    names = [name for name in rows[0] if is_distance(name)]
-    columns = ["tokenizer"]
+    The last row is of the `real` images themselves: as many held-out ones as there are samples.
+    """
+    names, columns = [name for name in rows[0] if is_distance(name)], []
     for title in dict.fromkeys(name.rpartition("/")[2] for name in names):
         columns += [f"r{title}", *(name for name in names if name.endswith(f"/{title}"))]
-    return _chosen(rows, columns)
+    own = {name: shown((value, None)) for name, value in real.metrics.items() if is_distance(name)}
+    return [*_columns(rows, columns), {"tokenizer": "real images", **own}]
 
 
-def _chosen(rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> list[dict[str, str]]:
-    names = list(dict.fromkeys(columns))
-    return [{name: shown(row[name]) for name in names if name in row} for row in rows]
-
-
-def _transposed(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[dict[str, str]]:
-    wanted = [name for name in dict.fromkeys(names) if not is_distance(name)]
-    return [{"metric": name, **{row["tokenizer"]: shown(row[name]) for row in rows if name in row}} for name in wanted]
+def _columns(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[dict[str, str]]:
+    wanted = dict.fromkeys(["tokenizer", *names])
+    return [{name: shown(row[name]) for name in wanted if name in row} for row in rows]
 
 
 def steps_table(names: Sequence[str], curves: Mapping[Arm, Mapping[str, Curve]]) -> list[dict[str, str]]:
@@ -151,16 +142,6 @@ def is_distance(name: str) -> bool:
     return name.rpartition("/")[2].startswith(("FID", "FD-"))
 
 
-def reconstructed(metric: str) -> str:
-    """Return the name of a distance of samples as one of reconstructions: ``reconstructions/FD-timm-resnet50``."""
-    return f"{RECONSTRUCTIONS}/{metric.rpartition('/')[2]}"
-
-
-def _budget(comparison: Comparison) -> dict[str, Any]:
-    seen = {arm.name: tokenizer_budget(comparison, arm)._asdict() for arm in comparison.arms}
-    return {"tokenizers": seen, "generator": generator_budget(comparison)._asdict()}
-
-
 def plot_convergence(
     path: Path, curves: Mapping[Arm, Mapping[str, Curve]], means: Mapping[str, Mapping[str, Any]]
 ) -> None:
@@ -169,17 +150,22 @@ def plot_convergence(
     A dotted line is where the tokenizer's own reconstructions are, from the `means` of each.
     """
     from matplotlib.figure import Figure  # not pyplot: no window, and no state that others share
+    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
     metrics = list(dict.fromkeys(name for own in curves.values() for name in own if is_distance(name)))
     if not metrics:
         return
-    figure = Figure(figsize=(5.5 * min(2, len(metrics)), 4 * ((len(metrics) + 1) // 2)), dpi=110, layout="constrained")
-    axes = figure.subplots((len(metrics) + 1) // 2, min(2, len(metrics)), squeeze=False).flatten()
+    down, across = (len(metrics) + 1) // 2, min(2, len(metrics))
+    figure = Figure(figsize=(5.5 * across, 4 * down), dpi=110, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).flatten()
     for axis, metric in zip(axes, metrics, strict=False):
-        for colour, name in enumerate(dict.fromkeys(arm.name for arm in curves)):
-            own = [curves[arm][metric] for arm in curves if arm.name == name and metric in curves[arm]]
-            _draw_tokenizer(axis, f"C{colour}", name, own, means[name][reconstructed(metric)][0])
-        _label(axis, metric)
+        for colour, (name, mean) in enumerate(means.items()):
+            own = [of_arm[metric] for arm, of_arm in curves.items() if arm.name == name and metric in of_arm]
+            _draw_tokenizer(axis, f"C{colour}", name, own, mean[f"{RECONSTRUCTIONS}/{metric.rpartition('/')[2]}"][0])
+        axis.set(title=metric, xlabel="training steps", yscale="log")
+        axis.yaxis.set(major_locator=MaxNLocator(7), major_formatter=ScalarFormatter())  # a decade has too few places
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.grid(alpha=0.3)
     for axis in axes[len(metrics) :]:
         axis.axis("off")
     axes[0].legend(fontsize="small")
@@ -194,23 +180,13 @@ def _draw_tokenizer(axis: Any, colour: str, name: str, curves: Sequence[Curve], 
     axis.axhline(reconstructions, color=colour, linestyle=":", linewidth=1)
 
 
-def _label(axis: Any, metric: str) -> None:
-    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
-
-    axis.set(title=metric, xlabel="training steps", yscale="log")
-    axis.yaxis.set(major_locator=MaxNLocator(7), major_formatter=ScalarFormatter())  # a decade has too few places
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.grid(alpha=0.3)
-
-
 def show_samples(path: Path, arms: Sequence[Arm]) -> None:
     """Lay the last grids of samples of several arms side by side, three a row, under their names."""
     grids = [(arm.name, grid) for arm in arms if (grid := _last_samples(arm))]
     if not grids:
         return
-    rows = [
-        sheet([[grid for _, grid in row]], [name for name, _ in row], letters=14) for row in batched(grids, GRIDS_A_ROW)
-    ]
+    parts = batched(grids, GRIDS_A_ROW)
+    rows = [sheet([[grid for _, grid in part]], [name for name, _ in part], letters=14) for part in parts]
     everything = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
     for i, row in enumerate(rows):
         everything.paste(row, (0, i * rows[0].height))
