@@ -32,7 +32,7 @@ PACKAGE = Path(__file__).parents[1] / "aligntok"
 TINY = dict(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4)
 #: Whose configs are built without `trusted=False`, by file and function.
 USERS_OWN = {
-    "evaluation/metrics/features.py": {"build_extractor": "a word or a dict from the caller", "_of_word": "the same"},
+    "evaluation/metrics/features.py": {"build_extractor": "a word or a dict from the caller"},
     "evaluation/latent_analysis.py": {"load_models": "the caller's reference encoder"},
     "evaluation/metrics/online.py": {"__init__": "the caller's distances"},
     "engine/optim.py": {"__call__": "the training's config", "check_schedule": "the same"},

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,18 +45,6 @@ class FeatureSet:
     count: int
 
 
-@dataclass
-class _Kept:
-    """Rows of this process, and the places of their images."""
-
-    places: list[int] = field(default_factory=list)
-    rows: list[Tensor] = field(default_factory=list)
-
-    def add(self, places: Sequence[int], rows: Tensor) -> None:
-        self.places += places
-        self.rows.append(rows.cpu())
-
-
 class FeatureCollector:
     """Runs an extractor over batches of images, in every process over other ones, and gathers what is compared.
 
@@ -75,7 +63,9 @@ class FeatureCollector:
         self.extractor = extractor.eval().requires_grad_(False).to(self.device)
         self.wanted = keep_features
         self.pooled, self.spatial = RunningMoments(), RunningMoments()
-        self.features, self.logits = _Kept(), _Kept()
+        self.places: list[int] = []  # of the images whose rows are kept
+        self.features: list[Tensor] = []
+        self.logits: list[Tensor] = []
 
     def add(self, pixels: Tensor, places: Sequence[int]) -> None:
         """Take in uint8 images (N, 3, H, W), each with its place in the whole set; N may be 0, and a place comes once.
@@ -97,44 +87,29 @@ class FeatureCollector:
         self.pooled.add(found.pooled)
         if found.spatial is not None:
             self.spatial.add(found.spatial)
-        self._keep(list(map(int, places)), found.pooled, found.logits)
-
-    def _keep(self, places: list[int], features: Tensor, logits: Tensor | None) -> None:
-        if self.wanted is True:
-            self.features.add(places, features)
-            if logits is not None:
-                self.logits.add(places, logits)
-        elif self.wanted:
-            rows = [i for i, place in enumerate(places) if place in self.wanted]
-            self.features.add([places[i] for i in rows], features[rows])
+        if not self.wanted:
+            return
+        kept = [i for i, place in enumerate(places) if self.wanted is True or int(place) in self.wanted]
+        self.places += [int(places[i]) for i in kept]
+        self.features.append(found.pooled[kept].cpu())
+        if self.wanted is True and found.logits is not None:
+            self.logits.append(found.logits.cpu())
 
     def combine(self) -> FeatureSet:
         """Return the features of all processes; collective. Raises DataError for fewer than two images in all."""
         gaussian = self.pooled.combine()
-        spatial = self.spatial.combine() if _anywhere(self.spatial.count) else None
-        return FeatureSet(
-            title=self.extractor.title,
-            gaussian=gaussian,
-            spatial=spatial,
-            features=_gathered(self.features),
-            logits=_gathered(self.logits),
-            count=gaussian.count,
-        )
+        seen = total(torch.tensor(self.spatial.count))
+        spatial = self.spatial.combine() if seen else None
+        order = torch.cat(gather(torch.tensor(self.places, dtype=torch.int64))).argsort(stable=True)
+        features, logits = (_gathered(rows, order) for rows in (self.features, self.logits))
+        return FeatureSet(self.extractor.title, gaussian, spatial, features, logits, gaussian.count)
 
 
-def _anywhere(count: int) -> bool:
-    return bool(total(torch.tensor(count)))
-
-
-def _gathered(kept: _Kept) -> Tensor | None:
-    """Every process's rows, in the order of their places; None where no process has any. Collective."""
-    dim = torch.tensor([kept.rows[0].shape[1] if kept.places else 0])
-    dims = torch.cat(gather(dim))
-    if not dims.any():
-        return None
-    rows = torch.cat(kept.rows) if kept.places else torch.empty(0, int(dims.max()))
-    order = torch.cat(gather(torch.tensor(kept.places, dtype=torch.int64))).argsort(stable=True)
-    return torch.cat(gather(rows))[order]
+def _gathered(kept: list[Tensor], order: Tensor) -> Tensor | None:
+    """Every process's rows, in an order of all of them; None where no process has any. Collective."""
+    dim = int(torch.cat(gather(torch.tensor([kept[0].shape[1] if kept else 0]))).max())
+    rows = torch.cat(gather(torch.cat(kept) if kept else torch.empty(0, dim))) if dim else torch.empty(0)
+    return rows[order] if len(rows) else None
 
 
 def compare(generated: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict[str, float]:
@@ -145,62 +120,33 @@ def compare(generated: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict
     sides, IS logits of the generated images, the others the features of single images on both; a number that there are
     too few images for is left out. `seed` chooses subsets and splits. Raises DataError for sets of different features.
     """
-    _check_alike(generated, reference)
+    sides = [f"{one.title} ({len(one.gaussian.mean)} numbers an image)" for one in (generated, reference)]
+    if sides[0] != sides[1]:
+        raise DataError(
+            f"features of {sides[0]} cannot be compared with features of {sides[1]}; use one extractor for both"
+        )
     metrics = {"FID": frechet_distance(generated.gaussian, reference.gaussian)}
     if generated.spatial is not None and reference.spatial is not None:
         metrics["sFID"] = frechet_distance(generated.spatial, reference.spatial)
     if generated.logits is not None and len(generated.logits) >= SPLITS:
         metrics["IS"], metrics["IS_std"] = inception_score(generated.logits, SPLITS, seed)
     if generated.features is not None and reference.features is not None:
-        metrics |= _of_single_images(generated.features, reference.features, seed)
-    return {_named(name, generated.title): value for name, value in metrics.items()}
+        x, y = generated.features.to(own_device()), reference.features.to(own_device())
+        fewest = min(len(x), len(y))
+        if fewest >= 4:
+            metrics["KID"], metrics["KID_se"] = kernel_distance(x, y, seed=seed)
+        if fewest > PRECISION_K:
+            metrics["precision"], metrics["recall"] = precision_recall(x, y, PRECISION_K)
+        if fewest > COVERAGE_K:
+            metrics["density"], metrics["coverage"] = density_coverage(x, y, COVERAGE_K)
+    if generated.title == INCEPTION:  # whose alone are called FID, sFID and KID
+        return metrics
+    names = {name: name.replace("FID", "FD").replace("KID", "KD") for name in metrics}
+    return {f"{names[name]}-{generated.title}": value for name, value in metrics.items()}
 
 
-def _of_single_images(features: Tensor, reference: Tensor, seed: int) -> dict[str, float]:
-    x, y = features.to(own_device()), reference.to(own_device())
-    known: list[tuple[int, tuple[str, str], Callable[[], tuple[float, float]]]] = [
-        (4, ("KID", "KID_se"), lambda: kernel_distance(x, y, seed=seed)),
-        (PRECISION_K + 1, ("precision", "recall"), lambda: precision_recall(x, y, PRECISION_K)),
-        (COVERAGE_K + 1, ("density", "coverage"), lambda: density_coverage(x, y, COVERAGE_K)),
-    ]
-    enough = [(names, compute) for least, names, compute in known if min(len(x), len(y)) >= least]
-    return {name: value for names, compute in enough for name, value in zip(names, compute(), strict=True)}
-
-
-def _named(name: str, title: str) -> str:
-    """A metric's name on the features of `title`; only Inception's are called FID, sFID and KID."""
-    if title == INCEPTION:
-        return name
-    return f"{name.replace('FID', 'FD').replace('KID', 'KD')}-{title}"
-
-
-def _check_alike(generated: FeatureSet, reference: FeatureSet) -> None:
-    sides = [f"{one.title} ({len(one.gaussian.mean)} numbers an image)" for one in (generated, reference)]
-    if sides[0] != sides[1]:
-        raise DataError(
-            f"features of {sides[0]} cannot be compared with features of {sides[1]}; use one extractor for both"
-        )
-
-
-def _timm(argument: str) -> dict[str, Any]:
-    return {"model": argument}
-
-
-def _open_clip(argument: str) -> dict[str, Any]:
-    model, _, tag = argument.partition("/")
-    return {"model": model, "pretrained": tag or True}
-
-
-def _local_file(argument: str) -> dict[str, Any]:
-    return {"pretrained": argument}
-
-
-#: What stands behind the colon of a word, by the extractor's name; for any other it is a local file of weights.
-ARGUMENTS: dict[str, Callable[[str], dict[str, Any]]] = {"timm": _timm, "open_clip": _open_clip}
-
-
-def build_extractor(given: str | Mapping[str, Any]) -> Extractor:
-    """Build a frozen extractor from a config ``dict(type=name, ...)`` or a word.
+def build_extractor(given: str | Mapping[str, Any] | Extractor) -> Extractor:
+    """Build a frozen extractor from a config ``dict(type=name, ...)`` or a word; one that is built stays as it is.
 
     A word is an extractor's name (``inception_v3``), perhaps with a local file of its weights
     (``inception_v3:/path/file.pth``); ``timm:MODEL``; ``open_clip:MODEL`` or ``open_clip:MODEL/TAG``; or the name of a
@@ -208,19 +154,23 @@ def build_extractor(given: str | Mapping[str, Any]) -> Extractor:
 
     Raises ConfigError for a name that is neither, listing both, and whatever the component raises.
     """
-    built = EXTRACTORS.build(dict(given)) if isinstance(given, Mapping) else _of_word(given)
-    return built.eval().requires_grad_(False)
-
-
-def _of_word(word: str) -> Any:
-    name, colon, argument = word.partition(":")
+    if isinstance(given, Extractor):
+        return given
+    if isinstance(given, Mapping):
+        return EXTRACTORS.build(dict(given)).eval().requires_grad_(False)
+    name, colon, argument = given.partition(":")
     if name in EXTRACTORS or "." in name:  # with a dot: any class that can be imported
-        if name in ARGUMENTS and not argument:
-            raise ConfigError(f"extractor '{name}' needs a model; write {name}:MODEL")
-        options = ARGUMENTS.get(name, _local_file)(argument) if colon else {}
-        return EXTRACTORS.build({"type": name, **options})
-    if word in ENCODERS:
-        return EncoderFeatures(ENCODERS.build({"type": word}), title=word)
+        options: dict[str, Any] = {"pretrained": argument} if colon else {}
+        if name in ("timm", "open_clip"):
+            if not argument:
+                raise ConfigError(f"extractor '{name}' needs a model; write {name}:MODEL")
+            options = {"model": argument}
+        if name == "open_clip":
+            model, _, tag = argument.partition("/")
+            options = {"model": model, "pretrained": tag or True}
+        return EXTRACTORS.build({"type": name, **options}).eval().requires_grad_(False)
+    if given in ENCODERS:
+        return EncoderFeatures(ENCODERS.build({"type": given}), title=given).eval().requires_grad_(False)
     known = [*EXTRACTORS, *ENCODERS]
     raise ConfigError(
         f"{unknown('extractor or encoder', name, known)}; extractors also as timm:MODEL, open_clip:MODEL[/TAG] and "

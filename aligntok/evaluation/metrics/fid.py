@@ -46,22 +46,14 @@ class RunningMoments:
         x = features.detach().double()
         mean = x.mean(dim=0)
         centred = x - mean
-        self._merge(len(x), mean, centred.T @ centred)
-
-    def merge(self, other: RunningMoments) -> None:
-        """Take in what another has gathered."""
-        if other.count:
-            self._merge(other.count, other.mean, other.scatter)
-
-    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        scatter = centred.T @ centred
         if not self.count:
-            self.count, self.mean, self.scatter = count, mean.clone(), scatter.clone()
+            self.count, self.mean, self.scatter = len(x), mean, scatter
             return
-        mean, scatter = mean.to(self.mean.device), scatter.to(self.mean.device)
-        both, delta = self.count + count, mean - self.mean
+        both, delta = self.count + len(x), mean - self.mean
         self.scatter += scatter
-        self.scatter.addr_(delta, delta, alpha=self.count * count / both)
-        self.mean = self.mean + delta * (count / both)
+        self.scatter.addr_(delta, delta, alpha=self.count * len(x) / both)
+        self.mean = self.mean + delta * (len(x) / both)
         self.count = both
 
     def combine(self) -> Gaussian:
@@ -82,17 +74,6 @@ class RunningMoments:
         return Gaussian(mean, total(scatter) / (count - 1), count)
 
 
-def gaussian_of(features: Tensor) -> Gaussian:
-    """Return the Gaussian of features (N, D) of this process alone. Raises DataError for fewer than two."""
-    if len(features) < 2:
-        raise DataError(
-            f"a covariance of features needs at least 2 images, there are {len(features)}; give more images"
-        )
-    x = features.detach().double().cpu()
-    mean = x.mean(dim=0)
-    return Gaussian(mean, (x - mean).T @ (x - mean) / (len(x) - 1), len(x))
-
-
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Return |m_a - m_b|² + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2) (Dowson and Landau 1982; FID, Heusel 2017).
 
@@ -100,20 +81,18 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     of the singular values of S_a^1/2 S_b^1/2, with each root by eigen-decomposition: no root is taken of what rounding
     left of a zero, so covariances may be singular (fewer images than features).
     """
-    root_a, root_b = _root(a.covariance), _root(b.covariance)  # (D, r), r the rank
-    overlap = torch.linalg.svdvals(root_a.T @ root_b).sum()  # tr (S_a^1/2 S_b S_a^1/2)^1/2
+
+    def root(covariance: Tensor) -> Tensor:  # R (D, r) with R R^T = covariance, up to what rounding cannot tell from 0
+        symmetric = covariance.double()
+        values, vectors = torch.linalg.eigh((symmetric + symmetric.T) / 2)
+        noise = values.abs().max() * len(values) * torch.finfo(torch.float64).eps
+        kept = values > noise
+        return vectors[:, kept] * values[kept].sqrt()
+
+    overlap = torch.linalg.svdvals(root(a.covariance).T @ root(b.covariance)).sum()  # tr (S_a^1/2 S_b S_a^1/2)^1/2
     spread = a.covariance.double().trace() + b.covariance.double().trace()
     shift = (a.mean.double() - b.mean.double()).square().sum()
     return max(0.0, float(shift + spread - 2 * overlap))
-
-
-def _root(covariance: Tensor) -> Tensor:
-    """Return R (D, r) with R R^T = covariance, up to eigenvalues that rounding cannot tell from zero."""
-    symmetric = covariance.double()
-    values, vectors = torch.linalg.eigh((symmetric + symmetric.T) / 2)
-    noise = values.abs().max() * len(values) * torch.finfo(torch.float64).eps
-    kept = values > noise
-    return vectors[:, kept] * values[kept].sqrt()
 
 
 BLOCK = 2**23  # distances held at once, 64 MB
@@ -139,19 +118,15 @@ def kernel_distance(
     _check_enough(n, 4, "a kernel distance")
     size = min(subset_size, n // 2)
     generator = rng("subsets", seed)
-    values = []
-    for _ in range(subsets):
-        x = features[_draw(len(features), size, generator).to(features.device)].double()
-        y = reference[_draw(len(reference), size, generator).to(reference.device)].double()
-        values.append(_mmd(x, y))
+
+    def subset(of: Tensor) -> Tensor:
+        return of[torch.randperm(len(of), generator=generator)[:size].to(of.device)].double()
+
+    values = [_mmd(subset(features), subset(reference)) for _ in range(subsets)]
     mean = sum(values) / subsets
     variance = sum((value - mean) ** 2 for value in values) / max(subsets - 1, 1)
     shared = size / n  # at most 1/2
     return mean, math.sqrt(variance / (1 - shared) * (1 / subsets + (1 - 1 / subsets) * shared))
-
-
-def _draw(count: int, size: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(count, generator=generator)[:size]
 
 
 def _mmd(x: Tensor, y: Tensor) -> float:

@@ -49,7 +49,7 @@ class ReconstructionMetric(BaseMetric):
         super().__init__(collect_device="gpu")  # by exchange; mmengine's "cpu" writes files into the current folder
         given = [perceptual] if isinstance(perceptual, Mapping) else list(perceptual or ())
         self.distances = {config["type"]: LOSSES.build(dict(config)).eval() for config in given}
-        self.extractor: Any = build_extractor(extractor) if isinstance(extractor, str | Mapping) else extractor
+        self.extractor: Any = None if extractor is None else build_extractor(extractor)
         self.rows: list[ImageRow] = []
         self._begin()
 
@@ -71,7 +71,12 @@ class ReconstructionMetric(BaseMetric):
                     f"the reconstruction of image {place} is not finite; take --precision fp32. If it is not finite in "
                     "fp32 either, the tokenizer is broken: go on from an earlier checkpoint"
                 )
-            distances = self._distances(image, reconstruction)
+            named = {"images": image[None], "reconstruction": reconstruction.clamp(-1, 1)[None]}
+            with torch.no_grad():
+                distances = tuple(
+                    float(distance.to(image.device)(*(named[name] for name in distance.inputs)))
+                    for distance in self.distances.values()
+                )
             self.results.append(ImageRow(place, psnr(image, reconstruction), ssim(image, reconstruction), distances))
         for side, name in zip(self.sides, ("images", "reconstruction"), strict=False):
             for shape in dict.fromkeys(sample[name].shape for sample in data_samples):
@@ -79,17 +84,12 @@ class ReconstructionMetric(BaseMetric):
                 pixels = torch.stack([to_pixels(sample[name]) for sample in alike])
                 side.add(pixels, [int(sample.get("index", 0)) for sample in alike])
 
-    @torch.no_grad()
-    def _distances(self, image: Tensor, reconstruction: Tensor) -> tuple[float, ...]:
-        named = {"images": image[None], "reconstruction": reconstruction.clamp(-1, 1)[None]}
-        return tuple(
-            float(distance.to(image.device)(*(named[name] for name in distance.inputs)))
-            for distance in self.distances.values()
-        )
-
     def evaluate(self, size: int) -> dict[str, float]:
         """Return the metrics, the same in every process, and keep the `rows` of all images; collective."""
-        self.rows = gather_rows(self.results, len(self.distances))
+        flat = [(row.place, row.psnr, row.ssim, *row.distances) for row in self.results]
+        shared = torch.cat(gather(torch.tensor(flat, dtype=torch.float64).reshape(len(flat), 3 + len(self.distances))))
+        rows = [ImageRow(int(place), psnr, ssim, tuple(rest)) for place, psnr, ssim, *rest in shared.tolist()]
+        self.rows = sorted(rows, key=lambda row: row.place)
         metrics = self.compute_metrics(self.rows)
         if self.sides:
             images, reconstructions = (side.combine() for side in self.sides)
@@ -128,7 +128,7 @@ class GenerationMetric(BaseMetric):
         features: bool = True,
     ) -> None:
         super().__init__(collect_device="gpu")
-        self.extractor: Any = build_extractor(extractor) if isinstance(extractor, str | Mapping) else extractor
+        self.extractor = build_extractor(extractor)
         self.reference = read_reference(reference, self.extractor)
         self.variants, self.features = tuple(variants), features
         self._begin()
@@ -154,15 +154,13 @@ class GenerationMetric(BaseMetric):
 
         Raises DataError for images of another size than the reference's.
         """
-        if len(pixels):
-            self._check_size(pixels)
-            self.collectors[variant or self.variants[0]].add(pixels, places)
-
-    def _check_size(self, pixels: Tensor) -> None:
+        if not len(pixels):
+            return
         if self._size is None:
             height, width = pixels.shape[-2:]
             self._size = (height, width)
             check_fits(self.reference, self.extractor, self._size)
+        self.collectors[variant or self.variants[0]].add(pixels, places)
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Return every metric that the features and the reference allow, of each variant; collective."""
@@ -177,14 +175,6 @@ class GenerationMetric(BaseMetric):
             metrics = compare(collector.combine(), self.reference.feature_set)
             found.update({f"{variant}/{name}": value for name, value in metrics.items()})
         return found
-
-
-def gather_rows(mine: Sequence[ImageRow], distances: int) -> list[ImageRow]:
-    """Return the rows, of so many distances each, of all processes, in the order of their places; collective."""
-    flat = [(row.place, row.psnr, row.ssim, *row.distances) for row in mine]
-    shared = gather(torch.tensor(flat, dtype=torch.float64).reshape(len(flat), 3 + distances))
-    rows = [ImageRow(int(place), psnr, ssim, tuple(rest)) for place, psnr, ssim, *rest in torch.cat(shared).tolist()]
-    return sorted(rows, key=lambda row: row.place)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from aligntok.errors import DataError
 from aligntok.evaluation.metrics.features import FeatureCollector, FeatureSet, compare
-from aligntok.evaluation.metrics.fid import gaussian_of
+from aligntok.evaluation.metrics.fid import Gaussian, RunningMoments
 from aligntok.extractors import Extractor, Features
 
 EXTRACTOR = '''
@@ -60,6 +60,12 @@ def pixels():
     return coarse.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3).to(torch.uint8)
 
 
+def gaussian_of(features):
+    moments = RunningMoments()
+    moments.add(features)
+    return moments.combine()
+
+
 def collect(pixels, batch_size=7, keep=True, extractor=None, places=None):
     collector = FeatureCollector(extractor or Colours(), keep)  # noqa: F821
     places = list(range(len(pixels))) if places is None else places
@@ -95,7 +101,7 @@ def test_three_processes_of_which_one_has_nothing_find_what_one_finds(pixels, tm
     workers = [subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE) for rank in range(3)]
     errors = [worker.communicate(timeout=120)[1].decode() for worker in workers]
     assert not any(worker.returncode for worker in workers), errors
-    torch.serialization.add_safe_globals([FeatureSet, type(gaussian_of(torch.rand(3, 2)))])
+    torch.serialization.add_safe_globals([FeatureSet, Gaussian])
     chosen = collect(pixels, keep={1, 7, 20, 39})
     for rank in range(3):  # every process has all of it
         assert_same(torch.load(tmp_path / f"9_{rank}.pt"), collect(pixels))
