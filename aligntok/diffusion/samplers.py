@@ -144,13 +144,21 @@ def ddim(
     return x
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "euler": euler,
-    "heun": heun,
-    "dopri5": dopri5,
-    "euler_maruyama": euler_maruyama,
-    "ddim": ddim,
-}
+SAMPLERS: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (euler, heun, dopri5, euler_maruyama, ddim)}
+
+
+def options_of(sampler: str, given: Iterable[str] = (), who: str = "sampling", without: str = "") -> list[str]:
+    """Return the keywords of the sampler of that name, but one that nobody gives by hand.
+
+    Raises ConfigError, `who` at its beginning, for a name, or one of the options `given`, that it does not know.
+    """
+    if sampler not in SAMPLERS:
+        raise ConfigError(f"{who}: {unknown('sampler', sampler, SAMPLERS)}")
+    parameters = inspect.signature(SAMPLERS[sampler]).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != without]
+    for name in sorted(set(given) - set(known)):
+        raise ConfigError(f"{who}: sampler '{sampler}' has {unknown('option', name, known)}")
+    return known
 
 
 @torch.no_grad()
@@ -159,13 +167,7 @@ def sample(velocity: Velocity, noise: Tensor, times: Tensor, sampler: str = "eul
 
     options: keywords of that sampler. Raises ConfigError for a name or an option it does not know.
     """
-    if sampler not in SAMPLERS:
-        raise ConfigError(f"sample: {unknown('sampler', sampler, SAMPLERS)}")
-    parameters = inspect.signature(SAMPLERS[sampler]).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    wrong = sorted(set(options) - set(known))
-    if wrong:
-        raise ConfigError(f"sample: sampler '{sampler}' has {unknown('option', wrong[0], known)}")
+    options_of(sampler, options, "sample")
     return SAMPLERS[sampler](velocity, noise, times, **options)
 
 

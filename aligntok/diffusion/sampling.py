@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,9 @@ from torch import Tensor
 
 from aligntok.diffusion.flow import Velocity
 from aligntok.diffusion.guidance import Model, autoguidance, classifier_free
-from aligntok.diffusion.samplers import SAMPLERS, generators_from_seeds, sample
+from aligntok.diffusion.samplers import generators_from_seeds, options_of, sample
 from aligntok.diffusion.settings import Sampling
 from aligntok.diffusion.times import time_grid
-from aligntok.errors import ConfigError, unknown
 from aligntok.rng import batch_noise
 
 #: Samplers whose steps follow from the whole batch: samples that must not depend on one another are drawn one by one.
@@ -23,12 +21,7 @@ COUPLING = ("dopri5",)
 
 def check_sampling(sampling: Sampling) -> None:
     """Raise ConfigError for settings that cannot work."""
-    if sampling.sampler not in SAMPLERS:
-        raise ConfigError(f"sampling: {unknown('sampler', sampling.sampler, SAMPLERS)}")
-    known = [name for name in _options(sampling.sampler) if name != "randomness"]
-    for name in sampling.options:
-        if name not in known:
-            raise ConfigError(f"sampling: sampler '{sampling.sampler}' has {unknown('option', name, known)}")
+    options_of(sampling.sampler, sampling.options, without="randomness")
     times(sampling)
     guided_velocity(sampling, _nothing, torch.zeros(1, dtype=torch.long), 0)
 
@@ -67,23 +60,15 @@ def draw_samples(
     numbers come from a generator of its own on the CPU, and samplers that couple a batch draw one sample at a time.
     """
     if sampling.sampler in COUPLING and len(seeds) > 1:
-        one = (
-            draw_samples(model, y[i : i + 1], seeds[i : i + 1], shape, sampling, null, weak_model)
-            for i in range(len(y))
-        )
-        return torch.cat(list(one))
+        one = [(y[i : i + 1], seeds[i : i + 1], shape, sampling, null, weak_model) for i in range(len(y))]
+        return torch.cat([draw_samples(model, *each) for each in one])
     generators = generators_from_seeds(seeds)
     noise = batch_noise(generators, shape).to(y.device)
     options = dict(sampling.options)
-    if "randomness" in _options(sampling.sampler):
+    if "randomness" in options_of(sampling.sampler):
         options["randomness"] = generators
     velocity = guided_velocity(sampling, model, y, null, weak_model)
     return sample(velocity, noise, times(sampling), sampling.sampler, **options)
-
-
-def _options(sampler: str) -> list[str]:
-    parameters = inspect.signature(SAMPLERS[sampler]).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
 def _nothing(x: Tensor, t: Tensor, y: Any) -> Tensor:
