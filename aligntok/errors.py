@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # errors are said without torch
+    from torch import Tensor
 
 
 class AlignTokError(Exception):
@@ -86,6 +90,13 @@ def at_least(least: float, where: str = "", /, **options: float | None) -> None:
         if value is not None and value < least:
             prefix = f"{where}: " if where else ""
             raise ConfigError(f"{prefix}{name} is {value}; it must be {least} or more")
+
+
+def check_same_shape(who: str, **tensors: Tensor) -> None:
+    """Raise ConfigError unless the two named tensors have one shape; broadcasting would hide the mistake."""
+    (name_a, a), (name_b, b) = tensors.items()
+    if a.shape != b.shape:
+        raise ConfigError(f"{who}: {name_a} is {tuple(a.shape)}, {name_b} is {tuple(b.shape)}; shapes must agree")
 
 
 def multiples_of(unit: int, what: str, size: Iterable[int], of: str = "f") -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, check_same_shape
 
 #: velocity(x, t) -> v: x and v (N, ...), t (N,) in [0, 1]; v points from noise to data.
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -61,13 +61,6 @@ def velocity_from_score(x: Tensor, score: Tensor, t: Tensor) -> Tensor:
 def over(t: Tensor, x: Tensor) -> Tensor:
     """Return t, (N,) or a scalar, with axes of length 1 added so that it multiplies x (N, ...), in x's type."""
     return t.to(x).reshape(-1, *[1] * (x.ndim - 1))
-
-
-def check_same_shape(who: str, **tensors: Tensor) -> None:
-    """Raise ConfigError unless the two named tensors have one shape; broadcasting would hide the mistake."""
-    (name_a, a), (name_b, b) = tensors.items()
-    if a.shape != b.shape:
-        raise ConfigError(f"{who}: {name_a} is {tuple(a.shape)}, {name_b} is {tuple(b.shape)}; shapes must agree")
 
 
 # Length below which a predicted vector counts as this long. Generators start with a prediction of 0, where the cosine's

@@ -17,14 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligntok.diffusion.flow import (
-    Velocity,
-    check_same_shape,
-    data_from_velocity,
-    noise_from_velocity,
-    score_from_velocity,
-)
-from aligntok.errors import ConfigError, unknown
+from aligntok.diffusion.flow import Velocity, data_from_velocity, noise_from_velocity, score_from_velocity
+from aligntok.errors import ConfigError, check_same_shape, unknown
 from aligntok.rng import batch_noise, rng
 
 LAST_STEPS = ("mean", "tweedie", "euler")

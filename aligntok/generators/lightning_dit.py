@@ -128,9 +128,14 @@ class LightningDiT(Generator):
 
         Raises WeightsError when these are not what is computed here, for then the weights would not fit in silence.
         """
-        _check_rope(self.use_rope, tensors)
-        for name in TABLES:
-            if name in tensors and not tensors[name].is_meta:
+        tables = [name for name in TABLES if name in tensors]
+        if tables and self.use_rope != (len(tables) > 1):
+            raise WeightsError(
+                f"LightningDiT: use_rope={self.use_rope}, but the checkpoint has the tables {', '.join(tables)}: it "
+                f"was trained with use_rope={not self.use_rope}; set that"
+            )
+        for name in tables:
+            if not tensors[name].is_meta:
                 self._check_table(name, tensors[name])
         return {name: tensor for name, tensor in tensors.items() if name not in TABLES}
 
@@ -194,16 +199,6 @@ def _grid(input_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
             "(height, width), of multiples of patch_size"
         )
     return sides[0] // patch_size, sides[1] // patch_size
-
-
-def _check_rope(use_rope: bool, tensors: Mapping[str, Tensor]) -> None:
-    """Raise WeightsError when a published checkpoint's tables show that `use_rope` was different."""
-    tables = [name for name in TABLES if name in tensors]
-    if tables and use_rope != (len(tables) > 1):
-        raise WeightsError(
-            f"LightningDiT: use_rope={use_rope}, but the checkpoint has the tables {', '.join(tables)}: it was trained "
-            f"with use_rope={not use_rope}; set that"
-        )
 
 
 def _leave_out_tables(module: nn.Module, state: MutableMapping[str, Any], prefix: str, *rest: Any) -> None:

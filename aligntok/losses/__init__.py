@@ -1,5 +1,6 @@
 """Losses: what the tokenizer minimises."""
 
-from aligntok.losses.base import Loss, check_same_shape
+from aligntok.errors import check_same_shape
+from aligntok.losses.base import Loss
 
 __all__ = ["Loss", "check_same_shape"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from aligntok.errors import ConfigError
+from torch import nn
 
 #: What a loss may ask for, by name, in `inputs`.
 TENSORS = {
@@ -32,10 +30,3 @@ class Loss(nn.Module):
 
     at: str
     inputs: tuple[str, ...]
-
-
-def check_same_shape(who: str, **tensors: Tensor) -> None:
-    """Raise ConfigError unless the two named tensors have one shape; broadcasting would hide the mistake."""
-    (name_a, a), (name_b, b) = tensors.items()
-    if a.shape != b.shape:
-        raise ConfigError(f"{who} compares {name_a} {tuple(a.shape)} with {name_b} {tuple(b.shape)}: shapes must agree")

@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from aligntok.errors import ConfigError, WeightsError, unknown
-from aligntok.losses.base import Loss, check_same_shape
+from aligntok.errors import ConfigError, WeightsError, check_same_shape, unknown
+from aligntok.losses.base import Loss
 from aligntok.weights.hub import fetch
 from aligntok.weights.load import load_into, read_tensors
 
-#: torchvision's files of the trunks, with the beginning of their SHA-256.
-TRUNK_FILES = {
-    "vgg": ("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"),
-    "alex": ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"),
+
+class TrunkShape(NamedTuple):
+    """A trunk: torchvision's file of its weights, with the beginning of their SHA-256, its layers, and their least.
+
+    stages: five of them, each a list of convolutions, (in, out, kernel, stride, padding) with a ReLU after each, and
+    poolings, (kernel, stride). min_size: the smallest side that survives the poolings.
+    """
+
+    url: str
+    sha256: str
+    stages: Sequence[Sequence[Any]]
+    min_size: int
+
+
+TRUNKS = {
+    "vgg": TrunkShape(
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "397923af",
+        (
+            ((3, 64, 3, 1, 1), (64, 64, 3, 1, 1)),
+            ((2, 2), (64, 128, 3, 1, 1), (128, 128, 3, 1, 1)),
+            ((2, 2), (128, 256, 3, 1, 1), (256, 256, 3, 1, 1), (256, 256, 3, 1, 1)),
+            ((2, 2), (256, 512, 3, 1, 1), (512, 512, 3, 1, 1), (512, 512, 3, 1, 1)),
+            ((2, 2), (512, 512, 3, 1, 1), (512, 512, 3, 1, 1), (512, 512, 3, 1, 1)),
+        ),
+        min_size=16,
+    ),
+    "alex": TrunkShape(
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        "7be5be79",
+        (
+            ((3, 64, 11, 4, 2),),
+            ((3, 2), (64, 192, 5, 1, 2)),
+            ((3, 2), (192, 384, 3, 1, 1)),
+            ((384, 256, 3, 1, 1),),
+            ((256, 256, 3, 1, 1),),
+        ),
+        min_size=31,
+    ),
 }
 
 
@@ -43,8 +78,8 @@ class LPIPSLoss(Loss):
         shape = TRUNKS[net]
         self.min_size = shape.min_size
         self.scaling_layer = ScalingLayer()
-        self.net = Trunk(shape)
-        self.lins = torch.nn.ModuleList(HeadLayer(width) for width in shape.widths)
+        self.net = Trunk(shape.stages)
+        self.lins = torch.nn.ModuleList(HeadLayer(stage[-1][1]) for stage in shape.stages)
         self.requires_grad_(False).eval()
         self.net.to(memory_format=torch.channels_last)  # pooling and norms: faster there
         if pretrained:
@@ -82,62 +117,20 @@ def _unit_length(x: Tensor, eps: float = 1e-10) -> Tensor:
     return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + eps)
 
 
-@dataclass(frozen=True)
-class TrunkShape:
-    """A trunk as torchvision numbers its layers: convolutions, poolings, and where each of the five stages ends.
-
-    convolutions: layer number to (in, out, kernel, stride, padding); a ReLU follows each. poolings: layer number to
-    (kernel, stride). ends: the layer after each stage. min_size: the smallest side that survives the poolings.
-    """
-
-    convolutions: dict[int, tuple[int, int, int, int, int]]
-    poolings: dict[int, tuple[int, int]]
-    ends: tuple[int, ...]
-    widths: tuple[int, ...]
-    min_size: int
-
-
-def _vgg16() -> TrunkShape:
-    widths = (64, 128, 256, 512, 512)
-    convolutions, poolings, ends = {}, {}, []
-    layer, channels = 0, 3
-    for width, repeats in zip(widths, (2, 2, 3, 3, 3), strict=True):
-        if layer:
-            poolings[layer] = (2, 2)
-            layer += 1
-        for _ in range(repeats):
-            convolutions[layer] = (channels, width, 3, 1, 1)
-            layer, channels = layer + 2, width
-        ends.append(layer)
-    return TrunkShape(convolutions, poolings, tuple(ends), widths, min_size=16)
-
-
-def _alexnet() -> TrunkShape:
-    convolutions = {
-        0: (3, 64, 11, 4, 2),
-        3: (64, 192, 5, 1, 2),
-        6: (192, 384, 3, 1, 1),
-        8: (384, 256, 3, 1, 1),
-        10: (256, 256, 3, 1, 1),
-    }
-    widths = (64, 192, 384, 256, 256)
-    return TrunkShape(convolutions, {2: (3, 2), 5: (3, 2)}, (2, 5, 8, 10, 12), widths, min_size=31)
-
-
-TRUNKS = {"vgg": _vgg16(), "alex": _alexnet()}
-
-
 class Trunk(nn.Module):
     """Five stages of a classifier's convolutions: images (N, 3, H, W), scaled, to one activation a stage."""
 
-    def __init__(self, shape: TrunkShape) -> None:
+    def __init__(self, stages: Sequence[Sequence[Any]]) -> None:
         super().__init__()
-        starts = (0, *shape.ends[:-1])
-        for i, (start, end) in enumerate(zip(starts, shape.ends, strict=True)):
+        number = 0  # of a layer, as torchvision has it
+        for i, shapes in enumerate(stages, start=1):
             stage = nn.Sequential()
-            for number in range(start, end):
-                stage.add_module(str(number), _layer(shape, number))
-            self.add_module(f"slice{i + 1}", stage)
+            for shape in shapes:
+                pooling = len(shape) == 2
+                for layer in [nn.MaxPool2d(*shape)] if pooling else [nn.Conv2d(*shape), nn.ReLU(inplace=True)]:
+                    stage.add_module(str(number), layer)
+                    number += 1
+            self.add_module(f"slice{i}", stage)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the activations after each stage: (N, width, h, w) each."""
@@ -146,14 +139,6 @@ class Trunk(nn.Module):
             x = stage(x)
             outputs.append(x)
         return outputs
-
-
-def _layer(shape: TrunkShape, number: int) -> nn.Module:
-    if number in shape.convolutions:
-        return nn.Conv2d(*shape.convolutions[number])
-    if number in shape.poolings:
-        return nn.MaxPool2d(*shape.poolings[number])
-    return nn.ReLU(inplace=True)
 
 
 class ScalingLayer(nn.Module):
@@ -189,8 +174,8 @@ def load_trunk(trunk: nn.Module, net: str, source: str | Path | None) -> None:
 
     Raises WeightsError, within seconds, when they cannot be had or do not fit.
     """
-    url, begin_of_hash = TRUNK_FILES[net]
-    path = fetch(url, "LPIPSLoss", sha256=begin_of_hash) if source is None else source
+    shape = TRUNKS[net]
+    path = fetch(shape.url, "LPIPSLoss", sha256=shape.sha256) if source is None else source
     load_into(trunk, _trunk_names(trunk, read_tensors(path, "LPIPSLoss")), "LPIPSLoss", path)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from aligntok.losses.base import Loss, check_same_shape
+from aligntok.errors import check_same_shape
+from aligntok.losses.base import Loss
 
 
 class L1Loss(Loss):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.errors import ConfigError, unknown
-from aligntok.losses.base import Loss, check_same_shape
+from aligntok.errors import ConfigError, check_same_shape, unknown
+from aligntok.losses.base import Loss
 
 DISTANCES = ("l2", "cosine")
 PLACES = ("latents", "features")
