@@ -69,8 +69,8 @@ def leaving_out(row: Row) -> Iterator[None]:
 class Limit:
     """The seconds that one measurement may take, and what a call is expected to take after those before it.
 
-    Expected is the work times the seconds that a unit of work took in the call noted last; before the first call those
-    that `rate` says, if it is given.
+    Expected is the work times the seconds that a unit of work took in the last warm-up call; before the first call
+    those that `rate` says, if it is given.
     """
 
     def __init__(self, max_seconds: float, rate: float | None = None) -> None:
@@ -82,28 +82,24 @@ class Limit:
         if self._rate is not None and self._rate * work > self.max_seconds:
             raise LeftOut(f"expected to take {self._rate * work:,.0f} s a call, the limit is {self.max_seconds:g} s")
 
-    def note(self, work: float, seconds: float) -> None:
-        """Take in what a call of this much work took; raise LeftOut if it was longer than the limit."""
-        self._rate = seconds / work
-        if seconds > self.max_seconds:
-            raise LeftOut(f"took {seconds:,.0f} s a call, the limit is {self.max_seconds:g} s")
+    def time(self, call: Callable[[], Any], repeats: int, work: float, compiles: bool = False) -> Timing:
+        """Time a call of so much `work`, after calls that warm up; one more, of any length, if it compiles then.
 
-
-def time_calls(call: Callable[[], Any], repeats: int, limit: Limit, work: float, compiles: bool = False) -> Timing:
-    """Time a call of so much `work`, after calls that warm up; one more, of any length, if it compiles then.
-
-    As often as `repeats` says, or as fit into the limit, at least once. Raises LeftOut.
-    """
-    limit.check(work)
-    if compiles:
-        call()
-    first = seconds_of(call)
-    limit.note(work, first)
-    if first < limit.max_seconds / 4:  # the first also chooses kernels and fills caches
-        first = seconds_of(call)
-        limit.note(work, first)
-    calls = max(1, min(repeats, int(limit.max_seconds / max(first, 1e-9))))
-    return Timing.of([seconds_of(call) for _ in range(calls)])
+        As often as `repeats` says, or as fit into the limit, at least once. Raises LeftOut if it is expected to take
+        longer than the limit, or did.
+        """
+        self.check(work)
+        if compiles:
+            call()
+        for _ in range(2):  # the first also chooses kernels and fills caches
+            seconds = seconds_of(call)
+            self._rate = seconds / work
+            if seconds > self.max_seconds:
+                raise LeftOut(f"took {seconds:,.0f} s a call, the limit is {self.max_seconds:g} s")
+            if seconds >= self.max_seconds / 4:
+                break
+        calls = max(1, min(repeats, int(self.max_seconds / max(seconds, 1e-9))))
+        return Timing.of([seconds_of(call) for _ in range(calls)])
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
@@ -313,7 +309,7 @@ def _measure_call(
         with torch.inference_mode(), computing(settings.precision, device):
             module(*given)
 
-    timing = time_calls(call, settings.repeats, limit, work)
+    timing = limit.time(call, settings.repeats, work)
     with metering(device) as peak:
         call()
         peak()  # everything that lives is known now

@@ -28,7 +28,6 @@ from aligntok.evaluation.cost.measure import (
     leaving_out,
     metering,
     seconds_per_operation,
-    time_calls,
 )
 from aligntok.evaluation.settings import CostSettings
 from aligntok.training.builder import build_runner
@@ -158,7 +157,7 @@ def _measure_step(
         return stopwatch
 
     try:
-        timing = time_calls(step, settings.repeats, limit, work, compiles=bool(step.stage.settings.compile))
+        timing = limit.time(step, settings.repeats, work, compiles=bool(step.stage.settings.compile))
         rounds = [watch().seconds for _ in range(timing.calls)]
         with metering(device) as peak:
             step()

@@ -27,7 +27,6 @@ from aligntok.evaluation.cost.measure import (
     Timing,
     free_bytes,
     measure_part,
-    time_calls,
 )
 from aligntok.evaluation.results import read_result
 from aligntok.evaluation.settings import CostSettings
@@ -262,26 +261,26 @@ def clock(monkeypatch):
 
 def test_quick_calls_are_timed_as_often_as_asked_after_two_that_warm_up(clock):
     calls = iter([9, 5, 1, 1, 2, 3, 3])
-    timing = time_calls(lambda: clock.wait(next(calls)), 5, Limit(100), work=1)
+    timing = Limit(100).time(lambda: clock.wait(next(calls)), 5, work=1)
     assert timing == Timing(median=2, low=1, high=3, calls=5)
 
 
 def test_the_call_that_compiles_may_take_any_time(clock):
     calls = iter([1000, 2, 1, 1])
-    assert time_calls(lambda: clock.wait(next(calls)), 1, Limit(100), work=1, compiles=True).median == 1
+    assert Limit(100).time(lambda: clock.wait(next(calls)), 1, work=1, compiles=True).median == 1
 
 
 def test_slow_calls_are_timed_fewer_times(clock):
-    assert time_calls(lambda: clock.wait(30), 10, Limit(100), work=1).calls == 3
+    assert Limit(100).time(lambda: clock.wait(30), 10, work=1).calls == 3
 
 
 def test_a_call_that_is_expected_to_take_too_long_is_not_made(clock):
     limit = Limit(100)
-    time_calls(lambda: clock.wait(20), 1, limit, work=1)
+    limit.time(lambda: clock.wait(20), 1, work=1)
     with pytest.raises(LeftOut, match="expected to take 160 s a call, the limit is 100 s"):
-        time_calls(lambda: pytest.fail("was called"), 1, limit, work=8)
+        limit.time(lambda: pytest.fail("was called"), 1, work=8)
     with pytest.raises(LeftOut, match="took 150 s a call"):
-        time_calls(lambda: clock.wait(150), 1, limit, work=2)
+        limit.time(lambda: clock.wait(150), 1, work=2)
     with pytest.raises(LeftOut, match="expected to take 200 s"):
         Limit(100, rate=2.0).check(work=100)
 
