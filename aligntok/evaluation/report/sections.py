@@ -185,9 +185,7 @@ def sweeps(runs: Sequence[Run]) -> Section:
         num = sweep.settings.get("num")
         title = f"{where}: {num} samples each" if num else where
         rows = sorted(sweep.rows, key=lambda row: (row["cfg_scale"], row["steps"]))
-        columns = [
-            name for name in dict.fromkeys(n for r in sweep.rows for n in r) if name not in ("cfg_scale", "steps")
-        ]
+        columns = dict.fromkeys(name for row in sweep.rows for name in row if name not in ("cfg_scale", "steps"))
         for over, other, words, group in _SWEPT:
             values, drawn = sorted({row[other] for row in rows}), []
             for name in columns if len({row[over] for row in rows}) > 1 else []:
