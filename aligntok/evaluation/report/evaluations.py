@@ -169,7 +169,9 @@ def compare(run: Run, found: Evaluated) -> PaperNumbers:
     what = "generator" if kind == "generation" else "tokenizer"
     same = next((entry for entry in paper()[f"{what}s"] if _is_the_papers(run, trainings, entry)), None)
     if same is None:
-        return _none(f"it has no such {what} ({_in_short(run, trainings)})")
+        # a result that came from elsewhere may name any folder: of a run that it is not in, nothing is told
+        is_inside = found.path.resolve().is_relative_to(run.path.resolve())
+        return _none(f"it has no such {what}" + f" ({_in_short(run, trainings)})" * is_inside)
     title, values = same["title"], same["values"]
     if kind == "generation":
         sampling = part(result.settings, "samples", "sampling")

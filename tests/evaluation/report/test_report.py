@@ -567,6 +567,17 @@ def test_where_a_run_is_not_the_papers_the_page_says_why(change, reason, tmp_pat
     assert reason.replace("RUN", config) in comparison.note
 
 
+def test_of_a_run_that_a_result_from_elsewhere_names_nothing_is_told(tmp_path):
+    stages_of("configs/aligntok_dinov2_f16d32.py", tmp_path / "run", data_root="/home/me/secret", accumulation=2)
+    notes = []
+    for folder in (tmp_path / "run/evaluation", tmp_path / "elsewhere"):
+        Result("reconstruction", str(tmp_path / "run"), {"rFID": 0.3, "images": 50_000.0}).write(folder)
+        alone = find(folder)
+        notes.append(compare(alone, alone.results[0]).note)
+    assert "it has no such tokenizer (configs/aligntok_dinov2_f16d32.py with accumulation=2, 120,000 + " in notes[0]
+    assert notes[1].endswith("it has no such tokenizer.")
+
+
 def test_options_that_no_number_depends_on_leave_a_run_the_papers(tmp_path):
     options = {"work_dir": "w", "data_root": "/d", "seed": 3, "log": {"every": 1}, "data": {"workers": 2}}
     config = tmp_path / "elsewhere/configs/aligntok_dinov2_f16d32.py"
