@@ -19,13 +19,13 @@ from PIL import Image
 
 from aligntok.caching import cache_latents
 from aligntok.caching.settings import CacheRequest
+from aligntok.diffusion.settings import TransportSettings
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
 from aligntok.training.generation import expand_generation
 from aligntok.training.plan import plan_stage
 from aligntok.training.run import run
-from aligntok.training.settings import TransportSettings
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "generator"

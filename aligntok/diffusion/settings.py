@@ -1,13 +1,31 @@
-"""How samples are drawn, as one set of settings: sampler, steps, shift, guidance."""
+"""How a generator is trained by flow matching, and how samples are drawn: times, loss; sampler, steps, guidance."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from aligntok.settings import Positive, settings
+
+AboveZero = Annotated[float, Field(gt=0)]
+
+
+@settings
+class TransportSettings:
+    """From noise to data: training times and loss."""
+
+    times: Literal["logit_normal", "uniform"] = "logit_normal"
+    """How training times are drawn."""
+    mean: float = 0.0
+    """Mean of the logit."""
+    scale: AboveZero = 1.0
+    """Standard deviation of the logit."""
+    shift: AboveZero = 1.0
+    """Shift of the times, below 1 towards noise; 1 for none."""
+    direction_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the velocity's direction (cosine) loss beside its squared error; 0 leaves it out."""
 
 
 @settings
@@ -18,7 +36,7 @@ class Sampling:
     """Of the solver, on a grid of one time more (published LightningDiT code counts the times)."""
     sampler: str = "euler"
     """euler, heun, dopri5, euler_maruyama or ddim."""
-    shift: Annotated[float, Field(gt=0)] = 1.0
+    shift: AboveZero = 1.0
     """Of the time grid, below 1 towards noise."""
     cfg_scale: Annotated[float, Field(ge=0)] = 1.0
     """Of guidance; 1 is none."""

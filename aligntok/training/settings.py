@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from aligntok.caching.settings import CacheContent, Posterior
-from aligntok.diffusion.settings import Sampling
+from aligntok.diffusion.settings import AboveZero, Sampling, TransportSettings
 from aligntok.engine.ema import EMASettings
 from aligntok.errors import ConfigError, unknown
 from aligntok.settings import Count, Positive, Precision, settings
@@ -17,7 +17,6 @@ from aligntok.tokenizer import Tokenizer
 from aligntok.weights.lora import LoRASettings
 
 Seconds = Annotated[float, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +180,7 @@ class TrainingSettings:
     clip_grad_norm: AboveZero | None = None
     """Largest gradient norm of a side; None: no clipping."""
     spike_factor: Annotated[float, Field(ge=1)] | None = 30.0
-    """Leave a step out when a part's gradient norm is more than so many times its median over the last 100 steps; None:
-    never."""
+    """Leave a step out when a part's gradient norm is over so many times its median of 100 steps; None: never."""
     max_skipped_steps: Count = 20
     """Steps left out in a row, for a spike or for what is not finite, before training stops."""
     ema: EMASettings | None = field(default_factory=EMASettings)
@@ -250,22 +248,6 @@ class StageSettings(TrainingSettings):
 
 
 @settings
-class TransportSettings:
-    """From noise to data: training times and loss."""
-
-    times: Literal["logit_normal", "uniform"] = "logit_normal"
-    """How training times are drawn."""
-    mean: float = 0.0
-    """Mean of the logit."""
-    scale: AboveZero = 1.0
-    """Standard deviation of the logit."""
-    shift: AboveZero = 1.0
-    """Shift of the times, below 1 towards noise; 1 for none."""
-    direction_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the velocity's direction (cosine) loss beside its squared error; 0 leaves it out."""
-
-
-@settings
 class LatentCacheSettings(CacheContent):
     """A cache of latents that is made before the training."""
 
@@ -287,8 +269,7 @@ class LatentDataSettings(LoadingSettings):
     workers: Count = 0
     """Data-loading processes of each training process. A cache is read fastest with none."""
     statistics_images: Positive | None = 10_000
-    """Images, evenly spaced, whose latents' mean and deviation normalise latents encoded on the fly; None: all. A cache
-    brings its own."""
+    """Images whose latents' mean and deviation normalise those encoded on the fly; None: all. A cache has its own."""
     posterior: Posterior = "mean"
     """Of a variational tokenizer that encodes on the fly: the posterior's mean, or a sample drawn anew each time. Of a
     cache, its own."""
@@ -348,8 +329,7 @@ class RunSettings:
     stages: list[Any] = field(default_factory=list)
     """The stages, in order: a name, steps, and whatever differs from the top of the config."""
     generation: dict[str, Any] = field(default_factory=dict)
-    """In a config with stages: the generator's training after them, if it has a `generator`. Without stages these keys
-    stand at the top."""
+    """In a config with stages: the generator's training after them. Without stages these keys stand at the top."""
 
 
 @settings

@@ -27,7 +27,7 @@ OTHERS = {
     ("data/latent_shards.py", "_read_header"): "the header of a .safetensors file",
     ("evaluation/references.py", "_read_own"): "in the header of a .safetensors file, under its checksum",
     ("evaluation/report/collect.py", "_read_records"): "lines of mmengine's log, the damaged ones counted",
-    ("weights/diffusers.py", "_read_config"): "diffusers' file, which may be there or not",
+    ("weights/diffusers.py", "find_autoencoder"): "diffusers' file, which may be there or not",
 }
 
 

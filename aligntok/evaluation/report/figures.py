@@ -78,7 +78,8 @@ def embed(image: Image.Image, alt: str, caption: str, content: bytes = b"", is_s
     limit, side = (STRIP_BYTES, STRIP_SIDE) if is_small else (LARGEST_BYTES, LARGEST_SIDE)
     kind, note = next((kind for beginning, kind in _TYPES.items() if content.startswith(beginning)), None), ""
     if kind is None or len(content) > limit:
-        smaller, written = image.copy(), io.BytesIO()
+        smaller = image.copy()
+        written = io.BytesIO()
         smaller.thumbnail((side, side))
         smaller.save(written, format="WEBP", quality=88)
         if content and not is_small:

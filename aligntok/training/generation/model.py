@@ -15,6 +15,7 @@ from typing_extensions import Self
 from aligntok.caching.encoder import check_posterior, posterior_noise
 from aligntok.device import check_precision, computing, multiplying
 from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, velocity_mse
+from aligntok.diffusion.settings import TransportSettings
 from aligntok.diffusion.times import sample_times
 from aligntok.distributed import world
 from aligntok.distributed.parallel import GradientReduction
@@ -25,7 +26,6 @@ from aligntok.generators.base import check_label_range
 from aligntok.io.pictures import to_uint8
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng
-from aligntok.training.settings import TransportSettings
 
 
 class Draws(NamedTuple):

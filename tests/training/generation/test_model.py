@@ -9,12 +9,12 @@ import torch
 
 from aligntok.data.latents import LatentDataset
 from aligntok.diffusion.flow import flow_matching_loss
+from aligntok.diffusion.settings import TransportSettings
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError, DataError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.generation.model import Draws, GenerationModel
-from aligntok.training.settings import TransportSettings
 
 SMALL = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4, num_classes=3)
 
