@@ -141,8 +141,7 @@ def compare(generated: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict
             metrics["density"], metrics["coverage"] = density_coverage(x, y, COVERAGE_K)
     if generated.title == INCEPTION:  # whose alone are called FID, sFID and KID
         return metrics
-    names = {name: name.replace("FID", "FD").replace("KID", "KD") for name in metrics}
-    return {f"{names[name]}-{generated.title}": value for name, value in metrics.items()}
+    return {f"{n.replace('FID', 'FD').replace('KID', 'KD')}-{generated.title}": v for n, v in metrics.items()}
 
 
 def build_extractor(given: str | Mapping[str, Any] | Extractor) -> Extractor:

@@ -13,6 +13,7 @@ from PIL import Image
 from aligntok.cli import compare
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
+from aligntok.evaluation import comparison
 from aligntok.evaluation.comparison.plan import Arm
 from aligntok.evaluation.comparison.summary import over_seeds, show_samples, shown
 from aligntok.evaluation.generation import evaluate_generation
@@ -32,6 +33,14 @@ from tiny_extractor import TinyExtractor
 class Second(TinyExtractor):
     title = "Second"
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_timed_step():
+    """The estimate of each training from one step: it takes less of the test's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "TIMED_STEPS", 1)
+        yield
 
 
 @pytest.fixture(scope="session")
