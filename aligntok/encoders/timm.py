@@ -183,7 +183,11 @@ def build_backbone(
         if missing := [key for key in own if key not in given]:
             raise misfit(f"timm model '{model_name}'", source, missing, [key for key in kept if key not in own])
     if not any("drop" in option for option in options):
-        _stop_dropout(backbone)
+        for module in backbone.modules():
+            if isinstance(module, _DropoutNd):
+                module.p = 0.0
+            elif isinstance(module, DropPath):
+                module.drop_prob = 0.0
     return backbone
 
 
@@ -203,14 +207,6 @@ def _without_classifier(model_name: str, tensors: Mapping[str, Tensor]) -> dict[
     names = (published.classifier if published else None) or ()
     dropped = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
     return {key: value for key, value in tensors.items() if not key.startswith(dropped)}
-
-
-def _stop_dropout(backbone: nn.Module) -> None:
-    for module in backbone.modules():
-        if isinstance(module, _DropoutNd):
-            module.p = 0.0
-        elif isinstance(module, DropPath):
-            module.drop_prob = 0.0
 
 
 class DINOv2Encoder(TimmEncoder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -59,12 +58,6 @@ def resized(pixels: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Ten
     if tuple(images.shape[-2:]) == size:
         return images
     return F.interpolate(images, size=size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
-
-
-def in_words(size: tuple[int, int], mode: str, mean: Sequence[float], std: Sequence[float]) -> str:
-    """Say what :func:`resized` and a normalisation do: part of an extractor's identity."""
-    numbers = [", ".join(f"{value:.6g}" for value in values) for values in (mean, std)]
-    return f"{mode} antialiased to {size[0]} x {size[1]}, mean ({numbers[0]}), std ({numbers[1]})"
 
 
 class EncoderFeatures(Extractor):

@@ -10,7 +10,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from aligntok.errors import ConfigError
-from aligntok.extractors.base import Extractor, Features, in_words, resized
+from aligntok.extractors.base import Extractor, Features, resized
 from aligntok.weights.libraries import OpenCLIPModel, check_model_name, create_timm, pretrained_tensors
 from aligntok.weights.load import load_into
 
@@ -27,7 +27,8 @@ class LibraryExtractor(Extractor):
         """End building: say how images are resized (antialiased, without crop) and normalised, and freeze."""
         self.size: tuple[int, int] = (size[0], size[1])
         self.filter = filter
-        self.resize = in_words(self.size, filter, mean, std)
+        numbers = [", ".join(f"{value:.6g}" for value in values) for values in (mean, std)]
+        self.resize = f"{filter} antialiased to {size[0]} x {size[1]}, mean ({numbers[0]}), std ({numbers[1]})"
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.freeze()

@@ -184,14 +184,6 @@ class ComponentCheck:
             same = extractor(pixels), other(pixels)
         self.same_features(*same, "differs with the same state dict; not all is saved")
 
-    def discriminator_side(self, loss: Any, logits: Tensor) -> None:
-        real, fake = (random_tensor(*logits.shape, seed=seed).requires_grad_() for seed in (1, 2))
-        value = loss.discriminator_loss(real, fake)
-        self.scalar(value, "discriminator_loss: ")
-        value.backward()
-        reached = all(x.grad is not None and bool(x.grad.any()) for x in (real, fake))
-        self.promise(reached, "discriminator_loss must pull at the real and at the fake logits")
-
 
 def random_tensor(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))

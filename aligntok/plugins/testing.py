@@ -124,7 +124,13 @@ def check_loss(
     check.promise(bool(reached), f"forward takes neither '{at}', where its gradient starts, nor 'fake_logits'")
     check.module(loss, *given, reached=reached)
     if hasattr(loss, "discriminator_loss"):
-        check.discriminator_side(loss, known["fake_logits"])
+        shape = known["fake_logits"].shape
+        real, fake = (random_tensor(*shape, seed=seed).requires_grad_() for seed in (1, 2))
+        value = loss.discriminator_loss(real, fake)
+        check.scalar(value, "discriminator_loss: ")
+        value.backward()
+        pulled = all(x.grad is not None and bool(x.grad.any()) for x in (real, fake))
+        check.promise(pulled, "discriminator_loss must pull at the real and at the fake logits")
 
 
 def _loss_inputs(image_size: tuple[int, int]) -> dict[str, Tensor]:

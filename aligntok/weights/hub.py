@@ -56,12 +56,12 @@ def find_file(source: str | os.PathLike[str], name: str, **options: Any) -> Path
 
 def placed_url(url: str) -> Path:
     """Where a file of a plain address is kept, and may be put by hand: torch.hub's checkpoints folder."""
-    return _checkpoints() / os.path.basename(url)
+    return Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(url)
 
 
 def placed_file(repo: str, filename: str) -> Path:
     """Where a file of a hub repository may be put by hand: torch.hub's checkpoints folder, named after the repo."""
-    return _checkpoints() / (repo.replace("/", "--") + Path(filename).suffix)
+    return placed_url(repo.replace("/", "--") + Path(filename).suffix)
 
 
 def unreachable(url: str) -> str:
@@ -135,7 +135,3 @@ def _not_fetched(who: str, source: str, place: Path, reason: str) -> WeightsErro
         f'  place it at {place}, or give pretrained="/path/{os.path.basename(source)}"; '
         "pretrained=False starts from random weights"
     )
-
-
-def _checkpoints() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"

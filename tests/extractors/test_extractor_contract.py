@@ -7,7 +7,8 @@ import torch
 from open_clip import factory
 from torch import nn
 
-from aligntok.extractors.base import EncoderFeatures, in_words, resized
+from aligntok.extractors.base import EncoderFeatures, resized
+from aligntok.extractors.libraries import LibraryExtractor
 from aligntok.plugins.testing import check_extractor
 from aligntok.registry import EXTRACTORS
 
@@ -49,9 +50,9 @@ def test_resizing_filters_keeps_the_range_and_leaves_the_right_size_alone():
     edges = resized(pixels(1, 3, 8, 8).gt(127).byte() * 255, (32, 32), "bicubic")
     assert edges.min() == 0
     assert edges.max() == 1
-    assert in_words((2, 3), "bicubic", (0.5,) * 3, (0.25,) * 3) == (
-        "bicubic antialiased to 2 x 3, mean (0.5, 0.5, 0.5), std (0.25, 0.25, 0.25)"
-    )
+    extractor = LibraryExtractor()
+    extractor.finish((2, 3), "bicubic", (0.5,) * 3, (0.25,) * 3)
+    assert extractor.resize == "bicubic antialiased to 2 x 3, mean (0.5, 0.5, 0.5), std (0.25, 0.25, 0.25)"
 
 
 class Patches(nn.Module):
