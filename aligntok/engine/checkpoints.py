@@ -11,7 +11,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,17 +154,23 @@ def write_frozen(
 ) -> None:
     """Write, once a stage, what it does not change: the `frozen` parts, and frozen weights of `trained` ones."""
     states = {**part_states(frozen), **part_states(trained, frozen=True)}
-    tensors = {f"{name}/{key}": t for name, state in states.items() for key, t in state.items()}
-    save_tensors(Path(stage_dir) / "frozen.safetensors", tensors, cure=_CURE)
+    save_tensors(Path(stage_dir) / "frozen.safetensors", _named(states), cure=_CURE)
 
 
 def read_frozen(stage_dir: str | os.PathLike[str]) -> PartStates:
     """Read the parts that a stage does not change. Raises CheckpointError if the file is missing or damaged."""
     cure = "copy the stage's folder whole, or train it anew"
-    tensors = load_tensors(Path(stage_dir) / "frozen.safetensors", CheckpointError, cure)
+    return _by_part(load_tensors(Path(stage_dir) / "frozen.safetensors", CheckpointError, cure))
+
+
+def _named(states: PartStates) -> dict[str, Tensor]:
+    return {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
+
+
+def _by_part(tensors: Mapping[str, Tensor]) -> PartStates:
     states: PartStates = {}
     for key, tensor in tensors.items():
-        part, name = key.split("/", 1)
+        part, _, name = key.rpartition("/")  # names of weights have none
         states.setdefault(part, {})[name] = tensor
     return states
 
@@ -199,13 +205,8 @@ def join(first: PartStates, second: PartStates) -> PartStates:
 
 def write_snapshot(stage_dir: str | os.PathLike[str], step: int, averages: Mapping[str, PartStates]) -> None:
     """Write the averages of all widths after `step`, for widths chosen afterwards (:func:`read_snapshots`)."""
-    tensors = {
-        f"{width}/{part}/{name}": tensor
-        for width, parts in averages.items()
-        for part, state in parts.items()
-        for name, tensor in state.items()
-    }
-    save_tensors(Path(stage_dir) / "ema_snapshots" / f"step_{step:08d}.safetensors", tensors, cure=_CURE)
+    states = {f"{width}/{part}": state for width, parts in averages.items() for part, state in parts.items()}
+    save_tensors(Path(stage_dir) / "ema_snapshots" / f"step_{step:08d}.safetensors", _named(states), cure=_CURE)
 
 
 def read_snapshots(stage_dir: str | os.PathLike[str]) -> list[tuple[int, float, PartStates]]:
@@ -214,15 +215,9 @@ def read_snapshots(stage_dir: str | os.PathLike[str]) -> list[tuple[int, float, 
     Raises CheckpointError for one that is damaged.
     """
     cure = "copy that file again; without it, remove it, and the widths are made of the other snapshots"
-    found: list[tuple[int, float, PartStates]] = []
+    found: dict[tuple[int, float], PartStates] = {}
     for path in sorted((Path(stage_dir) / "ema_snapshots").glob("step_*.safetensors")):
-        found.extend(_snapshot_widths(int(path.stem.split("_")[1]), load_tensors(path, CheckpointError, cure)))
-    return found
-
-
-def _snapshot_widths(step: int, tensors: Mapping[str, Tensor]) -> Iterable[tuple[int, float, PartStates]]:
-    widths: dict[str, PartStates] = {}
-    for key, tensor in tensors.items():
-        width, part, name = key.split("/", 2)
-        widths.setdefault(width, {}).setdefault(part, {})[name] = tensor
-    return [(step, float(width), parts) for width, parts in widths.items()]
+        for key, state in _by_part(load_tensors(path, CheckpointError, cure)).items():
+            width, part = key.split("/")
+            found.setdefault((int(path.stem.split("_")[1]), float(width)), {})[part] = state
+    return [(step, width, parts) for (step, width), parts in found.items()]

@@ -42,12 +42,8 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
         inside = list(child.children())
         if isinstance(child, nn.ModuleList | nn.Sequential):
             found += [element for element in inside if list(element.children())]
-        elif inside and not _holds_a_list(child):
+        elif inside and not any(isinstance(part, nn.ModuleList | nn.Sequential) for part in child.modules()):
             found.append(child)
         else:
             found += blocks_of(child)
     return found
-
-
-def _holds_a_list(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.ModuleList | nn.Sequential) for part in module.modules())

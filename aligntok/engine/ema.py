@@ -6,9 +6,10 @@ Dynamics of Diffusion Models" (EDM2), Sec. 3 and App. C.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import field
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from aligntok.errors import ConfigError
 from aligntok.settings import Positive, settings
 
 PartStates = dict[str, dict[str, Tensor]]
+LEAST_DECAY = 0.5  # of a plain average; widths of power-function profiles lie below
 
 
 @settings
@@ -40,10 +42,7 @@ class EMASettings:
                 f"ema.inference={self.inference} is not among the averages kept, sigma_rel={self.sigma_rel} and "
                 f"decays={self.decays}"
             )
-        for width in self.sigma_rel:
-            gamma_from_sigma_rel(width)
-        for decay in self.decays:
-            check_decay(decay)
+        check_averages(self.sigma_rel, self.decays)
 
 
 @cache
@@ -116,19 +115,12 @@ class WeightAverages:
     ) -> None:
         self.parts = dict(parts)
         self.step = 0
-        self._betas: dict[float, Callable[[int], float]] = {s: partial(power_function_beta, s) for s in sigma_rels}
-        for decay in decays:
-            check_decay(decay)
-            self._betas[decay] = partial(_constant_beta, decay)
-        for beta in self._betas.values():
-            beta(1)  # raises for a width that is none
+        widths, constant = [*sigma_rels], [*decays]
+        check_averages(widths, constant)
+        #: The widths and decays that are kept.
+        self.kept = tuple(dict.fromkeys([*widths, *constant]))
         self._names = [(part, n) for part, m in self.parts.items() for n, p in m.named_parameters() if p.requires_grad]
-        self._averages = [[p.detach().clone() for p in self._parameters()] for _ in self._betas]
-
-    @property
-    def kept(self) -> tuple[float, ...]:
-        """The widths and decays that are kept."""
-        return tuple(self._betas)
+        self._averages = [[p.detach().clone() for p in self._parameters()] for _ in self.kept]
 
     def _parameters(self) -> list[Tensor]:
         return [p for m in self.parts.values() for p in m.parameters() if p.requires_grad]
@@ -138,8 +130,9 @@ class WeightAverages:
         """Take the present parameters in; a fused update an average."""
         self.step += 1
         now = self._parameters()
-        for beta, averages in zip(self._betas.values(), self._averages, strict=True):
-            torch._foreach_lerp_(averages, now, 1 - beta(self.step))
+        for which, averages in zip(self.kept, self._averages, strict=True):
+            beta = which if which >= LEAST_DECAY else power_function_beta(which, self.step)
+            torch._foreach_lerp_(averages, now, 1 - beta)
 
     def state(self, which: float) -> PartStates:
         """Return the averaged parameters of one width or decay, by part. Raises ConfigError for one not kept."""
@@ -158,6 +151,15 @@ class WeightAverages:
             parameter.copy_(average)
             average.copy_(held)
 
+    @contextmanager
+    def swapped(self, which: float) -> Iterator[None]:
+        """Swap for what is inside."""
+        self.swap(which)
+        try:
+            yield
+        finally:
+            self.swap(which)
+
     def state_dict(self) -> dict[str, Any]:
         """Return plain types and tensors: the update count, and every average by part."""
         return {"step": self.step, "averages": {str(which): self.state(which) for which in self.kept}}
@@ -175,16 +177,15 @@ class WeightAverages:
             torch._foreach_copy_(averages, [saved[part][name] for part, name in self._names])
 
     def _of(self, which: float) -> list[Tensor]:
-        if which not in self._betas:
+        if which not in self.kept:
             raise ConfigError(f"no EMA of width or decay {which} is kept; kept: {', '.join(map(str, self.kept))}")
         return self._averages[self.kept.index(which)]
 
 
-def check_decay(decay: float) -> None:
-    """Raise ConfigError unless a plain average can have this decay."""
-    if not 0.5 <= decay < 1:
-        raise ConfigError(f"EMA decay {decay}; it must lie in [0.5, 1), 0.9999 is usual for generators")
-
-
-def _constant_beta(decay: float, step: int) -> float:
-    return decay
+def check_averages(sigma_rels: Iterable[float], decays: Iterable[float]) -> None:
+    """Raise ConfigError unless there are averages of these relative widths, and plain ones of these decays."""
+    for sigma_rel in sigma_rels:
+        gamma_from_sigma_rel(sigma_rel)
+    for decay in decays:
+        if not LEAST_DECAY <= decay < 1:
+            raise ConfigError(f"EMA decay {decay}; it must lie in [0.5, 1), 0.9999 is usual for generators")

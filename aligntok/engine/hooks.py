@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,15 @@ from tqdm import tqdm
 from aligntok.distributed import is_first, mean_over_processes, total
 from aligntok.distributed.job import batched
 from aligntok.engine.checkpoints import write_snapshot
+from aligntok.engine.ema import LEAST_DECAY
 from aligntok.io.files import write_json
 from aligntok.io.pictures import image_grid, reconstruction_grid, save_picture, to_picture
+
+
+def is_due(runner: Any, every: int | None) -> bool:
+    """Tell whether the step that was just made is a multiple of `every`, or the last."""
+    step = runner.iter + 1
+    return bool(step == runner.max_iters or (every is not None and step % every == 0))
 
 
 @HOOKS.register_module()
@@ -39,7 +47,7 @@ class EMAUpdateHook(Hook):
         runner.ema.update()
         step = runner.iter + 1
         if self.snapshot_every and step % self.snapshot_every == 0 and is_first():
-            widths = [which for which in runner.ema.kept if which < 0.5]  # from others none can be made afterwards
+            widths = [which for which in runner.ema.kept if which < LEAST_DECAY]  # of others none is made later
             write_snapshot(runner.stage_dir, step, {str(width): runner.ema.state(width) for width in widths})
 
     def before_val_epoch(self, runner: Any) -> None:
@@ -59,9 +67,8 @@ class StepCheckpointHook(Hook):
         self.every = every
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
-        step = runner.iter + 1
-        if step % self.every == 0 or step == runner.max_iters:
-            runner.save_step(step)
+        if is_due(runner, self.every):
+            runner.save_step(runner.iter + 1)
 
 
 @HOOKS.register_module()
@@ -85,8 +92,7 @@ class ScalarsHook(Hook):
 
     def after_train_iter(self, runner: Any, *args: Any, outputs: Any = None, **kwargs: Any) -> None:
         self._steps += 1
-        step = runner.iter + 1
-        if step % self.every and step != runner.max_iters:
+        if not is_due(runner, self.every):
             return
         scalars = average_scalars(outputs)
         scalars["images_per_second"] = self._steps * self.global_batch_size / (time.monotonic() - self._since)
@@ -95,8 +101,8 @@ class ScalarsHook(Hook):
         self._steps = 0
         runner.message_hub.update_info("scalars", scalars)
         if is_first():
-            runner.visualizer.add_scalars(scalars, step=step)
-            runner.logger.info("step %d  %s", step, "  ".join(f"{k} {v:.4g}" for k, v in scalars.items()))
+            runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+            runner.logger.info("step %d  %s", runner.iter + 1, "  ".join(f"{k} {v:.4g}" for k, v in scalars.items()))
 
     def before_val_epoch(self, runner: Any) -> None:
         self._steps = 0
@@ -139,65 +145,21 @@ class ProgressHook(Hook):
         if self._bar is None:
             return
         self._bar.update()
-        step = runner.iter + 1
-        if step % self.every == 0 or step == runner.max_iters:
-            text = self._describe(runner.message_hub.get_info("scalars"))
-            if self._bar.disable:
-                print(f"{self.name}: step {step}/{runner.max_iters}  {self._eta(runner, step)}  {text}", flush=True)
-            else:
-                self._bar.set_postfix_str(text)
-
-    def _describe(self, scalars: Mapping[str, float]) -> str:
+        if not is_due(runner, self.every):
+            return
+        scalars = runner.message_hub.get_info("scalars")
         losses = [f"{k.split('/')[1]} {v:.3f}" for k, v in scalars.items() if k.startswith("loss/")]
-        return "  ".join([f"{scalars['images_per_second']:.1f} images/s", *losses])
-
-    def _eta(self, runner: Any, step: int) -> str:
-        seconds = (time.monotonic() - self._began) / (step - self._first) * (runner.max_iters - step)
-        return f"ETA {tqdm.format_interval(round(seconds))}"
+        text = "  ".join([f"{scalars['images_per_second']:.1f} images/s", *losses])
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text)
+            return
+        step, last = runner.iter + 1, runner.max_iters
+        left = (time.monotonic() - self._began) / (step - self._first) * (last - step)
+        print(f"{self.name}: step {step}/{last}  ETA {tqdm.format_interval(round(left))}  {text}", flush=True)
 
     def after_train_epoch(self, runner: Any, metrics: Any = None) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-@HOOKS.register_module()
-class ReconstructionGridHook(Hook):
-    """Writes input | reconstruction | error of fixed held-out images every `every` steps and after the last.
-
-    `images` are (3, H, W) in [-1, 1], of any sizes; the PNG goes to ``pictures/``, the same to
-    TensorBoard. Uses the EMA weights of width `inference` where the stage keeps any.
-    """
-
-    priority = "LOW"
-
-    def __init__(self, images: Sequence[Tensor], every: int | None, inference: float | None) -> None:
-        self.images = images
-        self.every = every
-        self.inference = inference
-
-    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
-        step = runner.iter + 1
-        due = step == runner.max_iters or (self.every is not None and step % self.every == 0)
-        if not due or not is_first():
-            return
-        grid = self._draw(runner)
-        picture = to_picture(grid)
-        path = runner.stage_dir / "pictures" / f"step_{step:08d}.png"
-        save_picture(path, picture)
-        runner.visualizer.get_backend("TensorboardVisBackend").add_image(
-            "reconstruction", np.asarray(picture), step=step
-        )
-
-    def _draw(self, runner: Any) -> Tensor:
-        model = runner.trained_model
-        if self.inference is not None:
-            runner.ema.swap(self.inference)
-        model.eval()
-        pairs = [pair for image in self.images for pair in model.val_step({"images": image[None]})]
-        model.train()
-        if self.inference is not None:
-            runner.ema.swap(self.inference)
-        return reconstruction_grid([p["images"].cpu() for p in pairs], [p["reconstruction"].cpu() for p in pairs])
 
 
 @HOOKS.register_module()
@@ -219,8 +181,7 @@ class TimeBinsHook(Hook):
     ) -> None:
         bins = (outputs or {})["time_bins"].detach()
         self._sums = bins if self._sums is None else self._sums + bins
-        step = runner.iter + 1
-        if step % self.every and step != runner.max_iters:
+        if not is_due(runner, self.every):
             return
         sums, counts = total(self._sums).tolist()
         self._sums = None
@@ -231,46 +192,52 @@ class TimeBinsHook(Hook):
                 for i, (loss, number) in enumerate(zip(sums, counts, strict=True))
                 if number
             }
-            runner.visualizer.add_scalars(scalars, step=step)
+            runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
 
 
 @HOOKS.register_module()
-class SampleGridHook(Hook):
-    """Draws samples of fixed labels, from the seeds 0, 1, ..., with the averaged weights, every `every` steps,
-    at the steps `at`, and after the last.
+class PictureHook(Hook):
+    """Draws a picture of the model every `every` steps (None: never), at the steps `at`, and after the last.
 
-    The PNG goes to ``pictures/``, the same to TensorBoard. `inference` is the average's width or decay; None takes the
-    weights as they are.
+    `draw` makes a (3, H, W) in [-1, 1] of the model. The PNG goes to ``pictures/``, the same under `name` to
+    TensorBoard. `inference` is the width or decay of the average that is drawn with, None for the weights as they are.
     """
 
     priority = "LOW"
 
     def __init__(
-        self, labels: Sequence[int], every: int | None, at: Iterable[int], inference: float | None, batch_size: int = 16
+        self,
+        name: str,
+        draw: Callable[[Any], Tensor],
+        every: int | None,
+        inference: float | None,
+        at: Iterable[int] = (),
     ) -> None:
-        self.labels = list(labels)
+        self.name = name
+        self.draw = draw
         self.every = every
-        self.at = set(at)
         self.inference = inference
-        self.batch_size = batch_size
+        self.at = set(at)
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
         step = runner.iter + 1
-        due = step == runner.max_iters or step in self.at or (self.every is not None and step % self.every == 0)
-        if not due or not is_first():
+        if not (is_due(runner, self.every) or step in self.at) or not is_first():
             return
-        picture = to_picture(image_grid(list(self._draw(runner))))
-        path = runner.stage_dir / "pictures" / f"step_{step:08d}.png"
-        save_picture(path, picture)
-        runner.visualizer.get_backend("TensorboardVisBackend").add_image("samples", np.asarray(picture), step=step)
+        with nullcontext() if self.inference is None else runner.ema.swapped(self.inference):
+            picture = to_picture(self.draw(runner.trained_model))
+        save_picture(runner.stage_dir / "pictures" / f"step_{step:08d}.png", picture)
+        runner.visualizer.get_backend("TensorboardVisBackend").add_image(self.name, np.asarray(picture), step=step)
 
-    def _draw(self, runner: Any) -> Tensor:
-        if self.inference is not None:
-            runner.ema.swap(self.inference)
-        try:
-            parts = batched(range(len(self.labels)), self.batch_size)
-            drawn = [runner.trained_model.sample([self.labels[i] for i in part], list(part)).cpu() for part in parts]
-        finally:
-            if self.inference is not None:
-                runner.ema.swap(self.inference)
-        return torch.cat(drawn)
+
+def draw_reconstructions(model: Any, images: Sequence[Tensor]) -> Tensor:
+    """Return input | reconstruction | error of `images`, (3, H, W) in [-1, 1], of any sizes."""
+    model.eval()
+    pairs = [pair for image in images for pair in model.val_step({"images": image[None]})]
+    model.train()
+    return reconstruction_grid([p["images"].cpu() for p in pairs], [p["reconstruction"].cpu() for p in pairs])
+
+
+def draw_samples(model: Any, labels: Sequence[int], batch_size: int = 16) -> Tensor:
+    """Return samples of `labels`, from the seeds 0, 1, ..., in a grid."""
+    parts = batched(range(len(labels)), batch_size)
+    return image_grid([image for part in parts for image in model.sample([labels[i] for i in part], list(part)).cpu()])

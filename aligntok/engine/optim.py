@@ -88,16 +88,20 @@ class PartOptimizers(OptimWrapperDict):
         """
         parts = {name: part for name, part in parts.items() if next(part.parameters(), None) is not None}
         sides = {side: [name for name in parts if side_of(name) == side] for side in SIDES}
-        stepping = [side for side in self.optim_wrappers if _has_gradients(parts[name] for name in sides[side])]
+        gradients = {name: [p.grad for p in part.parameters() if p.grad is not None] for name, part in parts.items()}
+        stepping = [side for side in self.optim_wrappers if any(gradients[name] for name in sides[side])]
         if self.scaler.is_enabled():
             for side in stepping:
                 self.scaler.unscale_(self[side].optimizer)
-        norms = {name: _grad_norm(part) for name, part in parts.items()}
+        norms = {name: _total_norm(gradients[name], part) for name, part in parts.items()}
         values = torch.stack([*norms.values(), *(loss.to(next(iter(norms.values()))) for loss in losses)]).tolist()
         finite = not any_process(not all(math.isfinite(value) for value in values[len(norms) :]))
         if self.guard.passes(dict(zip(norms, values, strict=False)), finite):
             for side in stepping:
-                self._clip([parts[name] for name in sides[side]], [norms[name] for name in sides[side]])
+                if self.clip_grad_norm is not None:
+                    factor = self.clip_grad_norm / (torch.stack([norms[name] for name in sides[side]]).norm() + 1e-6)
+                    all_of_side = [gradient for name in sides[side] for gradient in gradients[name]]
+                    torch._foreach_mul_(all_of_side, factor.clamp(max=1.0))
                 self[side].step()
         if self.scaler.is_enabled() and stepping:
             self.scaler.update()
@@ -107,13 +111,6 @@ class PartOptimizers(OptimWrapperDict):
         if self.scaler.is_enabled():
             scalars["loss_scale"] = self.loss_scale(next(iter(norms.values())).device)
         return {**scalars, "skipped_steps": torch.tensor(float(self.guard.skipped))}
-
-    def _clip(self, parts: list[nn.Module], norms: list[Tensor]) -> None:
-        if self.clip_grad_norm is None:
-            return
-        gradients = [p.grad for part in parts for p in part.parameters() if p.grad is not None]
-        factor = self.clip_grad_norm / (torch.stack(norms).norm() + 1e-6)
-        torch._foreach_mul_(gradients, factor.clamp(max=1.0))
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain types and tensors: both optimisers, the guard, the loss scale."""
@@ -163,12 +160,7 @@ def _restore_settings(optimizer: torch.optim.Optimizer, settings: list[dict[str,
             group["initial_lr"] = wanted["lr"]
 
 
-def _has_gradients(parts: Iterable[nn.Module]) -> bool:
-    return any(p.grad is not None for part in parts for p in part.parameters())
-
-
-def _grad_norm(part: nn.Module) -> Tensor:
-    gradients = [p.grad for p in part.parameters() if p.grad is not None]
+def _total_norm(gradients: list[Tensor], part: nn.Module) -> Tensor:
     if not gradients:  # on the part's device, so that norms can be stacked
         return torch.zeros((), device=next(part.parameters()).device)
     return torch.nn.utils.get_total_norm(gradients)
@@ -192,18 +184,15 @@ class PartOptimizersConstructor:
             chosen = [part for name, part in parts.items() if side_of(name) == side]
             parameters = [p for part in chosen for p in part.parameters() if p.requires_grad]
             if parameters:
-                optimizer = OPTIMIZERS.build({**_fused(self.config[side]), **self.config[side], "params": parameters})
-                sides[side] = OptimWrapper(optimizer)
+                config = dict(self.config[side])
+                takes = inspect.signature(OPTIMIZERS.get(config["type"])).parameters
+                if "fused" in takes and not config.get("foreach"):
+                    config.setdefault("fused", True)  # one kernel for all of Adam's arithmetic
+                sides[side] = OptimWrapper(OPTIMIZERS.build({**config, "params": parameters}))
         guard = SkippedSteps(self.config["max_skipped"], self.config["spike_factor"])
         device = next(p for part in parts.values() for p in part.parameters()).device.type
         scaling = torch.amp.GradScaler(device, enabled=getattr(model, "module", model).precision == "fp16")
         return PartOptimizers(guard, self.config["clip_grad_norm"], scaling, **sides)
-
-
-def _fused(config: Mapping[str, Any]) -> dict[str, bool]:
-    """One kernel for all of Adam's arithmetic, where the optimiser has one and the config says nothing else."""
-    takes = inspect.signature(OPTIMIZERS.get(config["type"])).parameters
-    return {"fused": True} if "fused" in takes and not config.get("foreach") else {}
 
 
 logger = logging.getLogger("aligntok.engine")
@@ -256,14 +245,11 @@ class SkippedSteps:
         if not losses_are_finite:
             return "a loss that is not finite"
         for name, norm in norms.items():
-            typical = self._typical(name)
-            if self.spike_factor is not None and typical is not None and norm > self.spike_factor * typical:
+            taken = self._norms.get(name, ())
+            typical = statistics.median(taken) if len(taken) == WINDOW else math.inf
+            if self.spike_factor is not None and norm > self.spike_factor * typical:
                 return f"a gradient norm of {norm:.4g} in {name}, {norm / typical:.0f} times the usual {typical:.4g}"
         return None
-
-    def _typical(self, name: str) -> float | None:
-        norms = self._norms.get(name, ())
-        return statistics.median(norms) if len(norms) == WINDOW else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists."""

@@ -119,19 +119,16 @@ class StageRunner(Runner):
                 f"{content['step'] if content else 'none'}; see the logs for one that cannot be read, and start again"
             )
         if content is None:
-            self._begin(model)
+            model.load_start(self._start())
+            if is_first():
+                write_frozen(self.work_dir, model.frozen_parts(), model.trained_parts())
+            barrier()
         if self._averages is not None:
             kept = self._averages.sigma_rel, self._averages.decays
             self.ema = WeightAverages(model.averaged_parts(), *kept)
         if content is not None:
             self._go_on(model, content)
         self._has_loaded = True
-
-    def _begin(self, model: Any) -> None:
-        model.load_start(self._start())
-        if is_first():
-            write_frozen(self.work_dir, model.frozen_parts(), model.trained_parts())
-        barrier()
 
     def _go_on(self, model: Any, content: Mapping[str, Any]) -> None:
         states = join(read_frozen(self.work_dir), content["parts"])
@@ -222,7 +219,13 @@ class StepLoop(IterBasedTrainLoop):
                     self.runner.model.train()
                 self.run_iter(StepBatch(self._iter, [next(batches) for _ in range(sampler.accumulation)]))
                 if sigterm_was_sent():
-                    self._stop_early()
+                    runner: Any = self.runner
+                    if runner.saved_step != self._iter:
+                        runner.save_step(self._iter)
+                    raise Preempted(
+                        f"stopped by SIGTERM after step {self._iter} of {self._max_iters} in {runner.work_dir}; a "
+                        "checkpoint is written, and the same command goes on from it"
+                    )
                 due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
                 if self.runner.val_loop is not None and due:
                     self.runner.val_loop.run()
@@ -230,15 +233,6 @@ class StepLoop(IterBasedTrainLoop):
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
-
-    def _stop_early(self) -> None:
-        runner: Any = self.runner
-        if runner.saved_step != self._iter:
-            runner.save_step(self._iter)
-        raise Preempted(
-            f"stopped by SIGTERM after step {self._iter} of {self._max_iters} in {runner.work_dir}; a checkpoint is "
-            "written, and the same command goes on from it"
-        )
 
 
 @LOOPS.register_module()

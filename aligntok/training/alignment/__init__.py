@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from aligntok.data.loader import make_loader
 from aligntok.data.sampler import batches_in_buckets, evenly_spaced
 from aligntok.distributed import world
 from aligntok.engine.checkpoints import PartStates
-from aligntok.engine.hooks import ReconstructionGridHook
+from aligntok.engine.hooks import PictureHook, draw_reconstructions
 from aligntok.engine.runner import ShareValLoop
 from aligntok.errors import AlignTokError, ConfigError, multiples_of
 from aligntok.loading import load_stage_tokenizer, read_merged_parts
@@ -185,7 +186,8 @@ class AlignmentStage(Stage):
         if data.val is None or not log.pictures:
             return []
         shown = [data.val[i]["images"] for i in evenly_spaced(len(data.val), log.pictures)]
-        return [ReconstructionGridHook(shown, log.pictures_every, ema.inference if ema else None)]
+        draw, inference = partial(draw_reconstructions, images=shown), ema.inference if ema else None
+        return [PictureHook("reconstruction", draw, log.pictures_every, inference)]
 
     def describe(self, model: AlignmentModel) -> dict[str, Any]:
         """Return the tokenizer's config, which rebuilds it."""

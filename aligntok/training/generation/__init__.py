@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
-from aligntok.engine.hooks import SampleGridHook, TimeBinsHook
+from aligntok.engine.hooks import PictureHook, TimeBinsHook, draw_samples
 from aligntok.errors import ConfigError, DataError, multiples_of
 from aligntok.generators.base import check_label_range
 from aligntok.latent_diffusion import LatentDiffusion, check_null_class, described_fields
@@ -234,7 +235,8 @@ class GeneratorStage(Stage):
         hooks: list[Any] = [TimeBinsHook(log.every)]
         if log.pictures:
             labels, inference = grid_labels(data.made_with, log.pictures), ema.inference if ema else None
-            hooks.append(SampleGridHook(labels, log.pictures_every, log.pictures_at, inference))
+            draw = partial(draw_samples, labels=labels)
+            hooks.append(PictureHook("samples", draw, log.pictures_every, inference, log.pictures_at))
         return hooks
 
     def describe(self, model: GenerationModel) -> dict[str, Any]:
