@@ -64,8 +64,7 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
         "distributed/job.py:batched",
         "training/alignment/__init__.py:validation",  # which images are whose, of a loop that is mmengine's
         "data/images.py:_find_together",  # a share at once, by threads
-        "io/pictures.py:image_grid",  # rows of a picture; stands below
-        "io/pictures.py:reconstruction_grid",
+        "io/pictures.py:_grid",  # rows of a picture; stands below
     }
     cut = found(steps_along) - found(strides)
     assert cut == {

@@ -34,8 +34,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aligntok.errors import DataError, first_line
-from aligntok.io.files import read_json, save_tensors
+from aligntok.errors import DataError
+from aligntok.io.files import read_json, reading, save_tensors
 
 FORMAT = 1
 ENCODING, MANIFEST = "encoding.json", "manifest.json"
@@ -155,14 +155,17 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._header, self._begin, self.bytes = _read_header(path)
+        cure = "copy the cache again, or start the command that made it: it encodes what is missing"
+        with reading(path, DataError, cure), path.open("rb") as file:
+            self.bytes = path.stat().st_size
+            self._begin = 8 + int.from_bytes(file.read(8), "little")
+            if self._begin > self.bytes:
+                raise ValueError("its header is cut off")
+            self._header = json.loads(file.read(self._begin - 8))
+            needed = self._begin + max(self._header[name]["data_offsets"][1] for name in _TENSORS)
+            if needed != self.bytes:
+                raise ValueError(f"{self.bytes} bytes of {needed}")
             self.images, self._copies, *self.latent_shape = self._header["latents"]["shape"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is missing, cut off or damaged ({first_line(error)}); copy the cache again, or start the "
-                "command that made it: it encodes what is missing"
-            ) from error
 
     def map_latents(self) -> MappedRows:
         """Map the latents into memory, as (n * copies, C h w). The shard must have some."""
@@ -220,20 +223,6 @@ class MappedRows:
             self._map.madvise(mmap.MADV_WILLNEED, page, begin + self._stride - page)
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """Return the header of a safetensors file, where its tensors begin, and the length of the file, in bytes."""
-    length = path.stat().st_size
-    with path.open("rb") as file:
-        begin = 8 + int.from_bytes(file.read(8), "little")
-        if begin > length:
-            raise ValueError("its header is cut off")
-        header = json.loads(file.read(begin - 8))
-    needed = begin + max(header[name]["data_offsets"][1] for name in _TENSORS)
-    if needed != length:
-        raise ValueError(f"{length} bytes of {needed}")
-    return header, begin, length
-
-
 @dataclass(frozen=True)
 class Manifest:
     """What a finished cache says of itself; see the module for the meaning of its files.
@@ -266,8 +255,17 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     version, or without statistics.
     """
     path = Path(folder) / MANIFEST
+    if not path.with_name(ENCODING).is_file() and not path.is_file():
+        raise DataError(
+            f"no latent cache in {folder}: it has no {MANIFEST}; "
+            "make one with tools/cache_latents.py TOKENIZER DATA OUT"
+        )
     if not path.is_file():
-        raise _unfinished(Path(folder))
+        whole = len(list(path.parent.glob("shard_*.safetensors")))
+        raise DataError(
+            f"the latent cache in {folder} is not finished ({whole} shards are there, {MANIFEST} is not); "
+            "start the command that makes it again: it goes on from there"
+        )
 
     def parse(content: dict[str, Any]) -> Manifest:
         if content["encoding"]["format"] != FORMAT:
@@ -287,19 +285,6 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
     cure = "remove that file and start the command that made the cache again: it writes the file anew"
     return read_json(path, DataError, cure, parse)
-
-
-def _unfinished(folder: Path) -> DataError:
-    if not (folder / ENCODING).is_file():
-        return DataError(
-            f"no latent cache in {folder}: it has no {MANIFEST}; "
-            "make one with tools/cache_latents.py TOKENIZER DATA OUT"
-        )
-    whole = len(list(folder.glob("shard_*.safetensors")))
-    return DataError(
-        f"the latent cache in {folder} is not finished ({whole} shards are there, {MANIFEST} is not); "
-        "start the command that makes it again: it goes on from there"
-    )
 
 
 def _checked_statistics(path: Path, given: Any, channels: int) -> LatentStatistics:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from aligntok.data.latent_shards import DTYPES, LatentStatistics, Manifest, MappedRows, Shard, read_manifest
+from aligntok.data.latent_shards import DTYPES, Manifest, MappedRows, Shard, read_manifest
 from aligntok.data.sampler import SampleIndex
 from aligntok.errors import ConfigError, DataError, at_least
 from aligntok.io.files import inside
@@ -61,13 +61,27 @@ class LatentDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.root = Path(root).expanduser()
         self.manifest = read_manifest(self.root)
-        self._check_tokenizer(tokenizer_identity)
+        made = self.manifest.encoding["tokenizer"]
+        #: The identity of the tokenizer that encoded the cache.
+        self.identity = str(made["identity"])
+        if tokenizer_identity is not None and tokenizer_identity != self.identity:
+            raise DataError(
+                f"{self.root} holds latents of another tokenizer ({made['source']}, identity {self.identity[:12]}), "
+                f"not of the one asked for (identity {tokenizer_identity[:12]}); encode the images with that one, into "
+                "another folder, or use the tokenizer of the cache"
+            )
         if hflip and self.manifest.copies == 1:
             raise ConfigError(f"{root} has no mirrored images; leave hflip out, or encode it without --no-hflip")
         at_least(0, seed=seed)
         self.train = train
         self.hflip = self.manifest.copies == 2 if hflip is None else hflip
         self.normalise = normalise
+        #: Mean and standard deviation of each channel; a checkpoint of a generator should keep them.
+        self.statistics = self.manifest.statistics
+        #: (C, h, w) of an item.
+        self.latent_shape = self.manifest.latent_shape
+        #: The name of each class, empty where the source did not know any.
+        self.class_names = self.manifest.class_names
         self.seed = seed
         self._shards = _open_shards(self.root, self.manifest)
         self._ends = np.cumsum([shard.images for shard in self._shards])
@@ -81,37 +95,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_flips": {}, "_mapped": {}}
 
-    def _check_tokenizer(self, wanted: str | None) -> None:
-        made = self.manifest.encoding["tokenizer"]
-        if wanted is not None and wanted != made["identity"]:
-            raise DataError(
-                f"{self.root} holds latents of another tokenizer ({made['source']}, identity {made['identity'][:12]}), "
-                f"not of the one asked for (identity {wanted[:12]}); encode the images with that one, into another "
-                "folder, or use the tokenizer of the cache"
-            )
-
     def __len__(self) -> int:
         return self.manifest.images
-
-    @property
-    def statistics(self) -> LatentStatistics:
-        """Mean and standard deviation of each channel; a checkpoint of a generator should keep them."""
-        return self.manifest.statistics
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of an item."""
-        return self.manifest.latent_shape
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class, empty where the source did not know any."""
-        return self.manifest.class_names
-
-    @property
-    def identity(self) -> str:
-        """The identity of the tokenizer that encoded the cache."""
-        return str(self.manifest.encoding["tokenizer"]["identity"])
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """Turn normalised latents (..., C, h, w) into those that the tokenizer decodes, float32."""

@@ -38,12 +38,6 @@ def make_loader(
     )
 
 
-def _hear_no_more_of_loaders() -> None:
-    """Switch off torch's handler of SIGCHLD, which raises wherever the process is, even while it tells the reason."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
 @contextmanager
 def explaining_loader_errors() -> Iterator[None]:
     """Turn what a data-loading process raises, or its death, into one DataError or ConfigError."""
@@ -57,7 +51,9 @@ def explaining_loader_errors() -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it died while handing a batch over
         if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
             raise
-        _hear_no_more_of_loaders()
+        if threading.current_thread() is threading.main_thread():
+            # torch's handler of SIGCHLD raises wherever the process is, even while it tells the reason
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise DataError(
             f"a data-loading process ended or got stuck ({first_line(error)}); it may have run out of memory (lower "
             "data.workers), out of shared memory (enlarge /dev/shm), or wait for a disk (see data.timeout)"

@@ -1,20 +1,44 @@
-"""A piece of work that several processes share: who does what, its progress, and SIGTERM, which ends it early."""
+"""A piece of work that several processes share: who does what, its progress, and how it ends early in all of them.
+
+SIGTERM ends it after the same step. One process that fails tells the others why, and one that falls silent is missed.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
-from aligntok.distributed import any_process, is_first, start_processes, total, world
-from aligntok.distributed.failures import SILENCE_SECONDS, ending_together
-from aligntok.errors import Preempted
+from aligntok.distributed import (
+    abandon_process_group,
+    any_process,
+    connect_to_store,
+    is_first,
+    life,
+    start_processes,
+    total,
+    world,
+)
+from aligntok.errors import AlignTokError, Preempted, ProcessError, first_line
+
+logger = logging.getLogger("aligntok.engine")
+SILENCE_SECONDS = 120.0  # without a sign of life after which a process counts as failed
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 5.0  # for a process that hears of a failure to end by itself, in the midst of an exchange or after it
+REASON_SECONDS = 3.0  # for the reason of a broken exchange to arrive
+_EXCHANGE_WORDS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")
 
 T = TypeVar("T")
 Cut = TypeVar("Cut", bound="_Sliceable")
@@ -110,3 +134,139 @@ def ignore_sigterm(*_: Any) -> None:
     that is stuck.
     """
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+@contextmanager
+def ending_together(silence: float) -> Iterator[None]:
+    """Run what is inside as one of several processes, of which none outlives another's failure.
+
+    An error in one process is posted on the store that torchrun keeps; a thread of each other process finds it within
+    a second, and that process ends with a ProcessError that names it, or is ended if it hangs in an exchange. A process
+    without a sign of life for `silence` seconds counts as failed. Nothing to do in a single process.
+    """
+    rank, processes = world()
+    if processes == 1:
+        yield
+        return
+    watch = _FailureWatch(rank, processes, silence)
+    watch.start()
+    try:
+        yield
+    except Preempted:  # every process knows
+        raise
+    except BaseException as error:
+        abandon_process_group()
+        if not _is_exchange_error(error):
+            watch.post(f"{type(error).__name__}: {error if isinstance(error, AlignTokError) else first_line(error)}")
+            raise
+        reason = watch.wait_for_reason(REASON_SECONDS) or (
+            f"an exchange with another process broke off ({first_line(error)}); that process was killed or its machine "
+            "is gone: look for the first failure in torchrun's and the scheduler's report (out of memory?)"
+        )
+        raise ProcessError(reason) from error
+    finally:
+        watch.stop()
+
+
+class _FailureWatch(threading.Thread):
+    """Says on a board that its process lives, or why it failed, and looks there for others while the process works.
+
+    The board is keys of the store that the process group met at. The first process looks after all, all after it.
+    """
+
+    def __init__(self, rank: int, processes: int, silence: float) -> None:
+        super().__init__(name="aligntok-failure-watch", daemon=True)
+        self.rank = rank
+        self.silence = silence
+        # What one life of the run posts must not end the next.
+        self._store = dist.PrefixStore(f"aligntok/board/{life()}", connect_to_store())
+        self._lock = threading.Lock()
+        self._found: str | None = None
+        self._stopped = threading.Event()
+        self._seen = dict.fromkeys(range(1, processes) if rank == 0 else [0], ("", math.inf))
+        self._answered = time.monotonic()
+
+    def post(self, reason: str) -> None:
+        """Say why this process ends, unless another was first."""
+        text = f"process {self.rank} on {socket.gethostname()} failed: {reason}"
+        with suppress(RuntimeError), self._lock:
+            self._store.compare_set("failure", "", text)
+        if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(3 * POLL_SECONDS)  # the store ends with this process: let the others read first
+
+    def reason(self) -> str | None:
+        """Return what the first process to fail posted, if any did."""
+        with self._lock:
+            if self._found is None and self._store.check(["failure"]):
+                self._found = self._store.get("failure").decode()
+        return self._found
+
+    def wait_for_reason(self, seconds: float) -> str | None:
+        """Return the reason once it is there, or None after so many seconds or when the store is gone too."""
+        ends = time.monotonic() + seconds
+        with suppress(RuntimeError):
+            while time.monotonic() < ends:
+                if found := self.reason():
+                    return found
+                time.sleep(0.1)
+        return self._found
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join(GRACE_SECONDS)  # it may wait for a store that no longer answers
+
+    def run(self) -> None:
+        threading.Thread(target=self._miss_the_store, daemon=True).start()
+        beats, next_beat = 0, time.monotonic()
+        while not self._stopped.wait(POLL_SECONDS):
+            try:
+                if time.monotonic() >= next_beat:
+                    beats, next_beat = beats + 1, time.monotonic() + self.silence / 6
+                    with self._lock:
+                        self._store.set(f"alive/{self.rank}", str(beats))
+                    self._miss_the_silent()
+                reason = self.reason()
+                self._answered = time.monotonic()
+            except RuntimeError as error:  # the store, and with it the process or agent that kept it
+                reason = f"the store that the processes met at is gone ({first_line(error)}): its process has ended"
+            if reason is not None:
+                self._end(reason)
+                return
+
+    def _miss_the_store(self) -> None:
+        """torch's TCPStore client waits without limit for a server that is stopped or gone without a word."""
+        while not self._stopped.wait(POLL_SECONDS):
+            if time.monotonic() - self._answered > self.silence + GRACE_SECONDS:
+                self._end(
+                    f"the store that the processes met at gave no answer for {self.silence:g} s (process_timeout)"
+                )
+
+    def _miss_the_silent(self) -> None:
+        now = time.monotonic()
+        for rank, (known, since) in self._seen.items():
+            with self._lock:  # no sign of life yet is none to miss
+                key = f"alive/{rank}"
+                beat = self._store.get(key).decode() if self._store.check([key]) else known
+            if beat != known:
+                self._seen[rank] = (beat, now)
+            elif now - since > self.silence:
+                self.post(
+                    f"process {rank} gave no sign of life for {self.silence:g} s (process_timeout); "
+                    "it hangs, was killed, or its machine is gone"
+                )
+
+    def _end(self, reason: str) -> None:
+        """Let the process end by itself; end it if it hangs in an exchange that no other process will take part in."""
+        if self._stopped.wait(GRACE_SECONDS):
+            return
+        logger.error("%s; this process is ended with it", reason)
+        print(f"ProcessError: {reason}", file=sys.stderr, flush=True)
+        logging.shutdown()
+        os._exit(ProcessError.exit_status)
+
+
+def _is_exchange_error(error: BaseException) -> bool:
+    known: tuple[Any, ...] = (dist.DistError,)
+    return isinstance(error, known) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _EXCHANGE_WORDS)
+    )

@@ -86,10 +86,7 @@ def reconstruction_grid(images: Sequence[Tensor], reconstructions: Sequence[Tens
         tiles.append(_join([image, shown, error], dim=2, gap=gap))
     height, width = (max(tile.shape[d] for tile in tiles) for d in (1, 2))
     tiles = [F.pad(t, (0, width - t.shape[2], 0, height - t.shape[1]), value=1.0) for t in tiles]
-    columns = 1 if len(tiles) <= 6 else 2
-    rows = [_join(tiles[i : i + columns], dim=2, gap=3 * gap) for i in range(0, len(tiles), columns)]
-    rows = [F.pad(row, (0, rows[0].shape[2] - row.shape[2]), value=1.0) for row in rows]
-    return _join(rows, dim=1, gap=gap)
+    return _grid(tiles, 1 if len(tiles) <= 6 else 2, 3 * gap, gap)
 
 
 def image_grid(images: Sequence[Tensor], columns: int | None = None, gap: int = 2) -> Tensor:
@@ -97,10 +94,14 @@ def image_grid(images: Sequence[Tensor], columns: int | None = None, gap: int = 
 
     columns: None makes the grid about square. White between them, and where the last row ends early.
     """
-    across = columns or math.ceil(math.sqrt(len(images)))
-    rows = [_join(images[i : i + across], dim=2, gap=gap) for i in range(0, len(images), across)]
+    return _grid(images, columns or math.ceil(math.sqrt(len(images))), gap, gap)
+
+
+def _grid(tiles: Sequence[Tensor], across: int, beside: int, below: int) -> Tensor:
+    """Lay out tiles row by row, with white gaps `beside` and `below` them, and where the last row ends early."""
+    rows = [_join(tiles[i : i + across], dim=2, gap=beside) for i in range(0, len(tiles), across)]
     rows = [F.pad(row, (0, rows[0].shape[2] - row.shape[2]), value=1.0) for row in rows]
-    return _join(rows, dim=1, gap=gap)
+    return _join(rows, dim=1, gap=below)
 
 
 def _join(tiles: Sequence[Tensor], dim: int, gap: int) -> Tensor:

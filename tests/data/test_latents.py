@@ -253,10 +253,16 @@ AMISS = {
     "part of them": (lambda f: rewrite(f, statistics={**NUMBERS, "std": [1.0]}), "no mean and standard deviation"),
     "deviation 0": (lambda f: rewrite(f, statistics={**NUMBERS, "std": [1.0, 0.0, 1.0]}), "deviations above 0"),
     "not a number": (lambda f: rewrite(f, statistics={**NUMBERS, "mean": [0.0, float("nan"), 0.0]}), "normalised"),
-    "missing shard": (lambda f: shard_path(f, 2).unlink(), r"shard_00002.* is missing, cut off or damaged"),
-    "truncated shard": (cut_off, r"shard_00003.* missing, cut off or damaged \(\d+ bytes of \d+\)"),
+    "missing shard": (
+        lambda f: shard_path(f, 2).unlink(),
+        r"shard_00002.* cannot be read .*; copy the cache again",
+    ),
+    "truncated shard": (cut_off, r"shard_00003.* cannot be read \(\d+ bytes of \d+\); copy"),
     "no shard at all": (lambda f: shard_path(f, 2).write_bytes(b"x" * 9), "its header is cut off"),
-    "garbage": (lambda f: shard_path(f, 2).write_bytes(bytes([2] + [0] * 7) + b"ab"), "cut off or damaged"),
+    "garbage": (
+        lambda f: shard_path(f, 2).write_bytes(bytes([2] + [0] * 7) + b"ab"),
+        "shard_00002.* cannot be read .*; copy the cache again",
+    ),
     "shards of elsewhere": (
         lambda f: rewrite(f, shards=[{"file": "../../x.png", "images": 1, "bytes": 1}]),
         r"names '\.\./\.\./x\.png', which is no file in that folder; copy the cache again",

@@ -94,7 +94,7 @@ LEAVING = """
 import atexit, os, sys, torch.distributed as dist
 from pathlib import Path
 from aligntok.distributed import barrier, start_processes
-from aligntok.distributed.failures import ending_together
+from aligntok.distributed.job import ending_together
 from aligntok.errors import DataError, Preempted
 end = Path(sys.argv[0]).with_name("end_" + os.environ["RANK"])
 atexit.register(lambda: end.write_text(str(dist.is_initialized())))

@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parents[2] / "aligntok"
 OTHERS = {
     ("io/files.py", "read_json"): "the one place",
     ("data/latent_shards.py", "skipped"): "in the header of a .safetensors file, which is checked when it is opened",
-    ("data/latent_shards.py", "_read_header"): "the header of a .safetensors file",
+    ("data/latent_shards.py", "__init__"): "the header of a .safetensors file",
     ("evaluation/references.py", "_read_own"): "in the header of a .safetensors file, under its checksum",
     ("evaluation/report/collect.py", "_read_records"): "lines of mmengine's log, the damaged ones counted",
     ("weights/diffusers.py", "find_autoencoder"): "diffusers' file, which may be there or not",

@@ -46,7 +46,7 @@ class RowSource(ImageSource):
         if not len(dataset):
             raise DataError(f"{where} holds no image: column '{self.column}' has no rows")
         label = _label_column(dataset)
-        labels = None if label is None else _read_labels(where, dataset, label)
+        labels = _read_labels(where, dataset, label) if label else None
         # Not the library's own fingerprint: it follows the files' times, in which the copies of two nodes may differ.
         sizes = [Path(file["filename"]).stat().st_size for file in dataset.cache_files]
         described = f"{len(dataset)} {sizes} {sorted(dataset.features)} ".encode()
