@@ -13,13 +13,14 @@ from rich.console import Console
 
 from aligntok.device import device as this_device
 from aligntok.device import multiplying
+from aligntok.errors import DataError
 from aligntok.evaluation.cost.count import Counted, build_encoder, count_config, count_encoder, parts_of
 from aligntok.evaluation.cost.measure import Row, measure_part
 from aligntok.evaluation.cost.steps import DATA, for_measuring, measure_step
 from aligntok.evaluation.results import Result
 from aligntok.evaluation.settings import CostRequest, CostSettings
 from aligntok.io.console import print_table
-from aligntok.io.files import check_writable
+from aligntok.io.files import check_writable, read_json
 from aligntok.ops.attention import force_backend
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment import expand_stages
@@ -28,42 +29,16 @@ from aligntok.training.generation import expand_generation
 
 __all__ = ["measure_cost"]
 
-CONVENTIONS = {
-    "gmac": "10^9 multiply-accumulates of one image or latent: convolutions, linear layers, attention's two products",
-    "gmac_as_in_paper": "the same without the products of transformers' attention, which the paper's counter left out",
-    "frozen_as_in_paper_m": "without the adapter of the teacher",
-    "trainable_m": "with the discriminator",
-    "encoder": "with the adapter: image to latent",
-    "peak_gb": "10^9 bytes; on a GPU what CUDA's allocator gave out at most; on a CPU the live tensors, without what a "
-    "kernel allocates for itself",
-    "device_hours": "steps of the schedule x median seconds a step x devices; exchanges between devices left out",
-}
 MODELS, SCHEDULE, STAGE_PARTS = "Parameters", "Stages", "Stages by part"
 OPERATIONS = "Multiply-accumulates of a forward pass"
 INFERENCE, STEPS, STEP_PARTS = "Encoder and decoder", "Training steps", "Training steps by part"
 MILLION, BILLION = 1e6, 1e9
-#: Columns of each table on the terminal; two columns of the rows joined by a dash are a range.
-COLUMNS = {
-    MODELS: "part parameters_m",
-    SCHEDULE: "stage trainable_m frozen_m frozen_as_in_paper_m steps images_seen epochs",
-    STAGE_PARTS: "stage part trainable_m frozen_m",
-    OPERATIONS: "part size gmac gmac_attention gmac_as_in_paper",
-    INFERENCE: "part resolution batch ms ms_lower_quartile-ms_upper_quartile calls peak_gb",
-    STEPS: "stage images s_a_step s_lower_quartile-s_upper_quartile steps_timed peak_gb steps devices device_hours",
-    STEP_PARTS: "stage part s share peak_gb",
-}
-#: Column -> how it is called there, if not as it is, and how its numbers are written.
-HEADINGS = {
-    "size": ("at", ""), "resolution": ("at", "d"), "batch": ("batch", "d"), "images": ("images", "d"),
-    "parameters_m": ("M", ".2f"), "trainable_m": ("trainable M", ".2f"), "frozen_m": ("frozen M", ".2f"),
-    "frozen_as_in_paper_m": ("paper's count", ".2f"), "gmac_as_in_paper": ("paper's count", ".4g"),
-    "gmac": ("GMAC", ".4g"), "gmac_attention": ("of it attention", ".4g"), "peak_gb": ("peak GB", ".3f"),
-    "ms": ("ms a call", ",.2f"), "ms_lower_quartile-ms_upper_quartile": ("quartiles", ",.2f"), "calls": ("calls", "d"),
-    "s_a_step": ("s a step", ".3f"), "s_lower_quartile-s_upper_quartile": ("quartiles", ".3f"),
-    "steps_timed": ("timed", "d"), "steps": ("steps", ",d"), "images_seen": ("images seen", ",d"),
-    "epochs": ("epochs", ".2f"), "devices": ("devices", "d"), "device_hours": ("device-hours", ",.1f"),
-    "s": ("s", ".4f"), "share": ("share", ".1%"),
-}  # fmt: skip
+#: Conventions of the numbers; of each table on the terminal its columns, two joined by a dash a range; and how a column
+#: is called there, if not as it is, and its numbers are written.
+CONVENTIONS, COLUMNS, HEADINGS = (
+    read_json(Path(__file__).with_name("tables.json"), DataError, "install AlignTok again")[name]
+    for name in ("conventions", "columns", "headings")
+)
 #: How metrics and notes call a row of what was measured.
 NAMES = {
     INFERENCE: ("{config}/{part}_{resolution}_batch{batch}", "{config}: {part} at {resolution}, batch {batch}"),

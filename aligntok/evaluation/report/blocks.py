@@ -6,11 +6,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from aligntok.errors import DataError
 from aligntok.evaluation.report.collect import is_number
+from aligntok.io.files import read_json
 
 ROWS = 40  # of a table that are shown
 
@@ -44,68 +48,13 @@ class Metric:
         return f"{text} {self.unit}".strip()
 
 
-_FRECHET = "Fréchet distance between Gaussians fitted to Inception-v3 features of two sets of images"
-_KNOWN = {
-    "psnr": Metric("PSNR", UP, 2, "dB", "peak signal-to-noise ratio on 8-bit pixels, mean over images"),
-    "ssim": Metric("SSIM", UP, 4, "", "structural similarity, mean over images; 1 is identical"),
-    "lpips": Metric("LPIPS", DOWN, 4, "", "learned perceptual distance (VGG-16), mean over images; 0 is identical"),
-    "stlpips": Metric("ST-LPIPS", DOWN, 4, "", "shift-tolerant perceptual distance, mean over images; not LPIPS"),
-    "fid": Metric("FID", DOWN, 2, "", _FRECHET),
-    "rfid": Metric("rFID", DOWN, 2, "", f"{_FRECHET}: originals and reconstructions"),
-    "gfid": Metric("gFID", DOWN, 2, "", f"{_FRECHET}: a reference and samples"),
-    "sfid": Metric("sFID", DOWN, 2, "", "FID on spatial Inception-v3 features: sensitive to layout"),
-    "kid": Metric("KID", DOWN, 5, "", "kernel distance between features of two sets of images, unbiased"),
-    "is": Metric("IS", UP, 1, "", "Inception Score: confident and varied classes; needs no reference"),
-    "precision": Metric("Precision", UP, 3, "", "share of samples that lie among the reference's features"),
-    "recall": Metric("Recall", UP, 3, "", "share of the reference that lies among the samples' features"),
-    "density": Metric("Density", UP, 3, "", "how densely the reference surrounds the samples; may exceed 1"),
-    "coverage": Metric("Coverage", UP, 3, "", "share of the reference with a sample close by"),
-    "top1": Metric("Top-1", UP, percent=True, meaning="classes right at the first guess"),
-    "top5": Metric("Top-5", UP, percent=True, meaning="right class among the first five guesses"),
-    "traintop1": Metric("Top-1 in training", UP, percent=True, meaning="of the images trained on"),
-    "cknna": Metric("CKNNA", UP, 3, "", "agreement of neighbourhoods with a reference encoder's; 1 is the same"),
-    "spatialvariance": Metric("Spatial variance", None, 3, "", "variance of a latent over its positions"),
-    "totalvariation": Metric("Total variation", None, 1, "", "differences between neighbouring positions, summed"),
-    "densitycv": Metric("Density CV", DOWN, 3, "", "spread of the density of latents on a t-SNE; 0 is even"),
-    "ginicoefficient": Metric("Gini coefficient", DOWN, 3, "", "inequality of that density; 0 is even"),
-    "normalizedentropy": Metric("Normalised entropy", UP, 3, "", "entropy of that density; 1 is even"),
-    "isstd": Metric("IS, deviation", None, 2, "", "of the Inception Score over splits"),
-    "kidse": Metric("KID, standard error", None, 5, "", "of the KID over subsets"),
-    "images": Metric("Images", None, 0, "", "images that the numbers are means of"),
-    "evaluationspersample": Metric("evaluations a sample", None, 1, "", "passes through the generator"),
-    "secondspersample": Metric("seconds a sample", DOWN, 4, "s", "of one process, decoding included"),
-    "rmsfromunguided": Metric("difference from unguided (RMS)", None, 2, "", "grey levels"),
-    "latentstd": Metric("deviation of latents (data: 1)", None, 3, "", "of normalised latents"),
-    "saturated": Metric("saturated values", DOWN, None, "", "share of values that are 0 or 255"),
-    "cfgscale": Metric("guidance scale", None, None, "", "1 is no guidance"),
-    "steps": Metric("steps", None, 0),
-    "gmac": Metric("GMAC", None, None, "", "billions of multiply-accumulates of one forward pass"),
-    "ms": Metric("ms", DOWN, 2, "", "milliseconds of a call, median"),
-    "sastep": Metric("seconds a step", DOWN, 3, "", "of training, median"),
-    "imagespersecond": Metric("images/s", UP, 1, "", "seen in training"),
-    "skippedsteps": Metric("steps left out", None, 0, "", "because of a spike or numbers that are not finite"),
-    "loss/l1": Metric("L1"),
-    "loss/lpips": Metric("LPIPS"),
-    "loss/st_lpips": Metric("ST-LPIPS"),
-    "loss/gan": Metric("GAN, of the decoder"),
-    "loss/discriminator": Metric("GAN, of the discriminator"),
-    "loss/semantic": Metric("semantic preservation"),
-    "loss/kl": Metric("KL"),
-    "loss/vf": Metric("vision foundation"),
-    "loss/velocity": Metric("velocity"),
-    "loss/direction": Metric("direction of the velocity"),
-    "loss/total": Metric("total"),
-}
-_ALSO = {
-    "inceptionscore": "is",
-    "gini": "ginicoefficient",
-    "normalisedentropy": "normalizedentropy",
-    "entropy": "normalizedentropy",
-    "cfg": "cfgscale",
-    "top1accuracy": "top1",
-    "top5accuracy": "top5",
-    "accuracy": "top1",
-}
+@cache
+def data(name: str) -> dict[str, Any]:
+    """Return what is written in ``<name>.json`` beside this file: the paper's numbers, or how metrics are shown."""
+    return read_json(Path(__file__).with_name(f"{name}.json"), DataError, "install AlignTok again")
+
+
+_KNOWN = {name: Metric(**how) for name, how in data("metrics")["known"].items()}  # by plain name
 _ERRORS = re.compile(r"(standard error|std|deviation|error|spread|±)", re.IGNORECASE)
 _ON_FEATURES = re.compile(r"^([rgs]?FD|KD|KID|IS|precision|recall|density|coverage|CKNNA)[-@ ](.+)$", re.IGNORECASE)
 _UNITS = {"m": "M", "gb": "GB", "ms": "ms", "s": "s"}
@@ -128,7 +77,7 @@ def metric(name: str) -> Metric:
     "FD-X" and others on the features of X say so, and are never called FID.
     """
     own = without_place(name)
-    if known := _KNOWN.get(name) or _KNOWN.get(_ALSO.get(plain(own), plain(own))):
+    if known := _KNOWN.get(name) or _KNOWN.get(data("metrics")["also"].get(plain(own), plain(own))):
         return known
     found = _ON_FEATURES.match(own)
     if found and not _ERRORS.search(own):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from aligntok.evaluation.report.blocks import (
     Note,
     Section,
     Table,
+    data,
     flatten,
     heading,
     not_found,
@@ -145,12 +145,6 @@ def _details(shown: Shown, several: bool) -> list[Block]:
 # The paper's numbers
 
 
-@cache
-def paper() -> dict[str, Any]:
-    """Return the paper's numbers (paper.json)."""
-    return read_json(Path(__file__).with_name("paper.json"), DataError, "install AlignTok again")
-
-
 def compare(run: Run, found: Evaluated) -> PaperNumbers:
     """Return the paper's numbers for a result of a run, or the reason why none is put beside it."""
     kind, result = found.result.kind, found.result
@@ -159,7 +153,7 @@ def compare(run: Run, found: Evaluated) -> PaperNumbers:
     run = run if run.trainings else _run_behind(run, result)
     if kind == "cost":
         return _costs(run, result)
-    wanted, images = paper()["evaluated"][kind], images_of(result)
+    wanted, images = data("paper")["evaluated"][kind], images_of(result)
     if images != wanted["images"]:
         seen = "an unknown number" if images is None else f"{images:,}"
         return _none(f"its own are of {wanted['images']:,} {wanted['of']}, these of {seen}")
@@ -167,7 +161,7 @@ def compare(run: Run, found: Evaluated) -> PaperNumbers:
     if not trainings:
         return _none("the training that was evaluated is not there whole")
     what = "generator" if kind == "generation" else "tokenizer"
-    same = next((entry for entry in paper()[f"{what}s"] if _is_the_papers(run, trainings, entry)), None)
+    same = next((entry for entry in data("paper")[f"{what}s"] if _is_the_papers(run, trainings, entry)), None)
     if same is None:
         # a result that came from elsewhere may name any folder: of a run that it is not in, nothing is told
         is_inside = found.path.resolve().is_relative_to(run.path.resolve())
@@ -190,7 +184,7 @@ def _none(why: str) -> PaperNumbers:
 
 
 def _costs(run: Run, result: Result) -> PaperNumbers:
-    cost, measured = paper()["cost"], [Path(word).stem for word in result.subject.split(", ")]
+    cost, measured = data("paper")["cost"], [Path(word).stem for word in result.subject.split(", ")]
     if Path(cost["configs"][0]).stem in measured or (run.stages and _is_run_of(run, cost["configs"])):
         note = "The paper's cost of this model is below; its seconds and gigabytes are of its own GPUs."
         return PaperNumbers(note, tables=cost["tables"])

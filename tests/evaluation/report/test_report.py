@@ -22,9 +22,9 @@ from aligntok.cli import report as command
 from aligntok.data.transforms import open_image
 from aligntok.errors import DataError, WriteError
 from aligntok.evaluation.report import write_report
-from aligntok.evaluation.report.blocks import NONE, TIMES, metric, write_seconds, write_value
+from aligntok.evaluation.report.blocks import NONE, TIMES, data, metric, write_seconds, write_value
 from aligntok.evaluation.report.collect import find, read_history
-from aligntok.evaluation.report.evaluations import FREE, FREE_FOR_GENERATORS, compare, paper
+from aligntok.evaluation.report.evaluations import FREE, FREE_FOR_GENERATORS, compare
 from aligntok.evaluation.report.figures import embed, smooth, thin
 from aligntok.evaluation.results import KINDS, Result
 from aligntok.evaluation.settings import ReportSettings
@@ -662,7 +662,7 @@ def test_a_generator_on_another_tokenizer_or_unfinished_is_not_the_papers(tmp_pa
 
 
 def test_the_papers_numbers_are_well_formed_and_their_configs_are_there():
-    content = paper()
+    content = data("paper")
     assert set(content) == {"about", "evaluated", "tokenizers", "generators", "cost"}
     assert set(content["evaluated"]) | {"latent_space", "cost", "comparison"} == set(KINDS)
     for entry in content["tokenizers"]:
