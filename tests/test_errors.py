@@ -22,19 +22,19 @@ SENTENCES = {
     },
     r"(it )?must be (at least|… or more)": {
         "errors.py": "at_least says it",
-        "generators/base.py": "a probability, which has an upper end",
+        "generators/__init__.py": "a probability, which has an upper end",
         "generators/lightning_dit.py": "three widths that make no transformer together",
     },
     r"multiples? of (…|f|p)": {
         "errors.py": "multiples_of says it",
-        "extractors/base.py": "no error, but how images are resized",
+        "extractors/__init__.py": "no error, but how images are resized",
         "generators/lightning_dit.py": "its own size, with the patch size beside it",
         "plugins/testing.py": "of the test kit's own argument",
     },
-    r"labels from … to …": {"generators/base.py": "check_label_range says it"},
+    r"labels from … to …": {"generators/__init__.py": "check_label_range says it"},
     r"null class": {
         "latent_diffusion.py": "check_null_class says it",
-        "generators/base.py": "names what is allowed",
+        "generators/__init__.py": "names what is allowed",
     },
     r"did you mean": {"errors.py": "suggestion says it"},
 }

@@ -92,7 +92,7 @@ def test_8_bits_come_about_and_go_in_one_place():
         ("data/images.py", "place_unreadable"),  # numbers of buckets
         ("data/transforms.py", "_to_rgb"),  # the high byte of 16-bit grey
         ("evaluation/metrics/image_quality.py", "ssim"),  # the constants of its definition
-        ("extractors/base.py", "resized"),  # to [0, 1], as feature extractors take images
+        ("extractors/__init__.py", "resized"),  # to [0, 1], as feature extractors take images
         ("io/pictures.py", "from_uint8"),
         ("io/pictures.py", "round_to_8bit"),
         ("io/pictures.py", "to_uint8"),

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from aligntok.decoders.base import Decoder
+from aligntok.decoders import Decoder
 from aligntok.weights.diffusers import AutoencoderPart, build_autoencoder, complete_config, factor_of
 
 

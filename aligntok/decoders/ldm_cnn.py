@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.decoders.base import Decoder
+from aligntok.decoders import Decoder
 from aligntok.ops.ldm_blocks import Level, Middle, check_shape_options, group_norm, regroup, set_block_checkpointing
 
 

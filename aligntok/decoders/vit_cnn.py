@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.decoders.base import Decoder
+from aligntok.decoders import Decoder
 from aligntok.decoders.ldm_cnn import LDMDecoder
 from aligntok.errors import ConfigError
 from aligntok.ops.attention import attention

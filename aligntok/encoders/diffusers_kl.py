@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from aligntok.encoders.base import Encoder
+from aligntok.encoders import Encoder
 from aligntok.errors import ConfigError
 from aligntok.weights.diffusers import AutoencoderPart, build_autoencoder, complete_config, factor_of
 

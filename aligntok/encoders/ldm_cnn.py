@@ -9,7 +9,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.encoders.base import Encoder
+from aligntok.encoders import Encoder
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.ops.ldm_blocks import Level, Middle, check_shape_options, group_norm, regroup, set_block_checkpointing
 from aligntok.weights.load import load_into, read_tensors

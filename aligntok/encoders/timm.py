@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from aligntok.annotations import takes_keywords_of
-from aligntok.encoders.base import Encoder, last_weight
+from aligntok.encoders import Encoder, last_weight
 from aligntok.errors import ConfigError, unknown
 from aligntok.weights.libraries import check_model_name, create_timm, pretrained_tensors
 from aligntok.weights.load import misfit

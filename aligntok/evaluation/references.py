@@ -26,7 +26,7 @@ from aligntok.evaluation.metrics.fid import Gaussian
 from aligntok.evaluation.metrics.image_quality import to_pixels
 from aligntok.evaluation.results import check_out
 from aligntok.evaluation.settings import ReferenceSettings
-from aligntok.extractors.base import Extractor
+from aligntok.extractors import Extractor
 from aligntok.io.files import save_tensors
 
 

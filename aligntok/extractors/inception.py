@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3 as blocks
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from aligntok.extractors.base import Extractor, Features
+from aligntok.extractors import Extractor, Features
 from aligntok.weights.hub import fetch, placed_url
 from aligntok.weights.load import load_into, read_tensors
 

@@ -10,7 +10,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from aligntok.errors import ConfigError
-from aligntok.extractors.base import Extractor, Features, resized
+from aligntok.extractors import Extractor, Features, resized
 from aligntok.weights.libraries import OpenCLIPModel, check_model_name, create_timm, pretrained_tensors
 from aligntok.weights.load import load_into
 

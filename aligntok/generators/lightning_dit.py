@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.errors import ConfigError, WeightsError, multiples_of, unknown
-from aligntok.generators.base import Generator, check_label_range
+from aligntok.generators import Generator, check_label_range
 from aligntok.generators.dit_blocks import DiTBlock, FinalLayer, LabelEmbedder, PatchEmbedder, TimeEmbedder
 from aligntok.ops.embeddings import axial_rotations, embed_grid, from_patches, run_block
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aligntok.errors import ConfigError, unknown
-from aligntok.losses.base import Loss
+from aligntok.losses import Loss
 
 KINDS = ("hinge", "non_saturating")
 

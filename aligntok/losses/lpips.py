@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from aligntok.errors import ConfigError, WeightsError, check_same_shape, unknown
-from aligntok.losses.base import Loss
+from aligntok.losses import Loss
 from aligntok.weights.hub import fetch
 from aligntok.weights.load import load_into, read_tensors
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from aligntok.errors import check_same_shape
-from aligntok.losses.base import Loss
+from aligntok.losses import Loss
 
 
 class L1Loss(Loss):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.errors import ConfigError, check_same_shape, unknown
-from aligntok.losses.base import Loss
+from aligntok.losses import Loss
 
 DISTANCES = ("l2", "cosine")
 PLACES = ("latents", "features")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aligntok.encoders.base import Encoder, last_weight
+from aligntok.encoders import Encoder, last_weight
 from aligntok.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ import torch
 from open_clip import factory
 from torch import nn
 
-from aligntok.extractors.base import EncoderFeatures, resized
+from aligntok.extractors import EncoderFeatures, resized
 from aligntok.extractors.libraries import LibraryExtractor
 from aligntok.plugins.testing import check_extractor
 from aligntok.registry import EXTRACTORS

@@ -22,7 +22,7 @@ from aligntok.evaluation.metrics.fid import (
     kernel_distance,
     precision_recall,
 )
-from aligntok.extractors.base import EncoderFeatures, Extractor, Features
+from aligntok.extractors import EncoderFeatures, Extractor, Features
 from aligntok.registry import ENCODERS, EXTRACTORS
 
 INCEPTION = "Inception-v3"  # the title whose distances have the names FID, sFID, IS and KID

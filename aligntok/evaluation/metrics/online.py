@@ -16,7 +16,7 @@ from aligntok.evaluation.metrics.features import INCEPTION, FeatureCollector, bu
 from aligntok.evaluation.metrics.fid import frechet_distance
 from aligntok.evaluation.metrics.image_quality import psnr, ssim, to_pixels
 from aligntok.evaluation.references import check_fits, read_reference
-from aligntok.extractors.base import Extractor
+from aligntok.extractors import Extractor
 from aligntok.registry import LOSSES
 
 

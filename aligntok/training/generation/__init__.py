@@ -22,7 +22,7 @@ from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
 from aligntok.engine.hooks import PictureHook, TimeBinsHook, draw_samples
 from aligntok.errors import ConfigError, DataError, multiples_of
-from aligntok.generators.base import check_label_range
+from aligntok.generators import check_label_range
 from aligntok.latent_diffusion import LatentDiffusion, check_null_class, described_fields
 from aligntok.loading import GENERATION, UNKNOWN, load_latent_diffusion, load_tokenizer, read_stage_file
 from aligntok.registry import DATASETS, GENERATORS, import_components

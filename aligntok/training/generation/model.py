@@ -22,7 +22,7 @@ from aligntok.distributed.parallel import GradientReduction
 from aligntok.engine.compile import blocks_of, compile_blocks
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import DataError, DivergenceError
-from aligntok.generators.base import check_label_range
+from aligntok.generators import check_label_range
 from aligntok.io.pictures import to_uint8
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng

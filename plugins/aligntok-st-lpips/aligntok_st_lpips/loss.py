@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from aligntok.errors import ConfigError, WeightsError
-from aligntok.losses import Loss, check_same_shape
+from aligntok.errors import ConfigError, WeightsError, check_same_shape
+from aligntok.losses import Loss
 from aligntok.weights.load import load_into, read_tensors
 from aligntok_st_lpips.trunks import Trunk, alex, vgg
 

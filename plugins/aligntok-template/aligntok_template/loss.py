@@ -8,7 +8,7 @@ from aligntok.losses import Loss
 class MyLoss(Loss):
     """Mean absolute difference between the edges of an image and of its reconstruction."""
 
-    inputs = ("images", "reconstruction")  # names from aligntok.losses.base.TENSORS, in the order of forward
+    inputs = ("images", "reconstruction")  # names from aligntok.losses.TENSORS, in the order of forward
     at = "reconstruction"
 
     def forward(self, images: Tensor, reconstruction: Tensor) -> Tensor:  # both (N, 3, H, W) in [-1, 1]

@@ -7,7 +7,7 @@ import torch
 
 from aligntok.errors import ConfigError
 from aligntok.evaluation.metrics.features import build_extractor
-from aligntok.extractors.base import EncoderFeatures
+from aligntok.extractors import EncoderFeatures
 from aligntok.extractors.libraries import TimmExtractor
 from aligntok.registry import ENCODERS, EXTRACTORS
 
