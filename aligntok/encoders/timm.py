@@ -112,33 +112,21 @@ class TimmEncoder(LevelEncoder):
     stride or block, and WeightsError when the weights can't be had or don't fit.
     """
 
+    @takes_keywords_of(LevelEncoder)
     def __init__(
         self,
         model_name: str,
         *,
         pretrained: bool | str | os.PathLike[str] = True,
-        downsample_factor: int = 16,
-        stride: int | None = None,
-        out_index: int | None = None,
-        final_norm: bool = True,
         image_size: int | tuple[int, int] | None = None,
         model_args: dict[str, Any] | None = None,
-        antialias: bool = False,
+        **keywords: Any,
     ) -> None:
         check_model_name(model_name)
         tensors, source = pretrained_tensors(model_name, pretrained)
         backbone = build_backbone(model_name, tensors, source, image_size=image_size, model_args=model_args)
-        super().__init__(
-            backbone,
-            f"timm model '{model_name}'",
-            backbone.pretrained_cfg["mean"],
-            backbone.pretrained_cfg["std"],
-            downsample_factor=downsample_factor,
-            stride=stride,
-            out_index=out_index,
-            final_norm=final_norm,
-            antialias=antialias,
-        )
+        published = backbone.pretrained_cfg
+        super().__init__(backbone, f"timm model '{model_name}'", published["mean"], published["std"], **keywords)
         self.model_name = model_name
 
     def backbone_features(self, pixels: Tensor) -> Tensor:
@@ -173,7 +161,12 @@ def build_backbone(
     options: dict[str, Any] = {"num_classes": 0, **(model_args or {})}
     if image_size is not None:
         options["img_size"] = image_size
-    kept = None if tensors is None else _without_classifier(model_name, tensors)
+    kept = None
+    if tensors is not None:
+        published = timm.get_pretrained_cfg(model_name)
+        names = (published.classifier if published else None) or ()
+        classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+        kept = {key: value for key, value in tensors.items() if not key.startswith(classifier)}
     backbone = _create(model_name, kept, source, options)
     if not hasattr(backbone, "prune_intermediate_layers") or not hasattr(backbone, "feature_info"):
         raise ConfigError(f"timm model '{model_name}' gives no intermediate features; choose another")
@@ -202,13 +195,6 @@ def _create(model_name: str, tensors: dict[str, Tensor] | None, source: str, opt
     raise AssertionError("the last way of ANY_SIZE has no key to refuse")
 
 
-def _without_classifier(model_name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    published = timm.get_pretrained_cfg(model_name)
-    names = (published.classifier if published else None) or ()
-    dropped = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-    return {key: value for key, value in tensors.items() if not key.startswith(dropped)}
-
-
 class DINOv2Encoder(TimmEncoder):
     """DINOv2 (Oquab et al. 2023), patch 14, pretrained position grid of 518 pixels; 304.37 M parameters when large.
 
@@ -216,12 +202,7 @@ class DINOv2Encoder(TimmEncoder):
     Other keywords: those of TimmEncoder.
     """
 
-    NAMES = {
-        "small": "vit_small_patch14_{}dinov2.lvd142m",
-        "base": "vit_base_patch14_{}dinov2.lvd142m",
-        "large": "vit_large_patch14_{}dinov2.lvd142m",
-        "giant": "vit_giant_patch14_{}dinov2.lvd142m",
-    }
+    NAMES = {size: f"vit_{size}_patch14_{{}}dinov2.lvd142m" for size in ("small", "base", "large", "giant")}
 
     @takes_keywords_of(TimmEncoder, but=("stride",))
     def __init__(self, size: str = "large", *, registers: bool = False, **keywords: Any) -> None:

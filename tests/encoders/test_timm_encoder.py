@@ -135,7 +135,7 @@ def test_an_unknown_size_of_the_papers_encoders_is_refused_with_the_sizes():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dinov2", {"stride": 7}, "no keyword named 'stride'.*known: size, registers, pretrained, downsample_factor"),
+        ("dinov2", {"stride": 7}, "no keyword named 'stride'.*known: size, registers, pretrained, image_size"),
         ("mae", {"registers": True}, "no keyword named 'registers'"),
         ("siglip2", {"image_size": "224"}, "image_size='224' is str; it must be int or"),
     ],
