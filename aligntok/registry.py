@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -18,36 +18,25 @@ from aligntok.annotations import check_values
 from aligntok.errors import ConfigError, UnknownComponentError, unknown
 
 
-@dataclass(frozen=True)
-class ComponentSource:
-    """Where a component comes from: the plugin's entry-point name, its distribution and version."""
-
-    plugin: str
-    distribution: str
-    version: str
-
-
 @dataclass
 class PluginRecord:
-    """What became of one plugin: the components it added as 'shelf:name', or the error that kept it out."""
+    """A plugin by its entry-point name, distribution and version, and what became of it: the components it added as
+    'shelf:name', or the error that kept it out.
+    """
 
-    origin: ComponentSource
+    name: str
+    distribution: str
+    version: str
     components: list[str] = field(default_factory=list)
     error: str | None = None
 
     def __str__(self) -> str:
         state = f"failed to load: {self.error}" if self.error else f"{len(self.components)} components"
-        return f"{self.origin.distribution} {self.origin.version} {state}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return name, distribution, version, components ('shelf:name') and error (None if it loaded), for programs."""
-        fields = asdict(self)
-        origin = fields.pop("origin")
-        return {"name": origin.pop("plugin"), **origin, **fields}
+        return f"{self.distribution} {self.version} {state}"
 
     def as_text(self) -> str:
         """Return the plugin and its components, a line a shelf, or what kept it out, for people."""
-        lines = [f"{self.origin.plugin}  ({self.origin.distribution} {self.origin.version})"]
+        lines = [f"{self.name}  ({self.distribution} {self.version})"]
         if self.error:
             return "\n".join([*lines, f"  failed to load: {self.error}"])
         by_shelf: dict[str, list[str]] = {}
@@ -69,14 +58,14 @@ class ComponentRegistry(Registry):
     def __init__(self, name: str, kind: str, parent: Registry | None = None) -> None:
         super().__init__(name, parent=parent, scope="aligntok")
         self.kind = kind
-        self.origins: dict[str, ComponentSource] = {}
+        self.origins: dict[str, PluginRecord] = {}
 
     def import_from_location(self) -> None:
         """Load the plugins, unless this process has; mmengine's name of what comes before the first look-up."""
         if not PLUGIN_RECORDS:
             importlib.import_module("aligntok.plugins").load_plugins()  # by name: nothing here depends on it
 
-    def add(self, name: str, component: type | str, origin: ComponentSource | None = None) -> None:
+    def add(self, name: str, component: type | str, origin: PluginRecord | None = None) -> None:
         """Register a class or its import string under a new name. Raises ConfigError if the name is taken."""
         self.check_free(name)
         self._module_dict[name] = component

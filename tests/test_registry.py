@@ -25,7 +25,7 @@ from aligntok.registry import (
     METRICS,
     TEXT_ENCODERS,
     ComponentRegistry,
-    ComponentSource,
+    PluginRecord,
     check_keywords,
     shelves,
 )
@@ -82,7 +82,7 @@ def test_a_component_is_built_from_its_config():
 
 
 def test_an_import_string_costs_nothing_until_it_is_asked_for(shelf):
-    shelf.add("lazy", "nowhere.to.be.Found", ComponentSource("lazy", "aligntok-lazy", "2.0"))
+    shelf.add("lazy", "nowhere.to.be.Found", PluginRecord("lazy", "aligntok-lazy", "2.0"))
     assert list(shelf) == ["lazy"]
     with pytest.raises(UnknownComponentError) as caught:
         shelf.get("lazy")
@@ -104,7 +104,7 @@ def test_an_unknown_name_says_what_is_known_and_what_is_near():
 
 
 def test_a_name_is_given_once(shelf):
-    shelf.add("a", nn.Linear, ComponentSource("a", "aligntok-a", "1.0"))
+    shelf.add("a", nn.Linear, PluginRecord("a", "aligntok-a", "1.0"))
     with pytest.raises(ConfigError, match="widget name 'a' is taken by aligntok-a 1.0; choose another name"):
         shelf.add("a", nn.Conv2d)
     assert shelf.get("a") is nn.Linear

@@ -194,10 +194,10 @@ def test_a_component_that_is_not_installed_names_the_package_that_has_it(saved):
 
 
 def test_a_plugins_component_is_recorded_with_its_version(tmp_path, monkeypatch):
-    from aligntok.registry import ComponentSource
+    from aligntok.registry import PluginRecord
 
     monkeypatch.setitem(DECODERS.module_dict, "mine", DECODERS.get("ldm_cnn"))
-    monkeypatch.setitem(DECODERS.origins, "mine", ComponentSource("mine", "aligntok-mine", "1.2"))
+    monkeypatch.setitem(DECODERS.origins, "mine", PluginRecord("mine", "aligntok-mine", "1.2"))
     tokenizer = build(decoder={**DECODER, "type": "mine"})
     assert tokenizer.config["plugins"]["decoder"] == {"distribution": "aligntok-mine", "version": "1.2"}
 

@@ -153,12 +153,12 @@ class _Check:
 @verb("aligntok plugins list")
 def _list(asked: _Listing) -> None:
     import json
+    from dataclasses import asdict
 
     from aligntok.plugins import list_plugins
 
     found = list_plugins()
-    texts = [plugin.as_text() for plugin in found]
-    print(json.dumps([plugin.as_dict() for plugin in found], indent=2) if asked.json else "\n".join(texts))
+    print(json.dumps([*map(asdict, found)], indent=2) if asked.json else "\n".join(each.as_text() for each in found))
 
 
 @verb("aligntok plugins check")

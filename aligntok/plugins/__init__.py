@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -12,10 +13,9 @@ import pluggy
 
 import aligntok
 from aligntok.errors import AlignTokError, ConfigError, PluginError
-from aligntok.registry import PLUGIN_RECORDS, ComponentRegistry, ComponentSource, PluginRecord, Registries, shelves
+from aligntok.registry import PLUGIN_RECORDS, ComponentRegistry, PluginRecord, Registries, shelves
 
 GROUP = "aligntok"
-BUILTINS = ComponentSource(plugin="builtins", distribution="aligntok", version=aligntok.__version__)
 hookspec = pluggy.HookspecMarker(GROUP)
 
 
@@ -44,13 +44,13 @@ class Registration:
         self.held[name] = component
 
 
-def register_plugin(manager: pluggy.PluginManager, plugin: Any, origin: ComponentSource) -> PluginRecord:
-    """Let one plugin add its components. What it raises is recorded, and nothing of it is kept."""
-    record = PluginRecord(origin)
+def register_plugin(manager: pluggy.PluginManager, load: Callable[[], Any], record: PluginRecord) -> PluginRecord:
+    """Let one plugin add its components. What it raises, loading included, is recorded, and nothing of it is kept."""
     PLUGIN_RECORDS.append(record)
     held = {shelf: Registration(registry) for shelf, registry in shelves().items()}
     try:
-        manager.register(plugin, name=origin.plugin)
+        plugin = load()
+        manager.register(plugin, name=record.name)
         others = [other for other in manager.get_plugins() if other is not plugin]
         called = manager.subset_hook_caller("aligntok_register", remove_plugins=others)
         if not called.get_hookimpls():
@@ -61,7 +61,7 @@ def register_plugin(manager: pluggy.PluginManager, plugin: Any, origin: Componen
         return record
     for shelf, registration in held.items():
         for name, component in registration.held.items():
-            registration.registry.add(name, component, origin)
+            registration.registry.add(name, component, record)
             record.components.append(f"{shelf}:{name}")
     return record
 
@@ -73,20 +73,13 @@ def load_plugins() -> list[PluginRecord]:
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(sys.modules[__name__])
-    record = register_plugin(manager, importlib.import_module("aligntok.builtins"), BUILTINS)
+    ours = PluginRecord("builtins", "aligntok", aligntok.__version__)
+    record = register_plugin(manager, lambda: importlib.import_module("aligntok.builtins"), ours)
     if record.error:  # a defect of ours, not of a user's plugin
         raise RuntimeError(f"the built-in plugin {record}")
     for point in _chosen(sorted(entry_points(group=GROUP), key=lambda point: point.name)):
-        dist = point.dist
-        origin = ComponentSource(
-            point.name, *((dist.name, dist.version) if dist else (point.name, "(unknown version)"))
-        )
-        try:
-            plugin = point.load()
-        except Exception as error:  # a broken plugin is reported where its component is asked for, not here
-            PLUGIN_RECORDS.append(PluginRecord(origin, error=f"{type(error).__name__}: {error}"))
-        else:
-            register_plugin(manager, plugin, origin)
+        known = (point.dist.name, point.dist.version) if point.dist else (point.name, "(unknown version)")
+        register_plugin(manager, point.load, PluginRecord(point.name, *known))
     return PLUGIN_RECORDS
 
 
@@ -97,7 +90,7 @@ def _chosen(found: list[EntryPoint]) -> list[EntryPoint]:
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     for name in sorted(set(names) - {point.name for point in found}):
         error = f"ALIGNTOK_LOAD_PLUGINS asks for it, but no such plugin is installed; found: {[p.name for p in found]}"
-        PLUGIN_RECORDS.append(PluginRecord(ComponentSource(name, name, "(not installed)"), error=error))
+        PLUGIN_RECORDS.append(PluginRecord(name, name, "(not installed)", error=error))
     return [point for point in found if point.name in names]
 
 

@@ -123,7 +123,7 @@ def install_all(site):
 
 def records():
     load_plugins()
-    return {record.origin.plugin: record for record in PLUGIN_RECORDS}
+    return {record.name: record for record in PLUGIN_RECORDS}
 
 
 def test_a_plugin_adds_its_components_with_their_origin(site):
