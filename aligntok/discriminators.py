@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,10 +43,8 @@ class GlobalBatchNorm2d(nn.SyncBatchNorm):
             return nn.BatchNorm2d.forward(self, input)
         if input.is_cuda:
             return super().forward(input)
-        return self._forward_anywhere(input.float()).to(input.dtype)
-
-    def _forward_anywhere(self, x: Tensor) -> Tensor:
         # nn.SyncBatchNorm has kernels for accelerators only; this is the same in differentiable sums.
+        x = input.float()
         local_count = x.new_full((1,), x.numel() / x.shape[1])
         summed, count = _Total.apply(torch.cat([x.sum((0, 2, 3)), local_count])).split([x.shape[1], 1])
         mean = summed / count
@@ -58,8 +58,8 @@ class GlobalBatchNorm2d(nn.SyncBatchNorm):
                 self.running_var.lerp_(variance * count / (count - 1), momentum)
         scale = (variance + self.eps).rsqrt()
         if self.affine:
-            return centred * (scale * self.weight)[:, None, None] + self.bias[:, None, None]
-        return centred * scale[:, None, None]
+            return (centred * (scale * self.weight)[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        return (centred * scale[:, None, None]).to(input.dtype)
 
 
 class _Total(torch.autograd.Function):
@@ -74,7 +74,11 @@ class _Total(torch.autograd.Function):
         return total(gradient)
 
 
-NORMS = ("batch", "group", "none")
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": GlobalBatchNorm2d,
+    "group": partial(nn.GroupNorm, 32),
+    "none": nn.Identity,
+}
 
 
 class PatchGAN(Discriminator):
@@ -89,15 +93,19 @@ class PatchGAN(Discriminator):
 
     def __init__(self, in_channels: int = 3, base_channels: int = 64, num_layers: int = 3, norm: str = "batch") -> None:
         at_least(1, "PatchGAN", num_layers=num_layers)
+        if norm not in NORMS:
+            raise ConfigError(f"PatchGAN: {unknown('norm', norm, NORMS)}")
         # Each strided layer halves the side; the two unstrided ones then take one pixel each.
         super().__init__(in_channels=in_channels, min_size=3 * 2**num_layers)
         widths = [base_channels * min(2**i, 8) for i in range(num_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         for i in range(1, num_layers + 1):
             stride = 2 if i < num_layers else 1
+            if norm == "group" and widths[i] % 32:
+                raise ConfigError(f"PatchGAN: norm='group' needs widths that are multiples of 32, not {widths[i]}")
             layers += [
                 nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=norm == "none"),
-                _norm_layer(norm, widths[i]),
+                NORMS[norm](widths[i]),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         layers.append(nn.Conv2d(widths[-1], 1, 4, 1, 1))
@@ -108,18 +116,6 @@ class PatchGAN(Discriminator):
         """Return logits (N, 1, h', w')."""
         self.check_images(images)
         return self.main(images)
-
-
-def _norm_layer(norm: str, channels: int) -> nn.Module:
-    if norm == "batch":
-        return GlobalBatchNorm2d(channels)
-    if norm == "group":
-        if channels % 32:
-            raise ConfigError(f"PatchGAN: norm='group' needs widths that are multiples of 32, not {channels}")
-        return nn.GroupNorm(32, channels)
-    if norm == "none":
-        return nn.Identity()
-    raise ConfigError(f"PatchGAN: {unknown('norm', norm, NORMS)}")
 
 
 def _init_pix2pix(module: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # errors are said without torch
@@ -73,15 +73,19 @@ def first_line(error: object) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
+def some_of(names: Sequence[str], shown: int | None = 4) -> str:
+    """Return the first `shown` names (None: all), and how many more there are."""
+    listed = names[:shown]
+    return ", ".join(listed) + (f" and {len(names) - len(listed)} more" if len(names) > len(listed) else "")
+
+
 def unknown(kind: str, given: object, known: Iterable[object], shown: int | None = None) -> str:
     """The sentence about a name that there is not: no `kind` of that name, the nearest one, and those known.
 
     shown: how many of the known ones to list, None for all.
     """
     names = [str(name) for name in known]
-    near, listed = suggestion(str(given), names), names[:shown]
-    more = f" and {len(names) - len(listed)} more" if len(names) > len(listed) else ""
-    return f"no {kind} named '{given}'; {near}known: {', '.join(listed) or 'none'}{more}"
+    return f"no {kind} named '{given}'; {suggestion(str(given), names)}known: {some_of(names, shown) or 'none'}"
 
 
 def at_least(least: float, where: str = "", /, **options: float | None) -> None:

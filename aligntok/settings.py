@@ -122,13 +122,9 @@ def check_given(cls: Any, given: Mapping[str, Any], where: str) -> None:
     try:
         cls.__pydantic_validator__.validate_python(dict(given))
     except ValidationError as error:
-        errors = [each for each in error.errors(include_url=False) if not _of_the_whole(each)]
-        if errors:
+        errors = [each for each in error.errors(include_url=False) if each["type"] != "missing"]
+        if errors := [each for each in errors if not isinstance(each.get("ctx", {}).get("error"), AlignTokError)]:
             raise _refused(errors, cls, given, where) from None
-
-
-def _of_the_whole(error: Mapping[str, Any]) -> bool:
-    return error["type"] == "missing" or isinstance(error.get("ctx", {}).get("error"), AlignTokError)
 
 
 def _inner(annotation: Any) -> Any:

@@ -50,7 +50,7 @@ class InceptionV3(Extractor):
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight)
         else:
-            file = usual_file() if pretrained is True else Path(pretrained)
+            file = Path(usual_file() if pretrained is True else pretrained)
             tensors = {k: v for k, v in read_tensors(file, WHO).items() if not k.startswith("AuxLogits.")}
             # What batch norm counts changes no feature, and not every copy of the file has it.
             counters = {key: torch.tensor(0) for key in self.state_dict() if key.endswith("num_batches_tracked")}
@@ -98,7 +98,5 @@ class InceptionV3(Extractor):
 
 def usual_file() -> Path:
     """The published weights: where either library keeps them, or else downloaded and checked by their SHA-256."""
-    for name in (os.path.basename(URL), OTHER_NAME):
-        if placed_url(name).is_file():
-            return placed_url(name)
-    return fetch(URL, WHO, sha256=SHA256)
+    placed = [placed_url(name) for name in (URL, OTHER_NAME) if placed_url(name).is_file()]
+    return placed[0] if placed else fetch(URL, WHO, sha256=SHA256)

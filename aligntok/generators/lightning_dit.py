@@ -82,8 +82,9 @@ class LightningDiT(Generator):
         self._tables: dict[tuple[int, int, torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = {}
         self._reset_tables()
         self._initialise()
-        self.register_load_state_dict_pre_hook(_leave_out_tables)
-        self.register_load_state_dict_post_hook(_make_tables_anew)
+        self.register_load_state_dict_pre_hook(LightningDiT._leave_out_tables)
+        # A model built on the meta device has no tables yet, and to_empty leaves them undefined.
+        self.register_load_state_dict_post_hook(LightningDiT._reset_tables)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:  # (N, C, h, w), (N,), (N,)
         self.check_inputs(x, t, y)
@@ -156,7 +157,15 @@ class LightningDiT(Generator):
                 f"{grid[0]} x {grid[1]} patches; its weights were trained with other positions, and cannot be used here"
             )
 
-    def _reset_tables(self) -> None:
+    def _leave_out_tables(self, state: MutableMapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the position tables out of a state dict that is being loaded; report those that differ as errors."""
+        tables = {name: state.pop(prefix + name) for name in TABLES if prefix + name in state}
+        try:
+            self.own_tensors(tables)
+        except WeightsError as error:
+            rest[-1].append(str(error))
+
+    def _reset_tables(self, *_: Any) -> None:
         """Make the table of the training grid, where the weights are, and forget all others."""
         weight = self.x_embedder.proj.weight
         positions = embed_grid(*self.grid, self.hidden_size).to(weight.device, weight.dtype)
@@ -199,20 +208,3 @@ def _grid(input_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
             "(height, width), of multiples of patch_size"
         )
     return sides[0] // patch_size, sides[1] // patch_size
-
-
-def _leave_out_tables(module: nn.Module, state: MutableMapping[str, Any], prefix: str, *rest: Any) -> None:
-    """Take the position tables out of a state dict that is being loaded; report those that differ as errors."""
-    errors: list[str] = rest[-1]
-    tables = {name: state.pop(prefix + name) for name in TABLES if prefix + name in state}
-    try:
-        assert isinstance(module, LightningDiT)
-        module.own_tensors(tables)
-    except WeightsError as error:
-        errors.append(str(error))
-
-
-def _make_tables_anew(module: nn.Module, _: Any) -> None:
-    """After weights came: a model built on the meta device has no tables yet, and to_empty leaves them undefined."""
-    assert isinstance(module, LightningDiT)
-    module._reset_tables()

@@ -83,14 +83,18 @@ class LPIPSLoss(Loss):
         self.requires_grad_(False).eval()
         self.net.to(memory_format=torch.channels_last)  # pooling and norms: faster there
         if pretrained:
-            load_trunk(self.net, net, None if pretrained is True else pretrained)
+            path = fetch(shape.url, "LPIPSLoss", sha256=shape.sha256) if pretrained is True else pretrained
+            load_into(self.net, _trunk_names(self.net, read_tensors(path, "LPIPSLoss")), "LPIPSLoss", path)
         if not self.scaling_layer.shift.is_meta:
             load_heads(self.lins, net)
 
     def forward(self, images: Tensor, reconstruction: Tensor) -> Tensor:  # both (N, 3, H, W) in [-1, 1]
         """Return the loss, a float32 scalar."""
         check_same_shape("LPIPSLoss", images=images, reconstruction=reconstruction)
-        self.check_size(images)
+        if min(images.shape[-2:]) < self.min_size:  # the trunk's pooling would shrink them to nothing
+            raise ConfigError(
+                f"LPIPSLoss needs images of at least {self.min_size} pixels a side, was given {tuple(images.shape)}"
+            )
         with torch.no_grad():  # images are data: only the reconstruction is learned
             targets = self.layers(images)
         layers = zip(self.layers(reconstruction), targets, self.lins, strict=True)
@@ -99,13 +103,6 @@ class LPIPSLoss(Loss):
     def layers(self, images: Tensor) -> list[Tensor]:
         """Activations of each trunk stage, of unit length over the channels: (N, width, h, w) each."""
         return [_unit_length(x.float()) for x in self.net(self.scaling_layer(images))]
-
-    def check_size(self, images: Tensor) -> None:
-        """Raise ConfigError for images that the trunk's pooling would shrink to nothing."""
-        if min(images.shape[-2:]) < self.min_size:
-            raise ConfigError(
-                f"LPIPSLoss needs images of at least {self.min_size} pixels a side, was given {tuple(images.shape)}"
-            )
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: the metric is frozen."""
@@ -167,16 +164,6 @@ class HeadLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted sum over channels."""
         return self.model(x)
-
-
-def load_trunk(trunk: nn.Module, net: str, source: str | Path | None) -> None:
-    """Load ImageNet weights from `source`, or, for None, from the torch hub folder or the network.
-
-    Raises WeightsError, within seconds, when they cannot be had or do not fit.
-    """
-    shape = TRUNKS[net]
-    path = fetch(shape.url, "LPIPSLoss", sha256=shape.sha256) if source is None else source
-    load_into(trunk, _trunk_names(trunk, read_tensors(path, "LPIPSLoss")), "LPIPSLoss", path)
 
 
 def load_heads(heads: nn.ModuleList, net: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aligntok.errors import some_of
+
 BATCH = 2
 LATENT_DIM = 8  # of the latents that check_adapter and check_decoder ask for and check_loss hands out
 FEATURE_DIM = 12
@@ -231,7 +233,3 @@ def alike(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def some_of(keys: list[str], shown: int = 4) -> str:
-    return ", ".join(keys[:shown]) + (f" and {len(keys) - shown} more" if len(keys) > shown else "")

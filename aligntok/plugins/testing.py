@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aligntok.errors import some_of
 from aligntok.plugins.component_checks import (
     BATCH,
     FEATURE_DIM,
@@ -26,7 +27,6 @@ from aligntok.plugins.component_checks import (
     random_images,
     random_pixels,
     random_tensor,
-    some_of,
     wake,
 )
 from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, EXTRACTORS, GENERATORS, LOSSES

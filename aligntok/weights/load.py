@@ -13,14 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from aligntok.errors import WeightsError, first_line
+from aligntok.errors import WeightsError, first_line, some_of
 from aligntok.weights.hub import fetch
 
 #: Where a checkpoint keeps its weights, in the order of preference; the averaged ones are what models are released for.
 CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "teacher")
 #: What torch.compile and DistributedDataParallel put before every name.
 _WRAPPERS = re.compile(r"(_orig_mod\.|module\.)*")
-SHOWN = 4
 _SIZES = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)")
 
 
@@ -68,7 +67,7 @@ def load_into(
     missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
     unknown = [key for key in tensors if key not in own]
     shapes = [
-        _two_shapes(key, tuple(tensors[key].shape), tuple(value.shape))
+        f"{key} is {tuple(tensors[key].shape)}, not {tuple(value.shape)}"
         for key, value in own.items()
         if key in tensors and tensors[key].shape != value.shape
     ]
@@ -96,8 +95,8 @@ def misfit(
     who: str, source: object, missing: Sequence[str] = (), unknown: Sequence[str] = (), others: Sequence[str] = ()
 ) -> WeightsError:
     """The error of weights that belong to another model: the first names of each side, and what else does not fit."""
-    faults = [f"{side} {_some(names)}" for side, names in (("missing", missing), ("unknown", unknown)) if names]
-    faults += [_some(others)] if others else []
+    sides = (("missing ", missing), ("unknown ", unknown), ("", others))
+    faults = [side + some_of(names) for side, names in sides if names]
     return WeightsError(
         f"{who}: {source} does not fit ({'; '.join(faults)}); check the model's name and options against the file"
     )
@@ -107,7 +106,7 @@ def misfit_of(error: Exception, who: str, source: object) -> WeightsError:
     """The same error, made from what torch's own strict loading, or a library's converter of names, says."""
     text = str(error)
     missing, unknown = strict_keys(text)
-    shapes = [_two_shapes(key, f"({given})", f"({own})") for key, given, own in _SIZES.findall(text)]
+    shapes = [f"{key} is ({given}), not ({own})" for key, given, own in _SIZES.findall(text)]
     said = missing or unknown or shapes
     return misfit(who, source, missing, unknown, shapes if said else [f"{type(error).__name__}: {first_line(error)}"])
 
@@ -117,11 +116,3 @@ def strict_keys(text: str) -> tuple[list[str], list[str]]:
     rests = [re.search(rf"{side} key\(s\) in state_dict:(.*)", text) for side in ("Missing", "Unexpected")]
     missing, unknown = (re.findall(r'"([^"]+)"', rest[1]) if rest else [] for rest in rests)
     return missing, unknown
-
-
-def _two_shapes(key: str, given: object, own: object) -> str:
-    return f"{key} is {given}, not {own}"
-
-
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
