@@ -19,8 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aligntok.distributed.parallel import GradientReduction
 from aligntok.training.alignment.gradient_ratio import gradient_ratio
 from aligntok.training.alignment.model import AlignmentModel
+from aligntok.training.settings import StageSettings
+from aligntok.training.stages import MicroBatch
 
 LOSSES = {
     "l1": {"type": "l1"},
@@ -33,8 +36,9 @@ FIXED = {"gan": 0.3, "semantic": 0.7}
 
 def build_model(image_size: int) -> AlignmentModel:
     """Return a stage-2 model of some ten million parameters, teacher included."""
-    return AlignmentModel(
-        tokenizer={
+    settings = StageSettings(
+        steps=1,
+        model={
             "encoder": {"type": "timm", "model_name": "vit_small_patch16_224", "pretrained": False},
             "decoder": {"type": "ldm_cnn", "ch": 32, "num_res_blocks": 1, "resolution": image_size},
             "latent_dim": 16,
@@ -44,11 +48,12 @@ def build_model(image_size: int) -> AlignmentModel:
         discriminator={"type": "patchgan", "norm": "group"},
         teacher="start",
     )
+    return AlignmentModel(settings)
 
 
 def ours(model: AlignmentModel, images: Tensor) -> None:
     """Walk the graph once, part by part."""
-    model._backward(images, step=0, scale=1.0, reduction=None)
+    model.backward({"images": images}, MicroBatch(0, 0, 1, 1.0, GradientReduction()))
 
 
 def plain(model: AlignmentModel, images: Tensor, weigh: Callable[..., dict[str, Tensor | float]]) -> None:

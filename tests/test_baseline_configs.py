@@ -11,6 +11,7 @@ import torch
 
 from aligntok.diffusion.times import shift_times
 from aligntok.engine.runner import StepBatch
+from aligntok.rng import seed_torch
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment import expand_stages
 from aligntok.training.alignment.model import AlignmentModel
@@ -205,7 +206,7 @@ def test_a_small_copy_trains(name, photographs, tmp_path):
 
 def test_a_teacher_of_its_own_keeps_its_weights_when_a_stage_begins():
     (stage,) = expand_stages(shrunken("vavae_vit_f16d32"))
-    model = AlignmentModel(**stage.model_settings)
+    model = AlignmentModel(stage.settings, stage.seed)
     before = {name: tensor.clone() for name, tensor in model.teacher.encoder.state_dict().items()}
     model.load_start(None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.teacher.encoder.state_dict().items())
@@ -228,7 +229,7 @@ class Gradients:
 def published_total(model, images):
     """The total that VA-VAE's code minimises, one joined graph, sums over an image's numbers, mean over images."""
     tokenizer, losses = model.tokenizer, model.objective.losses
-    model._seed_step(3)  # what the posterior's draw comes from
+    seed_torch("step of a process", model.seed, 3, 0)  # what the posterior's draw comes from
     moments = tokenizer.moments(images)
     mean, logvar = moments.chunk(2, dim=1)
     z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
@@ -252,7 +253,7 @@ def published_total(model, images):
 def test_a_step_of_va_vae_has_the_gradients_of_the_published_total():
     torch.manual_seed(0)
     (stage,) = expand_stages(shrunken("vavae_f16d32", **{"losses.gan.start_step": 0}))
-    model = AlignmentModel(**stage.model_settings)
+    model = AlignmentModel(stage.settings, stage.seed)
     model.load_start(None)
     images = torch.rand(3, 3, 32, 32) * 2 - 1
     named = {

@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+from torch.profiler import record_function
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
+from aligntok.distributed.parallel import GradientReduction
 from aligntok.engine.checkpoints import PartStates
+from aligntok.engine.compile import compile_blocks
+from aligntok.engine.runner import StepBatch
 from aligntok.loading import STAGE_FILE
 from aligntok.training.settings import TrainingSettings
 
@@ -39,14 +46,81 @@ class RandomItems(Dataset[Any]):
         return self.item
 
 
+class MicroBatch(NamedTuple):
+    """Which part of a step a backward pass is of: `number` of `of`, and the exchange that its last one begins.
+
+    `scale` multiplies every loss: the micro-batch's share of the step, times the loss scale of float16.
+    """
+
+    step: int
+    number: int
+    of: int
+    scale: Tensor | float
+    reduction: GradientReduction
+
+    @property
+    def last(self) -> bool:
+        """Whether the step's gradients are complete after it."""
+        return self.number == self.of - 1
+
+    def start_reduction(self, *parts: nn.Module) -> None:
+        """Begin to average the gradients of `parts` over processes, after the last micro-batch."""
+        if self.last:
+            self.reduction.start(p for part in parts for p in part.parameters())
+
+
+class TrainedModel(BaseModel):
+    """What a stage trains, beside what it is trained with, as the `settings` of the stage say.
+
+    Has ``parts()``, ``trained_parts()``, ``frozen_parts()`` and ``averaged_parts()``, each a dict of modules,
+    ``load_start(states)`` and ``val_step``; and ``backward``, from which `train_step` is made. `seed`, with the step,
+    is the source of every random number that it draws.
+    """
+
+    def __init__(self, settings: Any, seed: int) -> None:
+        super().__init__()
+        self.settings, self.seed, self.precision = settings, seed, settings.precision
+
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """Return what changes in the stage."""
+        raise NotImplementedError
+
+    def backward(self, batch: Mapping[str, Tensor], place: MicroBatch) -> dict[str, Tensor]:
+        """Give what is trained the gradients of a micro-batch, and begin their exchange; return what to log."""
+        raise NotImplementedError
+
+    def train_step(self, data: StepBatch, optim_wrapper: Any) -> dict[str, Tensor]:
+        """Do one optimiser step; every process calls it with its share of the same step.
+
+        Returns what to log, averaged over micro-batches.
+        """
+        reduction, count = GradientReduction(), len(data.micro_batches)
+        scale = optim_wrapper.loss_scale(self.device()) / count
+        places = (MicroBatch(data.step, i, count, scale, reduction) for i in range(count))
+        logs = [self.backward(batch, place) for batch, place in zip(data.micro_batches, places, strict=True)]
+        reduction.finish()
+        averaged = {key: torch.stack([log[key] for log in logs]).mean(dim=0) for key in logs[0]}
+        losses = [value for key, value in averaged.items() if key.startswith("loss/")]
+        with record_function("optimiser"):
+            return {**averaged, **optim_wrapper.step_parts(self.trained_parts(), losses)}
+
+    def compile_parts(self, *parts: nn.Module | None) -> None:
+        """Compile parts block by block, if the settings say so."""
+        options = self.settings.compile
+        if options:
+            compile_blocks([*parts], {} if options is True else options)
+
+    def device(self) -> torch.device:
+        """Return the device that it is on."""
+        return next(self.parameters()).device
+
+
 @dataclass(frozen=True)
 class Stage(ABC):
     """One training of a run, complete: its place, its folder, its settings.
 
     A new kind of training is a folder beside `alignment` and `generation`, with a class that answers these questions,
-    and a line in :func:`aligntok.training.run.expand`. The models they build have ``parts()``, ``trained_parts()``,
-    ``frozen_parts()`` and ``averaged_parts()``, each a dict of modules, ``load_start(states)``, ``train_step`` and
-    ``val_step``.
+    and a line in :func:`aligntok.training.run.expand`. The models they build are as :class:`TrainedModel`.
     """
 
     index: int

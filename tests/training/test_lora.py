@@ -14,6 +14,7 @@ from aligntok.encoders.timm import TimmEncoder
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, read_frozen
 from aligntok.errors import ConfigError
 from aligntok.training.alignment.model import AlignmentModel
+from aligntok.training.settings import StageSettings
 from aligntok.weights.lora import LoRASettings, add_lora, lora_scaling, with_lora, without_lora
 
 LORA = dict(rank=2, alpha=8, dropout=0.0)
@@ -75,13 +76,13 @@ def test_a_plain_state_finds_its_place_under_the_updates(encoder):
 
 
 def test_a_loss_cannot_balance_at_a_layer_that_lora_leaves_frozen(tiny):
-    options = dict(tokenizer=tiny["model"], trainable=["encoder", "adapter", "decoder"], teacher="start")
+    options = dict(steps=1, model=tiny["model"], trainable=["encoder", "adapter", "decoder"], teacher="start")
     losses = dict(l1=dict(type="l1"), semantic=tiny["semantic"])
     lora = LoRASettings(**LORA, targets=r".*attn\.(qkv|proj)")
     with pytest.raises(ConfigError, match="last layer frozen, where loss 'semantic' is weighed"):
-        AlignmentModel(losses=losses, lora=lora, **options)
+        AlignmentModel(StageSettings(losses=losses, lora=lora, **options))
     losses["semantic"] = {**tiny["semantic"], "adaptive_weight": None}
-    AlignmentModel(losses=losses, lora=lora, **options)
+    AlignmentModel(StageSettings(losses=losses, lora=lora, **options))
 
 
 def test_what_cannot_be_is_one_clear_error(encoder):

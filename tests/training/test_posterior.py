@@ -165,16 +165,16 @@ def test_a_generator_trains_on_samples_that_are_encoded_on_the_fly(variational, 
 
 
 def test_samples_on_the_fly_do_not_depend_on_how_a_step_is_split(variational, classes):
-    from aligntok.diffusion.settings import TransportSettings
     from aligntok.training.generation.model import GenerationModel
+    from aligntok.training.settings import GeneratorSettings
 
     tokenizer = copy.deepcopy(variational[0])
     data = dict(type="images", root=str(classes), split="train", image_size=32)
     statistics = latent_statistics(tokenizer, data, None, "fp32", 0, "sample")
     generator = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4)
     diffusion = LatentDiffusion(generator, tokenizer, statistics, (4, 4, 4))
-    transport = TransportSettings(times="uniform", direction_weight=0.0)
-    model = GenerationModel(diffusion, transport, posterior="sample", seed=2)
+    own = dict(train={"type": "images"}, posterior="sample")
+    model = GenerationModel(diffusion, GeneratorSettings(steps=1, generator=generator, data=own), seed=2)
     dataset = DATASETS.build({**data, "train": False})
     images = torch.stack([dataset[i]["images"] for i in range(4)])
     whole = model.posterior_noise({"images": images}, 3, 0, 1)

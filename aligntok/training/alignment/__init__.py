@@ -108,24 +108,12 @@ class AlignmentStage(Stage):
         """Whether the training images are known."""
         return "root" in self.settings.data.train
 
-    @property
-    def model_settings(self) -> dict[str, Any]:
-        """The keywords of :class:`aligntok.training.alignment.model.AlignmentModel`."""
-        taken = (
-            *("losses", "trainable", "discriminator", "teacher", "precision", "grad_checkpointing", "compile", "lora"),
-        )
-        return {
-            "tokenizer": self.settings.model,
-            "seed": self.seed,
-            **{key: getattr(self.settings, key) for key in taken},
-        }
-
     def build_model(self, data: StageData | None = None) -> AlignmentModel:
         """Build tokenizer, losses, discriminator and teacher; without data on the meta device."""
         if data is not None:
-            return AlignmentModel(**self.model_settings)
+            return AlignmentModel(self.settings, self.seed)
         with torch.device("meta"):  # shapes do not depend on what is compiled
-            return AlignmentModel(**{**self.without_pretrained().model_settings, "compile": False})
+            return AlignmentModel(replace(self.without_pretrained().settings, compile=False), self.seed)
 
     def build_data(self) -> StageData:
         """Open the training images and those held out, if any. Raises DataError or ConfigError."""

@@ -40,9 +40,8 @@ def gradient_ratio(reference: Tensor, other: Tensor, max: float = 1e4, eps: floa
     Both are gradients of the same parameter, any shape, averaged over processes. Returns a float32 scalar in
     [0, max] without gradient; 0 when `reference` is 0, finite when `other` is 0.
     """
-    ratio = reference.detach().float().norm() / (
-        other.detach().float().norm() + eps
-    )  # r = |grad L_ref| / |grad L_other|
+    # r = |grad L_ref| / |grad L_other|
+    ratio = reference.detach().float().norm() / (other.detach().float().norm() + eps)
     return ratio.clamp(0, max)
 
 

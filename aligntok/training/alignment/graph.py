@@ -21,13 +21,18 @@ class ForwardGraph:
 
     The decoder ran on a detached copy of the latents, and the losses run on detached copies of everything
     (`leaves`), so that each part's backward pass is one call with the gradients that were combined above it.
-    features (N, C, h, w), moments (N, d or 2d, h, w), latents (N, d, h, w), reconstruction (N, 3, H, W). `references`
-    has, by the name of a loss, the gradients at the latents that it is balanced against, where those are not all that
-    arrive there.
+    features (N, C, h, w), moments (N, d or 2d, h, w), latents (N, d, h, w), reconstruction (N, 3, H, W). `inputs` are
+    what losses take, `logs` what is to be logged. `scale` multiplies every loss: the micro-batch's share of the step,
+    times the loss scale of float16. `references` has, by the name of a loss, the gradients at the latents that it is
+    balanced against, where those are not all that arrive there.
     """
 
     tensors: dict[str, Tensor]
     leaves: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    step: int = 0
+    scale: Tensor | float = 1.0
+    logs: dict[str, Tensor] = field(default_factory=dict)
     arriving: dict[str, Tensor] = field(default_factory=dict)
     references: dict[str, Tensor] = field(default_factory=dict)
 
@@ -57,7 +62,9 @@ class ForwardGraph:
             torch.autograd.backward([self.tensors[name] for name in names], gradients)
 
 
-def run_forward(tokenizer: Tokenizer, images: Tensor, trainable: Iterable[str]) -> ForwardGraph:
+def run_forward(
+    tokenizer: Tokenizer, images: Tensor, trainable: Iterable[str], step: int = 0, scale: Tensor | float = 1.0
+) -> ForwardGraph:
     """Run the tokenizer on images (N, 3, H, W); what lies before the first trained part runs without a graph.
 
     The latents of a variational tokenizer are sampled. The leaves are float32, whatever autocast made of the tensors.
@@ -69,12 +76,8 @@ def run_forward(tokenizer: Tokenizer, images: Tensor, trainable: Iterable[str]) 
         moments = tokenizer.adapter(features)
         latents = tokenizer.latents_from(moments, sample=True)
     tensors = {"features": features, "moments": moments, "latents": latents}
-    leaves = {name: _leaf(tensor, tensor.requires_grad) for name, tensor in tensors.items()}
+    leaves = {name: tensor.detach().float().requires_grad_(tensor.requires_grad) for name, tensor in tensors.items()}
     with record_function("decoder"), torch.set_grad_enabled(latents.requires_grad or "decoder" in trained):
         tensors["reconstruction"] = tokenizer.decoder(leaves["latents"])
-    leaves["reconstruction"] = _leaf(tensors["reconstruction"], True)
-    return ForwardGraph(tensors, leaves)
-
-
-def _leaf(tensor: Tensor, requires_grad: bool) -> Tensor:
-    return tensor.detach().float().requires_grad_(requires_grad)
+    leaves["reconstruction"] = tensors["reconstruction"].detach().float().requires_grad_()
+    return ForwardGraph(tensors, leaves, {"images": images, **leaves}, step, scale)

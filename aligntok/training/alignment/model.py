@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.profiler import record_function
 from typing_extensions import Self
 
-from aligntok.device import check_precision, computing
+from aligntok.device import computing
 from aligntok.distributed import world
-from aligntok.distributed.parallel import GradientReduction
 from aligntok.engine.checkpoints import load_parts
-from aligntok.engine.compile import compile_blocks
 from aligntok.engine.ema import PartStates
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError
@@ -26,7 +24,9 @@ from aligntok.rng import seed_torch
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.training.alignment.graph import ForwardGraph, run_forward
 from aligntok.training.alignment.objective import Objective
-from aligntok.weights.lora import LoRASettings, add_lora, with_lora, without_lora
+from aligntok.training.settings import StageSettings
+from aligntok.training.stages import MicroBatch, TrainedModel
+from aligntok.weights.lora import add_lora, with_lora, without_lora
 
 
 class Teacher(nn.Module):
@@ -50,59 +50,32 @@ class Teacher(nn.Module):
 
 
 @MODELS.register_module()
-class AlignmentModel(BaseModel):
-    """A tokenizer in training, whatever the stage: what a stage is, its config says.
+class AlignmentModel(TrainedModel):
+    """A tokenizer in training, whatever the stage: what a stage is, its settings say.
 
-    Args:
-        tokenizer: keywords of :class:`aligntok.tokenizer.Tokenizer`.
-        losses: ``{name: dict(type=..., weight=..., start_step=..., adaptive_weight=dict(at=...), ...)}``.
-        trainable: which of encoder, adapter, decoder are trained. The others run in eval mode, without gradients.
-        discriminator: config of the discriminator; needed, and trained, iff a loss takes its logits.
-        teacher: None, "start" (the encoder and adapter that the stage starts from), or an encoder config.
-        precision: "fp32", "tf32", or "bf16" or "fp16" autocast (weights, optimiser and ratios stay float32).
-        grad_checkpointing: recompute activations of encoder and decoder in the backward pass.
-        compile: True, or keywords of ``torch.compile``, to compile tokenizer and teacher block by block.
-        lora: the low-rank updates through which the encoder trains; None: it trains as it is.
-        seed: with the step, the source of every random number that the model draws.
-
-    Raises ConfigError when these do not fit one another.
+    Parts that are not trained run in eval mode, without gradients. The discriminator is built, and trained, iff a loss
+    takes its logits. Weights, optimiser and ratios stay float32 in any precision. Raises ConfigError for settings that
+    do not fit one another.
     """
 
-    def __init__(
-        self,
-        tokenizer: Mapping[str, Any],
-        losses: Mapping[str, Mapping[str, Any]],
-        trainable: Iterable[str],
-        discriminator: Mapping[str, Any] | None = None,
-        teacher: str | Mapping[str, Any] | None = None,
-        precision: str = "fp32",
-        grad_checkpointing: bool = False,
-        compile: bool | Mapping[str, Any] = False,
-        lora: LoRASettings | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.trainable = tuple(trainable)
-        if not self.trainable or set(self.trainable) - set(PARTS):
+    def __init__(self, settings: StageSettings, seed: int = 0) -> None:
+        super().__init__(settings, seed)
+        self.trainable = tuple(settings.trainable)
+        if not self.trainable:
             raise ConfigError(f"trainable={list(self.trainable)}; it must name one or more of {', '.join(PARTS)}")
-        check_precision(precision)
-        self.tokenizer = Tokenizer(**tokenizer)
-        self.objective = Objective(losses, self.trainable)
-        self.discriminator = self._build_discriminator(discriminator)
-        self.teacher = self._build_teacher(teacher)
-        self.teacher_is_start = teacher == "start"
-        self.precision = precision
-        self.seed = seed
+        self.tokenizer = Tokenizer(**settings.model)
+        self.objective = Objective(settings.losses, self.trainable)
+        self.discriminator = self._build_discriminator(settings.discriminator)
+        self.teacher = self._build_teacher(settings.teacher)
         for name in PARTS:
             getattr(self.tokenizer, name).requires_grad_(name in self.trainable)
-        if lora is not None:
-            add_lora(self.tokenizer.encoder, self.trainable, lora)
+        if settings.lora is not None:
+            add_lora(self.tokenizer.encoder, self.trainable, settings.lora)
             self._check_balance_with_lora()
-        if grad_checkpointing:
+        if settings.grad_checkpointing:
             self.tokenizer.encoder.set_grad_checkpointing(True)
             self.tokenizer.decoder.set_grad_checkpointing(True)
-        if compile:
-            compile_blocks([self.tokenizer, self.teacher], {} if compile is True else compile)
+        self.compile_parts(self.tokenizer, self.teacher)
         self.train()
 
     def _check_balance_with_lora(self) -> None:
@@ -146,7 +119,7 @@ class AlignmentModel(BaseModel):
             wanted = {name: part for name, part in parts.items() if name in states}
             fitting = {name: with_lora(states[name], part) for name, part in wanted.items()}
             load_parts(wanted, fitting, "what the stage starts from")
-        if self.teacher is None or not self.teacher_is_start:
+        if self.teacher is None or self.settings.teacher != "start":
             return
         for name, part in self.teacher.named_children():
             part.load_state_dict(without_lora(getattr(self.tokenizer, name).state_dict()))
@@ -191,97 +164,63 @@ class AlignmentModel(BaseModel):
         return self
 
     def train_step(self, data: StepBatch, optim_wrapper: Any) -> dict[str, Tensor]:
-        """Do one optimiser step of generator side and discriminator, from one forward pass a micro-batch.
+        """Do one optimiser step of generator side and discriminator, from one forward pass a micro-batch; collective.
 
-        Every process calls it with its share of the same step. Returns what to log, averaged over micro-batches.
+        What is drawn in it follows from (seed, step, rank): nothing to save, nothing to lose on resume.
         """
-        self._seed_step(data.step)
-        reduction = GradientReduction()
-        scale = optim_wrapper.loss_scale(self._device()) / len(data.micro_batches)
-        logs: list[dict[str, Tensor]] = []
-        for i, batch in enumerate(data.micro_batches):
-            finished = reduction if i == len(data.micro_batches) - 1 else None
-            images = batch["images"].to(self._device(), non_blocking=True)
-            logs.append(self._backward(images, data.step, scale, finished))
-        reduction.finish()
-        averaged = {key: torch.stack([log[key] for log in logs]).mean() for key in logs[0]}
-        losses = [value for key, value in averaged.items() if key.startswith("loss/")]
-        with record_function("optimiser"):
-            return {**averaged, **optim_wrapper.step_parts(self.trained_parts(), losses)}
+        seed_torch("step of a process", self.seed, data.step, world()[0])
+        return super().train_step(data, optim_wrapper)
 
-    def _backward(
-        self, images: Tensor, step: int, scale: Tensor | float, reduction: GradientReduction | None
-    ) -> dict[str, Tensor]:
-        """Walk the graph once, part by part; a part's exchange between processes starts when its gradients are in.
-
-        `scale` multiplies every loss: the micro-batch's share of the step, times the loss scale of float16.
-        """
+    def backward(self, batch: Mapping[str, Tensor], place: MicroBatch) -> dict[str, Tensor]:
+        """Walk the graph once, part by part; a part's exchange between processes starts when its gradients are in."""
         decoder, encoder = self.tokenizer.decoder, self.tokenizer.encoder
+        images = batch["images"].to(self.device(), non_blocking=True)
         with computing(self.precision, images.device):
-            graph = run_forward(self.tokenizer, images, self.trainable)
-            inputs = self._loss_inputs(images, graph, step)
+            graph = run_forward(self.tokenizer, images, self.trainable, place.step, place.scale)
+            self._loss_inputs(graph)
             with record_function("losses"):
-                logs = self.objective.backward_to_image(graph, inputs, decoder.last_layer, step, scale)
-            logs.update(self._backward_discriminator(images, inputs.get("fake_logits"), step, scale))
-            adversary = self.discriminator if "fake_logits" in inputs else None
-            self._start(reduction, [adversary])
+                self.objective.backward_to_image(graph, decoder.last_layer)
+            if "fake_logits" in graph.inputs:
+                self._backward_discriminator(graph)
+                place.start_reduction(self.discriminator)
             graph.backward_decoder()
-            self._start(reduction, [decoder])
+            place.start_reduction(decoder)
             with record_function("losses"):
-                logs.update(self.objective.backward_to_encoder(graph, inputs, encoder.last_layer, step, scale))
+                self.objective.backward_to_encoder(graph, encoder.last_layer)
             graph.backward_encoder()
-            self._start(reduction, [self.tokenizer.adapter, encoder, *self.objective.losses.values()])
-        return logs
+            place.start_reduction(self.tokenizer.adapter, encoder, *self.objective.losses.values())
+        return graph.logs
 
-    def _loss_inputs(self, images: Tensor, graph: ForwardGraph, step: int) -> dict[str, Tensor]:
-        inputs = {"images": images, **graph.leaves}
-        if self.teacher is not None and any(
-            self.objective.needs(f"teacher_{x}", step) for x in ("features", "latents")
-        ):
-            inputs.update(self.teacher(images))
-        if self.objective.needs("fake_logits", step):
+    def _loss_inputs(self, graph: ForwardGraph) -> None:
+        """Add what losses take of teacher and discriminator at this step."""
+        needs = partial(self.objective.needs, step=graph.step)
+        if self.teacher is not None and (needs("teacher_features") or needs("teacher_latents")):
+            graph.inputs.update(self.teacher(graph.inputs["images"]))
+        if needs("fake_logits"):
             with record_function("discriminator"):
-                inputs["fake_logits"] = self.discriminator(graph.leaves["reconstruction"])
-        return inputs
+                graph.inputs["fake_logits"] = self.discriminator(graph.leaves["reconstruction"])
 
-    def _backward_discriminator(
-        self, images: Tensor, fake_logits: Tensor | None, step: int, scale: Tensor | float
-    ) -> dict[str, Tensor]:
+    def _backward_discriminator(self, graph: ForwardGraph) -> None:
         """Give the discriminator its gradients; the logits of the reconstruction served the generator side already."""
-        if fake_logits is None:
-            return {}
-        (loss,) = (self.objective.loss(t) for t in self.objective.active(step) if "fake_logits" in self._inputs(t.name))
+        losses = map(self.objective.loss, self.objective.active(graph.step))
+        (loss,) = (loss for loss in losses if "fake_logits" in loss.inputs)
+        fake_logits = graph.inputs["fake_logits"]
         with record_function("discriminator"):
-            real_logits = self.discriminator(images)
+            real_logits = self.discriminator(graph.inputs["images"])
             value = loss.discriminator_loss(real_logits, fake_logits)
-            (value * scale).backward(inputs=list(self.discriminator.parameters()))
-        return {
+            (value * graph.scale).backward(inputs=list(self.discriminator.parameters()))
+        graph.logs |= {
             "loss/discriminator": value.detach(),
             "logits/real": real_logits.detach().float().mean(),
             "logits/fake": fake_logits.detach().float().mean(),
         }
 
-    def _inputs(self, name: str) -> tuple[str, ...]:
-        return self.objective.losses[name].inputs  # type: ignore[return-value]
-
     @torch.no_grad()
     def values(self, images: Tensor, step: int) -> dict[str, Tensor]:
         """Return the value of each loss at a step for images (N, 3, H, W), without training."""
-        inputs = self._loss_inputs(images, run_forward(self.tokenizer, images, ()), step)
-        terms = self.objective.active(step)
-        return {t.name: self.objective.loss(t)(*(inputs[n] for n in self._inputs(t.name))) for t in terms}
-
-    @staticmethod
-    def _start(reduction: GradientReduction | None, parts: Iterable[nn.Module | None]) -> None:
-        if reduction is not None:
-            reduction.start(p for part in parts if part is not None for p in part.parameters())
-
-    def _seed_step(self, step: int) -> None:
-        """Make what is drawn in a step follow from (seed, step, rank): nothing to save, nothing to lose on resume."""
-        seed_torch("step of a process", self.seed, step, world()[0])
-
-    def _device(self) -> torch.device:
-        return next(self.tokenizer.parameters()).device
+        graph = run_forward(self.tokenizer, images, (), step)
+        self._loss_inputs(graph)
+        return {term.name: self.objective.value(term, graph) for term in self.objective.active(step)}
 
     @torch.no_grad()
     def val_step(self, data: Mapping[str, Any]) -> list[dict[str, Tensor]]:
@@ -289,7 +228,7 @@ class AlignmentModel(BaseModel):
 
         With an `index` (N,) in the batch, each has its own.
         """
-        images = data["images"].to(self._device())
+        images = data["images"].to(self.device())
         reconstructions = self.tokenizer.reconstruct(images).float()
         pairs = [dict(images=x, reconstruction=y) for x, y in zip(images, reconstructions, strict=True)]
         for pair, index in zip(pairs, data.get("index", ()), strict=False):

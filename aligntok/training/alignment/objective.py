@@ -30,6 +30,11 @@ class LossTerm:
     start_step: Count = 0
     adaptive_weight: AdaptiveWeight | None = None
 
+    @property
+    def reference(self) -> tuple[str, ...] | None:
+        """The losses that it is held against; None: all that it can be, or no adaptive weight."""
+        return self.adaptive_weight.reference if self.adaptive_weight else None
+
 
 _TERM_KEYS = ("weight", "start_step", "adaptive_weight", "balance")  # the last for who still uses it to be told
 
@@ -53,7 +58,12 @@ class Objective(nn.Module):
                 )
             own = {key: config[key] for key in _TERM_KEYS if key in config}
             term = read(LossTerm, {"name": name, **own}, f"loss '{name}'")
-            self._check_weight(term, trainable)
+            at = term.adaptive_weight.at if term.adaptive_weight else None
+            if at is not None and at not in trainable:
+                raise ConfigError(
+                    f"loss '{name}' has an adaptive_weight at the {at}'s last layer, but this stage trains only "
+                    f"{', '.join(trainable)}; train the {at}, or set adaptive_weight=None"
+                )
             self.terms.append(term)
             options = {key: value for key, value in config.items() if key not in own}
             keywords = {key: value for key, value in options.items() if key != "type"}
@@ -62,27 +72,18 @@ class Objective(nn.Module):
             point = self.losses[name].at
             if point not in POINTS:
                 raise ConfigError(f"loss '{name}' pulls on '{point}'; a loss can pull on {', '.join(POINTS)}")
-            if point == "reconstruction" and term.adaptive_weight and term.adaptive_weight.at != "decoder":
+            if point == "reconstruction" and at == "encoder":
                 raise ConfigError(
                     f"loss '{name}' pulls on the image, so its adaptive_weight is at='decoder', not 'encoder'"
                 )
         for term in self.terms:
             self._check_references(term)
 
-    @staticmethod
-    def _check_weight(term: LossTerm, trainable: tuple[str, ...]) -> None:
-        at = term.adaptive_weight.at if term.adaptive_weight else None
-        if at is not None and at not in trainable:
-            raise ConfigError(
-                f"loss '{term.name}' has an adaptive_weight at the {at}'s last layer, but this stage trains only "
-                f"{', '.join(trainable)}; train the {at}, or set adaptive_weight=None"
-            )
-
     def _check_references(self, term: LossTerm) -> None:
         """Raise ConfigError unless what the term is held against can be known before its own ratio is."""
-        if term.adaptive_weight is None or term.adaptive_weight.reference is None:
+        reference = term.reference
+        if reference is None:
             return
-        reference = term.adaptive_weight.reference
         on_image = self.loss(term).at == "reconstruction"
         allowed = [
             other.name
@@ -109,139 +110,97 @@ class Objective(nn.Module):
         terms = self.terms if step is None else self.active(step)
         return any(name in self.loss(term).inputs for term in terms)
 
-    def backward_to_image(
-        self,
-        graph: ForwardGraph,
-        inputs: Mapping[str, Tensor],
-        last_layer: nn.Parameter,
-        step: int,
-        scale: Tensor | float,
-    ) -> dict[str, Tensor]:
-        """Leave at the reconstruction the combined gradient of the losses on it; return what to log.
+    def backward_to_image(self, graph: ForwardGraph, last_layer: nn.Parameter) -> None:
+        """Leave at the reconstruction the combined gradient of the losses on it.
 
         A balanced loss is weighed against all unbalanced ones together, or those its reference names, at the decoder's
         last layer. What losses on the encoder's side are to be weighed against is left in ``graph.references``.
         """
-        terms = [term for term in self.active(step) if self.loss(term).at == "reconstruction"]
+        active = self.active(graph.step)
+        terms = [term for term in active if self.loss(term).at == "reconstruction"]
         leaf = graph.leaves["reconstruction"]
-        logs: dict[str, Tensor] = {}
-        pulls: dict[str, Tensor] = {}
-        for term in (term for term in terms if term.adaptive_weight is None):
-            shared = "fake_logits" in self.loss(term).inputs  # the discriminator's side walks that graph too
-            value = term.weight * self._value(term, inputs, logs)
-            pulls[term.name] = _gradient(value, leaf, self._loss_weights([term]), scale, keep_graph=shared)
+        pulls = {term.name: self._pull(term, graph) for term in terms if term.adaptive_weight is None}
         unbalanced = _summed(pulls, None, leaf)
         graph.add("reconstruction", unbalanced)
         for term in (term for term in terms if term.adaptive_weight is not None):
-            against = term.adaptive_weight.reference if term.adaptive_weight else None
-            reference = unbalanced if against is None else _summed(pulls, against, leaf)
-            pulls[term.name] = self._pull_balanced(
-                term, graph, inputs, ("reconstruction", reference), last_layer, scale, logs
-            )
-        for term in self.active(step):
-            against = term.adaptive_weight.reference if term.adaptive_weight else None
-            if self.loss(term).at in ENCODER_SIDE and against is not None:
-                self._keep_reference(term.name, {*against}, graph, pulls)
-        return logs
+            reference = unbalanced if term.reference is None else _summed(pulls, term.reference, leaf)
+            pulls[term.name] = self._pull_balanced(term, graph, ("reconstruction", reference), last_layer)
+        for term in (term for term in active if self.loss(term).at in ENCODER_SIDE):
+            # Without other losses on the image, what the reference pulls with is what is going to arrive anyway.
+            if term.reference is not None and not {*pulls} <= {*term.reference}:  # one more walk of the decoder
+                image, latents = graph.tensors["reconstruction"], graph.leaves["latents"]
+                gradient = _summed(pulls, term.reference, leaf).to(image.dtype)
+                (graph.references[term.name],) = torch.autograd.grad(image, [latents], gradient, retain_graph=True)
 
-    @staticmethod
-    def _keep_reference(name: str, against: set[str], graph: ForwardGraph, pulls: Mapping[str, Tensor]) -> None:
-        """Leave for loss `name` what arrives at the latents from the losses `against`; one more walk of the decoder.
-
-        When there are no other losses on the image, it is what is going to arrive anyway.
-        """
-        if {*pulls} <= against:
-            return
-        reconstruction, latents = graph.tensors["reconstruction"], graph.leaves["latents"]
-        gradient = _summed(pulls, against, graph.leaves["reconstruction"]).to(reconstruction.dtype)
-        (graph.references[name],) = torch.autograd.grad(reconstruction, [latents], gradient, retain_graph=True)
-
-    def backward_to_encoder(
-        self,
-        graph: ForwardGraph,
-        inputs: Mapping[str, Tensor],
-        last_layer: nn.Parameter | None,
-        step: int,
-        scale: Tensor | float,
-    ) -> dict[str, Tensor]:
+    def backward_to_encoder(self, graph: ForwardGraph, last_layer: nn.Parameter) -> None:
         """Add, to what arrives from the image, the gradients of the losses on latents, moments and features.
 
         A balanced loss is weighed against everything that arrives from the image (L_rec, with the GAN's share), or
-        against what its reference names, at the encoder's last layer. Returns what to log.
+        against what its reference names, at the encoder's last layer.
         """
-        terms = [term for term in self.active(step) if self.loss(term).at in ENCODER_SIDE]
-        logs: dict[str, Tensor] = {}
         from_image = graph.arriving.get("latents", torch.zeros_like(graph.leaves["latents"]))
-        for term in terms:
+        for term in (term for term in self.active(graph.step) if self.loss(term).at in ENCODER_SIDE):
             point = self.loss(term).at
             if not graph.leaves[point].requires_grad:
                 with torch.no_grad():
-                    self._value(term, inputs, logs)
+                    self._value(term, graph)
             elif term.adaptive_weight is None:
-                value = term.weight * self._value(term, inputs, logs)
-                graph.add(point, _gradient(value, graph.leaves[point], self._loss_weights([term]), scale))
+                graph.add(point, self._pull(term, graph))
             else:
-                assert last_layer is not None  # checked when the term was built
-                reference = graph.references.get(term.name, from_image)
-                self._pull_balanced(term, graph, inputs, ("latents", reference), last_layer, scale, logs)
-        return logs
+                self._pull_balanced(term, graph, ("latents", graph.references.get(term.name, from_image)), last_layer)
+
+    def _pull(self, term: LossTerm, graph: ForwardGraph) -> Tensor:
+        """Return the gradient of a loss with its weight at the tensor it pulls on; its own parameters get theirs."""
+        loss, total = self.loss(term), term.weight * self._value(term, graph)
+        leaf, parameters = graph.leaves[loss.at], _trained(loss)
+        if not total.requires_grad:
+            return torch.zeros_like(leaf)
+        shared = "fake_logits" in loss.inputs  # the discriminator's side walks that graph too
+        found = torch.autograd.grad(total * graph.scale, [leaf, *parameters], retain_graph=shared)
+        _accumulate(parameters, found[1:])
+        return found[0]
 
     def _pull_balanced(
-        self,
-        term: LossTerm,
-        graph: ForwardGraph,
-        inputs: Mapping[str, Tensor],
-        reference: tuple[str, Tensor],
-        last_layer: nn.Parameter,
-        scale: Tensor | float,
-        logs: dict[str, Tensor],
+        self, term: LossTerm, graph: ForwardGraph, reference: tuple[str, Tensor], last_layer: nn.Parameter
     ) -> Tensor:
-        """Add the gradient of a balanced loss to what arrives at the tensor it pulls on, and return it."""
+        """Add the gradient of a balanced loss to what arrives at the tensor it pulls on, and return it.
+
+        `reference`: the name of a tensor above the last layer, and what arrives there to be weighed against.
+        """
         assert term.adaptive_weight is not None
-        point, parameters = self.loss(term).at, self._loss_weights([term])
-        with record_function("discriminator" if "fake_logits" in self.loss(term).inputs else "losses"):
-            found = torch.autograd.grad(
-                self._value(term, inputs, logs) * scale, [graph.leaves[point], *parameters], retain_graph=True
-            )
+        loss = self.loss(term)
+        parameters, below = _trained(loss), graph.tensors[loss.at]
+        with record_function("discriminator" if "fake_logits" in loss.inputs else "losses"):
+            value = self._value(term, graph) * graph.scale
+            found = torch.autograd.grad(value, [graph.leaves[loss.at], *parameters], retain_graph=True)
         above, arriving = graph.tensors[reference[0]], reference[1]
-        ratio = ratio_at(
-            last_layer,
-            ([above], [arriving.to(above.dtype)]),
-            ([graph.tensors[point]], [found[0].to(graph.tensors[point].dtype)]),
-            term.adaptive_weight,
-            scale,
-        )
-        logs[f"ratio/{term.name}"] = ratio
+        both = ([above], [arriving.to(above.dtype)]), ([below], [found[0].to(below.dtype)])
+        ratio = ratio_at(last_layer, *both, term.adaptive_weight, graph.scale)
+        graph.logs[f"ratio/{term.name}"] = ratio
         weight = term.weight * ratio
-        graph.add(point, weight * found[0])
+        graph.add(loss.at, weight * found[0])
         _accumulate(parameters, [weight * gradient for gradient in found[1:]])
         return weight * found[0]
 
-    def _value(self, term: LossTerm, inputs: Mapping[str, Tensor], logs: dict[str, Tensor]) -> Tensor:
-        loss = self.loss(term)
-        value = loss(*(inputs[name] for name in loss.inputs))
-        logs[f"loss/{term.name}"] = value.detach()
+    def _value(self, term: LossTerm, graph: ForwardGraph) -> Tensor:
+        value: Tensor = self.value(term, graph)
+        graph.logs[f"loss/{term.name}"] = value.detach()
         return value
 
-    def _loss_weights(self, terms: list[LossTerm]) -> list[nn.Parameter]:
-        return [p for term in terms for p in self.loss(term).parameters() if p.requires_grad]
+    def value(self, term: LossTerm, graph: ForwardGraph) -> Any:
+        """Return the value of a loss, without its weight."""
+        loss = self.loss(term)
+        return loss(*(graph.inputs[name] for name in loss.inputs))
+
+
+def _trained(loss: nn.Module) -> list[nn.Parameter]:
+    return [p for p in loss.parameters() if p.requires_grad]
 
 
 def _summed(pulls: Mapping[str, Tensor], names: Collection[str] | None, like: Tensor) -> Tensor:
     """Return the sum of the gradients of the losses `names` (None: of all), zero without any; shape of `like`."""
     chosen = [pull for name, pull in pulls.items() if names is None or name in names]
     return sum(chosen[1:], start=chosen[0]) if chosen else torch.zeros_like(like)
-
-
-def _gradient(
-    total: Tensor, leaf: Tensor, parameters: list[nn.Parameter], scale: Tensor | float, keep_graph: bool = False
-) -> Tensor:
-    """Return the gradient of ``total * scale`` at `leaf`, and add those of `parameters` to their ``.grad``."""
-    if not total.requires_grad:
-        return torch.zeros_like(leaf)
-    found = torch.autograd.grad(total * scale, [leaf, *parameters], retain_graph=keep_graph)
-    _accumulate(parameters, found[1:])
-    return found[0]
 
 
 def _accumulate(parameters: list[nn.Parameter], gradients: Any) -> None:

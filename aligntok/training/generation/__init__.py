@@ -115,14 +115,11 @@ class GeneratorStage(Stage):
 
     def build_model(self, data: StageData | None = None) -> GenerationModel:
         """Build the generator in training; without data on the meta device, and without a tokenizer."""
-        taken = ("transport", "precision", "grad_checkpointing", "compile")
-        settings = {key: getattr(self.settings, key) for key in taken} | {"posterior": self.settings.data.posterior}
-        settings |= {"time_bins": self.settings.log.time_bins, "seed": self.seed}
         if data is not None:
-            return GenerationModel(data.made_with, **settings)
+            return GenerationModel(data.made_with, self.settings, self.seed)
         with torch.device("meta"):
             diffusion = self._beside_nothing(self.latent_input()[0].shape[1:])
-        return GenerationModel(diffusion, **{**settings, "compile": False, "posterior": "mean"})
+        return GenerationModel(diffusion, replace(self.settings, compile=False), self.seed)
 
     def build_data(self) -> StageData:
         """Load the tokenizer, make the cache if there is to be one, and open the data; collective.
@@ -275,7 +272,7 @@ class GeneratorStage(Stage):
         """Return the generator with statistics of normalised latents (C, h, w), and nothing in place of a tokenizer."""
         channels, height, width = shape
         tokenizer: Any = nn.Module()
-        tokenizer.latent_dim = channels
+        tokenizer.latent_dim, tokenizer.variational = channels, True  # whichever posterior is asked for
         normal = LatentStatistics((0.0,) * channels, (1.0,) * channels)
         return LatentDiffusion(dict(self.settings.generator), tokenizer, normal, (channels, height, width))
 

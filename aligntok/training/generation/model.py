@@ -6,26 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.profiler import record_function
 from typing_extensions import Self
 
 from aligntok.caching.encoder import check_posterior, posterior_noise
-from aligntok.device import check_precision, computing, multiplying
+from aligntok.device import computing, multiplying
 from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, velocity_mse
-from aligntok.diffusion.settings import TransportSettings
 from aligntok.diffusion.times import sample_times
 from aligntok.distributed import world
-from aligntok.distributed.parallel import GradientReduction
-from aligntok.engine.compile import blocks_of, compile_blocks
-from aligntok.engine.runner import StepBatch
+from aligntok.engine.compile import blocks_of
 from aligntok.errors import DataError, DivergenceError
 from aligntok.generators import check_label_range
 from aligntok.io.pictures import to_uint8
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng
+from aligntok.training.settings import GeneratorSettings
+from aligntok.training.stages import MicroBatch, TrainedModel
 
 
 class Draws(NamedTuple):
@@ -37,47 +35,21 @@ class Draws(NamedTuple):
 
 
 @MODELS.register_module()
-class GenerationModel(BaseModel):
+class GenerationModel(TrainedModel):
     """A generator in training by flow matching (paper, Eqs. 2 and 3), on normalised latents.
 
-    Args:
-        diffusion: generator, tokenizer and statistics. Only the generator is trained.
-        transport: the training times, and the weight of the direction loss.
-        precision: "fp32", "tf32", or "bf16" or "fp16" autocast (weights, optimiser and averages stay float32).
-        grad_checkpointing: recompute the generator's activations in the backward pass.
-        compile: True, or keywords of ``torch.compile``, to compile generator and tokenizer block by block.
-        posterior: "mean" or "sample", what is taken of a variational tokenizer's posterior where it encodes images.
-        time_bins: parts of the time axis for which the loss is told apart.
-        seed: with the step, the source of every random number that is drawn.
-
-    A batch has `latents` (N, C, h, w), normalised, or `images` (N, 3, H, W) to encode; and `label` (N,).
-    Raises ConfigError for settings, DataError for labels, that do not fit.
+    diffusion: generator, tokenizer and statistics. Only the generator is trained; its weights, optimiser and averages
+    stay float32 in any precision. A batch has `latents` (N, C, h, w), normalised, or `images` (N, 3, H, W) to encode;
+    and `label` (N,). Raises ConfigError for settings, DataError for labels, that do not fit.
     """
 
-    def __init__(
-        self,
-        diffusion: LatentDiffusion,
-        transport: TransportSettings,
-        precision: str = "fp32",
-        grad_checkpointing: bool = False,
-        compile: bool | Mapping[str, Any] = False,
-        time_bins: int = 10,
-        posterior: str = "mean",
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        check_posterior(posterior, diffusion.tokenizer)
-        check_precision(precision)
+    def __init__(self, diffusion: LatentDiffusion, settings: GeneratorSettings, seed: int = 0) -> None:
+        super().__init__(settings, seed)
+        check_posterior(settings.data.posterior, diffusion.tokenizer)
         self.diffusion = diffusion
-        self.transport = transport
-        self.precision = precision
-        self.time_bins = time_bins
-        self.posterior = posterior
-        self.seed = seed
         self.diffusion.tokenizer.requires_grad_(False)
-        self.generator.set_grad_checkpointing(grad_checkpointing)
-        if compile:
-            compile_blocks([self.generator, diffusion.tokenizer], {} if compile is True else compile)
+        self.generator.set_grad_checkpointing(settings.grad_checkpointing)
+        self.compile_parts(self.generator, diffusion.tokenizer)
         self.train()
 
     @property
@@ -106,44 +78,29 @@ class GenerationModel(BaseModel):
         self.diffusion.tokenizer.eval()
         return self
 
-    def train_step(self, data: StepBatch, optim_wrapper: Any) -> dict[str, Tensor]:
-        """Do one optimiser step; every process calls it with its share of the same step.
-
-        Returns what to log, averaged over micro-batches, and `time_bins` (2, bins): the sum of losses, and their
-        number, in each part of the time axis.
+    def backward(self, batch: Mapping[str, Tensor], place: MicroBatch) -> dict[str, Tensor]:
+        """Do one backward pass; among what it returns is `time_bins` (2, bins): the sum of losses, and their number, in
+        each part of the time axis.
         """
-        reduction = GradientReduction()
-        device, count = self._device(), len(data.micro_batches)
-        scale = optim_wrapper.loss_scale(device) / count
-        logs: list[dict[str, Tensor]] = []
-        for i, batch in enumerate(data.micro_batches):
-            latents, labels = self.latents(batch, self.posterior_noise(batch, data.step, i, count)), self.labels(batch)
-            draws = self.draws(data.step, i, count, latents)
-            if i == count - 1:
-                reduction.start_when_ready(self._groups())
-            with record_function("generator"), multiplying(self.precision):
-                losses, t = self.losses(latents, labels, draws)
-                (losses["total"].mean() * scale).backward()
-            logs.append({f"loss/{name}": value.detach().mean() for name, value in losses.items()})
-            logs[-1]["time_bins"] = self._binned(losses["total"].detach(), t)
-        reduction.finish()
-        averaged = {key: torch.stack([log[key] for log in logs]).mean(dim=0) for key in logs[0]}
-        with record_function("optimiser"):
-            stepped = optim_wrapper.step_parts(self.trained_parts(), [averaged["loss/total"]])
-        return {**averaged, **stepped}
+        at = place.step, place.number, place.of
+        latents, labels = self.latents(batch, self.posterior_noise(batch, *at)), self.labels(batch)
+        draws = self.draws(*at, latents)
+        if place.last:
+            place.reduction.start_when_ready(self._groups())
+        with record_function("generator"), multiplying(self.precision):
+            losses, t = self.losses(latents, labels, draws)
+            (losses["total"].mean() * place.scale).backward()
+        logs = {f"loss/{name}": value.detach().mean() for name, value in losses.items()}
+        return {**logs, "time_bins": self._binned(losses["total"].detach(), t)}
 
     def losses(self, latents: Tensor, labels: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
         """Return the losses of each sample, (N,) by name with their `total`, and the times (N,) they were taken at.
 
         latents (N, C, h, w) normalised, labels (N,).
         """
-        t = sample_times(
-            draws.times,
-            self.transport.times,
-            mean=self.transport.mean,
-            scale=self.transport.scale,
-            shift=self.transport.shift,
-        )
+        transport = self.settings.transport
+        named = {name: getattr(transport, name) for name in ("mean", "scale", "shift")}
+        t = sample_times(draws.times, transport.times, **named)
         if self.generator.null_class is not None:
             dropped = draws.drops < self.generator.class_dropout_prob
             labels = torch.where(dropped, self.generator.null_class, labels)
@@ -151,7 +108,7 @@ class GenerationModel(BaseModel):
         with computing(self.precision, x.device):
             velocity = self.generator(x, t, labels).float()
         found = {"velocity": velocity_mse(velocity, target)}  # paper, Eq. 3
-        weight = self.transport.direction_weight
+        weight = transport.direction_weight
         if weight:
             found["direction"] = direction_loss(velocity, target)
         total = found["velocity"] + weight * found.get("direction", 0.0)
@@ -175,14 +132,14 @@ class GenerationModel(BaseModel):
 
         Each sample's follow from the seed and its number in the run alone.
         """
-        if self.posterior == "mean" or "latents" in batch:
+        if self.settings.data.posterior == "mean" or "latents" in batch:
             return None
         images = batch["images"]
         f, (height, width) = self.diffusion.tokenizer.downsample_factor, images.shape[-2:]
         total, first = _share(micro, count, len(images))
         numbers = range(step * total + first, step * total + first + len(images))
         shape = (self.diffusion.tokenizer.latent_dim, height // f, width // f)
-        return posterior_noise(self.seed, numbers, 0, shape).to(self._device())
+        return posterior_noise(self.seed, numbers, 0, shape).to(self.device())
 
     @torch.no_grad()
     def latents(self, batch: Mapping[str, Tensor], noise: Tensor | None = None) -> Tensor:
@@ -191,8 +148,8 @@ class GenerationModel(BaseModel):
         `noise` (N, C, h, w), standard normal, draws those from the posteriors; None takes the means.
         """
         if "latents" in batch:
-            return batch["latents"].to(self._device(), non_blocking=True)
-        images = batch["images"].to(self._device(), non_blocking=True)
+            return batch["latents"].to(self.device(), non_blocking=True)
+        images = batch["images"].to(self.device(), non_blocking=True)
         with computing(self.precision, images.device):
             encoded = self.diffusion.tokenizer.encode(images, noise=noise)
         return self.diffusion.statistics.normalise(encoded)
@@ -201,13 +158,14 @@ class GenerationModel(BaseModel):
         """Return the labels (N,) of a batch; 0 for all where there are no classes. DataError for one out of range."""
         given = batch["label"]
         if not self.diffusion.conditional:
-            return torch.zeros(len(given), dtype=torch.long, device=self._device())
+            return torch.zeros(len(given), dtype=torch.long, device=self.device())
         check_label_range(given, self.generator, DataError)
-        return given.to(self._device(), non_blocking=True)
+        return given.to(self.device(), non_blocking=True)
 
     def _binned(self, losses: Tensor, t: Tensor) -> Tensor:
-        places = (t * self.time_bins).long().clamp(max=self.time_bins - 1)
-        bins = torch.zeros(2, self.time_bins, device=losses.device)
+        number = self.settings.log.time_bins
+        places = (t * number).long().clamp(max=number - 1)
+        bins = torch.zeros(2, number, device=losses.device)
         return bins.index_add_(1, places, torch.stack([losses, torch.ones_like(losses)]))
 
     def _groups(self) -> list[Sequence[nn.Parameter]]:
@@ -215,10 +173,6 @@ class GenerationModel(BaseModel):
         blocks = [list(block.parameters()) for block in blocks_of(self.generator)]
         inside = {p for block in blocks for p in block}
         return [*reversed(blocks), [p for p in self.generator.parameters() if p not in inside]]
-
-    def _device(self) -> torch.device:
-        device: torch.device = next(self.generator.parameters()).device
-        return device
 
     @torch.no_grad()
     def val_step(self, data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -228,7 +182,7 @@ class GenerationModel(BaseModel):
         not finite.
         """
         numbers, sampling = data["numbers"], data["sampling"]
-        with computing(self.precision, self._device()):
+        with computing(self.precision, self.device()):
             latents = self.diffusion.sample_latents(data["labels"], numbers, sampling)
         images = self.diffusion.decode(latents)
         if not images.isfinite().all():
@@ -246,7 +200,7 @@ class GenerationModel(BaseModel):
     def sample(self, labels: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Draw images (N, 3, H, W) in [-1, 1] with the weights as they are, in eval mode, and go on training."""
         self.generator.eval()
-        with computing(self.precision, self._device()):
+        with computing(self.precision, self.device()):
             images = self.diffusion.sample(labels, seeds).float()
         self.generator.train()
         return images

@@ -13,6 +13,7 @@ from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError
 from aligntok.training.alignment.gradient_ratio import AdaptiveWeight, gradient_at, gradient_ratio, ratio_at
 from aligntok.training.alignment.model import AlignmentModel
+from aligntok.training.settings import StageSettings
 
 LPIPS = dict(type="lpips", pretrained=False, weight=1.0)
 CNN = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, attn_resolutions=(), resolution=32)
@@ -44,13 +45,14 @@ def gradients_of_step(model, batches, step=0):
 def build(tiny, **changes):
     """A model in mid-training of stage 2: the student is no longer its teacher."""
     settings = dict(
-        tokenizer=tiny["model"],
+        steps=1,
+        model=tiny["model"],
         losses={**tiny["losses"], "semantic": tiny["semantic"]},
         trainable=("encoder", "adapter", "decoder"),
         discriminator=tiny["discriminator"],
         teacher="start",
     )
-    model = AlignmentModel(**{**settings, **changes})
+    model = AlignmentModel(StageSettings(**{**settings, **changes}))
     model.load_start(None)
     with torch.no_grad():
         for parameter in model.tokenizer.parameters():

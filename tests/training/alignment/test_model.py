@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def stage_model(tiny):
             work_dir="x", seed=0, data_root=None, **{k: tiny[k] for k in ("model", "discriminator", "losses")}
         )
         stages = [{**stage, "steps": 4} for stage in tiny["stages"]]
-        model = AlignmentModel(**{**expand_stages({**config, "stages": stages})[index].model_settings, **changes})
+        model = AlignmentModel(replace(expand_stages({**config, "stages": stages})[index].settings, **changes))
         model.load_start(None)
         return model
 
@@ -184,7 +186,7 @@ def test_a_variational_tokenizer_trains_on_samples_that_follow_from_the_step(sta
     runs = []
     for _ in range(2):
         torch.manual_seed(0)
-        model = stage_model(1, tokenizer={**tiny["model"], "variational": True}, losses=losses)
+        model = stage_model(1, model={**tiny["model"], "variational": True}, losses=losses)
         torch.manual_seed(1)
         logs = train(model, 2)
         runs.append(copied(model.tokenizer))

@@ -9,12 +9,13 @@ import torch
 
 from aligntok.data.latents import LatentDataset
 from aligntok.diffusion.flow import flow_matching_loss
-from aligntok.diffusion.settings import TransportSettings
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError, DataError
 from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.generation.model import Draws, GenerationModel
+from aligntok.training.settings import GeneratorSettings
 
 SMALL = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4, num_classes=3)
 
@@ -23,13 +24,15 @@ SMALL = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_s
 def make(tiny_tokenizer, tiny_cache):
     """Make a model of that tokenizer, with a generator whose weights are all in use."""
 
-    def model(transport=None, generator=None, **options):
+    def model(transport=None, generator=None, seed=0, time_bins=10, posterior="mean", **options):
         statistics = LatentDataset(tiny_cache).statistics
         tokenizer = Tokenizer.from_pretrained(tiny_tokenizer)
         diffusion = LatentDiffusion({**SMALL, **(generator or {})}, tokenizer, statistics, (4, 4, 4))
         for parameter in diffusion.generator.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-        return GenerationModel(diffusion, TransportSettings(**(transport or {})), **options)
+        data = dict(train=dict(type="images"), posterior=posterior)
+        settings = dict(steps=1, generator=SMALL, transport=transport or {}, log=dict(time_bins=time_bins), data=data)
+        return GenerationModel(diffusion, read(GeneratorSettings, {**settings, **options}, "test"), seed)
 
     return model
 
@@ -123,7 +126,7 @@ def test_samples_are_of_their_seed_and_leave_it_in_training(make):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (dict(precision="fp8"), "no precision named 'fp8'"),
+        (dict(precision="fp8"), "precision='fp8'.*it must be"),
         (dict(transport=dict(times="normal")), "times='normal'; did you mean 'logit_normal'. it must be"),
         (dict(transport=dict(scale=0.0)), "scale=0.0; it must be int or float above 0"),
         (dict(generator=dict(in_channels=5)), "generator, latents and tokenizer do not fit"),
