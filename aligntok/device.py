@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from aligntok.errors import ConfigError, unknown
+from aligntok.errors import ConfigError
 
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -15,12 +15,6 @@ PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.
 def device() -> torch.device:
     """Return this process's device: its current GPU, or the CPU where there is none."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def check_precision(precision: str, who: str = "") -> None:
-    """Raise ConfigError for a precision that there is not; `who` begins the sentence."""
-    if precision not in PRECISIONS:
-        raise ConfigError(who + unknown("precision", precision, PRECISIONS))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from aligntok.device import PRECISIONS, check_precision, computing, device, explaining_out_of_memory, multiplying
+from aligntok.device import PRECISIONS, computing, device, explaining_out_of_memory, multiplying
 from aligntok.errors import ConfigError
 
 
@@ -45,8 +45,3 @@ def test_a_full_memory_is_told_with_its_cure():
 def test_the_device_is_a_gpu_with_its_number_or_the_cpu():
     assert device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert (device().index is None) is (device().type == "cpu")
-
-
-def test_an_unknown_precision_is_refused_by_whom_it_was_given():
-    with pytest.raises(ConfigError, match="^generation: no precision named 'fp8'; known: fp32, tf32, bf16, fp16$"):
-        check_precision("fp8", "generation: ")

@@ -146,7 +146,7 @@ def test_devices_and_their_arithmetic_are_settled_in_one_module():
         "device.py:multiplying",
     }
     assert named("allow_tf32", "fp32_precision") == {"device.py:multiplying"}
-    assert named("PRECISIONS") == {"device.py", "device.py:check_precision", "device.py:computing"}
+    assert named("PRECISIONS") == {"device.py", "device.py:computing"}
     assert named("OutOfMemoryError") == {"device.py:explaining_out_of_memory", "device.py:is_out_of_memory"}
     asked = found(lambda node: isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.cuda.is_available")
     assert asked == {

@@ -40,14 +40,9 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
         raise ConfigError(f"stage '{stage.name}' starts from {folder}, which has no checkpoint; train that stage first")
     runner = build_runner(stage, data, launcher)
     if is_first():
-        described = stage.describe(runner.trained_model)
-        about = {
-            "format": STAGE_FORMAT,
-            "aligntok_version": aligntok.__version__,
-            "stage": stage.name,
-            "seed": stage.seed,
-        }
-        write_json(stage.description, {**about, **described, **asdict(stage.settings)})
+        about = {"format": STAGE_FORMAT, "aligntok_version": aligntok.__version__, "stage": stage.name}
+        about |= {"seed": stage.seed, **stage.describe(runner.trained_model)}
+        write_json(stage.description, {**about, **asdict(stage.settings)})
     barrier()
     runner.train()
     runner.visualizer.close()

@@ -62,24 +62,25 @@ def read_config(path: str | Path, options: Mapping[str, Any], cls: Any = None) -
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Raise ConfigError for a key that is unknown or of a wrong type, in the config or any of its stages."""
+    config = _without_deletes(config)
     stages = config.get("stages", [])
     if not stages and "generator" not in config:
         raise ConfigError(
             f"{where} has nothing to train: give stages=[dict(name=..., steps=..., ...)] for a tokenizer, or "
             "generator=dict(type=...) for a generator"
         )
-    check_given(StagesConfig if stages else GeneratorConfig, _without_deletes(config), where)
+    check_given(StagesConfig if stages else GeneratorConfig, config, where)
     if config.get("generation") and not (stages and "generator" in config["generation"]):
         raise ConfigError(
             f"{where}: generation is for a generator that is trained after stages, and names it: "
             "generation=dict(generator=dict(type=...), ...); without stages its keys stand at the top"
         )
     if stages:
-        check_given(GeneratorSettings, _without_deletes(config.get("generation", {})), f"{where}, generation")
+        check_given(GeneratorSettings, config.get("generation", {}), f"{where}, generation")
     for i, stage in enumerate(stages):
         if not isinstance(stage, Mapping):
             raise ConfigError(f"{where}, stages[{i}] is {stage!r}; it must be dict(name=..., steps=..., ...)")
-        check_given(OneStage, _without_deletes(stage), f"{where}, stages[{i}]")
+        check_given(OneStage, stage, f"{where}, stages[{i}]")
         if not stage.get("name") or {"/", "\\"} & set(stage["name"]):
             raise ConfigError(f"{where}, stages[{i}] has no name that a folder could have; give each stage one")
     names = [stage["name"] for stage in stages]
@@ -96,6 +97,8 @@ def dotted_models(config: Mapping[str, Any]) -> list[str]:
 
 def _without_deletes(given: Any) -> Any:
     """Return a config without ``_delete_``, which tells how dicts are merged and is no key."""
+    if isinstance(given, list):
+        return [_without_deletes(each) for each in given]
     if not isinstance(given, Mapping):
         return given
     return {key: _without_deletes(value) for key, value in given.items() if key != "_delete_"}
@@ -106,16 +109,8 @@ logger = logging.getLogger("aligntok.training")
 
 #: Settings that may change at any time: what a stage becomes does not depend on them, or not beyond rounding.
 FREE = (
-    "steps",
-    "init_from",
-    "checkpoint",
-    "log",
-    "validation",
-    "hooks",
-    "compile",
-    "grad_checkpointing",
-    "sampling",
-    "attention",
+    *("steps", "init_from", "checkpoint", "log", "validation", "hooks", "sampling"),
+    *("compile", "grad_checkpointing", "attention"),
 )
 FREE_BELOW = ("data.workers", "data.timeout", "data.val", "data.nominal_images", "model.encoder.pretrained")
 
@@ -159,12 +154,9 @@ def report_config_diff(stage: Stage, finished: bool) -> None:
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return dotted key -> (old, new) for every setting of a stage that differs and is not free to change."""
     before, after = _flat(old), _flat(json.loads(json.dumps(dict(new), default=str)))
-    keys = [key for key in {**before, **after} if key.split(".")[0] in new and not _is_free(key)]
+    own = [key for key in {**before, **after} if key.split(".")[0] in new]
+    keys = [key for key in own if not (key.split(".")[0] in FREE or key.startswith(FREE_BELOW))]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
-
-
-def _is_free(key: str) -> bool:
-    return key.split(".")[0] in FREE or key.startswith(FREE_BELOW)
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from aligntok.data.sampler import per_process_batch
-from aligntok.device import check_precision
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_parts, part_states, read_parts
 from aligntok.engine.optim import check_optimizer, check_schedule, side_of
 from aligntok.errors import ConfigError
@@ -52,38 +51,16 @@ class StagePlan:
 
 
 def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> StagePlan:
-    """Plan one stage for a number of processes and, if known, of training images. Raises ConfigError."""
+    """Plan one stage for a number of processes and, if known, of training images.
+
+    Raises ConfigError for what its model and what every kind of training has cannot be: optimisers, schedule, data
+    sets, hooks.
+    """
     model = stage.build_model()
-    _check_settings(stage)
-    stage.check(model)
-    return make_plan(stage, model, processes, num_images)
-
-
-def make_plan(stage: Stage, model: Any, processes: int, num_images: int | None = None) -> StagePlan:
-    """Return the plan of a stage whose `model` is built. Raises ConfigError for a batch that cannot be shared out."""
-    counted = {name: trainable_and_frozen(part) for name, part in model.parts().items()}
-    batch, accumulation = stage.settings.global_batch_size, stage.settings.gradient_accumulation_steps
-    each = per_process_batch(batch, processes, accumulation)
-    known, seen = num_images or stage.settings.data.nominal_images, stage.settings.steps * batch
-    return StagePlan(
-        name=stage.name,
-        parameters={name: count for name, count in counted.items() if any(count)},
-        global_batch=f"{batch} = {processes} process{'es' if processes > 1 else ''} x {accumulation} micro x {each}",
-        steps=stage.settings.steps,
-        images_seen=seen,
-        epochs=seen / known if known else None,
-        checkpoint_bytes=_checkpoint_bytes(stage, model),
-        frozen_bytes=_frozen_bytes(model),
-    )
-
-
-def _check_settings(stage: Stage) -> None:
-    """Check what every kind of training has: optimisers, schedule, data sets, hooks. Raises ConfigError."""
     where = stage.where
     for side, config in stage.optimizers.items():
         check_optimizer(config, f"{where}, {'discriminator_' * (side == 'discriminator')}optimizer")
     check_schedule(stage.settings.schedule or [], where)
-    check_precision(stage.settings.precision, f"{where}: ")
     if isinstance(stage.settings.compile, Mapping):
         check_keywords(torch.compile, dict(stage.settings.compile), who="compile")
     for split in ("train", "val"):
@@ -95,6 +72,27 @@ def _check_settings(stage: Stage) -> None:
         if not isinstance(hook, Mapping) or "type" not in hook:
             raise ConfigError(f"{where}: hooks holds {hook!r}; each must be dict(type=..., ...)")
         HOOKS.get(str(hook["type"]))
+    stage.check(model)
+    return make_plan(stage, model, processes, num_images)
+
+
+def make_plan(stage: Stage, model: Any, processes: int, num_images: int | None = None) -> StagePlan:
+    """Return the plan of a stage whose `model` is built. Raises ConfigError for a batch that cannot be shared out."""
+    counted = {name: trainable_and_frozen(part) for name, part in model.parts().items()}
+    batch, accumulation = stage.settings.global_batch_size, stage.settings.gradient_accumulation_steps
+    each = per_process_batch(batch, processes, accumulation)
+    frozen = {**part_states(model.frozen_parts()), **part_states(model.trained_parts(), frozen=True)}
+    known, seen = num_images or stage.settings.data.nominal_images, stage.settings.steps * batch
+    return StagePlan(
+        name=stage.name,
+        parameters={name: count for name, count in counted.items() if any(count)},
+        global_batch=f"{batch} = {processes} process{'es' if processes > 1 else ''} x {accumulation} micro x {each}",
+        steps=stage.settings.steps,
+        images_seen=seen,
+        epochs=seen / known if known else None,
+        checkpoint_bytes=_checkpoint_bytes(stage, model),
+        frozen_bytes=sum(_bytes(state.values()) for state in frozen.values()),
+    )
 
 
 def trainable_and_frozen(part: nn.Module) -> tuple[int, int]:
@@ -112,29 +110,20 @@ def check_before_training(stages: Sequence[Stage], plans: Sequence[StagePlan]) -
     planned = {plan.name: plan for plan in plans}
     needed = 0
     for stage in stages:
-        plan = planned[stage.name]
-        written = plan.frozen_bytes + plan.checkpoint_bytes * (stage.settings.checkpoint.keep + 1)
-        needed += max(0, written - _bytes_there(stage))
+        plan, keep = planned[stage.name], stage.settings.checkpoint.keep
+        kept = [*(path for _, path in list_checkpoints(stage.folder)[-keep:]), stage.folder / "frozen.safetensors"]
+        there = sum(path.stat().st_size for path in kept if path.is_file())
+        needed += max(0, plan.frozen_bytes + plan.checkpoint_bytes * (keep + 1) - there)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="for .*: copying from a non-meta parameter")  # shapes are enough
-            _check_shapes(stage)
+            if finished_steps(stage.folder):
+                model = stage.build_model()
+                parts = {**model.trained_parts(), **model.frozen_parts()}
+                load_parts(parts, read_parts(stage.folder), f"the newest checkpoint in {stage.folder}")
+            elif stage.start_folder is not None and finished_steps(stage.start_folder):
+                stage.build_model().load_start(stage.read_start())
     if stages:
         check_space(stages[0].folder, needed, "what these stages write")
-
-
-def _bytes_there(stage: Stage) -> int:
-    """Return the bytes of what is on the disk already of that which the stage keeps."""
-    newest = [path for _, path in list_checkpoints(stage.folder)[-stage.settings.checkpoint.keep :]]
-    return sum(path.stat().st_size for path in (*newest, stage.folder / "frozen.safetensors") if path.is_file())
-
-
-def _check_shapes(stage: Stage) -> None:
-    if finished_steps(stage.folder):
-        model = stage.build_model()
-        parts = {**model.trained_parts(), **model.frozen_parts()}
-        load_parts(parts, read_parts(stage.folder), f"the newest checkpoint in {stage.folder}")
-    elif stage.start_folder is not None and finished_steps(stage.start_folder):
-        stage.build_model().load_start(stage.read_start())
 
 
 def _checkpoint_bytes(stage: Stage, model: Any) -> int:
@@ -147,11 +136,6 @@ def _checkpoint_bytes(stage: Stage, model: Any) -> int:
         trained = [p for p in parts[name].parameters() if p.requires_grad]
         total += _bytes(state.values()) + (states + kept * (name in model.averaged_parts())) * _bytes(trained)
     return total
-
-
-def _frozen_bytes(model: Any) -> int:
-    frozen = {**part_states(model.frozen_parts()), **part_states(model.trained_parts(), frozen=True)}
-    return sum(_bytes(state.values()) for state in frozen.values())
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

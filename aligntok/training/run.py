@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +38,25 @@ def run(
     trained. Returns the saved generator's folder, of a config without one the tokenizer's, or None when that is not
     finished. Raises AlignTokError's kinds before the first step wherever they can be known.
     """
-    stages = expand(config)
-    chosen = _choose(stages, only_stage)
+    stages, (_, processes) = expand(config), world()
+    chosen = [stage for stage in stages if only_stage in (None, stage.name)]
+    if not chosen:
+        raise ConfigError(unknown("stage", only_stage, [stage.name for stage in stages]))
     if dry_run:
-        print_plan([plan_stage(stage, world()[1]) for stage in chosen])
+        print_plan([plan_stage(stage, processes) for stage in chosen])
         return None
+    folder: Path | None = None
     with logging_the_end(), job(config["process_timeout"]) as launcher:
         for stage in chosen:
             stage.check_beforehand(stages[: stages.index(stage)])
         _say_what_loads(config)
-        first, *waiting = _groups(stages)
-        folder = _train(config, first, chosen, launcher, run_info)
-        for group in waiting:
-            if not any(stage in chosen for stage in group):
+        for i, (_, group) in enumerate(groupby(stages, lambda stage: stage.waits)):
+            together = [*group]
+            if i and not any(stage in chosen for stage in together):
                 break
-            if folder is None:
+            if i and folder is None:
                 raise ConfigError("the generator's tokenizer is not finished; train all stages first, without --stage")
-            folder = _train(config, group, chosen, launcher, None)
+            folder = _train(config, together, chosen, launcher, None if i else run_info)
     return folder
 
 
@@ -63,30 +66,17 @@ def expand(config: Mapping[str, Any]) -> list[Stage]:
     return [*expand_stages(config), *([generator] if generator else [])]
 
 
-def _groups(stages: Sequence[Stage]) -> list[list[Stage]]:
-    """Cut the stages before each whose data are there only once those before it are exported."""
-    groups: list[list[Stage]] = [[]]
-    for stage in stages:
-        if stage.waits and groups[-1]:
-            groups.append([])
-        groups[-1].append(stage)
-    return groups
-
-
 def _say_what_loads(config: Mapping[str, Any]) -> None:
     """Say which line loads what is exported, of a config with components that no registry has."""
     names = dotted_models(config)
     if names:
-        loaders = ["load_tokenizer"] * bool(config["stages"]) + ["load_latent_diffusion"] * (_has_generator(config))
+        has_generator = "generator" in (config["generation"] if config["stages"] else config)
+        loaders = ["load_tokenizer"] * bool(config["stages"]) + ["load_latent_diffusion"] * has_generator
         lines = " and ".join(loading_line(loader, names) for loader in loaders)
         _say(
             f"named by import path: {', '.join(names)}; what this run exports loads only with {lines}, or once a "
             "plugin registers the name"
         )
-
-
-def _has_generator(config: Mapping[str, Any]) -> bool:
-    return "generator" in (config["generation"] if config["stages"] else config)
 
 
 def _train(
@@ -96,7 +86,10 @@ def _train(
     launcher: str,
     run_info: Mapping[str, Any] | None,
 ) -> Path | None:
-    """Train those of the stages that are chosen and left; return what they export, once the last one is finished."""
+    """Train those of the stages that are chosen and left, and print what all that are finished reached.
+
+    Returns what the last one exports, once it is finished.
+    """
     wanted = [stage for stage in group if stage in chosen]
     left = [stage for stage in wanted if _is_left(stage)]
     data = {stage.name: stage.build_data() for stage in wanted} if left else {}
@@ -113,43 +106,31 @@ def _train(
             )
             with multiplying(stage.settings.precision):
                 train(stage, data[stage.name], launcher)
-        return _finish(group)
+        if is_first():
+            print_summary([stage for stage in group if stage.results_title])
+        last = group[-1]
+        if finished_steps(last.folder) < last.settings.steps:
+            return None
+        folder = last.export() if is_first() else None
+        barrier()
+        return folder or last.folder
 
 
 def _is_left(stage: Stage) -> bool:
-    """Tell whether a stage is still to be trained; report what differs from the settings it was trained with so far."""
-    finished = is_finished(stage)
+    """Tell whether a stage has steps left, or its result to be measured.
+
+    Reports what differs from the settings it was trained with so far.
+    """
+    result, steps = stage.folder / "result.json", stage.settings.steps
+    finished = finished_steps(stage.folder) >= steps
+    if stage.validates:
+        finished = finished and result.is_file() and read_result(result)["step"] >= steps
     if not agree(finished):
         raise CheckpointError(f"not all processes find stage '{stage.name}' in {stage.folder} alike; start again")
     report_config_diff(stage, finished)
     if finished:
         _say(f"{stage.name}: finished already, skipped")
     return not finished
-
-
-def is_finished(stage: Stage) -> bool:
-    """Tell whether a stage has done all its steps and, if it is validated, measured the result."""
-    done = finished_steps(stage.folder) >= stage.settings.steps
-    result = stage.folder / "result.json"
-    return done and (not stage.validates or (result.is_file() and read_result(result)["step"] >= stage.settings.steps))
-
-
-def _choose(stages: Sequence[Stage], name: str | None) -> list[Stage]:
-    chosen = [stage for stage in stages if name in (None, stage.name)]
-    if not chosen:
-        raise ConfigError(unknown("stage", name, [stage.name for stage in stages]))
-    return chosen
-
-
-def _finish(stages: Sequence[Stage]) -> Path | None:
-    """Print the table of all stages that are finished, and export what the last one makes once it is."""
-    if is_first():
-        print_summary([stage for stage in stages if stage.results_title])
-    if finished_steps(stages[-1].folder) < stages[-1].settings.steps:
-        return None
-    folder = stages[-1].export() if is_first() else None
-    barrier()
-    return folder or stages[-1].folder
 
 
 def _say(text: str) -> None:

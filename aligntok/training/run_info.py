@@ -23,8 +23,6 @@ from aligntok.io.files import read_json, write_json
 if TYPE_CHECKING:
     from aligntok.training.stages import Stage
 
-NAME = "run.json"
-
 
 def run_info_of(config: str | os.PathLike[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what starts a run: the config file with its docstring, and the options given beside it."""
@@ -49,29 +47,23 @@ def write_run_info(work_dir: str | os.PathLike[str], run_info: Mapping[str, Any]
         "device": torch.cuda.get_device_name() if cuda else platform.machine() + " CPU",
         "processes": world()[1],
     }
-    write_json(Path(work_dir) / NAME, {**run_info, **here})
+    write_json(Path(work_dir) / "run.json", {**run_info, **here})
 
 
 _HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "st_lpips": "ST-LPIPS", "images": "held-out images"}
 
 
-def read_results(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
-    """Return what the finished stages measured: ``{stage: dict(step, seconds, metrics)}``."""
-    found = {stage.name: stage.folder / "result.json" for stage in stages}
-    return {name: read_result(path) for name, path in found.items() if path.is_file()}
-
-
 def read_result(path: Path) -> dict[str, Any]:
     """Return what a stage's ``result.json`` holds, dict(step, seconds, metrics). Raises CheckpointError."""
     cure = "remove that file and start the same command again: the stage is measured anew"
-    return read_json(
-        path, CheckpointError, cure, lambda said: {key: said[key] for key in ("step", "seconds", "metrics")}
-    )
+    keys = ("step", "seconds", "metrics")
+    return read_json(path, CheckpointError, cure, lambda said: {key: said[key] for key in keys})
 
 
 def print_summary(stages: Sequence[Stage], console: Console | None = None) -> None:
     """Print PSNR, perceptual distance and seconds of every stage that has been validated; nothing without any."""
-    results = read_results(stages)
+    files = {stage.name: stage.folder / "result.json" for stage in stages}
+    results = {name: read_result(path) for name, path in files.items() if path.is_file()}
     if not results:
         return
     names = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
