@@ -162,28 +162,21 @@ class Samples(Dataset[Any]):
         at_least(0, workers=workers)
         self.path = Path(source).expanduser()
         self.description = read_description(self.path)
-        self.kept: Pixels | ImageSource
-        if self.path.suffix == ".npz":
-            self.kept = _open_array(self.path)
-        else:
-            self.kept = open_source(self.path / PICTURES if self.description else self.path)
-        there = len(self.kept)
-        if self.description:  # as many as it says, whatever lies beside them
-            said = int(self.description["num"])
-            if there < said:
-                raise DataError(
-                    f"{self.path} should have {said} samples, and has {there}; start the command that drew them again: "
-                    "it draws what is missing"
-                )
-            there = said
+        pictures = self.path / PICTURES if self.description else self.path
+        self.kept = _map_array(self.path) if self.path.suffix == ".npz" else open_source(pictures)
+        there = int(self.description.get("num", len(self.kept)))  # as many as it says, whatever lies beside them
+        if len(self.kept) < there:
+            raise DataError(
+                f"{self.path} should have {there} samples, and has {len(self.kept)}; start the command that drew them "
+                "again: it draws what is missing"
+            )
         if num is not None and num > there:
             raise DataError(
                 f"{source} has {there} samples, fewer than the {num} asked for; draw more, or lower --num-samples"
             )
-        self.num = num or there
-        self.batch_size, self.workers = batch_size, workers
-        height, width = self._read(0).shape[:2]
-        self.image_size = (int(height), int(width))
+        self.num, self.batch_size, self.workers = num or there, batch_size, workers
+        height, width, _ = self._read(0).shape
+        self.image_size = (height, width)
 
     def __len__(self) -> int:
         return self.num
@@ -219,32 +212,28 @@ class Samples(Dataset[Any]):
         return filter(None, in_rounds(self, range(self.num), self.batch_size, self.workers))
 
 
-def _open_array(path: Path) -> Pixels:
+def _map_array(path: Path) -> Pixels:
     """Return arr_0 of an .npz; read where it lies if it is not compressed."""
     try:
-        return _map_array(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} has no samples in ADM's format: arr_0, uint8 (N, H, W, 3) ({first_line(error)})"
-        ) from error
-
-
-def _map_array(path: Path) -> Pixels:
-    with zipfile.ZipFile(path) as archive:
-        entry = archive.getinfo("arr_0.npy")
-        with archive.open(entry) as file:
-            version = np.lib.format.read_magic(file)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, fortran, dtype = read_header[version](file)
-            header_length = file.tell()
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo("arr_0.npy")
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, fortran, dtype = read_header[version](file)
+                header_length = file.tell()
         if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8 or fortran or not shape[0]:
             raise ValueError(f"arr_0 is {dtype} {shape}")
         if entry.compress_type != zipfile.ZIP_STORED:
             with np.load(path) as arrays:
                 return np.asarray(arrays["arr_0"])
-    with path.open("rb") as file:  # the local header repeats the name, and has an extra field of its own length
-        file.seek(entry.header_offset + 26)
-        name_length, extra_length = np.frombuffer(file.read(4), dtype="<u2")
+        with path.open("rb") as raw:  # the local header repeats the name, and has an extra field of its own length
+            raw.seek(entry.header_offset + 26)
+            name_length, extra_length = np.frombuffer(raw.read(4), dtype="<u2")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} has no samples in ADM's format: arr_0, uint8 (N, H, W, 3) ({first_line(error)})"
+        ) from error
     start = entry.header_offset + 30 + int(name_length) + int(extra_length) + header_length
     return np.memmap(path, dtype=np.uint8, mode="r", offset=start, shape=shape)
 

@@ -161,7 +161,12 @@ def plot_convergence(
     for axis, metric in zip(axes, metrics, strict=False):
         for colour, (name, mean) in enumerate(means.items()):
             own = [of_arm[metric] for arm, of_arm in curves.items() if arm.name == name and metric in of_arm]
-            _draw_tokenizer(axis, f"C{colour}", name, own, mean[f"{RECONSTRUCTIONS}/{metric.rpartition('/')[2]}"][0])
+            for curve in own:
+                axis.plot([*curve], [*curve.values()], ".", color=f"C{colour}", alpha=0.5)
+            line = [statistics.fmean(values) for values in zip(*(curve.values() for curve in own), strict=False)]
+            axis.plot([*own[0]][: len(line)], line, color=f"C{colour}", label=name)
+            reached = mean[f"{RECONSTRUCTIONS}/{metric.rpartition('/')[2]}"][0]
+            axis.axhline(reached, color=f"C{colour}", linestyle=":", linewidth=1)
         axis.set(title=metric, xlabel="training steps", yscale="log")
         axis.yaxis.set(major_locator=MaxNLocator(7), major_formatter=ScalarFormatter())  # a decade has too few places
         axis.yaxis.set_minor_locator(NullLocator())
@@ -170,14 +175,6 @@ def plot_convergence(
         axis.axis("off")
     axes[0].legend(fontsize="small")
     save_picture(path, figure)
-
-
-def _draw_tokenizer(axis: Any, colour: str, name: str, curves: Sequence[Curve], reconstructions: float) -> None:
-    for curve in curves:
-        axis.plot([*curve], [*curve.values()], ".", color=colour, alpha=0.5)
-    line = [statistics.fmean(values) for values in zip(*(curve.values() for curve in curves), strict=False)]
-    axis.plot([*curves[0]][: len(line)], line, color=colour, label=name)
-    axis.axhline(reconstructions, color=colour, linestyle=":", linewidth=1)
 
 
 def show_samples(path: Path, arms: Sequence[Arm]) -> None:

@@ -9,6 +9,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -136,16 +137,6 @@ class Stopwatch:
         self._open: list[str] = []
         self._mark = 0.0
 
-    def begin(self, part: str) -> None:
-        """Count what runs from now on as this part."""
-        self._lap()
-        self._open.append(part)
-
-    def end(self) -> None:
-        """End the part that was begun last."""
-        self._lap()
-        self._open.pop()
-
     @contextmanager
     def listening(self, parts: Collection[str]) -> Iterator[None]:
         """Count what runs inside under ``torch.profiler.record_function(part)``, for those parts."""
@@ -153,13 +144,15 @@ class Stopwatch:
 
         def entered(mark: record_function) -> Any:
             if mark.name in parts:
-                self.begin(mark.name)
+                self._lap()
+                self._open.append(mark.name)
             return enter(mark)
 
         def left(mark: record_function, *error: Any) -> None:
             leave(mark, *error)
             if mark.name in parts:
-                self.end()
+                self._lap()
+                self._open.pop()
 
         with mock.patch.multiple(record_function, __enter__=entered, __exit__=left):
             yield
@@ -202,21 +195,16 @@ class LiveTensors(TorchDispatchMode):
     def _see(self, tree: Any) -> None:
         for value in tree_iter(tree):
             if isinstance(value, Tensor) and value.device.type == "cpu" and value.layout is torch.strided:
-                self._see_storage(value.untyped_storage())
+                storage = value.untyped_storage()
+                if storage._cdata not in self._known:
+                    freed = partial(self._forget, storage._cdata, storage.nbytes())
+                    self._known[storage._cdata] = weakref.ref(storage, freed)
+                    self.live += storage.nbytes()
         self._most = max(self._most, self.live)
 
-    def _see_storage(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = storage.nbytes()
-
-        def freed(_: Any) -> None:
-            self.live -= size
-            self._known.pop(key, None)
-
-        self._known[key] = weakref.ref(storage, freed)
-        self.live += size
+    def _forget(self, key: int, size: int, _: Any) -> None:
+        self.live -= size
+        self._known.pop(key, None)
 
 
 @contextmanager

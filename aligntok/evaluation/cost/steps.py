@@ -114,11 +114,8 @@ def measure_step(
     """
     stage = counted.stage
     ready = for_measuring(stage, folder, settings.devices)
-    batch, steps, where = (
-        ready.settings.global_batch_size,
-        stage.settings.steps,
-        {"config": config, "stage": stage.name},
-    )
+    batch, steps = ready.settings.global_batch_size, stage.settings.steps
+    where = {"config": config, "stage": stage.name}
     row: Row = {**where, "images": batch, "devices": settings.devices, **dict.fromkeys(MEASURED)}
     row |= {"steps": steps, "device_hours": None, "left_out": ""}
     parts: list[Row] = []

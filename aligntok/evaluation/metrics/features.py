@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligntok.device import computing
-from aligntok.device import device as own_device
+from aligntok.device import computing, device
 from aligntok.distributed import gather, total
 from aligntok.errors import ConfigError, DataError, unknown
 from aligntok.evaluation.metrics.fid import (
@@ -49,17 +48,12 @@ class FeatureCollector:
     """Runs an extractor over batches of images, in every process over other ones, and gathers what is compared.
 
     keep_features: keep the features and logits of each image (4 KB each for 1000 numbers); a collection of places keeps
-    the features of the images at those, and no logits. device: where the extractor runs, by default on the GPU if there
-    is one. The extractor runs in float32, without TF32 and autocast, whatever surrounds it.
+    the features of the images at those, and no logits. The extractor runs in float32, without TF32 and autocast,
+    whatever surrounds it.
     """
 
-    def __init__(
-        self,
-        extractor: Extractor,
-        keep_features: bool | Collection[int],
-        device: torch.device | str | None = None,
-    ) -> None:
-        self.device = torch.device(device or own_device())
+    def __init__(self, extractor: Extractor, keep_features: bool | Collection[int]) -> None:
+        self.device = device()
         self.extractor = extractor.eval().requires_grad_(False).to(self.device)
         self.wanted = keep_features
         self.pooled, self.spatial = RunningMoments(), RunningMoments()
@@ -131,7 +125,7 @@ def compare(generated: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict
     if generated.logits is not None and len(generated.logits) >= SPLITS:
         metrics["IS"], metrics["IS_std"] = inception_score(generated.logits, SPLITS, seed)
     if generated.features is not None and reference.features is not None:
-        x, y = generated.features.to(own_device()), reference.features.to(own_device())
+        x, y = generated.features.to(device()), reference.features.to(device())
         fewest = min(len(x), len(y))
         if fewest >= 4:
             metrics["KID"], metrics["KID_se"] = kernel_distance(x, y, seed=seed)
@@ -170,8 +164,7 @@ def build_extractor(given: str | Mapping[str, Any] | Extractor) -> Extractor:
         return EXTRACTORS.build({"type": name, **options}).eval().requires_grad_(False)
     if given in ENCODERS:
         return EncoderFeatures(ENCODERS.build({"type": given}), title=given).eval().requires_grad_(False)
-    known = [*EXTRACTORS, *ENCODERS]
     raise ConfigError(
-        f"{unknown('extractor or encoder', name, known)}; extractors also as timm:MODEL, open_clip:MODEL[/TAG] and "
-        "NAME:/path/to/weights"
+        f"{unknown('extractor or encoder', name, [*EXTRACTORS, *ENCODERS])}; extractors also as timm:MODEL, "
+        "open_clip:MODEL[/TAG] and NAME:/path/to/weights"
     )

@@ -84,11 +84,10 @@ def evaluation(runs: Sequence[Run], kind: str) -> Section:
     left = 0
     for run in runs:
         found = [each for each in run.results if each.result.kind == kind]
-        found.sort(key=lambda each: (each.result.step is not None, each.result.step or 0, str(each.path)))
-        at_steps = sum(each.result.step is not None for each in found)
-        earlier = max(0, at_steps - IN_FULL)
-        left += earlier
-        found = found[: len(found) - at_steps] + found[len(found) - at_steps + earlier :]
+        found.sort(key=lambda each: (each.result.step or 0, str(each.path)))
+        at_steps = [each for each in found if each.result.step is not None]
+        left += len(at_steps[:-IN_FULL])
+        found = [each for each in found if each.result.step is None] + at_steps[-IN_FULL:]
         for each in found:
             words = [run.name] if len(runs) > 1 else []
             if len(found) > 1:
