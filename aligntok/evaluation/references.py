@@ -64,6 +64,8 @@ STATISTICS = {
 def make_reference(asked: ReferenceSettings) -> Path:
     """Make reference statistics of images, write them to `out` (.safetensors), and return that path.
 
+    Written, whole or not at all, are both Gaussians in float64 and the features in float32, without logits; under a
+    checksum that is in the file.
     The images are what :class:`EvaluationImages` takes, the extractor what :func:`build_extractor` does. Collective
     under torchrun. Raises what those two raise, DataError for another ending and for fewer than two images, WriteError
     for a file that cannot be written.
@@ -80,37 +82,27 @@ def make_reference(asked: ReferenceSettings) -> Path:
         collector = FeatureCollector(built, wanted)
         for batch in images:
             collector.add(to_pixels(batch.images), batch.places.tolist())
-        features = collector.combine()
+        found = collector.combine()
+        tensors = {"mean": found.gaussian.mean, "covariance": found.gaussian.covariance}
+        if found.spatial is not None:
+            tensors |= {"spatial_mean": found.spatial.mean, "spatial_covariance": found.spatial.covariance}
+        if found.features is not None:
+            tensors["features"] = found.features
+        described = {
+            "name": asked.name or path.stem,
+            "title": built.title,
+            "identity": built.identity,
+            "resize": built.resize,
+            "image_resize": RESIZE,
+            "image_size": images.image_size,
+            "num_images": found.count,
+        }
         if is_first():
-            write_reference(path, features, built, asked.name or path.stem, images.image_size)
+            tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+            said = json.dumps(described, sort_keys=True)
+            save_tensors(path, tensors, {"format": FORMAT, "reference": said, "checksum": checksum(tensors, said)})
         barrier()
     return path
-
-
-def write_reference(
-    path: Path, feature_set: FeatureSet, extractor: Extractor, name: str, image_size: tuple[int, int]
-) -> None:
-    """Write a reference, whole or not at all. Raises WriteError when the disk does not take it.
-
-    With both Gaussians in float64 and the features in float32, without logits; under a checksum that is in the file.
-    """
-    tensors = {"mean": feature_set.gaussian.mean, "covariance": feature_set.gaussian.covariance}
-    if feature_set.spatial is not None:
-        tensors |= {"spatial_mean": feature_set.spatial.mean, "spatial_covariance": feature_set.spatial.covariance}
-    if feature_set.features is not None:
-        tensors["features"] = feature_set.features
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    described = {
-        "name": name,
-        "title": extractor.title,
-        "identity": extractor.identity,
-        "resize": extractor.resize,
-        "image_resize": RESIZE,
-        "image_size": image_size,
-        "num_images": feature_set.count,
-    }
-    said = json.dumps(described, sort_keys=True)
-    save_tensors(path, tensors, {"format": FORMAT, "reference": said, "checksum": checksum(tensors, said)})
 
 
 def read_reference(path: str | os.PathLike[str], extractor: Extractor) -> Reference:
