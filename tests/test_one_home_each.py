@@ -112,7 +112,7 @@ def test_loaders_are_made_in_one_way_and_their_ends_explained():
     }
     explained = {
         "evaluation/images.py:in_rounds",
-        "evaluation/linear_probe.py:_encoded",
+        "evaluation/linear_probe.py:batches",
         "caching/encoder.py:latent_statistics",
     }
     encoding = {"caching/encoder.py:_encode_share"}, {"caching/encoder.py:encode_shards"}

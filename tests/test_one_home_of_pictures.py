@@ -64,7 +64,7 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
         ("data/images.py", "assign", ["ImageError"]),  # the same one
         ("data/images.py", "_read_or_next", ["ImageError"]),
         ("data/sources/tables.py", "_holds_images", ["ImageError"]),
-        ("evaluation/comparison/summary.py", "_last_samples", ["ImageError"]),
+        ("evaluation/comparison/summary.py", "show_samples", ["ImageError"]),
         ("evaluation/images.py", "_read", ["ImageError"]),
         ("evaluation/report/figures.py", "pictures", ["(OSError, AlignTokError)"]),  # of paths, as the last but one
         ("evaluation/report/figures.py", "contact_sheet", ["(OSError, AlignTokError)"]),

@@ -219,12 +219,14 @@ def collect(models: Sequence[LatentModel], images: EvaluationImages, draws: Draw
     """
     num = len(images)
     kept = [
-        {
-            "pooled": torch.zeros(num, model.shape[0], dtype=torch.float64),
-            **{name: torch.zeros(num, dtype=torch.float64) for name in ("variance", "variation")},
-            "points": torch.zeros(*draws.rows.shape, model.shape[0]),
-            "shown": torch.zeros(len(shown), *model.shape),
-        }
+        Collected(
+            model,
+            torch.zeros(num, model.shape[0], dtype=torch.float64),
+            torch.zeros(num, dtype=torch.float64),
+            torch.zeros(num, dtype=torch.float64),
+            torch.zeros(*draws.rows.shape, model.shape[0]),
+            torch.zeros(len(shown), *model.shape),
+        )
         for model in models
     ]
     labels, read = torch.zeros(2, num, dtype=torch.int64)
@@ -235,25 +237,25 @@ def collect(models: Sequence[LatentModel], images: EvaluationImages, draws: Draw
         seeds, points, drawn = (draws.rows[..., None] == rows).nonzero().T
         pictures, seen = (torch.tensor(shown)[:, None] == rows).nonzero().T
         inputs[pictures] = batch.images[seen]
-        for model, own in zip(models, kept, strict=True):
-            latents = model.encode(batch.images).cpu()
+        for own in kept:
+            latents = own.model.encode(batch.images).cpu()
             finite = latents.isfinite().flatten(1).all(1)
             if not finite.all():
                 name = images.source.names[int(batch.places[~finite][0])]
                 raise DataError(
-                    f"{model.name} gives latents of {name} that are not finite; take --precision fp32, and leave the "
-                    "model out if they are not finite in fp32 either"
+                    f"{own.model.name} gives latents of {name} that are not finite; take --precision fp32, and leave "
+                    "the model out if they are not finite in fp32 either"
                 )
-            own["pooled"][rows] = F.normalize(latents.double().mean(dim=(2, 3)), dim=1)
-            own["variance"][rows], own["variation"][rows] = spatial_variance(latents), total_variation(latents)
+            own.pooled[rows] = F.normalize(latents.double().mean(dim=(2, 3)), dim=1)
+            own.variance[rows], own.variation[rows] = spatial_variance(latents), total_variation(latents)
             y, x = (draws.places[seeds, points] * torch.tensor(latents.shape[2:])).long().T
-            own["points"][seeds, points] = latents[drawn, :, y, x]
-            own["shown"][pictures] = latents[seen]
-    collected = [
-        Collected(model, **{name: total(tensor) for name, tensor in own.items()})
-        for model, own in zip(models, kept, strict=True)
+            own.points[seeds, points] = latents[drawn, :, y, x]
+            own.shown[pictures] = latents[seen]
+    every = [
+        Collected(own.model, *map(total, (own.pooled, own.variance, own.variation, own.points, own.shown)))
+        for own in kept
     ]
-    return Collection(collected, total(labels), total(read), total(inputs))
+    return Collection(every, total(labels), total(read), total(inputs))
 
 
 def embed(collection: Collection, draws: Draws, seeds: Sequence[int]) -> list[npt.NDArray[Any]]:

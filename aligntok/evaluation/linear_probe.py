@@ -141,24 +141,21 @@ class SplitFeatures:
 
         `rows` are the batches, the same in every process.
         """
-        if self._features is None:
-            yield from self._encoded([self.mine(batch).tolist() for batch in rows])
+        if self._features is not None:
+            for batch in rows:
+                kept = self._at[batch]
+                kept = kept[kept >= 0]
+                yield self._features[kept], self._labels[kept]
             return
-        for batch in rows:
-            places = self._at[batch]
-            places = places[places >= 0]
-            yield self._features[places], self._labels[places]
-
-    def _encoded(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         dataset, how = self.images.dataset, self.images.asked
-        wanted = [[self.images.places[row] for row in batch] for batch in rows]
+        wanted = [[self.images.places[row] for row in self.mine(batch).tolist()] for batch in rows]
         loader = iter(make_loader(dataset, [places for places in wanted if places], how.workers, dataset.collate))
         for places in wanted:
             with explaining_loader_errors():
-                batch: Batch = next(loader) if places else dataset.collate([])
-            self._named |= set(name_unreadable(self.images.source, batch, self._named))
-            parts = [self.encode(part) for part in batched(batch.images, how.batch_size)]
-            yield torch.cat([torch.empty(0, self.encode.dim), *parts]), self.label_of[batch.labels.long()]
+                read: Batch = next(loader) if places else dataset.collate([])
+            self._named |= set(name_unreadable(self.images.source, read, self._named))
+            parts = [self.encode(part) for part in batched(read.images, how.batch_size)]
+            yield torch.cat([torch.empty(0, self.encode.dim), *parts]), self.label_of[read.labels.long()]
 
 
 def match_classes(train: ImageSource, val: ImageSource) -> tuple[list[str], Tensor, Tensor]:
@@ -196,11 +193,11 @@ def keep_what_fits(splits: Sequence[SplitFeatures], memory_gb: float) -> None:
     rows = [-(-len(split) // batch // world()[1]) * batch for split in splits]  # at most, in one process
     dim = splits[0].encode.dim
     needed = sum(count * dim * 4 for count in rows) / 1e9
+    fits = needed <= memory_gb
     if is_first():
-        fits = "encoded once, and kept"
-        done = fits if needed <= memory_gb else f"encoded anew each epoch: more than memory_gb={memory_gb:g}"
+        done = "encoded once, and kept" if fits else f"encoded anew each epoch: more than memory_gb={memory_gb:g}"
         print(f"Features: {dim} an image, {needed:.3g} GB a process; {done}")
-    if needed <= memory_gb:
+    if fits:
         for split in splits:
             split.keep()
 

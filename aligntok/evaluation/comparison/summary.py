@@ -179,7 +179,13 @@ def plot_convergence(
 
 def show_samples(path: Path, arms: Sequence[Arm]) -> None:
     """Lay the last grids of samples of several arms side by side, three a row, under their names."""
-    grids = [(arm.name, grid) for arm in arms if (grid := _last_samples(arm))]
+    grids = []
+    for arm in arms:
+        for last in sorted((arm.folder / "generator" / GENERATION / "pictures").glob("*.png"))[-1:]:
+            try:
+                grids.append((arm.name, open_image(last.read_bytes())))
+            except ImageError as error:
+                raise DataError(f"{last} cannot be read ({error}); remove it: the one before is shown then") from error
     if not grids:
         return
     parts = batched(grids, GRIDS_A_ROW)
@@ -188,16 +194,6 @@ def show_samples(path: Path, arms: Sequence[Arm]) -> None:
     for i, row in enumerate(rows):
         everything.paste(row, (0, i * rows[0].height))
     save_picture(path, everything)
-
-
-def _last_samples(arm: Arm) -> Image.Image | None:
-    pictures = sorted((arm.folder / "generator" / GENERATION / "pictures").glob("*.png"))
-    if not pictures:
-        return None
-    try:
-        return open_image(pictures[-1].read_bytes())
-    except ImageError as error:
-        raise DataError(f"{pictures[-1]} cannot be read ({error}); remove it: the one before is shown then") from error
 
 
 def write_markdown(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

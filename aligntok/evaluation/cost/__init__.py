@@ -174,13 +174,12 @@ def print_tables(tables: Mapping[str, Sequence[Row]], notes: Sequence[str], cons
             if before and several and row["config"] != before["config"]:
                 cells.append(None)
             said = [name for name in ("config", "stage") if all(row.get(n) == before.get(n) for n in ("config", name))]
-            cells.append(["" if name in said else _cell(row, name, form) for name, (_, form) in forms.items()])
+            texts = []
+            for column, (_, form) in forms.items():
+                values = [] if column in said else [row[name] for name in column.split("-")]
+                texts.append("-" if None in values else "-".join(format(value, form) for value in values))
+            cells.append(texts)
         words = [heading for heading, form in forms.values() if not form]
         print_table(title, [heading for heading, _ in forms.values()], cells, words, console)
     for note in notes:
         console.print(note, markup=False, highlight=False)
-
-
-def _cell(row: Row, column: str, form: str) -> str:
-    values = [row[name] for name in column.split("-")]
-    return "-" if None in values else "-".join(format(value, form) for value in values)

@@ -120,10 +120,14 @@ def measure_step(
     row |= {"steps": steps, "device_hours": None, "left_out": ""}
     parts: list[Row] = []
     work = float(max(1, BACKWARD * batch * forward_operations(stage)))
+    ema, plan = stage.settings.ema, counted.plan
+    averages = len(ema.sigma_rel) + len(ema.decays) if ema else 0
+    # in float32: weights, gradients, two states of the optimiser, averages
+    least = 4.0 * (plan.frozen + plan.trainable * (4 + averages))
     with leaving_out(row), logging_the_end():
         limit = Limit(settings.max_seconds, seconds_per_operation(device))
         limit.check(work)
-        check_room(least_bytes(counted), free_bytes(device), "takes at least")
+        check_room(least, free_bytes(device), "takes at least")
         timing, seconds, peaks = _measure_step(Step(ready), settings, limit, work, device)
         row.update(zip(MEASURED, (*timing, max(peaks.values()) / GB), strict=True))
         row["device_hours"] = steps * timing.median * settings.devices / 3600
@@ -133,13 +137,6 @@ def measure_step(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return row, parts
-
-
-def least_bytes(counted: CountedStage) -> float:
-    """Return the bytes of weights, gradients, two states of the optimiser, and averages, all float32."""
-    ema = counted.stage.settings.ema
-    averages = len(ema.sigma_rel) + len(ema.decays) if ema else 0
-    return 4.0 * (counted.plan.frozen + counted.plan.trainable * (4 + averages))
 
 
 def _measure_step(
