@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -251,10 +251,7 @@ def collect(models: Sequence[LatentModel], images: EvaluationImages, draws: Draw
             y, x = (draws.places[seeds, points] * torch.tensor(latents.shape[2:])).long().T
             own.points[seeds, points] = latents[drawn, :, y, x]
             own.shown[pictures] = latents[seen]
-    every = [
-        Collected(own.model, *map(total, (own.pooled, own.variance, own.variation, own.points, own.shown)))
-        for own in kept
-    ]
+    every = [replace(own, **{name: total(x) for name, x in vars(own).items() if name != "model"}) for own in kept]
     return Collection(every, total(labels), total(read), total(inputs))
 
 
