@@ -24,6 +24,7 @@ from aligntok.device import computing, is_out_of_memory
 from aligntok.device import device as this_device
 from aligntok.evaluation.cost.count import Counted, Part
 from aligntok.evaluation.settings import CostSettings
+from aligntok.settings import Precision
 
 Row = dict[str, Any]
 GB = 1e9  # bytes: what every "GB" here is
@@ -278,28 +279,21 @@ def measure_part(part: Part, counted: Counted, settings: CostSettings, device: t
         with leaving_out(row):
             if device.type == "cpu":  # Linux would end the process
                 check_room(weights + WORKING_SPACE * a_pixel * size**2 * batch, free_bytes(device), "expected to take")
-            given = [each.to(device) for each in inputs(batch, size)]
-            (*seconds, calls), peak = _measure_call(module, given, settings, limit, work)
-            row.update(zip(MEASURED, (*(1e3 * each for each in seconds), calls, peak / GB), strict=True))
-            a_pixel = max(0, peak - weights) / (size**2 * batch)
+            call = partial(_call, module, [each.to(device) for each in inputs(batch, size)], settings.precision)
+            *seconds, calls = limit.time(call, settings.repeats, work)
+            with metering(device) as peak:
+                call()
+                peak()  # everything that lives is known now
+                call()
+                most = peak()
+            row.update(zip(MEASURED, (*(1e3 * each for each in seconds), calls, most / GB), strict=True))
+            a_pixel = max(0, most - weights) / (size**2 * batch)
     if device.type == "cuda":
         module.to("cpu")
         torch.cuda.empty_cache()
     return rows
 
 
-def _measure_call(
-    module: nn.Module, given: Sequence[Tensor], settings: CostSettings, limit: Limit, work: float
-) -> tuple[Timing, int]:
-    device = given[0].device
-
-    def call() -> None:
-        with torch.inference_mode(), computing(settings.precision, device):
-            module(*given)
-
-    timing = limit.time(call, settings.repeats, work)
-    with metering(device) as peak:
-        call()
-        peak()  # everything that lives is known now
-        call()
-        return timing, peak()
+def _call(module: nn.Module, given: Sequence[Tensor], precision: Precision) -> None:
+    with torch.inference_mode(), computing(precision, given[0].device):
+        module(*given)

@@ -269,8 +269,12 @@ def _take(run: Run, folder: Path, files: set[str]) -> None:
         run.samples.append(Samples(folder, _read_json(run, folder / SAMPLES)))
     try:
         if {"sweep.csv", SWEEP} & files:
-            settings = _read_json(run, folder / SWEEP) if SWEEP in files else {}
-            run.sweeps.append(Samples(folder, settings, _read_sweep(folder / "sweep.csv")))
+            settings, table = _read_json(run, folder / SWEEP) if SWEEP in files else {}, folder / "sweep.csv"
+            with reading(table, DataError, UNREAD), table.open(newline="") as file:
+                rows = [{n: float(v) for n, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+                if not rows or not all({"cfg_scale", "steps"} <= {*row} for row in rows):
+                    raise ValueError("no columns cfg_scale and steps")
+            run.sweeps.append(Samples(folder, settings, rows))
     except (DataError, csv.Error) as error:
         run.missing.append(first_line(error))
     for path in (folder / f"{kind}.json" for kind in KINDS if f"{kind}.json" in files):
@@ -281,14 +285,6 @@ def _take(run: Run, folder: Path, files: set[str]) -> None:
             run.results.append(Evaluated(path, found))
         except (AlignTokError, AttributeError, TypeError) as error:
             run.missing.append(first_line(error))
-
-
-def _read_sweep(path: Path) -> list[dict[str, float]]:
-    with reading(path, DataError, UNREAD), path.open(newline="") as file:
-        rows = [{name: float(v) for name, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
-        if not rows or not all({"cfg_scale", "steps"} <= {*row} for row in rows):
-            raise ValueError("no columns cfg_scale and steps")
-    return rows
 
 
 def _read_json(run: Run, path: Path) -> dict[str, Any]:

@@ -29,28 +29,9 @@ SHEET = 36  # pictures of a set that are laid out
 #: What browsers show as it is, by how such files begin.
 _TYPES = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg", b"RIFF": "image/webp", b"GIF8": "image/gif"}
 
-#: Colours that matplotlib is given, and the page's variables that stand in for them.
+#: Colours that matplotlib is given, here and in plots.mplstyle; the page's variables stand in for them.
 _INK, _GRID, _LINE = "#010203", "#040506", "#0a0b0"  # the last with a digit behind it
 LINES = 6  # colours of lines in the page's style; more lines begin again, dashed
-_STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: the page's font, and it can be searched
-    "svg.hashsalt": "aligntok",
-    "font.size": 7.5,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.4,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.3,
-    "path.simplify": True,
-}
 _plots = count()  # so that the ids in each are unique in a page
 
 
@@ -158,11 +139,11 @@ def plot(
     last: the last value in words. marks: places on the x axis with a word each. until: where the x axis, from 0, ends.
     height: inches, at a width of 3.7.
     """
-    import matplotlib
+    from matplotlib import style as styles
     from matplotlib.figure import Figure as Drawing  # not pyplot: no window, and no state that others share
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    with matplotlib.rc_context(_STYLE):
+    with styles.context(Path(__file__).with_name("plots.mplstyle")):
         drawing = Drawing(figsize=(3.7, height), layout="constrained")
         axes = drawing.subplots()
         for line in lines:
