@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ class Draws:
         return cls(torch.stack(rows), torch.stack(places))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Collected:
     """What is kept of N images' latents of a model; images that could not be read have zeros.
 
@@ -251,8 +251,9 @@ def collect(models: Sequence[LatentModel], images: EvaluationImages, draws: Draw
             y, x = (draws.places[seeds, points] * torch.tensor(latents.shape[2:])).long().T
             own.points[seeds, points] = latents[drawn, :, y, x]
             own.shown[pictures] = latents[seen]
-    every = [replace(own, **{name: total(x) for name, x in vars(own).items() if name != "model"}) for own in kept]
-    return Collection(every, total(labels), total(read), total(inputs))
+    for own in kept:
+        vars(own).update({name: total(each) for name, each in vars(own).items() if isinstance(each, Tensor)})
+    return Collection(kept, total(labels), total(read), total(inputs))
 
 
 def embed(collection: Collection, draws: Draws, seeds: Sequence[int]) -> list[npt.NDArray[Any]]:
