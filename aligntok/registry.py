@@ -6,6 +6,7 @@ import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -52,7 +53,8 @@ PLUGIN_RECORDS: list[PluginRecord] = []
 class ComponentRegistry(Registry):
     """An mmengine registry whose entries may be import strings, and whose misses say what is known and what failed.
 
-    ``add("name", "package.module.Class")`` costs nothing until the component is asked for.
+    ``add("name", "package.module.Class")`` costs nothing until the component is asked for. name: of its shelf. kind: of
+    a component, in errors.
     """
 
     def __init__(self, name: str, kind: str, parent: Registry | None = None) -> None:
@@ -237,36 +239,26 @@ def without_weights(registry: ComponentRegistry, config: Any) -> Any:
     return {**config, "pretrained": False} if "pretrained" in takes else dict(config)
 
 
-ENCODERS = ComponentRegistry("encoder", "encoder")  # pretrained vision models: images -> features
-ADAPTERS = ComponentRegistry("adapter", "adapter")  # features -> latents
-DECODERS = ComponentRegistry("decoder", "decoder")  # latents -> images
-LOSSES = ComponentRegistry("loss", "loss")  # what the tokenizer minimises
-DISCRIMINATORS = ComponentRegistry("discriminator", "discriminator")  # images -> patch logits
-GENERATORS = ComponentRegistry("generator", "generator")  # diffusion transformers on the latents
-EXTRACTORS = ComponentRegistry("extractor", "extractor")  # 8-bit images -> features to compare sets of images on
-TEXT_ENCODERS = ComponentRegistry("text_encoder", "text encoder")  # prompts -> embeddings
-DATASETS = ComponentRegistry("dataset", "dataset", parent=MMENGINE_DATASETS)  # sources of images or latents
-METRICS = ComponentRegistry("metric", "metric", parent=MMENGINE_METRICS)  # numbers about images or latents
-HOOKS = ComponentRegistry("hook", "hook", parent=MMENGINE_HOOKS)  # what happens between training steps
+ENCODERS = ComponentRegistry("encoders", "encoder")  # pretrained vision models: images -> features
+ADAPTERS = ComponentRegistry("adapters", "adapter")  # features -> latents
+DECODERS = ComponentRegistry("decoders", "decoder")  # latents -> images
+LOSSES = ComponentRegistry("losses", "loss")  # what the tokenizer minimises
+DISCRIMINATORS = ComponentRegistry("discriminators", "discriminator")  # images -> patch logits
+GENERATORS = ComponentRegistry("generators", "generator")  # diffusion transformers on the latents
+EXTRACTORS = ComponentRegistry("extractors", "extractor")  # 8-bit images -> features to compare sets of images on
+TEXT_ENCODERS = ComponentRegistry("text_encoders", "text encoder")  # prompts -> embeddings
+DATASETS = ComponentRegistry("datasets", "dataset", parent=MMENGINE_DATASETS)  # sources of images or latents
+METRICS = ComponentRegistry("metrics", "metric", parent=MMENGINE_METRICS)  # numbers about images or latents
+HOOKS = ComponentRegistry("hooks", "hook", parent=MMENGINE_HOOKS)  # what happens between training steps
 
 
-@dataclass(frozen=True)
-class Registries:
-    """One shelf a registry: what a plugin's ``aligntok_register`` is given (each shelf has ``add(name, class)``)."""
-
-    encoders: Any = ENCODERS
-    adapters: Any = ADAPTERS
-    decoders: Any = DECODERS
-    losses: Any = LOSSES
-    discriminators: Any = DISCRIMINATORS
-    generators: Any = GENERATORS
-    extractors: Any = EXTRACTORS
-    text_encoders: Any = TEXT_ENCODERS
-    datasets: Any = DATASETS
-    metrics: Any = METRICS
-    hooks: Any = HOOKS
+class Registries(SimpleNamespace):
+    """One shelf a registry, those of :func:`shelves`: what a plugin's ``aligntok_register`` is given (each shelf has
+    ``add(name, class)``).
+    """
 
 
 def shelves() -> dict[str, ComponentRegistry]:
     """Return every registry by its shelf name, in the order users see them."""
-    return vars(Registries()).copy()
+    components = ENCODERS, ADAPTERS, DECODERS, LOSSES, DISCRIMINATORS, GENERATORS, EXTRACTORS, TEXT_ENCODERS
+    return {registry.name: registry for registry in (*components, DATASETS, METRICS, HOOKS)}
