@@ -95,9 +95,13 @@ class LatentDiffusion(nn.Module):
         size: (h, w), by default that of the training latents. weak: a weaker generator, for autoguidance. Raises
         ConfigError for labels that there are not, or guidance without a null class.
         """
-        chosen = sampling or self.sampling
-        self._check_labels(labels, seeds)
-        self.check_guidance(chosen, weak)
+        chosen, classes = sampling or self.sampling, self.generator.num_classes
+        if len(labels) != len(seeds) or not len(labels):
+            raise ConfigError(f"{len(labels)} labels and {len(seeds)} seeds were given; give as many, at least one")
+        wrong = [label for label in labels if not 0 <= label < classes]
+        if self.conditional and wrong:
+            raise ConfigError(f"class {wrong[0]}: there are {classes}, numbered from 0 to {classes - 1}")
+        check_null_class(chosen.cfg_scale, self.generator, "sampling", weak)
         where = next(self.generator.parameters()).device
         y = torch.tensor(labels if self.conditional else [0] * len(labels), device=where)
         shape = (self.latent_shape[0], *(size or self.latent_shape[1:]))
@@ -126,19 +130,6 @@ class LatentDiffusion(nn.Module):
         if text.casefold() in folded:
             return folded.index(text.casefold())
         raise ConfigError(unknown("class", text, self.class_names or ["no names, only numbers"], shown=8))
-
-    def check_guidance(self, sampling: Sampling, weak: nn.Module | None = None) -> None:
-        """Raise ConfigError for guidance that has nothing to lead away from."""
-        if weak is None:
-            check_null_class(sampling.cfg_scale, self.generator, "sampling")
-
-    def _check_labels(self, labels: Sequence[int], seeds: Sequence[int]) -> None:
-        if len(labels) != len(seeds) or not len(labels):
-            raise ConfigError(f"{len(labels)} labels and {len(seeds)} seeds were given; give as many, at least one")
-        classes = self.generator.num_classes
-        wrong = [label for label in labels if not 0 <= label < classes]
-        if self.conditional and wrong:
-            raise ConfigError(f"class {wrong[0]}: there are {classes}, numbered from 0 to {classes - 1}")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -182,9 +173,11 @@ class LatentDiffusion(nn.Module):
         return model.eval()
 
 
-def check_null_class(cfg_scale: float, generator: Any, where: str) -> None:
-    """Raise ConfigError for guidance with nothing to be guided away from: a generator that learns no null class."""
-    if cfg_scale != 1 and generator.null_class is None:
+def check_null_class(cfg_scale: float, generator: Any, where: str, weak: Any = None) -> None:
+    """Raise ConfigError for guidance with nothing to be guided away from: no `weak` generator, and a generator that
+    learns no null class.
+    """
+    if cfg_scale != 1 and generator.null_class is None and weak is None:
         raise ConfigError(
             f"{where}: cfg_scale={cfg_scale} needs a null class, but with class_dropout_prob=0 the generator learns "
             "none; use 1, train with class_dropout_prob=0.1, or guide with a weaker generator"

@@ -20,7 +20,7 @@ from aligntok.diffusion.sampling import draw_samples
 from aligntok.diffusion.settings import Sampling
 from aligntok.errors import ConfigError, DivergenceError, first_line, multiples_of
 from aligntok.io.pictures import to_uint8
-from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.latent_diffusion import LatentDiffusion, check_null_class
 from aligntok.loading import load_latent_diffusion
 from aligntok.rng import rng
 from aligntok.sampling.settings import SampleRequest
@@ -102,7 +102,7 @@ class SamplePipeline:
             )
         null, shape = self.model.generator.null_class, (self.model.latent_shape[0], 1, 1)
         for sampling in several:
-            self.model.check_guidance(sampling, self.weak)
+            check_null_class(sampling.cfg_scale, self.model.generator, "sampling", self.weak)
             weak = None if self.weak is None else _nothing
             try:
                 draw_samples(_nothing, torch.zeros(1, dtype=torch.long), [0], shape, sampling, null, weak)
