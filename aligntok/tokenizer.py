@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -89,16 +88,23 @@ class Tokenizer(
         self.downsample_factor = downsample_factor
         self.variational = variational
         given = {"encoder": encoder, "adapter": adapter or {"type": "mlp"}, "decoder": decoder or {"type": "ldm_cnn"}}
-        with _explaining_plugins(plugins):
+        build = functools.partial(_build, given, trusted, components)
+        configs: dict[str, dict[str, Any] | None] = {}
+        try:
             if not trusted:  # all of them before the first is imported
                 for part, registry in _REGISTRIES.items():
                     registry.check_registered(given[part], components)
-            build = functools.partial(_build, given, trusted, components)
-            self.encoder, config = build("encoder", downsample_factor=downsample_factor, latent_dim=latent_dim)
-            adapted = latent_dim * (2 if variational else 1)
-            self.adapter, adapter_config = build("adapter", in_dim=self.encoder.out_dim, latent_dim=adapted)
-            self.decoder, decoder_config = build("decoder", latent_dim=latent_dim)
-        configs = {"encoder": config, "adapter": adapter_config, "decoder": decoder_config}
+            sizes = {"latent_dim": latent_dim, "downsample_factor": downsample_factor}
+            self.encoder, configs["encoder"] = build("encoder", **sizes)
+            adapted = {"in_dim": self.encoder.out_dim, "latent_dim": latent_dim * (1 + variational)}
+            self.adapter, configs["adapter"] = build("adapter", **adapted)
+            self.decoder, configs["decoder"] = build("decoder", latent_dim=latent_dim)
+        except UnknownComponentError as error:  # here the packages help that the tokenizer was made with
+            others = {(p["distribution"], p["version"]) for p in (plugins or {}).values()}
+            needed = ", ".join(f"{d}=={v}" for d, v in sorted(others) if d != "aligntok")
+            if not needed:
+                raise
+            raise UnknownComponentError(f"{error}\n  this tokenizer was saved with: {needed}; install it") from error
         self._check_fit()
         self._hub_mixin_config = self._describe(configs)
 
@@ -268,16 +274,3 @@ def _build(
     config = {**{key: value for key, value in defaults.items() if key in parameters}, **given}
     saved = {**config, "pretrained": False} if "pretrained" in parameters else config
     return registry.build(config, trusted=trusted, components=components), json.loads(json.dumps(saved))
-
-
-@contextlib.contextmanager
-def _explaining_plugins(plugins: Mapping[str, Any] | None) -> Iterator[None]:
-    """Add, to the error about a component that is not installed, the packages a saved tokenizer was made with."""
-    try:
-        yield
-    except UnknownComponentError as error:
-        others = {(p["distribution"], p["version"]) for p in (plugins or {}).values()}
-        needed = ", ".join(f"{d}=={v}" for d, v in sorted(others) if d != "aligntok")
-        if not needed:
-            raise
-        raise UnknownComponentError(f"{error}\n  this tokenizer was saved with: {needed}; install it") from error

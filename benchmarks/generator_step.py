@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from aligntok.diffusion.flow import flow_matching_loss, interpolate, path_velocity
 from aligntok.diffusion.guidance import classifier_free
 from aligntok.diffusion.samplers import sample
-from aligntok.diffusion.times import draw_times, time_grid
+from aligntok.diffusion.times import sample_times, time_grid
 from aligntok.engine.compile import compile_blocks
 from aligntok.engine.ema import WeightAverages
 from aligntok.generators.lightning_dit import SIZES, LightningDiT
@@ -148,7 +148,7 @@ def time_training(side: Side, given: argparse.Namespace) -> Laps:
     def lap(part: str) -> None:
         laps[part] = time.perf_counter() - began - sum(laps.values())
 
-    noise, t = torch.randn_like(data), draw_times(torch.default_generator, len(data))
+    noise, t = torch.randn_like(data), sample_times(torch.rand(len(data)))
     x = interpolate(noise, data, t)
     lap("noisy latents")
     predicted = side.model(x, t, labels)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.decoders import Decoder
-from aligntok.ops.ldm_blocks import Level, Middle, check_shape_options, group_norm, regroup, set_block_checkpointing
+from aligntok.ops.ldm_blocks import BlockCheckpointing, Level, Middle, check_shape_options, group_norm, regroup
 
 
-class LDMDecoder(Decoder):
+class LDMDecoder(BlockCheckpointing, Decoder):
     """Latents (N, d, h, w) to images (N, out_ch, h*f, w*f), f = 2**(len(ch_mult) - 1); 41.42 M parameters by default.
 
     ch: width at full resolution; ch_mult: its multiple at each level, full resolution first; num_res_blocks: residual
@@ -72,7 +72,3 @@ class LDMDecoder(Decoder):
     def last_layer(self) -> nn.Parameter:
         """The weight of `conv_out`, where LDM balances its adversarial loss."""
         return cast(nn.Parameter, self.conv_out.weight)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
-        set_block_checkpointing(self, enable)

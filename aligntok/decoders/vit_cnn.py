@@ -29,14 +29,10 @@ class ViTBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, rotations: Tensor) -> Tensor:  # (N, tokens, width), (2, tokens, width/heads)
-        x = x + self.dropout(self.attend(self.norm1(x), rotations))
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = attention(rotate(q, rotations), rotate(k, rotations), v)  # (N, heads, tokens, width/heads)
+        x = x + self.dropout(self.proj(attended.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
-
-    def attend(self, x: Tensor, rotations: Tensor) -> Tensor:
-        """Multi-head self-attention with queries and keys turned by their positions."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (N, heads, tokens, dim)
-        out = attention(rotate(q, rotations), rotate(k, rotations), v)
-        return self.proj(out.transpose(1, 2).flatten(2))
 
 
 class ViTCNNDecoder(Decoder):

@@ -142,7 +142,6 @@ def _rows_inside(t: Tensor, interval: tuple[float, float] | None) -> Rows | None
 
 
 def _check_options(who: str, scale: float, interval: tuple[float, float] | None, channels: int | None) -> None:
-    """Raise ConfigError for options that no x can satisfy."""
     if not (scale >= 0 and math.isfinite(scale)):
         raise ConfigError(f"{who}: scale={scale}; it must be finite and not negative, 1 for no guidance")
     if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
@@ -152,7 +151,6 @@ def _check_options(who: str, scale: float, interval: tuple[float, float] | None,
 
 
 def _check_channels(x: Tensor, channels: int | None) -> None:
-    """Raise ConfigError when x (N, C, ...) has fewer channels than are to be guided."""
     if channels is not None and channels > x.shape[1]:
         raise ConfigError(
             f"guidance on channels={channels}, but x has {x.shape[1]}; give at most that, or None for all"
@@ -160,7 +158,6 @@ def _check_channels(x: Tensor, channels: int | None) -> None:
 
 
 def _null_condition(y: Condition, null: Condition | int) -> Condition:
-    """Return the null condition with as many rows as y."""
     if isinstance(null, int):
         if isinstance(y, Mapping) or y.is_floating_point():
             raise ConfigError(f"classifier_free: null={null} is a label, y is {_told(y)}; give a null condition like y")
@@ -171,7 +168,6 @@ def _null_condition(y: Condition, null: Condition | int) -> Condition:
 
 
 def _as_rows(own: Tensor, none: Tensor) -> Tensor:
-    """Return the null rows for y's: themselves, or one row repeated."""
     if none.shape not in (own.shape, (1, *own.shape[1:])):
         raise ConfigError(
             f"classifier_free: y is {tuple(own.shape)}, null is {tuple(none.shape)}; "
@@ -193,5 +189,4 @@ def _by_name(condition: Condition) -> Mapping[str, Tensor]:
 
 
 def _told(condition: Condition) -> str:
-    """Say what a condition is, for an error."""
     return ", ".join(f"{name} {tuple(x.shape)}".strip() for name, x in sorted(_by_name(condition).items()))

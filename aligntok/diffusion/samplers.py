@@ -129,9 +129,12 @@ def ddim(
         at = _at(t, x)
         v = _evaluate("ddim", velocity, x, at)
         data, old_noise = data_from_velocity(x, v, at), noise_from_velocity(x, v, at)
-        spread = eta * _posterior_deviation(t, t_next)
+        sigma, sigma_next = 1 - t, 1 - t_next
+        # s_next^2 / s^2 (s^2 - (a / a_next)^2 s_next^2) (Kingma et al. 2021, VDM, App. A), with a = t and s = 1 - t
+        deviation = sigma_next / sigma * math.sqrt(max(sigma**2 - (t / t_next * sigma_next) ** 2, 0))
+        spread = eta * deviation  # of the posterior: of x at t_next, given x at t and the data
         # x_s = s x_1 + sqrt((1 - s)^2 - sigma^2) x_0 + sigma z (DDIM, Eq. 12, with alpha = s and noise level 1 - s)
-        x = t_next * data + math.sqrt(max((1 - t_next) ** 2 - spread**2, 0)) * old_noise
+        x = t_next * data + math.sqrt(max(sigma_next**2 - spread**2, 0)) * old_noise
         if eta:
             assert randomness is not None
             x = x + spread * step_noise(randomness, number, x)
@@ -182,7 +185,6 @@ def _at(t: float, x: Tensor) -> Tensor:
 
 
 def _evaluate(who: str, velocity: Velocity, x: Tensor, times: Tensor) -> Tensor:
-    """Return the velocity at x and times (N,), in x's type."""
     v = velocity(x, times)
     check_same_shape(who, velocity=v, x=x)
     return v.to(x.dtype)
@@ -200,13 +202,6 @@ def _diffusion(name: str, norm: float, start: float) -> Callable[[float], float]
             "take another, or start the grid later: time_grid(..., start=0.001)"
         )
     return lambda t: DIFFUSIONS[name](t, norm)
-
-
-def _posterior_deviation(t: float, t_next: float) -> float:
-    """Return the standard deviation of x at t_next, given x at t and the data."""
-    sigma, sigma_next = 1 - t, 1 - t_next
-    # s_next^2 / s^2 (s^2 - (a / a_next)^2 s_next^2) (Kingma et al. 2021, VDM, App. A), with a = t and s = 1 - t
-    return sigma_next / sigma * math.sqrt(max(sigma**2 - (t / t_next * sigma_next) ** 2, 0))
 
 
 #: One generator a sample, advanced by each draw; or the numbers themselves, (draws, N, ...).

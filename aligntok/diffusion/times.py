@@ -56,17 +56,3 @@ def sample_times(
         return shift_times(numbers.float(), shift)
     normal = torch.special.ndtri(numbers.double())
     return shift_times(torch.sigmoid(mean + scale * normal).float(), shift)  # logit(t) ~ N(mean, scale^2) (id., Eq. 19)
-
-
-def draw_times(
-    generator: torch.Generator,
-    count: int,
-    sampling: str = "logit_normal",
-    *,
-    mean: float = 0.0,
-    scale: float = 1.0,
-    shift: float = 1.0,
-) -> Tensor:
-    """Draw `count` training times from one generator, on its device: float32 (count,). Otherwise as `sample_times`."""
-    numbers = torch.rand(count, generator=generator, device=generator.device)
-    return sample_times(numbers, sampling, mean=mean, scale=scale, shift=shift)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from aligntok.encoders import Encoder
 from aligntok.errors import ConfigError, WeightsError
-from aligntok.ops.ldm_blocks import Level, Middle, check_shape_options, group_norm, regroup, set_block_checkpointing
+from aligntok.ops.ldm_blocks import BlockCheckpointing, Level, Middle, check_shape_options, group_norm, regroup
 from aligntok.weights.load import load_into, read_tensors
 
 
-class LDMEncoder(Encoder):
+class LDMEncoder(BlockCheckpointing, Encoder):
     """Images (N, 3, H, W) to moments (N, 2*d, H/f, W/f), f = 2**(len(ch_mult) - 1); 28.41 M parameters by default.
 
     With double_z the channels are means, then log-variances, of the latent; without it they are the latent (N, d, ...).
@@ -85,10 +85,6 @@ class LDMEncoder(Encoder):
     def last_layer(self) -> nn.Parameter:
         """The weight of `conv_out`, where VA-VAE balances its losses (Yao et al. 2025)."""
         return cast(nn.Parameter, self.conv_out.weight)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
-        set_block_checkpointing(self, enable)
 
     def load_pretrained(self, source: bool | str | Path) -> None:
         """Load weights from a local file: this encoder's, or its part of a published autoencoder.

@@ -156,8 +156,11 @@ class Middle(nn.Module):
         return x
 
 
-def set_block_checkpointing(module: nn.Module, enable: bool) -> None:
-    """Turn gradient checkpointing on or off in every level and middle part below `module`."""
-    for part in module.modules():
-        if isinstance(part, (Level, Middle)):
-            part.grad_checkpointing = enable
+class BlockCheckpointing(nn.Module):
+    """A network of levels and a middle part, whose gradient checkpointing is theirs."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
+        for part in self.modules():
+            if isinstance(part, (Level, Middle)):
+                part.grad_checkpointing = enable

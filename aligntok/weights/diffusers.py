@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aligntok.errors import ConfigError, WeightsError, first_line
-from aligntok.weights.hub import find_file
 from aligntok.weights.load import load_into
 
 CLASS = "AutoencoderKL"
@@ -108,11 +108,16 @@ def find_autoencoder(source: str | os.PathLike[str], **options: Any) -> tuple[di
     `source` is a folder or hub id, of an autoencoder or of a pipeline with one in ``vae``. Raises WeightsError for
     diffusers models of another kind.
     """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
     for subfolder in SUBFOLDERS:
+        name = f"{subfolder}/config.json".lstrip("/")
         try:
-            path = find_file(source, f"{subfolder}/config.json".lstrip("/"), **_of_the_hub(options))
-            config = None if path is None else json.loads(path.read_text())
-        except (OSError, ValueError):
+            on_hub = not os.path.isdir(source)
+            path = hf_hub_download(os.fspath(source), name, **_of_the_hub(options)) if on_hub else Path(source) / name
+            config = json.loads(Path(path).read_text())
+        except (HfHubHTTPError, OSError, ValueError):  # it is not to be had: offline, absent, no file of JSON
             continue
         if not isinstance(config, dict):
             continue

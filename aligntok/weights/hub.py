@@ -9,7 +9,6 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -36,22 +35,6 @@ def fetch(source: str | os.PathLike[str], who: str, files: Sequence[str] = (), s
     if not file.is_file():
         raise WeightsError(f"{who}: no weights at {file}; place the file there, a .safetensors, .bin or .pth")
     return file
-
-
-def find_file(source: str | os.PathLike[str], name: str, **options: Any) -> Path | None:
-    """Return where file `name` of a folder or a hub repository is; None where it is not to be had.
-
-    options: the hub's, `revision`, `token`, `cache_dir` and `local_files_only`.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    if os.path.isdir(source):
-        return Path(source) / name
-    try:
-        return Path(hf_hub_download(os.fspath(source), name, **options))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
-        return None
 
 
 def placed_url(url: str) -> Path:
