@@ -32,6 +32,7 @@ from aligntok.errors import CheckpointError, ConfigError, DataError, DivergenceE
 from aligntok.io import files
 from aligntok.io.files import write_json
 from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.loading import STAGE_FORMAT
 from aligntok.sampling import folder, pipeline
 from aligntok.sampling import samples as sampling
 from aligntok.sampling.folder import write_npz
@@ -366,7 +367,8 @@ def work_folder(tmp_path):
     models[0].tokenizer.save_pretrained(folder / "tokenizer")
     config = models[0].config
     keys = ("generator", "statistics", "latent_shape", "class_names", "sampling")
-    write_json(folder / "stage.json", {**{key: config[key] for key in keys}, "ema": {"inference": 0.05}})
+    said = {"format": STAGE_FORMAT, **{key: config[key] for key in keys}, "ema": {"inference": 0.05}}
+    write_json(folder / "stage.json", said)
     raw, *averages = ({"generator": model.generator.state_dict()} for model in models)
     kept = {"averages": dict(zip(("0.05", "0.99"), averages, strict=True))}
     write_checkpoint(folder, 2, {"parts": raw, "ema": kept, "ema_inference": 0.05}, keep=1)
