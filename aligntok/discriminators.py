@@ -110,17 +110,14 @@ class PatchGAN(Discriminator):
             ]
         layers.append(nn.Conv2d(widths[-1], 1, 4, 1, 1))
         self.main = nn.Sequential(*layers)
-        self.apply(_init_pix2pix)
+        for module in self.main:
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, (GlobalBatchNorm2d, nn.GroupNorm)):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+                nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:  # (N, 3, H, W) in [-1, 1]
         """Return logits (N, 1, h', w')."""
         self.check_images(images)
         return self.main(images)
-
-
-def _init_pix2pix(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, (GlobalBatchNorm2d, nn.GroupNorm)):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-        nn.init.zeros_(module.bias)

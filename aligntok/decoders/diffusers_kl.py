@@ -21,10 +21,7 @@ class DiffusersKLDecoder(AutoencoderPart, Decoder):
     """
 
     def __init__(
-        self,
-        config: Mapping[str, Any] | None = None,
-        latent_dim: int | None = None,
-        pretrained: bool | str = False,
+        self, config: Mapping[str, Any] | None = None, latent_dim: int | None = None, pretrained: bool | str = False
     ) -> None:
         whole = complete_config(config, latent_dim)
         super().__init__(latent_dim=whole["latent_channels"], upsample_factor=factor_of(whole))

@@ -75,7 +75,10 @@ class ViTCNNDecoder(Decoder):
             token_dim, ch, ch_mult, num_res_blocks, attn_resolutions, resolution, dropout, out_ch, tanh_out
         )
         self.grad_checkpointing = False
-        self.apply(_init_linear)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
 
     def forward(self, latents: Tensor) -> Tensor:  # (N, d, h, w)
         self.check_latents(latents)
@@ -96,9 +99,3 @@ class ViTCNNDecoder(Decoder):
         """Recompute activations in the backward pass, block by block, to save memory; gradients stay the same."""
         self.grad_checkpointing = enable
         self.cnn.set_grad_checkpointing(enable)
-
-
-def _init_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

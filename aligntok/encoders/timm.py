@@ -167,7 +167,13 @@ def build_backbone(
         names = (published.classifier if published else None) or ()
         classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
         kept = {key: value for key, value in tensors.items() if not key.startswith(classifier)}
-    backbone = _create(model_name, kept, source, options)
+    for any_size in ANY_SIZE:  # the last way, which has no key to refuse, is taken or ends in an error
+        try:
+            backbone = create_timm(model_name, kept, source, spare=True, **{**any_size, **options})
+            break
+        except TypeError as error:
+            if not any(key in str(error) for key in any_size):
+                raise ConfigError(f"timm model '{model_name}' cannot be built with {options}: {error}") from error
     if not hasattr(backbone, "prune_intermediate_layers") or not hasattr(backbone, "feature_info"):
         raise ConfigError(f"timm model '{model_name}' gives no intermediate features; choose another")
     if kept is not None and "siglip" in model_name:
@@ -182,17 +188,6 @@ def build_backbone(
             elif isinstance(module, DropPath):
                 module.drop_prob = 0.0
     return backbone
-
-
-def _create(model_name: str, tensors: dict[str, Tensor] | None, source: str, options: dict[str, Any]) -> Any:
-    for any_size in ANY_SIZE:
-        try:
-            return create_timm(model_name, tensors, source, spare=True, **{**any_size, **options})
-        except TypeError as error:
-            if any(key in str(error) for key in any_size):
-                continue
-            raise ConfigError(f"timm model '{model_name}' cannot be built with {options}: {error}") from error
-    raise AssertionError("the last way of ANY_SIZE has no key to refuse")
 
 
 class DINOv2Encoder(TimmEncoder):

@@ -85,8 +85,13 @@ class LPIPSLoss(Loss):
         if pretrained:
             path = fetch(shape.url, "LPIPSLoss", sha256=shape.sha256) if pretrained is True else pretrained
             load_into(self.net, _trunk_names(self.net, read_tensors(path, "LPIPSLoss")), "LPIPSLoss", path)
-        if not self.scaling_layer.shift.is_meta:
-            load_heads(self.lins, net)
+        if not self.scaling_layer.shift.is_meta:  # the calibrated channel weights, version 0.1
+            spec = find_spec("lpips")
+            if spec is None or spec.origin is None:
+                raise WeightsError("LPIPSLoss takes its calibrated heads from the package lpips: pip install lpips")
+            path = Path(spec.origin).parent / "weights" / "v0.1" / f"{net}.pth"
+            heads = {key.removeprefix("lin"): value for key, value in read_tensors(path, "LPIPSLoss").items()}
+            load_into(self.lins, heads, "LPIPSLoss", path)
 
     def forward(self, images: Tensor, reconstruction: Tensor) -> Tensor:  # both (N, 3, H, W) in [-1, 1]
         """Return the loss, a float32 scalar."""
@@ -164,16 +169,6 @@ class HeadLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted sum over channels."""
         return self.model(x)
-
-
-def load_heads(heads: nn.ModuleList, net: str) -> None:
-    """Load the calibrated channel weights (version 0.1) that the lpips package ships."""
-    spec = find_spec("lpips")
-    if spec is None or spec.origin is None:
-        raise WeightsError("LPIPSLoss takes its calibrated heads from the package lpips: pip install lpips")
-    path = Path(spec.origin).parent / "weights" / "v0.1" / f"{net}.pth"
-    tensors = {key.removeprefix("lin"): value for key, value in read_tensors(path, "LPIPSLoss").items()}
-    load_into(heads, tensors, "LPIPSLoss", path)
 
 
 def _trunk_names(trunk: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 import pluggy
@@ -77,21 +77,16 @@ def load_plugins() -> list[PluginRecord]:
     record = register_plugin(manager, lambda: importlib.import_module("aligntok.builtins"), ours)
     if record.error:  # a defect of ours, not of a user's plugin
         raise RuntimeError(f"the built-in plugin {record}")
-    for point in _chosen(sorted(entry_points(group=GROUP), key=lambda point: point.name)):
+    found = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    wanted = os.environ.get("ALIGNTOK_LOAD_PLUGINS")
+    names = {point.name for point in found} if wanted is None else {name.strip() for name in wanted.split(",")} - {""}
+    for name in sorted(names - {point.name for point in found}):
+        error = f"ALIGNTOK_LOAD_PLUGINS asks for it, but no such plugin is installed; found: {[p.name for p in found]}"
+        PLUGIN_RECORDS.append(PluginRecord(name, name, "(not installed)", error=error))
+    for point in (point for point in found if point.name in names):
         known = (point.dist.name, point.dist.version) if point.dist else (point.name, "(unknown version)")
         register_plugin(manager, point.load, PluginRecord(point.name, *known))
     return PLUGIN_RECORDS
-
-
-def _chosen(found: list[EntryPoint]) -> list[EntryPoint]:
-    wanted = os.environ.get("ALIGNTOK_LOAD_PLUGINS")
-    if wanted is None:
-        return found
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    for name in sorted(set(names) - {point.name for point in found}):
-        error = f"ALIGNTOK_LOAD_PLUGINS asks for it, but no such plugin is installed; found: {[p.name for p in found]}"
-        PLUGIN_RECORDS.append(PluginRecord(name, name, "(not installed)", error=error))
-    return [point for point in found if point.name in names]
 
 
 def list_plugins() -> list[PluginRecord]:
