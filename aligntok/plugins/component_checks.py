@@ -128,15 +128,12 @@ class ComponentCheck:
         other = [key for key, value in plain.items() if not alike(value, recomputed[key])]
         self.promise(not other, f"with gradient checkpointing the gradient of {some_of(other)} is another one")
 
-    def independent(self, module: nn.Module, images: Tensor) -> None:
+    def independent(self, module: nn.Module, broken: str, *inputs: Tensor) -> None:
+        """Check that the first row of the output is that of the first row of the inputs alone."""
         module.train()
         with torch.no_grad():
-            together, alone = module(images)[:1], module(images[:1])
-        self.promise(
-            alike(together, alone, tolerance=1e-3),
-            "an image's features depend on the others in the batch, or on chance, in training mode; "
-            "batch norm must use its pretrained statistics, and dropout be off",
-        )
+            together, alone = module(*inputs)[:1], module(*(each[:1] for each in inputs))
+        self.promise(alike(together, alone, tolerance=1e-3), broken)
 
     def features(self, found: Any, count: int) -> None:
         """Check that an extractor's output is what it says it is: rows of finite float32, one an image."""
@@ -144,18 +141,16 @@ class ComponentCheck:
             value: Any = getattr(found, part, None)
             if value is None and part != "pooled":
                 continue
+            kind = (value.dtype, value.dim(), len(value)) if isinstance(value, Tensor) and value.dim() else None
             told = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:60]
-            good = (
-                isinstance(value, Tensor) and value.dtype == torch.float32 and value.dim() == 2 and len(value) == count
-            )
+            good = kind == (torch.float32, 2, count)
             self.promise(good, f"{part} of {count} images must be float32 ({count}, ·), is {told}")
             self.promise(bool(value.isfinite().all()), f"{part} is not finite")
 
     def same_features(self, a: Any, b: Any, why: str, tolerance: float = 0.0) -> None:
         """Check that two outputs of an extractor are the same, part by part."""
-        for part in a._fields:
-            x, y = getattr(a, part), getattr(b, part)
-            same = (x is None and y is None) or (x is not None and y is not None and alike(x, y, tolerance))
+        for part, x, y in zip(a._fields, a, b, strict=True):
+            same = x is y is None or (x is not None and y is not None and alike(x, y, tolerance))
             self.promise(same, f"{part} {why}")
 
     def pixels(self, extractor: nn.Module, size: tuple[int, int]) -> None:
