@@ -91,20 +91,28 @@ def euler_maruyama(
     size, and "sbdm" from t = 0, where its w is infinite.
     """
     steps = _steps("euler_maruyama", times)
-    w_at = _diffusion(diffusion, diffusion_norm, steps[0][0])
+    if diffusion not in DIFFUSIONS:
+        raise ConfigError(f"euler_maruyama: {unknown('diffusion', diffusion, DIFFUSIONS)}")
+    if not (diffusion_norm >= 0 and math.isfinite(diffusion_norm)):
+        raise ConfigError(f"euler_maruyama: diffusion_norm={diffusion_norm}; it must be finite, 0 or above")
+    if diffusion == "sbdm" and steps[0][0] == 0:
+        raise ConfigError(
+            "euler_maruyama: diffusion 'sbdm' is infinite at t = 0, where these times start; "
+            "take another, or start the grid later: time_grid(..., start=0.001)"
+        )
     if last_step not in LAST_STEPS:
         raise ConfigError(f"euler_maruyama: {unknown('last_step', last_step, LAST_STEPS)}")
     if len(steps) > 1:
         randomness = check_randomness("euler_maruyama", randomness, len(steps) - 1, noise)
     x = noise
     for number, (t, t_next) in enumerate(steps):
-        at, dt = _at(t, x), t_next - t
+        at, dt, w = _at(t, x), t_next - t, DIFFUSIONS[diffusion](t, diffusion_norm)
         v = _evaluate("euler_maruyama", velocity, x, at)
-        drift = v + w_at(t) * score_from_velocity(x, v, at)  # v + w s (SiT, the SDE of the same marginals)
+        drift = v + w * score_from_velocity(x, v, at)  # v + w s (SiT, the SDE of the same marginals)
         if number == len(steps) - 1:
             break
         assert randomness is not None
-        x = x + dt * drift + math.sqrt(2 * w_at(t) * dt) * step_noise(randomness, number, x)
+        x = x + dt * drift + math.sqrt(2 * w * dt) * step_noise(randomness, number, x)
     if last_step == "tweedie":
         return data_from_velocity(x, v, at)  # E[x_1 | x_t] (Efron 2011, Tweedie's formula)
     return x + dt * (drift if last_step == "mean" else v)
@@ -188,20 +196,6 @@ def _evaluate(who: str, velocity: Velocity, x: Tensor, times: Tensor) -> Tensor:
     v = velocity(x, times)
     check_same_shape(who, velocity=v, x=x)
     return v.to(x.dtype)
-
-
-def _diffusion(name: str, norm: float, start: float) -> Callable[[float], float]:
-    """Return the diffusion coefficient as a function of time, checked from `start` on."""
-    if name not in DIFFUSIONS:
-        raise ConfigError(f"euler_maruyama: {unknown('diffusion', name, DIFFUSIONS)}")
-    if not (norm >= 0 and math.isfinite(norm)):
-        raise ConfigError(f"euler_maruyama: diffusion_norm={norm}; it must be finite, 0 or above")
-    if name == "sbdm" and start == 0:
-        raise ConfigError(
-            "euler_maruyama: diffusion 'sbdm' is infinite at t = 0, where these times start; "
-            "take another, or start the grid later: time_grid(..., start=0.001)"
-        )
-    return lambda t: DIFFUSIONS[name](t, norm)
 
 
 #: One generator a sample, advanced by each draw; or the numbers themselves, (draws, N, ...).

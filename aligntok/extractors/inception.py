@@ -50,7 +50,11 @@ class InceptionV3(Extractor):
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight)
         else:
-            file = Path(usual_file() if pretrained is True else pretrained)
+            if pretrained is True:  # where either library keeps it, or else downloaded
+                placed = [placed_url(name) for name in (URL, OTHER_NAME) if placed_url(name).is_file()]
+                file = placed[0] if placed else fetch(URL, WHO, sha256=SHA256)
+            else:
+                file = Path(pretrained)
             tensors = {k: v for k, v in read_tensors(file, WHO).items() if not k.startswith("AuxLogits.")}
             # What batch norm counts changes no feature, and not every copy of the file has it.
             counters = {key: torch.tensor(0) for key in self.state_dict() if key.endswith("num_batches_tracked")}
@@ -94,9 +98,3 @@ class InceptionV3(Extractor):
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (N, 2048, 8, 8)
         pooled = x.mean(dim=(2, 3))
         return Features(pooled, spatial.permute(0, 2, 3, 1).flatten(1), pooled @ self.fc.weight.T)
-
-
-def usual_file() -> Path:
-    """The published weights: where either library keeps them, or else downloaded and checked by their SHA-256."""
-    placed = [placed_url(name) for name in (URL, OTHER_NAME) if placed_url(name).is_file()]
-    return placed[0] if placed else fetch(URL, WHO, sha256=SHA256)

@@ -112,7 +112,18 @@ def check_loss(
     """
     check = ComponentCheck(LOSSES, name, options)
     loss = check.build()
-    known = {**_loss_inputs(image_size), **(inputs or {})}
+    h, w = image_size[0] // 16, image_size[1] // 16
+    known = {
+        "images": random_images(image_size),
+        "reconstruction": random_images(image_size, seed=1),
+        "latents": random_tensor(BATCH, LATENT_DIM, h, w),
+        "moments": random_tensor(BATCH, 2 * LATENT_DIM, h, w),
+        "features": random_tensor(BATCH, FEATURE_DIM, h, w),
+        "teacher_features": random_tensor(BATCH, FEATURE_DIM, h, w, seed=1),
+        "teacher_latents": random_tensor(BATCH, LATENT_DIM, h, w, seed=1),
+        "fake_logits": random_tensor(BATCH, 1, h, w),
+        **(inputs or {}),
+    }
     at, needed = getattr(loss, "at", None), getattr(loss, "inputs", None)
     check.promise(at in LOSS_PLACES, f"`at` must be one of {', '.join(LOSS_PLACES)}, is {at!r}")
     check.promise(
@@ -134,20 +145,6 @@ def check_loss(
         value.backward()
         pulled = all(x.grad is not None and bool(x.grad.any()) for x in (real, fake))
         check.promise(pulled, "discriminator_loss must pull at the real and at the fake logits")
-
-
-def _loss_inputs(image_size: tuple[int, int]) -> dict[str, Tensor]:
-    h, w = image_size[0] // 16, image_size[1] // 16
-    return {
-        "images": random_images(image_size),
-        "reconstruction": random_images(image_size, seed=1),
-        "latents": random_tensor(BATCH, LATENT_DIM, h, w),
-        "moments": random_tensor(BATCH, 2 * LATENT_DIM, h, w),
-        "features": random_tensor(BATCH, FEATURE_DIM, h, w),
-        "teacher_features": random_tensor(BATCH, FEATURE_DIM, h, w, seed=1),
-        "teacher_latents": random_tensor(BATCH, LATENT_DIM, h, w, seed=1),
-        "fake_logits": random_tensor(BATCH, 1, h, w),
-    }
 
 
 def check_generator(
