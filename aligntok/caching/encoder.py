@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from aligntok.caching.settings import POSTERIORS, CacheSettings, Posterior
+from aligntok.caching.settings import CacheSettings, Posterior
 from aligntok.data.latent_shards import DTYPES, LatentStatistics, Moments, Skipped, write_shard
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sampler import evenly_spaced
@@ -23,7 +23,7 @@ from aligntok.data.transforms import center_crop, parse_image_size, read_image, 
 from aligntok.device import computing, device, explaining_out_of_memory
 from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, shares
-from aligntok.errors import ConfigError, DataError, ImageError, Preempted, multiples_of, unknown
+from aligntok.errors import ConfigError, DataError, ImageError, Preempted, multiples_of
 from aligntok.registry import DATASETS
 from aligntok.rng import batch_noise, rng
 from aligntok.settings import Precision
@@ -32,11 +32,9 @@ from aligntok.tokenizer import Tokenizer
 logger = logging.getLogger("aligntok.data")
 
 
-def check_posterior(posterior: str, tokenizer: Tokenizer | None = None) -> None:
-    """Raise ConfigError for an unknown choice, and for a sample where the tokenizer has no posterior."""
-    if posterior not in POSTERIORS:
-        raise ConfigError(unknown("posterior", posterior, POSTERIORS))
-    if posterior == "sample" and tokenizer is not None and not tokenizer.variational:
+def check_posterior(posterior: Posterior, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError for a sample where the tokenizer has no posterior."""
+    if posterior == "sample" and not tokenizer.variational:
         raise ConfigError(
             "posterior 'sample' needs a variational tokenizer, and this one gives the latent itself; leave it out"
         )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from aligntok.settings import Count, ImageSize, Positive, Precision, settings
 
 Posterior = Literal["mean", "sample"]
-POSTERIORS = get_args(Posterior)
 
 
 @settings

@@ -38,7 +38,7 @@ from aligntok.registry import (
 )
 from aligntok.settings import read
 from aligntok.training.alignment.model import AlignmentModel
-from aligntok.training.settings import ImageDataSettings, InitFrom, RunSettings, StageSettings
+from aligntok.training.settings import InitFrom, RunSettings, StageSettings
 from aligntok.training.stages import RandomItems, Stage, StageData, merge, stage_folder
 
 
@@ -55,7 +55,10 @@ def expand_stages(config: Mapping[str, Any]) -> list[AlignmentStage]:
         given["losses"] = {name: loss for name, loss in given.get("losses", {}).items() if loss is not None}
         settings = read(StageSettings, given, f"stage '{overrides['name']}'")
         start = _find_start(settings.init_from, stages, f"stage '{overrides['name']}'")
-        settings = replace(settings, data=_with_roots(settings.data, config.get("data_root")))
+        root = {} if config.get("data_root") is None else {"root": config["data_root"]}
+        data = settings.data  # each set has the run's root, unless it has one of its own
+        val = None if data.val is None else {**root, **data.val}
+        settings = replace(settings, data=replace(data, train={**root, **data.train}, val=val))
         if start is not None and isinstance(encoder := settings.model.get("encoder"), dict):
             encoder["pretrained"] = False  # the weights come from the earlier stage
         folder = stage_folder(config["work_dir"], i, overrides["name"])
@@ -75,13 +78,6 @@ def _find_start(init_from: InitFrom | None, earlier: Sequence[Stage], where: str
     if init_from.stage not in folders:
         raise ConfigError(f"{where} begins from stage '{init_from.stage}'; {source}: {', '.join(folders) or 'none'}")
     return folders[init_from.stage]
-
-
-def _with_roots(data: ImageDataSettings, data_root: str | None) -> ImageDataSettings:
-    """Give each data set the run's data_root, unless it has a root of its own."""
-    roots = {} if data_root is None else {"root": data_root}
-    val = None if data.val is None else {**roots, **data.val}
-    return replace(data, train={**roots, **data.train}, val=val)
 
 
 @dataclass(frozen=True)
@@ -132,15 +128,30 @@ class AlignmentStage(Stage):
         return StageData(train, Subset(val, evenly_spaced(len(val), wanted)) if wanted else val)
 
     def check(self, model: AlignmentModel) -> None:
-        """Raise ConfigError for images of sizes that the tokenizer, its losses or the discriminator cannot take."""
-        for split in ("train", "val"):
+        """Raise ConfigError for images of sizes that the tokenizer, its losses or the discriminator cannot take.
+
+        Images of the smallest training size and of the largest go through everything that the last step computes, on
+        the meta device: only shapes are computed. Raises what components raise about them, too.
+        """
+        sizes: dict[str, list[tuple[int, int]]] = {"train": [], "val": []}
+        for split in sizes:
             data = getattr(self.settings.data, split)
-            sizes = [] if data is None else _sizes(data)
-            for size in sizes:
-                f = model.tokenizer.downsample_factor
-                multiples_of(f, f"{self.where}, data.{split}: {DATASETS.kind} '{data['type']}': image_size", size)
-            if split == "train" and sizes:
-                _try_sizes(model, sizes, self.settings.steps)
+            if data is None:
+                continue
+            size = data.get("image_size", default_of(DATASETS.get(data["type"]), "image_size"))
+            sizes[split] = [] if size is None else list(AspectBuckets(size).sizes)
+            for each in sizes[split]:
+                what = f"{self.where}, data.{split}: {DATASETS.kind} '{data['type']}': image_size"
+                multiples_of(model.tokenizer.downsample_factor, what, each)
+        model.eval()  # a batch norm over all processes would have to exchange numbers
+        trained = sizes["train"]
+        for each in {min(trained, key=math.prod), max(trained, key=math.prod)} if trained else ():
+            try:
+                model.values(torch.empty(2, 3, *each, device="meta"), self.settings.steps - 1)
+            except AlignTokError:
+                raise
+            except Exception:  # of a component that cannot run without data: its first step will tell
+                return
 
     def read_start(self) -> PartStates | None:
         """Read the weights of the stage that it begins from, raw or averaged, low-rank updates merged."""
@@ -219,24 +230,3 @@ class AlignmentStage(Stage):
     def _size(self) -> tuple[int, int]:
         """Return (H, W) of the training images, as the config crops them; of several sizes the first."""
         return AspectBuckets(self.settings.data.train.get("image_size", 256)).sizes[0]
-
-
-def _sizes(data: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Return the sizes that a data set crops to, its default if none is given; none if it has none."""
-    given = data.get("image_size", default_of(DATASETS.get(data["type"]), "image_size"))
-    return [] if given is None else list(AspectBuckets(given).sizes)
-
-
-def _try_sizes(model: AlignmentModel, sizes: Sequence[tuple[int, int]], steps: int) -> None:
-    """Send images of the smallest and of the largest size through everything that the last step computes.
-
-    On the meta device, so only shapes are computed. Raises what components raise about them.
-    """
-    model.eval()  # a batch norm over all processes would have to exchange numbers
-    for size in {min(sizes, key=math.prod), max(sizes, key=math.prod)}:
-        try:
-            model.values(torch.empty(2, 3, *size, device="meta"), steps - 1)
-        except AlignTokError:
-            raise
-        except Exception:  # of a component that cannot run without data: its first step will tell
-            return

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from typing_extensions import Self
 
 from aligntok.caching.cache import LatentCache
 from aligntok.caching.encoder import LatentEncoder, check_posterior, latent_statistics
-from aligntok.caching.settings import CacheContent, CacheSettings
+from aligntok.caching.settings import CacheContent, CacheSettings, Posterior
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
@@ -108,10 +109,10 @@ class GeneratorStage(Stage):
         return data["type"] == "latents" and "root" in data and self.settings.latent_cache is None
 
     @property
-    def posterior(self) -> str:
+    def posterior(self) -> Posterior:
         """What is taken of the posterior of a variational tokenizer: "mean" or "sample"."""
         cache = self.settings.latent_cache
-        return str(self.settings.data.posterior if cache is None else cache.posterior)
+        return self.settings.data.posterior if cache is None else cache.posterior
 
     def build_model(self, data: StageData | None = None) -> GenerationModel:
         """Build the generator in training; without data on the meta device, and without a tokenizer."""
@@ -145,7 +146,10 @@ class GeneratorStage(Stage):
         diffusion = LatentDiffusion(
             self.settings.generator, tokenizer, statistics, shape, names, asdict(self.settings.sampling)
         )
-        _check_labels(train, diffusion)
+        labels = getattr(train, "labels", None)
+        labels = getattr(getattr(train, "source", None), "labels", None) if labels is None else labels
+        if labels is not None and len(labels) and diffusion.conditional:
+            check_label_range(labels, diffusion.generator, DataError)
         return StageData(train, made_with=diffusion)
 
     def open_tokenizer(self) -> Tokenizer:
@@ -231,8 +235,9 @@ class GeneratorStage(Stage):
         log, ema = self.settings.log, self.settings.ema
         hooks: list[Any] = [TimeBinsHook(log.every)]
         if log.pictures:
-            labels, inference = grid_labels(data.made_with, log.pictures), ema.inference if ema else None
-            draw = partial(draw_samples, labels=labels)
+            classes, inference = data.made_with.generator.num_classes, ema.inference if ema else None
+            every = range(classes) if log.pictures >= classes else evenly_spaced(classes, log.pictures)
+            draw = partial(draw_samples, labels=[*islice(cycle(every), log.pictures)])
             hooks.append(PictureHook("samples", draw, log.pictures_every, inference, log.pictures_at))
         return hooks
 
@@ -290,17 +295,3 @@ class GeneratorStage(Stage):
         side = sizes.get("input_size", 16)
         height, width = (side, side) if isinstance(side, int) else side
         return torch.randn(1, sizes["in_channels"], height, width), torch.rand(1), torch.zeros(1, dtype=torch.int64)
-
-
-def _check_labels(train: Any, diffusion: LatentDiffusion) -> None:
-    labels = getattr(train, "labels", None)
-    labels = getattr(getattr(train, "source", None), "labels", None) if labels is None else labels
-    if labels is None or not len(labels) or not diffusion.conditional:
-        return
-    check_label_range(labels, diffusion.generator, DataError)
-
-
-def grid_labels(diffusion: LatentDiffusion, number: int) -> list[int]:
-    """Return a label for each sample of a grid, spread over the classes; 0 for all without any."""
-    classes = diffusion.generator.num_classes
-    return [i % classes for i in range(number)] if number >= classes else evenly_spaced(classes, number)
