@@ -136,14 +136,14 @@ def read_stage_file(folder: str | os.PathLike[str], cure: str, parse: Callable[[
 
 
 def _read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    cure = "so the stage's model is unknown: copy the stage's folder whole; going on with the training writes that file"
-    described: dict[str, Any] = read_stage_file(folder, cure, _described)
-    return described
-
-
-def _described(content: dict[str, Any]) -> dict[str, Any]:
     """Return what a stage's file says, with what every reader needs: a tokenizer, and its averages or None."""
-    return {**content, "tokenizer": dict(content["tokenizer"]), "ema": content["ema"] and dict(content["ema"])}
+    cure = "so the stage's model is unknown: copy the stage's folder whole; going on with the training writes that file"
+
+    def parse(said: dict[str, Any]) -> dict[str, Any]:
+        return {**said, "tokenizer": dict(said["tokenizer"]), "ema": said["ema"] and dict(said["ema"])}
+
+    described: dict[str, Any] = read_stage_file(folder, cure, parse)
+    return described
 
 
 def _furthest_stage(folder: Path) -> Path:

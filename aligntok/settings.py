@@ -176,6 +176,15 @@ def _unknown(key: str, cls: Any, where: str) -> str:
     return f"{where}: {unknown('key', key, sorted(cls.__declared__))}"
 
 
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of dicts in dicts by dotted name; that of an empty one is the dict."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = isinstance(value, Mapping) and value
+        found |= flatten(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Option:
     """One field, as tables have it: dotted name, what is allowed in words, default, meaning, and its annotation."""

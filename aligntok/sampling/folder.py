@@ -32,6 +32,7 @@ from aligntok.distributed.output_folder import found_by_first
 from aligntok.errors import DataError, ImageError, Preempted, first_line
 from aligntok.io.files import check_space, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, save_picture, to_picture
+from aligntok.settings import flatten
 
 FORMAT = 1
 DESCRIPTION, PICTURES, ARRAYS, GRID = "samples.json", "images", "samples.npz", "grid.png"
@@ -203,14 +204,7 @@ def write_npz(
                 np.lib.format.write_array(file, np.asarray(labels, dtype=np.int64))
 
 
-def compared(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return, by dotted name, what may not change between two starts in a folder."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key in FREE:
-            continue
-        if isinstance(value, Mapping):
-            found.update(compared(value, f"{prefix}{key}."))
-        elif value is not None:
-            found[f"{prefix}{key}"] = value
-    return found
+    given = {name: value for name, value in flatten(settings).items() if value is not None and value != {}}
+    return {name: value for name, value in given.items() if FREE.isdisjoint(name.split("."))}

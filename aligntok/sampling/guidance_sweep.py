@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,19 +98,21 @@ def sweep_guidance(request: SampleRequest) -> Path:
         if request.reference is not None:
             measured = {"reference": str(request.reference), "extractor": request.extractor, "features": False}
             settings["metrics"] = [{"type": "generation", **measured}]
-            variants = [_name(each) for each in grid]
-            metrics = [METRICS.build({**metric, "variants": variants}) for metric in settings["metrics"]]
-        words = [
-            f"{name.removesuffix('_scale')}-{'-'.join(f'{x:g}' for x in values)}" for name, values in swept.items()
-        ]
-        named = default_folder(drawer, settings, "sweep", drawer.sampling.sampler, *words)
+            metrics = [METRICS.build({**settings["metrics"][0], "variants": [_name(each) for each in grid]})]
+        listed = {name.removesuffix("_scale"): "-".join(f"{x:g}" for x in values) for name, values in swept.items()}
+        named = default_folder(drawer, settings, "sweep", drawer.sampling.sampler, *map("-".join, listed.items()))
         path = named if request.out is None else Path(request.out).expanduser()
         with output_folder(path, DESCRIPTION, settings, compared, "another generator", goes_on=False):
             points, pictures = measure(drawer, grid, num, batch_size, metrics)
             if is_first():
                 remove_leftovers(path)
                 write_json(path / DESCRIPTION, settings)
-                write_results(path, points, pictures)
+                with replacing(path / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
+                    writer = csv.writer(file)
+                    writer.writerow(points[0].row())
+                    writer.writerows([value for value, _ in point.row().values()] for point in sorted(points))
+                save_picture(path / "sweep.png", plot(points))
+                save_picture(path / "sweep_grid.png", draw_grid(pictures))
                 print_points(points, num)
                 print(f"Sweep: {path}   (sweep.csv, sweep.png, sweep_grid.png)")
     return path
@@ -172,10 +173,16 @@ def _measure(
     drawer: SamplePipeline, sampling: Sampling, batch: range, unguided: dict[int, Pixels]
 ) -> tuple[Tensor, Pixels]:
     """Return what is measured of each sample of a batch (N, 6), and its pictures (N, H, W, 3)."""
-    with _counting(drawer) as passes:
+    passes: list[int] = []  # the number of latents in each through a generator
+    models = [model for model in (drawer.model.generator, drawer.weak) if model is not None]
+    hooks = [model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0]))) for model in models]
+    try:
         began = _now(drawer.device)
         latents, pixels = drawer.draw(batch, sampling)
         seconds = _now(drawer.device) - began
+    finally:
+        for hook in hooks:
+            hook.remove()
     if sampling.cfg_scale == 1:
         unguided[sampling.steps] = pixels
     values = torch.zeros(len(batch), _MEASURED, dtype=torch.float64)
@@ -192,19 +199,6 @@ def _name(sampling: Sampling) -> str:
     return f"cfg {sampling.cfg_scale:g}, {sampling.steps} steps"
 
 
-@contextmanager
-def _counting(drawer: SamplePipeline) -> Iterator[list[int]]:
-    """Collect the number of latents in each pass through a generator."""
-    passes: list[int] = []
-    models = [model for model in (drawer.model.generator, drawer.weak) if model is not None]
-    hooks = [model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0]))) for model in models]
-    try:
-        yield passes
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -217,16 +211,6 @@ def print_points(points: Sequence[SweepPoint], num: int, console: Console | None
     columns = [COLUMNS.get(column, (column, ""))[0] for column in points[0].row()]
     rows = [[f"{value:{form}}" for value, form in point.row().values()] for point in sorted(points)]
     print_table(title, columns, rows, console=console)
-
-
-def write_results(path: Path, points: Sequence[SweepPoint], pictures: dict[tuple[float, int], list[Pixels]]) -> None:
-    """Write sweep.csv, sweep.png and sweep_grid.png."""
-    with replacing(path / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(points[0].row())
-        writer.writerows([value for value, _ in point.row().values()] for point in sorted(points))
-    save_picture(path / "sweep.png", plot(points))
-    save_picture(path / "sweep_grid.png", draw_grid(pictures))
 
 
 def plot(points: Sequence[SweepPoint]) -> Any:

@@ -150,20 +150,14 @@ class SamplePipeline:
     def describe(self) -> dict[str, Any]:
         """Return what fixes the samples, as JSON types; paths and versions are told too."""
         request, model = self.request, self.model
-        weak = None
+        generator = {"identity": generator_identity(model), "source": str(request.run)}
+        weak, tokenizer = None, model.tokenizer
         if self.weak is not None:
             weak = {"identity": weights_hash({}, self.weak), "source": str(request.autoguidance)}
+        decoder = weights_hash(tokenizer.config["decoder"], tokenizer.decoder)
         return {
-            "generator": {
-                "identity": generator_identity(model),
-                "source": str(request.run),
-                "weights": request.weights,
-                "average": request.ema,
-            },
-            "tokenizer": {
-                "identity": model.tokenizer.identity,
-                "decoder": weights_hash(model.tokenizer.config["decoder"], model.tokenizer.decoder),
-            },
+            "generator": {**generator, "weights": request.weights, "average": request.ema},
+            "tokenizer": {"identity": tokenizer.identity, "decoder": decoder},
             "autoguidance": weak,
             "sampling": json.loads(json.dumps(asdict(self.sampling))),
             "image_size": list(self.image_size),

@@ -14,7 +14,7 @@ from aligntok.engine.checkpoints import finished_steps
 from aligntok.errors import CheckpointError, ConfigError, first_line
 from aligntok.loading import read_stage_file
 from aligntok.registry import dotted_components
-from aligntok.settings import check_given, check_name
+from aligntok.settings import check_given, check_name, flatten
 from aligntok.training.settings import GeneratorConfig, GeneratorSettings, OneStage, RunSettings, StagesConfig
 
 if TYPE_CHECKING:
@@ -153,13 +153,7 @@ def report_config_diff(stage: Stage, finished: bool) -> None:
 
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return dotted key -> (old, new) for every setting of a stage that differs and is not free to change."""
-    before, after = _flat(old), _flat(json.loads(json.dumps(dict(new), default=str)))
+    before, after = flatten(old), flatten(json.loads(json.dumps(dict(new), default=str)))
     own = [key for key in {**before, **after} if key.split(".")[0] in new]
     keys = [key for key in own if not (key.split(".")[0] in FREE or key.startswith(FREE_BELOW))]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(settings, Mapping) or not settings:
-        return {prefix.rstrip("."): settings}
-    return {k: v for key, value in settings.items() for k, v in _flat(value, f"{prefix}{key}.").items()}

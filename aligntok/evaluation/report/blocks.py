@@ -15,6 +15,7 @@ from markupsafe import Markup
 from aligntok.errors import DataError
 from aligntok.evaluation.report.collect import is_number
 from aligntok.io.files import read_json
+from aligntok.settings import flatten
 
 ROWS = 40  # of a table that are shown
 
@@ -261,12 +262,3 @@ def settings_table(settings: Mapping[str, Any], title: str) -> Group:
     """Return settings, dicts in them by dotted name, as a table that is shown on demand."""
     rows = [[Cell(name), Cell(write_value(value))] for name, value in flatten(settings).items()]
     return Group(title, [Table([Cell("setting"), Cell("value")], rows)] if rows else [Note("none are noted")])
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return values by dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        inner = isinstance(value, Mapping) and value
-        found |= flatten(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
-    return found

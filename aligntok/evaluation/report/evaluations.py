@@ -20,7 +20,6 @@ from aligntok.evaluation.report.blocks import (
     Section,
     Table,
     data,
-    flatten,
     heading,
     not_found,
     number,
@@ -34,6 +33,7 @@ from aligntok.evaluation.report.collect import Evaluated, Run, Training, find, i
 from aligntok.evaluation.report.figures import pictures
 from aligntok.evaluation.results import Result
 from aligntok.io.files import read_json
+from aligntok.settings import flatten
 
 LONG = 16  # metrics of a result; more are folded where it has tables, which tell the same
 IN_FULL = 4  # results at steps of a training that are shown in full, of each run: the newest
