@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,7 @@ class LatentCache:
     def __init__(
         self, folder: Path, images: ImageSource, encoder: LatentEncoder, source: str, max_unreadable: int | None = None
     ) -> None:
-        self.folder = folder
-        self.images = images
-        self.encoder = encoder
+        self.folder, self.images, self.encoder = folder, images, encoder
         self.max_unreadable = math.ceil(len(images) / 100) if max_unreadable is None else max_unreadable
         shards = batched(range(len(images)), encoder.encoding.shard_size)
         #: Every shard, there or not.
@@ -88,9 +87,8 @@ class LatentCache:
             *is_left, skipped = found_by_first(self._begin, len(self.jobs) + 1)
             left = list(compress(self.jobs, is_left))
             if left:
-                encode_shards(
-                    left, self.images, self.encoder, batch_size, workers, lambda found: self.check(skipped + found)
-                )
+                check = partial(self.check, skipped)
+                encode_shards(left, self.images, self.encoder, batch_size, workers, check)
             if is_first():
                 print(self._finish())
 
@@ -109,8 +107,9 @@ class LatentCache:
             write_json(self.folder / ENCODING, self.settings)
         return [*(int(shard is None) for shard in shards), sum(len(shard.skipped) for shard in shards if shard)]
 
-    def check(self, unreadable: int) -> None:
-        """Raise DataError when more images cannot be read than may be left out."""
+    def check(self, *found: int) -> None:
+        """Raise DataError when more images, all `found` together, cannot be read than may be left out."""
+        unreadable = sum(found)
         if unreadable > self.max_unreadable:
             raise DataError(
                 f"{self.images.where}: {unreadable} of {len(self.images)} images cannot be read, as the output of this "

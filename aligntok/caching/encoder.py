@@ -134,37 +134,6 @@ class ShardJob:
     places: range
 
 
-class _OpenShard:
-    """A shard in memory, until its last image is in."""
-
-    def __init__(self, job: ShardJob, images: ImageSource, encoder: LatentEncoder) -> None:
-        self.job, self.images, self.encoding = job, images, encoder.encoding
-        most = len(job.places)
-        self.latents = torch.empty(most, encoder.copies, *encoder.latent_shape, dtype=encoder.dtype)
-        self.labels, self.index = torch.empty(most, dtype=torch.int32), torch.empty(most, dtype=torch.int64)
-        self.filled = 0
-        self.skipped: list[Skipped] = []
-
-    def add(self, batch: Batch, latents: Tensor) -> None:
-        """Take in the latents of a batch. Raises DataError when some are not finite."""
-        finite = latents.isfinite().flatten(1).all(1)
-        if not finite.all():
-            name, made = self.images.names[int(batch.places[~finite][0])], self.encoding
-            raise DataError(
-                f"{self.images.where}: the latents of {name} are not finite, computed in {made.precision} and stored "
-                f"as {made.dtype}; fp16 ends at 65504, so take --dtype bf16 or fp32 and --precision fp32. "
-                "If they are not finite in fp32 either, the tokenizer is broken"
-            )
-        rows = slice(self.filled, self.filled + len(latents))
-        self.latents[rows], self.labels[rows], self.index[rows] = latents, batch.labels, batch.places
-        self.filled += len(latents)
-
-    def write(self) -> None:
-        """Write the shard. Raises WriteError when it cannot be."""
-        end = self.filled
-        write_shard(self.job.path, self.latents[:end], self.labels[:end], self.index[:end], self.skipped)
-
-
 def encode_shards(
     jobs: Sequence[ShardJob],
     images: ImageSource,
@@ -197,25 +166,45 @@ def encode_shards(
 def _encode_share(
     jobs: Sequence[ShardJob], numbers: Sequence[range], images: ImageSource, encoder: LatentEncoder, workers: int
 ) -> Iterator[int]:
-    """Encode the shards of this process; yield after each batch how many of its images could not be read."""
+    """Encode the shards of this process; yield after each batch how many of its images could not be read.
+
+    A shard is in memory until its last image is in. Raises WriteError when it cannot be written.
+    """
     if not jobs:
         return
     dataset = ImagesToEncode(images, encoder.image_size)
     encoder.to_device()
     batches = iter(make_loader(dataset, [list(batch) for batch in numbers], workers, dataset.collate))
     for job in jobs:
-        shard, left = _OpenShard(job, images, encoder), len(job.places)
-        while left:
+        most, filled, skipped = len(job.places), 0, list[Skipped]()
+        latents = torch.empty(most, encoder.copies, *encoder.latent_shape, dtype=encoder.dtype)
+        labels, index = torch.empty(most, dtype=torch.int32), torch.empty(most, dtype=torch.int64)
+        while filled + len(skipped) < most:
             batch = next(batches)
             for found, reason in zip(batch.skipped, batch.reasons, strict=True):
                 logger.warning("%s: cannot read %s (%s), leaving it out", images.where, found.name, reason)
-            shard.skipped += batch.skipped
+            skipped += batch.skipped
+            rows = slice(filled, filled + len(batch.places))
             if len(batch.places):
-                shard.add(batch, encoder(batch.images, batch.places.tolist()))
-            left -= len(batch.places) + len(batch.skipped)
-            if not left:
-                shard.write()
+                latents[rows] = _finite(encoder(batch.images, batch.places.tolist()), batch, images, encoder.encoding)
+                labels[rows], index[rows] = batch.labels, batch.places
+            filled = rows.stop
+            if filled + len(skipped) == most:
+                write_shard(job.path, latents[:filled], labels[:filled], index[:filled], skipped)
             yield len(batch.skipped)
+
+
+def _finite(latents: Tensor, batch: Batch, images: ImageSource, made: CacheSettings) -> Tensor:
+    """Return the latents of a batch. Raises DataError when some are not finite."""
+    finite = latents.isfinite().flatten(1).all(1)
+    if not finite.all():
+        name = images.names[int(batch.places[~finite][0])]
+        raise DataError(
+            f"{images.where}: the latents of {name} are not finite, computed in {made.precision} and stored "
+            f"as {made.dtype}; fp16 ends at 65504, so take --dtype bf16 or fp32 and --precision fp32. "
+            "If they are not finite in fp32 either, the tokenizer is broken"
+        )
+    return latents
 
 
 BATCH = 16

@@ -213,11 +213,6 @@ class Stage(ABC):
         """Run forward everything that a step of one sample does, on the meta device."""
 
 
-def stage_folder(work_dir: str | Path, index: int, name: str) -> Path:
-    """Return the folder of stage number `index` (from 0) in a run's work folder."""
-    return Path(work_dir) / f"{index + 1}_{name}"
-
-
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with `over` merged into it, dict by dict; a dict with ``_delete_=True`` replaces what was there."""
     merged = copy.deepcopy(dict(base))

@@ -13,7 +13,7 @@ from aligntok.training.alignment import expand_stages
 from aligntok.training.config import check_config, load_config
 from aligntok.training.plan import plan_stage
 from aligntok.training.settings import EMASettings, GeneratorSettings, StageSettings
-from aligntok.training.stages import merge, stage_folder
+from aligntok.training.stages import merge
 
 
 @pytest.fixture
@@ -271,8 +271,9 @@ def test_merging_keeps_what_is_not_overridden_and_changes_neither(base, over):
     assert merge(base, {**over, "a": {"_delete_": True, "b": 1}})["a"] == {"b": 1}
 
 
-def test_a_stage_folder_says_its_place_and_name():
-    assert stage_folder("runs", 1, "refine").name == "2_refine"
+def test_a_stage_folder_says_its_place_and_name(config):
+    folders = [str(stage.folder) for stage in expand_stages(config)]
+    assert folders == [f"runs/x/{i}_{stage['name']}" for i, stage in enumerate(config["stages"], 1)]
 
 
 def test_held_out_images_are_taken_from_all_of_a_sorted_data_set():

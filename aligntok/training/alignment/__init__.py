@@ -39,7 +39,7 @@ from aligntok.registry import (
 from aligntok.settings import read
 from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.settings import InitFrom, RunSettings, StageSettings
-from aligntok.training.stages import RandomItems, Stage, StageData, merge, stage_folder
+from aligntok.training.stages import RandomItems, Stage, StageData, merge
 
 
 def expand_stages(config: Mapping[str, Any]) -> list[AlignmentStage]:
@@ -61,8 +61,8 @@ def expand_stages(config: Mapping[str, Any]) -> list[AlignmentStage]:
         settings = replace(settings, data=replace(data, train={**root, **data.train}, val=val))
         if start is not None and isinstance(encoder := settings.model.get("encoder"), dict):
             encoder["pretrained"] = False  # the weights come from the earlier stage
-        folder = stage_folder(config["work_dir"], i, overrides["name"])
-        stages.append(AlignmentStage(i, overrides["name"], folder, config["seed"] + i, settings, start))
+        name, folder = overrides["name"], Path(config["work_dir"]) / f"{i + 1}_{overrides['name']}"
+        stages.append(AlignmentStage(i, name, folder, config["seed"] + i, settings, start))
     return stages
 
 

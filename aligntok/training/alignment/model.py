@@ -65,34 +65,27 @@ class AlignmentModel(TrainedModel):
             raise ConfigError(f"trainable={list(self.trainable)}; it must name one or more of {', '.join(PARTS)}")
         self.tokenizer = Tokenizer(**settings.model)
         self.objective = Objective(settings.losses, self.trainable)
-        self.discriminator = self._build_discriminator(settings.discriminator)
+        self.discriminator: Any = None
+        if self.objective.needs("fake_logits"):
+            if settings.discriminator is None:
+                raise ConfigError("a loss takes the discriminator's logits, but discriminator is None; give its config")
+            self.discriminator = DISCRIMINATORS.build(settings.discriminator)
         self.teacher = self._build_teacher(settings.teacher)
         for name in PARTS:
             getattr(self.tokenizer, name).requires_grad_(name in self.trainable)
         if settings.lora is not None:
             add_lora(self.tokenizer.encoder, self.trainable, settings.lora)
-            self._check_balance_with_lora()
+            balanced = [t for t in self.objective.terms if t.adaptive_weight and t.adaptive_weight.at == "encoder"]
+            if balanced and not self.tokenizer.encoder.last_layer.requires_grad:
+                raise ConfigError(
+                    f"lora leaves the encoder's last layer frozen, where loss '{balanced[0].name}' is weighed; "
+                    "let lora.targets match the last block's MLP too, or set the loss's adaptive_weight to None"
+                )
         if settings.grad_checkpointing:
             self.tokenizer.encoder.set_grad_checkpointing(True)
             self.tokenizer.decoder.set_grad_checkpointing(True)
         self.compile_parts(self.tokenizer, self.teacher)
         self.train()
-
-    def _check_balance_with_lora(self) -> None:
-        terms = self.objective.terms
-        balanced = [t.name for t in terms if t.adaptive_weight is not None and t.adaptive_weight.at == "encoder"]
-        if balanced and not self.tokenizer.encoder.last_layer.requires_grad:
-            raise ConfigError(
-                f"lora leaves the encoder's last layer frozen, where loss '{balanced[0]}' is weighed; "
-                "let lora.targets match the last block's MLP too, or set the loss's adaptive_weight to None"
-            )
-
-    def _build_discriminator(self, config: Mapping[str, Any] | None) -> Any:
-        if not self.objective.needs("fake_logits"):
-            return None
-        if config is None:
-            raise ConfigError("a loss takes the discriminator's logits, but discriminator is None; give its config")
-        return DISCRIMINATORS.build(dict(config))
 
     def _build_teacher(self, config: str | Mapping[str, Any] | None) -> Teacher | None:
         latents = self.objective.needs("teacher_latents")
@@ -126,11 +119,10 @@ class AlignmentModel(TrainedModel):
 
     def parts(self) -> dict[str, nn.Module]:
         """Return everything that the stage holds, by the names that its plan has."""
-        parts: dict[str, nn.Module] = {name: getattr(self.tokenizer, name) for name in PARTS}
-        if self.discriminator is not None:
-            parts["discriminator"] = self.discriminator
-        parts.update({f"loss: {name}": loss for name, loss in self.objective.losses.items()})
-        return {**parts, **({} if self.teacher is None else {"teacher": self.teacher})}
+        parts: dict[str, Any] = {name: getattr(self.tokenizer, name) for name in PARTS}
+        losses = {f"loss: {name}": loss for name, loss in self.objective.losses.items()}
+        parts |= {"discriminator": self.discriminator, **losses, "teacher": self.teacher}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def trained_parts(self) -> dict[str, nn.Module]:
         """Return the parts that change in this stage: of the tokenizer, the discriminator, losses with weights."""
