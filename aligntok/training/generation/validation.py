@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
+from aligntok.data.loader import make_loader
 from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import world
 from aligntok.distributed.job import batched
@@ -44,7 +46,7 @@ def validation_options(settings: GeneratorValidationSettings, diffusion: LatentD
     numbers = [[*batch] for batch in batched(range(settings.num_samples), settings.batch_size)]
     rank, processes = world()
     own = [(name, batch) for name in variants for batch in numbers][rank::processes]
-    batches = [
+    batches: Any = [
         {
             "variant": name,
             "sampling": variants[name],
@@ -54,7 +56,7 @@ def validation_options(settings: GeneratorValidationSettings, diffusion: LatentD
         for name, batch in own
     ]
     return {
-        "val_dataloader": batches,
+        "val_dataloader": make_loader(batches, [[i] for i in range(len(batches))], 0, itemgetter(0)),
         "val_cfg": {"type": ShareValLoop.__name__, "num_images": settings.num_samples},
         "val_evaluator": metrics,
     }
