@@ -31,7 +31,7 @@ def evaluate_generation(asked: GenerationSettings) -> Result:
         folder = result_folder(asked.out, drawn.path, f"generation_{found.name}", inside=bool(drawn.description))
         check_out(folder)
         for batch in drawn:
-            metric.add(batch.pixels, batch.places)
+            metric.add(batch.pixels, batch.indices)
         metrics = {name.rpartition("/")[2]: value for name, value in metric.evaluate(len(drawn)).items()}
         metrics["images"] = float(len(drawn))
         settings = {

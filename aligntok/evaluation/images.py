@@ -51,18 +51,18 @@ class EvaluationImages:
         self.asked = asked
         self.source: ImageSource = open_source(asked.data, asked.split)
         self.image_size = parse_image_size(asked.image_size)
-        self.places = evenly_spaced(len(self.source), asked.num_images or len(self.source))
+        self.indices = evenly_spaced(len(self.source), asked.num_images or len(self.source))
         self.dataset = ImagesToEncode(self.source, self.image_size)
         self.skipped = 0
-        self._sorted = np.array(self.places)
+        self._sorted = np.array(self.indices)
 
     def __len__(self) -> int:
         """The number of images over all processes, those that cannot be read among them."""
-        return len(self.places)
+        return len(self.indices)
 
     def __iter__(self) -> Iterator[Batch]:
         self.skipped = 0
-        for batch in in_rounds(self.dataset, self.places, self.asked.batch_size, self.asked.workers):
+        for batch in in_rounds(self.dataset, self.indices, self.asked.batch_size, self.asked.workers):
             found = [] if batch is None else name_unreadable(self.source, batch)
             self.skipped += int(total(torch.tensor(len(found))))
             if self.skipped > math.ceil(len(self) / 100) or self.skipped == len(self):
@@ -75,7 +75,7 @@ class EvaluationImages:
 
     def rows(self, batch: Batch) -> Tensor:
         """Return which of the list of all images those of a batch are, (N,)."""
-        return torch.from_numpy(np.searchsorted(self._sorted, batch.places.numpy()))
+        return torch.from_numpy(np.searchsorted(self._sorted, batch.indices.numpy()))
 
     @property
     def described(self) -> dict[str, Any]:
@@ -100,14 +100,14 @@ def name_unreadable(source: ImageSource, batch: Batch, named: Collection[str] = 
     return [found.name for found in batch.skipped]
 
 
-def in_rounds(dataset: Any, places: Sequence[int], batch_size: int, workers: int) -> Iterator[Any]:
-    """Yield this process's batches of a data set, cut from `places` in order and dealt to the processes in turn.
+def in_rounds(dataset: Any, indices: Sequence[int], batch_size: int, workers: int) -> Iterator[Any]:
+    """Yield this process's batches of a data set, cut from `indices` in order and dealt to the processes in turn.
 
     None in a round in which others alone have one: collective. Raises Preempted after SIGTERM to any process, and
     DataError when a data-loading process fails.
     """
     rank, processes = world()
-    dealt = in_full_rounds(batched(places, batch_size), [])
+    dealt = in_full_rounds(batched(indices, batch_size), [])
     mine = [list(batch) for batch in dealt[rank::processes] if batch]
     loaded = iter(make_loader(dataset, mine, workers, dataset.collate))
     with explaining_loader_errors():
@@ -143,7 +143,7 @@ class PixelBatch(NamedTuple):
     """Pixels, uint8 (N, 3, H, W), and the samples' numbers."""
 
     pixels: Tensor
-    places: list[int]
+    indices: list[int]
 
 
 class Samples(Dataset[Any]):

@@ -168,21 +168,21 @@ def distinct_names(sources: Sequence[str], names: Sequence[str] | None = None) -
 class Draws:
     """Which latents are drawn for t-SNE: of each repetition one position of each of P images.
 
-    rows: (S, P), which images. places: (S, P, 2) in [0, 1), where in the image: the same for every grid.
+    rows: (S, P), which images. positions: (S, P, 2) in [0, 1), where in the image: the same for every grid.
     """
 
     rows: Tensor
-    places: Tensor
+    positions: Tensor
 
     @classmethod
     def of(cls, seeds: Sequence[int], images: int, points: int) -> Draws:
         """Draw `points` of the images, or all of them if there are fewer, for each seed."""
-        rows, places = [], []
+        rows, positions = [], []
         for seed in seeds:
             generator = rng("points", seed)
             rows.append(torch.randperm(images, generator=generator)[:points])
-            places.append(torch.rand(len(rows[-1]), 2, generator=generator))
-        return cls(torch.stack(rows), torch.stack(places))
+            positions.append(torch.rand(len(rows[-1]), 2, generator=generator))
+        return cls(torch.stack(rows), torch.stack(positions))
 
 
 @dataclass
@@ -241,14 +241,14 @@ def collect(models: Sequence[LatentModel], images: EvaluationImages, draws: Draw
             latents = own.model.encode(batch.images).cpu()
             finite = latents.isfinite().flatten(1).all(1)
             if not finite.all():
-                name = images.source.names[int(batch.places[~finite][0])]
+                name = images.source.names[int(batch.indices[~finite][0])]
                 raise DataError(
                     f"{own.model.name} gives latents of {name} that are not finite; take --precision fp32, and leave "
                     "the model out if they are not finite in fp32 either"
                 )
             own.pooled[rows] = F.normalize(latents.double().mean(dim=(2, 3)), dim=1)
             own.variance[rows], own.variation[rows] = spatial_variance(latents), total_variation(latents)
-            y, x = (draws.places[seeds, points] * torch.tensor(latents.shape[2:])).long().T
+            y, x = (draws.positions[seeds, points] * torch.tensor(latents.shape[2:])).long().T
             own.points[seeds, points] = latents[drawn, :, y, x]
             own.shown[pictures] = latents[seen]
     for own in kept:

@@ -148,11 +148,11 @@ class SplitFeatures:
                 yield self._features[kept], self._labels[kept]
             return
         dataset, how = self.images.dataset, self.images.asked
-        wanted = [[self.images.places[row] for row in self.mine(batch).tolist()] for batch in rows]
-        loader = iter(make_loader(dataset, [places for places in wanted if places], how.workers, dataset.collate))
-        for places in wanted:
+        wanted = [[self.images.indices[row] for row in self.mine(batch).tolist()] for batch in rows]
+        loader = iter(make_loader(dataset, [indices for indices in wanted if indices], how.workers, dataset.collate))
+        for indices in wanted:
             with explaining_loader_errors():
-                read: Batch = next(loader) if places else dataset.collate([])
+                read: Batch = next(loader) if indices else dataset.collate([])
             self._named |= set(name_unreadable(self.images.source, read, self._named))
             parts = [self.encode(part) for part in batched(read.images, how.batch_size)]
             yield torch.cat([torch.empty(0, self.encode.dim), *parts]), self.label_of[read.labels.long()]

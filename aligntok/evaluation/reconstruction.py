@@ -53,7 +53,7 @@ def evaluate_reconstruction(asked: ReconstructionSettings) -> Result:
         metric = ReconstructionMetric(perceptual, asked.extractor)
         for batch in images:
             made = reconstruct(batch.images)
-            rows = zip(batch.images.to(made.device), made, batch.places.tolist(), strict=True)
+            rows = zip(batch.images.to(made.device), made, batch.indices.tolist(), strict=True)
             metric.process(batch, [dict(images=x, reconstruction=y, index=place) for x, y, place in rows])
         metrics = {name.rpartition("/")[2]: value for name, value in metric.evaluate(len(images)).items()}
         settings = {

@@ -78,10 +78,10 @@ def make_reference(asked: ReferenceSettings) -> Path:
         built = build_extractor(asked.extractor)
         images = EvaluationImages(asked)
         kept = min(asked.keep_features, len(images))
-        wanted = frozenset(images.places[i * len(images) // kept] for i in range(kept))
+        wanted = frozenset(images.indices[i * len(images) // kept] for i in range(kept))
         collector = FeatureCollector(built, wanted)
         for batch in images:
-            collector.add(to_pixels(batch.images), batch.places.tolist())
+            collector.add(to_pixels(batch.images), batch.indices.tolist())
         found = collector.combine()
         tensors = {"mean": found.gaussian.mean, "covariance": found.gaussian.covariance}
         if found.spatial is not None:
@@ -206,8 +206,8 @@ def _read_adm(path: Path, extractor: Extractor) -> tuple[dict[str, Tensor], dict
     if images is not None:
         rank, processes = world()
         collector = FeatureCollector(extractor, keep_features=True)
-        for places in batched(range(len(images)), BATCH)[rank::processes]:
-            collector.add(images[places.start : places.stop].permute(0, 3, 1, 2), places)
+        for indices in batched(range(len(images)), BATCH)[rank::processes]:
+            collector.add(images[indices.start : indices.stop].permute(0, 3, 1, 2), indices)
         features = collector.combine().features
         tensors |= {} if features is None else {"features": features}
     return tensors, {

@@ -100,7 +100,7 @@ def test_a_compressed_array_is_read_as_well(pictures, tmp_path):
     for name in ("small.npz", "plain.npz"):
         batches = list(Samples(tmp_path / name, batch_size=2, workers=0))
         assert torch.equal(torch.cat([batch.pixels for batch in batches]).permute(0, 2, 3, 1), torch.from_numpy(rows))
-        assert [place for batch in batches for place in batch.places] == list(range(5))
+        assert [place for batch in batches for place in batch.indices] == list(range(5))
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_densities_are_repeated_over_seeds_with_mean_and_deviation(found, encode
 
 def test_a_tsne_is_of_one_latent_of_each_drawn_image(found, encoded):
     draws = Draws.of((0, 1), NUM, 24)
-    y, x = (draws.places[0] * 4).long().T
+    y, x = (draws.positions[0] * 4).long().T
     points = tsne(encoded[0][draws.rows[0], :, y, x], seed=0)
     expected = density_measures(points)
     first = found[1].tables["Density on each t-SNE"][0]
@@ -201,7 +201,7 @@ def test_draws_are_of_different_images_the_same_for_every_model_and_others_for_a
     assert draws.rows.shape == (3, 20)
     assert all(len(set(row.tolist())) == 20 for row in draws.rows)
     assert torch.equal(draws.rows[0], draws.rows[2])
-    assert torch.equal(draws.places[0], draws.places[2])
+    assert torch.equal(draws.positions[0], draws.positions[2])
     assert not torch.equal(draws.rows[0], draws.rows[1])
     assert Draws.of((0,), images=7, points=20).rows.sort().values.tolist() == [list(range(7))]
 

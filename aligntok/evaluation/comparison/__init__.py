@@ -201,7 +201,7 @@ def measure_real_images(
     for batch in images:
         pixels = to_pixels(made_of(batch.images))
         for metric in metrics:
-            metric.add(pixels, batch.places.tolist())
+            metric.add(pixels, batch.indices.tolist())
     found = {name: value for metric in metrics for name, value in metric.evaluate(len(images)).items()}
     if is_first():
         settings = {"split": comparison.settings.val_split, "images": len(images) - images.skipped}

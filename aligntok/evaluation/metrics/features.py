@@ -33,7 +33,7 @@ class FeatureSet:
     """What an extractor of that title says of `count` images.
 
     gaussian: of the pooled features. spatial: of the spatial ones. features (n, D), logits (n, K): one row an image in
-    the order of their places, float32, on the CPU; None where they were not kept or the extractor has none.
+    the order of their indices, float32, on the CPU; None where they were not kept or the extractor has none.
     """
 
     title: str
@@ -47,7 +47,7 @@ class FeatureSet:
 class FeatureCollector:
     """Runs an extractor over batches of images, in every process over other ones, and gathers what is compared.
 
-    keep_features: keep the features and logits of each image (4 KB each for 1000 numbers); a collection of places keeps
+    keep_features: keep the features and logits of each image (4 KB each for 1000 numbers); a collection of indices keeps
     the features of the images at those, and no logits. The extractor runs in float32, without TF32 and autocast,
     whatever surrounds it.
     """
@@ -57,11 +57,11 @@ class FeatureCollector:
         self.extractor = extractor.eval().requires_grad_(False).to(self.device)
         self.wanted = keep_features
         self.pooled, self.spatial = RunningMoments(), RunningMoments()
-        self.places: list[int] = []  # of the images whose rows are kept
+        self.indices: list[int] = []  # of the images whose rows are kept
         self.features: list[Tensor] = []
         self.logits: list[Tensor] = []
 
-    def add(self, pixels: Tensor, places: Sequence[int]) -> None:
+    def add(self, pixels: Tensor, indices: Sequence[int]) -> None:
         """Take in uint8 images (N, 3, H, W), each with its place in the whole set; N may be 0, and a place comes once.
 
         Raises DataError for features that are not finite.
@@ -76,15 +76,15 @@ class FeatureCollector:
             if part is not None and not part.isfinite().all():
                 raise DataError(
                     f"{self.extractor.title} gives features that are not finite for some of the images at places "
-                    f"{min(places)} to {max(places)}; look at those images, and at the extractor's weights"
+                    f"{min(indices)} to {max(indices)}; look at those images, and at the extractor's weights"
                 )
         self.pooled.add(found.pooled)
         if found.spatial is not None:
             self.spatial.add(found.spatial)
         if not self.wanted:
             return
-        kept = [i for i, place in enumerate(places) if self.wanted is True or int(place) in self.wanted]
-        self.places += [int(places[i]) for i in kept]
+        kept = [i for i, place in enumerate(indices) if self.wanted is True or int(place) in self.wanted]
+        self.indices += [int(indices[i]) for i in kept]
         self.features.append(found.pooled[kept].cpu())
         if self.wanted is True and found.logits is not None:
             self.logits.append(found.logits.cpu())
@@ -94,7 +94,7 @@ class FeatureCollector:
         gaussian = self.pooled.combine()
         seen = total(torch.tensor(self.spatial.count))
         spatial = self.spatial.combine() if seen else None
-        order = torch.cat(gather(torch.tensor(self.places, dtype=torch.int64))).argsort(stable=True)
+        order = torch.cat(gather(torch.tensor(self.indices, dtype=torch.int64))).argsort(stable=True)
         features, logits = (_gathered(rows, order) for rows in (self.features, self.logits))
         return FeatureSet(self.extractor.title, gaussian, spatial, features, logits, gaussian.count)
 

@@ -149,7 +149,7 @@ class GenerationMetric(BaseMetric):
                 pixels = torch.stack([sample["pixels"] for sample in alike])
                 self.add(pixels, [int(sample["index"]) for sample in alike], variant)
 
-    def add(self, pixels: Tensor, places: Sequence[int], variant: str | None = None) -> None:
+    def add(self, pixels: Tensor, indices: Sequence[int], variant: str | None = None) -> None:
         """Take in images of one variant (None: the first), uint8 (N, 3, H, W), each with its place; N may be 0.
 
         Raises DataError for images of another size than the reference's.
@@ -160,7 +160,7 @@ class GenerationMetric(BaseMetric):
             height, width = pixels.shape[-2:]
             self._size = (height, width)
             check_fits(self.reference, self.extractor, self._size)
-        self.collectors[variant or self.variants[0]].add(pixels, places)
+        self.collectors[variant or self.variants[0]].add(pixels, indices)
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Return every metric that the features and the reference allow, of each variant; collective."""
