@@ -67,7 +67,7 @@ class LatentCache:
         self.max_unreadable = math.ceil(len(images) / 100) if max_unreadable is None else max_unreadable
         shards = batched(range(len(images)), encoder.encoding.shard_size)
         #: Every shard, there or not.
-        self.jobs = [ShardJob(shard_path(folder, i), places) for i, places in enumerate(shards)]
+        self.jobs = [ShardJob(shard_path(folder, i), indices) for i, indices in enumerate(shards)]
         names = ["hflip", "dtype", "precision", "shard_size", "posterior"]
         names += ["seed"] * (encoder.encoding.posterior == "sample")  # nothing else depends on it
         #: What encoding.json is to hold.
@@ -97,7 +97,7 @@ class LatentCache:
         remove_leftovers(self.folder)
         finished = (self.folder / MANIFEST).is_file()  # of a finished one only headers are looked at: it may be large
         shards = [_whole_shard(job, check=not finished) for job in self.jobs]
-        images = sum(len(job.places) for job, shard in zip(self.jobs, shards, strict=True) if shard is None)
+        images = sum(len(job.indices) for job, shard in zip(self.jobs, shards, strict=True) if shard is None)
         if images:
             (self.folder / MANIFEST).unlink(missing_ok=True)  # of a cache that has lost a shard since
             numbers = self.encoder.copies * math.prod(self.encoder.latent_shape)

@@ -53,11 +53,11 @@ def latent_shape(tokenizer: Tokenizer, image_size: tuple[int, int]) -> tuple[int
 
 
 class Batch(NamedTuple):
-    """What the loader hands over: images (N, 3, H, W), labels and places (N,), and what cannot be read, and why."""
+    """What the loader hands over: images (N, 3, H, W), labels and indices (N,), and what cannot be read, and why."""
 
     images: Tensor
     labels: Tensor
-    places: Tensor
+    indices: Tensor
     skipped: list[Skipped]
     reasons: list[str]
 
@@ -83,9 +83,9 @@ class ImagesToEncode(Dataset[Any]):
         bad = [(index, error) for index, _, error in items if isinstance(error, ImageError)]
         images = torch.stack([image for *_, image in good]) if good else torch.empty(0, 3, *self.image_size)
         labels = torch.tensor([label for _, label, _ in good], dtype=torch.int32)
-        places = torch.tensor([index for index, *_ in good], dtype=torch.int64)
+        indices = torch.tensor([index for index, *_ in good], dtype=torch.int64)
         skipped = [Skipped(i, self.source.names[i], type(error.__cause__ or error).__name__) for i, error in bad]
-        return Batch(images, labels, places, skipped, [str(error) for _, error in bad])
+        return Batch(images, labels, indices, skipped, [str(error) for _, error in bad])
 
 
 class LatentEncoder:
@@ -109,10 +109,10 @@ class LatentEncoder:
         self.tokenizer.to(self.device).eval()
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, places: Sequence[int] = ()) -> Tensor:
+    def __call__(self, images: Tensor, indices: Sequence[int] = ()) -> Tensor:
         """Return the latents (N, copies, C, h, w) of images (N, 3, H, W), on the CPU and in the type to be stored.
 
-        `places` are the images' numbers in the data set: a sample of the posterior follows from them, a mean does not.
+        `indices` are the images' numbers in the data set: a sample of the posterior follows from them, a mean does not.
         """
         what = f"{len(images)} images of {' x '.join(map(str, images.shape[-2:]))}"
         with explaining_out_of_memory(what, "lower the batch size"), computing(self.encoding.precision):
@@ -121,17 +121,17 @@ class LatentEncoder:
             for copy, view in enumerate([images, images.flip(-1)] if self.encoding.hflip else [images]):
                 noise = None
                 if self.encoding.posterior == "sample":
-                    noise = posterior_noise(self.encoding.seed, places, copy, self.latent_shape).to(self.device)
+                    noise = posterior_noise(self.encoding.seed, indices, copy, self.latent_shape).to(self.device)
                 latents.append(self.tokenizer.encode(view, noise=noise).to(self.dtype))
         return torch.stack(latents, dim=1).cpu()
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A shard to be made: its file, and the places of its images in the data set."""
+    """A shard to be made: its file, and the indices of its images in the data set."""
 
     path: Path
-    places: range
+    indices: range
 
 
 def encode_shards(
@@ -150,7 +150,7 @@ def encode_shards(
     rank, processes = world()
     dealt = [jobs[first::processes] for first in range(processes)]  # whole shards
     # The batches of a shard are the same whichever process encodes it, and how often.
-    batches = [[batch for job in each for batch in batched(job.places, batch_size)] for each in dealt]
+    batches = [[batch for job in each for batch in batched(job.indices, batch_size)] for each in dealt]
     rounds = [batch for round in zip_longest(*batches, fillvalue=range(0)) for batch in round]
     mine, skipped = _encode_share(dealt[rank], batches[rank], images, encoder, workers), 0
     stopped = Preempted(
@@ -176,7 +176,7 @@ def _encode_share(
     encoder.to_device()
     batches = iter(make_loader(dataset, [list(batch) for batch in numbers], workers, dataset.collate))
     for job in jobs:
-        most, filled, skipped = len(job.places), 0, list[Skipped]()
+        most, filled, skipped = len(job.indices), 0, list[Skipped]()
         latents = torch.empty(most, encoder.copies, *encoder.latent_shape, dtype=encoder.dtype)
         labels, index = torch.empty(most, dtype=torch.int32), torch.empty(most, dtype=torch.int64)
         while filled + len(skipped) < most:
@@ -184,10 +184,10 @@ def _encode_share(
             for found, reason in zip(batch.skipped, batch.reasons, strict=True):
                 logger.warning("%s: cannot read %s (%s), leaving it out", images.where, found.name, reason)
             skipped += batch.skipped
-            rows = slice(filled, filled + len(batch.places))
-            if len(batch.places):
-                latents[rows] = _finite(encoder(batch.images, batch.places.tolist()), batch, images, encoder.encoding)
-                labels[rows], index[rows] = batch.labels, batch.places
+            rows = slice(filled, filled + len(batch.indices))
+            if len(batch.indices):
+                latents[rows] = _finite(encoder(batch.images, batch.indices.tolist()), batch, images, encoder.encoding)
+                labels[rows], index[rows] = batch.labels, batch.indices
             filled = rows.stop
             if filled + len(skipped) == most:
                 write_shard(job.path, latents[:filled], labels[:filled], index[:filled], skipped)
@@ -198,7 +198,7 @@ def _finite(latents: Tensor, batch: Batch, images: ImageSource, made: CacheSetti
     """Return the latents of a batch. Raises DataError when some are not finite."""
     finite = latents.isfinite().flatten(1).all(1)
     if not finite.all():
-        name = images.names[int(batch.places[~finite][0])]
+        name = images.names[int(batch.indices[~finite][0])]
         raise DataError(
             f"{images.where}: the latents of {name} are not finite, computed in {made.precision} and stored "
             f"as {made.dtype}; fp16 ends at 65504, so take --dtype bf16 or fp32 and --precision fp32. "
@@ -226,19 +226,19 @@ def latent_statistics(
     DataError for latents that are not finite, or do not vary.
     """
     dataset = DATASETS.build({**data, "train": False})
-    places = evenly_spaced(len(dataset), images or len(dataset))
+    indices = evenly_spaced(len(dataset), images or len(dataset))
     rank, processes = world()
-    batches = batched(range(len(places)), BATCH)
-    size = dataset[places[0]]["images"].shape[1:]
+    batches = batched(range(len(indices)), BATCH)
+    size = dataset[indices[0]]["images"].shape[1:]
     encoding = CacheSettings(image_size=tuple(size), hflip=False, precision=precision, posterior=posterior, seed=seed)
     encoder = LatentEncoder(tokenizer, encoding)
     encoder.to_device()
-    table = torch.zeros(len(places), 1 + 2 * tokenizer.latent_dim, dtype=torch.float64)
+    table = torch.zeros(len(indices), 1 + 2 * tokenizer.latent_dim, dtype=torch.float64)
     stopped = Preempted("stopped by SIGTERM while latents were measured; the same command begins with that again")
-    loaded = iter(make_loader(Subset(dataset, places), [list(rows) for rows in batches[rank::processes]], workers))
+    loaded = iter(make_loader(Subset(dataset, indices), [list(rows) for rows in batches[rank::processes]], workers))
     with explaining_loader_errors():
         for rows in shares(batches, "statistics", stopped):
-            encoded = encoder(next(loaded)["images"], [places[row] for row in rows])
+            encoded = encoder(next(loaded)["images"], [indices[row] for row in rows])
             for row, latents in zip(rows, encoded, strict=True):
                 found = Moments.of(latents)
                 table[row] = torch.from_numpy(np.concatenate([[found.count], found.mean, found.m2]))
@@ -248,7 +248,7 @@ def latent_statistics(
     statistics = LatentStatistics.of(Moments.merged(parts))
     if not (np.isfinite(statistics.mean).all() and min(statistics.std) > 0):
         raise DataError(
-            f"the latents of {len(places)} images are not finite, or a channel of them is constant (deviations "
+            f"the latents of {len(indices)} images are not finite, or a channel of them is constant (deviations "
             f"{', '.join(f'{s:.3g}' for s in statistics.std)}); this tokenizer cannot be trained on"
         )
     return statistics

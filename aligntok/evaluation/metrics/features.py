@@ -47,8 +47,8 @@ class FeatureSet:
 class FeatureCollector:
     """Runs an extractor over batches of images, in every process over other ones, and gathers what is compared.
 
-    keep_features: keep the features and logits of each image (4 KB each for 1000 numbers); a collection of indices keeps
-    the features of the images at those, and no logits. The extractor runs in float32, without TF32 and autocast,
+    keep_features: keep the features and logits of each image (4 KB each for 1000 numbers); a collection of indices
+    keeps the features of the images at those, and no logits. It runs in float32, without TF32 and autocast,
     whatever surrounds it.
     """
 
