@@ -87,29 +87,24 @@ def load_stage_tokenizer(
     return tokenizer.eval()
 
 
-def _rebuilt_average(folder: str | os.PathLike[str], sigma_rel: float) -> PartStates:
-    """Return the EMA of any width of a stage's parts, at its last snapshot (EDM2, App. C.2)."""
-    snapshots = read_snapshots(folder)
-    if not snapshots:
-        raise CheckpointError(
-            f"{folder} keeps neither an EMA of width {sigma_rel} nor snapshots to make one from; "
-            "set ema.snapshot_every for the stage"
-        )
-    steps, widths = [s for s, _, _ in snapshots], [w for _, w, _ in snapshots]
-    coefficients = post_hoc_coefficients(steps, widths, max(steps), sigma_rel)
-    return synthesise((float(c), parts) for c, (_, _, parts) in zip(coefficients, snapshots, strict=True))
-
-
 def read_merged_parts(
     folder: str | os.PathLike[str], weights: str = "raw", sigma_rel: float | None = None, rebuild: bool = False
 ) -> PartStates:
     """Read every part of a stage as :func:`aligntok.engine.checkpoints.read_parts` does, low-rank updates merged.
 
-    `rebuild` as in :func:`load_stage_tokenizer`.
+    `rebuild` as in :func:`load_stage_tokenizer`, at the last snapshot (EDM2, App. C.2).
     """
     stage = _read_description(folder)
     if rebuild and sigma_rel is not None and sigma_rel not in (stage["ema"] or {}).get("sigma_rel", []):
-        states = join(read_parts(folder), _rebuilt_average(folder, sigma_rel))
+        snapshots = read_snapshots(folder)
+        if not snapshots:
+            raise CheckpointError(
+                f"{folder} keeps neither an EMA of width {sigma_rel} nor snapshots to make one from; "
+                "set ema.snapshot_every for the stage"
+            )
+        steps, widths, parts = zip(*snapshots, strict=True)
+        coefficients = map(float, post_hoc_coefficients(steps, widths, max(steps), sigma_rel))
+        states = join(read_parts(folder), synthesise(zip(coefficients, parts, strict=True)))
     else:
         states = read_parts(folder, weights, sigma_rel)
     lora = stage.get("lora")

@@ -41,7 +41,6 @@ USERS_OWN = {
     "evaluation/cost/count.py": {"build_encoder": "the caller's encoder"},
     "training/alignment/model.py": {
         "__init__": "the training's config",
-        "_build_discriminator": "the same",
         "_build_teacher": "the same",
     },
     "training/generation/__init__.py": {
@@ -49,11 +48,11 @@ USERS_OWN = {
         "data_to_measure": "the same",
         "_beside_nothing": "the same",
     },
-    "training/generation/validation.py": {"_metrics": "the training's config"},
+    "training/generation/validation.py": {"_variants_and_metrics": "the training's config"},
     "sampling/guidance_sweep.py": {"sweep_guidance": "the caller's metrics"},
     "caching/encoder.py": {"latent_statistics": "the training's config"},
     "training/alignment/objective.py": {"__init__": "the training's config"},
-    "training/builder.py": {"_common_hooks": "the training's config"},
+    "training/builder.py": {"build_runner": "the training's config"},
     "training/alignment/__init__.py": {"build_data": "the training's config", "validation": "the same"},
     "published.py": {"_tokenizer": "written in the package"},
 }

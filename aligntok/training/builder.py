@@ -55,6 +55,14 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
 def build_runner(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
     """Build the mmengine run of a stage."""
     validation = stage.validation(data)  # finds the held-out images' buckets, before the hooks take pictures
+    log, ema, batch = stage.settings.log, stage.settings.ema, stage.settings.global_batch_size
+    hooks: list[Any] = [
+        engine_hooks.ScalarsHook(log.every, batch),
+        engine_hooks.ProgressHook(stage.name, log.every, batch),
+        engine_hooks.StepCheckpointHook(stage.settings.checkpoint.every),
+        *(HOOKS.build(dict(hook)) for hook in stage.settings.hooks),
+        *([engine_hooks.EMAUpdateHook(ema.inference, ema.snapshot_every)] if ema else []),
+    ]
     return StageRunner(
         model=partial(stage.build_model, data),
         train_dataloader=_training_batches(stage, data.train),
@@ -65,7 +73,7 @@ def build_runner(stage: Stage, data: StageData, launcher: str = "none") -> Stage
             "max_skipped": stage.settings.max_skipped_steps,
             "spike_factor": stage.settings.spike_factor,
         },
-        custom_hooks=[*_common_hooks(stage), *stage.hooks(data)],
+        custom_hooks=[*hooks, *stage.hooks(data)],
         start=stage.read_start,
         **_runner_options(stage, launcher),
         **validation,
@@ -116,17 +124,3 @@ def _training_batches(stage: Stage, train: Any) -> DataLoader[Any]:
     )
     data = stage.settings.data
     return make_loader(train, sampler, data.workers, getattr(train, "collate", None), data.timeout)
-
-
-def _common_hooks(stage: Stage) -> list[Any]:
-    """Return the hooks of every run: scalars, progress, checkpoints, averages, and the config's own."""
-    log, ema, batch = stage.settings.log, stage.settings.ema, stage.settings.global_batch_size
-    hooks: list[Any] = [
-        engine_hooks.ScalarsHook(log.every, batch),
-        engine_hooks.ProgressHook(stage.name, log.every, batch),
-        engine_hooks.StepCheckpointHook(stage.settings.checkpoint.every),
-        *(HOOKS.build(dict(hook)) for hook in stage.settings.hooks),
-    ]
-    if ema:
-        hooks.append(engine_hooks.EMAUpdateHook(ema.inference, ema.snapshot_every))
-    return hooks

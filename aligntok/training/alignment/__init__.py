@@ -169,14 +169,11 @@ class AlignmentStage(Stage):
         one_size = np.zeros(len(data.val), dtype=np.uint8)
         own = (one_size if buckets is None else buckets)[rank::processes]
         batches = list(batches_in_buckets(own, settings.batch_size))
+        metric = {"type": "reconstruction", "perceptual": settings.perceptual, "extractor": settings.extractor}
         return {
             "val_dataloader": make_loader(shares, batches, min(2, loading.workers), timeout=loading.timeout),
             "val_cfg": {"type": ShareValLoop.__name__, "num_images": len(data.val)},
-            "val_evaluator": [
-                METRICS.build(
-                    {"type": "reconstruction", "perceptual": settings.perceptual, "extractor": settings.extractor}
-                )
-            ],
+            "val_evaluator": [METRICS.build(metric)],
         }
 
     def hooks(self, data: StageData) -> list[Any]:
