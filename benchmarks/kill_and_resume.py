@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def kill_after(process: subprocess.Popen[str], stage: Stage, step: int, delay: f
     return False
 
 
-def end_of(work_dir: Path, stages: list[Stage]) -> dict[str, Any]:
+def end_of(work_dir: Path, stages: Sequence[Stage]) -> dict[str, Any]:
     """Everything that a run leaves which must not depend on interruptions."""
     end: dict[str, Any] = {"tokenizer": (work_dir / "tokenizer" / "model.safetensors").read_bytes()}
     for stage in stages:
@@ -70,9 +71,11 @@ def end_of(work_dir: Path, stages: list[Stage]) -> dict[str, Any]:
     return end
 
 
-def interrupted_run(given: argparse.Namespace, stages: list[Stage], folder: Path, rng: random.Random) -> list[str]:
+def interrupted_run(given: argparse.Namespace, stages: Sequence[Stage], folder: Path, rng: random.Random) -> list[str]:
     """Run to the end through random kills, in order of stage and step; return where they were."""
-    moments = sorted({(i, rng.randint(1, s["steps"] - 1)) for i, s in rng.choices([*enumerate(stages)], k=given.kills)})
+    moments = sorted(
+        {(i, rng.randint(1, s.settings.steps - 1)) for i, s in rng.choices([*enumerate(stages)], k=given.kills)}
+    )
     killed: list[str] = []
     for i, step in moments:
         process = launch(given.config, folder, given.options)

@@ -34,16 +34,17 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
+from torch.profiler import record_function
 
 from aligntok.cli import parse_options
 from aligntok.engine.runner import StepBatch
 from aligntok.evaluation.cost.measure import Stopwatch, seconds_of
-from aligntok.training.alignment import expand_stages
+from aligntok.training.alignment import AlignmentStage, expand_stages
 from aligntok.training.alignment import objective as objective_module
 from aligntok.training.alignment.graph import ENCODER_SIDE, ForwardGraph
 from aligntok.training.builder import build_runner
 from aligntok.training.config import load_config
-from aligntok.training.stages import Stage, StageData
+from aligntok.training.stages import StageData
 
 CONFIG = Path(__file__).parents[1] / "configs" / "aligntok_dinov2_f16d32.py"
 SMALL = {
@@ -63,7 +64,7 @@ Variant = Callable[[Any], AbstractContextManager[Any]]
 class Step:
     """One optimiser step of a stage, as the training loop takes it, with everything that training builds."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: AlignmentStage) -> None:
         self.stage = stage
         self.runner = build_runner(stage, StageData(stage.build_data().train))
         self.model = self.runner.trained_model
@@ -102,7 +103,9 @@ class Watched(NamedTuple):
 def watched_calls(step: Step) -> Iterator[Watched]:
     """Yield the calls that a step is taken apart by."""
     model, objective = step.model, step.model.objective
-    on_image = [t.name for t in objective.terms if objective.loss(t).at not in ENCODER_SIDE and t.balance is None]
+    on_image = [
+        t.name for t in objective.terms if objective.loss(t).at not in ENCODER_SIDE and t.adaptive_weight is None
+    ]
     yield Watched(step, "next_batch", DATA)
     yield Watched(model.tokenizer.encoder, "forward", ENCODE)
     yield Watched(model.tokenizer.adapter, "forward", ENCODE)
@@ -126,27 +129,26 @@ def watched_calls(step: Step) -> Iterator[Watched]:
 
 def time_parts(step: Step) -> dict[str, float]:
     """Take one step and return its seconds by part."""
-    watch = Stopwatch()
+    watch, watched = Stopwatch(), list(watched_calls(step))
+    pulls = {PULL.format(term.name) for term in step.model.objective.terms}
 
     def timing(part: str | Callable[..., str], function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            watch.begin(part if isinstance(part, str) else part(*args, **kwargs))
-            try:
+            with record_function(part if isinstance(part, str) else part(*args, **kwargs)):
                 return function(*args, **kwargs)
-            finally:
-                watch.end()
 
         return timed
 
     with ExitStack() as stack:
-        for owner, attribute, part in watched_calls(step):
+        stack.enter_context(watch.listening({REST, *pulls, *(w.part for w in watched if isinstance(w.part, str))}))
+        for owner, attribute, part in watched:
             timed = timing(part, getattr(owner, attribute))
             stack.enter_context(mock.patch.object(owner, attribute, timed))
         timing(REST, step)()
     return dict(watch.seconds)
 
 
-def variants(stage: Stage) -> dict[str, Variant]:
+def variants(stage: AlignmentStage) -> dict[str, Variant]:
     """Return what a step is compared with: contexts in which a Step does without something, or with checkpointing."""
     found: dict[str, Variant] = {WHOLE: lambda step: nullcontext()}
     for name in list(stage.settings.losses)[1:]:  # the first, L1, is what is left
@@ -211,7 +213,7 @@ def peak_memory(options: dict[str, Any], stage: int, variant: str, threads: int)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
 
 
-def build_stage(options: dict[str, Any], index: int) -> Stage:
+def build_stage(options: dict[str, Any], index: int) -> AlignmentStage:
     """Return stage number `index` of the config: from random weights, and without a check that a variant would trip."""
     config = load_config(options["config"], {key: value for key, value in options.items() if key != "config"})
     stage = expand_stages(config)[index]

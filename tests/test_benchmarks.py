@@ -1,0 +1,83 @@
+"""The benchmarks run and tell what they did, on the smallest of everything; their seconds are nobody's promise.
+
+That of a generator's step has a file of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+class Here:
+    """Stands where a pool of one fresh process does: what it would measure is not asked."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def apply(self, function, arguments):
+        return float(len(arguments))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a benchmark with some options and return what it printed."""
+
+    def run(name, options):
+        monkeypatch.setattr(sys, "argv", [name, *shlex.split(options)])
+        threads = torch.get_num_threads()
+        with torch.random.fork_rng():
+            try:
+                runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+            except SystemExit as ended:
+                if ended.code:
+                    pytest.fail(f"{name} ended with {ended.code}")
+            finally:
+                torch.set_num_threads(threads)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_peers_way_and_ours_find_the_same_gradients(run):
+    lines = run("adaptive_weights", "--image-size 32 --batch 2 --rounds 1 --threads 1").splitlines()
+    assert float(lines[0].split()[-1]) < 1e-3
+    assert [line.split()[0] for line in lines[1:]] == ["fixed", "peers", "ours"]
+
+
+def test_three_ways_of_reading_latents_are_timed(run):
+    options = "--images 64 --shard-size 32 --batch-size 8 --batches 1 2 --rounds 2 --workers 0"
+    assert len(re.findall(r"[\d,]+/s \(\d+\.\d x\)", run("latent_reading", options))) == 3
+
+
+def test_a_step_is_taken_apart_and_compared_with_what_it_can_do_without(run, monkeypatch):
+    monkeypatch.setattr("multiprocessing.context.BaseContext.Pool", lambda *_, **__: Here())
+    lines = run("training_step", "--stage 2 --image-size 32 --batch 2 --rounds 2 --threads 1").splitlines()
+    shares = {line.strip().split("  ")[0]: float(line.split()[-1].rstrip("%")) for line in lines if line.endswith("%")}
+    for part in ("l1 and lpips, forward and back", "gan, forward and back", "semantic, forward and back"):
+        assert part in shares
+    for part in ("gradient ratios", "teacher, forward", "decoder, backward", "optimisers", "EMA", "the rest"):
+        assert shares[part] > 0, part
+    assert sum(shares.values()) == pytest.approx(100, abs=1)
+    for variant in ("the whole step", "without gan", "without semantic and teacher", "fixed weights, no gradient rat"):
+        assert any(line.strip().startswith(variant) for line in lines), variant
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_one_that_was_not(run, config_source, tmp_path):
+    (tmp_path / "tiny.py").write_text(
+        config_source(stages=[dict(name="only", steps=2)], losses=dict(l1=dict(type="l1")))
+    )
+    options = f"{tmp_path}/tiny.py --runs 1 --kills 1 --folder {tmp_path}/runs --cfg-options checkpoint.every=1"
+    assert "1 of 1 runs ended bit-identical" in run("kill_and_resume", options)
