@@ -20,6 +20,17 @@ from aligntok.training.settings import GeneratorConfig, GeneratorSettings, OneSt
 if TYPE_CHECKING:
     from aligntok.training.stages import Stage
 
+logger = logging.getLogger("aligntok.training")
+
+#: Settings that may change at any time: what a stage becomes does not depend on them, or not beyond rounding.
+FREE = (
+    *("steps", "init_from", "checkpoint", "log", "validation", "hooks", "sampling"),
+    *("compile", "grad_checkpointing", "attention"),
+)
+FREE_BELOW = ("data.workers", "data.timeout", "data.val", "data.nominal_images", "model.encoder.pretrained")
+#: Settings that the saved state depends on.
+FIXED = ("schedule", "optimizer.type", "discriminator_optimizer.type", "trainable", "lora", "tokenizer")
+
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read a config file (mmengine's Python syntax with ``_base_``), apply ``key=value`` options, check every key.
@@ -102,21 +113,6 @@ def _without_deletes(given: Any) -> Any:
     if not isinstance(given, Mapping):
         return given
     return {key: _without_deletes(value) for key, value in given.items() if key != "_delete_"}
-
-
-logger = logging.getLogger("aligntok.training")
-
-
-#: Settings that may change at any time: what a stage becomes does not depend on them, or not beyond rounding.
-FREE = (
-    *("steps", "init_from", "checkpoint", "log", "validation", "hooks", "sampling"),
-    *("compile", "grad_checkpointing", "attention"),
-)
-FREE_BELOW = ("data.workers", "data.timeout", "data.val", "data.nominal_images", "model.encoder.pretrained")
-
-
-#: Settings that the saved state depends on.
-FIXED = ("schedule", "optimizer.type", "discriminator_optimizer.type", "trainable", "lora", "tokenizer")
 
 
 def report_config_diff(stage: Stage, finished: bool) -> None:

@@ -53,14 +53,15 @@ def expand_stages(config: Mapping[str, Any]) -> list[AlignmentStage]:
     for i, overrides in enumerate(config["stages"]):
         given = merge(base, {key: value for key, value in overrides.items() if key != "name"})
         given["losses"] = {name: loss for name, loss in given.get("losses", {}).items() if loss is not None}
+        encoder = given.get("model", {}).get("encoder")
+        if given.get("init_from") is not None and isinstance(encoder, dict):
+            encoder["pretrained"] = False  # the weights come from the earlier stage
         settings = read(StageSettings, given, f"stage '{overrides['name']}'")
         start = _find_start(settings.init_from, stages, f"stage '{overrides['name']}'")
         root = {} if config.get("data_root") is None else {"root": config["data_root"]}
         data = settings.data  # each set has the run's root, unless it has one of its own
         val = None if data.val is None else {**root, **data.val}
         settings = replace(settings, data=replace(data, train={**root, **data.train}, val=val))
-        if start is not None and isinstance(encoder := settings.model.get("encoder"), dict):
-            encoder["pretrained"] = False  # the weights come from the earlier stage
         name, folder = overrides["name"], Path(config["work_dir"]) / f"{i + 1}_{overrides['name']}"
         stages.append(AlignmentStage(i, name, folder, config["seed"] + i, settings, start))
     return stages
