@@ -16,7 +16,7 @@ from PIL import Image
 
 from aligntok.cli import train
 from aligntok.registry import ENCODERS, LOSSES, shelves
-from aligntok.settings import fields_of
+from aligntok.settings import check_given, fields_of
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.settings import GeneratorConfig, StagesConfig
@@ -31,7 +31,10 @@ EXECUTED = [
     "docs/generation.md",
     "docs/reports.md",
     "docs/plugins.md",
+    "docs/baselines.md",
 ]
+CONFIGS = ["docs/configuration.md", "docs/resume.md"]
+OF_A_GENERATORS_CONFIG = "docs/evaluation.md"
 NEEDED = ((ENCODERS, "efficientnet_lite0"), (ENCODERS, "my_encoder"), (LOSSES, "st_lpips"), (LOSSES, "my_loss"))
 TINY_RUN = """
 _base_ = ["configs/demo/photographs_f8d16.py"]
@@ -165,11 +168,42 @@ def test_the_python_blocks_of_a_page_run_in_order(page, finished, monkeypatch):
         exec(compile(block, f"{page}, Python block {number + 1}", "exec"), names)
 
 
-@pytest.mark.parametrize("block", python_blocks("docs/configuration.md"))
+@pytest.mark.parametrize("block", [block for page in CONFIGS for block in python_blocks(page)])
 def test_a_config_shown_in_the_documentation_is_one(block, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "shown.py").write_text(block)
     assert expand_stages(load_config(tmp_path / "shown.py"))
+
+
+def test_a_part_of_a_config_shown_has_keys_that_there_are():
+    for block in python_blocks(OF_A_GENERATORS_CONFIG):
+        shown: dict[str, object] = {}
+        exec(block, shown)
+        check_given(GeneratorConfig, {key: value for key, value in shown.items() if key != "__builtins__"}, "the page")
+
+
+def test_every_page_with_python_is_tested():
+    generated = {DOCS / "components.md", DOCS / "configuration_keys.md"}  # they show signatures
+    pages = [ROOT / "README.md", *({*DOCS.glob("*.md")} - generated)]
+    found = {str(page.relative_to(ROOT)) for page in pages if python_blocks(str(page.relative_to(ROOT)))}
+    assert found == {*EXECUTED, *CONFIGS, OF_A_GENERATORS_CONFIG}
+
+
+KEY = re.compile(
+    r"(?<![\w./])(?:stages\.\d\.)?((?:data|ema|log|checkpoint|validation|transport|latent_cache|init_from|sampling|lora)"
+    r"\.[a-z_]+)(?=[=,\s]|\.\w|$)"
+)
+
+
+def test_keys_named_in_the_documentation_are_keys():
+    """Dotted keys in code, those of results and paths apart."""
+    keys = {option.name for cls in (StagesConfig, GeneratorConfig) for option in fields_of(cls)}
+    named = []
+    for page in (ROOT / "README.md", *DOCS.glob("*.md")):
+        for code in re.findall(r"`([^`\n]+)`", page.read_text()):
+            named += [(key, page.name) for key in KEY.findall(code)]
+    assert len(named) > 50
+    assert [found for found in named if found[0] not in keys] == []
 
 
 def test_the_tutorials_code_is_the_templates():

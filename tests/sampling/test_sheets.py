@@ -61,19 +61,13 @@ def test_a_class_has_its_real_images_on_the_left_and_its_samples_on_the_right(ru
             assert (shown[:, left : left + tile] == np.asarray(sample)).all()
 
 
+def beside(data, out, number):
+    words = {"--num-samples": number, "--steps": 1, "--out": out, "--real-images": data, "--split": "train"}
+    return [str(word) for pair in words.items() for word in pair]
+
+
 def test_without_classes_samples_stand_beside_images_of_all_the_data(run, greys, tmp_path):
-    options = [
-        "--num-samples",
-        "3",
-        "--steps",
-        "1",
-        "--out",
-        str(tmp_path / "out"),
-        "--real-images",
-        str(greys),
-        "--split",
-        "train",
-    ]
+    options = beside(greys, tmp_path / "out", 3)
     assert command([run(num_classes=1, class_dropout_prob=0.0), *options]) == 0
     assert {int(grey) for grey in picture(tmp_path / "out")[0, :32, 0]} == {GREYS["ant"]}
 
@@ -88,17 +82,6 @@ def test_a_real_image_that_cannot_be_read_is_named(run, greys, tmp_path, capsys)
     for path in (greys / "train").rglob("*.png"):
         path.write_bytes(b"no picture")
     assert len(open_source(greys, "train")) == 6
-    options = [
-        "--num-samples",
-        "1",
-        "--steps",
-        "1",
-        "--out",
-        str(tmp_path / "out"),
-        "--real-images",
-        str(greys),
-        "--split",
-        "train",
-    ]
+    options = beside(greys, tmp_path / "out", 1)
     assert command([run(num_classes=3), *options]) == 2
     assert "or damaged in its first bytes" in capsys.readouterr().err
