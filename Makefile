@@ -6,14 +6,15 @@ STAMP := $(VENV)/.aligntok-$(shell cat pyproject.toml plugins/*/pyproject.toml |
 PLUGINS := $(wildcard plugins/aligntok-*)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test check golden docs install clean
+.PHONY: help demo test test-slow check golden docs install clean
 
 help:
-	@echo "make demo    install, train a tokenizer on real photographs, then a generator, write samples"
-	@echo "make test    install, then everything CI runs: lint, types, layers, tests, docs"
-	@echo "make check   the quick part of it: lint, types, layers"
-	@echo "make golden  compute anew what must not change by itself: tests/golden/golden.json"
-	@echo "make docs    build the documentation into docs/_build/html"
+	@echo "make demo      install, train a tokenizer on real photographs, then a generator, write samples"
+	@echo "make test      install, then everything CI runs: lint, types, layers, tests, docs"
+	@echo "make test-slow what \`make test\` leaves out for its length: every fault, every model"
+	@echo "make check     the quick part of it: lint, types, layers"
+	@echo "make golden    compute anew what must not change by itself: tests/golden/golden.json"
+	@echo "make docs      build the documentation into docs/_build/html"
 
 install: $(STAMP)
 
@@ -28,6 +29,9 @@ demo: $(STAMP)
 test: $(STAMP) check
 	$(BIN)/python -m pytest -n auto
 	$(MAKE) docs
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n auto -m nightly
 
 check: $(STAMP)
 	$(BIN)/ruff check .
