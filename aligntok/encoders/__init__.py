@@ -41,9 +41,10 @@ class Encoder(nn.Module):
         antialias: bool = False,
     ) -> None:
         super().__init__()
+        self.who = type(self).__name__  # in errors
         for name, value in {"downsample_factor": downsample_factor, "stride": stride, "out_dim": out_dim}.items():
             if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{type(self).__name__}: {name}={value!r} must be a whole number of at least 1")
+                raise ConfigError(f"{self.who}: {name}={value!r} must be a whole number of at least 1")
         self.downsample_factor = downsample_factor
         self.stride = stride
         self.out_dim = out_dim
@@ -55,12 +56,28 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:  # (N, 3, H, W) in [-1, 1]
-        """Return features (N, C, H/f, W/f). Raises ConfigError unless H and W are multiples of f."""
+        """Return features (N, C, H/f, W/f).
+
+        Raises ConfigError unless H and W are multiples of f, and for a backbone that gives another C or grid for them.
+        """
         self.check_images(images)
         x = self.resize(self.normalise(images))  # (N, 3, H*p/f, W*p/f)
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self.backbone_features, x, use_reentrant=False)
-        return self.backbone_features(x)  # (N, C, H/f, W/f)
+            features: Tensor = checkpoint(self.backbone_features, x, use_reentrant=False)
+        else:
+            features = self.backbone_features(x)  # (N, C, H/f, W/f)
+        self.check_features(features, x.shape[-2:])
+        return features
+
+    def check_features(self, features: Tensor, pixels: Sequence[int]) -> None:
+        """Raise ConfigError unless a backbone's features of so many pixels are (N, C, h, w) of its C and stride."""
+        promised = (self.out_dim, *(side // self.stride for side in pixels))
+        if tuple(features.shape[1:]) != promised:
+            raise ConfigError(
+                f"{self.who}: its features of {pixels[0]} x {pixels[1]} pixels are {tuple(features.shape[1:])}, not "
+                f"(C, h, w) = {promised} as its stride of {self.stride} says; choose another level (stride or "
+                "out_index), image size or model"
+            )
 
     def backbone_features(self, pixels: Tensor) -> Tensor:
         """Features (N, C, h, w) of normalised pixels (N, 3, h*p, w*p): the subclass's part."""
@@ -87,10 +104,8 @@ class Encoder(nn.Module):
         """Raise ConfigError unless images are (N, 3, H, W) with H and W multiples of f."""
         f, channels = self.downsample_factor, self.mean.shape[1]
         if images.dim() != 4 or images.shape[1] != channels:
-            raise ConfigError(
-                f"{type(self).__name__} takes images (N, {channels}, H, W), was given {tuple(images.shape)}"
-            )
-        multiples_of(f, f"{type(self).__name__}: an image size of", images.shape[-2:])
+            raise ConfigError(f"{self.who} takes images (N, {channels}, H, W), was given {tuple(images.shape)}")
+        multiples_of(f, f"{self.who}: an image size of", images.shape[-2:])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass to save memory; gradients stay the same.

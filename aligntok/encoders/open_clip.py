@@ -31,10 +31,10 @@ class OpenCLIPEncoder(LevelEncoder):
     @takes_keywords_of(LevelEncoder)
     def __init__(self, model_name: str, *, pretrained: bool | str | os.PathLike[str] = True, **keywords: Any) -> None:
         model = OpenCLIPModel(model_name, pretrained)
-        super().__init__(build_tower(model), model.who, model.mean, model.std, **keywords)
+        super().__init__(build_tower(model), model.who, model.vision["image_size"], model.mean, model.std, **keywords)
         self.model_name = model_name
 
-    def backbone_features(self, pixels: Tensor) -> Tensor:
+    def level_features(self, pixels: Tensor) -> Tensor:
         return self.backbone(pixels)
 
 

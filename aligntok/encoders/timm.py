@@ -5,21 +5,26 @@ The paper's pretrained encoders, DINOv2, MAE and SigLIP 2, are such models by th
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from aligntok.annotations import takes_keywords_of
 from aligntok.encoders import Encoder, last_weight
-from aligntok.errors import ConfigError, unknown
+from aligntok.errors import ConfigError, first_line, unknown
 from aligntok.weights.libraries import check_model_name, create_timm, pretrained_tensors
 from aligntok.weights.load import misfit
 
+# What the libraries' models raise for a size or an option that they do not take.
+REFUSALS = (AssertionError, RuntimeError, ValueError, TypeError, IndexError)
 # What a model must be told to take images of any size, by family; a family that takes none of it needs none of it.
 ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
@@ -28,14 +33,20 @@ class LevelEncoder(Encoder):
     """An encoder that is one block or level of a library's model; what comes after it is dropped.
 
     backbone: a model with timm's `feature_info` and `prune_intermediate_layers`, and `set_grad_checkpointing` where it
-    can recompute block by block. who: the model, in errors. The keywords are those of :class:`TimmEncoder`, by which
-    the level is chosen. Raises ConfigError, listing what there is, for a stride or block that the model does not have.
+    can recompute block by block. who: the model, in errors. own_size: (height, width), or the side of a square, in
+    pixels that it was made for.
+    The keywords are those of :class:`TimmEncoder`, by which the level is chosen.
+
+    The model is run once, on a blank image of about its own size, and its channels are those that come out. Raises
+    ConfigError, listing what there is, for a stride or block that the model does not have, and for a model that fails
+    on that image or whose features are not on the grid of their stride.
     """
 
     def __init__(
         self,
         backbone: Any,
         who: str,
+        own_size: int | Sequence[int],
         mean: Sequence[float],
         std: Sequence[float],
         *,
@@ -55,14 +66,69 @@ class LevelEncoder(Encoder):
             std=std,
             antialias=antialias,
         )
+        self.who = who
         self.out_index = index
-        self.final_norm = final_norm
-        backbone.prune_intermediate_layers([index], prune_norm=not final_norm, prune_head=True)
         self.backbone = backbone
+        sides = (own_size, own_size) if isinstance(own_size, int) else own_size
+        self.own_size = tuple(-(-side // self.stride) * self.stride for side in sides)
+        features = self._cut_and_try(final_norm)
+        self.out_dim = features.shape[1]  # not always what feature_info says: SAM's norm is a neck
+        self.check_features(features, self.own_size)
 
     @property
     def last_layer(self) -> nn.Parameter:
         return last_weight(self.backbone)
+
+    def level_features(self, pixels: Tensor) -> Tensor:
+        """Features (N, C, h, w) of the level: the subclass's part."""
+        raise NotImplementedError(f"{type(self).__name__} must define level_features(pixels)")
+
+    def backbone_features(self, pixels: Tensor) -> Tensor:
+        """Features (N, C, h, w) of normalised pixels. Raises ConfigError for a size that the model refuses."""
+        try:
+            return self.level_features(pixels)
+        except REFUSALS as error:
+            size = tuple(pixels.shape[-2:])
+            # What fails for a blank image too is the size's fault, and not the memory's or a kernel's.
+            if self._takes(size):
+                raise
+            own = [side * self.downsample_factor // self.stride for side in self.own_size]
+            raise ConfigError(
+                f"{self.who} refuses {size[0]} x {size[1]} pixels ({first_line(error)}); give images of {own[0]} x "
+                f"{own[1]}, which it sees as {self.own_size[0]} x {self.own_size[1]}, or build it for others with "
+                "image_size=(height, width), where it can be"
+            ) from error
+
+    def _cut_and_try(self, final_norm: bool) -> Tensor:
+        """Drop what comes after the level, and return the features (1, C, h, w) of a blank image of the own size.
+
+        Some of timm's models give features of blocks without the last norm only; they have none, then.
+        """
+        reason = None
+        for self.final_norm in (final_norm, False):
+            self.backbone.prune_intermediate_layers([self.out_index], prune_norm=not self.final_norm, prune_head=True)
+            try:
+                return self._blank_features(self.own_size)
+            except REFUSALS as error:
+                reason = reason or error
+        raise ConfigError(
+            f"{self.who} gives no features of the {self.own_size[0]} x {self.own_size[1]} pixels it was made for "
+            f"({first_line(reason)}); choose another level (stride or out_index) or another model"
+        ) from reason
+
+    def _takes(self, size: Sequence[int]) -> bool:
+        try:
+            self._blank_features(size)
+        except REFUSALS:
+            return False
+        return True
+
+    def _blank_features(self, size: Sequence[int]) -> Tensor:
+        """Features of a blank image of so many pixels, on the meta device: shapes only, nothing is computed."""
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        twin = copy.deepcopy(self, {id(each): each.detach().to("meta") for each in tensors}).eval()
+        with torch.no_grad():
+            return twin.level_features(torch.zeros(1, self.mean.shape[1], *size, device="meta"))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute block by block where the model can, and otherwise the whole of it; gradients stay the same."""
@@ -126,25 +192,19 @@ class TimmEncoder(LevelEncoder):
         tensors, source = pretrained_tensors(model_name, pretrained)
         backbone = build_backbone(model_name, tensors, source, image_size=image_size, model_args=model_args)
         published = backbone.pretrained_cfg
-        super().__init__(backbone, f"timm model '{model_name}'", published["mean"], published["std"], **keywords)
+        who, own_size = f"timm model '{model_name}'", image_size or published["input_size"][1:]
+        super().__init__(backbone, who, own_size, published["mean"], published["std"], **keywords)
         self.model_name = model_name
 
-    def backbone_features(self, pixels: Tensor) -> Tensor:
+    def level_features(self, pixels: Tensor) -> Tensor:
         return intermediate(self.backbone, pixels, self.out_index, self.final_norm)
 
 
 def intermediate(backbone: Any, pixels: Tensor, index: int, norm: bool) -> Tensor:
-    """Features (N, C, h, w) after block or level `index` of a timm model. Raises ConfigError for a size it refuses."""
-    try:
-        features = backbone.forward_intermediates(
-            pixels, indices=[index], norm=norm, stop_early=True, intermediates_only=True
-        )
-    except AssertionError as error:  # how timm's models refuse a size or an option
-        raise ConfigError(
-            f"{type(backbone).__name__} refuses {pixels.shape[-2]} x {pixels.shape[-1]} pixels: {error}\n"
-            "  a model of fixed size needs image_size=(height, width), one without a last norm final_norm=False"
-        ) from error
-    return features[0]
+    """Features (N, C, h, w) after block or level `index` of a timm model."""
+    return backbone.forward_intermediates(pixels, indices=[index], norm=norm, stop_early=True, intermediates_only=True)[
+        0
+    ]
 
 
 def build_backbone(
