@@ -2,7 +2,7 @@
 
     python docs/encoder_models.py
 
-It takes some ten minutes on two cores, so the page is kept, and made anew for new versions of the two libraries.
+It takes 24 minutes of processor time, so the page is kept, and made anew for new versions of the two libraries.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ Every model of timm {timm} and of open_clip {open_clip} as an encoder, `dict(typ
 Made by `python docs/encoder_models.py`, which builds each on the meta device and runs it at three sizes.
 
 Strides are those that `stride=` can choose; channels and the stride in bold are those of the level that is taken. The
-encoder sees images resized by stride / f. A size stands for what the backbone sees. Licences are those of the
+backbone sees images resized by stride / f, and a size is what it sees: that which the model was made for, or multiples
+of the stride where grids of 16 x 16 and 14 x 20 were right too. Weights were not loaded. Licences are those of the
 published weights, as timm has them; read the one of the weights you take.
 
 """

@@ -33,9 +33,8 @@ class LevelEncoder(Encoder):
     """An encoder that is one block or level of a library's model; what comes after it is dropped.
 
     backbone: a model with timm's `feature_info` and `prune_intermediate_layers`, and `set_grad_checkpointing` where it
-    can recompute block by block. who: the model, in errors. own_size: (height, width), or the side of a square, in
-    pixels that it was made for.
-    The keywords are those of :class:`TimmEncoder`, by which the level is chosen.
+    can recompute block by block. who: the model, in errors. own_size: pixels that it was made for, (height, width) or
+    the side of a square. The keywords are those of :class:`TimmEncoder`, by which the level is chosen.
 
     The model is run once, on a blank image of about its own size, and its channels are those that come out. Raises
     ConfigError, listing what there is, for a stride or block that the model does not have, and for a model that fails
@@ -95,8 +94,8 @@ class LevelEncoder(Encoder):
             own = [side * self.downsample_factor // self.stride for side in self.own_size]
             raise ConfigError(
                 f"{self.who} refuses {size[0]} x {size[1]} pixels ({first_line(error)}); give images of {own[0]} x "
-                f"{own[1]}, which it sees as {self.own_size[0]} x {self.own_size[1]}, or build it for others with "
-                "image_size=(height, width), where it can be"
+                f"{own[1]}, which it sees as {self.own_size[0]} x {self.own_size[1]}, or, if the encoder takes it, "
+                "image_size=(height, width)"
             ) from error
 
     def _cut_and_try(self, final_norm: bool) -> Tensor:
@@ -117,6 +116,7 @@ class LevelEncoder(Encoder):
         ) from reason
 
     def _takes(self, size: Sequence[int]) -> bool:
+        """Tell whether the model runs on a blank image of so many pixels."""
         try:
             self._blank_features(size)
         except REFUSALS:

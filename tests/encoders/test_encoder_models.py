@@ -17,7 +17,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 sys.path.insert(0, str(DOCS))
 import encoder_models  # noqa: E402
 
-#: stride and channels at the default f16, from the models' papers; (side that it was made for, sides it refuses).
+#: Stride and channels at the default f16, as published; the side that it was made for; sides that it refuses.
 TAKEN = {
     "vit_small_patch16_dinov3": (16, 384, 256, ()),
     "vit_base_patch16_siglip_256": (16, 768, 256, ()),
@@ -64,7 +64,7 @@ def test_a_model_whose_features_are_off_their_grid_is_refused_when_it_is_built()
         TimmEncoder("inception_v3", pretrained=False)
 
 
-def test_another_fault_than_the_sizes_is_not_blamed_on_the_size(monkeypatch):
+def test_another_fault_than_the_sizes_is_not_blamed_on_the_size():
     encoder = TimmEncoder("vit_tiny_patch16_224", pretrained=False, out_index=0)
 
     def out_of_memory(module, args):
@@ -104,6 +104,8 @@ def test_the_page_has_the_models_of_the_libraries_it_names():
         pytest.skip("the page is of other versions of the two libraries")
     known = {("timm", name) for name in timm.list_models()} | {("open_clip", name) for name in open_clip.list_models()}
     assert rows().keys() == known
+    of = {library: [row for (where, _), row in rows().items() if where == library] for library in ("timm", "open_clip")}
+    assert encoder_models.page(of["timm"], of["open_clip"]) == text
 
 
 @pytest.mark.parametrize(
