@@ -16,7 +16,7 @@ from aligntok.data.latent_shards import LatentStatistics
 from aligntok.diffusion.sampling import draw_samples
 from aligntok.diffusion.settings import Sampling
 from aligntok.errors import ConfigError, WeightsError, unknown
-from aligntok.io.files import check_tensors, read_json, save_tensors, write_json
+from aligntok.io.files import check_file, read_json, save_tensors, write_checksums, write_json
 from aligntok.registry import GENERATORS
 from aligntok.tokenizer import Tokenizer
 
@@ -144,14 +144,15 @@ class LatentDiffusion(nn.Module):
         }
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``generator.safetensors``, ``tokenizer/`` and, last, ``latent_diffusion.json``, each whole.
+        """Write ``generator.safetensors``, ``tokenizer/``, ``latent_diffusion.json`` and, last, their checksums.
 
         Raises WriteError when the disk does not take them.
         """
         path = Path(folder)
         self.tokenizer.save_pretrained(path / "tokenizer")
-        save_tensors(path / "generator.safetensors", self.generator.state_dict())
+        save_tensors(path / "generator.safetensors", self.generator.state_dict(), checksum=False)
         write_json(path / "latent_diffusion.json", self.config)
+        write_checksums(path, ["generator.safetensors", "latent_diffusion.json"])
 
     @classmethod
     def from_pretrained(
@@ -168,7 +169,7 @@ class LatentDiffusion(nn.Module):
         GENERATORS.check_registered(fields["generator"], components)  # before the tokenizer's parts are imported
         tokenizer = Tokenizer.from_pretrained(path / "tokenizer", components=components)
         model = cls(tokenizer=tokenizer, trusted=False, components=components, **fields)
-        check_tensors(path / "generator.safetensors", WeightsError, "copy the folder again, whole")
+        check_file(path / "generator.safetensors", WeightsError, "copy the folder again, whole")
         model.generator.load_weights(path / "generator.safetensors")
         return model.eval()
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import aligntok
 from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, first_line
-from aligntok.io.files import check_tensors, read_json, replacing, save_tensors, write_json
+from aligntok.io.files import check_file, read_json, replacing, save_tensors, write_checksums, write_json
 from aligntok.registry import ADAPTERS, DECODERS, ENCODERS
 from aligntok.weights.load import weights_hash
 
@@ -198,7 +198,7 @@ class Tokenizer(
     forward = reconstruct
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> str | None:
-        """Write model.safetensors, config.json and a model card; each file is replaced whole, the config last.
+        """Write model.safetensors, config.json and a model card; each file is replaced whole, their checksums last.
 
         Takes the keywords of huggingface_hub's ``ModelHubMixin.save_pretrained``; returns the commit's address if
         ``push_to_hub=True``. Raises ConfigError if a part was given as a module, WriteError when the disk does not
@@ -209,10 +209,11 @@ class Tokenizer(
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
         kwargs.pop("config", None)  # push_to_hub hands ours back
         card = self.generate_model_card(**(kwargs.get("model_card_kwargs") or {}))
-        save_tensors(folder / "model.safetensors", _without_ties(self.state_dict()))
+        save_tensors(folder / "model.safetensors", self.state_dict(), checksum=False)
         with replacing(folder / "README.md") as temporary:
             temporary.write_text(str(card), encoding="utf-8")
         write_json(folder / "config.json", config)
+        write_checksums(folder, ["model.safetensors", "config.json"])  # a card is for its owner to change
         return self.push_to_hub(repo_id or folder.name, **kwargs) if push else None
 
     @classmethod
@@ -249,15 +250,8 @@ class Tokenizer(
 
     @classmethod
     def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        check_tensors(model_file, WeightsError, "copy or download the folder again")
+        check_file(model_file, WeightsError, "copy or download the folder again")
         return super()._load_as_safetensor(model, model_file, map_location, strict)
-
-
-def _without_ties(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict in which a tensor of several names is there once: safetensors' load_model ties it again."""
-    places = {name: (t.data_ptr(), t.shape, t.stride()) if t.numel() else name for name, t in state.items()}
-    first = {place: name for name, place in reversed(places.items())}
-    return {name: tensor for name, tensor in state.items() if first[places[name]] == name}
 
 
 def _build(

@@ -94,7 +94,7 @@ def test_a_tokenizer_that_is_not_variational_has_nothing_to_sample():
 
 def test_a_saved_tokenizer_comes_back_bit_for_bit(saved):
     folder, tokenizer = saved
-    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors", "model.safetensors.sha256"]
+    assert sorted(os.listdir(folder)) == ["README.md", "checksums.json", "config.json", "model.safetensors"]
     for loaded in (Tokenizer.from_pretrained(folder), aligntok.load_tokenizer(str(folder))):
         assert same(loaded, tokenizer)
         assert not loaded.training
@@ -133,9 +133,9 @@ def test_saving_again_replaces_and_leaves_other_files(saved):
     assert same(Tokenizer.from_pretrained(folder), tokenizer)
     assert sorted(os.listdir(folder)) == [
         "README.md",
+        "checksums.json",
         "config.json",
         "model.safetensors",
-        "model.safetensors.sha256",
         "notes.txt",
     ]
 
@@ -150,7 +150,7 @@ def test_a_failure_while_saving_leaves_the_old_tokenizer(saved, monkeypatch):
         tokenizer.save_pretrained(folder)
     after = load_file(folder / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors", "model.safetensors.sha256"]
+    assert sorted(os.listdir(folder)) == ["README.md", "checksums.json", "config.json", "model.safetensors"]
 
 
 def test_a_part_given_as_a_module_works_but_cannot_be_saved(tmp_path):
@@ -268,7 +268,7 @@ def test_pushing_uploads_weights_config_and_card(hub, tmp_path):
     assert tokenizer.push_to_hub("mine") == "https://hub/someone/mine/commit/1"
     ((repo_id, files),) = hub.uploads
     assert repo_id == "someone/mine"
-    assert set(files) == {"README.md", "config.json", "model.safetensors", "model.safetensors.sha256"}
+    assert set(files) == {"README.md", "checksums.json", "config.json", "model.safetensors"}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     assert same(Tokenizer.from_pretrained(tmp_path), tokenizer)

@@ -29,7 +29,7 @@ from aligntok.distributed import is_first
 from aligntok.distributed.job import batched, job
 from aligntok.distributed.output_folder import found_by_first, output_folder
 from aligntok.errors import DataError
-from aligntok.io.files import check_space, check_tensors, remove_leftovers, write_json
+from aligntok.io.files import check_file, check_space, remove_leftovers, write_json
 from aligntok.loading import load_tokenizer
 
 logger = logging.getLogger("aligntok.data")
@@ -148,7 +148,7 @@ def _whole_shard(job: ShardJob, check: bool) -> Shard | None:
         return None
     try:
         if check:
-            check_tensors(job.path, DataError, "it is encoded again")
+            check_file(job.path, DataError, "it is encoded again")
         return Shard(job.path)
     except DataError as error:
         logger.warning("%s is encoded again: it is damaged (%s)", job.path, error.__cause__)

@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from aligntok.engine.ema import PartStates
 from aligntok.errors import CheckpointError, first_line
-from aligntok.io.files import check_space, load_tensors, replacing, save_tensors
+from aligntok.io.files import check_file, check_space, discard, load_tensors, replacing, save_tensors
 
 logger = logging.getLogger("aligntok.engine")
 
@@ -43,14 +44,14 @@ def list_checkpoints(stage_dir: str | os.PathLike[str]) -> list[tuple[int, Path]
 def write_checkpoint(
     stage_dir: str | os.PathLike[str], step: int, content: Mapping[str, Any], keep: int, keep_every: int | None = None
 ) -> Path:
-    """Write a checkpoint atomically, then remove others.
+    """Write a checkpoint atomically, and its checksum, then remove others.
 
     What stays: the newest `keep`, and those at multiples of `keep_every` steps. Later ones, which could not be read
     when the run went on from before them, go. Raises WriteError when the disk is too full; what was there stays.
     """
     path = checkpoint_path(stage_dir, step)
     check_space(path, _size(content), f"the checkpoint of step {step}")
-    with replacing(path, _CURE) as temporary:
+    with replacing(path, _CURE, checksum=True) as temporary:
         try:
             torch.save({"format": FORMAT, "step": step, **content}, temporary)
         except RuntimeError as error:  # torch.save turns a full disk into a RuntimeError of its own
@@ -59,7 +60,7 @@ def write_checkpoint(
     later = [old for number, old in found if number > step]
     earlier = found[: max(0, len(found) - len(later) - keep)]
     for old in [*later, *(old for number, old in earlier if not keep_every or number % keep_every)]:
-        old.unlink(missing_ok=True)
+        discard(old)
     return path
 
 
@@ -73,7 +74,12 @@ def _size(content: Any) -> int:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; nothing pickled in it is run. Raises CheckpointError if it is damaged."""
+    """Read a checkpoint onto the CPU; nothing pickled in it is run. Raises CheckpointError if it is damaged.
+
+    One without a checksum, as of an earlier version, is told once and read.
+    """
+    if not check_file(path, CheckpointError, "it is damaged or incomplete"):
+        _say_unchecked(Path(path))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -84,6 +90,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             "or train in another work_dir"
         )
     return content
+
+
+@cache
+def _say_unchecked(path: Path) -> None:
+    if path.is_file():
+        logger.warning("%s has no checksum beside it, so it is not known to be as it was written", path)
 
 
 def read_newest(stage_dir: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from aligntok.errors import AlignTokError, ConfigError, WriteError, first_line
+from aligntok.io.checksums import CHECKSUMS, checksum_path, remember, sha256, verify
 
 if TYPE_CHECKING:  # torch is imported where tensors are: a report has none
     from torch import Tensor
 
 T = TypeVar("T")
+logger = logging.getLogger("aligntok.io")
+_told: set[tuple[Path, str]] = set()
+_TIED = "tied"  # in the metadata of tensors: further names of some, with the name that each is written under
 #: What to do about a file that could not be written, where whoever writes it knows nothing better.
 MAKE_ROOM = "what was there is as it was. Make room, or correct the folder's permissions, and start again"
 
@@ -34,11 +39,12 @@ def writing(path: str | os.PathLike[str], cure: str = MAKE_ROOM) -> Iterator[Non
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], cure: str = MAKE_ROOM) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], cure: str = MAKE_ROOM, checksum: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success flush it to disk and rename it to `path`.
 
     Whatever is raised inside leaves `path` as it was and removes the temporary file. Raises WriteError, which ends with
-    `cure`, for an OSError inside, while the file is flushed, and while it is renamed.
+    `cure`, for an OSError inside, while the file is flushed, and while it is renamed. With `checksum` the SHA-256 of
+    the file is written beside it, last: where a process was killed in between there is none, never a wrong one.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -46,12 +52,24 @@ def replacing(path: str | os.PathLike[str], cure: str = MAKE_ROOM) -> Iterator[P
         with writing(target, cure):
             target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _flush(temporary)
+            digest = sha256(temporary) if checksum else None
+            _flush(temporary)  # a disk that is full says so here, with the old file and its checksum still in place
+            checksum_path(target).unlink(missing_ok=True)  # of the file that is about to be replaced
             os.replace(temporary, target)
             _flush(target.parent)
     finally:
         with suppress(OSError):
             temporary.unlink()
+    if digest is not None:
+        remember(target, digest)
+        with replacing(checksum_path(target), cure) as temporary:
+            temporary.write_text(f"{digest}  {target.name}\n")  # as `sha256sum --check` reads it
+
+
+def discard(path: Path) -> None:
+    """Remove a file, if it is there, and its checksum before it: one without a file means that the file was lost."""
+    checksum_path(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -128,10 +146,21 @@ def remove_leftovers(stage_dir: str | os.PathLike[str]) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def write_json(path: str | os.PathLike[str], content: Any, cure: str = MAKE_ROOM) -> None:
+def write_json(path: str | os.PathLike[str], content: Any, cure: str = MAKE_ROOM, checksum: bool = False) -> None:
     """Write JSON as :func:`replacing` does; what JSON does not have, such as a path, as its text."""
-    with replacing(path, cure) as temporary:
+    with replacing(path, cure, checksum) as temporary:
         temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def write_checksums(folder: str | os.PathLike[str], names: Iterable[str], cure: str = MAKE_ROOM) -> None:
+    """Write the SHA-256 of files of a folder that belong together, by name, into its ``checksums.json``.
+
+    The last file to be written: a folder of which only some files were replaced does not fit its checksums.
+    """
+    place = Path(folder)
+    with reading(place / CHECKSUMS, WriteError, cure):
+        sums = {name: sha256(place / name) for name in names}
+    write_json(place / CHECKSUMS, {"sha256": sums}, cure)
 
 
 @overload
@@ -144,13 +173,25 @@ def read_json(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str
     """Read a JSON file of ours, names with values, and return what it holds, or what `parse` makes of that.
 
     Raises an error of that `kind`, which names the file and the reason and ends with `cure`, when it is missing, cut
-    off, not UTF-8, no JSON, no object, or when `parse` misses a name or finds a value that cannot be.
+    off, not UTF-8, no JSON, no object, or when `parse` misses a name or finds a value that cannot be. One that is not
+    what its checksum is of is told, and read.
     """
     with reading(path, kind, cure):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not names with values")
+        _say_if_changed(Path(path))
         return content if parse is None else parse(content)
+
+
+def _say_if_changed(path: Path) -> None:
+    """Tell once of a text file that is not what its checksum is of: people change those, so it is used all the same."""
+    try:
+        verify(path)
+    except ValueError as error:
+        if (path, sha256(path)) not in _told:
+            logger.warning("%s was changed after it was written (%s); it is used as it is now", path, error)
+        _told.add((path, sha256(path)))
 
 
 def save_tensors(
@@ -158,60 +199,74 @@ def save_tensors(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
     cure: str = MAKE_ROOM,
+    checksum: bool = True,
 ) -> None:
     """Write named tensors as .safetensors, as :func:`replacing` does, and their SHA-256 beside it, ``NAME.sha256``.
 
-    Tensors may be on any device and of any layout. The files are as readable as the umask lets them be. The checksum is
-    written last and is that of the file beside it: where a process was killed in between, there is none.
+    Tensors may be on any device and of any layout. One of several names, such as a tied weight, is in the file once,
+    and :func:`load_tensors` gives it all its names again. The files are as readable as the umask lets them be.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    target, laid_out = Path(path), {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(target, cure) as temporary:
+    first = names_of_one_tensor(tensors)
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if first[name] == name}
+    places = {name: tensor.untyped_storage().data_ptr() for name, tensor in own.items()}
+    users = Counter(places.values())  # parts of one storage are written as tensors of their own
+    laid_out = {name: t.clone() if t.numel() and users[places[name]] > 1 else t for name, t in own.items()}
+    tied = {name: other for name, other in first.items() if name != other}
+    said = {**(metadata or {}), **({_TIED: json.dumps(tied)} if tied else {})}
+    with replacing(path, cure, checksum) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         try:
-            save_file(laid_out, temporary, None if metadata is None else dict(metadata))
+            save_file(laid_out, temporary, said or None)
         except SafetensorError as error:  # a full disk, in its words
             raise OSError(first_line(error)) from error
         temporary.chmod(mode)  # safetensors 0.8 makes files that only their owner can read
-        checksum = _sha256(temporary)
-        _flush(temporary)  # a disk that is full says so here, with the old file and its checksum still in place
-        _checksum_file(target).unlink(missing_ok=True)  # of the file that is about to be replaced
-    with replacing(_checksum_file(target), cure) as temporary:
-        temporary.write_text(f"{checksum}  {target.name}\n")  # as `sha256sum --check` reads it
 
 
-def check_tensors(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) -> None:
-    """Raise an error of that `kind`, which ends with `cure`, when a file is not what its checksum is of.
+def names_of_one_tensor(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return for every name the first name of the same tensor: itself, but for a tensor of several names.
 
-    A file without a checksum, such as one of an earlier version, passes; so does one that is missing, which whoever
-    opens it explains.
+    Two are the same that lie at one place in memory, alike in type and layout; on the meta device, one object.
     """
-    file = Path(path)
-    with reading(file, kind, cure):
-        if not (file.is_file() and _checksum_file(file).is_file()):
-            return
-        written = _checksum_file(file).read_text().split()
-        if written[:1] != [_sha256(file)]:
-            raise ValueError(f"its SHA-256 is not the one in {_checksum_file(file).name}, which goes if you changed it")
+    first: dict[Any, str] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        place: Any = tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+        if tensor.is_meta or not tensor.numel():
+            place = id(tensor)
+        found[name] = first.setdefault(place, name)
+    return found
+
+
+def check_file(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) -> bool:
+    """Tell whether a file has a checksum, in ``NAME.sha256`` or in the ``checksums.json`` beside it.
+
+    Raises an error of that `kind`, which ends with `cure`, when it has one that is of other bytes. A file that is
+    missing passes, which whoever opens it explains.
+    """
+    with reading(path, kind, cure):
+        return Path(path).is_file() and verify(Path(path))
 
 
 def load_tensors(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) -> dict[str, Tensor]:
-    """Read a .safetensors file onto the CPU, mapped where it lies; checked by :func:`check_tensors`.
+    """Read a .safetensors file onto the CPU, mapped where it lies; checked by :func:`check_file`.
 
     Raises an error of that `kind`, which ends with `cure`, for a file that is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
-    check_tensors(path, kind, cure)
+    check_file(path, kind, cure)
     with reading(path, kind, cure):
         try:
-            return load_file(path)
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+                tied = json.loads((file.metadata() or {}).get(_TIED, "{}"))
         except SafetensorError as error:
             raise ValueError(first_line(error)) from error
+        return {**tensors, **{name: tensors[other] for name, other in tied.items()}}
 
 
 @contextmanager
@@ -243,15 +298,3 @@ def inside(folder: str | os.PathLike[str], name: Any, kind: type[AlignTokError],
     if not sound:
         raise kind(f"a file in {folder} names {name!r}, which is no file in that folder; {cure}")
     return Path(folder) / name
-
-
-def _checksum_file(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()

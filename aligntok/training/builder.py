@@ -42,7 +42,7 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
     if is_first():
         about = {"format": STAGE_FORMAT, "aligntok_version": aligntok.__version__, "stage": stage.name}
         about |= {"seed": stage.seed, **stage.describe(runner.trained_model)}
-        write_json(stage.description, {**about, **asdict(stage.settings)})
+        write_json(stage.description, {**about, **asdict(stage.settings)}, checksum=True)
     barrier()
     runner.train()
     runner.visualizer.close()

@@ -188,7 +188,7 @@ def test_latents_that_are_not_finite_are_an_error_that_names_the_image(tokenizer
     weights = load_file(broken / "model.safetensors")
     scaled = {name: tensor * (1e9 if name.startswith("adapter") else 1) for name, tensor in weights.items()}
     save_file(scaled, broken / "model.safetensors", {"format": "pt"})
-    (broken / "model.safetensors.sha256").unlink()
+    (broken / "checksums.json").unlink()
     with pytest.raises(DataError, match=r"the latents of ant/00\.png are not finite, computed in fp32 .* as fp16"):
         cache_latents(
             CacheRequest(tokenizer=broken, data=photos, out=tmp_path / "cache", image_size=8, dtype="fp16", workers=0)

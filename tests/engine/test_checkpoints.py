@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import shutil
@@ -28,6 +29,7 @@ from aligntok.engine.checkpoints import (
     write_snapshot,
 )
 from aligntok.errors import CheckpointError, WriteError
+from aligntok.io import checksums
 from aligntok.io.files import SPARE_BYTES, remove_leftovers
 
 
@@ -80,7 +82,8 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
     for step in (1, 2):
         with pytest.raises(WriteError, match=r"could not be written \(no space left.*before it are whole"):
             write_checkpoint(tmp_path, step, content(2.0), keep=1)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001.pt"]
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_00000001.pt", "step_00000001.pt.sha256"]
     assert float(read_newest(tmp_path)["parts"]["decoder"]["weight"][0]) == 1.0
 
 
@@ -92,6 +95,50 @@ def test_a_damaged_newest_is_reported_and_the_one_before_used(tmp_path, caplog):
     assert finished_steps(tmp_path) == 1
     assert f"{path} cannot be read" in caplog.text
     assert "the one before it is used" in caplog.text
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+def test_a_changed_bit_is_as_good_as_a_damaged_file(tmp_path, caplog, place):
+    """Of weights, of an optimiser's moments, of averages: whatever lies there, nothing else would notice."""
+    moments = {"sides": {"autoencoder": {"state": {0: {"exp_avg": torch.randn(4000)}}}}}
+    for step in (1, 2):
+        ema = {"step": step, "averages": {"0.05": {"decoder": {"weight": torch.randn(4000)}}}}
+        given = {"parts": {"decoder": {"weight": torch.randn(4000)}}, "optimizers": moments, "ema": ema}
+        path = write_checkpoint(tmp_path, step, given, keep=2)
+    changed = bytearray(path.read_bytes())
+    changed[int(place * len(changed))] ^= 16
+    path.write_bytes(changed)
+    assert torch.load(path, weights_only=True)["step"] == 2  # torch sees nothing wrong
+    assert read_newest(tmp_path)["step"] == 1
+    assert f"{path} cannot be read (its SHA-256 is not the one in {path.name}.sha256" in caplog.text
+
+
+def test_a_file_is_hashed_once_a_start(tmp_path, monkeypatch):
+    path = write_checkpoint(tmp_path, 1, content(), keep=1)
+    hashed = []
+    counting = SimpleNamespace(sha256=lambda: hashed.append(1) or hashlib.sha256())
+    monkeypatch.setattr(checksums, "hashlib", counting)
+    monkeypatch.setattr(checksums, "_known", {})  # as a process that starts
+    for _ in range(3):
+        read_newest(tmp_path)
+    assert len(hashed) == 1
+    os.utime(path)
+    read_newest(tmp_path)
+    assert len(hashed) == 2
+
+
+def test_a_checkpoint_without_a_checksum_is_read_and_said_so_once(tmp_path, caplog):
+    path = write_checkpoint(tmp_path, 1, content(), keep=1)
+    path.with_name(f"{path.name}.sha256").unlink()
+    assert [read_newest(tmp_path)["step"] for _ in range(2)] == [1, 1]
+    assert caplog.text.count(f"{path} has no checksum beside it") == 1
+
+
+def test_checkpoints_that_go_take_their_checksums_along(tmp_path):
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step, content(), keep=1)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_00000003.pt", "step_00000003.pt.sha256"]
 
 
 def test_going_on_from_before_a_damaged_one_keeps_what_is_written_now(tmp_path):

@@ -13,7 +13,7 @@ from aligntok.engine.checkpoints import write_checkpoint
 from aligntok.errors import AlignTokError, CheckpointError, DataError, WeightsError
 from aligntok.evaluation.images import read_description
 from aligntok.evaluation.results import read_result
-from aligntok.io.files import read_json
+from aligntok.io.files import read_json, write_json
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import load_latent_diffusion, load_stage_tokenizer
 from aligntok.tokenizer import Tokenizer
@@ -23,6 +23,8 @@ PACKAGE = Path(__file__).parents[2] / "aligntok"
 #: JSON that is no file of ours, by file and function, and why.
 OTHERS = {
     ("io/files.py", "read_json"): "the one place",
+    ("io/files.py", "load_tensors"): "in the header of a .safetensors file",
+    ("io/checksums.py", "read_checksums"): "what JSON files are checked by",
     ("data/latent_shards.py", "skipped"): "in the header of a .safetensors file, which is checked when it is opened",
     ("data/latent_shards.py", "__init__"): "the header of a .safetensors file",
     ("evaluation/references.py", "_read_own"): "in the header of a .safetensors file, under its checksum",
@@ -135,3 +137,17 @@ def test_an_object_of_something_else_is_refused(tmp_path, reader):
     (tmp_path / file).write_text(json.dumps({"encoder": 1, "other": "thing"}))
     with pytest.raises(AlignTokError):
         read(tmp_path)
+
+
+def test_a_value_that_changed_since_is_told_once_and_read(tmp_path, caplog):
+    path = tmp_path / "said.json"
+    write_json(path, {"mean": 0.25}, checksum=True)
+    assert read_json(path, DataError, "") == {"mean": 0.25}
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    assert [read_json(path, DataError, "") for _ in range(2)] == [{"mean": 0.35}] * 2
+    assert (
+        caplog.text.count(f"{path} was changed after it was written (its SHA-256 is not the one in said.json.sha256")
+        == 1
+    )
+    write_json(path, {"mean": 0.35})  # by whoever writes none
+    assert [file.name for file in tmp_path.iterdir()] == ["said.json"]
