@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JXL")
 _QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _STORED_SIZE = (256, 257)  # TIFF's tags ImageWidth and ImageLength
+_BITS, _PHOTOMETRIC = 258, 262  # BitsPerSample; PhotometricInterpretation, 0 where the lowest number is white
+_PROFILES = (b"Raw profile type", b"XML:com.adobe.xmp")  # keywords of a PNG's texts in which Pillow finds EXIF
+_LONGEST_PROFILE = max(map(len, _PROFILES))
+_CHUNKS = 2**16  # of a PNG, looked at for what is behind its pixels: 8 KB each, as libpng writes them, in 512 MB
+_GREY_SCALES = {"L;2": 255 // 3, "L;4": 255 // 15}  # of a PNG's raw mode, by which Pillow brings its grey to 8 bits
 
 
 def parse_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -38,10 +43,13 @@ def open_image(data: bytes, limit: int | None = None, draft_side: int | None = N
 
     Opened are the FORMATS, by their content, of at most `limit` pixels (None: Pillow's bound, 179 million, which no
     `limit` raises). With `draft_side`, a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, its short side
-    staying at or above `draft_side` pixels: much faster. 16-bit grey keeps its high byte; colour profiles are not
-    applied. Raises ImageError for all else, floating-point images among it, whose range is unknown.
+    staying at or above `draft_side` pixels: much faster. Deeper grey keeps its highest 8 bits, and so does colour; a
+    TIFF of 32-bit or signed numbers is 8-bit where none is above 255, else 16-bit; colour profiles are not applied.
+    Raises ImageError for all else, images of floating-point numbers or of numbers above 65,535 among it, whose range
+    is unknown.
     """
     with _reading(), _opened(io.BytesIO(data), limit) as opened:
+        _scale_transparency(opened)
         if draft_side is not None:
             opened.draft("RGB", (draft_side, draft_side))
         ImageOps.exif_transpose(opened, in_place=True)  # an image that needs no turning is not copied
@@ -63,13 +71,34 @@ def read_upright_size(source: ImageSource, index: int) -> tuple[int, int]:
 def upright_size(file: BinaryIO, limit: int | None = None) -> tuple[int, int]:
     """Return (H, W) of an image as `open_image` would give it, from its header. Raises ImageError as that does.
 
-    A PNG whose orientation follows its pixels counts as stored: to look for it there would decode them.
+    Only a PNG that says how it is turned behind its pixels is decoded.
     """
     with _reading(), _opened(file, limit) as image:
         # TIFF's size is upright in some versions of Pillow, and stored in others.
         width, height = (image.tag_v2[tag] for tag in _STORED_SIZE) if hasattr(image, "tag_v2") else image.size
+        if image.format == "PNG" and _turned_behind_pixels(file):
+            image.load()
         turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _QUARTER_TURNS  # not a PNG's: it decodes
         return (width, height) if turned else (height, width)
+
+
+def _turned_behind_pixels(file: BinaryIO) -> bool:
+    """Tell whether a PNG has what may hold an orientation behind its pixels, where Pillow sees it once it decoded them.
+
+    Of its chunks, as many as are looked at, only the heads are read. The file is left where it was.
+    """
+    before, pixels, found = file.tell(), False, False
+    file.seek(len(b"\x89PNG\r\n\x1a\n"))
+    for _ in range(_CHUNKS):
+        head = file.read(8)
+        pixels |= head[4:] == b"IDAT"
+        begin = file.read(_LONGEST_PROFILE) if pixels and head[4:] in (b"tEXt", b"zTXt", b"iTXt") else b""
+        found = (pixels and head[4:] == b"eXIf") or begin.startswith(_PROFILES)
+        if found or len(head) < 8:
+            break
+        file.seek(int.from_bytes(head[:4], "big") + 4 - len(begin), io.SEEK_CUR)
+    file.seek(before)
+    return found
 
 
 def _opened(file: BinaryIO, limit: int | None) -> Any:
@@ -104,11 +133,39 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point images have no known range")
     if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_to_eight_bits(image)).convert("RGB")
     if "transparency" in image.info or image.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return the highest 8 bits of deeper grey, the transparent one white. Raises ValueError for an unknown range."""
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    bits = 16
+    if tags and image.mode == "I":  # of 32 bits, or signed: nothing says how many of them are used
+        bits = 8 if values.max() <= 255 else 16
+    elif tags:
+        (bits,) = tags.get(_BITS, (16,))
+    if values.min() < 0 or values.max() >= 2**bits:
+        raise ValueError(f"its numbers reach from {values.min()} to {values.max()}, a range that is not known")
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:  # Pillow inverts 8 bits alone
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    return grey if transparent is None else np.where(values == transparent, np.uint8(255), grey)
+
+
+def _scale_transparency(image: Any) -> None:
+    """Bring the transparent colour of a PNG that is not decoded yet to 8 bits, as Pillow will bring its pixels."""
+    transparent = image.info.get("transparency")
+    if image.format == "PNG" and transparent is not None and image.tile:
+        raw = image.tile[0][3]
+        if raw in _GREY_SCALES:
+            image.info["transparency"] = transparent * _GREY_SCALES[raw]
+        elif raw == "RGB;16B":
+            image.info["transparency"] = tuple(value >> 8 for value in transparent)
 
 
 def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -63,9 +63,10 @@ class LPIPSLoss(Loss):
 
     net: "vgg" (VGG-16) or "alex" (AlexNet). pretrained: True for torchvision's trunk, from the torch hub folder or, if
     it is not there, the network; a local file of the trunk, torchvision's or an lpips state dict; False leaves the
-    trunk random and asks for no file. Always in eval mode and without gradients of its own. Names are those of the
-    lpips package, whose calibrated heads are used. Raises WeightsError at once when the trunk cannot be had, and
-    ConfigError for images under 16 pixels a side (31 for "alex").
+    trunk random and asks for no file. Always in eval mode and without gradients of its own. Under autocast trunk and
+    heads run in its precision; lengths, means and the sum are float32 in any. Names are those of the lpips package,
+    whose calibrated heads are used. Raises WeightsError at once when the trunk cannot be had, and ConfigError for
+    images under 16 pixels a side (31 for "alex").
     """
 
     at = "reconstruction"

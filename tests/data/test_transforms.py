@@ -1,6 +1,8 @@
 """Decoding and cropping: upright RGB whatever the file, the same pixels as torchvision, bounds kept."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -49,6 +51,74 @@ def test_transparency_is_laid_on_white(mode):
     else:
         data = encode(Image.new("RGBA", (5, 5), (0, 0, 0, 0)).convert(mode))
     assert np.asarray(transforms.open_image(data)).min() == 255
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(bits, colour, rows, transparent=b"", behind=()):
+    """A PNG put together by hand: rows of packed pixels, a tRNS chunk, and chunks behind the pixels."""
+    width = len(rows[0]) * 8 // (bits * (3 if colour == 2 else 1))
+    head = struct.pack(">IIBBBBB", width, len(rows), bits, colour, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = [(b"IHDR", head), *([(b"tRNS", transparent)] if transparent else []), (b"IDAT", pixels), *behind]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in [*chunks, (b"IEND", b"")])
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "row", "transparent", "shown"),
+    [
+        (1, 0, [0b01000000], 0, [255, 255, 255]),
+        (1, 0, [0b01000000], 1, [0, 255, 0]),
+        (2, 0, [0b00011011], 1, [0, 255, 170]),
+        (4, 0, [0x07, 0x70], 7, [0, 255, 255]),
+        (8, 0, [9, 10, 11], 10, [9, 255, 11]),
+        (16, 0, [9, 1, 9, 2, 9, 3], 9 * 256 + 2, [9, 255, 9]),
+        (16, 2, [9, 1] * 3 + [8, 2] * 3, (9 * 256 + 1,) * 3, [255, 8]),
+    ],
+)
+def test_the_transparent_colour_of_a_png_of_any_depth_is_white(bits, colour, row, transparent, shown):
+    colours = transparent if isinstance(transparent, tuple) else (transparent,)
+    decoded = transforms.open_image(png(bits, colour, [bytes(row)], struct.pack(f">{len(colours)}H", *colours)))
+    assert np.asarray(decoded)[0, : len(shown), 0].tolist() == shown
+
+
+@pytest.mark.parametrize(("pixels", "sample_format"), [(np.int32, 2), (np.uint16, 2)])  # 2: signed
+def test_a_tiff_of_larger_numbers_that_are_eight_bit_keeps_them(pixels, sample_format):
+    image = Image.fromarray(np.array([[0, 3, 100, 255]], pixels))
+    decoded = transforms.open_image(encode(image, "TIFF", tiffinfo={339: sample_format}))
+    assert np.asarray(decoded)[0, :, 0].tolist() == [0, 3, 100, 255]
+
+
+@pytest.mark.parametrize("numbers", [(0, 65_536), (-1, 200)])
+def test_numbers_of_no_known_range_are_refused(numbers):
+    image = Image.fromarray(np.array([numbers], np.int32))
+    with pytest.raises(ImageError, match=f"its numbers reach from {numbers[0]} to {numbers[1]}"):
+        transforms.open_image(encode(image, "TIFF"))
+
+
+def test_sixteen_bit_grey_of_a_tiff_whose_lowest_is_white_is_inverted():
+    image = Image.fromarray(np.array([[0, 100 << 8, 65535]], np.uint16))
+    decoded = transforms.open_image(encode(image, "TIFF", tiffinfo={262: 0}))
+    assert np.asarray(decoded)[0, :, 0].tolist() == [255, 155, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "PNG behind pixels", "profile behind pixels"])
+def test_the_size_of_the_header_is_that_of_the_decoded_image(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if kind.endswith("behind pixels"):
+        raw = exif.tobytes()
+        profile = b"Raw profile type exif\0\0" + zlib.compress(f"\nexif\n{len(raw):8}\n{raw.hex()}\n".encode())
+        behind = (b"eXIf", raw.removeprefix(b"Exif\0\0")) if kind.startswith("PNG") else (b"zTXt", profile)
+        data = png(8, 2, [bytes(30 * 3)] * 20, behind=[(b"tEXt", b"Title\0" + bytes(99)), behind])
+    else:
+        data = encode(Image.new("RGB", (30, 20)), kind, exif=exif)
+    decoded = transforms.open_image(data)
+    assert transforms.upright_size(io.BytesIO(data)) == (decoded.height, decoded.width)
+    assert decoded.size == ((30, 20) if orientation < 5 else (20, 30))
 
 
 def test_exif_orientation_is_undone():

@@ -24,7 +24,8 @@ def to_pixels(images: Tensor) -> Tensor:
 def psnr(image: Tensor, reconstruction: Tensor) -> float:
     """Peak signal-to-noise ratio, in dB, of one pair (3, H, W) in [-1, 1], measured on 8-bit pixels.
 
-    Capped at 100 dB, which only identical images reach; NaN for images that are not finite.
+    Capped at 100 dB, which identical images reach, and those whose mean squared error is at most 255² / 10^10: one
+    value of a 256 x 256 image that is off by one. NaN for images that are not finite.
     """
     error = (to_8bit(image) - to_8bit(reconstruction)).square().mean()
     return float((10 * torch.log10(255**2 / error.clamp(min=1e-12))).clamp(max=100))  # min(100, nan) would be 100
