@@ -20,6 +20,8 @@ from aligntok.io.files import check_file, read_json, save_tensors, write_checksu
 from aligntok.registry import GENERATORS
 from aligntok.tokenizer import Tokenizer
 
+_BY_NUMBER = "index:"  # begins the number of a class where classes have names
+
 
 class LatentDiffusion(nn.Module):
     """A generator on the latents of a tokenizer, complete: what turns labels and seeds into pictures.
@@ -84,7 +86,7 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def sample_latents(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int | str],
         seeds: Sequence[int],
         sampling: Sampling | None = None,
         size: tuple[int, int] | None = None,
@@ -92,18 +94,16 @@ class LatentDiffusion(nn.Module):
     ) -> Tensor:
         """Draw normalised latents (N, C, h, w), float32: sample i from labels[i] and seeds[i] alone.
 
+        labels: classes by number, or by name as in `class_index`; an unconditional generator takes no heed of them.
         size: (h, w), by default that of the training latents. weak: a weaker generator, for autoguidance. Raises
         ConfigError for labels that there are not, or guidance without a null class.
         """
-        chosen, classes = sampling or self.sampling, self.generator.num_classes
+        chosen = sampling or self.sampling
         if len(labels) != len(seeds) or not len(labels):
             raise ConfigError(f"{len(labels)} labels and {len(seeds)} seeds were given; give as many, at least one")
-        wrong = [label for label in labels if not 0 <= label < classes]
-        if self.conditional and wrong:
-            raise ConfigError(f"class {wrong[0]}: there are {classes}, numbered from 0 to {classes - 1}")
         check_null_class(chosen.cfg_scale, self.generator, "sampling", weak)
         where = next(self.generator.parameters()).device
-        y = torch.tensor(labels if self.conditional else [0] * len(labels), device=where)
+        y = torch.tensor([self.class_index(label) if self.conditional else 0 for label in labels], device=where)
         shape = (self.latent_shape[0], *(size or self.latent_shape[1:]))
         return draw_samples(self.generator, y, seeds, shape, chosen, self.generator.null_class, weak)
 
@@ -112,24 +112,32 @@ class LatentDiffusion(nn.Module):
         """Turn normalised latents (N, C, h, w) into images (N, 3, h f, w f), clamped to [-1, 1]."""
         return self.tokenizer.decode(self.statistics.denormalise(latents)).clamp(-1, 1)
 
-    def sample(self, labels: Sequence[int], seeds: Sequence[int], **options: Any) -> Tensor:
+    def sample(self, labels: Sequence[int | str], seeds: Sequence[int], **options: Any) -> Tensor:
         """Draw images (N, 3, H, W) in [-1, 1]; options as in `sample_latents`."""
         return self.decode(self.sample_latents(labels, seeds, **options))
 
     forward = sample
 
     def class_index(self, name: str | int) -> int:
-        """Return the class of a number, or of a name in any case. Raises ConfigError for one that there is not."""
-        classes = self.generator.num_classes
-        text = str(name).strip()
-        if text.isdecimal() and text not in self.class_names:
-            if int(text) < classes:
-                return int(text)
-            raise ConfigError(f"class {text}: there are {classes}, numbered from 0 to {classes - 1}")
+        """Return the class of a name, in any case, or of a number: text is a name where classes have names, and
+        ``index:3`` a number anywhere. Raises ConfigError for one that there is not.
+        """
+        text = name.strip() if isinstance(name, str) else f"{_BY_NUMBER}{int(name)}"
+        number = text.removeprefix(_BY_NUMBER)
+        if (number != text or not self.class_names) and number.removeprefix("-").isdecimal():
+            classes = self.generator.num_classes
+            if 0 <= int(number) < classes:
+                return int(number)
+            raise ConfigError(f"class {number}: there are {classes}, numbered from 0 to {classes - 1}")
+        if text in self.class_names:  # before another one that differs in its case alone
+            return self.class_names.index(text)
         folded = [known.casefold() for known in self.class_names]
-        if text.casefold() in folded:
+        if folded.count(text.casefold()) == 1:
             return folded.index(text.casefold())
-        raise ConfigError(unknown("class", text, self.class_names or ["no names, only numbers"], shown=8))
+        raise ConfigError(
+            unknown("class", text, self.class_names or ["no names, only numbers"], shown=8)
+            + (f"; class number {text} is written {_BY_NUMBER}{text}" if text.isdecimal() else "")
+        )
 
     @property
     def config(self) -> dict[str, Any]:

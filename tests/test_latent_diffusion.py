@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -121,7 +122,7 @@ def test_an_unconditional_generator_takes_no_heed_of_labels():
 
 @pytest.mark.parametrize(
     ("name", "index"),
-    [(0, 0), ("4", 4), ("ANT", 0), (" Golden Retriever ", 1), ("N01443537", 2), ("3", 3), (2, 2)],
+    [(0, 0), ("index:4", 4), ("ANT", 0), (" Golden Retriever ", 1), ("N01443537", 2), (np.int64(2), 2), ("index:0", 0)],
 )
 def test_a_class_is_found_by_number_and_by_name_in_any_case(model, name, index):
     assert model.class_index(name) == index
@@ -130,7 +131,10 @@ def test_a_class_is_found_by_number_and_by_name_in_any_case(model, name, index):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("5", "class 5: there are 5, numbered from 0 to 4"),
+        ("index:5", "class 5: there are 5, numbered from 0 to 4"),
+        (-1, "class -1: there are 5"),
+        ("0", "no class named '0'.*; class number 0 is written index:0"),
+        ("index:ant", "no class named 'index:ant'"),
         (17, "class 17: there are 5"),
         ("golden retriver", "no class named 'golden retriver'; did you mean 'golden retriever'.* known: Ant, golden"),
         ("-1", "no class named '-1'"),
@@ -141,9 +145,19 @@ def test_a_class_that_there_is_not_is_an_error(model, name, message):
         model.class_index(name)
 
 
+def test_text_is_a_name_where_classes_have_names_though_it_looks_like_a_number():
+    model = make(names=("10", "2", "3", "Ab", "ab"))
+    assert [model.class_index(name) for name in ("2", "3", "index:3", 3, "ab", "Ab")] == [1, 2, 3, 3, 4, 3]
+    for wrong in ("1", "AB"):  # the latter might be either
+        with pytest.raises(ConfigError, match=f"no class named '{wrong}'"):
+            model.class_index(wrong)
+    drawn = model.sample_latents(["2", "index:3"], [0, 1])
+    assert torch.equal(drawn, model.sample_latents(torch.tensor([1, 3]), [0, 1]))
+
+
 def test_without_names_there_are_numbers():
     model = make(names=())
-    assert model.class_index("3") == 3
+    assert model.class_index("3") == model.class_index("index:3") == 3
     with pytest.raises(ConfigError, match="known: no names, only numbers"):
         model.class_index("zebra")
 

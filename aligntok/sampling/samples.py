@@ -54,7 +54,8 @@ def sample_images(request: SampleRequest) -> Path:
         settings = {"format": FORMAT, "num": num, **drawer.describe(), "batch_size": request.batch_size}
         path = default_folder(drawer, settings) if request.out is None else Path(request.out).expanduser()
         labels = drawer.labels(range(num)) if drawer.model.conditional else None
-        real = None if request.real_images is None else open_real(request.real_images, request.split, labels)
+        names, data = drawer.model.class_names, request.real_images
+        real = None if data is None else open_real(data, request.split, labels, names)
         folder = SampleFolder(path, num, drawer.image_size, labels, settings)
         with output_folder(path, DESCRIPTION, settings, compared, "another generator"):
             draw_batches(drawer, folder, folder.begin_together(request.npz), request.batch_size)
@@ -109,15 +110,34 @@ def default_folder(drawer: SamplePipeline, settings: Mapping[str, Any], *first: 
     return Path(drawer.request.run) / "samples" / "_".join([*words, settings["generator"]["identity"][:8]])
 
 
-def open_real(data: str | os.PathLike[str], split: str | None, labels: Sequence[int] | None) -> ImageSource:
-    """Open the images at `data`. Raises DataError when there are none of a class that samples are of."""
+def open_real(
+    data: str | os.PathLike[str], split: str | None, labels: Sequence[int] | None, names: Sequence[str] = ()
+) -> ImageSource:
+    """Open the images at `data`, whose labels become those of the classes `names`: paired by name, not by number.
+
+    Raises DataError when there are none of a class that `labels`, the samples', are of; or when classes have names on
+    one side alone.
+    """
     source = open_source(data, split)
-    lacking = sorted({*labels} - {*source.labels.tolist()}) if labels is not None else []
-    if lacking:
+    if labels is None:
+        return source
+    if bool(names) != bool(source.class_names):
+        named, other = ("the generator", source.where) if names else (source.where, "the generator")
         raise DataError(
-            f"{source.where} has no images of class {lacking[0]}, of which there are samples; "
+            f"the classes of {named} have names, those of {other} have not, so which belong together is not known; "
             "give the data that the generator was trained on"
         )
+    number_of = {name: number for number, name in enumerate(names)}
+    own = np.array([number_of.get(name, -1) for name in source.class_names], dtype=np.int32)
+    paired = source.labels if not names else np.where(source.labels < 0, -1, own[source.labels])
+    lacking = sorted({*labels} - {*paired.tolist()})
+    if lacking:
+        called = f"'{names[lacking[0]]}'" if names else str(lacking[0])
+        raise DataError(
+            f"{source.where} has no images of class {called}, of which there are samples; "
+            "give the data that the generator was trained on"
+        )
+    source.labels = paired
     return source
 
 

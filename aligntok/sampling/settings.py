@@ -41,7 +41,7 @@ class SampleRequest:
     labels: Literal["random", "balanced"] | None = None
     """Random by the sample's seed, or each class in turn; None: random where there are classes."""
     classes: tuple[str | int, ...] = ()
-    """These, over and over, instead of labels: numbers or names."""
+    """These, over and over, instead of labels: names, or numbers where classes have none; index:3 is a number."""
     seed: Count = 0
     """Of sample 0; sample i has seed + i."""
     size: ImageSize | None = None
@@ -59,7 +59,7 @@ class SampleRequest:
     grid: Count = 64
     """Samples in grid.png; 0: none."""
     real_images: str | Path | None = None
-    """Images to show beside samples of their class, in beside_real.png."""
+    """Images to show beside samples of the class of the same name, in beside_real.png."""
     split: str | None = None
     """Of the real images: a subfolder, or a word in the names of its files."""
     guidance_sweep: Annotated[tuple[float, ...], Field(min_length=1)] | None = None

@@ -25,7 +25,9 @@ SAMPLES = {
     "euler, guided in part": ("--cfg-scale", "3", "--cfg-interval", "0.1", "0.9", "--cfg-channels", "3"),
     "heun, energy preserved": ("--sampler", "heun", "--preserve-energy"),
     "dopri5, shifted": ("--sampler", "dopri5", "--shift", "0.5"),
-    "euler_maruyama, raw weights": ("--sampler", "euler_maruyama", "--weights", "raw", "--classes", "zebra", "0"),
+    "euler_maruyama, raw weights": (
+        *("--sampler", "euler_maruyama", "--weights", "raw", "--classes", "zebra", names.FIRST_CLASS),
+    ),
     "ddim, another average": ("--sampler", "ddim", names.SAMPLER_OPTIONS, "eta=0.5", names.AVERAGE, "0.1"),
     "euler, another size": ("--size", "48", "32", "--labels", "balanced"),
 }

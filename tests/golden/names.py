@@ -27,6 +27,7 @@ NUM_IMAGES = "--num-images"
 NUM_SAMPLES = "--num-samples"
 SAMPLER_OPTIONS = "--options"
 NO_MIRROR = "--no-hflip"
+FIRST_CLASS = "index:0"
 
 # Config keys.
 TRAINS = "trainable"

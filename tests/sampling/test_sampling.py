@@ -206,7 +206,7 @@ def test_random_labels_follow_from_the_seed_alone_and_are_even():
     ("choice", "labels", "told"),
     [
         (["--labels", "balanced"], [0, 1, 2, 3, 4, 0, 1], "balanced"),
-        (["--classes", "3", "Golden Retriever", "N01443537"], [3, 1, 2, 3, 1, 2, 3], [3, 1, 2]),
+        (["--classes", "index:3", "Golden Retriever", "N01443537"], [3, 1, 2, 3, 1, 2, 3], [3, 1, 2]),
         (["--classes", "zebra"], [4] * 7, [4]),
     ],
 )
@@ -294,7 +294,7 @@ def test_the_folders_own_name_tells_the_settings(run, tmp_path):
     assert plain == tmp_path / "run/samples" / own
     changes = dict(sampler="ddim", steps=4, options={"eta": 0.5}, cfg_interval=None, cfg_channels=None)
     changes |= dict(preserve_energy=False, shift=1.0, cfg_scale=6.7)
-    classes = ["0", "1", "2", "3", "4", "0"]
+    classes = [f"index:{number}" for number in (0, 1, 2, 3, 4, 0)]
     other = SampleRequest(
         run=tmp_path / "run", sampling=changes, classes=classes, seed=9, precision="tf32", size=(4, 4)
     )
@@ -596,7 +596,7 @@ def test_a_larger_number_goes_on_and_a_smaller_one_draws_nothing(run, whole, tmp
         (["--steps", "5", "--seed", "3"], "sampling.steps 3, now 5; seed 0, now 3|seed 0, now 3; sampling.steps 3"),
         (["--cfg-interval", "None"], r"sampling.cfg_interval \[0.1, 1.0\], now none"),
         (["--labels", "balanced"], "labels random, now balanced"),
-        (["--classes", "3"], r"labels random, now \[3\]"),
+        (["--classes", "index:3"], r"labels random, now \[3\]"),
         (["--size", "8"], r"image_size \[8, 12\], now \[8, 8\]"),
         (["--precision", "bf16"], "precision fp32, now bf16"),
         (
@@ -780,7 +780,7 @@ def test_too_little_memory_is_told_as_such(run, tmp_path, monkeypatch):
         (["--steps", "0"], "steps=0; it must be int of at least 1"),
         (["--cfg-scale", "-1"], "cfg_scale=-1.0; it must be int or float of at least 0"),
         (["--classes", "tencj"], "no class named 'tencj'; did you mean 'tench'"),
-        (["--classes", "5"], "class 5: there are 5, numbered from 0 to 4"),
+        (["--classes", "index:5"], "class 5: there are 5, numbered from 0 to 4"),
         (["--classes", "1", "--labels", "random"], "both labels=random and a list of classes were given"),
         (["--batch-size", "0"], "sample: --batch-size 0; it must be int of at least 1"),
         (["--grid", "-1"], "sample: --grid -1; it must be int of at least 0"),
