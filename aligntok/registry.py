@@ -54,12 +54,13 @@ class ComponentRegistry(Registry):
     """An mmengine registry whose entries may be import strings, and whose misses say what is known and what failed.
 
     ``add("name", "package.module.Class")`` costs nothing until the component is asked for. name: of its shelf. kind: of
-    a component, in errors.
+    a component, in errors. contract: the import string of what a class that is named by its own is a subclass of.
     """
 
-    def __init__(self, name: str, kind: str, parent: Registry | None = None) -> None:
+    def __init__(self, name: str, kind: str, parent: Registry | None = None, contract: str = "torch.nn.Module") -> None:
         super().__init__(name, parent=parent, scope="aligntok")
         self.kind = kind
+        self.contract = contract
         self.origins: dict[str, PluginRecord] = {}
 
     def import_from_location(self) -> None:
@@ -84,8 +85,8 @@ class ComponentRegistry(Registry):
     def get(self, key: str) -> Any:
         """Return the component's class, importing it now if it was registered by import string.
 
-        A name with a dot is any importable class; a name unknown here is looked for in mmengine's parent registry,
-        if there is one. Raises UnknownComponentError otherwise.
+        A name with a dot is any importable class that keeps the contract; a name unknown here is looked for in
+        mmengine's parent registry, if there is one. Raises UnknownComponentError otherwise.
         """
         self.import_from_location()
         found = self._module_dict.get(key)
@@ -97,11 +98,7 @@ class ComponentRegistry(Registry):
                     f"{self.kind} '{key}' is registered as {path}, which cannot be imported{cure}"
                 )
             self._module_dict[key] = found
-        if found is None and "." in key:
-            found = get_object_from_string(key)
-        if found is None and self.parent is not None:
-            found = self.parent.get(key)
-        if found is None:
+        if found is None and (found := find_class(self, key, self.contract)) is None:
             raise UnknownComponentError(self._missing(key))
         return found
 
@@ -114,6 +111,7 @@ class ComponentRegistry(Registry):
         article = "an" if self.kind[0] in "aeiou" else "a"
         return (
             f"{unknown(self.kind, key, list(self))}; "
+            + (f"a dotted name imports a subclass of {self.contract}; " if "." in key else "")
             + (f"{failed}; fix or remove that plugin, or " if failed else "")
             + f"install a plugin that gives {article} {self.kind} of that name (`aligntok plugins list`)"
         )
@@ -123,7 +121,8 @@ class ComponentRegistry(Registry):
 
         Its own type is a name of this registry or one of `components`; the type of a dict inside it, at any depth,
         which the component may build, a name of any registry. Dotted names, names of mmengine's registries and classes
-        are refused, and nothing is imported but the plugins that are installed.
+        are refused, and nothing is imported but the plugins that are installed. Raises ConfigError for a keyword that
+        would open a file, or fetch one, for the component: a saved model has its weights beside it.
         """
         if not isinstance(cfg, Mapping):
             return
@@ -133,6 +132,11 @@ class ComponentRegistry(Registry):
         for inner in _configs_in([value for key, value in cfg.items() if key != "type"]):
             if not any(inner["type"] in shelf for shelf in shelves().values() if isinstance(inner["type"], str)):
                 raise UnknownComponentError(self._refusal(inner["type"]))
+        if named := [f"{key}={value!r}" for key, value in _keywords_in(cfg) if key in _OPENING and value]:
+            raise ConfigError(
+                f"{self.kind} {name!r} stands in a file with {', '.join(named)}, which would open other files; weights "
+                "are taken from the saved model's own folder alone: correct the file, or save the model again"
+            )
 
     def _refusal(self, name: Any) -> str:
         if isinstance(name, str) and "." not in name:
@@ -208,6 +212,38 @@ def _configs_in(value: Any) -> Iterator[Mapping[str, Any]]:
             yield from _configs_in(each)
 
 
+#: Keywords of components, ours and timm's, by which they read a file or ask a hub for one.
+_OPENING = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
+
+def _keywords_in(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every key of dicts with its value, at any depth."""
+    if isinstance(value, Mapping):
+        yield from value.items()
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _keywords_in(each)
+
+
+def find_class(registry: Registry, name: Any, contract: str) -> Any:
+    """Return the class that an mmengine registry, or one above it, has under a name, else what a dotted name imports.
+
+    That must be a subclass of `contract`, an import string too. None for all else. Nothing is imported for a name
+    without a dot, nor for a scope before it, as mmengine's own look-up does.
+    """
+    above = registry if isinstance(name, str) else None
+    while above is not None:
+        if name in above.module_dict:
+            return above.module_dict[name]
+        above = above.parent
+    parts = name.split(".") if isinstance(name, str) else []
+    if len(parts) < 2 or not all(map(str.isidentifier, parts)):
+        return None
+    found = get_object_from_string(name)
+    return found if isinstance(found, type) and issubclass(found, get_object_from_string(contract)) else None
+
+
 def dotted_components(config: Any) -> list[str]:
     """Return the import paths that a user's config names as types, at any depth, sorted."""
     named = {each["type"] for each in _configs_in(config) if isinstance(each["type"], str)}
@@ -247,9 +283,13 @@ DISCRIMINATORS = ComponentRegistry("discriminators", "discriminator")  # images 
 GENERATORS = ComponentRegistry("generators", "generator")  # diffusion transformers on the latents
 EXTRACTORS = ComponentRegistry("extractors", "extractor")  # 8-bit images -> features to compare sets of images on
 TEXT_ENCODERS = ComponentRegistry("text_encoders", "text encoder")  # prompts -> embeddings
-DATASETS = ComponentRegistry("datasets", "dataset", parent=MMENGINE_DATASETS)  # sources of images or latents
-METRICS = ComponentRegistry("metrics", "metric", parent=MMENGINE_METRICS)  # numbers about images or latents
-HOOKS = ComponentRegistry("hooks", "hook", parent=MMENGINE_HOOKS)  # what happens between training steps
+DATASETS = ComponentRegistry(
+    "datasets", "dataset", MMENGINE_DATASETS, "torch.utils.data.Dataset"
+)  # sources of images or latents
+METRICS = ComponentRegistry(
+    "metrics", "metric", MMENGINE_METRICS, "mmengine.evaluator.BaseMetric"
+)  # numbers about images or latents
+HOOKS = ComponentRegistry("hooks", "hook", MMENGINE_HOOKS, "mmengine.hooks.Hook")  # what happens between training steps
 
 
 class Registries(SimpleNamespace):

@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 from aligntok.adapters import MLPAdapter
+from aligntok.engine.optim import check_optimizer, check_schedule
 from aligntok.errors import AlignTokError, ConfigError, UnknownComponentError
 from aligntok.registry import (
     ADAPTERS,
@@ -153,6 +154,46 @@ def test_mmengines_own_classes_are_found_behind_ours():
     assert "CheckpointHook" not in HOOKS
     with pytest.raises(UnknownComponentError, match="no hook named 'ChekpointHook'"):
         HOOKS.get("ChekpointHook")
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """The name of a module that nothing has imported, with a function, a class, and a `registry` as mmengine's have."""
+    folder = tmp_path / "canary_of_registries"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(
+        "def run(*args, **kwargs):\n    raise AssertionError('called')\n\nclass Odd: ...\n"
+    )
+    (folder / "registry.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield folder.name
+    for name in [name for name in sys.modules if name.partition(".")[0] == folder.name]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", [*shelves()])
+def test_a_name_without_a_dot_is_never_imported_and_a_dotted_one_is_a_subclass(name, canary):
+    registry = shelves()[name]
+    for undotted in (canary, f"{canary}:run", f" {canary}", "", "."):
+        with pytest.raises(UnknownComponentError):
+            registry.get(undotted)
+    assert canary not in sys.modules
+    for dotted in ("", ".run", ".Odd", ".registry", ".registry.x", "..run", ".run.", ".none"):
+        with pytest.raises(UnknownComponentError, match=r"no .* named"):
+            registry.get(f"{canary}{dotted}")
+    with pytest.raises(UnknownComponentError, match=f"a dotted name imports a subclass of {registry.contract}"):
+        registry.build({"type": "subprocess.Popen", "args": "exit"})
+
+
+def test_optimisers_and_schedules_are_registered_names_or_subclasses_too(canary):
+    for name in (canary, f"{canary}.run", f"{canary}.Odd", "subprocess.Popen", "torch.nn.Linear", None, 3, ["Adam"]):
+        with pytest.raises(ConfigError, match="no optimiser named"):
+            check_optimizer({"type": name, "lr": 1.0}, "here")
+        with pytest.raises(ConfigError, match="is no scheduler of mmengine"):
+            check_schedule([{"type": name}], "here")
+    check_optimizer({"type": "torch.optim.AdamW", "lr": 1.0}, "here")
+    check_optimizer({"type": "AdamW", "lr": 1.0}, "here")
+    check_schedule([{"type": "LinearLR", "start_factor": 0.5}], "here")
 
 
 def test_a_component_is_built_in_a_bare_interpreter():

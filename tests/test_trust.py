@@ -19,7 +19,7 @@ from torch import nn
 from aligntok import load_latent_diffusion, load_tokenizer, registry
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.engine.checkpoints import write_checkpoint, write_frozen
-from aligntok.errors import DataError, UnknownComponentError
+from aligntok.errors import ConfigError, DataError, UnknownComponentError
 from aligntok.io.files import inside
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import STAGE_FORMAT, export_tokenizer
@@ -231,6 +231,23 @@ def test_what_hides_inside_is_refused_too(data, inner):
     file, parts, load = data
     put(file, parts[-1], inner)
     with pytest.raises(UnknownComponentError):
+        load(file.parent)
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        {"pretrained": "/etc/passwd"},
+        {"pretrained": True},
+        {"model_args": {"checkpoint_path": "/etc/passwd"}},
+        {"model_args": {"pretrained_cfg_overlay": {"file": "/etc/passwd"}}},
+        {"config": [{"cache_dir": "/etc"}]},
+    ],
+)
+def test_a_file_names_no_other_file_to_open(data, opening):
+    file, parts, load = data
+    put(file, parts[-1], opening)
+    with pytest.raises(ConfigError, match=r"stands in a file with \w+=.*, which would open other files"):
         load(file.parent)
 
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from aligntok.distributed import any_process
 from aligntok.errors import CheckpointError, ConfigError, DivergenceError, first_line, unknown
-from aligntok.registry import check_keywords
+from aligntok.registry import check_keywords, find_class
 
 SIDES = ("autoencoder", "discriminator", "generator")
 
 
 def check_optimizer(config: Mapping[str, Any], where: str) -> None:
     """Raise ConfigError unless ``dict(type=..., ...)`` names an optimiser and keywords that it takes."""
-    optimizer = OPTIMIZERS.get(str(config.get("type")))
+    optimizer = find_class(OPTIMIZERS, config.get("type"), "torch.optim.Optimizer")
     if optimizer is None:
         known = sorted(OPTIMIZERS.module_dict)
         raise ConfigError(f"{where}: {unknown('optimiser', config.get('type'), known)}")
@@ -37,6 +37,8 @@ def check_schedule(schedulers: Iterable[Mapping[str, Any]], where: str) -> None:
     for config in schedulers:
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         try:
+            if find_class(PARAM_SCHEDULERS, config["type"], "mmengine.optim._ParamScheduler") is None:
+                raise KeyError(unknown("scheduler", config["type"], sorted(PARAM_SCHEDULERS.module_dict)))
             built = PARAM_SCHEDULERS.build(dict(config), default_args={"optimizer": optimizer, "by_epoch": False})
         except (TypeError, ValueError, KeyError, AssertionError, AttributeError) as error:
             raise ConfigError(
