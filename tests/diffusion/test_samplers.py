@@ -77,6 +77,17 @@ def test_tighter_tolerances_come_nearer():
     assert (tight - math.exp(-2) * x).abs().max() < 1e-8 < (loose - math.exp(-2) * x).abs().max()
 
 
+def test_each_tolerance_bounds_its_own_kind_of_error():
+    def evaluations(size, **options):
+        asked = []
+        dopri5(lambda x, t: asked.append(t) or hasten(x, t), size * starts(4, 3).abs(), time_grid(2), **options)
+        return len(asked)
+
+    relative, absolute = dict(rtol=1e-2, atol=1e-9), dict(rtol=1e-9, atol=1e-2)
+    assert evaluations(1e5, **relative) < evaluations(1e5, **absolute) / 2  # where x is large, the relative one counts
+    assert evaluations(1e-4, **absolute) < evaluations(1e-4, rtol=1e-9, atol=1e-9) / 2
+
+
 @pytest.mark.parametrize("slope", [0.0, 1e-4, 1.0])
 def test_the_adaptive_sampler_asks_for_no_time_outside_its_own(slope):
     asked = []
@@ -146,6 +157,58 @@ def test_everything_happens_on_the_device_of_the_noise(sampler):
 
 def moments(x):
     return x.mean().item(), x.std().item()
+
+
+#: w(t) with norm c at (t, c) = (1/4, 2) and (2/3, 1), worked out by hand from SiT's choices (Ma et al. 2024).
+BY_HAND = {
+    "constant": (2.0, 1.0),
+    "sigma": (1.5, 1 / 3),  # c (1 - t)
+    "sbdm": (6.0, 0.5),  # c (sigma^2 alpha'/alpha - sigma sigma') = c (1 - t) / t
+    "decreasing": (0.25 * (3 + 2 * math.sqrt(2)), 1 / 16),  # (c cos(pi t) + 1)^2 / 4; cosines 1/sqrt(2) and -1/2
+    "increasing_decreasing": (1.0, 0.75),  # c sin(pi t)^2; sines 1/sqrt(2) and sqrt(3)/2
+}
+
+
+@pytest.mark.parametrize("diffusion", sorted(DIFFUSIONS))
+def test_the_sdes_diffusion_is_sits(diffusion):
+    """Whatever w is, the SDE reaches the data: only its numbers tell one from another."""
+    found = DIFFUSIONS[diffusion](0.25, 2.0), DIFFUSIONS[diffusion](2 / 3, 1.0)
+    assert found == pytest.approx(BY_HAND[diffusion], rel=1e-12)
+
+
+def test_a_step_of_the_sde_is_the_one_by_hand():
+    """Of the defaults (w = 1 - t, the drift's mean at the end) and, with norm 4 and constant w, of all that scales."""
+
+    def run(**options):
+        numbers = torch.tensor([[[0.5]]], dtype=torch.float64)
+        x, times = torch.ones(1, 1, dtype=torch.float64), torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
+        return euler_maruyama(lambda x, t: 2 + 0 * x, x, times, randomness=numbers, **options).item()
+
+    # t = 1/4: s = (2/4 - 1) / (3/4) = -2/3, w = 3/4, drift 3/2; t = 1/2: s = 2 - 2x, w = 1/2, drift 3 - x
+    first = 1 + 1.5 / 4 + math.sqrt(2 * 0.75 * 0.25) * 0.5
+    assert run() == pytest.approx(first + 0.5 * (3 - first), rel=1e-12)
+    # w = 4: drift 2 - 8/3, and then 2 + 4 (2 - 2x)
+    first = 1 - 1 / 6 + math.sqrt(2 * 4 * 0.25) * 0.5
+    found = run(diffusion="constant", diffusion_norm=4.0)
+    assert found == pytest.approx(first + 0.5 * (10 - 8 * first), rel=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_a_step_of_ddim_is_equation_12_by_hand(eta):
+    """Whatever the spread is, the data are reached; it is that of DDIM's Eq. 16, whose path has alpha^2 + sigma^2 = 1.
+
+    From t = 0.2 (signal 0.2, noise 0.8) to 0.6 (0.6, 0.4): alpha-bar is 0.04 / 0.68 and 0.36 / 0.52.
+    """
+    now, later = 0.04 / 0.68, 0.36 / 0.52
+    spread = eta * math.sqrt((1 - later) / (1 - now) * (1 - now / later)) * math.sqrt(0.52)
+    assert spread == pytest.approx(eta * 0.3944053, rel=1e-6)
+    x, times = torch.ones(1, 1, dtype=torch.float64), torch.tensor([0.2, 0.6], dtype=torch.float64)
+    number = torch.full((1, 1, 1), -1.0, dtype=torch.float64)
+    found = ddim(lambda x, t: 2 + 0 * x, x, times, eta=eta, randomness=number).item()
+    data, noise = 1 + 0.8 * 2, 1 - 0.2 * 2
+    expected = 0.6 * data + math.sqrt(0.4**2 - spread**2) * noise - spread
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert found == pytest.approx({0.5: 1.5716034, 1.0: 1.2055947}[eta], rel=1e-6)
 
 
 @pytest.mark.parametrize("diffusion", sorted(DIFFUSIONS))

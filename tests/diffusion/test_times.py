@@ -43,6 +43,12 @@ def test_shifts_that_are_none_leave_the_even_grid(shift):
     assert torch.equal(time_grid(10, shift), torch.linspace(0, 1, 10))
 
 
+def test_two_points_are_a_grid_and_a_shift_of_0_or_1_changes_no_bit():
+    assert time_grid(2).tolist() == [0.0, 1.0]
+    t = torch.rand(99)
+    assert shift_times(t, 1) is shift_times(t, 0) is t
+
+
 def test_a_grid_may_start_late_and_end_early():
     torch.testing.assert_close(time_grid(3, start=0.2, end=0.8), torch.tensor([0.2, 0.5, 0.8]))
 
@@ -73,6 +79,16 @@ def test_logit_normal_times_have_the_moments_asked_for(mean, scale):
     assert logits.mean().item() == pytest.approx(mean, abs=4 * scale / math.sqrt(100_000))
     assert logits.std().item() == pytest.approx(scale, rel=0.01)
     assert times.median().item() == pytest.approx(1 / (1 + math.exp(-mean)), abs=0.01)
+
+
+def test_a_logit_normal_time_is_the_one_by_hand():
+    """Numbers Phi(1), 1/2 and Phi(-1), whose normal numbers are 1, 0 and -1; a mirrored one has the same moments."""
+    numbers = torch.tensor([0.8413447460685429, 0.5, 0.15865525393145707], dtype=torch.float64)
+    by_hand = [1 / (1 + math.exp(-logit)) for logit in (0.3 + 2, 0.3, 0.3 - 2)]
+    assert sample_times(numbers, mean=0.3, scale=2.0).tolist() == pytest.approx(by_hand, rel=1e-6)
+    assert sample_times(numbers).tolist() == pytest.approx([0.7310586, 0.5, 0.2689414], rel=1e-6)
+    shifted = [2 * t / (1 + t) for t in by_hand]
+    assert sample_times(numbers, mean=0.3, scale=2.0, shift=2.0).tolist() == pytest.approx(shifted, rel=1e-6)
 
 
 def test_uniform_times_are_the_numbers_themselves():
