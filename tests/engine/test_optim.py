@@ -14,10 +14,9 @@ from aligntok.errors import CheckpointError
 class Parts(nn.Module):
     """What the constructor asks of a model."""
 
-    precision = "fp32"
-
-    def __init__(self, **parts):
+    def __init__(self, precision="fp32", **parts):
         super().__init__()
+        self.precision = precision
         self.parts = nn.ModuleDict(parts)
 
     def trained_parts(self):
@@ -92,6 +91,81 @@ def test_a_scheduled_rate_stays_where_the_schedule_moved_it_relative_to_the_conf
             schedule.step()
         wanted.append(rate(optim))
     assert wanted[1] == pytest.approx(wanted[0], rel=1e-9)
+
+
+def test_a_second_resume_with_yet_another_rate_keeps_the_schedules_factor():
+    """After 4 of 10 warm-up steps from 0.1, the factor is 0.5, of whichever rate the config has."""
+    model, optim = build(lr=1e-2)
+    schedule = LinearLR(optim["autoencoder"], by_epoch=False, start_factor=0.1, end=10)
+    for _ in range(4):
+        step(model, optim)
+        schedule.step()
+    assert rate(optim) == pytest.approx(0.5 * 1e-2)
+    for lr in (5e-3, 2e-3, 2e-3, 1e-2):
+        state = optim.state_dict()
+        _, optim = build(lr=lr)
+        optim.load_state_dict(state)
+        assert rate(optim) == pytest.approx(0.5 * lr)
+        assert optim["autoencoder"].optimizer.param_groups[0]["initial_lr"] == lr
+
+
+def moved(clip, *gradients):
+    """How far each part moves in a step of SGD with rate 1, whose gradient has this norm: by norm of the move."""
+    parts = {name: nn.Linear(4, 1, bias=False) for name in ("encoder", "decoder", "discriminator")}
+    sgd = dict(type="SGD", lr=1.0)
+    config = dict(autoencoder=sgd, discriminator=sgd, clip_grad_norm=clip, max_skipped=3, spike_factor=None)
+    model, before = Parts(**parts), {name: part.weight.detach().clone() for name, part in parts.items()}
+    optim = PartOptimizersConstructor(config)(model)
+    for part, norm in zip(parts.values(), gradients, strict=True):
+        part.weight.grad = torch.full((1, 4), norm / 2)
+    logs = optim.step_parts(parts, [])
+    assert [float(logs[f"grad_norm/{name}"]) for name in parts] == pytest.approx(gradients)  # before clipping
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    return [float((part.weight.detach() - before[name]).norm()) for name, part in parts.items()]
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [
+        (None, [3.0, 4.0, 12.0]),
+        (100.0, [3.0, 4.0, 12.0]),  # small gradients stay as they are
+        (5.1, [3.0, 4.0, 5.1]),
+        (2.5, [1.5, 2.0, 2.5]),  # encoder and decoder are one side, whose norm is 5
+    ],
+)
+def test_clipping_shrinks_a_side_to_its_bound_and_enlarges_nothing(clip, expected):
+    assert moved(clip, 3.0, 4.0, 12.0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_clears_the_gradients_of_sides_that_it_leaves_out_too():
+    model, optim = build()
+    for value in (1.0, float("nan")):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        optim.step_parts(model.trained_parts(), [torch.tensor(value)])
+        assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    assert optim.guard.skipped == 1
+
+
+def parts_of(precision):
+    return Parts(precision, decoder=nn.Linear(3, 2), discriminator=nn.Linear(2, 1))
+
+
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32"), ("fp16", "fp16")])
+def test_a_run_goes_on_in_another_precision(before, after):
+    model, optim = build(model=parts_of(before))
+    optim.loss_scale(torch.device("cpu"))
+    if before == "fp16":
+        optim.scaler.update(512.0)
+    other_model, other = build(model=parts_of(after))
+    other.load_state_dict(optim.state_dict())
+    expected = {"fp32": 1.0, "fp16": 512.0 if before == "fp16" else 2.0**16}[after]
+    assert float(other.loss_scale(torch.device("cpu"))) == expected
+    for parameter in other_model.parameters():
+        parameter.grad = torch.full_like(parameter, expected)
+    logs = other.step_parts(other_model.trained_parts(), [])
+    assert float(logs["grad_norm/decoder"]) == pytest.approx(8**0.5)  # of eight ones, the scale divided out
+    assert ("loss_scale" in logs) is (after == "fp16")
 
 
 def test_optimisers_of_another_model_are_one_clear_error():

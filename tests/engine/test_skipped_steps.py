@@ -31,6 +31,26 @@ def test_a_spike_does_not_change_what_is_usual():
         assert not guard.passes({"decoder": 1e6}, True)
 
 
+def test_a_few_large_norms_below_the_limit_do_not_widen_it():
+    """Of 90 ones and 10 nines the median is 1, the mean 1.8: of 12, twelve times the usual one."""
+    guard = SkippedSteps(3, 10.0)
+    for i in range(WINDOW):
+        assert guard.passes({"decoder": 9.0 if i % 10 == 9 else 1.0}, True)
+    assert not guard.passes({"decoder": 12.0}, True)
+    assert guard.passes({"decoder": 10.0}, True)  # ten times is not more than ten times
+
+
+def test_a_part_is_judged_from_its_hundredth_step_on_as_the_words_say():
+    assert WINDOW == 100
+    guard = SkippedSteps(3, 10.0)
+    for _ in range(99):
+        assert guard.passes({"decoder": 1.0}, True)
+    other = SkippedSteps(3, 10.0)
+    other.load_state_dict(guard.state_dict())
+    assert other.passes({"decoder": 99.0}, True)  # the hundredth
+    assert not other.passes({"decoder": 99.0}, True)
+
+
 def test_what_is_usual_follows_training():
     guard = settled()
     for i in range(600):
@@ -71,3 +91,15 @@ def test_a_saved_state_goes_on():
     assert other.state_dict() == guard.state_dict()
     assert not other.passes({"decoder": 16.0}, True)
     assert other.skipped_in_a_row == 2
+    assert other.passes({"decoder": 2.0}, True)
+    assert not other.passes({"decoder": 99.0}, True)  # the window of the last 100 is still one of 100
+    for i in range(2 * WINDOW):
+        assert other.passes({"decoder": 3.0 + i % 2}, True)
+    assert other.passes({"decoder": 34.0}, True)  # it has moved on
+    assert not other.passes({"decoder": 41.0}, True)
+
+
+def test_it_is_off_without_a_factor_and_a_zero_limit_stops_at_the_first():
+    guard = settled(max_skipped=0)
+    with pytest.raises(DivergenceError, match="1 steps in a row"):
+        guard.passes({"decoder": 99.0}, True)
