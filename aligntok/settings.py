@@ -59,6 +59,24 @@ class ChangesTo:
         return given
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FilledFrom:
+    """Of an annotation ``Annotated[dict[str, Any], FilledFrom(default)]``, a component's config: what it leaves out is
+    the default's if it is of the same type, or of none.
+    """
+
+    default: dict[str, Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._filled, handler(source))
+
+    def _filled(self, given: dict[str, Any]) -> dict[str, Any]:
+        same = given.get("type", self.default["type"]) == self.default["type"]
+        return {**self.default, **given} if same else given
+
+
 @overload
 def settings(cls: type[T], /) -> type[T]: ...
 @overload

@@ -7,12 +7,12 @@ import logging
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS, PARAM_SCHEDULERS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import Tensor, nn
 
 from aligntok.distributed import any_process
@@ -30,26 +30,6 @@ def check_optimizer(config: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: {unknown('optimiser', config.get('type'), known)}")
     options = {key: value for key, value in config.items() if key != "type"}
     check_keywords(optimizer, options, who=f"{where}: optimiser '{config['type']}'")
-
-
-def check_schedule(schedulers: Iterable[Mapping[str, Any]], where: str) -> None:
-    """Raise ConfigError unless each ``dict(type=..., ...)`` is a parameter scheduler of mmengine that can be built."""
-    for config in schedulers:
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-        try:
-            if find_class(PARAM_SCHEDULERS, config["type"], "mmengine.optim._ParamScheduler") is None:
-                raise KeyError(unknown("scheduler", config["type"], sorted(PARAM_SCHEDULERS.module_dict)))
-            built = PARAM_SCHEDULERS.build(dict(config), default_args={"optimizer": optimizer, "by_epoch": False})
-        except (TypeError, ValueError, KeyError, AssertionError, AttributeError) as error:
-            raise ConfigError(
-                f"{where}, schedule: {dict(config)} is no scheduler of mmengine ({first_line(error)}); each is "
-                "dict(type='LinearLR', start_factor=0.1, begin=0, end=1000) or the like, counted in steps"
-            ) from error
-        if built.param_name != "lr" or any(map(callable, built.state_dict().values())):
-            raise ConfigError(
-                f"{where}, schedule: {config['type']} cannot be saved with a checkpoint; take one of the learning rate "
-                "whose state is plain numbers, such as LinearLR, CosineAnnealingLR, MultiStepLR"
-            )
 
 
 def side_of(part: str) -> str:

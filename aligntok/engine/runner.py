@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from aligntok.engine.checkpoints import (
     write_frozen,
 )
 from aligntok.engine.ema import EMASettings, WeightAverages
+from aligntok.engine.schedules import go_on_schedules
 from aligntok.errors import CheckpointError, Preempted
 from aligntok.io.files import remove_leftovers
 
@@ -135,13 +137,10 @@ class StageRunner(Runner):
         source = f"the checkpoint of step {content['step']} in {self.work_dir}"
         load_parts({**model.frozen_parts(), **model.trained_parts()}, states, source)
         optimizers: Any = self.optim_wrapper
-        optimizers.load_state_dict(content["optimizers"])
+        load = partial(optimizers.load_state_dict, content["optimizers"])
+        go_on_schedules(self._schedulers(), content["schedulers"], content["step"], load)
         if self.ema is not None and content["ema"] is not None:
             self.ema.load_state_dict(content["ema"])
-        for scheduler, state in zip(self._schedulers(), content["schedulers"], strict=True):
-            base_values = scheduler.base_values  # the config's learning rate, which may be another than it was
-            scheduler.load_state_dict(state)
-            scheduler.base_values = base_values
         loop: Any = self.train_loop
         loop.start_at(content["step"])
         self._seconds_before = content["seconds"]

@@ -20,6 +20,7 @@ from aligntok.engine import hooks as engine_hooks
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StageRunner, StepLoop
+from aligntok.engine.schedules import complete_schedule
 from aligntok.errors import ConfigError
 from aligntok.io.files import write_json
 from aligntok.loading import STAGE_FORMAT
@@ -86,7 +87,7 @@ def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
     every = stage.settings.validation.every
     first, *others = stage.optimizers
     schedule = {
-        first: [{"by_epoch": False, **s} for s in stage.settings.schedule or []],
+        first: complete_schedule(stage.settings.schedule, stage.settings.schedule_end or stage.settings.steps),
         **{side: [] for side in others},
     }
     return {

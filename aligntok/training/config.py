@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligntok.distributed import is_first
 from aligntok.engine.checkpoints import finished_steps
+from aligntok.engine.schedules import end_of_schedule
 from aligntok.errors import CheckpointError, ConfigError, first_line
 from aligntok.loading import read_stage_file
 from aligntok.registry import dotted_components
@@ -134,11 +135,14 @@ def report_config_diff(stage: Stage, finished: bool) -> None:
     if not changes:
         return
     shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
-    fixed = [key for key in changes if key.startswith(FIXED)]
+    asked = ("schedule_end",) if stage.settings.schedule_end else ()
+    fixed = [key for key in changes if key.startswith(FIXED) and key not in asked]
     if fixed and not finished:
+        old, new = changes.get("schedule_end", (None, None))
+        kept = f" (schedule_end={old} keeps the schedule, schedule_end={new} stretches it)" if old and new else ""
         raise ConfigError(
             f"stage '{stage.name}' in {stage.folder} has begun with other settings ({shown}), and {', '.join(fixed)} "
-            "cannot change on the way. Set it back, or remove the folder to train the stage anew"
+            f"cannot change on the way. Set it back{kept}, or remove the folder to train the stage anew"
         )
     consequence = "remove its folder to train it again" if finished else "it goes on, and ends as neither would alone"
     if is_first():
@@ -148,8 +152,16 @@ def report_config_diff(stage: Stage, finished: bool) -> None:
 
 
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return dotted key -> (old, new) for every setting of a stage that differs and is not free to change."""
-    before, after = flatten(old), flatten(json.loads(json.dumps(dict(new), default=str)))
+    """Return dotted key -> (old, new) for every setting of a stage that differs and is not free to change.
+
+    `schedule_end` is the step at which a schedule whose rates depend on that ends: its own, or the stage's last.
+    """
+    before, after = flatten(_with_end(old)), flatten(json.loads(json.dumps(_with_end(new), default=str)))
     own = [key for key in {**before, **after} if key.split(".")[0] in new]
     keys = [key for key in own if not (key.split(".")[0] in FREE or key.startswith(FREE_BELOW))]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def _with_end(of: Mapping[str, Any]) -> dict[str, Any]:
+    end = of.get("schedule_end") or of.get("steps")
+    return {**of, "schedule_end": end and end_of_schedule(of.get("schedule"), end)}

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from aligntok.data.sampler import per_process_batch
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_parts, part_states, read_parts
-from aligntok.engine.optim import check_optimizer, check_schedule, side_of
+from aligntok.engine.optim import check_optimizer, side_of
+from aligntok.engine.schedules import check_schedule
 from aligntok.errors import ConfigError
 from aligntok.io.console import print_table
 from aligntok.io.files import check_space
@@ -60,7 +61,7 @@ def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> S
     where = stage.where
     for side, config in stage.optimizers.items():
         check_optimizer(config, f"{where}, {'discriminator_' * (side == 'discriminator')}optimizer")
-    check_schedule(stage.settings.schedule or [], where)
+    check_schedule(stage.settings.schedule, where, stage.settings.steps, stage.settings.schedule_end)
     if isinstance(stage.settings.compile, Mapping):
         check_keywords(torch.compile, dict(stage.settings.compile), who="compile")
     for split in ("train", "val"):

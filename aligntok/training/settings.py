@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -12,29 +12,11 @@ from aligntok.caching.settings import CacheContent, Posterior
 from aligntok.diffusion.settings import AboveZero, Sampling, TransportSettings
 from aligntok.engine.ema import EMASettings
 from aligntok.errors import ConfigError, unknown
-from aligntok.settings import Count, Positive, Precision, settings
+from aligntok.settings import Count, FilledFrom, Positive, Precision, settings
 from aligntok.tokenizer import Tokenizer
 from aligntok.weights.lora import LoRASettings
 
 Seconds = Annotated[float, Field(ge=0)]
-
-
-@dataclass(frozen=True, eq=False)
-class FilledFrom:
-    """Of an annotation ``Annotated[dict[str, Any], FilledFrom(default)]``, a component's config: what it leaves out is
-    the default's if it is of the same type, or of none.
-    """
-
-    default: dict[str, Any]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_after_validator_function(self._filled, handler(source))
-
-    def _filled(self, given: dict[str, Any]) -> dict[str, Any]:
-        same = given.get("type", self.default["type"]) == self.default["type"]
-        return {**self.default, **given} if same else given
 
 
 _IMAGES, _LATENTS, _LPIPS, _PATCHGAN = ({"type": name} for name in ("images", "latents", "lpips", "patchgan"))
@@ -177,6 +159,8 @@ class TrainingSettings:
     """Optimiser steps."""
     schedule: list[Any] | None = None
     """mmengine parameter schedulers of the learning rate, by step; None: constant."""
+    schedule_end: Positive | None = None
+    """Step at which schedulers without an `end` end; None: the last. Of a stage that has begun: stretches them."""
     clip_grad_norm: AboveZero | None = None
     """Largest gradient norm of a side; None: no clipping."""
     spike_factor: Annotated[float, Field(ge=1)] | None = 30.0
