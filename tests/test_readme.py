@@ -103,8 +103,9 @@ def run_train(arguments):
         extra = ["--cfg-options", *arguments[arguments.index("--cfg-options") + 1 :], *SHORTER, *stages]
         extra += ["ema.snapshot_every=1", "checkpoint.every=3", "log.pictures=2", "validation.num_images=2"]
         arguments = arguments[: arguments.index("--cfg-options")]
-    elif "--dry-run" in arguments:
-        extra = []
+    else:
+        extra = [] if "--dry-run" in arguments else extra
+        arguments = [word for word in arguments if not word.startswith("data_root=")]  # what is given is looked at
     # Options go before --cfg-options, which takes everything after it.
     return cli.train([*arguments[:1], *extra, *arguments[1:]])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
 from aligntok.training.config import dotted_models, report_config_diff
 from aligntok.training.generation import expand_generation
-from aligntok.training.plan import check_before_training, plan_stage, print_plan
+from aligntok.training.plan import StagePlan, check_before_training, plan_stage, print_plan
 from aligntok.training.run_info import print_summary, read_result, write_run_info
 from aligntok.training.stages import Stage
 
@@ -33,7 +34,8 @@ def run(
     """Train the stages of a config, then its generator, and return the folder of what is finished.
 
     Started again, it skips what is finished and goes on with what is not. `only_stage` runs one stage by name, or
-    "generation"; `dry_run` prints the plan, on the meta device, and stops: it needs neither data nor weights.
+    "generation"; `dry_run` prints the plan, on the meta device, and stops: it needs no weights, and of the data, where the
+    config says where they are, the listing.
     `run_info`, see :func:`~aligntok.training.run_info.run_info_of`, is noted in the work folder when anything is
     trained. Returns the saved generator's folder, of a config without one the tokenizer's, or None when that is not
     finished. Raises AlignTokError's kinds before the first step wherever they can be known.
@@ -43,12 +45,14 @@ def run(
     if not chosen:
         raise ConfigError(unknown("stage", only_stage, [stage.name for stage in stages]))
     if dry_run:
-        print_plan([plan_stage(stage, processes) for stage in chosen])
+        print_plan([_plan_beforehand(stage, processes) for stage in chosen])
         return None
     folder: Path | None = None
     with logging_the_end(), job(config["process_timeout"]) as launcher:
         for stage in chosen:
             stage.check_beforehand(stages[: stages.index(stage)])
+        stages = [stage.completed() if stage in chosen else stage for stage in stages]
+        chosen = [stage for stage in stages if only_stage in (None, stage.name)]
         _say_what_loads(config)
         for i, (_, group) in enumerate(groupby(stages, lambda stage: stage.waits)):
             together = [*group]
@@ -58,6 +62,13 @@ def run(
                 raise ConfigError("the generator's tokenizer is not finished; train all stages first, without --stage")
             folder = _train(config, together, chosen, launcher, None if i else run_info)
     return folder
+
+
+def _plan_beforehand(stage: Stage, processes: int) -> StagePlan:
+    """Plan a stage by what is there before anything is trained."""
+    stage = stage.completed()
+    plan, data = plan_stage(stage, processes), stage.look()
+    return plan if data is None else replace(plan, epochs=plan.images_seen / len(data))
 
 
 def expand(config: Mapping[str, Any]) -> list[Stage]:

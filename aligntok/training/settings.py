@@ -29,7 +29,7 @@ class LoadingSettings:
     """Data sets and their loading."""
 
     nominal_images: Positive | None = None
-    """Training images of the nominal data set, from which `--dry-run` counts epochs."""
+    """Training images of the nominal data set, from which `--dry-run` counts epochs without a `data_root`."""
     workers: Count = 4
     """Data-loading processes of each training process."""
     timeout: Seconds = 600

@@ -169,6 +169,17 @@ class Stage(ABC):
         """Build what is trained; without data on the meta device, right in every shape and keyword, without weights."""
 
     @abstractmethod
+    def look(self) -> Any:
+        """Open what it trains on, as far as that is there before anything is made, and check it; None: it is not.
+
+        Raises DataError or ConfigError.
+        """
+
+    def completed(self) -> Self:
+        """Return it with what its settings leave to the data. Raises as :meth:`look` does."""
+        return self
+
+    @abstractmethod
     def build_data(self) -> StageData:
         """Open, or make, what it trains on. Collective. Raises DataError, ConfigError or WeightsError."""
 

@@ -403,6 +403,24 @@ def test_a_dry_run_needs_neither_data_nor_weights_and_prints_every_stage(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_looks_at_the_data_that_it_is_given(write_config, photographs, tmp_path, capsys):
+    config = write_config(steps=10, data=dict(train=dict(split="train", image_size=32), val=None, nominal_images=7))
+    assert start(config, tmp_path / "run", "--dry-run") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "= epochs" in line]
+    images = len(list((photographs / "train").rglob("*.png")))
+    assert f"{10 * 4 / images:.2f}" in line  # steps of four images
+    for option, said in (
+        (f"data_root={tmp_path}/nowhere", "no file or folder of images at"),
+        ("data.train.split=trian", "has no split named 'trian'; did you mean 'train'?"),
+        ("data.val={'split':'vla'}", "has no split named 'vla'"),
+    ):
+        assert start(config, tmp_path / "run", "--dry-run", "--cfg-options", option) == 2
+        assert said in capsys.readouterr().err
+    assert start(config, tmp_path / "run", "--dry-run", "--cfg-options", "data_root=None") == 0
+    assert f"{10 * 4 / 7:.2f}" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_names_every_stage_in_full_on_a_narrow_terminal(write_config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert start(write_config(), tmp_path / "run", "--dry-run") == 0

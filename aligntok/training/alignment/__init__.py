@@ -112,6 +112,10 @@ class AlignmentStage(Stage):
         with torch.device("meta"):  # shapes do not depend on what is compiled
             return AlignmentModel(replace(self.without_pretrained().settings, compile=False), self.seed)
 
+    def look(self) -> Any:
+        """Open the images that are trained on, and those held out, where the config says where they are."""
+        return self.build_data().train if self.reads_data else None
+
     def build_data(self) -> StageData:
         """Open the training images and those held out, if any. Raises DataError or ConfigError."""
         data = self.settings.data

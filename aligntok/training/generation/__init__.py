@@ -10,6 +10,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -122,6 +123,40 @@ class GeneratorStage(Stage):
             diffusion = self._beside_nothing(self.latent_input()[0].shape[1:])
         return GenerationModel(diffusion, replace(self.settings, compile=False), self.seed)
 
+    def look(self) -> Any:
+        """Open the cache, or the images that are encoded, where the config says where they are."""
+        cache, train = self.settings.latent_cache, self.settings.data.train
+        if "root" not in train or (cache is not None and self.data_root is None):
+            return None
+        if cache is not None:
+            data: Any = open_source(str(self.data_root), cache.split)
+        else:
+            data = DATASETS.build({"train": True, "seed": self.seed, **train})
+        self._check_classes(data)
+        return data
+
+    def completed(self) -> Self:
+        """Return it with the generator's number of classes: the config's, that of a run which has begun, the data's."""
+        generator = self.settings.generator
+        if "num_classes" in generator or "num_classes" not in _keywords(generator):
+            return self
+        if self.description.is_file():
+            number = read_stage_file(self.folder, UNKNOWN)["generator"].get("num_classes")
+        else:
+            number = number_of_classes(self.look())
+        if number is None:
+            return self
+        return replace(self, settings=replace(self.settings, generator={**generator, "num_classes": number}))
+
+    def _check_classes(self, data: Any) -> None:
+        """Raise ConfigError where the data have another number of classes than a generator that is told of them."""
+        given, number = self.settings.generator.get("num_classes", 1), number_of_classes(data)
+        if given != 1 and number not in (None, given):
+            raise ConfigError(
+                f"the data has {number} classes, the generator's num_classes is {given}; leave generator.num_classes "
+                "out to have the data's, or set it to 1 for an unconditional generator"
+            )
+
     def build_data(self) -> StageData:
         """Load the tokenizer, make the cache if there is to be one, and open the data; collective.
 
@@ -140,15 +175,15 @@ class GeneratorStage(Stage):
         if config["type"] == "latents":
             config["tokenizer_identity"] = tokenizer.identity
         train = DATASETS.build({"train": True, "seed": self.seed, **config})
+        self._check_classes(train)
         statistics, shape = self._statistics(tokenizer, train)
         names = tuple(getattr(train, "class_names", ()))
         seed_torch("weights", self.seed)  # the generator's first weights
         diffusion = LatentDiffusion(
             self.settings.generator, tokenizer, statistics, shape, names, asdict(self.settings.sampling)
         )
-        labels = getattr(train, "labels", None)
-        labels = getattr(getattr(train, "source", None), "labels", None) if labels is None else labels
-        if labels is not None and len(labels) and diffusion.conditional:
+        labels = _labels(train)
+        if len(labels) and diffusion.conditional:
             check_label_range(labels, diffusion.generator, DataError)
         return StageData(train, made_with=diffusion)
 
@@ -288,10 +323,28 @@ class GeneratorStage(Stage):
     def latent_input(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return x (1, C, h, w), t (1,) and y (1,) for the generator, at the latent size that it is made for."""
         generator = self.settings.generator
-        takes = inspect.signature(GENERATORS.get(generator["type"])).parameters
+        takes = _keywords(generator)
         sizes = {
             name: generator.get(name, takes[name].default) for name in ("input_size", "in_channels") if name in takes
         }
         side = sizes.get("input_size", 16)
         height, width = (side, side) if isinstance(side, int) else side
         return torch.randn(1, sizes["in_channels"], height, width), torch.rand(1), torch.zeros(1, dtype=torch.int64)
+
+
+def _keywords(generator: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(GENERATORS.get(generator["type"])).parameters
+
+
+def _labels(data: Any) -> Any:
+    """Return the labels of a data set, or of its source; empty where it does not know them beforehand."""
+    labels = getattr(data, "labels", None)
+    return getattr(getattr(data, "source", None), "labels", ()) if labels is None else labels
+
+
+def number_of_classes(data: Any) -> int | None:
+    """Return how many classes a data set, or a source, has: their names, else up to the largest label; None: unknown."""
+    if names := getattr(data, "class_names", ()):
+        return len(names)
+    labels = _labels(data)
+    return int(np.max(labels)) + 1 if len(labels) and np.min(labels) >= 0 else None

@@ -8,7 +8,9 @@ import random
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_c
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import load_latent_diffusion
 from aligntok.ops import attention
+from aligntok.training.generation import number_of_classes
 
 STEPS = 6
 EXACT = dict(type="AdamW", lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, eps=1e-2)  # rounding is not divided by
@@ -250,6 +253,7 @@ GENERATOR = dict(type="lightning_dit", hidden_size=32, depth=2, num_heads=2, inp
     [
         (dict(in_channels=8, num_classes=3), "generator, latents and tokenizer do not fit"),
         (dict(in_channels=4, num_classes=2), "the data has 3 classes, the generator's num_classes is 2"),
+        (dict(in_channels=4, num_classes=4), "the data has 3 classes, the generator's num_classes is 4"),
         (dict(in_channels=4, num_classes=1, class_dropout_prob=0.0), "needs a null class"),
     ],
 )
@@ -257,6 +261,36 @@ def test_a_generator_that_does_not_fit_its_data_is_one_clear_error(write_generat
     config = write_generation(generator={**GENERATOR, **generator})
     assert train([config, "--work-dir", str(tmp_path / "run")]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps", [["--dry-run"], []])
+def test_a_number_of_classes_that_differs_is_found_by_a_dry_run_and_by_a_run(write_generation, tmp_path, capsys, steps):
+    config = write_generation(generator={**GENERATOR, "in_channels": 4, "num_classes": 1000}, tokenizer=None)
+    assert train([config, "--work-dir", str(tmp_path / "run"), *steps]) == 2
+    assert "the data has 3 classes, the generator's num_classes is 1000" in capsys.readouterr().err
+
+
+def test_the_number_of_classes_is_the_datas_and_stays(write_generation, tmp_path, capsys):
+    config = write_generation(generator={**GENERATOR, "in_channels": 4}, steps=1, log=dict(pictures=0))
+    run = [config, "--work-dir", str(tmp_path / "run")]
+    assert train([*run, "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert "unknown" not in planned  # epochs
+    assert train(run) == 0
+    assert json.loads((tmp_path / "run/generation/stage.json").read_text())["generator"]["num_classes"] == 3
+    assert aligntok.load_latent_diffusion(tmp_path / "run").generator.num_classes == 3
+    capsys.readouterr()
+    assert train([*run, "--cfg-options", "steps=2", "data.train.hflip=False"]) == 0
+    assert "generator.num_classes" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "number"),
+    [("ab", [0, 0], 2), ("", [0, 2], 3), ("", [-1, 2], None), ("", [], None), (None, None, None)],
+)
+def test_classes_are_counted_by_their_names_or_by_the_largest_label(names, labels, number):
+    data = SimpleNamespace() if names is None else SimpleNamespace(class_names=tuple(names), labels=np.array(labels))
+    assert number_of_classes(data) == number
 
 
 def test_what_a_state_depends_on_cannot_change_on_the_way(whole, tmp_path, capsys):
