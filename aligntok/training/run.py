@@ -34,8 +34,8 @@ def run(
     """Train the stages of a config, then its generator, and return the folder of what is finished.
 
     Started again, it skips what is finished and goes on with what is not. `only_stage` runs one stage by name, or
-    "generation"; `dry_run` prints the plan, on the meta device, and stops: it needs no weights, and of the data, where the
-    config says where they are, the listing.
+    "generation"; `dry_run` prints the plan, on the meta device, and stops: it needs no weights,
+    and of the data, where the config says where they are, the listing.
     `run_info`, see :func:`~aligntok.training.run_info.run_info_of`, is noted in the work folder when anything is
     trained. Returns the saved generator's folder, of a config without one the tokenizer's, or None when that is not
     finished. Raises AlignTokError's kinds before the first step wherever they can be known.

@@ -404,7 +404,8 @@ def test_a_dry_run_needs_neither_data_nor_weights_and_prints_every_stage(
 
 
 def test_a_dry_run_looks_at_the_data_that_it_is_given(write_config, photographs, tmp_path, capsys):
-    config = write_config(steps=10, data=dict(train=dict(split="train", image_size=32), val=None, nominal_images=7))
+    sets = {split: dict(split=split, image_size=32) for split in ("train", "val")}
+    config = write_config(steps=10, data=dict(**sets, nominal_images=7))
     assert start(config, tmp_path / "run", "--dry-run") == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "= epochs" in line]
     images = len(list((photographs / "train").rglob("*.png")))
@@ -412,7 +413,7 @@ def test_a_dry_run_looks_at_the_data_that_it_is_given(write_config, photographs,
     for option, said in (
         (f"data_root={tmp_path}/nowhere", "no file or folder of images at"),
         ("data.train.split=trian", "has no split named 'trian'; did you mean 'train'?"),
-        ("data.val={'split':'vla'}", "has no split named 'vla'"),
+        ("data.val.split=vla", "has no split named 'vla'; did you mean 'val'?"),
     ):
         assert start(config, tmp_path / "run", "--dry-run", "--cfg-options", option) == 2
         assert said in capsys.readouterr().err

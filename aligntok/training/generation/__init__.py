@@ -343,7 +343,7 @@ def _labels(data: Any) -> Any:
 
 
 def number_of_classes(data: Any) -> int | None:
-    """Return how many classes a data set, or a source, has: their names, else up to the largest label; None: unknown."""
+    """Return how many classes a data set, or a source, has: its names, or up to the largest label; None: unknown."""
     if names := getattr(data, "class_names", ()):
         return len(names)
     labels = _labels(data)
