@@ -11,7 +11,8 @@ import pytest
 from torch import nn
 
 from aligntok.adapters import MLPAdapter
-from aligntok.engine.optim import check_optimizer, check_schedule
+from aligntok.engine.optim import check_optimizer
+from aligntok.engine.schedules import check_schedule
 from aligntok.errors import AlignTokError, ConfigError, UnknownComponentError
 from aligntok.registry import (
     ADAPTERS,
@@ -190,10 +191,10 @@ def test_optimisers_and_schedules_are_registered_names_or_subclasses_too(canary)
         with pytest.raises(ConfigError, match="no optimiser named"):
             check_optimizer({"type": name, "lr": 1.0}, "here")
         with pytest.raises(ConfigError, match="is no scheduler of mmengine"):
-            check_schedule([{"type": name}], "here")
+            check_schedule([{"type": name}], "here", steps=9)
     check_optimizer({"type": "torch.optim.AdamW", "lr": 1.0}, "here")
     check_optimizer({"type": "AdamW", "lr": 1.0}, "here")
-    check_schedule([{"type": "LinearLR", "start_factor": 0.5}], "here")
+    check_schedule([{"type": "LinearLR", "start_factor": 0.5}], "here", steps=9)
 
 
 def test_a_component_is_built_in_a_bare_interpreter():

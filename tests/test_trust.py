@@ -48,6 +48,7 @@ USERS_OWN = {
         "build_data": "the training's config",
         "data_to_measure": "the same",
         "_beside_nothing": "the same",
+        "look": "the same",
     },
     "training/generation/validation.py": {"_variants_and_metrics": "the training's config"},
     "sampling/guidance_sweep.py": {"sweep_guidance": "the caller's metrics"},

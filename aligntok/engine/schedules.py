@@ -11,7 +11,7 @@ import torch
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
-from aligntok.errors import ConfigError, first_line
+from aligntok.errors import ConfigError, first_line, unknown
 from aligntok.registry import check_keywords, find_class
 
 #: Of a scheduler's state: what moves as it goes. The rest is its shape.
@@ -77,10 +77,12 @@ def _build(one: Mapping[str, Any], where: str, optimizer: Any = None) -> Any:
     options = {key: value for key, value in one.items() if key not in ("type", "convert_to_iter_based")}
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0) if optimizer is None else optimizer
     try:
+        if kind is None:
+            raise KeyError(unknown("scheduler", one["type"], sorted(PARAM_SCHEDULERS.module_dict)))
         bases = kind.__mro__ if isinstance(kind, type) and issubclass(kind, _ParamScheduler) else ()
         for named in [base for base in bases if base.__name__.endswith("ParamScheduler")][:1]:  # LinearLR takes *args
             check_keywords(named, options, who=f"{where}, schedule: {one['type']}")
-        built = PARAM_SCHEDULERS.build({"by_epoch": False, **options, "type": one["type"], "optimizer": optimizer})
+        built = PARAM_SCHEDULERS.build({"by_epoch": False, **options, "type": kind, "optimizer": optimizer})
     except ConfigError:
         raise
     except (TypeError, ValueError, KeyError, AssertionError, AttributeError, ArithmeticError) as error:
