@@ -190,7 +190,7 @@ def test_optimisers_and_schedules_are_registered_names_or_subclasses_too(canary)
     for name in (canary, f"{canary}.run", f"{canary}.Odd", "subprocess.Popen", "torch.nn.Linear", None, 3, ["Adam"]):
         with pytest.raises(ConfigError, match="no optimiser named"):
             check_optimizer({"type": name, "lr": 1.0}, "here")
-        with pytest.raises(ConfigError, match="is no scheduler of mmengine"):
+        with pytest.raises(ConfigError, match="is no scheduler of mmengine|schedule holds"):
             check_schedule([{"type": name}], "here", steps=9)
     check_optimizer({"type": "torch.optim.AdamW", "lr": 1.0}, "here")
     check_optimizer({"type": "AdamW", "lr": 1.0}, "here")
