@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 
@@ -87,6 +88,36 @@ def test_a_tokenizer_that_is_not_variational_has_nothing_to_sample():
     tokenizer, images = build(), torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(tokenizer.encode(images, sample=True), tokenizer.encode(images))
+
+
+@pytest.mark.parametrize(("log_variance", "deviation"), [(1e4, math.exp(10)), (-1e4, math.exp(-15)), (2.0, math.e)])
+def test_a_wild_posterior_is_bounded_on_both_sides(log_variance, deviation):
+    """Log-variances are clamped to [-30, 20], as the KL loss clamps them; the mean is left as it is."""
+    tokenizer = build(variational=True)
+    moments = torch.cat([torch.full((1, 5, 2, 3), 7.0), torch.full((1, 5, 2, 3), log_variance)], dim=1)
+    noise = torch.tensor([1.0, -2.0, 0.0, 1.0, 3.0]).view(1, 5, 1, 1).expand(1, 5, 2, 3)
+    torch.testing.assert_close(tokenizer.latents_from(moments, noise=noise), 7 + deviation * noise)
+    assert torch.equal(tokenizer.latents_from(moments), moments[:, :5])
+
+
+# Which tokenizer it is
+
+
+def test_the_identity_changes_with_every_weight_and_setting_that_a_latent_depends_on(tmp_path):
+    tokenizer = build()
+    identity = tokenizer.identity
+    assert len(identity) == 64
+    assert build().identity == identity
+    for part in ("encoder", "adapter", "decoder"):
+        changed = build()
+        with torch.no_grad():
+            next(getattr(changed, part).parameters()).view(-1)[0] += 1e-3  # one number of one weight
+        assert (changed.identity == identity) is (part == "decoder"), part
+    assert build(decoder={**DECODER, "num_res_blocks": 2}).identity == identity
+    assert build(variational=True).identity != identity
+    assert build(adapter=dict(type="linear")).identity != identity
+    tokenizer.double().float().save_pretrained(tmp_path / "copy")
+    assert Tokenizer.from_pretrained(tmp_path / "copy").identity == identity
 
 
 # Saving and loading

@@ -3,6 +3,7 @@
 import time
 from itertools import islice
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +41,21 @@ def test_every_epoch_visits_each_image_once_even_when_it_ends_inside_a_batch(dat
 def test_epochs_and_seeds_have_orders_of_their_own():
     orders = {tuple(epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}
     assert len(orders) == 4
+
+
+def test_every_bucket_and_epoch_has_an_order_of_its_own():
+    """Pinned to numpy's own: in buckets of one size, orders that are alike would be seen by nobody."""
+    for seed, epoch, bucket in [(2, 1, 3), (0, 0, 0), (5, 7, 1)]:
+        expected = np.random.default_rng((0, seed, epoch, bucket)).permutation(20).tolist()
+        assert epoch_order(20, seed, epoch, bucket).tolist() == expected
+    buckets = np.array([0, 1] * 20, dtype=np.uint8)
+    visited = {0: [], 1: []}
+    for batch in GlobalBatchSampler(40, 4, seed=2, num_steps=20, buckets=buckets):
+        visited[int(buckets[batch[0].index])] += [request.index // 2 for request in batch]
+    for bucket, places in visited.items():
+        orders = [np.random.default_rng((0, 2, epoch, bucket)).permutation(20).tolist() for epoch in (0, 1)]
+        assert places == [*orders[0], *orders[1]]
+    assert visited[0] != visited[1]
 
 
 def test_a_resumed_sampler_goes_on_as_if_never_stopped():

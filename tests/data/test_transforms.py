@@ -174,7 +174,22 @@ def test_a_draft_is_smaller_but_never_below_its_side():
     assert transforms.open_image(data).size == (1024, 800)
 
 
-@pytest.mark.parametrize("size", [(500, 375), (375, 500), (64, 64), (47, 300), (333, 77)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (500, 375),
+        (375, 500),
+        (64, 64),
+        (47, 300),
+        (333, 77),
+        (64, 67),
+        (67, 64),
+        (64, 69),
+        (69, 64),
+        (65, 66),
+        (66, 65),
+    ],
+)
 def test_evaluation_crop_has_torchvisions_pixels(size):
     image = noise(*size)
     reference = v2.Compose([v2.Resize(64, v2.InterpolationMode.BICUBIC), v2.CenterCrop(64)])(image)

@@ -153,7 +153,7 @@ def parts_of(precision):
 
 @pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32"), ("fp16", "fp16")])
 def test_a_run_goes_on_in_another_precision(before, after):
-    _model, optim = build(model=parts_of(before))
+    _, optim = build(model=parts_of(before))
     optim.loss_scale(torch.device("cpu"))
     if before == "fp16":
         optim.scaler.update(512.0)

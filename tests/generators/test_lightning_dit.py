@@ -88,16 +88,31 @@ def test_published_xl_checkpoints_load_strictly(shared_dir, name, use_qknorm):
     assert own == {key: shape for key, shape in shapes.items() if key not in TABLES}
 
 
-@pytest.mark.parametrize(
-    ("size", "millions"),
-    [("S", 32.89), ("B", 130.36), ("L", 457.89), ("XL", 674.96), ("1p0B", 1029.01), ("1p6B", 1631.31)],
-)
-def test_sizes_have_their_numbers_of_parameters(size, millions):
+#: Of the published code's models: millions of parameters, hidden size, depth, heads.
+PUBLISHED = {
+    "S": (32.89, 384, 12, 6),
+    "B": (130.36, 768, 12, 12),
+    "L": (457.89, 1024, 24, 16),
+    "XL": (674.96, 1152, 28, 16),
+    "1p0B": (1029.01, 1536, 24, 24),
+    "1p6B": (1631.31, 1792, 28, 28),
+}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_sizes_have_their_published_shape_and_number_of_parameters(size):
     with torch.device("meta"):
         model = LightningDiT(size)
+    millions, width, depth, heads = PUBLISHED[size]
     trained = sum(p.numel() for p in model.parameters())
     assert trained / 1e6 == pytest.approx(millions, abs=0.005)
-    assert (model.hidden_size, len(model.blocks), model.hidden_size // model.head_dim) == SIZES[size]
+    assert (model.hidden_size, len(model.blocks), model.blocks[0].attn.num_heads) == (width, depth, heads)
+    assert model.head_dim == width // heads
+    assert model.blocks[-1].attn.num_heads == heads
+
+
+def test_no_size_is_left_out():
+    assert PUBLISHED.keys() == SIZES.keys()
 
 
 def test_the_default_is_the_papers_with_675_26_million_and_its_table():
@@ -173,6 +188,18 @@ def test_a_generator_built_on_the_meta_device_has_its_tables_once_loaded(assign)
     if not assign:
         built.to_empty(device="cpu")
     built.load_state_dict(model.state_dict(), assign=assign)
+    assert torch.equal(built(*inputs()), model(*inputs()))
+
+
+def test_tables_of_before_are_forgotten_once_weights_are_loaded():
+    """A model from the meta device has undefined tables until then, and someone may have looked at them."""
+    model = tiny()
+    with torch.device("meta"):
+        built = LightningDiT(**TINY).eval()
+    built.to_empty(device="cpu")
+    built.pos_embed.fill_(float("nan"))
+    assert built.tables(4, 4)[0].isnan().all()
+    built.load_state_dict(model.state_dict())
     assert torch.equal(built(*inputs()), model(*inputs()))
 
 
@@ -284,6 +311,24 @@ def test_velocity_starts_at_zero_and_blocks_as_the_identity():
     for name, parameter in model.named_parameters():
         zero = "adaLN" in name or name.startswith("final_layer.linear") or name.endswith("bias")
         assert parameter.any() != zero, name
+
+
+def test_weights_start_with_their_published_deviations():
+    """Embedders of time and label normal with 0.02; Xavier's uniform for the others, a patch's as one vector."""
+    torch.manual_seed(0)
+    model = LightningDiT(hidden_size=96, depth=1, num_heads=3, in_channels=16, patch_size=2, num_classes=500)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2 or not parameter.any():
+            continue
+        values, (rows, columns) = parameter.detach().flatten(1), parameter.flatten(1).shape
+        if name.startswith(("t_embedder", "y_embedder")):
+            assert float(values.std()) == pytest.approx(0.02, rel=0.03), name
+            assert values.abs().max() > 0.06, name  # normal, not uniform
+        else:
+            bound = (6 / (rows + columns)) ** 0.5
+            assert 0.98 * bound < float(values.abs().max()) <= bound * (1 + 1e-6), name
+            assert float(values.std()) == pytest.approx(bound / 3**0.5, rel=0.03), name
+    assert all((p == 1).all() for name, p in model.named_parameters() if "norm" in name and name.endswith("weight"))
 
 
 @pytest.mark.parametrize("options", VARIANTS)

@@ -307,3 +307,16 @@ def test_a_parameter_without_a_part_in_the_outputs_gets_zero_and_a_finite_ratio(
     pull = ([layer(x)], [torch.ones(4, 2)])
     assert torch.equal(gradient_at(other.weight, *pull), torch.zeros(2, 3))
     assert float(ratio_at(other.weight, pull, pull, AdaptiveWeight(at="decoder"))) == 0
+
+
+def test_micro_batches_add_up_in_a_losss_own_weights_too(tiny):
+    """Without ratios, which are of their micro-batch: the gradient of the batch is the mean of its parts'."""
+    losses = dict(l1=dict(type="l1"), vf=dict(type="vf", latent_dim=4, feature_dim=48, weight=0.1))
+    model = build(tiny, losses=losses, discriminator=None)
+    parts = [torch.rand(1, 3, 32, 32) * 2 - 1 for _ in range(3)]
+    whole, _ = gradients_of_step(model, [torch.cat(parts)])
+    together, _ = gradients_of_step(model, parts)
+    assert any(name.startswith("loss_vf.") for name in whole)
+    assert_same_gradients(together, whole)
+    # And twice the same one is it once, not the last alone.
+    assert_same_gradients(gradients_of_step(model, [parts[0]] * 2)[0], gradients_of_step(model, parts[:1])[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError, DivergenceError
 from aligntok.training.alignment import expand_stages
+from aligntok.training.alignment.graph import run_forward
 from aligntok.training.alignment.model import AlignmentModel
 
 PARTS = ("encoder", "adapter", "decoder")
@@ -194,6 +196,19 @@ def test_a_variational_tokenizer_trains_on_samples_that_follow_from_the_step(sta
     assert float(logs["loss/kl"]) > 0
 
 
+def test_a_steps_noise_is_its_own_in_every_seed_step_and_process(stage_model, monkeypatch):
+    """And the same again: a resumed run, or the same process of another start, goes on with the same."""
+    model, drawn = stage_model(0), {}
+    model.backward = lambda batch, place: {"loss/x": torch.rand(4)}
+    optim = SimpleNamespace(loss_scale=lambda device: torch.ones(()), step_parts=lambda parts, losses: {})
+    places = [(seed, step, rank) for seed in (0, 1, 2) for step in (0, 1, 2) for rank in (0, 1)]
+    for model.seed, step, rank in [*places, *places]:
+        monkeypatch.setattr("aligntok.training.alignment.model.world", lambda rank=rank: (rank, 2))
+        noise = model.train_step(StepBatch(step, [{}]), optim)["loss/x"]
+        drawn.setdefault(tuple(noise.tolist()), set()).add((model.seed, step, rank))
+    assert sorted(map(sorted, drawn.values())) == [[place] for place in places]
+
+
 @pytest.mark.parametrize("poison", ["images", "loss"])
 def test_a_step_that_is_not_finite_is_left_out_and_too_many_stop_the_run(stage_model, poison):
     model = stage_model(1)
@@ -245,6 +260,23 @@ def test_autocast_keeps_weights_ratios_and_losses_in_float32(stage_model, precis
     assert set(seen) == {dtype}
     assert {logs[name].dtype for name in ("ratio/gan", "ratio/semantic", "loss/l1")} == {torch.float32}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_under_autocast_losses_and_gradients_meet_in_float32(stage_model):
+    model = stage_model(1)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        graph = run_forward(model.tokenizer, images, PARTS)
+    assert {graph.tensors[name].dtype for name in ("latents", "reconstruction")} == {torch.bfloat16}
+    assert {leaf.dtype for leaf in graph.leaves.values()} == {torch.float32}
+    assert {name for name, leaf in graph.leaves.items() if leaf.requires_grad} == set(graph.leaves)
+    graph.add("reconstruction", torch.full_like(graph.leaves["reconstruction"], 1e-3))
+    graph.add("reconstruction", torch.full_like(graph.leaves["reconstruction"], 1e-6))  # lost in bfloat16
+    torch.testing.assert_close(
+        graph.arriving["reconstruction"], torch.full((2, 3, 32, 32), 1.001e-3), rtol=1e-6, atol=0
+    )
+    graph.backward_decoder()
+    assert graph.arriving["latents"].dtype == torch.float32
 
 
 def seeded(stage_model, **changes):

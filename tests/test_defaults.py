@@ -1,0 +1,145 @@
+"""What holds where a config or a caller says nothing: every published default, written out a second time.
+
+Another default gives other samples, weights or numbers, and no error. It is meant to be changed in two places.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+
+import pytest
+
+#: Of a function or a component: all its defaults, none left out.
+COMPUTED = {
+    "diffusion.samplers:dopri5": dict(rtol=1e-3, atol=1e-6),
+    # SiT's: diffusion sigma, norm 1, the last step by the mean
+    "diffusion.samplers:euler_maruyama": dict(randomness=None, diffusion="sigma", diffusion_norm=1.0, last_step="mean"),
+    "diffusion.samplers:ddim": dict(eta=0.0, randomness=None),
+    "diffusion.samplers:sample": dict(sampler="euler"),
+    "diffusion.times:time_grid": dict(shift=1.0, start=0.0, end=1.0),
+    "diffusion.times:sample_times": dict(sampling="logit_normal", mean=0.0, scale=1.0, shift=1.0),
+    "diffusion.flow:flow_matching_loss": dict(direction_weight=1.0),
+    "diffusion.guidance:classifier_free": dict(
+        null=None, scale=1.0, interval=None, channels=None, preserve_energy=False
+    ),
+    "diffusion.guidance:autoguidance": dict(scale=1.0, interval=None, channels=None, preserve_energy=False),
+    "diffusion.guidance:guide": dict(channels=None, preserve_energy=False),
+    "evaluation.metrics.fid:kernel_distance": dict(subsets=100, subset_size=1000, seed=0),  # KID's protocol
+    "evaluation.metrics.fid:inception_score": dict(splits=10, seed=0),
+    "evaluation.metrics.fid:precision_recall": dict(k=3),
+    "evaluation.metrics.fid:density_coverage": dict(k=5),
+    "evaluation.metrics.latent_space:cknna": dict(topk=10),
+    "losses.semantic:SemanticPreservationLoss": dict(distance="l2", on="latents"),
+    "losses.semantic:VisionFoundationLoss": dict(
+        distance_margin=0.25, cosine_margin=0.5, distance_weight=1.0, cosine_weight=1.0
+    ),
+    "losses.adversarial:GANLoss": dict(kind="hinge"),
+    "losses.lpips:LPIPSLoss": dict(net="vgg", pretrained=True),
+    "training.alignment.gradient_ratio:gradient_ratio": dict(max=1e4, eps=1e-4),
+    "generators.lightning_dit:LightningDiT": dict(
+        size="XL",
+        input_size=16,
+        patch_size=1,
+        in_channels=32,
+        hidden_size=None,
+        depth=None,
+        num_heads=None,
+        mlp_ratio=4.0,
+        class_dropout_prob=0.1,
+        num_classes=1000,
+        use_swiglu=True,
+        use_rope=True,
+        use_rmsnorm=True,
+        use_qknorm=False,
+        wo_shift=False,
+    ),
+    "discriminators:PatchGAN": dict(in_channels=3, base_channels=64, num_layers=3, norm="batch"),
+    "adapters:MLPAdapter": dict(hidden_dim=None),
+}
+#: Of settings and what has more to say: the defaults that numbers depend on.
+SETTINGS = {
+    "tokenizer:Tokenizer": dict(latent_dim=32, downsample_factor=16, variational=False),
+    "decoders.ldm_cnn:LDMDecoder": dict(
+        ch=128, ch_mult=(1, 1, 2, 2, 4), num_res_blocks=2, attn_resolutions=(16,), resolution=256, dropout=0.0
+    ),
+    "encoders.ldm_cnn:LDMEncoder": dict(
+        ch=128, ch_mult=(1, 1, 2, 2, 4), num_res_blocks=2, attn_resolutions=(16,), resolution=256, double_z=True
+    ),
+    "diffusion.settings:TransportSettings": dict(
+        times="logit_normal", mean=0.0, scale=1.0, shift=1.0, direction_weight=1.0
+    ),
+    "diffusion.settings:Sampling": dict(
+        steps=30, sampler="euler", shift=1.0, cfg_scale=1.0, cfg_interval=None, cfg_channels=None, preserve_energy=False
+    ),
+    "engine.ema:EMASettings": dict(sigma_rel=[0.05, 0.10], decays=[], inference=0.05, snapshot_every=None),
+    "training.settings:GeneratorEMASettings": dict(sigma_rel=[], decays=[0.9999], inference=0.9999),
+    "training.alignment.gradient_ratio:AdaptiveWeight": dict(max=1e4, eps=1e-4, reference=None),
+    "training.alignment.objective:LossTerm": dict(weight=1.0, start_step=0, adaptive_weight=None),
+    "weights.lora:LoRASettings": dict(rank=16, alpha=32, dropout=0.1),
+    "training.settings:StageSettings": dict(
+        global_batch_size=64,
+        gradient_accumulation_steps=1,
+        precision="fp32",
+        clip_grad_norm=None,
+        spike_factor=30.0,
+        max_skipped_steps=20,
+        discriminator={"type": "patchgan"},
+        teacher=None,
+        trainable=["encoder", "adapter", "decoder"],
+        optimizer={"type": "Adam", "lr": 1e-4, "betas": (0.5, 0.9)},
+        discriminator_optimizer={"type": "Adam", "lr": 1e-4, "betas": (0.5, 0.9)},
+    ),
+    "training.settings:GeneratorSettings": dict(
+        global_batch_size=256,
+        gradient_accumulation_steps=1,
+        precision="fp32",
+        clip_grad_norm=None,
+        spike_factor=30.0,
+        max_skipped_steps=20,
+        optimizer={"type": "AdamW", "lr": 2e-4, "betas": (0.9, 0.95), "weight_decay": 0.0},
+    ),
+    "training.settings:LatentDataSettings": dict(statistics_images=10_000, posterior="mean"),
+    "training.settings:ValidationSettings": dict(perceptual={"type": "lpips"}, num_images=None),
+    "training.settings:RunSettings": dict(seed=0),
+    "caching.settings:CacheRequest": dict(
+        image_size=256, hflip=True, dtype="fp32", precision="fp32", shard_size=4096, posterior="mean", seed=0
+    ),
+    "sampling.settings:SampleRequest": dict(num_samples=64, seed=0, labels=None, precision="fp32", sampling={}),
+    "evaluation.settings:LatentAnalysis": dict(num_images=10_000, topk=10, tsne_points=5000, seeds=(0, 1, 2)),
+    "evaluation.settings:ReconstructionSettings": dict(
+        image_size=256, extractor="inception_v3", perceptual=("lpips",), precision="fp32"
+    ),
+    "evaluation.settings:GenerationSettings": dict(extractor="inception_v3", num_samples=None),
+    "evaluation.settings:ReferenceSettings": dict(image_size=256, extractor="inception_v3", keep_features=10_000),
+    "evaluation.settings:ProbeSettings": dict(
+        image_size=256, epochs=3, lr=1e-3, batch_size=256, seed=0, pool=False, standardize=False
+    ),
+}
+
+
+def found(name):
+    """A class or function of AlignTok by "module:name"."""
+    module, _, inside = name.partition(":")
+    return getattr(importlib.import_module(f"aligntok.{module}"), inside)
+
+
+def defaults(of):
+    """The defaults of settings, of what makes a component, or of a function."""
+    if dataclasses.is_dataclass(of):
+        made = {f.name: f.default_factory() for f in dataclasses.fields(of) if callable(f.default_factory)}
+        return made | {f.name: f.default for f in dataclasses.fields(of) if f.default is not dataclasses.MISSING}
+    parameters = inspect.signature(of).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_what_computes_has_its_published_defaults_and_no_others(name):
+    assert defaults(found(name)) == COMPUTED[name]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_have_their_published_defaults(name):
+    own = defaults(found(name))
+    assert {key: own.get(key, "none") for key in SETTINGS[name]} == SETTINGS[name]
