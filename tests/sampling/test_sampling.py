@@ -333,6 +333,28 @@ def test_options_belong_to_their_sampler():
     assert pipeline._changed(own, {"sampler": "heun"}).options == {}
 
 
+@pytest.mark.parametrize(
+    ("precision", "state"), [("fp32", ("highest", False)), ("tf32", ("high", True)), ("bf16", ("high", True))]
+)
+def test_all_of_a_draw_multiplies_as_the_precision_says(run, precision, state):
+    """On a GPU; a CPU has no TF32, so the settings are read inside of the draw, of the generator and the decoder."""
+    pipeline, seen = SamplePipeline(SampleRequest(run=run, precision=precision)), {}
+    parts = {"generator": pipeline.model.generator, "decoder": pipeline.model.tokenizer.decoder}
+    for name, part in parts.items():
+        part.register_forward_pre_hook(
+            lambda *_, name=name: seen.setdefault(name, set()).add(
+                (
+                    torch.get_float32_matmul_precision(),
+                    torch.backends.cudnn.allow_tf32,
+                    torch.is_autocast_enabled("cpu"),
+                    torch.is_inference_mode_enabled(),
+                )
+            )
+        )
+    pipeline.draw([0, 1])
+    assert seen == {"generator": {(*state, precision == "bf16", True)}, "decoder": {(*state, False, True)}}
+
+
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 def test_lower_precision_changes_little(run, whole, tmp_path, precision, monkeypatch):
     dtypes, decode = [], LatentDiffusion.decode
