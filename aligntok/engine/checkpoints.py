@@ -138,7 +138,8 @@ def part_states(parts: Mapping[str, nn.Module], frozen: bool | None = None) -> P
     """Return the state dict of each part: all of it, or only what is `frozen` in training, or only what is not."""
     states: PartStates = {}
     for name, part in parts.items():
-        fixed = {key for key, parameter in part.named_parameters() if not parameter.requires_grad}
+        named = part.named_parameters(remove_duplicate=False)
+        fixed = {key for key, parameter in named if not parameter.requires_grad}
         state = part.state_dict()
         states[name] = {key: t for key, t in state.items() if frozen is None or (key in fixed) == frozen}
     return states

@@ -20,6 +20,8 @@ from aligntok.errors import ConfigError
 from aligntok.settings import Positive, settings
 
 PartStates = dict[str, dict[str, Tensor]]
+#: Buffers that are averaged as parameters are: an averaged batch norm is used with what it saw on the way.
+STATISTICS = ("running_mean", "running_var")
 LEAST_DECAY = 0.5  # of a plain average; widths of power-function profiles lie below
 
 
@@ -98,11 +100,18 @@ def synthesise(snapshots: Iterable[tuple[float, PartStates]]) -> PartStates:
             for name, value in state.items():
                 kinds.setdefault(part, {})[name] = value.dtype
                 into[name] = into.get(name, torch.zeros((), dtype=torch.float64)) + coefficient * value.double()
+    for state in total.values():
+        for name in state:
+            if name.rpartition(".")[2] == STATISTICS[1]:  # a variance; of the coefficients some are negative
+                state[name] = state[name].clamp(min=0)
     return {part: {n: v.to(kinds[part][n]) for n, v in state.items()} for part, state in total.items()}
 
 
 class WeightAverages:
-    """Averages of the trained parts' parameters, several at once.
+    """Averages of the trained parts' parameters, and of the running statistics of their norms, several at once.
+
+    A tensor of several names, such as a tied weight, has one average, and all its names in every state. Other buffers
+    are not averaged: who loads an average has them as they are.
 
     `parts` maps a part's name to its module. Each number of `sigma_rels` is the relative width of a power-function
     profile, each of `decays` the constant decay of a plain average (0.9999: published generators'); an average is asked
@@ -119,36 +128,50 @@ class WeightAverages:
         check_averages(widths, constant)
         #: The widths and decays that are kept.
         self.kept = tuple(dict.fromkeys([*widths, *constant]))
-        self._names = [(part, n) for part, m in self.parts.items() for n, p in m.named_parameters() if p.requires_grad]
-        self._averages = [[p.detach().clone() for p in self._parameters()] for _ in self.kept]
+        self._names: list[tuple[str, str, int]] = []  # part, name in it, and which tensor has that name
+        self._places: list[tuple[Any, str, str, str]] = []  # of each tensor: module, key; part and its first name there
+        self._find_tensors()
+        self._averages = [[tensor.clone() for tensor in self._tensors()] for _ in self.kept]
 
-    def _parameters(self) -> list[Tensor]:
-        return [p for m in self.parts.values() for p in m.parameters() if p.requires_grad]
+    def _find_tensors(self) -> None:
+        numbers: dict[int, int] = {}
+        for part, whole in self.parts.items():
+            for path, module in whole.named_modules(remove_duplicate=False):
+                trained = {key: p for key, p in module._parameters.items() if p is not None and p.requires_grad}
+                seen = {key: b for key, b in module._buffers.items() if b is not None and key in STATISTICS}
+                for key, tensor in {**trained, **seen}.items():
+                    name = f"{path}.{key}".lstrip(".")
+                    if numbers.setdefault(id(tensor), len(self._places)) == len(self._places):
+                        self._places.append((module, key, part, name))
+                    self._names.append((part, name, numbers[id(tensor)]))
+
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(module, key).detach() for module, key, *_ in self._places]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the present parameters in; a fused update an average."""
         self.step += 1
-        now = self._parameters()
+        now = self._tensors()
         for which, averages in zip(self.kept, self._averages, strict=True):
             beta = which if which >= LEAST_DECAY else power_function_beta(which, self.step)
             torch._foreach_lerp_(averages, now, 1 - beta)
 
     def state(self, which: float) -> PartStates:
-        """Return the averaged parameters of one width or decay, by part. Raises ConfigError for one not kept."""
+        """Return what is averaged, of one width or decay, by part. Raises ConfigError for one not kept."""
         averages = self._of(which)
         state: PartStates = {part: {} for part in self.parts}
-        for (part, name), value in zip(self._names, averages, strict=True):
-            state[part][name] = value
+        for part, name, number in self._names:
+            state[part][name] = averages[number]
         return state
 
     @torch.no_grad()
     def swap(self, which: float) -> None:
         """Swap parameters and averages of one width or decay; a second call swaps them back, bit for bit."""
         averages = self._of(which)
-        for parameter, average in zip(self._parameters(), averages, strict=True):
-            held = parameter.detach().clone()
-            parameter.copy_(average)
+        for tensor, average in zip(self._tensors(), averages, strict=True):
+            held = tensor.clone()
+            tensor.copy_(average)
             average.copy_(held)
 
     @contextmanager
@@ -165,16 +188,21 @@ class WeightAverages:
         return {"step": self.step, "averages": {str(which): self.state(which) for which in self.kept}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state. Raises ConfigError if it holds other averages."""
+        """Go on from a saved state. Raises ConfigError if it holds other averages.
+
+        One of before running statistics were averaged goes on from those that the parts have now.
+        """
         if sorted(state["averages"]) != sorted(map(str, self.kept)):
             raise ConfigError(
                 f"the checkpoint holds EMA widths or decays {', '.join(state['averages'])}, but ema.sigma_rel and "
                 f"ema.decays ask for {', '.join(map(str, self.kept))}; set them to the checkpoint's"
             )
         self.step = state["step"]
+        now = self._tensors()
         for which, averages in zip(self.kept, self._averages, strict=True):
             saved = state["averages"][str(which)]
-            torch._foreach_copy_(averages, [saved[part][name] for part, name in self._names])
+            found = [saved[part].get(name, mine) for (*_, part, name), mine in zip(self._places, now, strict=True)]
+            torch._foreach_copy_(averages, found)
 
     def _of(self, which: float) -> list[Tensor]:
         if which not in self.kept:

@@ -52,6 +52,8 @@ class PartOptimizers(OptimWrapperDict):
     ) -> None:
         super().__init__(**sides)
         self.guard = guard
+        #: Whether the last step was taken; where it was left out, its forward passes' buffers are to be put back.
+        self.took_step = True
         self.clip_grad_norm = clip_grad_norm
         self.scaler = loss_scaling
         self._settings = {side: _settings(wrapper.optimizer) for side, wrapper in sides.items()}
@@ -78,7 +80,8 @@ class PartOptimizers(OptimWrapperDict):
         norms = {name: _total_norm(gradients[name], part) for name, part in parts.items()}
         values = torch.stack([*norms.values(), *(loss.to(next(iter(norms.values()))) for loss in losses)]).tolist()
         finite = not any_process(not all(math.isfinite(value) for value in values[len(norms) :]))
-        if self.guard.passes(dict(zip(norms, values, strict=False)), finite):
+        self.took_step = self.guard.passes(dict(zip(norms, values, strict=False)), finite)
+        if self.took_step:
             for side in stepping:
                 if self.clip_grad_norm is not None:
                     factor = self.clip_grad_norm / (torch.stack([norms[name] for name in sides[side]]).norm() + 1e-6)
@@ -126,6 +129,36 @@ class PartOptimizers(OptimWrapperDict):
         self.guard.load_state_dict(state["guard"])
         if self.scaler.is_enabled() and state["loss_scale"]:
             self.scaler.load_state_dict(state["loss_scale"])
+
+
+class KeptBuffers:
+    """The buffers of a module before a step, such as running statistics and the vectors of a spectral norm.
+
+    A forward pass changes them, with whatever it was given, before anyone can tell whether the step will be taken.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules, self._kept = [*module.modules()], dict[tuple[int, str], Tensor]()
+
+    def _now(self) -> dict[tuple[int, str], Tensor]:
+        owners = ((i, module) for i, module in enumerate(self._modules) if module._buffers)
+        return {(i, name): each for i, module in owners for name, each in module._buffers.items() if each is not None}
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Take copies of them as they are now."""
+        now = self._now()
+        if {key: each.shape for key, each in now.items()} == {key: each.shape for key, each in self._kept.items()}:
+            torch._foreach_copy_([*self._kept.values()], [*now.values()])
+        else:
+            self._kept = {key: each.clone() for key, each in now.items()}
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Make them what they were."""
+        for key, each in self._now().items():
+            if key in self._kept:
+                each.copy_(self._kept[key])
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

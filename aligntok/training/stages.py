@@ -20,6 +20,7 @@ from typing_extensions import Self
 from aligntok.distributed.parallel import GradientReduction
 from aligntok.engine.checkpoints import PartStates
 from aligntok.engine.compile import compile_blocks
+from aligntok.engine.optim import KeptBuffers
 from aligntok.engine.runner import StepBatch
 from aligntok.loading import STAGE_FILE
 from aligntok.training.settings import TrainingSettings
@@ -80,6 +81,7 @@ class TrainedModel(BaseModel):
     def __init__(self, settings: Any, seed: int) -> None:
         super().__init__()
         self.settings, self.seed, self.precision = settings, seed, settings.precision
+        self._buffers_before: KeptBuffers | None = None
 
     def trained_parts(self) -> dict[str, nn.Module]:
         """Return what changes in the stage."""
@@ -92,8 +94,11 @@ class TrainedModel(BaseModel):
     def train_step(self, data: StepBatch, optim_wrapper: Any) -> dict[str, Tensor]:
         """Do one optimiser step; every process calls it with its share of the same step.
 
-        Returns what to log, averaged over micro-batches.
+        Returns what to log, averaged over micro-batches. Of a step that is left out nothing stays, in buffers neither.
         """
+        if self._buffers_before is None:
+            self._buffers_before = KeptBuffers(self)
+        self._buffers_before.keep()
         reduction, count = GradientReduction(), len(data.micro_batches)
         scale = optim_wrapper.loss_scale(self.device()) / count
         places = (MicroBatch(data.step, i, count, scale, reduction) for i in range(count))
@@ -102,7 +107,10 @@ class TrainedModel(BaseModel):
         averaged = {key: torch.stack([log[key] for log in logs]).mean(dim=0) for key in logs[0]}
         losses = [value for key, value in averaged.items() if key.startswith("loss/")]
         with record_function("optimiser"):
-            return {**averaged, **optim_wrapper.step_parts(self.trained_parts(), losses)}
+            logged = {**averaged, **optim_wrapper.step_parts(self.trained_parts(), losses)}
+        if not getattr(optim_wrapper, "took_step", True):
+            self._buffers_before.put_back()
+        return logged
 
     def compile_parts(self, *parts: nn.Module | None) -> None:
         """Compile parts block by block, if the settings say so."""

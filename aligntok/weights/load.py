@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from aligntok.errors import WeightsError, first_line, some_of
+from aligntok.io.files import names_of_one_tensor
 from aligntok.weights.hub import fetch
 
 #: Where a checkpoint keeps its weights, in the order of preference; the averaged ones are what models are released for.
@@ -60,10 +61,14 @@ def load_into(
 ) -> None:
     """Load `tensors` into `module`; `spare` ones, which it has no place for, are passed over if allowed.
 
-    Counters of batch norm, which change no output, may be absent. `who` is the component and `source` the file, in the
+    Counters of batch norm, which change no output, may be absent; so may all names but one of a tensor that has several
+    in `module`, such as a tied weight. `who` is the component and `source` the file, in the
     error. Raises WeightsError, naming what is missing, unknown or of another shape.
     """
-    own = module.state_dict()
+    own = module.state_dict(keep_vars=True)
+    first = names_of_one_tensor(own)
+    given = {first[name]: tensor for name, tensor in tensors.items() if name in first}
+    tensors = {**{name: given[same] for name, same in first.items() if same in given}, **tensors}
     missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
     unknown = [key for key in tensors if key not in own]
     shapes = [

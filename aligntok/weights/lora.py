@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from aligntok.errors import ConfigError
+from aligntok.io.files import names_of_one_tensor
 from aligntok.settings import Positive, settings
 
 #: Attention and MLP layers of the transformer blocks of timm and open_clip; other encoders need `targets` of their own.
@@ -40,10 +42,18 @@ def add_lora(encoder: nn.Module, trainable: Sequence[str], lora: LoRASettings) -
     if "encoder" not in trainable:
         raise ConfigError(f"lora trains the encoder, but this stage trains only {', '.join(trainable)}; set lora=None")
     linear = [name for name, part in encoder.named_modules() if isinstance(part, nn.Linear)]
-    if not any(re.fullmatch(lora.targets, name) for name in linear):
+    matched = [name for name in linear if re.fullmatch(lora.targets, name)]
+    if not matched:
         raise ConfigError(
             f"lora: no linear layer of {type(encoder).__name__} matches targets={lora.targets!r} as a whole; "
             f"its layers: {', '.join(linear[:6]) or 'none'}{', ...' * (len(linear) > 6)}"
+        )
+    same = names_of_one_tensor(encoder.state_dict(keep_vars=True))
+    users = Counter(same.values())
+    if tied := [name for name in matched if users[same[f"{name}.weight"]] > 1]:
+        raise ConfigError(
+            f"lora: layer '{tied[0]}' of {type(encoder).__name__} shares its weight with another, and the two would "
+            "part once the updates are merged; let lora.targets leave such layers out, or train without lora"
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model

@@ -201,6 +201,27 @@ def test_a_missing_frozen_file_is_one_clear_error(tmp_path):
         read_frozen(tmp_path)
 
 
+def test_tied_tensors_are_written_once_and_come_back_under_all_names(tmp_path):
+    """Of frozen parts, of frozen weights in trained ones, of averages; parts of one tensor are tensors of their own."""
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    write_frozen(tmp_path, {"encoder": tied}, {})
+    found = read_frozen(tmp_path)["encoder"]
+    assert found.keys() == tied.state_dict().keys()
+    assert all(torch.equal(found[name], value) for name, value in tied.state_dict().items())
+    assert (tmp_path / "frozen.safetensors").stat().st_size < 2 * 4 * (4 * 4 + 4 + 4) + 500
+
+    tied[0].weight.requires_grad_(False)
+    assert part_states({"d": tied}, frozen=True)["d"].keys() == {"0.weight", "1.weight"}
+    assert part_states({"d": tied}, frozen=False)["d"].keys() == {"0.bias", "1.bias"}
+
+    whole = torch.arange(8.0)
+    state = {"a": whole[:4], "b": whole[4:], "c": whole[:4], "d": whole}
+    write_snapshot(tmp_path, 3, {"0.05": {"decoder": state}})
+    ((_, _, parts),) = read_snapshots(tmp_path)
+    assert all(torch.equal(parts["decoder"][name], value) for name, value in state.items())
+
+
 def test_a_stage_without_frozen_parts_can_be_read(tmp_path):
     write_frozen(tmp_path, {}, {})
     assert read_frozen(tmp_path) == {}

@@ -114,10 +114,67 @@ def test_several_widths_at_once_are_each_as_if_alone(parts):
     assert not torch.equal(together.state(0.05)["decoder"]["weight"], together.state(0.1)["decoder"]["weight"])
 
 
-def test_only_trained_parameters_are_averaged(parts):
+def test_trained_parameters_and_running_statistics_are_averaged(parts):
     parts["encoder"][0].weight.requires_grad_(False)
     names = set(WeightAverages(parts, [0.1]).state(0.1)["encoder"])
-    assert names == {"0.bias", "1.weight", "1.bias"}
+    assert names == {"0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"}
+
+
+def test_running_statistics_are_averaged_as_the_weights_that_they_belong_to(parts):
+    """A plain average of decay 0.9, by hand; what counts batches stays as it is."""
+    ema, norm = WeightAverages(parts, [], [0.9]), parts["encoder"][1]
+    expected = norm.running_mean.clone()
+    for _ in range(5):
+        parts["encoder"](torch.randn(8, 3) + 2)
+        ema.update()
+        expected = 0.9 * expected + 0.1 * norm.running_mean
+    torch.testing.assert_close(ema.state(0.9)["encoder"]["1.running_mean"], expected)
+    with ema.swapped(0.9):
+        torch.testing.assert_close(norm.running_mean, expected)
+        assert int(norm.num_batches_tracked) == 5
+    assert not torch.allclose(norm.running_mean, expected)
+
+
+def test_averages_of_before_running_statistics_were_averaged_go_on(parts):
+    ema = WeightAverages(parts, [0.1])
+    saved = ema.state_dict()
+    saved["averages"]["0.1"]["encoder"] = {
+        name: value for name, value in saved["averages"]["0.1"]["encoder"].items() if "running" not in name
+    }
+    parts["encoder"](torch.randn(8, 3))
+    ema.load_state_dict(saved)
+    assert torch.equal(ema.state(0.1)["encoder"]["1.running_var"], parts["encoder"][1].running_var)
+
+
+def test_a_variance_made_of_snapshots_is_none_below_zero():
+    def state(value):
+        return {"decoder": {"n.running_var": torch.tensor([value, 1.0]), "w": torch.tensor([value])}}
+
+    made = synthesise([(2.0, state(0.1)), (-1.0, state(0.5))])["decoder"]
+    assert made["n.running_var"].tolist() == [0.0, 1.0]
+    assert made["w"].tolist() == pytest.approx([-0.3])
+
+
+@pytest.mark.parametrize("share", ["weight", "module", "across parts"])
+def test_a_tied_weight_has_one_average_and_all_its_names(share):
+    torch.manual_seed(0)
+    first, second, other = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+    parts = {"encoder": nn.Sequential(first, first if share == "module" else second), "decoder": nn.Sequential(other)}
+    tied = {"weight": ("encoder", "1.weight"), "module": ("encoder", "1.weight")}.get(share, ("decoder", "0.weight"))
+    if share == "weight":
+        second.weight = first.weight
+    elif share == "across parts":
+        other.weight = first.weight
+    ema = WeightAverages(parts, [0.1])
+    walk(parts, 4, ema)
+    state = ema.state(0.1)
+    assert {part: set(names) for part, names in state.items()} == {p: set(m.state_dict()) for p, m in parts.items()}
+    assert torch.equal(state["encoder"]["0.weight"], state[tied[0]][tied[1]])
+    assert not torch.equal(state["encoder"]["0.weight"], first.weight)
+    before, average = bits(parts), state["encoder"]["0.weight"].clone()
+    with ema.swapped(0.1):
+        assert torch.equal(first.weight, average)
+    assert all(torch.equal(value, before[name]) for name, value in bits(parts).items())
 
 
 def test_exchanging_twice_changes_no_bit(parts):
@@ -184,7 +241,7 @@ def test_snapshots_give_any_width_as_if_it_had_been_tracked(parts, sigma_rel):
     coefficients = post_hoc_coefficients(steps, widths, 800, sigma_rel)
     made = synthesise((float(c), state) for c, state in zip(coefficients, snapshots, strict=True))
     tracked = direct.state(sigma_rel)
-    raw = {name: {n: p.detach() for n, p in part.named_parameters()} for name, part in parts.items()}
+    raw = {name: part.state_dict() for name, part in parts.items()}
 
     def distance(other):
         return sum(float((other[p][n] - t).square().sum()) for p, s in tracked.items() for n, t in s.items()) ** 0.5

@@ -49,6 +49,13 @@ def test_only_the_updates_of_attention_and_mlp_train(encoder):
     torch.testing.assert_close(encoder.eval()(images), plain.eval()(images))  # the updates begin as nothing
 
 
+def test_layers_that_share_a_weight_are_refused(encoder):
+    blocks = encoder.backbone.blocks
+    blocks[1].mlp.fc1.weight = blocks[0].mlp.fc1.weight
+    with pytest.raises(ConfigError, match=r"layer 'backbone.blocks.0.mlp.fc1' of TimmEncoder shares its weight"):
+        add_lora(encoder, ["encoder"], LoRASettings(**LORA))
+
+
 def test_merged_weights_are_those_that_peft_merges(encoder):
     names = list(encoder.state_dict())
     plain = copy.deepcopy(encoder)

@@ -92,3 +92,19 @@ def test_a_hash_follows_from_config_names_and_every_number(filled):
     others = [weights_hash({"a": 1}, encoder=filled), weights_hash({}, adapter=filled), weights_hash({}, filled)]
     filled[0].weight.data[0, 0] += 1
     assert len({own, *others, weights_hash({}, encoder=filled)}) == 5
+
+
+@pytest.mark.parametrize("kept", ["0.weight", "1.weight"])
+def test_one_name_of_a_tied_weight_is_enough(kept):
+    def tied():
+        module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        module[1].weight = module[0].weight
+        return module
+
+    given, module = tied(), tied()
+    state = {name: value for name, value in given.state_dict().items() if "weight" not in name or name == kept}
+    load_into(module, state, "X", "w.pt")
+    assert torch.equal(module[1].weight, given[0].weight)
+    del state[kept]
+    with pytest.raises(WeightsError, match=r"missing 0\.weight"):
+        load_into(module, state, "X", "w.pt")
