@@ -19,7 +19,7 @@ from aligntok.data.latent_shards import DTYPES, LatentStatistics, Moments, Skipp
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources.base import ImageSource
-from aligntok.data.transforms import center_crop, parse_image_size, read_image, resize_to_cover, to_tensor
+from aligntok.data.transforms import cover_and_crop, parse_image_size, read_image, to_tensor
 from aligntok.device import computing, device, explaining_out_of_memory
 from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, shares
@@ -74,7 +74,7 @@ class ImagesToEncode(Dataset[Any]):
             image = read_image(self.source, index)
         except ImageError as error:
             return index, -1, error
-        image = center_crop(resize_to_cover(image, self.image_size), self.image_size)
+        image = cover_and_crop(image, self.image_size, self.image_size)
         return index, int(self.source.labels[index]), to_tensor(image)
 
     def collate(self, items: Sequence[tuple[int, int, Tensor | ImageError]]) -> Batch:

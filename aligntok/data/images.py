@@ -21,13 +21,12 @@ from aligntok.data.sampler import BucketIndices, SampleIndex
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import (
-    center_crop,
+    MAX_ASPECT_RATIO,
+    cover_and_crop,
     parse_image_size,
-    random_crop,
     random_hflip,
     read_image,
     read_upright_size,
-    resize_to_cover,
     to_tensor,
 )
 from aligntok.distributed import barrier, is_first, total, world
@@ -70,7 +69,11 @@ class AspectBuckets:
 
 
 def assign_buckets(
-    source: ImageSource, buckets: AspectBuckets, indices: Sequence[int] | None = None, progress: bool = True
+    source: ImageSource,
+    buckets: AspectBuckets,
+    indices: Sequence[int] | None = None,
+    progress: bool = True,
+    max_aspect_ratio: float = MAX_ASPECT_RATIO,
 ) -> BucketIndices:
     """Return the bucket of each image of `indices` (None: all), UNREADABLE where the header cannot be read.
 
@@ -80,7 +83,7 @@ def assign_buckets(
 
     def assign(index: int) -> int:
         try:
-            return buckets.nearest(*read_upright_size(source, index))
+            return buckets.nearest(*read_upright_size(source, index, max_aspect_ratio))
         except ImageError:  # reading the image will say what is wrong, and count it
             return UNREADABLE
 
@@ -118,10 +121,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
     An unreadable image is replaced by the next readable one of its bucket (its label and index come with it), logged
     once, and counted in `num_unreadable`, across the workers of this process. More than `max_unreadable` different
     ones (None: 1 % of the images, rounded up) are an error. Large JPEGs are decoded at a fraction of their size for
-    training, never below twice the target, and in full for evaluation.
+    training, never below twice the target, and in full for evaluation. A strip, more than `max_aspect_ratio` times as
+    long as wide, counts as unreadable.
 
     Raises DataError for a missing or empty source, an unknown split, an empty class folder, a damaged archive, too
-    many unreadable images; ConfigError for a wrong `image_size`, `max_unreadable` or `seed`.
+    many unreadable images; ConfigError for a wrong `image_size`, `max_unreadable`, `max_aspect_ratio` or `seed`.
     """
 
     def __init__(
@@ -134,12 +138,15 @@ class ImageDataset(Dataset[dict[str, Any]]):
         max_unreadable: int | None = None,
         seed: int = 0,
         short_side: int | None = None,
+        max_aspect_ratio: float = MAX_ASPECT_RATIO,
     ) -> None:
         self.shapes = AspectBuckets(image_size)
         self.short_side = short_side
         longest = max(max(size) for size in self.shapes.sizes)
         if short_side is not None and short_side < longest:
             raise ConfigError(f"short_side {short_side} is smaller than a side of the crop, {longest}; raise it")
+        at_least(1, max_aspect_ratio=max_aspect_ratio)
+        self.max_aspect_ratio = max_aspect_ratio
         self.train = train
         self.hflip = hflip
         self.seed = seed
@@ -167,7 +174,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         the first bucket in use. Raises ConfigError when set for another number of images.
         """
         if self._buckets is None and len(self.shapes) > 1:
-            self._buckets = place_unreadable(assign_buckets(self.source, self.shapes))
+            self._buckets = place_unreadable(self.assign_buckets())
         return self._buckets
 
     @buckets.setter
@@ -184,14 +191,15 @@ class ImageDataset(Dataset[dict[str, Any]]):
         size = self._size(index)
         cover = size if self.short_side is None else (self.short_side, self.short_side)
         image, shown = self._read_or_next(index, draft_side=2 * max(cover) if self.train else None)
-        image = resize_to_cover(image, cover)
-        if self.train:
-            own = rng("sample", self.seed, index if sample_number is None else sample_number)
-            image = random_crop(image, size, own)
-            image = random_hflip(image, own) if self.hflip else image
-        else:
-            image = center_crop(image, size)
+        own = rng("sample", self.seed, index if sample_number is None else sample_number) if self.train else None
+        image = cover_and_crop(image, cover, size, own)
+        if own is not None and self.hflip:
+            image = random_hflip(image, own)
         return {"images": to_tensor(image), "label": int(self.source.labels[shown]), "index": shown}
+
+    def assign_buckets(self, indices: Sequence[int] | None = None, progress: bool = True) -> BucketIndices:
+        """Return the bucket of each image of `indices`, as :func:`assign_buckets` does."""
+        return assign_buckets(self.source, self.shapes, indices, progress, self.max_aspect_ratio)
 
     def _size(self, index: int) -> tuple[int, int]:
         return self.shapes.sizes[0 if self.buckets is None else int(self.buckets[index])]
@@ -202,7 +210,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             if buckets is not None and buckets[candidate] != buckets[index]:
                 continue
             try:
-                return read_image(self.source, candidate, draft_side), candidate
+                return read_image(self.source, candidate, draft_side, self.max_aspect_ratio), candidate
             except ImageError as error:
                 self._note_unreadable(candidate, error)
         which = f"{len(self)} images" if buckets is None else f"the images cropped to {self._size(index)}"
@@ -233,6 +241,7 @@ def find_buckets(dataset: Any, folder: Path) -> BucketIndices | None:
         return None if found is None else found[np.asarray(dataset.indices)]
     if isinstance(dataset, ImageDataset) and len(dataset.shapes) > 1:
         what = f"{dataset.source.where} {dataset.source.names.digest()} {dataset.shapes.sizes}"
+        what += f" {dataset.max_aspect_ratio}" * (dataset.max_aspect_ratio != MAX_ASPECT_RATIO)
         fingerprint = hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         file = folder / f"buckets_{fingerprint}.npy"
         if file.is_file():
@@ -252,5 +261,5 @@ def _find_together(dataset: ImageDataset) -> BucketIndices:
     rank, processes = world()
     found = np.zeros(len(dataset), dtype=np.uint8)
     share = range(rank, len(dataset), processes)
-    found[rank::processes] = assign_buckets(dataset.source, dataset.shapes, share, progress=is_first())
+    found[rank::processes] = dataset.assign_buckets(share, progress=is_first())
     return place_unreadable(total(torch.from_numpy(found)).numpy())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from aligntok.errors import ConfigError, ImageError, first_line
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 #: What is opened, whatever a file is called: Pillow's names. It may have no AVIF; the last two are of its plugins.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JXL")
+#: How many times longer than wide, or wider than long, an image of a data set may be; a strip is counted as unreadable.
+MAX_ASPECT_RATIO = 50.0
+#: Times the pixels of what it covers: so large an image is made to be cropped, of larger ones the crop alone.
+_WHOLE = 50
 _QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _STORED_SIZE = (256, 257)  # TIFF's tags ImageWidth and ImageLength
 _BITS, _PHOTOMETRIC = 258, 262  # BitsPerSample; PhotometricInterpretation, 0 where the lowest number is white
@@ -38,42 +42,50 @@ def parse_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     return sides
 
 
-def open_image(data: bytes, limit: int | None = None, draft_side: int | None = None) -> Image.Image:
+def open_image(
+    data: bytes, limit: int | None = None, draft_side: int | None = None, max_aspect_ratio: float | None = None
+) -> Image.Image:
     """Decode to 8-bit RGB, upright as the EXIF orientation says, transparency laid on white.
 
     Opened are the FORMATS, by their content, of at most `limit` pixels (None: Pillow's bound, 179 million, which no
-    `limit` raises). With `draft_side`, a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, its short side
-    staying at or above `draft_side` pixels: much faster. Deeper grey keeps its highest 8 bits, and so does colour; a
-    TIFF of 32-bit or signed numbers is 8-bit where none is above 255, else 16-bit; colour profiles are not applied.
-    Raises ImageError for all else, images of floating-point numbers or of numbers above 65,535 among it, whose range
-    is unknown.
+    `limit` raises), and no strips beyond `max_aspect_ratio` (None: any). With `draft_side`, a large JPEG may be decoded
+    at 1/2, 1/4 or 1/8 of its size, its short side staying at or above `draft_side` pixels: much faster, and it is this
+    size that the limit is of. Deeper grey keeps its highest 8 bits, and so does colour; a TIFF of 32-bit or signed
+    numbers is 8-bit where none is above 255, else 16-bit; colour profiles are not applied. Raises ImageError for all
+    else, images of floating-point numbers or of numbers above 65,535 among it, whose range is unknown.
     """
-    with _reading(), _opened(io.BytesIO(data), limit) as opened:
+    with _reading(), _opened(io.BytesIO(data), max_aspect_ratio) as opened:
         _scale_transparency(opened)
         if draft_side is not None:
             opened.draft("RGB", (draft_side, draft_side))
+        _check_pixels(opened, limit)
         ImageOps.exif_transpose(opened, in_place=True)  # an image that needs no turning is not copied
         return _to_rgb(opened)
 
 
-def read_image(source: ImageSource, index: int, draft_side: int | None = None) -> Image.Image:
+def read_image(
+    source: ImageSource, index: int, draft_side: int | None = None, max_aspect_ratio: float = MAX_ASPECT_RATIO
+) -> Image.Image:
     """Read an image of a source as `open_image` does. Raises ImageError when it cannot be had, too."""
     with _reading():
-        return open_image(source.read(index), draft_side=draft_side)
+        return open_image(source.read(index), draft_side=draft_side, max_aspect_ratio=max_aspect_ratio)
 
 
-def read_upright_size(source: ImageSource, index: int) -> tuple[int, int]:
+def read_upright_size(source: ImageSource, index: int, max_aspect_ratio: float = MAX_ASPECT_RATIO) -> tuple[int, int]:
     """Return (H, W) of an image as `read_image` would give it, from its header. Raises ImageError as that does."""
     with _reading(), source.open(index) as file:
-        return upright_size(file)
+        return upright_size(file, max_aspect_ratio=max_aspect_ratio)
 
 
-def upright_size(file: BinaryIO, limit: int | None = None) -> tuple[int, int]:
+def upright_size(file: BinaryIO, limit: int | None = None, max_aspect_ratio: float | None = None) -> tuple[int, int]:
     """Return (H, W) of an image as `open_image` would give it, from its header. Raises ImageError as that does.
 
-    Only a PNG that says how it is turned behind its pixels is decoded.
+    Only a PNG that says how it is turned behind its pixels is decoded. A JPEG that is too large but for a draft has a
+    size.
     """
-    with _reading(), _opened(file, limit) as image:
+    with _reading(), _opened(file, max_aspect_ratio) as image:
+        if limit is not None:
+            _check_pixels(image, limit)
         # TIFF's size is upright in some versions of Pillow, and stored in others.
         width, height = (image.tag_v2[tag] for tag in _STORED_SIZE) if hasattr(image, "tag_v2") else image.size
         if image.format == "PNG" and _turned_behind_pixels(file):
@@ -101,13 +113,40 @@ def _turned_behind_pixels(file: BinaryIO) -> bool:
     return found
 
 
-def _opened(file: BinaryIO, limit: int | None) -> Any:
+def _opened(file: BinaryIO, max_aspect_ratio: float | None) -> Any:
     """Return Pillow's image, its header read."""
-    opened = Image.open(file, formats=_formats())
-    if limit is not None and opened.width * opened.height > limit:
+    try:
+        opened: Any = Image.open(file, formats=_formats())
+    except Image.DecompressionBombError:  # said of what the header declares, before a draft could be asked for
+        if (opened := _jpeg_in_rows(file)) is None:
+            raise
+    if max_aspect_ratio is not None and max(opened.size) > max_aspect_ratio * min(opened.size):
         opened.close()
-        raise ImageError(f"its {opened.width} x {opened.height} pixels are more than the {limit} allowed")
+        raise ImageError(
+            f"its {opened.width} x {opened.height} pixels are a strip, beyond the max_aspect_ratio of "
+            f"{max_aspect_ratio:g}"
+        )
     return opened
+
+
+def _jpeg_in_rows(file: BinaryIO) -> Any:
+    """Return a JPEG that is decoded row by row, None for all else: one in several scans is held at its full size."""
+    file.seek(0)
+    if file.read(2) != b"\xff\xd8":
+        return None
+    file.seek(0)
+    opened = JpegImagePlugin.JpegImageFile(file)
+    file.seek(file.tell() - 8 - 2 * opened.layers)  # back to the marker of the first scan, which Pillow has skipped
+    begin = file.read(5)
+    in_one = begin[:2] == b"\xff\xda" and begin[4] == opened.layers and "progressive" not in opened.info
+    return opened if in_one else None
+
+
+def _check_pixels(opened: Any, limit: int | None) -> None:
+    """Raise ImageError for an image with more pixels than the limit, or than Pillow's bound."""
+    allowed = 2 * (Image.MAX_IMAGE_PIXELS or opened.width * opened.height) if limit is None else limit
+    if opened.width * opened.height > allowed:
+        raise ImageError(f"its {opened.width} x {opened.height} pixels are more than the {allowed} allowed")
 
 
 def _formats() -> list[str]:
@@ -168,25 +207,56 @@ def _scale_transparency(image: Any) -> None:
             image.info["transparency"] = tuple(value >> 8 for value in transparent)
 
 
+def cover_and_crop(
+    image: Image.Image, cover: tuple[int, int], size: tuple[int, int], rng: np.random.Generator | None = None
+) -> Image.Image:
+    """Resize as `resize_to_cover` does and cut (H, W), `size`, out: at a random place with `rng`, else in the middle.
+
+    Of a strip that would get much larger than what it covers only what is cut out is made: the same pixels but for
+    rounding, in memory of a few times theirs.
+    """
+    width, height = _covering(image.size, cover)
+    if width * height <= _WHOLE * cover[0] * cover[1]:
+        whole = resize_to_cover(image, cover)
+        return center_crop(whole, size) if rng is None else random_crop(whole, size, rng)
+    left, top, right, bottom = _place((width, height), size, rng)
+    x, y = image.width / width, image.height / height
+    box = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
+    return image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box)
+
+
 def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize to the smallest size of the same shape that covers (H, W): for a square, the short side becomes its side.
 
     Pillow's antialiased bicubic filter, both for shrinking and for enlarging.
     """
-    (height, width), (w, h) = size, image.size
-    target = (max(width, w * height // h), max(height, h * width // w))
+    target = _covering(image.size, size)
     return image if target == image.size else image.resize(target, Image.Resampling.BICUBIC)
+
+
+def _covering(whole: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    (height, width), (w, h) = size, whole
+    return max(width, w * height // h), max(height, h * width // w)
 
 
 def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Cut (H, W) out of the middle; the odd pixel goes where round() sends it, as in torchvision."""
-    return _crop(image, size, top=round((image.height - size[0]) / 2), left=round((image.width - size[1]) / 2))
+    return image.crop(_place(image.size, size))
 
 
 def random_crop(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """Cut (H, W) out of a place drawn uniformly."""
-    top = int(rng.integers(image.height - size[0] + 1))
-    return _crop(image, size, top, left=int(rng.integers(image.width - size[1] + 1)))
+    return image.crop(_place(image.size, size, rng))
+
+
+def _place(
+    whole: tuple[int, int], size: tuple[int, int], rng: np.random.Generator | None = None
+) -> tuple[int, int, int, int]:
+    """Return where (H, W) is cut out of (width, height), as Pillow's box."""
+    (w, h), (height, width) = whole, size
+    top = round((h - height) / 2) if rng is None else int(rng.integers(h - height + 1))
+    left = round((w - width) / 2) if rng is None else int(rng.integers(w - width + 1))
+    return left, top, left + width, top + height
 
 
 def random_hflip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -197,7 +267,3 @@ def random_hflip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def to_tensor(image: Image.Image | npt.NDArray[np.uint8]) -> Tensor:
     """Return an RGB image, Pillow's or (H, W, 3), as float32 (3, H, W) in [-1, 1]."""
     return from_uint8(torch.from_numpy(np.array(image)).permute(2, 0, 1)).contiguous()
-
-
-def _crop(image: Image.Image, size: tuple[int, int], top: int, left: int) -> Image.Image:
-    return image.crop((left, top, left + size[1], top + size[0]))

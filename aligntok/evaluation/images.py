@@ -34,7 +34,7 @@ from aligntok.settings import Precision
 logger = logging.getLogger("aligntok.evaluation")
 
 
-#: How :func:`aligntok.data.transforms.resize_to_cover` and `center_crop` bring an image to its size.
+#: How :func:`aligntok.data.transforms.cover_and_crop` brings an image to its size.
 RESIZE = "bicubic antialiased (Pillow), centre crop"
 
 

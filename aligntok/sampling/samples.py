@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
-from aligntok.data.transforms import center_crop, read_image, resize_to_cover, to_tensor
+from aligntok.data.transforms import cover_and_crop, read_image, to_tensor
 from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import barrier, is_first
 from aligntok.distributed.job import batched, job, shares
@@ -179,4 +179,4 @@ def _real(source: ImageSource, place: int, size: tuple[int, int]) -> Tensor:
         image = read_image(source, place)
     except ImageError as error:
         raise DataError(f"{source.where}: cannot read {source.names[place]} ({error}); repair or remove it") from error
-    return to_tensor(center_crop(resize_to_cover(image, size), size))
+    return to_tensor(cover_and_crop(image, size, size))

@@ -1,7 +1,12 @@
 """Decoding and cropping: upright RGB whatever the file, the same pixels as torchvision, bounds kept."""
 
 import io
+import os
+import resource
 import struct
+import subprocess
+import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -247,3 +252,121 @@ def test_a_wrong_image_size_is_refused(wrong):
     with pytest.raises(ConfigError, match="image_size"):
         transforms.parse_image_size(wrong)
     assert transforms.parse_image_size([32, 64]) == (32, 64)
+
+
+# Sizes that are believed by nobody
+
+
+def slow_plain_way(image, cover, size, rng):
+    """What a training sees: all of the image resized, then cropped."""
+    whole = transforms.resize_to_cover(image, cover)
+    return transforms.center_crop(whole, size) if rng is None else transforms.random_crop(whole, size, rng)
+
+
+def test_images_are_cropped_as_they_were_bit_for_bit():
+    draw = np.random.default_rng(5)
+    for case in range(150):
+        height, width = (int(side) for side in draw.integers(1, 200, size=2))
+        image = noise(width, height, seed=case)
+        size = tuple(int(side) for side in draw.integers(1, 70, size=2))
+        cover = size if case % 3 else (max(size) + case,) * 2
+        seed = None if case % 2 else case
+        ours, plain = (
+            way(image, cover, size, None if seed is None else np.random.default_rng(seed))
+            for way in (transforms.cover_and_crop, slow_plain_way)
+        )
+        assert ours.size == plain.size == size[::-1]
+        beyond = (width / height) / (cover[1] / cover[0])  # a strip, beside the shape that it covers
+        if max(beyond, 1 / beyond) < 49:
+            assert ours.tobytes() == plain.tobytes(), (image.size, cover, size)
+
+
+@pytest.mark.parametrize("shape", [(1800, 20), (20, 1800), (700, 7), (600, 1)])
+@pytest.mark.parametrize("size", [(16, 16), (24, 16), (120, 130)])
+def test_of_a_strip_only_the_crop_is_made(shape, size, monkeypatch):
+    image, made = noise(*shape), []
+    resize = Image.Image.resize
+    for seed in (None, 0, 1, 2):
+        plain = slow_plain_way(image, size, size, seed if seed is None else np.random.default_rng(seed))
+        with monkeypatch.context() as patch:
+            patch.setattr(Image.Image, "resize", lambda *given: made.append(given[1]) or resize(*given))
+            ours = transforms.cover_and_crop(image, size, size, seed if seed is None else np.random.default_rng(seed))
+        assert np.abs(np.asarray(ours, int) - np.asarray(plain, int)).max() <= 3
+    assert made == [size[::-1]] * 4
+
+
+def test_60000_pixels_in_a_row_cost_what_the_crop_costs():
+    data = encode(noise(60_000, 1), "PNG")
+    transforms.cover_and_crop(transforms.open_image(data), (256, 256), (256, 256))
+    tracemalloc.start()
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    image = transforms.open_image(data)
+    for rng in (None, np.random.default_rng(0)):
+        assert transforms.cover_and_crop(image, (256, 256), (256, 256), rng).size == (256, 256)
+    assert time.perf_counter() - began < 0.2  # of two crops
+    tracemalloc.stop()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB; Pillow's memory is not traced
+
+
+def test_a_strip_of_a_data_set_is_unreadable_beyond_its_limit():
+    data = encode(noise(102, 2), "PNG")
+    assert transforms.open_image(data).size == (102, 2)
+    said = "its 102 x 2 pixels are a strip, beyond the max_aspect_ratio of 50"
+    for read in (transforms.open_image, lambda data, **given: transforms.upright_size(io.BytesIO(data), **given)):
+        with pytest.raises(ImageError, match=said):
+            read(data, max_aspect_ratio=50)
+        read(data, max_aspect_ratio=51)
+
+
+def declared(data, width, height):
+    """A JPEG of which the header says another size."""
+    place = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2")) + 5
+    return data[:place] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[place + 4 :]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_counts_at_the_size_that_it_is_decoded_at(progressive, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    data = encode(noise(400, 320), "JPEG", progressive=progressive)
+    with pytest.raises(
+        ImageError, match="128000 pixels. exceeds" if progressive else "400 x 320 pixels are more than the 20000 "
+    ):
+        transforms.open_image(data)
+    with pytest.raises(ImageError, match="allowed|exceeds"):
+        transforms.open_image(declared(data, 20_000, 16_000), draft_side=200)
+    if progressive:  # held at its full size, whatever it is decoded at
+        with pytest.raises(ImageError):
+            transforms.open_image(data, draft_side=100)
+        return
+    small = transforms.open_image(data, draft_side=60)
+    assert small.size == (100, 80)
+    assert transforms.upright_size(io.BytesIO(data)) == (320, 400)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 10**9)
+        assert transforms.open_image(data, draft_side=60).tobytes() == small.tobytes()
+
+
+@pytest.mark.nightly
+def test_182_megapixels_are_read_at_an_eighth():
+    data = encode(Image.new("RGB", (14_000, 13_000), (10, 200, 30)), "JPEG")
+    assert transforms.open_image(data, draft_side=512).size == (1750, 1625)
+    assert transforms.upright_size(io.BytesIO(data)) == (13_000, 14_000)
+
+
+# No other program
+
+
+def test_no_image_starts_another_program(monkeypatch):
+    def stop(*arguments, **_):
+        raise AssertionError(f"started: {arguments}")
+
+    for module, name in [(subprocess, "Popen"), (os, "system"), (os, "posix_spawn"), (os, "fork"), (os, "execv")]:
+        monkeypatch.setattr(module, name, stop)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    pdf, ps = b"%PDF-1.4\n%%EOF\n", b"%!PS\nshowpage\n"
+    wmf = b"\xd7\xcd\xc6\x9a" + bytes(18) + b"\x01\x00\t\x00" + bytes(30)
+    dos_eps = b"\xc5\xd0\xd3\xc6" + (30).to_bytes(4, "little") + len(eps).to_bytes(4, "little") + bytes(18) + eps
+    for data in (eps, dos_eps, pdf, ps, wmf, b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"#!/bin/sh\ntouch x\n"):
+        for read in (transforms.open_image, lambda data: transforms.upright_size(io.BytesIO(data))):
+            with pytest.raises(ImageError):
+                read(data)
