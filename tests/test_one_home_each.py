@@ -101,9 +101,9 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
 
 def test_loaders_are_made_in_one_way_and_their_ends_explained():
     assert calls("DataLoader") == {"data/loader.py:make_loader"}
-    assert named("ignore_sigterm", "num_workers", "worker_init_fn", "pin_memory") == {
+    assert named("leave_signals_to_parent", "num_workers", "worker_init_fn", "pin_memory") == {
         "data/loader.py:make_loader",
-        "distributed/job.py:ignore_sigterm",
+        "distributed/job.py:leave_signals_to_parent",
     }
     made = {
         "training/builder.py:_training_batches",  # for mmengine's loops, of engine/runner

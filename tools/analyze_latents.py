@@ -11,6 +11,7 @@ them.
 """
 
 from aligntok.cli import analyze_latents
+from aligntok.ends import leave
 
 if __name__ == "__main__":
-    raise SystemExit(analyze_latents())
+    leave(analyze_latents)

@@ -9,6 +9,7 @@ in fp32, 42 GB with --dtype bf16 or fp16, half of that with --no-hflip.
 """
 
 from aligntok.cli import cache_latents
+from aligntok.ends import leave
 
 if __name__ == "__main__":
-    raise SystemExit(cache_latents())
+    leave(cache_latents)

@@ -10,6 +10,7 @@ anew, remove its folder. With --only, several machines that share the work folde
 """
 
 from aligntok.cli import compare
+from aligntok.ends import leave
 
 if __name__ == "__main__":
-    raise SystemExit(compare())
+    leave(compare)

@@ -10,6 +10,7 @@ Only features of Inception-v3 make an FID; those of another extractor make an FD
 """
 
 from aligntok.cli import evaluate
+from aligntok.ends import leave
 
 if __name__ == "__main__":
-    raise SystemExit(evaluate())
+    leave(evaluate)

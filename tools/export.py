@@ -5,6 +5,7 @@ python tools/export.py work_dirs/aligntok_dinov2_f16d32 my_tokenizer --ema 0.08
 """
 
 from aligntok.cli import export
+from aligntok.ends import leave
 
 if __name__ == "__main__":
-    raise SystemExit(export())
+    leave(export)

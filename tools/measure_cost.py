@@ -9,6 +9,7 @@ Weights are random; images too, unless data_root is set. docs/cost.md says what 
 """
 
 from aligntok.cli import measure_cost
+from aligntok.ends import leave
 
 if __name__ == "__main__":
-    raise SystemExit(measure_cost())
+    leave(measure_cost)

@@ -9,6 +9,7 @@ evaluation, or a folder that holds any of them.
 """
 
 from aligntok.cli import report
+from aligntok.ends import leave
 
 if __name__ == "__main__":
-    raise SystemExit(report())
+    leave(report)

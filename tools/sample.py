@@ -10,6 +10,7 @@ follows from its seed and its label: batch size, processes and interruptions do 
 """
 
 from aligntok.cli import sample
+from aligntok.ends import leave
 
 if __name__ == "__main__":
-    raise SystemExit(sample())
+    leave(sample)

@@ -8,6 +8,7 @@ The same command started again goes on where it stopped.
 """
 
 from aligntok.cli import train
+from aligntok.ends import leave
 
 if __name__ == "__main__":
-    raise SystemExit(train())
+    leave(train)

@@ -11,7 +11,8 @@ from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from aligntok.annotations import alternatives, parts
-from aligntok.errors import AlignTokError, ConfigError
+from aligntok.ends import INTERRUPTED, Terminated, end_children, heeding_sigterm, keeping_on_without_terminal
+from aligntok.errors import AlignTokError, ConfigError, Preempted, WriteError
 from aligntok.settings import ChangesTo, Option, fields_of, read
 
 Command = Callable[[Sequence[str] | None], int]
@@ -20,17 +21,39 @@ _WORDS = "words_without_flags"
 
 
 def reporting_errors(command: Command) -> Command:
-    """Turn a user's mistake into one message on stderr and its exit status; a defect of ours keeps its traceback."""
+    """Turn a user's mistake into one message on stderr and its exit status; a defect of ours keeps its traceback.
+
+    Whatever ends the command, what it started ends with it, and losing the terminal does not end it.
+    """
 
     @wraps(command)
     def wrapped(arguments: Sequence[str] | None = None) -> int:
-        try:
-            return command(arguments)
-        except AlignTokError as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            return error.exit_status
+        with keeping_on_without_terminal() as faults, heeding_sigterm():
+            status = _status(command, arguments)
+        if faults and not status:
+            print(f"WriteError: what was printed is not whole ({faults[0].strerror}); make room", file=sys.stderr)
+            return WriteError.exit_status
+        return status
 
     return wrapped
+
+
+def _status(command: Command, arguments: Sequence[str] | None) -> int:
+    try:
+        try:
+            return command(arguments)
+        except BaseException:
+            end_children()  # before the error is gone, and with it the loaders, which would wait for theirs
+            raise
+    except AlignTokError as error:
+        told = error
+    except Terminated:
+        told = Preempted("stopped by SIGTERM; what is written stays, and the same command goes on or begins anew")
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; what is written stays, and the same command goes on or begins anew", file=sys.stderr)
+        return INTERRUPTED
+    print(f"{type(told).__name__}: {told}", file=sys.stderr)
+    return told.exit_status
 
 
 def dispatch(prog: str, verbs: Mapping[str, Command], arguments: Sequence[str] | None) -> int:

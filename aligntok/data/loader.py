@@ -2,17 +2,70 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data._utils import signal_handling
 
 from aligntok.device import device
-from aligntok.distributed.job import ignore_sigterm
+from aligntok.distributed.job import leave_signals_to_parent
+from aligntok.ends import at_end
 from aligntok.errors import AlignTokError, DataError, first_line
+
+STUCK_SECONDS = 600.0  # without a batch after which a data-loading process counts as stuck
+END_SECONDS = 1.0  # for data-loading processes to end by themselves
+_reading: weakref.WeakSet[Any] = weakref.WeakSet()  # the iterators of loaders with processes
+_workers: weakref.WeakSet[Any] = weakref.WeakSet()  # those processes, which may outlive a loader when they are stuck
+
+
+class _Loader(DataLoader[Any]):
+    """torch's, whose processes end with the command or process that reads: see :func:`end_loading`."""
+
+    def __iter__(self) -> Any:
+        before = multiprocessing.active_children()
+        try:
+            batches: Any = super().__iter__()
+        except OSError as error:  # /dev/shm has no room for a lock, no more processes or open files are allowed
+            for started in {*multiprocessing.active_children()} - {*before}:
+                started.kill()
+            raise _explained(error) from error
+        if self.num_workers:
+            _reading.add(batches)
+            _workers.update(batches._workers)
+            at_end(end_loading)
+        return batches
+
+
+def end_loading() -> None:
+    """End the data-loading processes of every loader that this process still reads from.
+
+    They are asked to, and killed when they do not soon. Nobody else may be left to do it: Python's end of the
+    interpreter sends them one SIGTERM, to which they are deaf, and waits for them (torch 2.14; theirs would be heeded,
+    but so would a scheduler's).
+    """
+    own = [worker for worker in _workers if worker._parent_pid == os.getpid()]
+    for each in _reading if own else ():
+        if each._worker_pids_set:  # else torch raises an error, wherever this process is, when one is killed
+            signal_handling._remove_worker_pids(id(each))
+            each._worker_pids_set = False
+        each._workers_done_event.set()
+        for queue in each._index_queues:
+            queue.put(None)
+    _reading.clear()
+    ends = time.monotonic() + END_SECONDS
+    for worker in own:
+        worker.join(max(0.0, ends - time.monotonic()))
+        if worker.is_alive():
+            worker.kill()
+            worker.join(END_SECONDS)
 
 
 def make_loader(
@@ -20,20 +73,20 @@ def make_loader(
     batches: Iterable[list[Any]],
     workers: int,
     collate: Callable[..., Any] | None = None,
-    timeout: float = 0,
+    timeout: float = STUCK_SECONDS,
 ) -> DataLoader[Any]:
     """Return a loader of `batches`, lists of what the data set is asked for, put together by `collate`.
 
-    Its processes, `workers` in number, leave SIGTERM to the process that they read for; one that gives no batch for
+    Its processes, `workers` in number, leave signals to the process that they read for; one that gives no batch for
     `timeout` seconds (0: ever) counts as stuck. Iterate inside :func:`explaining_loader_errors`.
     """
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=default_collate if collate is None else collate,
         timeout=timeout if workers else 0,
-        worker_init_fn=ignore_sigterm,
+        worker_init_fn=leave_signals_to_parent,
         pin_memory=device().type == "cuda",
     )
 
@@ -54,7 +107,11 @@ def explaining_loader_errors() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             # torch's handler of SIGCHLD raises wherever the process is, even while it tells the reason
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        raise DataError(
-            f"a data-loading process ended or got stuck ({first_line(error)}); it may have run out of memory (lower "
-            "data.workers), out of shared memory (enlarge /dev/shm), or wait for a disk (see data.timeout)"
-        ) from error
+        raise _explained(error) from error
+
+
+def _explained(error: BaseException) -> DataError:
+    return DataError(
+        f"a data-loading process ended or got stuck ({first_line(error)}); it may have run out of memory (lower "
+        "data.workers), out of shared memory (enlarge /dev/shm), or wait for a disk (see data.timeout)"
+    )

@@ -31,6 +31,7 @@ from aligntok.distributed import (
     total,
     world,
 )
+from aligntok.ends import end_now
 from aligntok.errors import AlignTokError, Preempted, ProcessError, first_line
 
 logger = logging.getLogger("aligntok.engine")
@@ -104,16 +105,26 @@ _caught = threading.Event()
 
 @contextmanager
 def catching_sigterm() -> Iterator[None]:
-    """Note SIGTERM instead of dying of it. Python lets only the main thread listen; in another, nothing changes."""
+    """Note SIGTERM instead of dying of it, and survive SIGHUP, the loss of the terminal.
+
+    torchrun does not survive that, and sends it on: what it started stops as at SIGTERM. Python lets only the main
+    thread listen; in another, nothing changes.
+    """
     _caught.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: _caught.set())
+
+    def note(*_: Any) -> None:
+        _caught.set()
+
+    heard = {signal.SIGTERM: note, signal.SIGHUP: note if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIG_IGN}
+    before = {number: signal.signal(number, answer) for number, answer in heard.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, answer in before.items():
+            signal.signal(number, answer)
 
 
 def sigterm_was_sent() -> bool:
@@ -127,13 +138,14 @@ def stop_if_preempted(stopped: Preempted) -> None:
         raise stopped
 
 
-def ignore_sigterm(*_: Any) -> None:
-    """Make a data-loading process deaf to the first: the training process needs its batches until the step is done.
+def leave_signals_to_parent(*_: Any) -> None:
+    """Make a data-loading process deaf to signals: the training process needs its batches until the step is done.
 
-    A scheduler sends the signal to every process of a job. The second comes from the training process, to a loader
-    that is stuck.
+    A scheduler sends SIGTERM, and a terminal Ctrl-C, to every process of a job; the process that reads ends those that
+    read for it, by :func:`aligntok.data.loader.end_loading`.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -261,8 +273,7 @@ class _FailureWatch(threading.Thread):
             return
         logger.error("%s; this process is ended with it", reason)
         print(f"ProcessError: {reason}", file=sys.stderr, flush=True)
-        logging.shutdown()
-        os._exit(ProcessError.exit_status)
+        end_now(ProcessError.exit_status)
 
 
 def _is_exchange_error(error: BaseException) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,23 +28,10 @@ from aligntok.engine.checkpoints import (
     write_frozen,
 )
 from aligntok.engine.ema import EMASettings, WeightAverages
+from aligntok.engine.log import log_to
 from aligntok.engine.schedules import go_on_schedules
 from aligntok.errors import CheckpointError, Preempted
 from aligntok.io.files import remove_leftovers
-
-
-@contextmanager
-def logging_the_end() -> Iterator[None]:
-    """Write the error that ends a run to the log of the stage that it was at; close that log afterwards."""
-    own = logging.getLogger("aligntok")
-    try:
-        yield
-    except BaseException as error:
-        if own.handlers:
-            own.error("%s: %s", type(error).__name__, error)
-        raise
-    finally:
-        own.handlers.clear()
 
 
 class StageRunner(Runner):
@@ -91,16 +76,10 @@ class StageRunner(Runner):
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
         """Build mmengine's logger: a file for each process, warnings of the first one on the terminal too.
 
-        AlignTok's own loggers write to the same places. Errors go to the file alone: whoever ends on one prints it.
+        AlignTok's own loggers write to the same places: see :func:`~aligntok.engine.log.log_to`.
         """
         log = super().build_logger(log_level, log_file, distributed=True, **kwargs)
-        for handler in log.handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.setLevel(max(handler.level, logging.WARNING))
-                handler.addFilter(lambda record: record.levelno < logging.ERROR)
-        own = logging.getLogger("aligntok")
-        own.setLevel(logging.INFO)
-        own.handlers[:] = log.handlers
+        log_to(log)
         return log
 
     def build_model(self, model: Any) -> Any:

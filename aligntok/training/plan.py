@@ -106,7 +106,7 @@ def check_before_training(stages: Sequence[Stage], plans: Sequence[StagePlan]) -
     """Check what is on the disk already, and its room, before hours go by: nothing is written yet.
 
     Raises CheckpointError when a stage would go on, or start, from weights of other shapes, WriteError when the disk
-    has no room for what the stages write.
+    has no room for what the stages write, ConfigError for a folder in which TensorBoard cannot write.
     """
     planned = {plan.name: plan for plan in plans}
     needed = 0
@@ -124,6 +124,8 @@ def check_before_training(stages: Sequence[Stage], plans: Sequence[StagePlan]) -
             elif stage.start_folder is not None and finished_steps(stage.start_folder):
                 stage.build_model().load_start(stage.read_start())
     if stages:
+        if any("\udc80" <= letter <= "\udcff" for letter in str(stages[0].folder)):
+            raise ConfigError(f"work_dir {stages[0].folder} is no UTF-8, which TensorBoard needs; take another name")
         check_space(stages[0].folder, needed, "what these stages write")
 
 

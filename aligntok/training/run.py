@@ -12,7 +12,7 @@ from aligntok.device import multiplying
 from aligntok.distributed import agree, barrier, is_first, world
 from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.engine.checkpoints import finished_steps
-from aligntok.engine.runner import logging_the_end
+from aligntok.engine.log import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted, unknown
 from aligntok.io.files import lock_folder
 from aligntok.registry import loading_line

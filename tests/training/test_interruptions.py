@@ -188,23 +188,6 @@ def test_a_file_in_the_place_of_the_work_folder_is_one_clear_error(whole, tmp_pa
     assert "ConfigError: " in capsys.readouterr().err
 
 
-DEAF_ONCE = """
-import os, signal, time
-from aligntok.distributed.job import ignore_sigterm
-ignore_sigterm(0)
-os.kill(os.getpid(), signal.SIGTERM)
-print("heard once", flush=True)
-os.kill(os.getpid(), signal.SIGTERM)
-time.sleep(60)
-"""
-
-
-def test_a_loading_process_is_deaf_to_one_sigterm_and_ends_on_the_next():
-    done = subprocess.run([sys.executable, "-c", DEAF_ONCE], capture_output=True, text=True, timeout=30)
-    assert done.stdout == "heard once\n"
-    assert done.returncode == -signal.SIGTERM
-
-
 def test_a_second_run_in_one_folder_is_refused(whole, tool, tmp_path, capsys):
     process = tool.launch(
         whole[1], tmp_path / "run", "--cfg-options", "stages.0.steps=100000", "checkpoint.every=50000"

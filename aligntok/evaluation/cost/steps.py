@@ -15,7 +15,8 @@ from torch.profiler import record_function
 from aligntok.data.loader import explaining_loader_errors
 from aligntok.data.sampler import per_process_batch
 from aligntok.engine.ema import WeightAverages
-from aligntok.engine.runner import StepBatch, logging_the_end
+from aligntok.engine.log import logging_the_end
+from aligntok.engine.runner import StepBatch
 from aligntok.evaluation.cost.count import CountedStage, forward_operations
 from aligntok.evaluation.cost.measure import (
     GB,

@@ -1,0 +1,96 @@
+"""A run's log: every message is in its file; the terminal shows the first of each kind, and counts."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aligntok.distributed import is_first
+
+_own = logging.getLogger("aligntok")
+
+
+@contextmanager
+def logging_the_end() -> Iterator[None]:
+    """Write the error that ends a run to the log of the stage that it was at; leave that log afterwards."""
+    try:
+        yield
+    except BaseException as error:
+        if _own.handlers:
+            _own.error("%s: %s", type(error).__name__, error)
+        raise
+    finally:
+        _leave()
+
+
+def log_to(log: logging.Logger) -> None:
+    """Let AlignTok's own loggers write to where mmengine's logger of a stage does: a file, and the terminal.
+
+    The file has everything; what is no text is there by its code. The terminal has the first warning of each kind, and
+    the tenth, hundredth, ... with its number. Errors go to the file alone: whoever ends on one prints it. Data-loading
+    processes count their own.
+    """
+    _leave()
+    for handler in log.handlers:
+        handler.filters.clear()  # mmengine 0.10.7 drops every later message of a template, in the file too
+        if isinstance(handler, logging.FileHandler):
+            handler.stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            handler.handleError = _Silenced(handler.baseFilename)  # type: ignore[method-assign]
+        else:
+            handler.setLevel(max(handler.level, logging.WARNING))
+            handler.addFilter(_FirstOfKind())
+            handler.setFormatter(_Counted(handler.formatter))
+    _own.setLevel(logging.INFO)
+    _own.handlers[:] = log.handlers
+
+
+class _Silenced:
+    """Says once, in place of a traceback a message, that a log cannot be written: its disk is full, for instance."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.said = path, False
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        if not self.said:
+            self.said = True
+            print(f"the log {self.path} cannot be written; what it misses is not kept", flush=True)
+
+
+class _FirstOfKind(logging.Filter):
+    """Lets the first message of a template pass, the tenth, the hundredth, ...; errors do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            return False
+        self._counts[str(record.msg)] += 1
+        number = record.__dict__["number"] = self._counts[str(record.msg)]
+        return str(number).rstrip("0") == "1"
+
+
+class _Counted(logging.Formatter):
+    """As another formatter does, with the number of a message of which there were some before."""
+
+    def __init__(self, plain: logging.Formatter | None) -> None:
+        super().__init__()
+        self._plain = plain or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        number = getattr(record, "number", 1)
+        return self._plain.format(record) + (f" ({number} like this so far, each in the log)" if number > 1 else "")
+
+
+def _leave() -> None:
+    """Write no longer to the log of a stage, and tell how many warnings are in it that the terminal did not show."""
+    files = [Path(each.baseFilename) for each in _own.handlers if isinstance(each, logging.FileHandler)]
+    _own.handlers.clear()
+    for file in files if is_first() else ():
+        count = file.read_bytes().count(b" - WARNING - ") if file.is_file() else 0
+        if count > 1:
+            print(f"{count} warnings, each in {file}", flush=True)

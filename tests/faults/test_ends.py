@@ -1,0 +1,187 @@
+"""Whatever ends a command, its process is gone soon after its last line, with its status and without its workers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+SECONDS = 10  # that any process may take from its last line to its end
+STEP = "latent_alignment: step 3/"
+HOOKS = """
+import time
+from mmengine.hooks import Hook
+
+
+class Slow(Hook):
+    def after_train_iter(self, *args, **kwargs):
+        time.sleep(0.05)
+
+
+class Fails(Hook):
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == 2:
+            raise RuntimeError("a defect of a hook")
+"""
+SMALL_SHM = """
+import ctypes
+libc = ctypes.CDLL(None)
+assert libc.unshare(0x20000) == 0  # a mount namespace of its own, private
+assert libc.mount(b"none", b"/", None, 0x44000, None) == 0
+assert libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size={size}k") == 0
+"""
+FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, -1))"
+#: A data-loading process hangs once there is a file HANG.
+HANGING = """
+import os, time
+import torch.utils.data as data
+import aligntok.data.images as images, aligntok.caching.encoder as encoder
+for kind in (images.ImageDataset, encoder.ImagesToEncode):
+    def hang(self, index, read=kind.__getitem__):
+        if data.get_worker_info() is not None and os.path.exists(os.environ["HANG"]):
+            time.sleep(1000)
+        return read(self, index)
+    kind.__getitem__ = hang
+"""
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="mounts a small /dev/shm")
+
+
+@pytest.fixture
+def train(start, write_config, tmp_path):
+    """Start an endless training with two data-loading processes."""
+    (tmp_path / "faulty_hooks.py").write_text(HOOKS)
+
+    def begin(*options, hook="Slow", setup="", env=(), run="run", **changes):
+        config = write_config(**{"steps": 100000, "checkpoint": dict(every=100000), **changes})
+        words = [config, "--work-dir", tmp_path / run, "--stage", "latent_alignment"]
+        options = ["--cfg-options", "data.workers=2", f"hooks=[{{'type': 'faulty_hooks.{hook}'}}]", *options]
+        return start("train", *words, *options, setup=setup, env={"PYTHONPATH": str(tmp_path), **dict(env)})
+
+    return begin
+
+
+def is_living(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ends(process, status, text, workers=()):
+    """The process ends in time, as it should, saying so; returns what it printed."""
+    found, seconds = process.end(40)
+    assert found == status, process.output
+    assert seconds < SECONDS, process.output
+    assert text in process.output
+    assert ("Traceback" in process.output) == (status == 1), process.output
+    assert not [pid for pid in workers if is_living(pid)]
+    return process.output
+
+
+def test_an_error_in_a_hook(train):
+    ends(train(hook="Fails"), 1, "RuntimeError: a defect of a hook")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGINT, 130, "stopped by Ctrl-C; what is written stays"),
+        (signal.SIGTERM, 75, "Preempted: stopped by SIGTERM after step "),
+    ],
+)
+@pytest.mark.parametrize("group", [pytest.param(False, marks=pytest.mark.nightly), True])
+def test_a_signal_to_the_process_and_to_all_of_its_group(train, number, status, said, group):
+    process = train().until(STEP)
+    workers = process.children()
+    assert len(workers) == 2
+    process.signal(number, group)
+    ends(process, status, said, workers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.nightly)])
+def test_a_data_loading_process_that_dies(train, number):
+    process = train().until(STEP)
+    workers = process.children()
+    os.kill(workers[0], number)
+    ends(process, 2, "DataError: a data-loading process ended or got stuck (", workers)
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "said"),
+    [
+        pytest.param(None, 2, "DataError: a data-loading process ended or got stuck (", marks=pytest.mark.nightly),
+        (signal.SIGINT, 130, "stopped by Ctrl-C"),
+    ],
+)
+def test_data_loading_processes_that_hang(train, tmp_path, stop, status, said):
+    process = train("data.timeout=5", setup=HANGING, env={"HANG": str(tmp_path / "hang")}).until(STEP)
+    workers = process.children()
+    (tmp_path / "hang").touch()
+    if stop:
+        process.signal(stop)
+    ends(process, status, said, workers)
+
+
+@as_root
+@pytest.mark.parametrize("size", [16, pytest.param(150, marks=pytest.mark.nightly)])  # KB: no lock; no batch
+def test_a_small_dev_shm(train, size):
+    setup = SMALL_SHM.format(size=size)
+    ends(train(setup=setup), 2, "DataError: a data-loading process ended or got stuck (")
+
+
+def test_a_disk_that_fills_up_in_a_snapshot(train):
+    ema = dict(sigma_rel=[0.05, 0.10], inference=0.05, snapshot_every=2)
+    printed = ends(train(setup=FULL_DISK, ema=ema), 2, "WriteError: ")
+    assert "ema_snapshots/step_00000002.safetensors could not be written (" in printed
+
+
+def test_images_of_which_too_many_are_damaged_under_names_that_are_no_text(train, photographs, tmp_path):
+    folder = tmp_path / os.fsdecode(b"photo\xffgraphs")
+    shutil.copytree(photographs, folder)
+    for name in (b"a\xfe.png", b"b\xfd.png"):  # one in twenty
+        (folder / "train" / os.fsdecode(name)).write_bytes(b"no picture")
+    assert "\\udcff" in ends(train(f"data_root={folder}"), 2, "of 22 images cannot be read")
+    (log,) = (tmp_path / "run").rglob("*.log")
+    assert all(rf"cannot read {name}.png (" in log.read_text() for name in (r"a\udcfe", r"b\udcfd"))
+
+
+def test_a_work_folder_whose_name_is_no_text(train, tmp_path):
+    ends(train(run=os.fsdecode(b"r\xffn")), 2, r"ConfigError: work_dir ")
+    assert not os.path.exists(os.path.join(os.fsencode(tmp_path), b"r\xffn"))
+
+
+def test_images_that_are_deleted_meanwhile(train, photographs, tmp_path):
+    shutil.copytree(photographs, tmp_path / "photographs")
+    process = train(f"data_root={tmp_path / 'photographs'}").until(STEP)
+    shutil.rmtree(tmp_path / "photographs")
+    ends(process, 2, "images cannot be read")
+
+
+def meeting():
+    """The environments of two processes that torchrun would have started."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    place = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    return [dict(place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
+
+
+def test_two_processes_that_both_fail(train):
+    for process in [train(hook="Fails", env=env) for env in meeting()]:
+        assert process.end(60)[0] in (1, 2), process.output
+        assert process.end()[1] < SECONDS
+        assert "a defect of a hook" in process.output
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_one_of_two_processes_that_is_stopped(train, stopped):
+    processes = [train("process_timeout=6", env=env) for env in meeting()]
+    processes[0].until(STEP)
+    workers = processes[1 - stopped].children()
+    processes[stopped].signal(signal.SIGSTOP)
+    ends(processes[1 - stopped], 2, "ProcessError: ", workers)
