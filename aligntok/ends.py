@@ -75,16 +75,22 @@ def leave(command: Callable[[Sequence[str] | None], int]) -> NoReturn:
         if not isinstance(status, int):
             print(status, file=sys.stderr)
             status = 1
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # torchrun sends them more than once
-            signal.signal(number, signal.SIG_IGN)
-        threading.Thread(target=_end_late, args=(status,), daemon=True).start()
-        end_children()
-        threading._shutdown()  # type: ignore[attr-defined]  # joins threads, as the interpreter's end does
-        atexit._run_exitfuncs()
-        end_now(status)
+        is_over = threading.Event()
+        threading.Thread(target=_end_late, args=(is_over, status), daemon=True).start()
+        if status:  # what it was in the midst of may hold even the interpreter's own end
+            is_over.set()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # torchrun sends them more than once
+                signal.signal(number, signal.SIG_IGN)
+            end_children()
+            threading._shutdown()  # type: ignore[attr-defined]  # joins threads, as the interpreter's end does
+            atexit._run_exitfuncs()
+            end_now(status)
+    getattr(threading, "_register_atexit", atexit.register)(is_over.set)  # the former before threads are joined
+    raise SystemExit(0)
 
 
-def _end_late(status: int) -> None:
+def _end_late(is_over: threading.Event, status: int) -> None:
+    is_over.wait()
     time.sleep(GRACE_SECONDS)
     with suppress(Exception):
         end_children()
@@ -138,7 +144,7 @@ def keeping_on_without_terminal() -> Iterator[list[OSError]]:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed when the process began
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.open(os.devnull, os.O_WRONLY), "w")))
         elif stream is getattr(sys, f"__{name}__"):  # not captured by anybody, nor by a command around this one
             with suppress(OSError):
                 stream.flush()

@@ -46,9 +46,11 @@ def _status(command: Command, arguments: Sequence[str] | None) -> int:
             end_children()  # before the error is gone, and with it the loaders, which would wait for theirs
             raise
     except AlignTokError as error:
-        told = error
+        told: AlignTokError = error
     except Terminated:
-        told = Preempted("stopped by SIGTERM; what is written stays, and the same command goes on or begins anew")
+        told = Preempted(
+            "stopped by SIGTERM at once; what is written stays, and the same command goes on or begins anew"
+        )
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; what is written stays, and the same command goes on or begins anew", file=sys.stderr)
         return INTERRUPTED

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils import data
+from torch.utils.data import Dataset, default_collate
 from torch.utils.data._utils import signal_handling
 
 from aligntok.device import device
@@ -26,7 +27,7 @@ _reading: weakref.WeakSet[Any] = weakref.WeakSet()  # the iterators of loaders w
 _workers: weakref.WeakSet[Any] = weakref.WeakSet()  # those processes, which may outlive a loader when they are stuck
 
 
-class _Loader(DataLoader[Any]):
+class DataLoader(data.DataLoader[Any]):
     """torch's, whose processes end with the command or process that reads: see :func:`end_loading`."""
 
     def __iter__(self) -> Any:
@@ -37,9 +38,9 @@ class _Loader(DataLoader[Any]):
             for started in {*multiprocessing.active_children()} - {*before}:
                 started.kill()
             raise _explained(error) from error
-        if self.num_workers:
+        if workers := getattr(batches, "_workers", None):
             _reading.add(batches)
-            _workers.update(batches._workers)
+            _workers.update(workers)
             at_end(end_loading)
         return batches
 
@@ -74,13 +75,13 @@ def make_loader(
     workers: int,
     collate: Callable[..., Any] | None = None,
     timeout: float = STUCK_SECONDS,
-) -> DataLoader[Any]:
+) -> DataLoader:
     """Return a loader of `batches`, lists of what the data set is asked for, put together by `collate`.
 
     Its processes, `workers` in number, leave signals to the process that they read for; one that gives no batch for
     `timeout` seconds (0: ever) counts as stuck. Iterate inside :func:`explaining_loader_errors`.
     """
-    return _Loader(
+    return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,

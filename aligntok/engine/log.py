@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aligntok.distributed import is_first
 
-_own = logging.getLogger("aligntok")
+own = logging.getLogger("aligntok")
 
 
 @contextmanager
@@ -19,8 +19,8 @@ def logging_the_end() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _own.handlers:
-            _own.error("%s: %s", type(error).__name__, error)
+        if own.handlers:
+            own.error("%s: %s", type(error).__name__, error)
         raise
     finally:
         _leave()
@@ -43,8 +43,8 @@ def log_to(log: logging.Logger) -> None:
             handler.setLevel(max(handler.level, logging.WARNING))
             handler.addFilter(_FirstOfKind())
             handler.setFormatter(_Counted(handler.formatter))
-    _own.setLevel(logging.INFO)
-    _own.handlers[:] = log.handlers
+    own.setLevel(logging.INFO)
+    own.handlers[:] = log.handlers
 
 
 class _Silenced:
@@ -88,8 +88,8 @@ class _Counted(logging.Formatter):
 
 def _leave() -> None:
     """Write no longer to the log of a stage, and tell how many warnings are in it that the terminal did not show."""
-    files = [Path(each.baseFilename) for each in _own.handlers if isinstance(each, logging.FileHandler)]
-    _own.handlers.clear()
+    files = [Path(each.baseFilename) for each in own.handlers if isinstance(each, logging.FileHandler)]
+    own.handlers.clear()
     for file in files if is_first() else ():
         count = file.read_bytes().count(b" - WARNING - ") if file.is_file() else 0
         if count > 1:
