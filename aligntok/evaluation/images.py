@@ -150,7 +150,7 @@ class Samples(Dataset[Any]):
     """All samples at `source`; iterating gives batches dealt to the processes in turn, and is collective.
 
     source: a folder that ``tools/sample.py`` wrote; any folder, zip or other data of pictures (see
-    :func:`aligntok.data.sources.open_source`); or an .npz with arr_0, uint8 (N, H, W, 3). num: the first so many.
+    :func:`aligntok.data.sources.open_source`); or an .npz with arr_0, uint8 (N, H, W, 3). num: so many, evenly spread.
     Pictures are taken as they are, never resized. Raises DataError when there are none, they are not all of one size,
     a picture cannot be read, or the folder's samples are not all drawn yet.
     """
@@ -174,15 +174,16 @@ class Samples(Dataset[Any]):
             raise DataError(
                 f"{source} has {there} samples, fewer than the {num} asked for; draw more, or lower --num-samples"
             )
-        self.num, self.batch_size, self.workers = num or there, batch_size, workers
+        self.indices, self.batch_size, self.workers = evenly_spaced(there, num or there), batch_size, workers
         height, width, _ = self._read(0).shape
         self.image_size = (height, width)
 
     def __len__(self) -> int:
-        return self.num
+        return len(self.indices)
 
     def _read(self, place: int) -> Pixels:
-        """Return a picture (H, W, 3)."""
+        """Return a picture (H, W, 3), the `place`-th of those chosen."""
+        place = self.indices[place]
         if isinstance(self.kept, np.ndarray):
             return np.array(self.kept[place])
         try:
@@ -197,7 +198,7 @@ class Samples(Dataset[Any]):
         pixels = self._read(place)
         if pixels.shape != (*self.image_size, 3):
             raise DataError(
-                f"{self.path}: sample {place} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the first one "
+                f"{self.path}: sample {self.indices[place]} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the first one "
                 f"{self.image_size[0]} x {self.image_size[1]}; a distance is between images of one size: bring them "
                 "to one, and say how when you report it"
             )
@@ -209,7 +210,7 @@ class Samples(Dataset[Any]):
         return PixelBatch(stacked.permute(0, 3, 1, 2).contiguous(), [place for place, _ in items])
 
     def __iter__(self) -> Iterator[PixelBatch]:
-        return filter(None, in_rounds(self, range(self.num), self.batch_size, self.workers))
+        return filter(None, in_rounds(self, range(len(self)), self.batch_size, self.workers))
 
 
 def _map_array(path: Path) -> Pixels:

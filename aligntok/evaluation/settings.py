@@ -110,7 +110,7 @@ class GenerationSettings:
     extractor: str | dict[str, Any] = "inception_v3"
     """The reference's features; as for reconstructions."""
     num_samples: Positive | None = None
-    """Only the first so many; None: all."""
+    """Samples, evenly spread over those there are; None: all."""
     batch_size: Positive = 32
     """Samples at once, of one process."""
     workers: Count = 2

@@ -104,6 +104,18 @@ def test_a_compressed_array_is_read_as_well(pictures, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("num", "places"), [(5, [0, 2, 4, 6, 8]), (3, [0, 3, 6]), (10, [*range(10)]), (None, [*range(10)])]
+)
+def test_some_of_the_samples_are_evenly_spread_over_all_of_them(tmp_path, num, places):
+    rows = np.arange(10, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    np.savez(tmp_path / "samples.npz", rows)
+    samples = Samples(tmp_path / "samples.npz", num, batch_size=2, workers=0)
+    batches = list(samples)
+    assert torch.cat([batch.pixels for batch in batches])[:, 0, 0, 0].tolist() == places
+    assert [place for batch in batches for place in batch.indices] == [*range(len(samples))] == [*range(len(places))]
+
+
+@pytest.mark.parametrize(
     "array", [np.zeros((3, 8, 8, 3), np.float32), np.zeros((3, 8, 8), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)]
 )
 def test_an_array_that_is_no_set_of_pictures_is_refused(array, tmp_path):
