@@ -18,12 +18,13 @@ ROOT = Path(__file__).parents[1]
 TABLE = re.compile(r"^\| message \| cause \| cure \|\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
 CODE = re.compile(r"(`+) ?(.+?) ?\1(?!`)")
 ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
-SAID = {"warning", "error", "_say"}  # calls that tell the user something and raise nothing
+SAID = {"warning", "error", "_say", "say_once"}  # calls that tell the user something and raise nothing
 SHARED = "unknown"  # the sentence that a call fills in: an entry is of what the call says
 FEWEST_LETTERS = 8  # of an entry: a shorter one would stand for texts that it was not written for
 #: Texts that are put together far from the call that raises or logs them, by that call.
 ELSEWHERE = {
     "ProcessError(reason)": ["process … on … failed: …", "an exchange with another process broke off (…); that"],
+    "logger.warning('%s', text)": [],  # of say_once, which is told what to say
     "ImageError(first_line(error))": [],  # what Pillow says of a damaged file, in a message that names it
     "own.error('%s: %s', type(error).__name__, error)": [],  # any error at all, on its way out
 }

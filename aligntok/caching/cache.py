@@ -48,7 +48,8 @@ def cache_latents(request: CacheRequest) -> Path:
     """
     with job():
         encoder = LatentEncoder(load_tokenizer(request.tokenizer, weights=request.weights), request)
-        images, source = open_source(request.data, request.split), os.fspath(request.tokenizer)
+        images = open_source(request.data, request.split, request.label, request.val_fraction)
+        source = os.fspath(request.tokenizer)
         cache = LatentCache(Path(request.out).expanduser(), images, encoder, source, request.max_unreadable)
         cache.fill(request.batch_size, request.workers)
     return cache.folder
@@ -70,11 +71,12 @@ class LatentCache:
         self.jobs = [ShardJob(shard_path(folder, i), indices) for i, indices in enumerate(shards)]
         names = ["hflip", "dtype", "precision", "shard_size", "posterior"]
         names += ["seed"] * (encoder.encoding.posterior == "sample")  # nothing else depends on it
+        chosen = {} if images.label is None else {"label": images.label}
         #: What encoding.json is to hold.
         self.settings = {
             "format": FORMAT,
             "tokenizer": {"identity": encoder.tokenizer.identity, "source": source},
-            "data": {"images": len(images), "names": images.names.digest(), "where": images.where},
+            "data": {"images": len(images), "names": images.names.digest(), "where": images.where, **chosen},
             "image_size": list(encoder.image_size),
             **{name: getattr(encoder.encoding, name) for name in names},
         }
@@ -163,4 +165,5 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
         **settings,
         "tokenizer": settings["tokenizer"]["identity"][:16],
         "data": f"of {data['images']} images ({data['names'][:16]})",
+        "label": data.get("label"),
     }

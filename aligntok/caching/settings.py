@@ -29,6 +29,10 @@ class CacheContent:
     """Images in a file."""
     posterior: Posterior = "mean"
     """What is taken of a variational tokenizer's posterior."""
+    label: str | None = None
+    """Where the labels are, of several places: a column of a table, `cls` or a key of the JSON of shards."""
+    val_fraction: float | None = None
+    """Leave out the images that a tokenizer's training with this `data.val.fraction` holds out."""
 
 
 @settings

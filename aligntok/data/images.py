@@ -112,8 +112,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
     The image is resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped: at random
     and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. With `short_side` the image's short
     side is resized to that instead, so that crops are parts of a larger picture. `split` chooses a subfolder, or the
-    files or the part of that name. Random choices follow from `seed` and the sample number of the
-    :class:`SampleIndex` asked for; a plain integer asks for that image with the same integer as its sample number.
+    files or the part of that name; `label`, of several places, where the labels are. With a `fraction`, about so many
+    images are held out by name: they are the data set, or when `train` all others. Random choices follow from `seed`
+    and the sample number of the :class:`SampleIndex` asked for; a plain integer asks for that image with the same
+    integer as its sample number.
 
     With a list of (H, W) pairs as `image_size`, each image is cropped to that of the nearest aspect ratio (`buckets`
     says which), so batches must be of one bucket: give `buckets` to :class:`GlobalBatchSampler`.
@@ -125,7 +127,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
     long as wide, counts as unreadable.
 
     Raises DataError for a missing or empty source, an unknown split, an empty class folder, a damaged archive, too
-    many unreadable images; ConfigError for a wrong `image_size`, `max_unreadable`, `max_aspect_ratio` or `seed`.
+    many unreadable images; ConfigError for a wrong `image_size`, `max_unreadable`, `max_aspect_ratio`, `fraction` or
+    `seed`.
     """
 
     def __init__(
@@ -139,6 +142,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         short_side: int | None = None,
         max_aspect_ratio: float = MAX_ASPECT_RATIO,
+        label: str | None = None,
+        fraction: float | None = None,
     ) -> None:
         self.shapes = AspectBuckets(image_size)
         self.short_side = short_side
@@ -150,7 +155,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.train = train
         self.hflip = hflip
         self.seed = seed
-        self.source = open_source(root, split)
+        self.source = open_source(root, split, label, fraction, held_out=not train)
         self.class_names = self.source.class_names
         self.max_unreadable = math.ceil(len(self) / 100) if max_unreadable is None else max_unreadable
         at_least(0, max_unreadable=max_unreadable, seed=seed)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -25,6 +28,20 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "
 MAX_ASPECT_RATIO = 50.0
 #: Times the pixels of what it covers: so large an image is made to be cropped, of larger ones the crop alone.
 _WHOLE = 50
+#: How names of such files end, in any case.
+SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "JXL": (".jxl",),
+}
+_PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # packages of the last two
 _QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _STORED_SIZE = (256, 257)  # TIFF's tags ImageWidth and ImageLength
 _BITS, _PHOTOMETRIC = 258, 262  # BitsPerSample; PhotometricInterpretation, 0 where the lowest number is white
@@ -94,6 +111,16 @@ def upright_size(file: BinaryIO, limit: int | None = None, max_aspect_ratio: flo
         return (width, height) if turned else (height, width)
 
 
+def holds_image(open_file: Callable[[], BinaryIO]) -> bool:
+    """Tell whether a file begins like an image that can be opened, whatever it is called."""
+    try:
+        with _reading(), open_file() as file:
+            upright_size(file)
+    except ImageError:
+        return False
+    return True
+
+
 def _turned_behind_pixels(file: BinaryIO) -> bool:
     """Tell whether a PNG has what may hold an orientation behind its pixels, where Pillow sees it once it decoded them.
 
@@ -149,10 +176,26 @@ def _check_pixels(opened: Any, limit: int | None) -> None:
         raise ImageError(f"its {opened.width} x {opened.height} pixels are more than the {allowed} allowed")
 
 
+def image_suffixes() -> tuple[str, ...]:
+    """Return how names of files end that are taken for images: of the formats that can be opened here."""
+    return tuple(suffix for name in _formats() for suffix in SUFFIXES[name])
+
+
 def _formats() -> list[str]:
     """Return those of FORMATS that are here; a plugin of Pillow may add one at any time."""
-    Image.init()
+    _load_plugins()
     return [name for name in FORMATS if name in Image.OPEN]
+
+
+@cache
+def _load_plugins() -> None:
+    """Let those plugins of Pillow that are installed say that they are there, as they do when they are imported."""
+    Image.init()
+    for name, package in _PLUGINS.items():
+        if name not in Image.OPEN and find_spec(package) is not None:
+            register = getattr(import_module(package), f"register_{name.lower()}_opener", None)
+            if register is not None:
+                register()
 
 
 @contextmanager

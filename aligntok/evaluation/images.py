@@ -49,7 +49,7 @@ class EvaluationImages:
 
     def __init__(self, asked: ImageSettings) -> None:
         self.asked = asked
-        self.source: ImageSource = open_source(asked.data, asked.split)
+        self.source: ImageSource = open_source(asked.data, asked.split, asked.label, asked.val_fraction, True)
         self.image_size = parse_image_size(asked.image_size)
         self.indices = evenly_spaced(len(self.source), asked.num_images or len(self.source))
         self.dataset = ImagesToEncode(self.source, self.image_size)
@@ -80,8 +80,10 @@ class EvaluationImages:
     @property
     def described(self) -> dict[str, Any]:
         """What fixes them beside the data, as JSON types, once they are read."""
+        fraction = self.asked.val_fraction
         return {
             "split": self.asked.split,
+            **({} if fraction is None else {"val_fraction": fraction}),
             "image_size": list(self.image_size),
             "resize": RESIZE,
             "images": len(self) - self.skipped,

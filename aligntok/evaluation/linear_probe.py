@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from aligntok.caching.encoder import Batch, latent_shape
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sources.base import ImageSource
+from aligntok.data.sources.held_out import check_apart
 from aligntok.device import device
 from aligntok.distributed import is_first, must_agree, total, world
 from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
@@ -45,9 +46,10 @@ def linear_probe(asked: ProbeSettings) -> Result:
     folder = result_folder(asked.out, asked.tokenizer, "linear_probe")
     with evaluating(folder, asked.precision):
         how: dict[str, Any] = dict(data=asked.data, image_size=asked.image_size, workers=asked.workers)
-        how["batch_size"] = asked.encode_batch_size
+        how |= dict(batch_size=asked.encode_batch_size, label=asked.label)
         wanted = ((asked.train_split, asked.num_train), (asked.val_split, asked.num_val))
         images = [EvaluationImages(ImageSettings(split=split, num_images=num, **how)) for split, num in wanted]
+        check_apart(images[0].source, images[1].source, "give other images as one of train_split and val_split")
         model = load_tokenizer(asked.tokenizer, weights=asked.weights)
         encode = FeatureEncoder(model, images[0].image_size, asked.precision, asked.pool)
         names, *labels = match_classes(*(each.source for each in images))

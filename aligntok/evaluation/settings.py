@@ -36,6 +36,10 @@ class ImageSettings(DataSettings):
     """Images, evenly spread over the data; None: all."""
     batch_size: Positive = 32
     """Images at once, of one process."""
+    label: str | None = None
+    """Where the labels are, of several places: a column of a table, `cls` or a key of the JSON of shards."""
+    val_fraction: float | None = None
+    """Take only the images that a training with this `data.val.fraction` holds out."""
 
 
 @settings
@@ -147,6 +151,8 @@ class ProbeSettings(DataSettings):
     """The images to train on."""
     val_split: str = "val"
     """The images to measure on."""
+    label: str | None = None
+    """Where the labels are, of several places: a column of a table, `cls` or a key of the JSON of shards."""
     num_train: Positive | None = None
     """Only so many, evenly spread; None: all."""
     num_val: Positive | None = None

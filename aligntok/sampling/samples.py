@@ -7,7 +7,6 @@ on processes and interruptions, and on the batch size only as far as the roundin
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,8 +53,10 @@ def sample_images(request: SampleRequest) -> Path:
         settings = {"format": FORMAT, "num": num, **drawer.describe(), "batch_size": request.batch_size}
         path = default_folder(drawer, settings) if request.out is None else Path(request.out).expanduser()
         labels = drawer.labels(range(num)) if drawer.model.conditional else None
-        names, data = drawer.model.class_names, request.real_images
-        real = None if data is None else open_real(data, request.split, labels, names)
+        real = None
+        if request.real_images is not None:
+            source = open_source(request.real_images, request.split, request.real_label)
+            real = paired(source, labels, drawer.model.class_names)
         folder = SampleFolder(path, num, drawer.image_size, labels, settings)
         with output_folder(path, DESCRIPTION, settings, compared, "another generator"):
             draw_batches(drawer, folder, folder.begin_together(request.npz), request.batch_size)
@@ -110,15 +111,12 @@ def default_folder(drawer: SamplePipeline, settings: Mapping[str, Any], *first: 
     return Path(drawer.request.run) / "samples" / "_".join([*words, settings["generator"]["identity"][:8]])
 
 
-def open_real(
-    data: str | os.PathLike[str], split: str | None, labels: Sequence[int] | None, names: Sequence[str] = ()
-) -> ImageSource:
-    """Open the images at `data`, whose labels become those of the classes `names`: paired by name, not by number.
+def paired(source: ImageSource, labels: Sequence[int] | None, names: Sequence[str]) -> ImageSource:
+    """Return the source with the generator's numbers of classes, which are `names`: by name, if they have names.
 
-    Raises DataError when there are none of a class that `labels`, the samples', are of; or when classes have names on
-    one side alone.
+    Raises DataError when there are no images of a class that `labels`, the samples', are of; or when classes have names
+    on one side alone.
     """
-    source = open_source(data, split)
     if labels is None:
         return source
     if bool(names) != bool(source.class_names):
@@ -129,15 +127,15 @@ def open_real(
         )
     number_of = {name: number for number, name in enumerate(names)}
     own = np.array([number_of.get(name, -1) for name in source.class_names], dtype=np.int32)
-    paired = source.labels if not names else np.where(source.labels < 0, -1, own[source.labels])
-    lacking = sorted({*labels} - {*paired.tolist()})
+    numbers = source.labels if not names else np.where(source.labels < 0, -1, own[source.labels])
+    lacking = sorted({*labels} - {*numbers.tolist()})
     if lacking:
         called = f"'{names[lacking[0]]}'" if names else str(lacking[0])
         raise DataError(
             f"{source.where} has no images of class {called}, of which there are samples; "
             "give the data that the generator was trained on"
         )
-    source.labels = paired
+    source.labels = numbers
     return source
 
 

@@ -62,6 +62,8 @@ class SampleRequest:
     """Images to show beside samples of the class of the same name, in beside_real.png."""
     split: str | None = None
     """Of the real images: a subfolder, or a word in the names of its files."""
+    real_label: str | None = None
+    """Of the real images where their labels are, as `label` of data."""
     guidance_sweep: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
     """Compare these guidance scales instead, and 1."""
     sweep_steps: tuple[Positive, ...] = ()

@@ -28,6 +28,8 @@ FREE = (
     *("steps", "init_from", "checkpoint", "log", "validation", "hooks", "sampling"),
     *("compile", "grad_checkpointing", "attention"),
 )
+#: Among those below, one that is not: what is held out is not trained on.
+HELD_OUT = "data.val.fraction"
 FREE_BELOW = ("data.workers", "data.timeout", "data.val", "data.nominal_images", "model.encoder.pretrained")
 #: Settings that the saved state depends on.
 FIXED = ("schedule", "optimizer.type", "discriminator_optimizer.type", "trainable", "lora", "tokenizer")
@@ -158,7 +160,7 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     """
     before, after = flatten(_with_end(old)), flatten(json.loads(json.dumps(_with_end(new), default=str)))
     own = [key for key in {**before, **after} if key.split(".")[0] in new]
-    keys = [key for key in own if not (key.split(".")[0] in FREE or key.startswith(FREE_BELOW))]
+    keys = [key for key in own if key == HELD_OUT or not (key.split(".")[0] in FREE or key.startswith(FREE_BELOW))]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 

@@ -43,7 +43,7 @@ class ImageDataSettings(LoadingSettings):
     train: Annotated[dict[str, Any], FilledFrom(_IMAGES)] = field(default_factory=_IMAGES.copy)
     """Data set to train on: a registry name and its keywords; `root` is `data_root`."""
     val: Annotated[dict[str, Any], FilledFrom(_IMAGES)] | None = None
-    """Held-out data set, as the training one but cropped in the middle; None: none."""
+    """Held-out data set, cropped in the middle; with `fraction`, that share of the training images; None: none."""
 
 
 @settings

@@ -109,7 +109,7 @@ def test_a_missing_root_names_its_neighbour(classes):
 
 def test_a_folder_without_images_says_what_counts_as_one(tmp_path):
     (tmp_path / "readme.txt").write_text("")
-    with pytest.raises(DataError, match=r"holds no image \(1 other files\); images end in \.jpg"):
+    with pytest.raises(DataError, match=r"holds no image \(1 other files: 1 \.txt\); images end in \.jpg"):
         ImageDataset(tmp_path)
 
 

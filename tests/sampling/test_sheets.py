@@ -14,7 +14,7 @@ from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
 from aligntok.errors import DataError
 from aligntok.latent_diffusion import LatentDiffusion
-from aligntok.sampling.samples import open_real
+from aligntok.sampling.samples import paired
 from aligntok.tokenizer import Tokenizer
 
 GREYS = {"ant": 40, "bee": 130, "zebra": 220}
@@ -75,25 +75,25 @@ def test_without_classes_samples_stand_beside_images_of_all_the_data(run, greys,
 
 
 def test_real_images_are_paired_by_the_names_of_classes(greys):
-    source = open_real(greys, "train", [0, 1], ("zebra", "ant"))  # the data number them the other way round
+    source = paired(open_source(greys, "train"), [0, 1], ("zebra", "ant"))  # the data number them the other way round
     assert [source.names[i].split("/")[0] for i in np.flatnonzero(source.labels == 0)] == ["zebra"] * 2
     assert (source.labels[[name.startswith("bee") for name in source.names]] == -1).all()
 
 
 def test_data_without_a_class_of_the_samples_is_one_clear_error(greys):
     names = ("ant", "bee", "cat")
-    assert isinstance(open_real(greys, "train", [0, 1], names), ImageSource)
+    assert isinstance(paired(open_source(greys, "train"), [0, 1], names), ImageSource)
     with pytest.raises(DataError, match="has no images of class 'cat', of which there are samples"):
-        open_real(greys, "train", [0, 2], names)
+        paired(open_source(greys, "train"), [0, 2], names)
     with pytest.raises(DataError, match="the classes of .*train have names, those of the generator have not"):
-        open_real(greys, "train", [0, 1])
+        paired(open_source(greys, "train"), [0, 1], ())
     for name in ("ant", "bee", "zebra"):
         (greys / "train" / name / "0.png").rename(greys / f"{name}.png")
     for folder in (greys / "train").iterdir():
         shutil.rmtree(folder)
     (greys / "train").rmdir()
     with pytest.raises(DataError, match="the classes of the generator have names, those of .*data have not"):
-        open_real(greys, None, [0, 1], names)
+        paired(open_source(greys, None), [0, 1], names)
 
 
 def test_a_real_image_that_cannot_be_read_is_named(run, greys, tmp_path, capsys):

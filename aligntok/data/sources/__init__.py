@@ -6,17 +6,21 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
+
 from aligntok.data.sources.base import (
     SPLIT_NAMES,
     ImageSource,
     choose_files,
     is_hidden,
-    is_image,
     located,
     several_splits,
 )
+from aligntok.data.sources.classes import say_lacking
 from aligntok.data.sources.files import FileTreeSource, FolderSource, ShardSource, ZipSource, expand_pattern
+from aligntok.data.sources.held_out import hold_out
 from aligntok.data.sources.tables import open_hub, open_parquet, open_saved
+from aligntok.data.transforms import image_suffixes
 from aligntok.errors import DataError, suggestion
 
 _HUB = "hf://"
@@ -25,7 +29,13 @@ _SAVED = ("dataset_dict.json", "dataset_info.json")  # what `save_to_disk` of da
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # two letters at least: not a drive
 
 
-def open_source(root: str | os.PathLike[str], split: str | None = None) -> ImageSource:
+def open_source(
+    root: str | os.PathLike[str],
+    split: str | None = None,
+    label: str | None = None,
+    fraction: float | None = None,
+    held_out: bool = False,
+) -> ImageSource:
     """List the images at `root`, or those of the `split` of it. `root` is one of
 
     - a folder of images, with class folders or without, or a .zip of one; the split is a subfolder;
@@ -37,23 +47,41 @@ def open_source(root: str | os.PathLike[str], split: str | None = None) -> Image
     The split of shards and parquet files is the subfolder of that name, or else the files whose names have it as a
     word (see :func:`aligntok.data.sources.base.choose_files`).
 
+    label: where the labels are, of several places: a column of a table, ``cls`` or a key of the JSON of shards; "" for
+    no labels. fraction: leave out the images that are held out by name, about so many, or with `held_out` take them
+    alone; see :func:`aligntok.data.sources.held_out.hold_out`. What is passed over or lacking is said once.
+
     Raises DataError when `root` or `split` is missing, nothing is in it, files of two kinds are, a file is damaged,
     a library is not installed, or several splits are there and none was chosen; see the sources for what else.
     """
+    source = _open(root, split, label)
+    if label == "":
+        source.labels, source.class_names = np.full(len(source), -1, dtype=np.int32), ()
+    elif label and isinstance(source, FileTreeSource):
+        raise DataError(
+            f"{source.where}: label='{label}' chooses a column of a table, or a member of shards; the classes of "
+            "images in folders are the folders"
+        )
+    source.label = label
+    say_lacking(source)
+    return source if fraction is None else hold_out(source, fraction, held_out)
+
+
+def _open(root: str | os.PathLike[str], split: str | None, label: str | None) -> ImageSource:
     given, split = os.fspath(root), (split or "").strip("/")
     path = Path(given).expanduser()
     if given.startswith(_HUB):
-        return open_hub(given.removeprefix(_HUB), split)
+        return open_hub(given.removeprefix(_HUB), split, label)
     if path.is_dir():
-        return _open_folder(path, split)
+        return _open_folder(path, split, label)
     if not path.exists():
-        return _open_pattern(given, path, split)
+        return _open_pattern(given, path, split, label)
     if open_files := _PACKED.get(path.suffix.lower()):
-        return open_files(located(path, split), choose_files(str(path), [path], split))
+        return open_files(located(path, split), choose_files(str(path), [path], split), label)
     return _with_split_chosen(ZipSource(path, split))
 
 
-def _open_pattern(given: str, path: Path, split: str) -> ShardSource:
+def _open_pattern(given: str, path: Path, split: str, label: str | None) -> ShardSource:
     if _SCHEME.match(given):
         raise DataError(
             f"{given} is an address; images are read at any place, so they must lie on a disk: "
@@ -69,14 +97,14 @@ def _open_pattern(given: str, path: Path, split: str) -> ShardSource:
             f"{given}: {len(missing)} of the {len(files)} shards it names are not there, {missing[0]} the first; "
             "correct the pattern, or fetch them"
         )
-    return ShardSource(located(given, split), choose_files(given, files, split))
+    return ShardSource(located(given, split), choose_files(given, files, split), label)
 
 
-def _open_folder(path: Path, split: str) -> ImageSource:
+def _open_folder(path: Path, split: str, label: str | None) -> ImageSource:
     by_name = bool(split) and not (path / split).is_dir()
     folder = path if by_name else path / split
     if any((folder / name).is_file() for name in _SAVED):
-        return open_saved(folder, split if by_name else "")
+        return open_saved(folder, split if by_name else "", label)
     inner = sorted(child for child in path.iterdir() if child.is_dir() and not is_hidden(child.name))
     files = _packed_files(folder)
     if not files:
@@ -95,7 +123,7 @@ def _open_folder(path: Path, split: str) -> ImageSource:
             f"{folder} holds images of several kinds: {' and '.join(kinds)}; move one kind away, "
             "or set `data_root` to a file, a pattern or a subfolder of one kind"
         )
-    return _PACKED[files[0].suffix](located(path, split), files)
+    return _PACKED[files[0].suffix](located(path, split), files, label)
 
 
 def _packed_files(folder: Path) -> list[Path]:
@@ -108,14 +136,16 @@ def _packed_files(folder: Path) -> list[Path]:
 
 
 def _first_image(folder: Path) -> list[Path]:
+    suffixes = image_suffixes()
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not is_hidden(name)]
-        if images := [name for name in names if is_image(name) and not is_hidden(name)]:
+        if images := [name for name in names if name.lower().endswith(suffixes) and not is_hidden(name)]:
             return [Path(parent, images[0])]
     return []
 
 
 def _with_split_chosen(source: FileTreeSource) -> FileTreeSource:
-    if source.class_names and SPLIT_NAMES.issuperset(source.class_names):
-        raise several_splits(source.where, source.class_names)
+    splits = SPLIT_NAMES.intersection(source.class_names)
+    if splits and (len(splits) > 1 or len(source.class_names) == 1):  # a class may be called "train", not all are
+        raise several_splits(source.where, sorted(splits))
     return source

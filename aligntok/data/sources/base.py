@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache, partial
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -16,15 +19,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from aligntok.errors import DataError, unknown
+from aligntok.data.transforms import SUFFIXES, holds_image, image_suffixes
+from aligntok.distributed import is_first
+from aligntok.errors import DataError, some_of, unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-#: File name endings taken for images, in any case.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+logger = logging.getLogger("aligntok.data")
 
+_THREADS = 16
 
 #: The class index of each image, -1 without one.
 Labels: TypeAlias = npt.NDArray[np.int32]
@@ -61,7 +66,11 @@ class ImageSource(ABC):
 
     ``where`` and ``names[i]`` say in messages where an image lies, ``labels[i]`` is its class index (None as the
     argument: -1 for all), and ``class_names[label]`` the name of a class, empty where the source does not know any.
+    ``root`` is where a tree of files lies, absolute, with a slash at its end; ``label`` what was chosen for the labels.
     """
+
+    root = ""
+    label: str | None = None
 
     def __init__(
         self, where: str, names: PackedNames, labels: Labels | None = None, class_names: Sequence[str] = ()
@@ -74,6 +83,14 @@ class ImageSource(ABC):
     def __len__(self) -> int:
         return len(self.names)
 
+    def key(self, index: int) -> str:
+        """Return the name by which an image is held out, or not: the same wherever the source lies."""
+        return self.names[index]
+
+    def places(self) -> Iterable[str]:
+        """Return what the images are read from, by absolute names: two sources with the same one share images."""
+        return (f"{self.where}/{name}" for name in self.names)
+
     @abstractmethod
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image; thread-safe. Raises OSError or ValueError when it cannot be had."""
@@ -83,9 +100,63 @@ class ImageSource(ABC):
         return io.BytesIO(self.read(index))
 
 
-def is_image(name: str) -> bool:
-    """Tell whether a file is taken for an image, by the end of its name."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
+def find_images(files: Iterable[str], open_file: Callable[[str], BinaryIO]) -> tuple[list[str], Counter[str]]:
+    """Return those of the files that are images, by the end of their names, or by their content where that has none.
+
+    The others are counted by how they end. Hidden files are passed over, and counted where they end as images do.
+    """
+    suffixes = image_suffixes()
+    images: list[str] = []
+    unnamed: list[str] = []
+    others: Counter[str] = Counter()
+    for name in files:
+        if is_hidden(name):
+            others["hidden"] += is_hidden_image(name, suffixes)
+        elif name.lower().endswith(suffixes):
+            images.append(name)
+        elif suffix := suffix_of(name):
+            others[suffix] += 1
+        else:
+            unnamed.append(name)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        opened = pool.map(lambda name: holds_image(partial(open_file, name)), unnamed)
+        for name, found in zip(unnamed, opened, strict=True):
+            images += [name] * found
+            others["without suffix"] += not found
+    return images, +others
+
+
+def is_hidden_image(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Tell whether a hidden file ends as an image does, and is none of those that macOS puts beside each."""
+    return name.lower().endswith(suffixes) and "__MACOSX" not in name and "/._" not in f"/{name}"
+
+
+def suffix_of(name: str) -> str:
+    """Return how a file's name ends, in lower case: from the last dot on, empty without one."""
+    _, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return f".{suffix.lower()}" if dot else ""
+
+
+@cache
+def say_once(text: str) -> None:
+    """Warn of something about a source, in one process, though it is opened several times."""
+    if is_first():
+        logger.warning("%s", text)
+
+
+def say_passed_over(where: str, others: Mapping[str, int]) -> None:
+    """Say how many files of a source are not read, by how they end; a known image that cannot be is said to be one."""
+    if others:
+        closed = {suffix for ends in SUFFIXES.values() for suffix in ends}.intersection(others)
+        say_once(
+            f"{where}: passed over {sum(others.values()):,} files: {in_numbers(others)}"
+            + (f"; Pillow opens {', '.join(sorted(closed))} with a plugin (pillow-heif, pillow-jxl)" if closed else "")
+        )
+
+
+def in_numbers(counts: Mapping[str, int]) -> str:
+    """Return what was counted in words, the most frequent first."""
+    return some_of([f"{count:,} {name}" for name, count in Counter(counts).most_common()], shown=8)
 
 
 def is_hidden(name: str) -> bool:
@@ -190,10 +261,20 @@ def choose_files(where: str, files: Sequence[Path], split: str, folders: Iterabl
         return list(files)
     for chosen in _by_split(files, spellings(split)).values():
         return chosen
-    raise DataError(
-        f"{where} has {unknown('split', split, sorted({*known, *folders}))}; no file name has that word, "
-        f"{files[0].name} the first of {len(files)}: name the files by split (train-0000.tar, val-0000.tar), or leave "
-        "`split` out to take all of them"
+    raise missing_split(
+        where,
+        split,
+        {*known, *folders},
+        f"; no file name has that word, {files[0].name} the first of {len(files)}: name the files by split "
+        "(train-0000.tar, val-0000.tar)",
+    )
+
+
+def missing_split(where: str, split: str, known: Iterable[str], why: str = "") -> DataError:
+    """Return the error of a source without the split that was asked for."""
+    return DataError(
+        f"{where} has {unknown('split', split, sorted(known))}{why}; to take all of it, leave `split` out, and to "
+        "train with some of it held out, set data.train.split=None data.val.fraction=0.05"
     )
 
 

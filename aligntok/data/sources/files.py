@@ -4,57 +4,71 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import struct
 import tarfile
 import zipfile
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from os.path import commonpath
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from aligntok.data.sources.base import (
-    IMAGE_SUFFIXES,
     FilePart,
     ImageSource,
     OpenFiles,
     PackedNames,
+    find_images,
+    in_numbers,
     is_hidden,
-    is_image,
+    is_hidden_image,
     located,
+    missing_split,
     optional_library,
+    say_once,
+    say_passed_over,
+    suffix_of,
 )
+from aligntok.data.sources.classes import LABELLED, join_labels, labels_in
+from aligntok.data.transforms import holds_image, image_suffixes
 from aligntok.distributed.job import progress_bar
-from aligntok.errors import DataError, first_line, unknown
+from aligntok.errors import DataError, first_line
 
 #: Splits a path into a sample's key and the member's extension; (None, None) for what belongs to no sample.
 SplitName: TypeAlias = Callable[[str], tuple[str | None, str | None]]
 _ZIP_LOCAL_HEADER = struct.Struct("<26xHH")  # the lengths of the name and of the extra field end it
-_LABEL = re.compile(rb"-1|[0-9]{1,9}")
+_LARGEST_TEXT = 2**20  # bytes of a member that is read for a label
 _THREADS = 16
 
 
 class FileTreeSource(ImageSource):
     """The images among the files of a tree, sorted by path; ``names[i]`` is the path inside the tree.
 
-    ``class_names`` are the top-level folders sorted by name; when an image lies at the top level itself, the source
-    is flat and has none. Files and folders that begin with a dot are passed over. Raises DataError when there is no
-    image, or none in one of the `top_folders`.
+    Images are known by their endings, and by their content where they have none; what is passed over is said.
+    ``class_names`` are the top-level folders that hold images, sorted by name. Images beside them, fewer than theirs,
+    are left out, which is said; with as many or more, or all at the top level, the source is flat and has no classes.
+    Files and folders that begin with a dot are passed over. Raises DataError when there is no image, or none in one of
+    the `top_folders`.
     """
 
-    def __init__(self, where: str, files: Sequence[str], top_folders: Iterable[str]) -> None:
-        images = [name for name in files if is_image(name) and not is_hidden(name)]
+    def __init__(
+        self, where: str, files: Sequence[str], top_folders: Iterable[str], open_file: Callable[[str], BinaryIO]
+    ) -> None:
+        images, others = find_images(files, open_file)
         if not images:
+            told = f": {in_numbers(others)}" if others else ""
             raise DataError(
-                f"{where} holds no image ({len(files)} other files); "
-                f"images end in {', '.join(IMAGE_SUFFIXES)} and may lie in folders of any depth"
+                f"{where} holds no image ({len(files)} other files{told}); "
+                f"images end in {', '.join(image_suffixes())} and may lie in folders of any depth"
             )
-        images.sort(key=lambda name: name.split("/"))
+        say_passed_over(where, others)
+        images = _in_class_folders(where, sorted(images, key=lambda name: name.split("/")))
         tops = [name.split("/")[0] for name in images]
         classes: dict[str, int] = {}
         if all("/" in name for name in images):
@@ -68,6 +82,26 @@ class FileTreeSource(ImageSource):
         labels = np.array([classes.get(top, -1) for top in tops], dtype=np.int32)
         super().__init__(where, PackedNames(images), labels, tuple(classes))
 
+    def places(self) -> Iterable[str]:
+        """Return the absolute path of each image."""
+        return (self.root + name for name in self.names)
+
+
+def _in_class_folders(where: str, images: list[str]) -> list[str]:
+    """Return the images without those that lie beside class folders; all of them where that is no matter of few."""
+    stray = [name for name in images if "/" not in name]
+    if stray and len(stray) < len(images) - len(stray):
+        say_once(
+            f"{where}: left out {len(stray):,} images that lie beside the class folders, such as {stray[0]}; "
+            "put them into folders, or all images into one"
+        )
+        return [name for name in images if "/" in name]
+    if stray and len(stray) < len(images):
+        say_once(
+            f"{where}: no classes: {len(stray):,} images lie beside folders that hold {len(images) - len(stray):,}"
+        )
+    return images
+
 
 class FolderSource(FileTreeSource):
     """Images in a folder or its subfolder `split`, recursively, following links.
@@ -76,22 +110,24 @@ class FolderSource(FileTreeSource):
     """
 
     def __init__(self, path: Path, split: str = "") -> None:
-        self.root = path / split
-        if not self.root.is_dir():
+        self.folder = path / split
+        if not self.folder.is_dir():
             raise _missing_split(path, split, (child.name for child in path.iterdir() if child.is_dir()))
         files: list[str] = []
-        for parent, _, names in os.walk(self.root, followlinks=True):
-            inside = Path(parent).relative_to(self.root).as_posix()
+        for parent, _, names in os.walk(self.folder, followlinks=True):
+            inside = Path(parent).relative_to(self.folder).as_posix()
             files += names if inside == "." else [f"{inside}/{name}" for name in names]
-        super().__init__(str(self.root), files, (child.name for child in self.root.iterdir() if child.is_dir()))
+        self.root = f"{self.folder.resolve()}/"
+        tops = (child.name for child in self.folder.iterdir() if child.is_dir())
+        super().__init__(str(self.folder), files, tops, lambda name: (self.folder / name).open("rb"))
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image. Raises OSError when its file cannot be read."""
-        return (self.root / self.names[index]).read_bytes()
+        return (self.folder / self.names[index]).read_bytes()
 
     def open(self, index: int) -> BinaryIO:
         """Open one encoded image. Raises OSError when its file cannot be read."""
-        return (self.root / self.names[index]).open("rb")
+        return (self.folder / self.names[index]).open("rb")
 
 
 class ZipSource(FileTreeSource):
@@ -111,7 +147,10 @@ class ZipSource(FileTreeSource):
         if split and not entries:
             raise _missing_split(path, split, (e.filename.split("/")[0] for e in listed if "/" in e.filename))
         files = [name for name in entries if name and not name.endswith("/")]
-        super().__init__(located(path, split), files, (n.split("/")[0] for n in entries if "/" in n))
+        self.root = f"{path.resolve()}/{prefix}"
+        archive = cache(lambda: zipfile.ZipFile(path))  # for files without a suffix alone
+        tops = (name.split("/")[0] for name in entries if "/" in name)
+        super().__init__(located(path, split), files, tops, lambda name: cast(BinaryIO, archive().open(entries[name])))
         chosen = (entries[name] for name in self.names)
         self._table: npt.NDArray[np.int64] = np.array(
             [(e.header_offset, e.compress_size, e.compress_type, e.CRC) for e in chosen], dtype=np.int64
@@ -132,7 +171,7 @@ class ZipSource(FileTreeSource):
 
 
 def _missing_split(path: Path, split: str, known: Iterable[str]) -> DataError:
-    return DataError(f"{path} has {unknown('split', split, sorted(set(known)))}, by the names of its folders")
+    return missing_split(str(path), split, set(known), ", by the names of its folders")
 
 
 def _zip_entries(path: Path) -> list[zipfile.ZipInfo]:
@@ -156,35 +195,43 @@ class ShardSource(ImageSource):
     """The samples of several tar files that have an image, in the order of `shards` and of their members.
 
     A sample is the members of a shard that share a key, the path up to the first dot of the file name: one image, and
-    perhaps a ``.cls`` with its class index as a decimal number (-1 without one; there are no class names). Other
-    members are passed over. ``names[i]`` is ``shard.tar/path/of/member.jpg``.
+    perhaps a label: a ``.cls`` with a class index as a decimal number, or a class's name, or a ``.json`` with one of
+    either as `label` or `cls`. `label` chooses "cls" or a key of the JSON; else all that there are must be the same.
+    Labels that are names are numbered in sorted order. Other members are passed over, which is said. ``names[i]`` is
+    ``shard.tar/path/of/member.jpg``.
 
     Only the images' places are kept, and at most 64 shards open at a time. Raises DataError
-    when a shard is damaged or compressed, when a sample has two images or a wrong label, when there is no image, and
-    when the library `webdataset` is not installed.
+    when a shard is damaged or compressed, when a sample has two images or a wrong label, when there is no image, when
+    labels are of two kinds, and when the library `webdataset` is not installed.
     """
 
-    def __init__(self, where: str, shards: Sequence[Path]) -> None:
+    def __init__(self, where: str, shards: Sequence[Path], label: str | None = None) -> None:
         split_name = _webdataset("tariterators").base_plus_ext
         self.shards = tuple(shards)
         self._files = OpenFiles()
+        found: list[_Listing] = []
         with ThreadPoolExecutor(_THREADS) as pool, progress_bar(len(shards), "listing shards", "shard") as bar:
-            found = []
-            for listed in pool.map(lambda shard: _list_shard(shard, split_name), shards):
+            for listed in pool.map(lambda shard: _list_shard(shard, split_name, label), shards):
                 found.append(listed)
                 bar.update()
-        sizes = [len(members) for members, _ in found]
+        sizes = [len(listed.names) for listed in found]
         if not sum(sizes):
             raise DataError(
                 f"{where}: no sample with an image in {len(shards)} shard{'s' * (len(shards) > 1)}; "
-                f"images are members that end in {', '.join(IMAGE_SUFFIXES)}"
+                f"images are members that end in {', '.join(image_suffixes())}"
             )
+        say_passed_over(where, sum((listed.others for listed in found), Counter()))
         top = commonpath([shard.parent for shard in self.shards])
         titles = [shard.relative_to(top).as_posix() for shard in self.shards]
-        names = (f"{title}/{name}" for title, (members, _) in zip(titles, found, strict=True) for name in members)
-        self._table = np.concatenate([table for _, table in found])
-        super().__init__(where, PackedNames(names), self._table[:, 2].astype(np.int32))
+        names = (f"{title}/{name}" for title, listed in zip(titles, found, strict=True) for name in listed.names)
+        self._table = np.concatenate([listed.places for listed in found])
+        labels = join_labels(where, [(len(listed.names), listed.labels) for listed in found], label)
+        super().__init__(where, PackedNames(names), *labels)
         self._shard_of = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+
+    def places(self) -> Iterable[str]:
+        """Return the absolute paths of the shards."""
+        return (str(shard.resolve()) for shard in self.shards)
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image. Raises OSError or ValueError when they cannot be had."""
@@ -199,7 +246,7 @@ class ShardSource(ImageSource):
         return io.BufferedReader(FilePart(self._files, *self._place(index)))
 
     def _place(self, index: int) -> tuple[Path, int, int]:
-        offset, size, _ = map(int, self._table[index])
+        offset, size = map(int, self._table[index])
         return self.shards[self._shard_of[index]], offset, size
 
 
@@ -221,11 +268,22 @@ def _webdataset(module: str) -> Any:
     return optional_library(f"webdataset.{module}", "WebDataset shards", "shards")
 
 
-def _list_shard(path: Path, split_name: SplitName) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Return the names of a shard's images, and (n, 3): where each begins, its bytes, and its label."""
+class _Listing(NamedTuple):
+    """A shard's images: names, (n, 2) where each begins and its bytes, its labels by what they are called, and how
+    many members are passed over.
+    """
+
+    names: list[str]
+    places: npt.NDArray[np.int64]
+    labels: dict[str, list[int | str | None]]
+    others: Counter[str]
+
+
+def _list_shard(path: Path, split_name: SplitName, label: str | None) -> _Listing:
+    """List a shard. Raises DataError for one that is damaged."""
     try:
         with tarfile.open(path, "r:") as archive:
-            listed = _list_members(archive, path, split_name)
+            listed = _list_members(archive, path, split_name, label)
             # A damaged header ends the listing just as quietly as the end mark.
             file = archive.fileobj
             assert file is not None
@@ -239,35 +297,39 @@ def _list_shard(path: Path, split_name: SplitName) -> tuple[list[str], npt.NDArr
         ) from error
 
 
-def _list_members(
-    archive: tarfile.TarFile, path: Path, split_name: SplitName
-) -> tuple[list[str], npt.NDArray[np.int64]]:
+def _list_members(archive: tarfile.TarFile, path: Path, split_name: SplitName, label: str | None) -> _Listing:
+    suffixes, others = image_suffixes(), Counter[str]()
     images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, int] = {}
+    labels: defaultdict[str, dict[str, int | str | None]] = defaultdict(dict)
     for member in archive:
         name = member.name.removeprefix("./")
-        key, extension = split_name(name)
-        if key is None or not member.isreg() or is_hidden(name):
+        if not member.isreg() or is_hidden(name):
+            others["hidden"] += member.isreg() and is_hidden_image(name, suffixes)
             continue
-        if f"{extension}".lower() == "cls":
-            labels[key] = _read_label(archive, member, path)
-        elif is_image(f".{extension}"):
-            if key in images:
-                raise DataError(
-                    f"{path}: sample '{key}' has two images, {images[key].name} and {member.name}; it may have one. "
-                    "A sample's key ends at the first dot of the file name: pack the shards with one image a key"
-                )
+        key, extension = split_name(name)  # neither without a dot
+        kind = "" if key is None else suffix_of(f".{extension}")
+        key = name if key is None else key
+        found = {}
+        if f".{extension}".lower() in LABELLED:
+            found = labels_in(f"{path}: {member.name}", kind, _open_member(archive, member).read(_LARGEST_TEXT), label)
+        for called, value in found.items():
+            labels[called][key] = value
+        is_image = kind in suffixes or (not kind and holds_image(partial(_open_member, archive, member)))
+        if is_image and key in images:
+            raise DataError(
+                f"{path}: sample '{key}' has two images, {images[key].name} and {member.name}; it may have one. "
+                "A sample's key ends at the first dot of the file name: pack the shards with one image a key"
+            )
+        if is_image:
             images[key] = member
-    rows = [(image.offset_data, image.size, labels.get(key, -1)) for key, image in images.items()]
+        elif not found:
+            others[kind or "without suffix"] += 1
+    others["labels without an image"] += len({key for values in labels.values() for key in values} - images.keys())
     names = [image.name.removeprefix("./") for image in images.values()]
-    return names, np.array(rows, dtype=np.int64).reshape(-1, 3)
+    rows = [(image.offset_data, image.size) for image in images.values()]
+    aligned = {called: [values.get(key) for key in images] for called, values in labels.items()}
+    return _Listing(names, np.array(rows, dtype=np.int64).reshape(-1, 2), aligned, +others)
 
 
-def _read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
-    opened = archive.extractfile(member)
-    text = b"" if opened is None else opened.read().strip()
-    if not _LABEL.fullmatch(text):
-        raise DataError(
-            f"{path}: {member.name} holds {text[:40]!r}; a .cls member holds a class index, such as 0 or 417"
-        )
-    return int(text)
+def _open_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
+    return cast(BinaryIO, archive.extractfile(member))  # there is one of a regular file

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from glob import escape
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,19 @@ from aligntok.data.sources.base import (
     Labels,
     PackedNames,
     located,
+    missing_split,
     optional_library,
+    say_once,
     several_splits,
     spellings,
 )
-from aligntok.data.transforms import upright_size
-from aligntok.errors import DataError, ImageError, first_line, unknown
+from aligntok.data.sources.classes import LABEL_NAMES, several_labels
+from aligntok.data.transforms import holds_image
+from aligntok.errors import DataError, first_line, some_of, unknown
 
-_LABEL_NAMES = ("label", "cls")
+_HUB = "hf://"
+_LABELS_ARE = ("int", "uint", "string", "large_string")
+_LABEL_WORDS = re.compile(r"(?<![a-z])(labels?|cls|class|category)(?![a-z])", re.IGNORECASE)
 _ROWS_TRIED = 8  # to see whether a column of bytes holds images
 
 
@@ -35,25 +42,39 @@ class RowSource(ImageSource):
     without that, the only column of bytes in which an image is among the first rows. The bytes are returned as they
     are, or read from the file that ``path`` names where they are missing.
 
-    Labels are those of the ClassLabel or integer column called ``label`` or ``cls``, else of the only ClassLabel
-    column, else -1; ``class_names`` are the names that a ClassLabel has. ``names[i]`` is ``row i of ...``.
+    Labels are those of the column `label`; without one given, of the only column that is called ``label`` or ``cls``
+    or is a ClassLabel, or else of the only one with such a word in its name; else -1 ("" for that, too). They are
+    integers, ClassLabels or text: ``class_names`` are the names that a ClassLabel has, or the texts, sorted. Other
+    columns are not read, which is said. ``names[i]`` is ``row i of ...``; `files` are what the rows are read from.
 
-    Raises DataError when no column or several could be the images, there is no row, or a label is below -1.
+    Raises DataError when no column or several could be the images, or several the labels, there is no row, or a label
+    is below -1.
     """
 
-    def __init__(self, where: str, dataset: Any) -> None:
+    def __init__(self, where: str, dataset: Any, label: str | None = None, files: Iterable[str] = ()) -> None:
         self.column = _image_column(where, dataset)
         if not len(dataset):
             raise DataError(f"{where} holds no image: column '{self.column}' has no rows")
-        label = _label_column(dataset)
-        labels = _read_labels(where, dataset, label) if label else None
+        label = _label_column(where, dataset, label)
+        labels, class_names = _read_labels(where, dataset, label) if label else (None, ())
+        if others := [name for name in dataset.features if name not in (self.column, label)]:
+            say_once(f"{where}: columns that are not read: {some_of(others, shown=8)}")
         # Not the library's own fingerprint: it follows the files' times, in which the copies of two nodes may differ.
         sizes = [Path(file["filename"]).stat().st_size for file in dataset.cache_files]
         described = f"{len(dataset)} {sizes} {sorted(dataset.features)} ".encode()
         stamp = hashlib.sha256(described + (b"" if labels is None else labels.tobytes())).hexdigest()
         names = _RowNames(where.rstrip("/").rsplit("/", 1)[-1], len(dataset), stamp)
-        super().__init__(where, names, labels, getattr(dataset.features[label], "names", ()) if label else ())
+        super().__init__(where, names, labels, class_names)
+        self._files = tuple(files) or tuple(sorted(file["filename"] for file in dataset.cache_files))
         self._rows = _column(dataset, self.column)
+
+    def key(self, index: int) -> str:
+        """Return the number of a row."""
+        return f"row {index}"
+
+    def places(self) -> Iterable[str]:
+        """Return the absolute paths of the files, or the name at the hub."""
+        return self._files
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image. Raises OSError or ValueError when they cannot be had."""
@@ -86,7 +107,7 @@ class _RowNames(PackedNames):
         return self._stamp
 
 
-def open_parquet(where: str, files: Sequence[Path]) -> RowSource:
+def open_parquet(where: str, files: Sequence[Path], label: str | None = None) -> RowSource:
     """Open parquet files, their rows one after the other.
 
     The library `datasets` first writes all rows to an Arrow file in its cache (the environment's HF_DATASETS_CACHE),
@@ -96,10 +117,11 @@ def open_parquet(where: str, files: Sequence[Path]) -> RowSource:
     load = _library().load_dataset
     advice = "copy the files again; they must be parquet files with the same columns"
     names = [escape(str(file)) for file in files]
-    return RowSource(where, _load(where, advice, lambda: load("parquet", data_files=names, split="train")))
+    rows = _load(where, advice, lambda: load("parquet", data_files=names, split="train"))
+    return RowSource(where, rows, label, [str(file.resolve()) for file in files])
 
 
-def open_saved(folder: Path, split: str) -> RowSource:
+def open_saved(folder: Path, split: str, label: str | None = None) -> RowSource:
     """Open what `save_to_disk` wrote: a data set, or the `split` of a dictionary of them.
 
     Raises DataError as :class:`RowSource` does, for a damaged folder, an unknown split, and when the library
@@ -109,16 +131,16 @@ def open_saved(folder: Path, split: str) -> RowSource:
     where = located(folder, split)
     loaded = _load(where, "save the data set again with `save_to_disk`", lambda: library.load_from_disk(str(folder)))
     if isinstance(loaded, dict):
-        return RowSource(where, _of_dictionary(str(folder), loaded, split))
+        return RowSource(where, _of_dictionary(str(folder), loaded, split), label)
     if split and str(loaded.split) not in spellings(split):
         raise DataError(
             f"{folder} has no split '{split}': one data set was saved there, not a dictionary of splits; "
             "leave `split` out, or save a DatasetDict"
         )
-    return RowSource(where, loaded)
+    return RowSource(where, loaded, label)
 
 
-def open_hub(name: str, split: str) -> RowSource:
+def open_hub(name: str, split: str, label: str | None = None) -> RowSource:
     """Open the data set ``owner/name`` of the Hugging Face hub, downloading it unless it is in the local cache.
 
     Raises DataError as :class:`RowSource` does, for another kind of name, when the data set cannot be had, and when
@@ -133,8 +155,10 @@ def open_hub(name: str, split: str) -> RowSource:
         "or download it elsewhere and give the folder"
     )
     if split:
-        return RowSource(where, _load(where, advice, lambda: _load_split(load, name, split)))
-    return RowSource(where, _of_dictionary(where, _load(where, advice, lambda: load(name)), split))
+        rows, spelling = _load(where, advice, lambda: _load_split(load, name, split))
+    else:
+        rows, spelling = _of_dictionary(where, _load(where, advice, lambda: load(name)), split), ""
+    return RowSource(where, rows, label, [f"{_HUB}{name}:{spelling or getattr(rows, 'split', None) or 'all'}"])
 
 
 def _library() -> Any:
@@ -148,11 +172,11 @@ def _load(where: str, advice: str, load: Callable[[], Any]) -> Any:
         raise DataError(f"{where} cannot be opened ({first_line(error)}); {advice}") from error
 
 
-def _load_split(load: Callable[..., Any], name: str, split: str) -> Any:
+def _load_split(load: Callable[..., Any], name: str, split: str) -> tuple[Any, str]:
     unknown: list[ValueError] = []
     for spelling in spellings(split):
         try:
-            return load(name, split=spelling)
+            return load(name, split=spelling), spelling
         except ValueError as error:  # what datasets 3 to 5 raise for an unknown split, when all else has worked
             unknown.append(error)
     raise unknown[0]
@@ -164,7 +188,7 @@ def _of_dictionary(where: str, loaded: dict[str, Any], split: str) -> Any:
     for name in spellings(split) if split else loaded:
         if name in loaded:
             return loaded[name]
-    raise DataError(f"{where} has {unknown('split', split, sorted(loaded))}; choose one of them with `split`")
+    raise missing_split(where, split, loaded)
 
 
 def _column(dataset: Any, name: str) -> Any:
@@ -191,30 +215,39 @@ def _image_column(where: str, dataset: Any) -> str:
 
 
 def _holds_images(dataset: Any, name: str) -> bool:
-    for data in _column(dataset, name)[:_ROWS_TRIED][name].to_pylist():
-        try:
-            upright_size(io.BytesIO(data or b""))
-        except ImageError:
-            continue
-        return True
-    return False
+    rows = _column(dataset, name)[:_ROWS_TRIED][name].to_pylist()
+    return any(holds_image(partial(io.BytesIO, data or b"")) for data in rows)
 
 
 def _dtype(feature: Any) -> str:
     return "struct" if isinstance(feature, dict) else str(getattr(feature, "dtype", None) or type(feature).__name__)
 
 
-def _label_column(dataset: Any) -> str | None:
+def _label_column(where: str, dataset: Any, label: str | None) -> str | None:
     features = dataset.features
-    named = [name for name in _LABEL_NAMES if name in features and _dtype(features[name]).startswith(("int", "uint"))]
-    classes = [name for name, feature in features.items() if isinstance(feature, _library().ClassLabel)]
-    return named[0] if named else classes[0] if len(classes) == 1 else None
+    usable = [name for name, feature in features.items() if _dtype(feature).startswith(_LABELS_ARE)]
+    if label:
+        if label not in usable:
+            raise DataError(f"{where}: {unknown('column of numbers or text', label, usable)}")
+        return label
+    is_class = {name: isinstance(features[name], _library().ClassLabel) for name in usable}
+    found = [name for name in usable if name in LABEL_NAMES or is_class[name]]
+    found = found or [name for name in usable if _LABEL_WORDS.search(name)]
+    if len(found) > 1 and label is None:
+        raise several_labels(where, found)
+    return found[0] if found and label is None else None
 
 
-def _read_labels(where: str, dataset: Any, name: str) -> Labels:
-    labels = _column(dataset, name)[:][name].cast("int64").fill_null(-1).to_numpy()
+def _read_labels(where: str, dataset: Any, name: str) -> tuple[Labels, tuple[str, ...]]:
+    column, class_names = _column(dataset, name)[:][name], tuple(getattr(dataset.features[name], "names", None) or ())
+    if "string" in _dtype(dataset.features[name]):
+        pyarrow, compute = import_module("pyarrow"), import_module("pyarrow.compute")
+        texts = compute.utf8_trim_whitespace(column)
+        class_names = tuple(sorted({*texts.unique().to_pylist()} - {None, ""}))
+        column = compute.index_in(texts, value_set=pyarrow.array(class_names, texts.type))
+    labels = column.cast("int64").fill_null(-1).to_numpy()
     if labels.min() < -1 or labels.max() > np.iinfo(np.int32).max:
         raise DataError(
             f"{where}: column '{name}' holds {labels.min()} to {labels.max()}; class indices are 0, 1, ..., or -1"
         )
-    return np.asarray(labels, dtype=np.int32)
+    return np.asarray(labels, dtype=np.int32), class_names

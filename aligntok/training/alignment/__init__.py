@@ -14,9 +14,10 @@ import torch
 from torch.utils.data import Subset
 from typing_extensions import Self
 
-from aligntok.data.images import AspectBuckets, find_buckets
+from aligntok.data.images import AspectBuckets, ImageDataset, find_buckets
 from aligntok.data.loader import make_loader
 from aligntok.data.sampler import batches_in_buckets, evenly_spaced
+from aligntok.data.sources.held_out import check_apart
 from aligntok.distributed import world
 from aligntok.engine.checkpoints import PartStates
 from aligntok.engine.hooks import PictureHook, draw_reconstructions
@@ -40,6 +41,10 @@ from aligntok.settings import read
 from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.settings import InitFrom, RunSettings, StageSettings
 from aligntok.training.stages import RandomItems, Stage, StageData, merge
+
+_HOLD_OUT = (
+    "hold some out by name with data.val.fraction=0.05, name others with data.val.split, or set data.val=None for none"
+)
 
 
 def expand_stages(config: Mapping[str, Any]) -> list[AlignmentStage]:
@@ -118,19 +123,38 @@ class AlignmentStage(Stage):
 
     def build_data(self) -> StageData:
         """Open the training images and those held out, if any. Raises DataError or ConfigError."""
-        data = self.settings.data
-        for images in filter(None, (data.train, data.val)):
+        given = self._data()
+        for images in filter(None, given):
             if images["type"] == "images" and "root" not in images:
                 raise ConfigError(
                     "data_root is not set, so there is nothing to train on; add --cfg-options "
                     "data_root=/path/to/images (a folder, a zip, shards, parquet files, or hf://owner/name)"
                 )
-        train = DATASETS.build({"train": True, "seed": self.seed, **data.train})
-        if data.val is None:
+        train = DATASETS.build({"train": True, "seed": self.seed, **given[0]})
+        if given[1] is None:
             return StageData(train)
-        val = DATASETS.build({"train": False, **data.val})
+        val = DATASETS.build({"train": False, **given[1]})
+        if given[0].get("fraction") is None and isinstance(train, ImageDataset) and isinstance(val, ImageDataset):
+            check_apart(train.source, val.source, _HOLD_OUT)
         wanted = self.settings.validation.num_images
         return StageData(train, Subset(val, evenly_spaced(len(val), wanted)) if wanted else val)
+
+    def _data(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Return the configs of training images and held-out ones; `data.val.fraction` takes these from those."""
+        train, val = self.settings.data.train, self.settings.data.val
+        fraction = None if val is None else val.get("fraction")
+        if val is None or fraction is None:
+            return train, val
+        if any(val.get(key, train.get(key)) != train.get(key) for key in ("type", "root")):
+            raise ConfigError(
+                f"{self.where}: data.val.fraction={fraction} holds out some of the training images, so data.val cannot "
+                "have a type or root of its own; leave it, or the fraction, out"
+            )
+        same: dict[str, Any] = {key: train[key] for key in ("root", "split", "label") if key in train}
+        return {**train, "fraction": fraction}, {
+            **{k: v for k, v in val.items() if k not in ("split", "label")},
+            **same,
+        }
 
     def check(self, model: AlignmentModel) -> None:
         """Raise ConfigError for images of sizes that the tokenizer, its losses or the discriminator cannot take.

@@ -212,7 +212,8 @@ class GeneratorStage(Stage):
             )
         content = {field.name: getattr(settings, field.name) for field in fields(CacheContent)}
         encoder = LatentEncoder(tokenizer, CacheSettings(**content, seed=self.seed))
-        images, folder = open_source(self.data_root, settings.split), self.folder.parent / "latents"
+        images = open_source(self.data_root, settings.split, settings.label, settings.val_fraction)
+        folder = self.folder.parent / "latents"
         source = str(self.settings.tokenizer or self.stages_tokenizer)
         LatentCache(folder, images, encoder, source).fill(settings.batch_size, settings.workers)
 
@@ -257,7 +258,7 @@ class GeneratorStage(Stage):
             )
         cache = self.settings.latent_cache
         if cache is not None and self.data_root is not None:
-            open_source(self.data_root, cache.split)
+            open_source(self.data_root, cache.split, cache.label, cache.val_fraction)
             size = parse_image_size(cache.image_size)
             multiples_of(tokenizer.downsample_factor, f"{self.name}: latent_cache.image_size", size)
 

@@ -110,8 +110,8 @@ def test_a_sample_of_two_images_is_refused(shard):
         open_source(shard("a.jpg", "a.mask.png"))
 
 
-@pytest.mark.parametrize("text", [b"cat", b"", b"1.5", b"-2", b"12345678901"])
-def test_a_class_that_is_no_index_is_refused(shard, text):
+@pytest.mark.parametrize("text", [b"", b"1.5", b"-2", b"12345678901", b"\xffcat", b"cat" * 99])
+def test_a_class_that_is_neither_index_nor_name_is_refused(shard, text):
     with pytest.raises(DataError, match=r"one\.tar: a\.cls holds b'.*'; a \.cls member holds a class index"):
         open_source(shard("a.jpg", ("a.cls", text)))
 
