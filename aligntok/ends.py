@@ -139,24 +139,33 @@ def keeping_on_without_terminal() -> Iterator[list[OSError]]:
     that is no text, or a letter that the terminal does not know, is shown by its code.
     """
     faults: list[OSError] = []
-    raws: list[_Lasting] = []
-    before = sys.stdout, sys.stderr
+    before, opened = (sys.stdout, sys.stderr), list[Any]()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed when the process began
-            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.open(os.devnull, os.O_WRONLY), "w")))
+            opened.append(io.TextIOWrapper(io.FileIO(os.open(os.devnull, os.O_WRONLY), "w")))
+            setattr(sys, name, opened[-1])
         elif stream is getattr(sys, f"__{name}__"):  # not captured by anybody, nor by a command around this one
-            with suppress(OSError):
-                stream.flush()
-            raws.append(_Lasting(stream.fileno(), "w", closefd=False))
-            below: Any = raws[-1] if isinstance(stream.buffer, io.FileIO) else io.BufferedWriter(raws[-1])
-            how = dict(line_buffering=stream.line_buffering, write_through=stream.write_through)
-            setattr(sys, name, io.TextIOWrapper(below, stream.encoding, "backslashreplace", **how))
+            setattr(sys, name, _lasting(stream))
     try:
         yield faults
     finally:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
-        faults += [raw.fault for raw in raws if raw.fault]
+            below = getattr(stream, "buffer", None)
+            fault = getattr(getattr(below, "raw", below), "fault", None)
+            faults += [fault] if fault else []
         sys.stdout, sys.stderr = before
+        for stream in opened:
+            stream.close()
+
+
+def _lasting(stream: Any) -> io.TextIOWrapper:
+    """Return a stream to the same place as a standard stream, with its settings, to which writing never fails."""
+    with suppress(OSError):
+        stream.flush()
+    raw = _Lasting(stream.fileno(), "w", closefd=False)
+    below: Any = raw if isinstance(stream.buffer, io.FileIO) else io.BufferedWriter(raw)
+    how = dict(line_buffering=stream.line_buffering, write_through=stream.write_through)
+    return io.TextIOWrapper(below, stream.encoding, "backslashreplace", **how)
