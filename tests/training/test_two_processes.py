@@ -88,7 +88,8 @@ parts = {**model.trained_parts()}
 model.train_step(StepBatch(0, [{"images": images[i : i + 1]} for i in (rank, 2 + rank)]), Keeper())
 tokenizer = model.tokenizer
 latents = tokenizer.encode(images)
-total = (images - tokenizer.decode(latents)).abs().mean() + 0.1 * own(latents, model.teacher(images)["teacher_features"])
+targets = model.teacher(images)["teacher_features"]
+total = (images - tokenizer.decode(latents)).abs().mean() + 0.1 * own(latents, targets)
 named = {f"{part}.{n}": p for part, m in parts.items() for n, p in m.named_parameters()}
 expected = dict(zip(named, torch.autograd.grad(total, list(named.values())), strict=True))
 assert any(name.startswith("loss_vf.") for name in expected)
