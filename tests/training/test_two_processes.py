@@ -85,7 +85,8 @@ class Keeper:
         found.update({f"{part}.{n}": p.grad for part, m in parts.items() for n, p in m.named_parameters()})
         return {}
 parts = {**model.trained_parts()}
-model.train_step(StepBatch(0, [{"images": images[i : i + 1]} for i in (rank, 2 + rank)]), Keeper())
+micro_batches = [{"images": images[i : i + 1]} for i in (rank, 2 + rank)]
+model.train_step(StepBatch(0, micro_batches), Keeper())
 tokenizer = model.tokenizer
 latents = tokenizer.encode(images)
 targets = model.teacher(images)["teacher_features"]
