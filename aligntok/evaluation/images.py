@@ -200,9 +200,9 @@ class Samples(Dataset[Any]):
         pixels = self._read(place)
         if pixels.shape != (*self.image_size, 3):
             raise DataError(
-                f"{self.path}: sample {self.indices[place]} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the first "
-                f"one {self.image_size[0]} x {self.image_size[1]}; a distance is between images of one size: bring them "
-                "to one, and say how when you report it"
+                f"{self.path}: sample {self.indices[place]} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the "
+                f"first one {self.image_size[0]} x {self.image_size[1]}; a distance is between images of one size: "
+                "bring them to one, and say how when you report it"
             )
         return place, pixels
 

@@ -71,7 +71,7 @@ def test_every_warning_is_in_the_file_and_counted_on_the_terminal(log, capsys):
 
 
 def test_the_error_that_ends_a_run_is_in_the_file_alone(log, capsys):
-    with pytest.raises(ValueError, match="no such thing"), logging_the_end():
+    with pytest.raises(ValueError, match="no such thing"), logging_the_end():  # noqa: PT012
         log_to(log[0])
         raise ValueError("no such thing")
     assert "ValueError: no such thing" in log[1].read_text()

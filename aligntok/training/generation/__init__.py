@@ -129,7 +129,7 @@ class GeneratorStage(Stage):
         if "root" not in train or (cache is not None and self.data_root is None):
             return None
         if cache is not None:
-            data: Any = open_source(str(self.data_root), cache.split)
+            data: Any = open_source(str(self.data_root), cache.split, cache.label, cache.val_fraction)
         else:
             data = DATASETS.build({"train": True, "seed": self.seed, **train})
         self._check_classes(data)
@@ -213,9 +213,8 @@ class GeneratorStage(Stage):
         content = {field.name: getattr(settings, field.name) for field in fields(CacheContent)}
         encoder = LatentEncoder(tokenizer, CacheSettings(**content, seed=self.seed))
         images = open_source(self.data_root, settings.split, settings.label, settings.val_fraction)
-        folder = self.folder.parent / "latents"
         source = str(self.settings.tokenizer or self.stages_tokenizer)
-        LatentCache(folder, images, encoder, source).fill(settings.batch_size, settings.workers)
+        LatentCache(self.folder.parent / "latents", images, encoder, source).fill(settings.batch_size, settings.workers)
 
     def _statistics(self, tokenizer: Tokenizer, train: Any) -> tuple[LatentStatistics, tuple[int, int, int]]:
         """Return the latents' statistics and shape: the cache's; those a run has begun with; or new ones."""
