@@ -32,7 +32,7 @@ from aligntok.data.transforms import (
 from aligntok.distributed import barrier, is_first, total, world
 from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, DataError, ImageError, at_least
-from aligntok.io.files import replacing
+from aligntok.io.files import reading, replacing
 from aligntok.rng import rng
 
 logger = logging.getLogger("aligntok.data")
@@ -250,7 +250,8 @@ def find_buckets(dataset: Any, folder: Path) -> BucketIndices | None:
         fingerprint = hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         file = folder / f"buckets_{fingerprint}.npy"
         if file.is_file():
-            dataset.buckets = np.load(file)
+            with reading(file, DataError, "remove it: the images' sizes are read again"):
+                dataset.buckets = np.array(np.load(file, mmap_mode="r"))  # mapped: no more than the file has
         else:
             found = _find_together(dataset)  # an exchange: the first does not write before the others looked
             if is_first():

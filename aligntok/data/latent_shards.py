@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from aligntok.errors import DataError
-from aligntok.io.files import read_json, reading, save_tensors
+from aligntok.io.files import read_json, reading, regular, save_tensors
 
 FORMAT = 1
 ENCODING, MANIFEST = "encoding.json", "manifest.json"
@@ -156,16 +156,27 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         cure = "copy the cache again, or start the command that made it: it encodes what is missing"
-        with reading(path, DataError, cure), path.open("rb") as file:
+        with reading(path, DataError, cure), open(path, "rb", opener=regular) as file:
             self.bytes = path.stat().st_size
             self._begin = 8 + int.from_bytes(file.read(8), "little")
             if self._begin > self.bytes:
                 raise ValueError("its header is cut off")
             self._header = json.loads(file.read(self._begin - 8))
-            needed = self._begin + max(self._header[name]["data_offsets"][1] for name in _TENSORS)
+            needed = self._begin + max(self._checked_end(name) for name in _TENSORS)
             if needed != self.bytes:
                 raise ValueError(f"{self.bytes} bytes of {needed}")
             self.images, self._copies, *self.latent_shape = self._header["latents"]["shape"]
+            if {self._place(name)[1] for name in ("labels", "index")} != {self.images}:
+                raise ValueError(f"it has not {self.images} labels and places for its images")
+
+    def _checked_end(self, name: str) -> int:
+        """Return where a tensor ends. Raises ValueError for one whose shape is not that of its bytes."""
+        dtype, count, _ = self._place(name)
+        first, end = self._header[name]["data_offsets"]
+        shape = self._header[name]["shape"]
+        if not (0 <= first <= end and end - first == count * dtype.itemsize and all(type(n) is int for n in shape)):
+            raise ValueError(f"{name} declares {shape} in {end - first} bytes")
+        return int(end)
 
     def map_latents(self) -> MappedRows:
         """Map the latents into memory, as (n * copies, C h w). The shard must have some."""

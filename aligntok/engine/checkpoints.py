@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from aligntok.engine.ema import PartStates
 from aligntok.errors import CheckpointError, first_line
+from aligntok.io.arrays import check_stored
 from aligntok.io.files import check_file, check_space, discard, load_tensors, replacing, save_tensors
 
 logger = logging.getLogger("aligntok.engine")
@@ -81,6 +82,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not check_file(path, CheckpointError, "it is damaged or incomplete"):
         _say_unchecked(Path(path))
     try:
+        check_stored(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({first_line(error)}); it is damaged or incomplete") from error

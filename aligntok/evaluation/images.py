@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, in_full_rounds, shares
 from aligntok.errors import DataError, ImageError, Preempted, at_least, first_line
 from aligntok.evaluation.settings import ImageSettings
+from aligntok.io.arrays import read_npz
 from aligntok.io.files import read_json
 from aligntok.sampling.folder import DESCRIPTION, PICTURES
 from aligntok.settings import Precision
@@ -217,28 +217,20 @@ class Samples(Dataset[Any]):
 
 def _map_array(path: Path) -> Pixels:
     """Return arr_0 of an .npz; read where it lies if it is not compressed."""
+
+    def check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8 or not shape[0]:
+            raise ValueError(f"{name} is {dtype} {shape}")
+
     try:
-        with zipfile.ZipFile(path) as archive:
-            entry = archive.getinfo("arr_0.npy")
-            with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                shape, fortran, dtype = read_header[version](file)
-                header_length = file.tell()
-        if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8 or fortran or not shape[0]:
-            raise ValueError(f"arr_0 is {dtype} {shape}")
-        if entry.compress_type != zipfile.ZIP_STORED:
-            with np.load(path) as arrays:
-                return np.asarray(arrays["arr_0"])
-        with path.open("rb") as raw:  # the local header repeats the name, and has an extra field of its own length
-            raw.seek(entry.header_offset + 26)
-            name_length, extra_length = np.frombuffer(raw.read(4), dtype="<u2")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        found = read_npz(path, ["arr_0"], check, mapped=["arr_0"])
+        if not found:
+            raise ValueError("there is no arr_0")
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path} has no samples in ADM's format: arr_0, uint8 (N, H, W, 3) ({first_line(error)})"
         ) from error
-    start = entry.header_offset + 30 + int(name_length) + int(extra_length) + header_length
-    return np.memmap(path, dtype=np.uint8, mode="r", offset=start, shape=shape)
+    return np.asanyarray(found["arr_0"])
 
 
 def read_description(path: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from aligntok.evaluation.metrics.image_quality import to_pixels
 from aligntok.evaluation.results import check_out
 from aligntok.evaluation.settings import ReferenceSettings
 from aligntok.extractors import Extractor
+from aligntok.io.arrays import read_npz
 from aligntok.io.files import save_tensors
 
 
@@ -201,13 +201,14 @@ def _read_adm(path: Path, extractor: Extractor) -> tuple[dict[str, Tensor], dict
             f"{extractor.title}; use inception_v3, or make a reference with `tools/evaluate.py make-reference`"
         )
     arrays = _read_arrays(path)
-    images = torch.from_numpy(arrays.pop("arr_0")) if "arr_0" in arrays else None
+    images = arrays.pop("arr_0", None)
     tensors = {STATISTICS[name][0]: torch.from_numpy(array).double() for name, array in arrays.items()}
     if images is not None:
         rank, processes = world()
         collector = FeatureCollector(extractor, keep_features=True)
         for indices in batched(range(len(images)), BATCH)[rank::processes]:
-            collector.add(images[indices.start : indices.stop].permute(0, 3, 1, 2), indices)
+            pixels = torch.from_numpy(np.array(images[indices.start : indices.stop]))
+            collector.add(pixels.permute(0, 3, 1, 2), indices)
         features = collector.combine().features
         tensors |= {} if features is None else {"features": features}
     return tensors, {
@@ -222,33 +223,33 @@ def _read_adm(path: Path, extractor: Extractor) -> tuple[dict[str, Tensor], dict
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:
+    def check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        sound = dtype == np.uint8 and len(shape) == 4 and shape[3] == 3
+        if name in STATISTICS:
+            sound = dtype.kind == "f" and shape == STATISTICS[name][1]
+        if not sound:
+            raise _NoReference(f"{name} is {dtype} {shape}")
+
     try:
-        with path.open("rb") as opened:
-            file = np.load(opened, allow_pickle=False)
-            if not isinstance(file, Mapping):
-                raise ValueError("it is a single array")
-            arrays = {name: file[name] for name in (*STATISTICS, "arr_0") if name in file}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"the reference {path} is damaged ({first_line(error)}); fetch it again") from error
-    fault = _fault(arrays)
-    if fault:
+        arrays = read_npz(path, (*STATISTICS, "arr_0"), check, mapped=["arr_0"])
+        if fault := _fault(arrays):
+            raise _NoReference(fault)
+    except _NoReference as error:
         raise DataError(
-            f"{path} is no reference of ADM's: {fault}; such a file holds mu (2048,), sigma (2048, 2048), and perhaps "
+            f"{path} is no reference of ADM's: {error}; such a file holds mu (2048,), sigma (2048, 2048), and perhaps "
             "mu_s, sigma_s and images arr_0, uint8 (N, H, W, 3); of images alone, make a reference with "
             "`tools/evaluate.py make-reference`"
-        )
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"the reference {path} is damaged ({first_line(error)}); fetch it again") from error
     return arrays
+
+
+class _NoReference(ValueError):
+    """Arrays that are sound, and not ADM's."""
 
 
 def _fault(arrays: dict[str, Any]) -> str:
     if "mu" not in arrays or "sigma" not in arrays:
         return f"mu or sigma is missing, there is {', '.join(arrays) or 'nothing of it'}"
-    if ("mu_s" in arrays) != ("sigma_s" in arrays):
-        return "one of mu_s and sigma_s is missing"
-    for name, array in arrays.items():
-        sound = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3
-        if name in STATISTICS:
-            sound = array.dtype.kind == "f" and array.shape == STATISTICS[name][1]
-        if not sound:
-            return f"{name} is {array.dtype} {array.shape}"
-    return ""
+    return "one of mu_s and sigma_s is missing" if ("mu_s" in arrays) != ("sigma_s" in arrays) else ""

@@ -46,7 +46,8 @@ def promised(path: Path) -> dict[str, str]:
     """
     own, listed, found = checksum_path(path), path.with_name(CHECKSUMS), {}
     if own.is_file():
-        found[own.name] = (own.read_text().split() or [""])[0]
+        with own.open() as file:
+            found[own.name] = (file.read(1000).split() or [""])[0]
     if listed.is_file() and path != listed:
         sums = read_checksums(path.parent)
         found |= {CHECKSUMS: sums[path.name]} if path.name in sums else {}
@@ -56,9 +57,9 @@ def promised(path: Path) -> dict[str, str]:
 def read_checksums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of the files of a folder, by name. Raises ValueError when they cannot be read."""
     try:
-        return {
-            str(name): str(digest) for name, digest in json.loads((folder / CHECKSUMS).read_text())["sha256"].items()
-        }
+        with (folder / CHECKSUMS).open() as file:
+            listed = json.loads(file.read(1 << 26))["sha256"]
+        return {str(name): str(digest) for name, digest in listed.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{CHECKSUMS} beside it is damaged") from error
 

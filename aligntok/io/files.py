@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import secrets
 import shutil
-import socket
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -85,7 +86,7 @@ def lock_folder(folder: str | os.PathLike[str], wanted: bool = True) -> Iterator
     path = Path(folder) / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666), "a+")
+        opened = os.fdopen(regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW), "a+")
     except OSError as error:
         raise ConfigError(f"cannot write in {folder} ({error}); give another folder") from error
     with opened as file:
@@ -99,7 +100,7 @@ def lock_folder(folder: str | os.PathLike[str], wanted: bool = True) -> Iterator
         except OSError:  # no locks here
             pass
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write(f"process {os.getpid()}")
         file.flush()
         yield
 
@@ -146,6 +147,36 @@ def remove_leftovers(stage_dir: str | os.PathLike[str]) -> None:
         leftover.unlink(missing_ok=True)
 
 
+#: Bytes of the largest file that is read whole: an image of as many pixels as Pillow decodes, three bytes each.
+MOST_BYTES = 600 << 20
+
+
+def regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+    """Open a regular file, as an `opener` of Python's open.
+
+    Raises OSError for a pipe, a device or a folder, of which the first two could be read for ever.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+    return descriptor
+
+
+def read_bytes(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
+    """Return what a regular file holds. Raises OSError where it is none, or of more than `most` bytes."""
+    with open(path, "rb", opener=regular) as file:
+        size = os.fstat(file.fileno()).st_size
+        check_size(size, most)
+        return file.read(size)
+
+
+def check_size(declared: int, most: int = MOST_BYTES) -> None:
+    """Raise OSError for more bytes, or fewer than none, than may be read at once."""
+    if not 0 <= declared <= most:
+        raise OSError(f"it is of {declared} bytes, which is not between 0 and {most}")
+
+
 def write_json(path: str | os.PathLike[str], content: Any, cure: str = MAKE_ROOM, checksum: bool = False) -> None:
     """Write JSON as :func:`replacing` does; what JSON does not have, such as a path, as its text."""
     with replacing(path, cure, checksum) as temporary:
@@ -177,7 +208,7 @@ def read_json(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str
     what its checksum is of is told, and read.
     """
     with reading(path, kind, cure):
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path).decode("utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not names with values")
         _say_if_changed(Path(path))
@@ -248,7 +279,10 @@ def check_file(path: str | os.PathLike[str], kind: type[AlignTokError], cure: st
     missing passes, which whoever opens it explains.
     """
     with reading(path, kind, cure):
-        return Path(path).is_file() and verify(Path(path))
+        if not Path(path).exists():
+            return False
+        os.close(regular(path))
+        return verify(Path(path))
 
 
 def load_tensors(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) -> dict[str, Tensor]:

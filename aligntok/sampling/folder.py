@@ -30,7 +30,7 @@ from aligntok.distributed import is_first
 from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.distributed.output_folder import found_by_first
 from aligntok.errors import DataError, ImageError, Preempted, first_line
-from aligntok.io.files import check_space, remove_leftovers, replacing, write_json
+from aligntok.io.files import check_space, read_bytes, remove_leftovers, replacing, write_json
 from aligntok.io.pictures import image_grid, save_picture, to_picture
 from aligntok.settings import flatten
 
@@ -125,7 +125,7 @@ class SampleFolder:
         """Return a picture, (H, W, 3). Raises DataError for one that is missing or damaged."""
         path = self.picture(number)
         try:
-            pixels = np.asarray(open_image(path.read_bytes()))
+            pixels = np.asarray(open_image(read_bytes(path)))
             if pixels.shape != (*self.image_size, 3):
                 raise ImageError(f"it has {pixels.shape[0]} x {pixels.shape[1]} pixels")
         except (ImageError, OSError) as error:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from aligntok.errors import WeightsError, first_line, some_of
+from aligntok.io.arrays import check_stored
 from aligntok.io.files import names_of_one_tensor
 from aligntok.weights.hub import fetch
 
@@ -34,6 +35,7 @@ def read_tensors(path: str | os.PathLike[str], who: str) -> dict[str, Tensor]:
     file = fetch(path, who)
     try:
         tensors_only = file.suffix == ".safetensors"
+        check_stored(file)
         content = load_file(file) if tensors_only else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise whatever the format's reader happens to
         raise WeightsError(

@@ -15,6 +15,7 @@ from aligntok.data.sources.base import (
     is_hidden,
     located,
     several_splits,
+    walk,
 )
 from aligntok.data.sources.classes import say_lacking
 from aligntok.data.sources.files import FileTreeSource, FolderSource, ShardSource, ZipSource, expand_pattern
@@ -76,8 +77,10 @@ def _open(root: str | os.PathLike[str], split: str | None, label: str | None) ->
         return _open_folder(path, split, label)
     if not path.exists():
         return _open_pattern(given, path, split, label)
-    if open_files := _PACKED.get(path.suffix.lower()):
+    if path.is_file() and (open_files := _PACKED.get(path.suffix.lower())):
         return open_files(located(path, split), choose_files(str(path), [path], split), label)
+    if not path.is_file():
+        raise DataError(f"{path} is neither a folder nor a regular file; set `data_root` to one that holds images")
     return _with_split_chosen(ZipSource(path, split))
 
 
@@ -137,10 +140,9 @@ def _packed_files(folder: Path) -> list[Path]:
 
 def _first_image(folder: Path) -> list[Path]:
     suffixes = image_suffixes()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not is_hidden(name)]
+    for inside, names in walk(folder):
         if images := [name for name in names if name.lower().endswith(suffixes) and not is_hidden(name)]:
-            return [Path(parent, images[0])]
+            return [folder / inside / images[0]]
     return []
 
 

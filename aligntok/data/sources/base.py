@@ -22,6 +22,7 @@ import numpy.typing as npt
 from aligntok.data.transforms import SUFFIXES, holds_image, image_suffixes
 from aligntok.distributed import is_first
 from aligntok.errors import DataError, some_of, unknown
+from aligntok.io.files import check_size, regular
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -164,8 +165,33 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
+def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the folders of a tree, '' or a path in it, with the names of their files; links are followed.
+
+    A folder that is there twice is visited once, under its own path rather than a link's, so that links cannot go
+    round in circles; hidden ones are passed over.
+    """
+    seen, waiting = set(), [top]  # links wait until every folder that is none was visited
+    while waiting:
+        begin = waiting.pop(0)
+        for place, folders, files in os.walk(begin):
+            found = os.stat(place)
+            if (found.st_dev, found.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((found.st_dev, found.st_ino))
+            path = Path(place)
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            waiting += [path / name for name in folders if (path / name).is_symlink()]
+            inside = path.relative_to(top).as_posix()
+            yield "" if inside == "." else inside, files
+
+
 class _File(io.FileIO):
-    """A file that is closed once nobody reads it any more."""
+    """A regular file that is closed once nobody reads it any more."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, opener=regular)
 
     def __del__(self) -> None:
         self.close()
@@ -185,7 +211,11 @@ class OpenFiles:
         return OpenFiles, (self.limit,)
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
-        """Return `size` bytes from `offset` on, fewer where the file ends. Raises OSError when it cannot be opened."""
+        """Return `size` bytes from `offset` on, fewer where the file ends.
+
+        Raises OSError when it cannot be opened, and for more bytes than may be read at once.
+        """
+        check_size(size)
         file = self._file(path)  # held until it is read: of two threads that open it, one's is not kept
         return os.pread(file.fileno(), size, offset)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import tarfile
 import zipfile
@@ -34,11 +33,13 @@ from aligntok.data.sources.base import (
     say_once,
     say_passed_over,
     suffix_of,
+    walk,
 )
 from aligntok.data.sources.classes import LABELLED, join_labels, labels_in
 from aligntok.data.transforms import holds_image, image_suffixes
 from aligntok.distributed.job import progress_bar
 from aligntok.errors import DataError, first_line
+from aligntok.io.files import check_size, read_bytes, regular
 
 #: Splits a path into a sample's key and the member's extension; (None, None) for what belongs to no sample.
 SplitName: TypeAlias = Callable[[str], tuple[str | None, str | None]]
@@ -114,20 +115,23 @@ class FolderSource(FileTreeSource):
         if not self.folder.is_dir():
             raise _missing_split(path, split, (child.name for child in path.iterdir() if child.is_dir()))
         files: list[str] = []
-        for parent, _, names in os.walk(self.folder, followlinks=True):
-            inside = Path(parent).relative_to(self.folder).as_posix()
-            files += names if inside == "." else [f"{inside}/{name}" for name in names]
+        tops = set()
+        for inside, names in walk(self.folder):
+            tops.add(inside.partition("/")[0])
+            files += [f"{inside}/{name}" for name in names] if inside else names
         self.root = f"{self.folder.resolve()}/"
-        tops = (child.name for child in self.folder.iterdir() if child.is_dir())
-        super().__init__(str(self.folder), files, tops, lambda name: (self.folder / name).open("rb"))
+        super().__init__(str(self.folder), files, tops - {""}, self._open)
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image. Raises OSError when its file cannot be read."""
-        return (self.folder / self.names[index]).read_bytes()
+        return read_bytes(self.folder / self.names[index])
 
     def open(self, index: int) -> BinaryIO:
         """Open one encoded image. Raises OSError when its file cannot be read."""
-        return (self.folder / self.names[index]).open("rb")
+        return self._open(self.names[index])
+
+    def _open(self, name: str) -> BinaryIO:
+        return open(self.folder / name, "rb", opener=regular)
 
 
 class ZipSource(FileTreeSource):
@@ -153,18 +157,23 @@ class ZipSource(FileTreeSource):
         super().__init__(located(path, split), files, tops, lambda name: cast(BinaryIO, archive().open(entries[name])))
         chosen = (entries[name] for name in self.names)
         self._table: npt.NDArray[np.int64] = np.array(
-            [(e.header_offset, e.compress_size, e.compress_type, e.CRC) for e in chosen], dtype=np.int64
+            [(e.header_offset, e.compress_size, e.compress_type, e.CRC, e.file_size) for e in chosen], dtype=np.int64
         )
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image. Raises OSError or ValueError when they are damaged."""
-        offset, size, method, checksum = map(int, self._table[index])
+        offset, size, method, checksum, whole = map(int, self._table[index])
+        check_size(whole)
         header = self._files.read(self.path, offset, _ZIP_LOCAL_HEADER.size)
         if not header.startswith(b"PK\x03\x04") or len(header) < _ZIP_LOCAL_HEADER.size:
             raise ValueError(f"no entry begins at byte {offset} of {self.path}")
         data = self._files.read(self.path, offset + len(header) + sum(_ZIP_LOCAL_HEADER.unpack(header)), size)
         if method == zipfile.ZIP_DEFLATED:
-            data = zlib.decompress(data, -zlib.MAX_WBITS)
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
+                data, whole + 1
+            )  # and one, to see that there are more
+        if len(data) != whole:
+            raise ValueError(f"{self.names[index]} in {self.path} has not the {whole} bytes that it declares")
         if zlib.crc32(data) != checksum:
             raise ValueError(f"checksum of {self.names[index]} in {self.path} does not match")
         return data
@@ -183,6 +192,8 @@ def _zip_entries(path: Path) -> list[zipfile.ZipInfo]:
             f"{path} is not a zip archive, or a damaged one ({error}); copy it again, or give a folder or .tar"
         ) from error
     for entry in entries:
+        if max(entry.header_offset, entry.compress_size, entry.file_size) >= 1 << 62:
+            raise DataError(f"{path} is damaged: entry {entry.filename} declares an impossible size; copy it again")
         if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(
                 f"{path}: entry {entry.filename} is encrypted, or packed by method {entry.compress_type}; "
@@ -301,9 +312,12 @@ def _list_members(archive: tarfile.TarFile, path: Path, split_name: SplitName, l
     suffixes, others = image_suffixes(), Counter[str]()
     images: dict[str, tarfile.TarInfo] = {}
     labels: defaultdict[str, dict[str, int | str | None]] = defaultdict(dict)
+    last = -1
     for member in archive:
-        name = member.name.removeprefix("./")
-        if not member.isreg() or is_hidden(name):
+        if member.offset <= last:  # a negative size leads back, round and round
+            raise tarfile.ReadError(f"member {member.name} lies before the one before it")
+        last, name = member.offset, member.name.removeprefix("./")
+        if not member.isreg() or member.issparse() or is_hidden(name):
             others["hidden"] += member.isreg() and is_hidden_image(name, suffixes)
             continue
         key, extension = split_name(name)  # neither without a dot

@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from glob import escape
 from importlib import import_module
@@ -27,7 +28,8 @@ from aligntok.data.sources.base import (
 )
 from aligntok.data.sources.classes import LABEL_NAMES, several_labels
 from aligntok.data.transforms import holds_image
-from aligntok.errors import DataError, first_line, some_of, unknown
+from aligntok.errors import DataError, ImageError, first_line, some_of, unknown
+from aligntok.io.files import check_size, inside, read_bytes
 
 _HUB = "hf://"
 _LABELS_ARE = ("int", "uint", "string", "large_string")
@@ -40,7 +42,9 @@ class RowSource(ImageSource):
 
     The image column is the one of the feature type Image; without one, the only column of structs with ``bytes``;
     without that, the only column of bytes in which an image is among the first rows. The bytes are returned as they
-    are, or read from the file that ``path`` names where they are missing.
+    are, or read from the file that ``path`` names where they are missing: one in `folders`, which are the data set's
+    own, for a table must not bring other files of this machine among the images (None: in any, of a data set that a
+    program of one's own made).
 
     Labels are those of the column `label`; without one given, of the only column that is called ``label`` or ``cls``
     or is a ClassLabel, or else of the only one with such a word in its name; else -1 ("" for that, too). They are
@@ -51,7 +55,15 @@ class RowSource(ImageSource):
     is below -1.
     """
 
-    def __init__(self, where: str, dataset: Any, label: str | None = None, files: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        where: str,
+        dataset: Any,
+        label: str | None = None,
+        files: Iterable[str] = (),
+        folders: Sequence[Path] | None = None,
+    ) -> None:
+        self._folders = folders
         self.column = _image_column(where, dataset)
         if not len(dataset):
             raise DataError(f"{where} holds no image: column '{self.column}' has no rows")
@@ -78,14 +90,25 @@ class RowSource(ImageSource):
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image. Raises OSError or ValueError when they cannot be had."""
-        value = self._rows[index][self.column][0].as_py()
-        if isinstance(value, dict):
-            if value["bytes"] is None and value.get("path"):
-                return Path(value["path"]).read_bytes()
+        value = self._rows[index][self.column][0]
+        if hasattr(value, "keys"):  # a struct
+            path = value["path"].as_py() if "path" in value.keys() else None  # noqa: SIM118 - no dict
             value = value["bytes"]
-        if value is None:
+            if path and not value.is_valid:
+                return self._read_file(path)
+        if not value.is_valid:
             raise ValueError("the row holds neither bytes nor a path")
-        return bytes(value)
+        content = value.as_buffer()
+        check_size(content.size)
+        return bytes(content)
+
+    def _read_file(self, path: str) -> bytes:
+        if self._folders is None:
+            return read_bytes(path)
+        for folder in self._folders:
+            with suppress(ImageError):
+                return read_bytes(inside(folder, path, ImageError, "put it there, or save its bytes"))
+        raise ValueError(f"the row names the file {path}, which is not in the data set's own folder")
 
 
 class _RowNames(PackedNames):
@@ -118,7 +141,8 @@ def open_parquet(where: str, files: Sequence[Path], label: str | None = None) ->
     advice = "copy the files again; they must be parquet files with the same columns"
     names = [escape(str(file)) for file in files]
     rows = _load(where, advice, lambda: load("parquet", data_files=names, split="train"))
-    return RowSource(where, rows, label, [str(file.resolve()) for file in files])
+    folders = sorted({file.parent for file in files})
+    return RowSource(where, rows, label, [str(file.resolve()) for file in files], folders)
 
 
 def open_saved(folder: Path, split: str, label: str | None = None) -> RowSource:
@@ -131,13 +155,13 @@ def open_saved(folder: Path, split: str, label: str | None = None) -> RowSource:
     where = located(folder, split)
     loaded = _load(where, "save the data set again with `save_to_disk`", lambda: library.load_from_disk(str(folder)))
     if isinstance(loaded, dict):
-        return RowSource(where, _of_dictionary(str(folder), loaded, split), label)
+        return RowSource(where, _of_dictionary(str(folder), loaded, split), label, folders=[folder])
     if split and str(loaded.split) not in spellings(split):
         raise DataError(
             f"{folder} has no split '{split}': one data set was saved there, not a dictionary of splits; "
             "leave `split` out, or save a DatasetDict"
         )
-    return RowSource(where, loaded, label)
+    return RowSource(where, loaded, label, folders=[folder])
 
 
 def open_hub(name: str, split: str, label: str | None = None) -> RowSource:
@@ -158,7 +182,16 @@ def open_hub(name: str, split: str, label: str | None = None) -> RowSource:
         rows, spelling = _load(where, advice, lambda: _load_split(load, name, split))
     else:
         rows, spelling = _of_dictionary(where, _load(where, advice, lambda: load(name)), split), ""
-    return RowSource(where, rows, label, [f"{_HUB}{name}:{spelling or getattr(rows, 'split', None) or 'all'}"])
+    kept = f"{_HUB}{name}:{spelling or getattr(rows, 'split', None) or 'all'}"
+    return RowSource(where, rows, label, [kept], _downloaded(name))
+
+
+def _downloaded(name: str) -> tuple[Path, Path]:
+    """Return where a data set of the hub, and what its archives hold, is put: paths of rows lead there."""
+    from huggingface_hub import constants
+
+    own = Path(constants.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}")
+    return own, Path(_library().config.DOWNLOADED_DATASETS_PATH)
 
 
 def _library() -> Any:

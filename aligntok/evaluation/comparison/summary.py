@@ -19,7 +19,7 @@ from aligntok.evaluation.report.collect import Curve, read_history
 from aligntok.evaluation.results import Result, read_result
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.console import print_table
-from aligntok.io.files import replacing
+from aligntok.io.files import read_bytes, replacing
 from aligntok.io.pictures import save_picture, sheet
 from aligntok.loading import GENERATION
 
@@ -183,7 +183,7 @@ def show_samples(path: Path, arms: Sequence[Arm]) -> None:
     for arm in arms:
         for last in sorted((arm.folder / "generator" / GENERATION / "pictures").glob("*.png"))[-1:]:
             try:
-                grids.append((arm.name, open_image(last.read_bytes())))
+                grids.append((arm.name, open_image(read_bytes(last))))
             except ImageError as error:
                 raise DataError(f"{last} cannot be read ({error}); remove it: the one before is shown then") from error
     if not grids:

@@ -19,7 +19,7 @@ from aligntok.distributed.job import batched
 from aligntok.errors import AlignTokError, DataError
 from aligntok.evaluation.report.blocks import TIMES, Block, Figure, Gallery, not_found
 from aligntok.evaluation.report.collect import Curve
-from aligntok.io.files import inside
+from aligntok.io.files import inside, read_bytes
 from aligntok.io.pictures import image_grid, to_picture
 
 LARGEST_BYTES, LARGEST_SIDE = 1_500_000, 2000  # of a file that is taken as it is; pixels of one that is not
@@ -46,7 +46,7 @@ def pictures(shown: Sequence[tuple[Path, str, str]], title: str = "", layout: st
     missing: list[Block] = []
     for folder, name, words in shown:
         try:
-            content = inside(folder, name, DataError, "it is not shown").read_bytes()
+            content = read_bytes(inside(folder, name, DataError, "it is not shown"))
             caption = words.partition(": ")[0] if layout == "strip" else words
             figures.append(embed(open_image(content), words, caption, content, is_small=layout == "strip"))
         except (OSError, AlignTokError) as error:
@@ -79,7 +79,7 @@ def contact_sheet(folder: Path, caption: str) -> Block:
     if not paths:
         return not_found(f"{folder}, the samples themselves")
     try:
-        tiles = [open_image(inside(folder, path.name, DataError, "it is not shown").read_bytes()) for path in paths]
+        tiles = [open_image(read_bytes(inside(folder, path.name, DataError, "it is not shown"))) for path in paths]
     except (OSError, AlignTokError) as error:
         return not_found(f"a picture among the first of {folder} ({type(error).__name__})")
     if len({tile.size for tile in tiles}) > 1:

@@ -1,0 +1,76 @@
+"""Arrays in zip archives, numpy's .npz and torch's files: as large as they are, whatever they declare."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+
+from aligntok.io.files import check_size, regular
+
+MOST_UNPACKED = 2 << 30  # bytes of one deflated array: 10,000 pictures of 256 pixels
+_HEADER = 1 << 14  # bytes that hold an array's own header
+_LOCAL = 30  # bytes of an entry's header in the archive, before its name and its extra field
+
+
+def read_npz(
+    path: str | os.PathLike[str],
+    names: Collection[str],
+    check: Callable[[str, np.dtype[Any], tuple[int, ...]], None],
+    mapped: Collection[str] = (),
+) -> dict[str, Any]:
+    """Return those of the arrays `names` that an .npz has; of these, the `mapped` ones stay where they lie if stored.
+
+    `check` is called with each one's name, type and shape, before it is read, and raises ValueError for what is not
+    wanted. Raises OSError or ValueError for a file that is damaged, holds less or more than it declares, or objects.
+    """
+    arrays: dict[str, Any] = {}
+    try:
+        with open(path, "rb", opener=regular) as raw, zipfile.ZipFile(raw) as archive:
+            for name in [name for name in names if f"{name}.npy" in archive.namelist()]:
+                entry = archive.getinfo(f"{name}.npy")
+                begin, shape, fortran, dtype = _header(archive, entry)
+                size = dtype.itemsize * math.prod(shape)
+                if dtype.hasobject or min(shape, default=0) < 0 or begin + size != entry.file_size:
+                    raise ValueError(f"{name} is {dtype} {shape} in {entry.file_size} bytes")
+                check(name, dtype, shape)
+                order: Any = "F" if fortran else "C"
+                if name in mapped and entry.compress_type == zipfile.ZIP_STORED:
+                    raw.seek(entry.header_offset + _LOCAL - 4)  # its name and extra field may differ from the list's
+                    begin += entry.header_offset + _LOCAL + int(np.frombuffer(raw.read(4), "<u2").sum())
+                    arrays[name] = np.memmap(path, dtype, "r", begin, shape, order)
+                else:
+                    check_size(size, MOST_UNPACKED)
+                    with archive.open(entry) as file:
+                        file.read(begin)
+                        arrays[name] = np.frombuffer(file.read(), dtype).reshape(shape, order=order).copy(order="K")
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    return arrays
+
+
+def _header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
+    """Return where an array's numbers begin, its shape, whether it is in Fortran's order, and its type."""
+    with archive.open(entry) as file:
+        head = io.BytesIO(file.read(_HEADER))
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = read[np.lib.format.read_magic(head)](head)
+    return head.tell(), shape, fortran, dtype
+
+
+def check_stored(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError for a zip archive, as torch writes, that unpacks to more than the file has; pass all else."""
+    with open(path, "rb", opener=regular) as raw:
+        if zipfile.is_zipfile(raw):
+            try:
+                entries = zipfile.ZipFile(raw).infolist()
+            except zipfile.BadZipFile:
+                return  # whoever reads it says so
+            if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > raw.seek(0, 2):
+                raise ValueError("its parts are packed, or declare more than the file has, which torch never does")
