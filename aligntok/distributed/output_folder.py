@@ -12,7 +12,7 @@ import torch
 
 from aligntok.distributed import barrier, broadcast, is_first, must_agree
 from aligntok.errors import ConfigError, DataError
-from aligntok.io.files import lock_folder, read_json
+from aligntok.io.files import check_links, lock_folder, read_json
 
 Compared = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -30,6 +30,7 @@ def output_folder(
     """
     must_agree(compared(settings), what)
     if is_first():
+        check_links(path, *(child for child in path.glob("*") if child.is_dir()))
         begun = path / description
         if not begun.is_file():
             if path.is_file() or (path.is_dir() and {*os.listdir(path)} - {".lock"}):

@@ -18,7 +18,7 @@ from aligntok.distributed.job import job
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.console import print_table
-from aligntok.io.files import check_writable, read_json, write_json, writing
+from aligntok.io.files import check_writable, hide_host, read_json, write_json, writing
 from aligntok.settings import Precision
 
 if TYPE_CHECKING:  # a report is written without mmengine
@@ -55,6 +55,7 @@ class Result:
         path = Path(folder) / f"{self.kind}.json"
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            hide_host()
             with SummaryWriter(str(path.parent)) as writer:
                 for name, value in self.metrics.items():
                     writer.add_scalar(f"{self.kind}/{name}", value, self.step or 0)

@@ -177,6 +177,18 @@ def check_size(declared: int, most: int = MOST_BYTES) -> None:
         raise OSError(f"it is of {declared} bytes, which is not between 0 and {most}")
 
 
+def hide_host() -> None:
+    """Let TensorBoard's event files, named by time, host and process, say "host" in the place of the machine's name.
+
+    tensorboard 2.20 has no option for it; its module asks `socket`, which nothing else in it does.
+    """
+    from types import SimpleNamespace
+
+    from tensorboard.summary.writer import event_file_writer
+
+    event_file_writer.socket = SimpleNamespace(gethostname=lambda: "host")
+
+
 def write_json(path: str | os.PathLike[str], content: Any, cure: str = MAKE_ROOM, checksum: bool = False) -> None:
     """Write JSON as :func:`replacing` does; what JSON does not have, such as a path, as its text."""
     with replacing(path, cure, checksum) as temporary:
@@ -315,6 +327,22 @@ def reading(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) 
     except (OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise kind(f"{path} cannot be read ({reason}); {cure}") from error
+
+
+def check_links(top: str | os.PathLike[str], *folders: Path) -> None:
+    """Raise ConfigError for one of `folders` in `top`, or a folder in it, that is a link which leads out of `top`.
+
+    What is written and removed there would be elsewhere.
+    """
+    root = Path(top).resolve()
+    for folder in folders:
+        for place, inner, _ in os.walk(folder):
+            for path in map(Path, (place, *(os.path.join(place, name) for name in inner))):
+                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                    raise ConfigError(
+                        f"{path} is a link to {path.resolve()}, outside of {top}; files would be written and removed "
+                        "there: put a folder in its place, or choose a work_dir on the disk that it leads to"
+                    )
 
 
 def inside(folder: str | os.PathLike[str], name: Any, kind: type[AlignTokError], cure: str) -> Path:

@@ -22,7 +22,7 @@ from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StageRunner, StepLoop
 from aligntok.engine.schedules import complete_schedule
 from aligntok.errors import ConfigError
-from aligntok.io.files import write_json
+from aligntok.io.files import hide_host, write_json
 from aligntok.loading import STAGE_FORMAT
 from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS
@@ -86,6 +86,7 @@ def build_runner(stage: Stage, data: StageData, launcher: str = "none") -> Stage
 def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
     """Return mmengine's own keywords: folder, loop, schedule, seed, logs."""
     force_backend(stage.settings.attention)
+    hide_host()
     every = stage.settings.validation.every
     first, *others = stage.optimizers
     schedule = {

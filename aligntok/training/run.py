@@ -14,7 +14,7 @@ from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.log import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted, unknown
-from aligntok.io.files import lock_folder
+from aligntok.io.files import check_links, lock_folder
 from aligntok.registry import loading_line
 from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
@@ -49,6 +49,7 @@ def run(
         return None
     folder: Path | None = None
     with logging_the_end(), job(config["process_timeout"]) as launcher:
+        check_links(config["work_dir"], *(stage.folder for stage in stages))
         for stage in chosen:
             stage.check_beforehand(stages[: stages.index(stage)])
         stages = [stage.completed() if stage in chosen else stage for stage in stages]

@@ -20,8 +20,9 @@ from aligntok.data.images import ImageDataset, find_buckets
 from aligntok.data.latent_shards import MANIFEST, Shard, read_manifest
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import OpenFiles, walk
+from aligntok.distributed.output_folder import output_folder
 from aligntok.engine.checkpoints import read_checkpoint
-from aligntok.errors import AlignTokError, CheckpointError, DataError, WeightsError
+from aligntok.errors import AlignTokError, CheckpointError, ConfigError, DataError, WeightsError
 from aligntok.evaluation.images import Samples
 from aligntok.evaluation.references import _read_arrays
 from aligntok.evaluation.report import write_report
@@ -31,7 +32,15 @@ from aligntok.evaluation.results import read_result
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.io import files as io_files
 from aligntok.io.arrays import read_npz
-from aligntok.io.files import check_tensors, load_tensors, lock_folder, read_bytes, read_json, remove_leftovers
+from aligntok.io.files import (
+    check_links,
+    check_tensors,
+    load_tensors,
+    lock_folder,
+    read_bytes,
+    read_json,
+    remove_leftovers,
+)
 from aligntok.loading import load_latent_diffusion, load_tokenizer
 from aligntok.sampling.folder import SampleFolder
 from aligntok.weights.load import read_tensors
@@ -462,3 +471,27 @@ def test_sweeping_does_not_cross_links(tmp_path):
     remove_leftovers(tmp_path / "work")
     assert (tmp_path / "outside/.x.tmp").read_text() == "kept"
     assert not [*(tmp_path / "work/stage").iterdir()]
+
+
+def test_a_folder_that_leads_elsewhere_is_refused(tmp_path):
+    (tmp_path / "outside").mkdir()
+    work = tmp_path / "work"
+    (work / "1_align").mkdir(parents=True)
+    (work / "inner").mkdir()
+    (work / "2_own").symlink_to("inner")  # stays inside
+    check_links(work, work / "1_align", work / "2_own", work / "3_none")
+    (work / "3_away").symlink_to(tmp_path / "outside")
+    (work / "1_align/checkpoints").symlink_to("../../outside")
+    for folder, named in (("1_align", "1_align/checkpoints"), ("3_away", "3_away")):
+        with pytest.raises(ConfigError, match=f"{named} is a link to .*outside, outside of .*work; files would be"):
+            check_links(work, work / folder)
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples/images").symlink_to(tmp_path / "outside")
+    with (
+        pytest.raises(ConfigError, match="samples/images is a link to"),
+        output_folder(tmp_path / "samples", "samples.json", {}, dict, "other"),
+    ):
+        pass
+    alias = tmp_path / "alias"
+    alias.symlink_to(work)  # a work folder itself may be a link
+    check_links(alias, alias / "2_own")
