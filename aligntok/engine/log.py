@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from aligntok.distributed import is_first
 
@@ -34,15 +36,13 @@ def log_to(log: logging.Logger) -> None:
     processes count their own.
     """
     _leave()
-    for handler in log.handlers:
+    for place, handler in enumerate(log.handlers):
         handler.filters.clear()  # mmengine 0.10.7 drops every later message of a template, in the file too
         if isinstance(handler, logging.FileHandler):
             handler.stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
             handler.handleError = _Silenced(handler.baseFilename)  # type: ignore[method-assign]
         else:
-            handler.setLevel(max(handler.level, logging.WARNING))
-            handler.addFilter(_FirstOfKind())
-            handler.setFormatter(_Counted(handler.formatter))
+            log.handlers[place] = _Terminal(handler)
     own.setLevel(logging.INFO)
     own.handlers[:] = log.handlers
 
@@ -59,31 +59,27 @@ class _Silenced:
             print(f"the log {self.path} cannot be written; what it misses is not kept", flush=True)
 
 
-class _FirstOfKind(logging.Filter):
-    """Lets the first message of a template pass, the tenth, the hundredth, ...; errors do not."""
+class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]  # no subscript in Python 3.10
+    """mmengine's handler of standard output, whatever that is by now, with the first message of a kind and numbers."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, like: logging.Handler) -> None:
+        logging.Handler.__init__(self, max(like.level, logging.WARNING))
+        self.setFormatter(like.formatter)
         self._counts: Counter[str] = Counter()
+
+    @property
+    def stream(self) -> Any:
+        return sys.stdout
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno >= logging.ERROR:
             return False
         self._counts[str(record.msg)] += 1
-        number = record.__dict__["number"] = self._counts[str(record.msg)]
-        return str(number).rstrip("0") == "1"
-
-
-class _Counted(logging.Formatter):
-    """As another formatter does, with the number of a message of which there were some before."""
-
-    def __init__(self, plain: logging.Formatter | None) -> None:
-        super().__init__()
-        self._plain = plain or logging.Formatter()
+        return str(self._counts[str(record.msg)]).rstrip("0") == "1"  # 1, 10, 100, ...
 
     def format(self, record: logging.LogRecord) -> str:
-        number = getattr(record, "number", 1)
-        return self._plain.format(record) + (f" ({number} like this so far, each in the log)" if number > 1 else "")
+        number = self._counts[str(record.msg)]
+        return super().format(record) + (f" ({number} like this so far, each in the log)" if number > 1 else "")
 
 
 def _leave() -> None:
