@@ -10,7 +10,7 @@ from typing import Any
 from aligntok.engine.checkpoints import join, list_checkpoints, load_parts, read_parts, read_snapshots
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
-from aligntok.io.files import read_json
+from aligntok.io.files import read_json, remove_leftovers
 from aligntok.latent_diffusion import LatentDiffusion, described_fields
 from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
 from aligntok.registry import GENERATORS
@@ -185,6 +185,7 @@ def export_tokenizer(
     if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or a saved tokenizer's")
     tokenizer = load_tokenizer(source, components=components, weights=weights, sigma_rel=sigma_rel, rebuild=True)
+    remove_leftovers(target, below=False)
     tokenizer.save_pretrained(target)
     return target
 

@@ -59,7 +59,7 @@ class _Silenced:
             print(f"the log {self.path} cannot be written; what it misses is not kept", flush=True)
 
 
-class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]  # no subscript in Python 3.10
+class _Terminal(logging.StreamHandler):
     """mmengine's handler of standard output, whatever that is by now, with the first message of a kind and numbers."""
 
     def __init__(self, like: logging.Handler) -> None:

@@ -31,7 +31,6 @@ from aligntok.engine.ema import EMASettings, WeightAverages
 from aligntok.engine.log import log_to
 from aligntok.engine.schedules import go_on_schedules
 from aligntok.errors import CheckpointError, Preempted
-from aligntok.io.files import remove_leftovers
 
 
 class StageRunner(Runner):
@@ -90,9 +89,7 @@ class StageRunner(Runner):
         """Go on from the stage's newest checkpoint that can be read, or begin the stage."""
         model = self.trained_model
         self._began = time.monotonic()
-        if is_first():
-            remove_leftovers(self.work_dir)
-        barrier()  # nobody reads while the first removes, and on a network disk all look at the same time
+        barrier()  # on a network disk all look at the same time
         content = read_newest(self.work_dir)
         if not agree(content["step"] if content else 0):
             raise CheckpointError(

@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, overload
 
 from aligntok.errors import AlignTokError, ConfigError, WriteError, first_line
 from aligntok.io.checksums import CHECKSUMS, checksum_path, remember, sha256, verify
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # torch is imported where tensors are: a report has none
     from torch import Tensor
 
 T = TypeVar("T")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 logger = logging.getLogger("aligntok.io")
 _told: set[tuple[Path, str]] = set()
 _TIED = "tied"  # in the metadata of tensors: further names of some, with the name that each is written under
@@ -48,7 +50,7 @@ def replacing(path: str | os.PathLike[str], cure: str = MAKE_ROOM, checksum: boo
     the file is written beside it, last: where a process was killed in between there is none, never a wrong one.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")  # as _TEMPORARY has it
     try:
         with writing(target, cure):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,38 +77,53 @@ def discard(path: Path) -> None:
 
 @contextmanager
 def lock_folder(folder: str | os.PathLike[str], wanted: bool = True) -> Iterator[None]:
-    """Hold a folder for this process (if `wanted`), so that no second run writes into it.
+    """Hold a folder for this process (if `wanted`), so that no second run writes into it; nothing of it stays.
 
-    The claim ends with the process, however it ends. Raises ConfigError when another process holds it; where the file
-    system has no locks, nothing is held.
+    The claim ends with the process, however it ends; what an earlier one left of it, or of files that it was writing
+    when it was killed, goes. Raises ConfigError when another process holds it; where the file system has no locks,
+    nothing is held.
     """
     if not wanted:
         yield
         return
     path = Path(folder) / ".lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        opened = os.fdopen(regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW), "a+")
-    except OSError as error:
-        raise ConfigError(f"cannot write in {folder} ({error}); give another folder") from error
-    with opened as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{folder} is in use by another run ({path.read_text().strip() or 'just started'}); "
-                "wait for its end, or give another folder"
-            ) from None
-        except OSError:  # no locks here
-            pass
+    with _claim(path) as file:
         file.truncate(0)
         file.write(f"process {os.getpid()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()  # still held: whoever opened it meanwhile finds that it is gone, and makes another
+
+
+def _claim(path: Path) -> TextIO:
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.fdopen(regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW), "a+")
+        except OSError as error:
+            raise ConfigError(f"cannot write in {path.parent} ({error}); give another folder") from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "just started"
+            file.close()
+            raise ConfigError(
+                f"{path.parent} is in use by another run ({holder}); wait for its end, or give another folder"
+            ) from None
+        except OSError:  # no locks here
+            return file
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
+                return file
+        file.close()  # its holder ended, and removed it, between the two lines above
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Raise ConfigError unless this process can write in `folder`, or make it; nothing is made yet.
+    """Raise ConfigError unless this process can write in `folder`, or make it; nothing is made yet, leftovers go.
 
     For work whose result is written at its end: what is wrong with the place should not cost the work.
     """
@@ -115,6 +132,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write in {folder}: {place} is no folder that may be written in; give another --out")
+    remove_leftovers(folder, below=False)
 
 
 def _flush(path: Path) -> None:
@@ -141,10 +159,14 @@ def check_space(
         )
 
 
-def remove_leftovers(stage_dir: str | os.PathLike[str]) -> None:
-    """Remove what a process that was killed while writing left behind: temporary files, never read by anyone."""
-    for leftover in Path(stage_dir).rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+def remove_leftovers(folder: str | os.PathLike[str], below: bool = True) -> None:
+    """Remove what a process that was killed while writing left behind: temporary files, never read by anyone.
+
+    below: in the folders inside too; for a folder that is this run's alone.
+    """
+    for leftover in Path(folder).rglob(".*.tmp") if below else Path(folder).glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(leftover.name):
+            leftover.unlink(missing_ok=True)
 
 
 #: Bytes of the largest file that is read whole: an image of as many pixels as Pillow decodes, three bytes each.

@@ -14,7 +14,7 @@ from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.log import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted, unknown
-from aligntok.io.files import check_links, lock_folder
+from aligntok.io.files import check_links, lock_folder, remove_leftovers
 from aligntok.registry import loading_line
 from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
@@ -110,6 +110,8 @@ def _train(
         print_plan(plans)
     check_before_training(left, plans)
     with lock_folder(config["work_dir"], wanted=is_first()):
+        if is_first():
+            remove_leftovers(config["work_dir"])
         if left and run_info is not None and is_first():
             write_run_info(config["work_dir"], run_info)
         for stage in left:

@@ -195,7 +195,7 @@ def test_a_second_run_in_one_folder_is_refused(whole, tool, tmp_path, capsys):
     tool.until(process, "step 1/")
     try:
         assert train([str(whole[1]), "--work-dir", str(tmp_path / "run")]) == 2
-        assert f"is in use by another run (process {process.pid} on " in capsys.readouterr().err
+        assert f"is in use by another run (process {process.pid}); " in capsys.readouterr().err
     finally:
         process.kill()
         process.communicate()
