@@ -21,15 +21,18 @@ from aligntok.data.latent_shards import (
     Manifest,
     Moments,
     Shard,
+    damaged,
     shard_path,
 )
+from aligntok.data.listing import must_not_change
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
 from aligntok.distributed import is_first
 from aligntok.distributed.job import batched, job
 from aligntok.distributed.output_folder import found_by_first, output_folder
 from aligntok.errors import DataError
-from aligntok.io.files import check_file, check_space, remove_leftovers, write_json
+from aligntok.io.checksums import CHECKSUMS
+from aligntok.io.files import check_space, remove_leftovers, write_checksums, write_json
 from aligntok.loading import load_tokenizer
 
 logger = logging.getLogger("aligntok.data")
@@ -39,8 +42,9 @@ def cache_latents(request: CacheRequest) -> Path:
     """Encode the images of a request once, and return the folder that it names.
 
     The tokenizer is what :func:`aligntok.loading.load_tokenizer` takes, the data what
-    :func:`aligntok.data.sources.open_source` does. Started again, it goes on where it was; of a finished cache it only
-    looks at the files. Images that cannot be read are left out, and named in the manifest. Collective under torchrun.
+    :func:`aligntok.data.sources.open_source` does. Started again, it goes on where it was, if the images are the same;
+    of a finished cache it checks the files. Images that cannot be read are left out, and named in the manifest.
+    Collective under torchrun.
 
     Raises DataError for images or a cache that cannot be used and latents that are not finite; WriteError for too
     little disk; ConfigError for other options than the cache was begun with; WeightsError or CheckpointError for the
@@ -97,16 +101,20 @@ class LatentCache:
     def _begin(self) -> list[int]:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
-        finished = (self.folder / MANIFEST).is_file()  # of a finished one only headers are looked at: it may be large
-        shards = [_whole_shard(job, check=not finished) for job in self.jobs]
+        if (self.folder / ENCODING).is_file():
+            must_not_change(self.folder, self.images)
+        bad = damaged([job.path for job in self.jobs if job.path.exists()])
+        shards = [_whole_shard(job, bad.get(job.path)) for job in self.jobs]
         images = sum(len(job.indices) for job, shard in zip(self.jobs, shards, strict=True) if shard is None)
         if images:
-            (self.folder / MANIFEST).unlink(missing_ok=True)  # of a cache that has lost a shard since
+            for name in (CHECKSUMS, MANIFEST):  # of a cache that has lost a shard since
+                (self.folder / name).unlink(missing_ok=True)
             numbers = self.encoder.copies * math.prod(self.encoder.latent_shape)
             needed = images * (numbers * self.encoder.dtype.itemsize + 12)  # and a label and a place
             cure = "give another folder, or take --dtype bf16 or --no-hflip"
             check_space(self.folder / ENCODING, needed, f"the latents of {images} images", cure)
             write_json(self.folder / ENCODING, self.settings)
+            must_not_change(self.folder, self.images)
         return [*(int(shard is None) for shard in shards), sum(len(shard.skipped) for shard in shards if shard)]
 
     def check(self, *found: int) -> None:
@@ -140,20 +148,21 @@ class LatentCache:
             skipped=skipped,
         )
         write_json(self.folder / MANIFEST, manifest.as_json())
+        write_checksums(self.folder, [ENCODING, MANIFEST])  # each shard has its own
         shape, copies = " x ".join(map(str, manifest.latent_shape)), ", mirrored too" if manifest.copies == 2 else ""
         return f"Latents: {self.folder}   ({manifest.images} images{copies}, {shape}; {len(skipped)} left out)"
 
 
-def _whole_shard(job: ShardJob, check: bool) -> Shard | None:
-    """Return a shard that is there; None for one to encode. A damaged one is reported; `check` its checksum, too."""
+def _whole_shard(job: ShardJob, error: DataError | None) -> Shard | None:
+    """Return a shard that is there; None for one to encode. A damaged one, by `error` or its header, is reported."""
     if not job.path.exists():
         return None
     try:
-        if check:
-            check_file(job.path, DataError, "it is encoded again")
+        if error is not None:
+            raise error
         return Shard(job.path)
-    except DataError as error:
-        logger.warning("%s is encoded again: it is damaged (%s)", job.path, error.__cause__)
+    except DataError as found:
+        logger.warning("%s is encoded again: it is damaged (%s)", job.path, found.__cause__)
         return None
 
 

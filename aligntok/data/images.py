@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 
+from aligntok.data.listing import Listing
 from aligntok.data.sampler import BucketIndices, SampleIndex
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
@@ -29,10 +31,10 @@ from aligntok.data.transforms import (
     read_upright_size,
     to_tensor,
 )
-from aligntok.distributed import barrier, is_first, total, world
+from aligntok.distributed import any_process, barrier, broadcast, is_first, total, world
 from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, DataError, ImageError, at_least
-from aligntok.io.files import reading, replacing
+from aligntok.io.files import check_file, discard, reading, replacing
 from aligntok.rng import rng
 
 logger = logging.getLogger("aligntok.data")
@@ -166,6 +168,14 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.source)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "listing"}  # workers have no use for it
+
+    @cached_property
+    def listing(self) -> Listing:
+        """What the images are now; looked at once."""
+        return Listing.of(self.source)
+
     @property
     def num_unreadable(self) -> int:
         """How many different images could not be read so far, in this process and its workers."""
@@ -237,9 +247,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
 def find_buckets(dataset: Any, folder: Path) -> BucketIndices | None:
     """Return the bucket of each image of a data set, or of a subset of one; None when all have one size.
 
-    Those of an :class:`ImageDataset` are read from a file in `folder` that an earlier call wrote for the same images
-    and sizes, so that stages and restarts need not look again; without one, each process reads the headers of its
-    share. Another data set has an attribute `buckets`, or one size. Collective.
+    Those of an :class:`ImageDataset` are read from a file in `folder` that an earlier call wrote for the same images,
+    as big and as old, and sizes, so that stages and restarts need not look again; without one, or with a damaged one,
+    each process reads the headers of its share. Another data set has an attribute `buckets`, or one size. Collective.
     """
     if isinstance(dataset, Subset):
         found = find_buckets(dataset.dataset, folder)
@@ -247,20 +257,37 @@ def find_buckets(dataset: Any, folder: Path) -> BucketIndices | None:
     if isinstance(dataset, ImageDataset) and len(dataset.shapes) > 1:
         what = f"{dataset.source.where} {dataset.source.names.digest()} {dataset.shapes.sizes}"
         what += f" {dataset.max_aspect_ratio}" * (dataset.max_aspect_ratio != MAX_ASPECT_RATIO)
-        fingerprint = hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        file = folder / f"buckets_{fingerprint}.npy"
-        if file.is_file():
-            with reading(file, DataError, "remove it: the images' sizes are read again"):
-                dataset.buckets = np.array(np.load(file, mmap_mode="r"))  # mapped: no more than the file has
+        images = hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        state = torch.tensor([int(dataset.listing.digest[:15], 16) if is_first() else 0])
+        broadcast([state])  # times of change may differ from node to node
+        file = folder / f"buckets_{images}_{int(state):015x}.npy"
+        there = _read_buckets(file)
+        if there is not None:
+            dataset.buckets = there
         else:
             found = _find_together(dataset)  # an exchange: the first does not write before the others looked
             if is_first():
-                with replacing(file) as temporary, temporary.open("wb") as opened:  # np.save adds a suffix to a name
-                    np.save(opened, found)
+                for old in folder.glob(f"buckets_{images}*.npy"):  # of the same names, when they had other content
+                    discard(old)
+                with replacing(file, checksum=True) as temporary, temporary.open("wb") as opened:
+                    np.save(opened, found)  # which would add a suffix to a name
             barrier()
             dataset.buckets = found  # not read again: another node may not see the new file yet
     buckets: BucketIndices | None = getattr(dataset, "buckets", None)
     return buckets
+
+
+def _read_buckets(file: Path) -> BucketIndices | None:
+    """Return the buckets in a file; None without one, and for a damaged one in any process, which is reported."""
+    found: BucketIndices | None = None
+    if file.is_file():
+        try:
+            check_file(file, DataError, "")
+            with reading(file, DataError, ""):
+                found = np.array(np.load(file, mmap_mode="r"))  # mapped: no more than the file has
+        except DataError as error:
+            logger.warning("sizes of images are read again: %s is damaged (%s)", file, error.__cause__)
+    return None if any_process(found is None) else found
 
 
 def _find_together(dataset: ImageDataset) -> BucketIndices:

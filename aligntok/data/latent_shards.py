@@ -11,8 +11,10 @@ A cache is a folder of plain files, of which none can run code::
         mean, m2  (C,)                  float64; mean of each channel, and sum of squared deviations from it
         and, in the file's metadata, the images that could not be read and are left out
       shard_00000.safetensors.sha256   its checksum, as `sha256sum --check` reads it
+      listing.npz                 which images they are: names, sizes, times or checksums, classes
       manifest.json               everything of encoding.json, the number of images, the statistics of all latents,
                                   names of classes, the images left out, each shard's length in images and bytes
+      checksums.json              the SHA-256 of encoding.json and manifest.json
 
 A shard is whole or absent: it is written beside its place and renamed. A cache with a manifest is finished. The
 statistics, of every latent in the cache as it is stored, are merged from the shards' own in float64.
@@ -25,6 +27,7 @@ import math
 import mmap
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +37,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aligntok.distributed.job import progress_bar
 from aligntok.errors import DataError
-from aligntok.io.files import read_json, reading, regular, save_tensors
+from aligntok.io.files import check_file, read_json, reading, regular, save_tensors
 
 FORMAT = 1
 ENCODING, MANIFEST = "encoding.json", "manifest.json"
@@ -46,6 +50,7 @@ Float64s = npt.NDArray[np.float64]
 # numpy has no bfloat16: what has 16 bits is read as bits, and torch is told what they are.
 _NUMPY_DTYPES = {"F32": "<f4", "F16": "<u2", "BF16": "<u2", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
 _TENSORS = ("latents", "labels", "index", "mean", "m2")
+_THREADS = 8
 _ROWS_AT_ONCE = 256  # of a shard, when its statistics are taken: a float64 copy of so many is made
 
 
@@ -214,6 +219,24 @@ class Shard:
         return np.fromfile(self.path, dtype, count, offset=begin)
 
 
+def damaged(paths: Sequence[Path]) -> dict[Path, DataError]:
+    """Return what is wrong with shards that are not what their checksums are of; each is read once a start."""
+
+    def look(path: Path) -> DataError | None:
+        try:
+            check_file(path, DataError, "remove it and start the command that made the cache again, which encodes it")
+        except DataError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(_THREADS) as pool, progress_bar(len(paths), "checking shards", "shard") as bar:
+        found: dict[Path, DataError] = {}
+        for path, error in zip(paths, pool.map(look, paths), strict=True):
+            bar.update()
+            found |= {} if error is None else {path: error}
+    return found
+
+
 class MappedRows:
     """Rows of numbers in a file, mapped into memory: `array` is (rows, width), and is read from disk where it is used.
 
@@ -295,6 +318,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         )
 
     cure = "remove that file and start the command that made the cache again: it writes the file anew"
+    check_file(path, DataError, cure)  # all latents are normalised by what it says
     return read_json(path, DataError, cure, parse)
 
 

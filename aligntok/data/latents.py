@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from aligntok.data.latent_shards import DTYPES, Manifest, MappedRows, Shard, read_manifest
+from aligntok.data.latent_shards import DTYPES, Manifest, MappedRows, Shard, damaged, read_manifest
+from aligntok.data.listing import Listing, hashes
 from aligntok.data.sampler import SampleIndex
+from aligntok.distributed import is_first_of_node
 from aligntok.errors import ConfigError, DataError, at_least
+from aligntok.io.checksums import promised
 from aligntok.io.files import inside
 from aligntok.rng import rng
 
@@ -47,7 +52,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     `tokenizer_identity` is the :attr:`aligntok.tokenizer.Tokenizer.identity` that the cache must have been made with;
     None takes any. Raises DataError when there is no cache, it is not finished, has no statistics, lacks a part of a
-    shard, or is of another tokenizer; ConfigError for mirrored images it does not have, and a negative `seed`.
+    shard, has one that is damaged (all are read once, to check), or is of another tokenizer; ConfigError for mirrored
+    images it does not have, and a negative `seed`.
     """
 
     def __init__(
@@ -84,6 +90,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.class_names = self.manifest.class_names
         self.seed = seed
         self._shards = _open_shards(self.root, self.manifest)
+        if is_first_of_node():
+            for error in damaged([shard.path for shard in self._shards]).values():
+                raise error
         self._ends = np.cumsum([shard.images for shard in self._shards])
         self._begins = self._ends - [shard.images for shard in self._shards]
         self.labels = np.concatenate([shard.labels for shard in self._shards])
@@ -97,6 +106,23 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return self.manifest.images
+
+    @cached_property
+    def listing(self) -> Listing:
+        """Which shards the cache has now, by their checksums, and which classes are in each."""
+        shards = self._shards
+        sums = [next(iter(promised(shard.path).values()), "0")[:15] for shard in shards]
+        return Listing(
+            names=hashes(shard.path.name for shard in shards),
+            sizes=np.array([shard.bytes for shard in shards], dtype=np.int64),
+            marks=np.array([int(digest, 16) for digest in sums], dtype=np.int64),
+            labels=np.array([zlib.crc32(shard.labels.tobytes()) for shard in shards], dtype=np.int64),
+            sampled=np.zeros(0, dtype=np.int64),
+            digests=np.zeros(0, dtype=np.int64),
+            class_names=self.class_names,
+            by_content=True,
+            unit="shards",
+        )
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """Turn normalised latents (..., C, h, w) into those that the tokenizer decodes, float32."""

@@ -84,6 +84,11 @@ def is_first() -> bool:
     return world()[0] == 0
 
 
+def is_first_of_node() -> bool:
+    """Tell whether this process is the one of its machine that looks at files for all of them."""
+    return world()[1] == 1 or int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def barrier() -> None:
     """Wait until every process is here; nothing to wait for without a process group."""
     if world()[1] > 1:

@@ -26,6 +26,7 @@ from aligntok.io.files import hide_host, write_json
 from aligntok.loading import STAGE_FORMAT
 from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS
+from aligntok.training.data_diff import note_data
 from aligntok.training.stages import Stage, StageData
 
 _RUNS = count()
@@ -43,6 +44,7 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
     if is_first():
         about = {"format": STAGE_FORMAT, "aligntok_version": aligntok.__version__, "stage": stage.name}
         about |= {"seed": stage.seed, **stage.describe(runner.trained_model)}
+        about |= note_data(stage, data)
         write_json(stage.description, {**about, **asdict(stage.settings)}, checksum=True)
     barrier()
     try:

@@ -19,6 +19,7 @@ from aligntok.registry import loading_line
 from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
 from aligntok.training.config import dotted_models, report_config_diff
+from aligntok.training.data_diff import report_data_diff
 from aligntok.training.generation import expand_generation
 from aligntok.training.plan import StagePlan, check_before_training, plan_stage, print_plan
 from aligntok.training.run_info import print_summary, read_result, write_run_info
@@ -105,6 +106,8 @@ def _train(
     wanted = [stage for stage in group if stage in chosen]
     left = [stage for stage in wanted if _is_left(stage)]
     data = {stage.name: stage.build_data() for stage in wanted} if left else {}
+    for stage in left:
+        report_data_diff(stage, data[stage.name])
     plans = [plan_stage(stage, world()[1], len(data[stage.name].train)) for stage in wanted if left]
     if is_first() and plans:
         print_plan(plans)

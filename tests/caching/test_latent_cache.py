@@ -94,7 +94,9 @@ def shards_and_checksums(number):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != ".lock"}
+    """What a cache is: its files, but for the lock and the listing of the images that it was made of."""
+    beside = (".lock", "listing.npz", "listing.npz.sha256")
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name not in beside}
 
 
 # What is in it
@@ -283,6 +285,33 @@ def run(*command, processes=1):
     return subprocess.run(
         [sys.executable, *torchrun, *command], env=environment, capture_output=True, text=True, timeout=300
     )
+
+
+def test_replaced_images_are_refused_and_a_lost_or_damaged_shard_is_of_the_same_ones(tokenizer, tmp_path, caplog):
+    data, out = tmp_path / "data", tmp_path / "cache"
+    asked = CacheRequest(tokenizer=tokenizer, data=data, out=out, image_size=32, shard_size=4, batch_size=4, workers=0)
+
+    def images(colour):
+        data.mkdir(exist_ok=True)
+        for i in range(8):
+            Image.new("RGB", (32, 32), colour).save(data / f"{i}.bmp")  # of the same size, whatever the colour
+
+    images("red")
+    cache_latents(asked)
+    red = contents(out)
+    shard = out / "shard_00000.safetensors"
+    flipped = bytearray(shard.read_bytes())
+    flipped[-1] ^= 1
+    shard.write_bytes(flipped)
+    (out / "shard_00001.safetensors").unlink()
+    cache_latents(asked)
+    assert f"{shard} is encoded again: it is damaged (its SHA-256" in caplog.text
+    assert contents(out) == red
+    images("blue")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"begun with other images than .* \(8 changed, 0\.bmp among them\)"):
+            cache_latents(asked)
+        (out / "shard_00001.safetensors").unlink(missing_ok=True)
 
 
 @pytest.mark.slow

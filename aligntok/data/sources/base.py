@@ -96,6 +96,15 @@ class ImageSource(ABC):
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image; thread-safe. Raises OSError or ValueError when it cannot be had."""
 
+    def marks(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
+        """Return the bytes of each image and a mark, (n,) each, at the cost of a look at each file at most.
+
+        Other content has another mark; whether the same content always has the same one, too, is returned last: of a
+        time, it has not. Zeros where nothing is known.
+        """
+        nothing = np.zeros(len(self), dtype=np.int64)
+        return nothing, nothing, False
+
     def open(self, index: int) -> BinaryIO:
         """Open one encoded image, to read its header; safe in several threads at once. Raises as `read` does."""
         return io.BytesIO(self.read(index))

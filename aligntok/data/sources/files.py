@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import tarfile
 import zipfile
@@ -37,7 +38,7 @@ from aligntok.data.sources.base import (
 )
 from aligntok.data.sources.classes import LABELLED, join_labels, labels_in
 from aligntok.data.transforms import holds_image, image_suffixes
-from aligntok.distributed.job import progress_bar
+from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import DataError, first_line
 from aligntok.io.files import check_size, read_bytes, regular
 
@@ -45,7 +46,7 @@ from aligntok.io.files import check_size, read_bytes, regular
 SplitName: TypeAlias = Callable[[str], tuple[str | None, str | None]]
 _ZIP_LOCAL_HEADER = struct.Struct("<26xHH")  # the lengths of the name and of the extra field end it
 _LARGEST_TEXT = 2**20  # bytes of a member that is read for a label
-_THREADS = 16
+_THREADS, _CHUNK = 16, 256
 
 
 class FileTreeSource(ImageSource):
@@ -133,6 +134,22 @@ class FolderSource(FileTreeSource):
     def _open(self, name: str) -> BinaryIO:
         return open(self.folder / name, "rb", opener=regular)
 
+    def marks(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
+        """Return each file's bytes and time of change; zeros for one that is gone."""
+        root = str(self.folder)
+
+        def look(name: str) -> tuple[int, int]:
+            try:
+                stat = os.stat(f"{root}/{name}")
+            except OSError:
+                return 0, 0
+            return stat.st_size, stat.st_mtime_ns
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            parts = pool.map(lambda part: [look(self.names[i]) for i in part], batched(range(len(self)), _CHUNK))
+            found = [each for part in parts for each in part]
+        return (*np.array(found, dtype=np.int64).T, False)
+
 
 class ZipSource(FileTreeSource):
     """Images in a zip archive, or in the folder `split` of it; entries stored or deflated.
@@ -177,6 +194,10 @@ class ZipSource(FileTreeSource):
         if zlib.crc32(data) != checksum:
             raise ValueError(f"checksum of {self.names[index]} in {self.path} does not match")
         return data
+
+    def marks(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
+        """Return each entry's bytes, once unpacked, and the checksum that the archive has of them."""
+        return self._table[:, 4], self._table[:, 3], True
 
 
 def _missing_split(path: Path, split: str, known: Iterable[str]) -> DataError:
@@ -255,6 +276,11 @@ class ShardSource(ImageSource):
     def open(self, index: int) -> BinaryIO:
         """Open one encoded image, read as far as it is asked for. Reading raises OSError when its shard is gone."""
         return io.BufferedReader(FilePart(self._files, *self._place(index)))
+
+    def marks(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
+        """Return each image's bytes and the time of change of its shard."""
+        times = np.array([shard.stat().st_mtime_ns for shard in self.shards], dtype=np.int64)
+        return self._table[:, 1], times[self._shard_of], False
 
     def _place(self, index: int) -> tuple[Path, int, int]:
         offset, size = map(int, self._table[index])

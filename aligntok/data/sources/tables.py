@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from aligntok.data.sources.base import (
     ImageSource,
@@ -72,7 +73,9 @@ class RowSource(ImageSource):
         if others := [name for name in dataset.features if name not in (self.column, label)]:
             say_once(f"{where}: columns that are not read: {some_of(others, shown=8)}")
         # Not the library's own fingerprint: it follows the files' times, in which the copies of two nodes may differ.
-        sizes = [Path(file["filename"]).stat().st_size for file in dataset.cache_files]
+        stats = [Path(file["filename"]).stat() for file in dataset.cache_files]
+        sizes = [stat.st_size for stat in stats]
+        self._changed = max((stat.st_mtime_ns for stat in stats), default=0)
         described = f"{len(dataset)} {sizes} {sorted(dataset.features)} ".encode()
         stamp = hashlib.sha256(described + (b"" if labels is None else labels.tobytes())).hexdigest()
         names = _RowNames(where.rstrip("/").rsplit("/", 1)[-1], len(dataset), stamp)
@@ -87,6 +90,10 @@ class RowSource(ImageSource):
     def places(self) -> Iterable[str]:
         """Return the absolute paths of the files, or the name at the hub."""
         return self._files
+
+    def marks(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
+        """Return no size of an image, and for each the time of change of the newest file."""
+        return np.zeros(len(self), dtype=np.int64), np.full(len(self), self._changed, dtype=np.int64), False
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image. Raises OSError or ValueError when they cannot be had."""

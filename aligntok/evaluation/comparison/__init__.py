@@ -17,6 +17,8 @@ from torch import Tensor
 
 from aligntok.caching import cache_latents
 from aligntok.caching.settings import CacheRequest
+from aligntok.data.listing import must_not_change
+from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
 from aligntok.distributed import barrier, is_first, start_processes
 from aligntok.errors import ConfigError, unknown
@@ -141,9 +143,14 @@ def estimate_hours(comparison: Comparison) -> dict[str, float | None]:
 
 
 def make_references(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return the configs of the metrics that samples are measured by, their references made of training images."""
+    """Return the configs of the metrics that samples are measured by, their references made of training images.
+
+    Raises DataError when those changed since the first was made.
+    """
     metrics = []
     images = comparison.images("train", num_images=comparison.settings.num_reference)
+    if is_first():
+        must_not_change(comparison.work_dir / "references", open_source(images["data"], images["split"]))
     for extractor in comparison.settings.extractors:
         built = build_extractor(extractor)
         path = comparison.work_dir / "references" / f"{built.title}.safetensors"
