@@ -115,9 +115,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
     and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. With `short_side` the image's short
     side is resized to that instead, so that crops are parts of a larger picture. `split` chooses a subfolder, or the
     files or the part of that name; `label`, of several places, where the labels are. With a `fraction`, about so many
-    images are held out by name: they are the data set, or when `train` all others. Random choices follow from `seed`
-    and the sample number of the :class:`SampleIndex` asked for; a plain integer asks for that image with the same
-    integer as its sample number.
+    images are left out, which are held out by name: with `held_out` these are the data set. Random choices follow from
+    `seed` and the sample number of the :class:`SampleIndex` asked for; a plain integer asks for that image with the
+    same integer as its sample number.
 
     With a list of (H, W) pairs as `image_size`, each image is cropped to that of the nearest aspect ratio (`buckets`
     says which), so batches must be of one bucket: give `buckets` to :class:`GlobalBatchSampler`.
@@ -146,6 +146,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         max_aspect_ratio: float = MAX_ASPECT_RATIO,
         label: str | None = None,
         fraction: float | None = None,
+        held_out: bool = False,
     ) -> None:
         self.shapes = AspectBuckets(image_size)
         self.short_side = short_side
@@ -157,7 +158,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.train = train
         self.hflip = hflip
         self.seed = seed
-        self.source = open_source(root, split, label, fraction, held_out=not train)
+        self.source = open_source(root, split, label, fraction, held_out)
         self.class_names = self.source.class_names
         self.max_unreadable = math.ceil(len(self) / 100) if max_unreadable is None else max_unreadable
         at_least(0, max_unreadable=max_unreadable, seed=seed)

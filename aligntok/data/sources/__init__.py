@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from aligntok.data.sources.base import (
     choose_files,
     is_hidden,
     located,
+    say_passed_over,
     several_splits,
+    suffix_of,
     walk,
 )
 from aligntok.data.sources.classes import say_lacking
@@ -126,6 +129,9 @@ def _open_folder(path: Path, split: str, label: str | None) -> ImageSource:
             f"{folder} holds images of several kinds: {' and '.join(kinds)}; move one kind away, "
             "or set `data_root` to a file, a pattern or a subfolder of one kind"
         )
+    beside = (child for child in folder.iterdir() if child.is_file() and not is_hidden(child.name))
+    others = Counter(suffix_of(child.name) or "without suffix" for child in beside if child.suffix != files[0].suffix)
+    say_passed_over(str(folder), others)
     return _PACKED[files[0].suffix](located(path, split), files, label)
 
 

@@ -39,7 +39,7 @@ from aligntok.data.sources.base import (
 from aligntok.data.sources.classes import LABELLED, join_labels, labels_in
 from aligntok.data.transforms import holds_image, image_suffixes
 from aligntok.distributed.job import batched, progress_bar
-from aligntok.errors import DataError, first_line
+from aligntok.errors import DataError, first_line, some_of
 from aligntok.io.files import check_size, read_bytes, regular
 
 #: Splits a path into a sample's key and the member's extension; (None, None) for what belongs to no sample.
@@ -81,6 +81,11 @@ class FileTreeSource(ImageSource):
                     f"{where}: class folder{'s' * (len(empty) > 1)} without any image: {', '.join(empty[:5])}"
                     f"{', ...' * (len(empty) > 5)}; fill or remove {'them' if len(empty) > 1 else 'it'}"
                 )
+        within = sorted({name.split("/")[1] for name in images if name.count("/") > 1}) if len(classes) == 1 else []
+        if len(within) > 1:
+            say_once(
+                f"{where}: one class, '{tops[0]}', in whose folder are {some_of(within)}; give that if they are classes"
+            )
         labels = np.array([classes.get(top, -1) for top in tops], dtype=np.int32)
         super().__init__(where, PackedNames(images), labels, tuple(classes))
 

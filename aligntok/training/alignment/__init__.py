@@ -151,10 +151,8 @@ class AlignmentStage(Stage):
                 "have a type or root of its own; leave it, or the fraction, out"
             )
         same: dict[str, Any] = {key: train[key] for key in ("root", "split", "label") if key in train}
-        return {**train, "fraction": fraction}, {
-            **{k: v for k, v in val.items() if k not in ("split", "label")},
-            **same,
-        }
+        own = {key: value for key, value in val.items() if key not in ("split", "label")}
+        return {**train, "fraction": fraction}, {**own, **same, "held_out": True}
 
     def check(self, model: AlignmentModel) -> None:
         """Raise ConfigError for images of sizes that the tokenizer, its losses or the discriminator cannot take.

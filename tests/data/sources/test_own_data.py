@@ -171,6 +171,24 @@ def test_a_plugin_of_pillow_that_is_installed_is_used(tree, monkeypatch):
         transforms._load_plugins.cache_clear()
 
 
+@pytest.mark.parametrize("kind", ["shards", "parquet"])
+def test_files_beside_shards_and_tables_are_counted(kind, request, said):
+    root = request.getfixturevalue(f"as_{kind}")()
+    for name in ("captions.csv", "more.tar.gz", "LICENSE", ".hidden"):
+        (root / name).write_bytes(b"")
+    open_source(root)
+    (text,) = said()
+    assert "passed over 3 files: " in text
+    assert all(part in text for part in ("1 .csv", "1 .gz", "1 without suffix"))
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_class_folders_within_one_folder_are_told(kind, tree, said):
+    source = open_source(tree(kind, images("photos/cat/a.png", "photos/dog/b.png")))
+    assert source.class_names == ("photos",)
+    assert said()[0].endswith("one class, 'photos', in whose folder are cat, dog; give that if they are classes")
+
+
 @pytest.mark.parametrize("kind", ["parquet", "hub"])
 def test_columns_that_are_not_read_are_named(kind, table, said):
     table(kind, image=[encoded()], caption=["a cat"], url=["x"], label=[0])()
@@ -330,11 +348,8 @@ def packed(kind, class_folders, request):
 @pytest.mark.parametrize("kind", PACKED)
 def test_every_source_may_hold_out_and_keeps_classes_and_bytes(kind, class_folders, request):
     root = packed(kind, class_folders, request)
-    whole, train, val = (
-        open_source(root),
-        ImageDataset(root, 16, fraction=0.3),
-        ImageDataset(root, 16, False, fraction=0.3),
-    )
+    whole, val = open_source(root), ImageDataset(root, 16, train=False, fraction=0.3, held_out=True)
+    train = ImageDataset(root, 16, train=False, fraction=0.3)  # how it is cropped is another matter
     assert train.class_names == val.class_names == whole.class_names
     assert 0 < len(val) < len(train) < len(whole) == len(train) + len(val)
     place = {whole.read(index): index for index in range(len(whole))}
