@@ -10,7 +10,8 @@ from typing import Any
 from aligntok.engine.checkpoints import join, list_checkpoints, load_parts, read_parts, read_snapshots
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
-from aligntok.io.files import read_json, remove_leftovers
+from aligntok.io.files import read_json
+from aligntok.io.folders import remove_leftovers
 from aligntok.latent_diffusion import LatentDiffusion, described_fields
 from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
 from aligntok.registry import GENERATORS

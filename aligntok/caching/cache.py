@@ -32,7 +32,8 @@ from aligntok.distributed.job import batched, job
 from aligntok.distributed.output_folder import found_by_first, output_folder
 from aligntok.errors import DataError
 from aligntok.io.checksums import CHECKSUMS
-from aligntok.io.files import check_space, remove_leftovers, write_checksums, write_json
+from aligntok.io.files import write_checksums, write_json
+from aligntok.io.folders import check_space, remove_leftovers
 from aligntok.loading import load_tokenizer
 
 logger = logging.getLogger("aligntok.data")

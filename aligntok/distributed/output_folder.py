@@ -12,7 +12,8 @@ import torch
 
 from aligntok.distributed import barrier, broadcast, is_first, must_agree
 from aligntok.errors import ConfigError, DataError
-from aligntok.io.files import check_links, lock_folder, read_json
+from aligntok.io.files import read_json
+from aligntok.io.folders import check_links, lock_folder
 
 Compared = Callable[[Mapping[str, Any]], dict[str, Any]]
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from aligntok.engine.ema import PartStates
 from aligntok.errors import CheckpointError, first_line
 from aligntok.io.arrays import check_stored
-from aligntok.io.files import check_file, check_space, discard, load_tensors, replacing, save_tensors
+from aligntok.io.files import check_file, discard, load_tensors, replacing, save_tensors
+from aligntok.io.folders import check_space
 
 logger = logging.getLogger("aligntok.engine")
 

@@ -18,7 +18,8 @@ from aligntok.distributed.job import job
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.console import print_table
-from aligntok.io.files import check_writable, hide_host, read_json, write_json, writing
+from aligntok.io.files import hide_host, read_json, write_json, writing
+from aligntok.io.folders import check_writable
 from aligntok.settings import Precision
 
 if TYPE_CHECKING:  # a report is written without mmengine

@@ -30,7 +30,8 @@ from aligntok.distributed import is_first
 from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.distributed.output_folder import found_by_first
 from aligntok.errors import DataError, ImageError, Preempted, first_line
-from aligntok.io.files import check_space, read_bytes, remove_leftovers, replacing, write_json
+from aligntok.io.files import read_bytes, replacing, write_json
+from aligntok.io.folders import check_space, remove_leftovers
 from aligntok.io.pictures import image_grid, save_picture, to_picture
 from aligntok.settings import flatten
 

@@ -23,7 +23,8 @@ from aligntok.distributed.job import batched, in_full_rounds, job, shares
 from aligntok.distributed.output_folder import output_folder
 from aligntok.errors import Preempted
 from aligntok.io.console import print_table
-from aligntok.io.files import remove_leftovers, replacing, write_json
+from aligntok.io.files import replacing, write_json
+from aligntok.io.folders import remove_leftovers
 from aligntok.io.pictures import image_grid, save_picture, sheet, to_picture
 from aligntok.registry import METRICS
 from aligntok.sampling.folder import Pixels, compared

@@ -17,7 +17,7 @@ from aligntok.engine.optim import check_optimizer, side_of
 from aligntok.engine.schedules import check_schedule
 from aligntok.errors import ConfigError
 from aligntok.io.console import print_table
-from aligntok.io.files import check_space
+from aligntok.io.folders import check_space
 from aligntok.registry import DATASETS, HOOKS, check_keywords
 from aligntok.training.stages import Stage
 

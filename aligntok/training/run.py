@@ -14,7 +14,7 @@ from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.log import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted, unknown
-from aligntok.io.files import check_links, lock_folder, remove_leftovers
+from aligntok.io.folders import check_links, lock_folder, remove_leftovers
 from aligntok.registry import loading_line
 from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train

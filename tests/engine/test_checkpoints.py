@@ -30,7 +30,7 @@ from aligntok.engine.checkpoints import (
 )
 from aligntok.errors import CheckpointError, WriteError
 from aligntok.io import checksums
-from aligntok.io.files import SPARE_BYTES, remove_leftovers
+from aligntok.io.folders import SPARE_BYTES, remove_leftovers
 
 
 class Bomb:

@@ -32,15 +32,8 @@ from aligntok.evaluation.results import read_result
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.io import files as io_files
 from aligntok.io.arrays import read_npz
-from aligntok.io.files import (
-    check_links,
-    check_tensors,
-    load_tensors,
-    lock_folder,
-    read_bytes,
-    read_json,
-    remove_leftovers,
-)
+from aligntok.io.files import check_tensors, load_tensors, read_bytes, read_json
+from aligntok.io.folders import check_links, lock_folder, remove_leftovers
 from aligntok.loading import load_latent_diffusion, load_tokenizer
 from aligntok.sampling.folder import SampleFolder
 from aligntok.weights.load import read_tensors

@@ -8,7 +8,8 @@ import signal
 import pytest
 
 from aligntok.errors import ConfigError
-from aligntok.io.files import check_writable, lock_folder, remove_leftovers, replacing
+from aligntok.io.files import replacing
+from aligntok.io.folders import check_writable, lock_folder, remove_leftovers
 
 HALF = "x.json", "model.safetensors"
 

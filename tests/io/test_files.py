@@ -8,7 +8,8 @@ import pytest
 
 from aligntok.errors import ConfigError, WriteError
 from aligntok.io import files
-from aligntok.io.files import lock_folder, replacing, write_json
+from aligntok.io.files import replacing, write_json
+from aligntok.io.folders import lock_folder
 
 
 def test_a_file_appears_whole_in_a_folder_that_is_made_for_it(tmp_path):

@@ -675,7 +675,7 @@ def test_other_peoples_folders_are_not_written_into(run, tmp_path):
 
 CLAIM = """
 import sys
-from aligntok.io.files import lock_folder
+from aligntok.io.folders import lock_folder
 with lock_folder(sys.argv[1]):
     print("claimed", flush=True)
     sys.stdin.read()

@@ -19,7 +19,7 @@ from aligntok.cli import train
 from aligntok.data.loader import explaining_loader_errors
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_newest
 from aligntok.errors import DataError
-from aligntok.io.files import SPARE_BYTES
+from aligntok.io.folders import SPARE_BYTES
 from aligntok.training import run
 
 STEPS = 6

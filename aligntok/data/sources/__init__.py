@@ -21,9 +21,10 @@ from aligntok.data.sources.base import (
     walk,
 )
 from aligntok.data.sources.classes import say_lacking
-from aligntok.data.sources.files import FileTreeSource, FolderSource, ShardSource, ZipSource, expand_pattern
+from aligntok.data.sources.files import FileTreeSource, FolderSource, ZipSource
 from aligntok.data.sources.held_out import hold_out
 from aligntok.data.sources.tables import open_hub, open_parquet, open_saved
+from aligntok.data.sources.webdataset import ShardSource, expand_pattern
 from aligntok.data.transforms import image_suffixes
 from aligntok.errors import DataError, suggestion
 

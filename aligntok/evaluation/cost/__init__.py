@@ -20,7 +20,8 @@ from aligntok.evaluation.cost.steps import DATA, for_measuring, measure_step
 from aligntok.evaluation.results import Result
 from aligntok.evaluation.settings import CostRequest, CostSettings
 from aligntok.io.console import print_table
-from aligntok.io.files import check_writable, read_json
+from aligntok.io.files import read_json
+from aligntok.io.folders import check_writable
 from aligntok.ops.attention import force_backend
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment import expand_stages

@@ -1,0 +1,192 @@
+"""Images in WebDataset's tar shards."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from os.path import commonpath
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from aligntok.data.sources.base import (
+    FilePart,
+    ImageSource,
+    OpenFiles,
+    PackedNames,
+    is_hidden,
+    is_hidden_image,
+    optional_library,
+    say_passed_over,
+    suffix_of,
+)
+from aligntok.data.sources.classes import LABELLED, join_labels, labels_in
+from aligntok.data.transforms import holds_image, image_suffixes
+from aligntok.distributed.job import progress_bar
+from aligntok.errors import DataError, first_line
+
+_THREADS = 16
+
+#: Splits a path into a sample's key and the member's extension; (None, None) for what belongs to no sample.
+SplitName: TypeAlias = Callable[[str], tuple[str | None, str | None]]
+
+
+_LARGEST_TEXT = 2**20  # bytes of a member that is read for a label
+
+
+class ShardSource(ImageSource):
+    """The samples of several tar files that have an image, in the order of `shards` and of their members.
+
+    A sample is the members of a shard that share a key, the path up to the first dot of the file name: one image, and
+    perhaps a label: a ``.cls`` with a class index as a decimal number, or a class's name, or a ``.json`` with one of
+    either as `label` or `cls`. `label` chooses "cls" or a key of the JSON; else all that there are must be the same.
+    Labels that are names are numbered in sorted order. Other members are passed over, which is said. ``names[i]`` is
+    ``shard.tar/path/of/member.jpg``.
+
+    Only the images' places are kept, and at most 64 shards open at a time. Raises DataError
+    when a shard is damaged or compressed, when a sample has two images or a wrong label, when there is no image, when
+    labels are of two kinds, and when the library `webdataset` is not installed.
+    """
+
+    def __init__(self, where: str, shards: Sequence[Path], label: str | None = None) -> None:
+        split_name = _webdataset("tariterators").base_plus_ext
+        self.shards = tuple(shards)
+        self._files = OpenFiles()
+        found: list[_Listing] = []
+        with ThreadPoolExecutor(_THREADS) as pool, progress_bar(len(shards), "listing shards", "shard") as bar:
+            for listed in pool.map(lambda shard: _list_shard(shard, split_name, label), shards):
+                found.append(listed)
+                bar.update()
+        sizes = [len(listed.names) for listed in found]
+        if not sum(sizes):
+            raise DataError(
+                f"{where}: no sample with an image in {len(shards)} shard{'s' * (len(shards) > 1)}; "
+                f"images are members that end in {', '.join(image_suffixes())}"
+            )
+        say_passed_over(where, sum((listed.others for listed in found), Counter()))
+        top = commonpath([shard.parent for shard in self.shards])
+        titles = [shard.relative_to(top).as_posix() for shard in self.shards]
+        names = (f"{title}/{name}" for title, listed in zip(titles, found, strict=True) for name in listed.names)
+        self._table = np.concatenate([listed.places for listed in found])
+        labels = join_labels(where, [(len(listed.names), listed.labels) for listed in found], label)
+        super().__init__(where, PackedNames(names), *labels)
+        self._shard_of = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+
+    def places(self) -> Iterable[str]:
+        """Return the absolute paths of the shards."""
+        return (str(shard.resolve()) for shard in self.shards)
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of one image. Raises OSError or ValueError when they cannot be had."""
+        path, offset, size = self._place(index)
+        data = self._files.read(path, offset, size)
+        if len(data) < size:
+            raise ValueError(f"{path} ends inside of it; it was longer when it was listed")
+        return data
+
+    def open(self, index: int) -> BinaryIO:
+        """Open one encoded image, read as far as it is asked for. Reading raises OSError when its shard is gone."""
+        return io.BufferedReader(FilePart(self._files, *self._place(index)))
+
+    def marks(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
+        """Return each image's bytes and the time of change of its shard."""
+        times = np.array([shard.stat().st_mtime_ns for shard in self.shards], dtype=np.int64)
+        return self._table[:, 1], times[self._shard_of], False
+
+    def _place(self, index: int) -> tuple[Path, int, int]:
+        offset, size = map(int, self._table[index])
+        return self.shards[self._shard_of[index]], offset, size
+
+
+def expand_pattern(pattern: str) -> list[Path]:
+    """Return the paths that a brace pattern such as ``train-{0000..0127}.tar`` stands for.
+
+    Raises DataError for braces that do not match, and when the library `webdataset` is not installed.
+    """
+    expand_urls = _webdataset("shardlists").expand_urls
+    try:
+        return [Path(path).expanduser() for path in expand_urls(pattern)]
+    except (ValueError, AssertionError) as error:  # unbalanced braces; ${NAME} without a variable WDS_NAME
+        raise DataError(
+            f"{pattern} is no pattern of shards ({first_line(error)}); write it like /data/train-{{0000..0127}}.tar"
+        ) from error
+
+
+def _webdataset(module: str) -> Any:
+    return optional_library(f"webdataset.{module}", "WebDataset shards", "shards")
+
+
+class _Listing(NamedTuple):
+    """A shard's images: names, (n, 2) where each begins and its bytes, its labels by what they are called, and how
+    many members are passed over.
+    """
+
+    names: list[str]
+    places: npt.NDArray[np.int64]
+    labels: dict[str, list[int | str | None]]
+    others: Counter[str]
+
+
+def _list_shard(path: Path, split_name: SplitName, label: str | None) -> _Listing:
+    """List a shard. Raises DataError for one that is damaged."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            listed = _list_members(archive, path, split_name, label)
+            # A damaged header ends the listing just as quietly as the end mark.
+            file = archive.fileobj
+            assert file is not None
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"neither a member nor the end mark at byte {archive.offset}")
+            return listed
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:  # a header's numbers may be no numbers
+        raise DataError(
+            f"{path} is not an uncompressed tar file, or a damaged one ({first_line(error)}); copy or pack it again"
+        ) from error
+
+
+def _list_members(archive: tarfile.TarFile, path: Path, split_name: SplitName, label: str | None) -> _Listing:
+    suffixes, others = image_suffixes(), Counter[str]()
+    images: dict[str, tarfile.TarInfo] = {}
+    labels: defaultdict[str, dict[str, int | str | None]] = defaultdict(dict)
+    last = -1
+    for member in archive:
+        if member.offset <= last:  # a negative size leads back, round and round
+            raise tarfile.ReadError(f"member {member.name} lies before the one before it")
+        last, name = member.offset, member.name.removeprefix("./")
+        if not member.isreg() or member.issparse() or is_hidden(name):
+            others["hidden"] += member.isreg() and is_hidden_image(name, suffixes)
+            continue
+        key, extension = split_name(name)  # neither without a dot
+        kind = "" if key is None else suffix_of(f".{extension}")
+        key = name if key is None else key
+        found = {}
+        if f".{extension}".lower() in LABELLED:
+            found = labels_in(f"{path}: {member.name}", kind, _open_member(archive, member).read(_LARGEST_TEXT), label)
+        for called, value in found.items():
+            labels[called][key] = value
+        is_image = kind in suffixes or (not kind and holds_image(partial(_open_member, archive, member)))
+        if is_image and key in images:
+            raise DataError(
+                f"{path}: sample '{key}' has two images, {images[key].name} and {member.name}; it may have one. "
+                "A sample's key ends at the first dot of the file name: pack the shards with one image a key"
+            )
+        if is_image:
+            images[key] = member
+        elif not found:
+            others[kind or "without suffix"] += 1
+    others["labels without an image"] += len({key for values in labels.values() for key in values} - images.keys())
+    names = [image.name.removeprefix("./") for image in images.values()]
+    rows = [(image.offset_data, image.size) for image in images.values()]
+    aligned = {called: [values.get(key) for key in images] for called, values in labels.items()}
+    return _Listing(names, np.array(rows, dtype=np.int64).reshape(-1, 2), aligned, +others)
+
+
+def _open_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
+    return cast(BinaryIO, archive.extractfile(member))  # there is one of a regular file

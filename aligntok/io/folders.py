@@ -1,0 +1,116 @@
+"""A folder that is written in: held by one run, with room, free of leftovers and of links that lead elsewhere."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from aligntok.errors import ConfigError, WriteError
+from aligntok.io.files import TEMPORARY, regular
+
+
+@contextmanager
+def lock_folder(folder: str | os.PathLike[str], wanted: bool = True) -> Iterator[None]:
+    """Hold a folder for this process (if `wanted`), so that no second run writes into it; nothing of it stays.
+
+    The claim ends with the process, however it ends; what an earlier one left of it, or of files that it was writing
+    when it was killed, goes. Raises ConfigError when another process holds it; where the file system has no locks,
+    nothing is held.
+    """
+    if not wanted:
+        yield
+        return
+    path = Path(folder) / ".lock"
+    with _claim(path) as file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()  # still held: whoever opened it meanwhile finds that it is gone, and makes another
+
+
+def _claim(path: Path) -> TextIO:
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.fdopen(regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW), "a+")
+        except OSError as error:
+            raise ConfigError(f"cannot write in {path.parent} ({error}); give another folder") from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "just started"
+            file.close()
+            raise ConfigError(
+                f"{path.parent} is in use by another run ({holder}); wait for its end, or give another folder"
+            ) from None
+        except OSError:  # no locks here
+            return file
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
+                return file
+        file.close()  # its holder ended, and removed it, between the two lines above
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Raise ConfigError unless this process can write in `folder`, or make it; nothing is made yet, leftovers go.
+
+    For work whose result is written at its end: what is wrong with the place should not cost the work.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write in {folder}: {place} is no folder that may be written in; give another --out")
+    remove_leftovers(folder, below=False)
+
+
+SPARE_BYTES = 64 << 20  # of disk, beside a checkpoint: for logs and pictures
+
+
+def check_space(
+    path: Path, needed: int, what: str, cure: str = "lower checkpoint.keep, or choose another work_dir"
+) -> None:
+    """Raise WriteError unless the disk of `path` has room for `needed` bytes and a little more."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise WriteError(
+            f"{what}: {needed / 1e9:.3g} GB are needed, and {SPARE_BYTES / 1e9:.2g} GB should stay free, but the disk "
+            f"of {folder} has {free / 1e9:.3g} GB; make room, {cure}"
+        )
+
+
+def remove_leftovers(folder: str | os.PathLike[str], below: bool = True) -> None:
+    """Remove what a process that was killed while writing left behind: temporary files, never read by anyone.
+
+    below: in the folders inside too; for a folder that is this run's alone.
+    """
+    for leftover in Path(folder).rglob(".*.tmp") if below else Path(folder).glob(".*.tmp"):
+        if TEMPORARY.fullmatch(leftover.name):
+            leftover.unlink(missing_ok=True)
+
+
+def check_links(top: str | os.PathLike[str], *folders: Path) -> None:
+    """Raise ConfigError for one of `folders` in `top`, or a folder in it, that is a link which leads out of `top`.
+
+    What is written and removed there would be elsewhere.
+    """
+    root = Path(top).resolve()
+    for folder in folders:
+        for place, inner, _ in os.walk(folder):
+            for path in map(Path, (place, *(os.path.join(place, name) for name in inner))):
+                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                    raise ConfigError(
+                        f"{path} is a link to {path.resolve()}, outside of {top}; files would be written and removed "
+                        "there: put a folder in its place, or choose a work_dir on the disk that it leads to"
+                    )
