@@ -29,9 +29,7 @@ def test_what_is_left_out_of_a_cache_is_what_an_evaluation_takes(classes, tiny_t
     assert held.described["val_fraction"] == 0.3
     trained = ImageDataset(classes, 32, split="train", fraction=0.3).source
     assert {*trained.names}.isdisjoint(held.source.names)
-    with pytest.raises(
-        ConfigError, match="was begun otherwise .data of 9 images"
-    ):  # begun without those that are held out
+    with pytest.raises(ConfigError, match="was begun otherwise .data of 9 images"):  # without those held out
         cache_latents(CacheRequest(**kept))
 
 

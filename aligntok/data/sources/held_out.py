@@ -58,6 +58,11 @@ class PartSource(ImageSource):
         """Return the key that the image has in the whole source."""
         return self.whole.key(int(self.indices[index]))
 
+    def marks(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
+        """Return those that the images have in the whole source."""
+        sizes, marks, by_content = self.whole.marks()
+        return sizes[self.indices], marks[self.indices], by_content
+
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image. Raises as the whole source does."""
         return self.whole.read(int(self.indices[index]))

@@ -132,7 +132,7 @@ def test_images_are_read_whatever_their_suffix_and_without_one(kind, tree, said)
 
 @pytest.mark.parametrize("kind", [*TREES, "shard"])
 def test_what_is_passed_over_is_counted_by_suffix_once(kind, tree, said):
-    files = images("a.png", ".trash/b.png", "._a.png")
+    files = images("a.png", ".b.png", "._a.png")
     files |= {f"{i}.txt": b"a caption" for i in range(3)} | {
         "a.heic": b"",
         "LICENSE": b"Permission",
@@ -359,6 +359,9 @@ def test_every_source_may_hold_out_and_keeps_classes_and_bytes(kind, class_folde
             assert part[index]["label"] == whole.labels[there]
             assert part.source.names[index] == whole.names[there]
     assert not place
+    marks = dict(zip(whole.names, zip(*whole.marks()[:2], strict=True), strict=True))
+    for part in (train.source, val.source):
+        assert [marks[name] for name in part.names] == [*zip(*part.marks()[:2], strict=True)]
     assert len({whole.names.digest(), train.source.names.digest(), val.source.names.digest()}) == 3
 
 
