@@ -78,8 +78,10 @@ class FileTreeSource(ImageSource):
         super().__init__(where, PackedNames(images), labels, tuple(classes))
 
     def places(self) -> Iterable[str]:
-        """Return the absolute path of each image."""
-        return (self.root + name for name in self.names)
+        """Return the absolute path of each image, links among its folders followed."""
+        resolved = cache(os.path.realpath)
+        parted = (name.rpartition("/") for name in self.names)
+        return (f"{resolved(self.root + folder)}/{name}" for folder, _, name in parted)
 
 
 def _in_class_folders(where: str, images: list[str]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import unicodedata
 from collections.abc import Iterable
+from itertools import compress
 from typing import BinaryIO
 
 import numpy as np
@@ -51,8 +53,9 @@ class PartSource(ImageSource):
         self.whole, self.indices, self.root, self.label = whole, indices, whole.root, whole.label
 
     def places(self) -> Iterable[str]:
-        """Return what the images are read from, as the whole source does."""
-        return (self.root + name for name in self.names) if self.root else self.whole.places()
+        """Return what the images are read from, as the whole source does: of shards and tables, all of it."""
+        places = self.whole.places()
+        return compress(places, np.isin(np.arange(len(self.whole)), self.indices)) if self.root else places
 
     def key(self, index: int) -> str:
         """Return the key that the image has in the whole source."""
@@ -95,9 +98,8 @@ def check_apart(train: ImageSource, val: ImageSource, cure: str) -> None:
     They are told by where they lie, not by what they show: files of folders and zips one by one, shards and tables by
     the file, data sets of the hub by the split.
     """
-    if train.root and val.root and not (train.root.startswith(val.root) or val.root.startswith(train.root)):
-        return
-    measured = set(val.places())
+    places = val.places()
+    measured = {*map(os.path.realpath, places)} if val.root else {*places}  # a validation may be links to some images
     if (
         any(place in measured for place in train.places())
         or measured & _wholes(train)
@@ -111,5 +113,7 @@ def check_apart(train: ImageSource, val: ImageSource, cure: str) -> None:
 
 def _wholes(source: ImageSource) -> set[str]:
     """Return the splits at the hub of which a source is a part, such as train of train[:95%]."""
+    if source.root:
+        return set()
     parts = (place.partition("[") for place in source.places() if place.startswith("hf://"))
     return {whole for whole, bracket, _ in parts if bracket}

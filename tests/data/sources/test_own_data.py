@@ -390,6 +390,11 @@ def test_a_split_within_what_is_trained_on_is_refused(tree, tmp_path):
     with pytest.raises(DataError, match="are also trained on"):
         check_apart(open_source(root), open_source(root, "cat/val"), "")
     check_apart(open_source(root, "dog"), open_source(root, "cat"), "")
+    for name, target in (("files/cat/b.png", root / "cat/a.png"), ("folders/cat", root / "cat")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(DataError, match="are also trained on"):
+            check_apart(open_source(root), open_source(tmp_path / name.split("/")[0]), "")
     (tmp_path / "link").symlink_to(root)
     with pytest.raises(DataError, match="are also trained on"):
         check_apart(open_source(root), open_source(tmp_path / "link"), "")
