@@ -117,6 +117,12 @@ def heeding_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def _told_elsewhere(error: threading.ExceptHookArgs) -> None:
+    """Leave out the traceback of TensorBoard's thread (2.21) for a full disk: its next call raises that error again."""
+    if not (isinstance(error.exc_value, OSError) and type(error.thread).__name__ == "_AsyncWriterThread"):
+        threading.__excepthook__(error)
+
+
 class _Lasting(io.FileIO):
     """A standard stream that swallows what cannot be written any more; `fault` is why, unless its reader has gone."""
 
@@ -140,6 +146,7 @@ def keeping_on_without_terminal() -> Iterator[list[OSError]]:
     """
     faults: list[OSError] = []
     before, opened = (sys.stdout, sys.stderr), list[Any]()
+    threading.excepthook = _told_elsewhere
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed when the process began

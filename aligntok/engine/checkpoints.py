@@ -28,7 +28,7 @@ from aligntok.io.folders import check_space
 logger = logging.getLogger("aligntok.engine")
 
 FORMAT = 2
-_CURE = "the checkpoints before it are whole. Make room and start the same command again"
+CURE = "the checkpoints before it are whole. Make room and start the same command again"
 _NAME = re.compile(r"step_(\d{8,})\.pt$")
 
 
@@ -53,7 +53,7 @@ def write_checkpoint(
     """
     path = checkpoint_path(stage_dir, step)
     check_space(path, _size(content), f"the checkpoint of step {step}")
-    with replacing(path, _CURE, checksum=True) as temporary:
+    with replacing(path, CURE, checksum=True) as temporary:
         try:
             torch.save({"format": FORMAT, "step": step, **content}, temporary)
         except RuntimeError as error:  # torch.save turns a full disk into a RuntimeError of its own
@@ -170,7 +170,7 @@ def write_frozen(
 ) -> None:
     """Write, once a stage, what it does not change: the `frozen` parts, and frozen weights of `trained` ones."""
     states = {**part_states(frozen), **part_states(trained, frozen=True)}
-    save_tensors(Path(stage_dir) / "frozen.safetensors", _named(states), cure=_CURE)
+    save_tensors(Path(stage_dir) / "frozen.safetensors", _named(states), cure=CURE)
 
 
 def read_frozen(stage_dir: str | os.PathLike[str]) -> PartStates:
@@ -222,7 +222,7 @@ def join(first: PartStates, second: PartStates) -> PartStates:
 def write_snapshot(stage_dir: str | os.PathLike[str], step: int, averages: Mapping[str, PartStates]) -> None:
     """Write the averages of all widths after `step`, for widths chosen afterwards (:func:`read_snapshots`)."""
     states = {f"{width}/{part}": state for width, parts in averages.items() for part, state in parts.items()}
-    save_tensors(Path(stage_dir) / "ema_snapshots" / f"step_{step:08d}.safetensors", _named(states), cure=_CURE)
+    save_tensors(Path(stage_dir) / "ema_snapshots" / f"step_{step:08d}.safetensors", _named(states), cure=CURE)
 
 
 def read_snapshots(stage_dir: str | os.PathLike[str]) -> list[tuple[int, float, PartStates]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from tqdm import tqdm
 
 from aligntok.distributed import is_first, mean_over_processes, total
 from aligntok.distributed.job import batched
-from aligntok.engine.checkpoints import write_snapshot
+from aligntok.engine.checkpoints import CURE, write_snapshot
 from aligntok.engine.ema import LEAST_DECAY
-from aligntok.io.files import write_json
+from aligntok.io.files import write_json, writing
 from aligntok.io.pictures import image_grid, reconstruction_grid, save_picture, to_picture
 
 
@@ -27,6 +28,13 @@ def is_due(runner: Any, every: int | None) -> bool:
     """Tell whether the step that was just made is a multiple of `every`, or the last."""
     step = runner.iter + 1
     return bool(step == runner.max_iters or (every is not None and step % every == 0))
+
+
+@contextmanager
+def visualizing(runner: Any) -> Iterator[Any]:
+    """Yield a run's visualizer; what it cannot write inside is a WriteError that names its folder."""
+    with writing(Path(runner._log_dir, "vis_data"), CURE):
+        yield runner.visualizer
 
 
 @HOOKS.register_module()
@@ -101,7 +109,8 @@ class ScalarsHook(Hook):
         self._steps = 0
         runner.message_hub.update_info("scalars", scalars)
         if is_first():
-            runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+            with visualizing(runner) as visualizer:
+                visualizer.add_scalars(scalars, step=runner.iter + 1)
             runner.logger.info("step %d  %s", runner.iter + 1, "  ".join(f"{k} {v:.4g}" for k, v in scalars.items()))
 
     def before_val_epoch(self, runner: Any) -> None:
@@ -109,7 +118,8 @@ class ScalarsHook(Hook):
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
         if is_first() and metrics:
-            runner.visualizer.add_scalars(dict(metrics), step=runner.iter)
+            with visualizing(runner) as visualizer:
+                visualizer.add_scalars(dict(metrics), step=runner.iter)
             result = {"step": runner.iter, "seconds": runner.seconds, "metrics": dict(metrics)}
             write_json(runner.stage_dir / "result.json", result)
 
@@ -192,7 +202,8 @@ class TimeBinsHook(Hook):
                 for i, (loss, number) in enumerate(zip(sums, counts, strict=True))
                 if number
             }
-            runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+            with visualizing(runner) as visualizer:
+                visualizer.add_scalars(scalars, step=runner.iter + 1)
 
 
 @HOOKS.register_module()
@@ -226,7 +237,8 @@ class PictureHook(Hook):
         with nullcontext() if self.inference is None else runner.ema.swapped(self.inference):
             picture = to_picture(self.draw(runner.trained_model))
         save_picture(runner.stage_dir / "pictures" / f"step_{step:08d}.png", picture)
-        runner.visualizer.get_backend("TensorboardVisBackend").add_image(self.name, np.asarray(picture), step=step)
+        with visualizing(runner) as visualizer:
+            visualizer.get_backend("TensorboardVisBackend").add_image(self.name, np.asarray(picture), step=step)
 
 
 def draw_reconstructions(model: Any, images: Sequence[Tensor]) -> Tensor:

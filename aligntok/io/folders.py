@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from aligntok.errors import ConfigError, WriteError
-from aligntok.io.files import TEMPORARY, regular
+from aligntok.io.files import TEMPORARY, regular, writing
 
 
 @contextmanager
@@ -81,8 +81,9 @@ def check_space(
     path: Path, needed: int, what: str, cure: str = "lower checkpoint.keep, or choose another work_dir"
 ) -> None:
     """Raise WriteError unless the disk of `path` has room for `needed` bytes and a little more."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
+    with writing(path, cure):
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
         raise WriteError(
             f"{what}: {needed / 1e9:.3g} GB are needed, and {SPARE_BYTES / 1e9:.2g} GB should stay free, but the disk "

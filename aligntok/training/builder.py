@@ -50,7 +50,8 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
     try:
         runner.train()
     finally:
-        runner.visualizer.close()  # writes TensorBoard's last two minutes, whatever ended the training
+        with engine_hooks.visualizing(runner) as visualizer:
+            visualizer.close()  # writes TensorBoard's last two minutes, whatever ended the training
     unreadable = int(total(torch.tensor(getattr(data.train, "num_unreadable", 0))))  # each process saw its share
     if unreadable and is_first():
         print(f"{stage.name}: images that could not be read and were replaced: {unreadable} (named above)", flush=True)

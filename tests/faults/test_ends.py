@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 SECONDS = 10  # that any process may take from its last line to its end
 STEP = "latent_alignment: step 3/"
 HOOKS = """
-import time
+import contextlib, time
 from mmengine.hooks import Hook
 
 
@@ -26,13 +27,21 @@ class Fails(Hook):
     def after_train_iter(self, runner, *args, **kwargs):
         if runner.iter == 2:
             raise RuntimeError("a defect of a hook")
+
+
+class Fills(Hook):
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == 2:
+            with contextlib.suppress(OSError), open(runner.work_dir + "/filler", "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
 """
-SMALL_SHM = """
+SMALL_DISK = """
 import ctypes
 libc = ctypes.CDLL(None)
 assert libc.unshare(0x20000) == 0  # a mount namespace of its own, private
 assert libc.mount(b"none", b"/", None, 0x44000, None) == 0
-assert libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size={size}k") == 0
+assert libc.mount(b"tmpfs", b"{place}", b"tmpfs", 0, b"size={size}k") == 0
 """
 FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, -1))"
 #: A data-loading process hangs once there is a file HANG.
@@ -47,7 +56,7 @@ for kind in (images.ImageDataset, encoder.ImagesToEncode):
         return read(self, index)
     kind.__getitem__ = hang
 """
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="mounts a small /dev/shm")
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
 
 
 @pytest.fixture
@@ -129,7 +138,7 @@ def test_data_loading_processes_that_hang(train, tmp_path, stop, status, said):
 @as_root
 @pytest.mark.parametrize("size", [16, pytest.param(150, marks=pytest.mark.nightly)])  # KB: no lock; no batch
 def test_a_small_dev_shm(train, size):
-    setup = SMALL_SHM.format(size=size)
+    setup = SMALL_DISK.format(place="/dev/shm", size=size)
     ends(train(setup=setup), 2, "DataError: a data-loading process ended or got stuck (")
 
 
@@ -137,6 +146,15 @@ def test_a_disk_that_fills_up_in_a_snapshot(train):
     ema = dict(sigma_rel=[0.05, 0.10], inference=0.05, snapshot_every=2)
     printed = ends(train(setup=FULL_DISK, ema=ema), 2, "WriteError: ")
     assert "ema_snapshots/step_00000002.safetensors could not be written (" in printed
+
+
+@as_root
+def test_a_disk_that_is_full_for_scalars_and_log(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    setup = SMALL_DISK.format(place=tmp_path / "run", size=150_000)
+    printed = ends(train(hook="Fills", setup=setup), 2, "WriteError: ")
+    assert "/vis_data could not be written (No space left on device); the checkpoints before it are whole" in printed
+    assert printed.count("cannot be written; what it misses is not kept") == 1
 
 
 def test_images_of_which_too_many_are_damaged_under_names_that_are_no_text(train, photographs, tmp_path):
@@ -185,3 +203,47 @@ def test_one_of_two_processes_that_is_stopped(train, stopped):
     workers = processes[1 - stopped].children()
     processes[stopped].signal(signal.SIGSTOP)
     ends(processes[1 - stopped], 2, "ProcessError: ", workers)
+
+
+@pytest.mark.nightly
+def test_processes_under_torchrun_that_both_fail(write_config, tool, tmp_path):
+    (tmp_path / "faulty_hooks.py").write_text(HOOKS)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    options = [
+        "--stage",
+        "latent_alignment",
+        "--cfg-options",
+        "data.workers=2",
+        "hooks=[{'type':'faulty_hooks.Fails'}]",
+    ]
+    torchrun = ("--standalone", "--nproc_per_node=2")
+    process = tool.launch(write_config(), tmp_path / "run", *options, torchrun=torchrun, env={"PYTHONPATH": path})
+    tool.until(process, "RuntimeError: a defect of a hook")
+    began = time.monotonic()
+    process.communicate(timeout=60)
+    assert time.monotonic() - began < 2 * SECONDS  # torchrun's own end is in it
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "tool",
+    ["cache_latents", *(pytest.param(tool, marks=pytest.mark.nightly) for tool in ("evaluate", "analyze_latents"))],
+)
+def test_other_commands_end_with_their_data_loading_processes(start, classes, tiny_tokenizer, tmp_path, tool):
+    """They hang, and Ctrl-C comes."""
+    size = ("--image-size", 32, "--workers", 1, "--batch-size", 2)
+    words = {
+        "cache_latents": (tiny_tokenizer, classes, tmp_path / "out", "--split", "train", *size),
+        "evaluate": ("reconstruction", tiny_tokenizer, classes, "--split", "train", *size, "--out", tmp_path / "out"),
+        "analyze_latents": (tiny_tokenizer, classes, "--split", "train", *size, "--out", tmp_path / "out"),
+    }[tool]
+    (tmp_path / "hang").touch()
+    process = start(tool, *words, setup=HANGING, env={"HANG": str(tmp_path / "hang")})
+    until = time.monotonic() + 60
+    while process.status(0.2) is None and not process.children() and time.monotonic() < until:
+        pass
+    workers = process.children()
+    assert workers, process.output
+    time.sleep(0.5)
+    process.signal(signal.SIGINT)
+    ends(process, 130, "stopped by Ctrl-C", workers)

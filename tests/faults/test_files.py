@@ -1,0 +1,237 @@
+"""Every writer and reader under every fault of a disk: one sentence that names the file, and nothing half written."""
+
+from __future__ import annotations
+
+import ast
+import os
+import resource
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from aligntok.data.latent_shards import Shard, shard_path, write_shard
+from aligntok.engine.checkpoints import (
+    read_checkpoint,
+    read_frozen,
+    read_snapshots,
+    write_checkpoint,
+    write_frozen,
+    write_snapshot,
+)
+from aligntok.errors import AlignTokError, WriteError
+from aligntok.evaluation.comparison.summary import write_markdown
+from aligntok.evaluation.results import Result, read_result
+from aligntok.io import files
+from aligntok.io.files import write_json
+from aligntok.io.pictures import save_picture
+from aligntok.sampling.folder import write_npz
+from aligntok.tokenizer import Tokenizer
+from aligntok.training.run_info import read_result as read_stage_result
+from aligntok.training.run_info import write_run_info
+
+PACKAGE = Path(__file__).parents[2] / "aligntok"
+TINY = dict(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4)
+
+
+def picture(folder):
+    save_picture(folder / "a.png", Image.effect_noise((64, 64), 50))
+
+
+def figure(folder):
+    save_picture(folder / "a.png", Figure())
+
+
+def tokenizer(folder):
+    parts = dict(type="ldm_cnn", pretrained=False, **TINY), dict(type="mlp"), dict(type="ldm_cnn", **TINY)
+    Tokenizer(*parts, 4, 2).save_pretrained(folder)
+
+
+def frozen(folder):
+    write_frozen(folder, {"encoder": nn.Linear(2, 2)}, {})
+
+
+def snapshot(folder):
+    write_snapshot(folder, 3, {"0.05": {"encoder": {"weight": torch.ones(2, 2)}}})
+
+
+def checkpoint(folder):
+    write_checkpoint(folder, 1, {"parts": {"encoder": {"weight": torch.ones(64, 64)}}, "ema": None}, keep=1)
+
+
+def latents(folder):
+    write_shard(shard_path(folder, 0), torch.zeros(2, 1, 3, 4, 4), torch.zeros(2), torch.arange(2), [])
+
+
+def archive(folder):
+    pixels = (torch.zeros(4, 4, 3, dtype=torch.uint8).numpy() for _ in range(2))
+    list(write_npz(folder / "samples.npz", pixels, (2, 4, 4, 3), [0, 1]))
+
+
+def result(folder):
+    Result("reconstruction", "it", {"psnr": 20.0}, {"of": "it"}).write(folder)
+
+
+WRITERS = {
+    "json": lambda folder: write_json(folder / "a.json", {"a": list(range(99))}),
+    "run.json": lambda folder: write_run_info(folder, {"config": "a" * 99}),
+    "result": result,
+    "table": lambda folder: write_markdown(folder / "a.md", {"A table": [{"arm": "a" * 99}]}),
+    **dict(picture=picture, figure=figure, tokenizer=tokenizer, frozen=frozen, snapshot=snapshot),
+    **dict(checkpoint=checkpoint, latents=latents, archive=archive),
+}
+
+
+@contextmanager
+def full_disk(folder):
+    """A file may have 16 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def no_permission(folder):
+    """The folder is another's."""
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def whole_files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's, told elsewhere
+@pytest.mark.parametrize("fault", [full_disk, no_permission])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_writer_that_cannot_write_names_the_file_and_leaves_nothing_half_written(tmp_path, writer, fault):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(WriteError, match=f"{folder}.* could not be written \\(.+\\); "), fault(folder):
+        WRITERS[writer](folder)
+    assert not [path for path in whole_files(folder) if not path.name.startswith("events.")]  # TensorBoard's go on
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_kill_between_writing_and_renaming_leaves_what_was_there(tmp_path, writer, monkeypatch):
+    WRITERS[writer](tmp_path)
+    before = whole_files(tmp_path)
+
+    def stop(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        WRITERS[writer](tmp_path)
+    after = whole_files(tmp_path)
+    lost = before.keys() - after.keys()
+    assert {path: after[path] for path in after.keys() & before.keys()}.items() <= before.items()
+    assert all(path.name.endswith((".sha256", "checksums.json")) for path in lost)  # written last, so none is false
+
+
+def stage_result(folder):
+    write_json(folder / "result.json", {"step": 3, "seconds": 1.0, "metrics": {"psnr": 20.0}})
+
+
+#: (what writes, what reads, the file).
+READERS = {
+    "checkpoint": (checkpoint, lambda folder: read_checkpoint(folder / "checkpoints/step_00000001.pt"), "*.pt"),
+    "frozen": (frozen, read_frozen, "frozen.safetensors"),
+    "snapshot": (snapshot, read_snapshots, "*.safetensors"),
+    "latents": (latents, lambda folder: Shard(shard_path(folder, 0)), "*.safetensors"),
+    "tokenizer": (tokenizer, Tokenizer.from_pretrained, "model.safetensors"),
+    "tokenizer's config": (tokenizer, Tokenizer.from_pretrained, "config.json"),
+    "result": (result, lambda folder: read_result(folder / "reconstruction.json"), "reconstruction.json"),
+    "stage's result": (stage_result, lambda folder: read_stage_result(folder / "result.json"), "result.json"),
+}
+TENTHS = {f"cut off at {tenth} tenths": tenth for tenth in range(10)}
+
+
+def spoil(path, damage):
+    content = path.read_bytes()
+    if damage in TENTHS:
+        path.write_bytes(content[: len(content) * TENTHS[damage] // 10])
+    elif damage == "not UTF-8":
+        path.write_bytes(b"\xff\xfe" + content)
+    elif damage == "another type":
+        path.write_bytes(b"[1, 2]")
+    elif damage == "a folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("damage", [*TENTHS, "not UTF-8", "another type", "a folder", "missing"])
+@pytest.mark.parametrize("reader", READERS)
+def test_a_reader_of_a_damaged_file_says_which(tmp_path, reader, damage):
+    write, read, pattern = READERS[reader]
+    write(tmp_path)
+    read(tmp_path)
+    (path,) = tmp_path.rglob(pattern)
+    spoil(path, damage)
+    if reader == "snapshot" and damage == "missing":  # one of any number
+        return
+    with pytest.raises(AlignTokError) as caught:
+        read(tmp_path)
+    assert str(tmp_path if damage in ("missing", "a folder") else path) in str(caught.value)
+
+
+#: Where files are written and read, all by way of the functions that are tried here: see test_writers, test_json_reade
+KNOWN = {
+    "caching/cache.py",
+    "data/images.py",
+    "data/latent_shards.py",
+    "data/listing.py",
+    "distributed/output_folder.py",
+    "engine/checkpoints.py",
+    "engine/hooks.py",
+    "evaluation/comparison/summary.py",
+    "evaluation/cost/__init__.py",
+    "evaluation/generation.py",
+    "evaluation/images.py",
+    "evaluation/latent_analysis.py",
+    "evaluation/reconstruction.py",
+    "evaluation/references.py",
+    "evaluation/report/__init__.py",
+    "evaluation/report/blocks.py",
+    "evaluation/report/collect.py",
+    "evaluation/report/evaluations.py",
+    "evaluation/results.py",
+    "io/files.py",
+    "io/pictures.py",
+    "latent_diffusion.py",
+    "loading.py",
+    "sampling/folder.py",
+    "sampling/guidance_sweep.py",
+    "sampling/samples.py",
+    "tokenizer.py",
+    "training/builder.py",
+    "training/run_info.py",
+}
+
+
+def test_a_new_place_that_writes_or_reads_files_is_noticed():
+    calls = {"replacing", "save_picture", "write_json", "save_tensors", "read_json", "load_tensors", "reading"}
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", getattr(call.func, "id", "")) in calls
+    }
+    assert found == KNOWN, "add what it writes and reads to WRITERS and READERS"
