@@ -34,6 +34,7 @@ from aligntok.errors import DataError
 from aligntok.io.checksums import CHECKSUMS
 from aligntok.io.files import write_checksums, write_json
 from aligntok.io.folders import check_space, remove_leftovers
+from aligntok.io.places import without_places
 from aligntok.loading import load_tokenizer
 
 logger = logging.getLogger("aligntok.data")
@@ -77,11 +78,12 @@ class LatentCache:
         names = ["hflip", "dtype", "precision", "shard_size", "posterior"]
         names += ["seed"] * (encoder.encoding.posterior == "sample")  # nothing else depends on it
         chosen = {} if images.label is None else {"label": images.label}
+        source, where = without_places([source, images.where], folder)
         #: What encoding.json is to hold.
         self.settings = {
             "format": FORMAT,
             "tokenizer": {"identity": encoder.tokenizer.identity, "source": source},
-            "data": {"images": len(images), "names": images.names.digest(), "where": images.where, **chosen},
+            "data": {"images": len(images), "names": images.names.digest(), "where": where, **chosen},
             "image_size": list(encoder.image_size),
             **{name: getattr(encoder.encoding, name) for name in names},
         }

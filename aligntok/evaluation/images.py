@@ -28,6 +28,7 @@ from aligntok.errors import DataError, ImageError, Preempted, at_least, first_li
 from aligntok.evaluation.settings import ImageSettings
 from aligntok.io.arrays import read_npz
 from aligntok.io.files import read_json
+from aligntok.io.places import with_places
 from aligntok.sampling.folder import DESCRIPTION, PICTURES
 from aligntok.settings import Precision
 
@@ -246,4 +247,5 @@ def read_description(path: Path) -> dict[str, Any]:
             f"{path} has not all of its {described['num']} samples yet; start the command that drew them again, "
             "then this"
         )
-    return described
+    found: dict[str, Any] = with_places(described, path)
+    return found

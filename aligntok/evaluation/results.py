@@ -20,6 +20,7 @@ from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.console import print_table
 from aligntok.io.files import hide_host, read_json, write_json, writing
 from aligntok.io.folders import check_writable
+from aligntok.io.places import without_places
 from aligntok.settings import Precision
 
 if TYPE_CHECKING:  # a report is written without mmengine
@@ -60,7 +61,8 @@ class Result:
             with SummaryWriter(str(path.parent)) as writer:
                 for name, value in self.metrics.items():
                     writer.add_scalar(f"{self.kind}/{name}", value, self.step or 0)
-        write_json(path, {"format": FORMAT, "aligntok_version": aligntok.__version__, **asdict(self)})
+        content = without_places(asdict(self), path.parent)
+        write_json(path, {"format": FORMAT, "aligntok_version": aligntok.__version__, **content})
         return path
 
 

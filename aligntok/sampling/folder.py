@@ -33,6 +33,7 @@ from aligntok.errors import DataError, ImageError, Preempted, first_line
 from aligntok.io.files import read_bytes, replacing, write_json
 from aligntok.io.folders import check_space, remove_leftovers
 from aligntok.io.pictures import image_grid, save_picture, to_picture
+from aligntok.io.places import without_places
 from aligntok.settings import flatten
 
 FORMAT = 1
@@ -89,7 +90,8 @@ class SampleFolder:
         return {path.name for path in (self.path / PICTURES).glob("*.png")}
 
     def _describe(self, finished: bool) -> None:
-        write_json(self.path / DESCRIPTION, {**self.settings, "finished": finished})
+        settings = without_places(self.settings, self.path)
+        write_json(self.path / DESCRIPTION, {**settings, "finished": finished})
 
     def write_npz_together(self, wanted: bool) -> None:
         """Write the arrays from the pictures, if wanted and not there; collective.

@@ -26,6 +26,7 @@ from aligntok.io.console import print_table
 from aligntok.io.files import replacing, write_json
 from aligntok.io.folders import remove_leftovers
 from aligntok.io.pictures import image_grid, save_picture, sheet, to_picture
+from aligntok.io.places import without_places
 from aligntok.registry import METRICS
 from aligntok.sampling.folder import Pixels, compared
 from aligntok.sampling.pipeline import SamplePipeline
@@ -107,7 +108,7 @@ def sweep_guidance(request: SampleRequest) -> Path:
             points, pictures = measure(drawer, grid, num, batch_size, metrics)
             if is_first():
                 remove_leftovers(path)
-                write_json(path / DESCRIPTION, settings)
+                write_json(path / DESCRIPTION, without_places(settings, path))
                 with replacing(path / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
                     writer = csv.writer(file)
                     writer.writerow(points[0].row())

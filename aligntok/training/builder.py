@@ -23,6 +23,7 @@ from aligntok.engine.runner import StageRunner, StepLoop
 from aligntok.engine.schedules import complete_schedule
 from aligntok.errors import ConfigError
 from aligntok.io.files import hide_host, write_json
+from aligntok.io.places import without_places
 from aligntok.loading import STAGE_FORMAT
 from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS
@@ -45,7 +46,8 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
         about = {"format": STAGE_FORMAT, "aligntok_version": aligntok.__version__, "stage": stage.name}
         about |= {"seed": stage.seed, **stage.describe(runner.trained_model)}
         about |= note_data(stage, data)
-        write_json(stage.description, {**about, **asdict(stage.settings)}, checksum=True)
+        settings = without_places(asdict(stage.settings), stage.folder)
+        write_json(stage.description, {**about, **settings}, checksum=True)
     barrier()
     try:
         runner.train()

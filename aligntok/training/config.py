@@ -13,6 +13,7 @@ from aligntok.distributed import is_first
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.schedules import end_of_schedule
 from aligntok.errors import CheckpointError, ConfigError, first_line
+from aligntok.io.places import with_places, without_places
 from aligntok.loading import read_stage_file
 from aligntok.registry import dotted_components
 from aligntok.settings import check_given, check_name, flatten
@@ -133,7 +134,9 @@ def report_config_diff(stage: Stage, finished: bool) -> None:
     if not file.is_file() or not finished_steps(stage.folder):
         return
     cure = "so what the stage was trained with is unknown: restore it, or remove it to go on without the comparison"
-    changes = config_diff(read_stage_file(stage.folder, cure), {"seed": stage.seed, **asdict(stage.settings)})
+    begun = with_places(read_stage_file(stage.folder, cure), stage.folder)
+    now = {"seed": stage.seed, **asdict(stage.settings)}
+    changes = config_diff(*(without_places(told, stage.folder) for told in (begun, now)))
     if not changes:
         return
     shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from aligntok.distributed import world
 from aligntok.errors import CheckpointError
 from aligntok.io.console import print_table
 from aligntok.io.files import read_json, write_json
+from aligntok.io.places import without_places
 
 if TYPE_CHECKING:
     from aligntok.training.stages import Stage
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 def run_info_of(config: str | os.PathLike[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what starts a run: the config file with its docstring, and the options given beside it."""
-    return {"config": str(config), "docstring": read_docstring(config), "options": dict(options)}
+    own = re.search(r"(?:^|/)(configs/.*)", str(config))  # where a checkout lies says nothing
+    return {"config": own[1] if own else str(config), "docstring": read_docstring(config), "options": dict(options)}
 
 
 def read_docstring(config: str | os.PathLike[str]) -> str:
@@ -47,7 +50,7 @@ def write_run_info(work_dir: str | os.PathLike[str], run_info: Mapping[str, Any]
         "device": torch.cuda.get_device_name() if cuda else platform.machine() + " CPU",
         "processes": world()[1],
     }
-    write_json(Path(work_dir) / "run.json", {**run_info, **here})
+    write_json(Path(work_dir) / "run.json", {**without_places(run_info, work_dir), **here})
 
 
 _HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "st_lpips": "ST-LPIPS", "images": "held-out images"}

@@ -30,7 +30,8 @@ from aligntok.evaluation.report.collect import Run, Training, as_number, find, p
 from aligntok.evaluation.report.evaluations import evaluation
 from aligntok.evaluation.results import KINDS
 from aligntok.evaluation.settings import ReportSettings
-from aligntok.io.files import replacing
+from aligntok.io.files import regular, replacing
+from aligntok.io.places import page_without_places
 
 __all__ = ["write_report"]
 
@@ -59,7 +60,7 @@ def write_report(asked: ReportSettings) -> Path:
     first = Path(asked.runs[0]).expanduser()
     own = (first.parent if first.is_file() else first) / "report.html"
     path = own if asked.out is None else Path(asked.out).expanduser()
-    page = render(runs, asked.title)
+    page = page_without_places(render(runs, asked.title), runs[0].path.absolute().parent)
     with replacing(path, "the report is not written. Make room, or give another --out") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
@@ -193,7 +194,7 @@ def _versions(run: Run) -> str:
             if isinstance(plugin, dict) and plugin.get("distribution") not in (None, "aligntok"):
                 found[str(plugin["distribution"])] = str(plugin.get("version", ""))
     for path in sorted(log for training in run.trainings for log in training.folder.glob("*/*.log"))[-1:]:
-        with suppress(OSError), path.open(errors="replace") as file:
+        with suppress(OSError), open(path, errors="replace", opener=regular) as file:
             head = file.read(8000)  # mmengine's words on the machine
             matches = {name: re.search(pattern, head) for name, pattern in _FROM_LOG.items()}
             found |= {name: match[1].strip() for name, match in matches.items() if match}

@@ -8,14 +8,15 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from aligntok.errors import AlignTokError, DataError, first_line
 from aligntok.evaluation.results import KINDS, Result, read_result
-from aligntok.io.files import inside, read_json, reading
+from aligntok.io.files import inside, read_bytes, read_json, reading, regular
+from aligntok.io.places import with_places
 
 RUN, STAGE, SAMPLES, SWEEP = "run.json", "stage.json", "samples.json", "sweep.json"
 DEPTH = 8  # of the folders that are searched
@@ -71,7 +72,7 @@ def _read_records(path: Path) -> tuple[dict[tuple[int, str], dict[str, float]], 
     """
     records, damaged = {}, 0
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = read_bytes(path).decode(errors="replace").splitlines()
     except OSError:
         return {}, 1
     for line in filter(str.strip, lines):
@@ -209,7 +210,7 @@ def find(source: str | os.PathLike[str]) -> Run:
         raise DataError(f"no such file or folder to report on: {path}; give a work folder, samples, or an evaluation")
     run = Run(path.resolve().name, path)
     if path.is_file():
-        run.results.append(Evaluated(path, read_result(path)))
+        run.results.append(_evaluated(path))
         return run
     origins = {}
     for folder, files in _walk(path):
@@ -270,7 +271,7 @@ def _take(run: Run, folder: Path, files: set[str]) -> None:
     try:
         if {"sweep.csv", SWEEP} & files:
             settings, table = _read_json(run, folder / SWEEP) if SWEEP in files else {}, folder / "sweep.csv"
-            with reading(table, DataError, UNREAD), table.open(newline="") as file:
+            with reading(table, DataError, UNREAD), open(table, newline="", opener=regular) as file:
                 rows = [{n: float(v) for n, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
                 if not rows or not all({"cfg_scale", "steps"} <= {*row} for row in rows):
                     raise ValueError("no columns cfg_scale and steps")
@@ -279,17 +280,26 @@ def _take(run: Run, folder: Path, files: set[str]) -> None:
         run.missing.append(first_line(error))
     for path in (folder / f"{kind}.json" for kind in KINDS if f"{kind}.json" in files):
         try:
-            found = read_result(path)
+            evaluated = _evaluated(path)
+            found = evaluated.result
             if found.kind not in KINDS or not all(isinstance(each, (int, float)) for each in found.metrics.values()):
                 raise DataError(f"{path} is of the kind '{found.kind}', or has metrics that are no numbers")
-            run.results.append(Evaluated(path, found))
+            run.results.append(evaluated)
         except (AlignTokError, AttributeError, TypeError) as error:
             run.missing.append(first_line(error))
 
 
+def _evaluated(path: Path) -> Evaluated:
+    """Read a result; the places that it tells are from its own folder."""
+    found = read_result(path)
+    told = {"subject": found.subject, "settings": found.settings}
+    return Evaluated(path, replace(found, **with_places(told, path.parent)))
+
+
 def _read_json(run: Run, path: Path) -> dict[str, Any]:
     try:
-        return read_json(path, DataError, UNREAD)
+        found: dict[str, Any] = with_places(read_json(path, DataError, UNREAD), path.parent)
+        return found
     except DataError as error:
         run.missing.append(first_line(error))
         return {}

@@ -25,6 +25,7 @@ from aligntok.data.transforms import parse_image_size
 from aligntok.engine.hooks import PictureHook, TimeBinsHook, draw_samples
 from aligntok.errors import ConfigError, DataError, multiples_of
 from aligntok.generators import check_label_range
+from aligntok.io.places import with_places
 from aligntok.latent_diffusion import LatentDiffusion, check_null_class, described_fields
 from aligntok.loading import GENERATION, UNKNOWN, load_latent_diffusion, load_tokenizer, read_stage_file
 from aligntok.registry import DATASETS, GENERATORS, import_components
@@ -194,7 +195,7 @@ class GeneratorStage(Stage):
             return load_tokenizer(kept, components=self.components)
         source, train = self.settings.tokenizer or self.stages_tokenizer, self.settings.data.train
         if source is None and self.reads_data:
-            source = read_manifest(train["root"]).encoding["tokenizer"]["source"]
+            source = with_places(read_manifest(train["root"]).encoding["tokenizer"]["source"], train["root"])
         if source is None:
             raise ConfigError(
                 "no tokenizer is known: set tokenizer to a work folder, a saved tokenizer, a published checkpoint or a "

@@ -301,16 +301,16 @@ def test_what_is_missing_or_damaged_is_named(run, tmp_path):
     (folder / "run.json").write_text("")
     content = visible(write_report(ReportSettings(runs=[folder], out=folder / "report.html")))
     for part in (
-        "not found: " + str(folder / "2_perceptual_alignment/pictures/step_00000080.png"),
-        str(folder / "3_decoder_refinement/pictures") + ", what the training drew",
-        str(folder / "1_latent_alignment") + "/*/vis_data/scalars.json, the training's log",
-        str(folder / "1_latent_alignment/result.json") + " cannot be read (",
-        f"1 line of {folder}/2_perceptual_alignment/20260102_120000/vis_data/scalars.json cannot be read",
-        str(folder / "evaluation/cost/cost.json") + " cannot be read",
-        str(folder / "sweep/sweep.csv") + " cannot be read (",
-        str(folder / "generation/stage.json") + " cannot be read",
-        str(folder / "run.json") + " cannot be read (",
-        str(folder / "evaluation/reconstruction_val/best.png"),
+        "not found: broken/2_perceptual_alignment/pictures/step_00000080.png",
+        "broken/3_decoder_refinement/pictures, what the training drew",
+        "broken/1_latent_alignment/*/vis_data/scalars.json, the training's log",
+        "broken/1_latent_alignment/result.json cannot be read (",
+        "1 line of broken/2_perceptual_alignment/20260102_120000/vis_data/scalars.json cannot be read",
+        "broken/evaluation/cost/cost.json cannot be read",
+        "broken/sweep/sweep.csv cannot be read (",
+        "broken/generation/stage.json cannot be read",
+        "broken/run.json cannot be read (",
+        "broken/evaluation/reconstruction_val/best.png",
     ):
         assert part in content, part
 
