@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from aligntok.caching.settings import CacheRequest
+from aligntok.check import CheckRequest
 from aligntok.cli.arguments import Command, dispatch, parse_options, reporting_errors, verb
 from aligntok.evaluation.settings import (
     ComparisonRequest,
@@ -137,6 +138,14 @@ def report(asked: ReportSettings) -> None:
     print(f"Report: {write_report(asked)}   (open it in a browser)")
 
 
+@verb("aligntok check", "folder")
+def check(asked: CheckRequest) -> int:
+    """Check that the files of a folder are as they were written, and that none is missing."""
+    from aligntok.check import check_folder
+
+    return check_folder(asked)
+
+
 @settings
 class _Listing:
     """Plugins, their versions and components; failed ones with the reason."""
@@ -146,7 +155,7 @@ class _Listing:
 
 
 @settings
-class _Check:
+class _PluginCheck:
     """Import every component; exit status 1 if anything is broken."""
 
 
@@ -162,7 +171,7 @@ def _list(asked: _Listing) -> None:
 
 
 @verb("aligntok plugins check")
-def _check(asked: _Check) -> int:
+def _check(asked: _PluginCheck) -> int:
     from aligntok.plugins import check_components
 
     problems = check_components()
@@ -186,6 +195,7 @@ VERBS: dict[str, Command] = {
     "analyze-latents": analyze_latents,
     "measure-cost": measure_cost,
     "report": report,
+    "check": check,
     "plugins": plugins,
 }
 

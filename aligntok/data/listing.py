@@ -121,7 +121,7 @@ class Listing:
         share = 1 - same.sum() / len(looked)
         return same, float(share) if len(looked) >= ENOUGH else None
 
-    def save(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
         """Write it into a folder, with a checksum. Raises WriteError."""
         arrays: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         arrays["class_names"] = np.frombuffer(json.dumps([*self.class_names, self.unit]).encode(), dtype=np.uint8)
@@ -162,7 +162,7 @@ def must_not_change(folder: Path, source: ImageSource) -> None:
     """Keep in a folder what its content is made of; in one that has it, raise DataError for other images or classes."""
     before, now = Listing.read(folder), Listing.of(source)
     if before is None:
-        now.save(folder)
+        now.write(folder)
         return
     changes = before.changes(now, source)
     if changes or before.class_names != now.class_names:

@@ -53,5 +53,5 @@ def note_data(stage: Stage, data: StageData) -> dict[str, Any]:
     listing = getattr(data.train, "listing", None)
     if listing is None:
         return {}
-    listing.save(stage.folder)
+    listing.write(stage.folder)
     return {"source": listing.described()}

@@ -129,7 +129,7 @@ def test_of_many_images_a_few_are_looked_at_and_stand_for_the_rest(tmp_path, ima
 def test_a_listing_is_kept_and_read_again_and_refused_when_damaged(tmp_path, images):
     source = open_source(folder(tmp_path / "data", images))
     made = Listing.of(source)
-    made.save(tmp_path)
+    made.write(tmp_path)
     found = Listing.read(tmp_path)
     assert found.digest == made.digest
     assert found.described() == {"digest": made.digest, "images": 20, "class_names": ["ant", "bee"]}
