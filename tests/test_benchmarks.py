@@ -56,6 +56,12 @@ def test_the_peers_way_and_ours_find_the_same_gradients(run):
     assert [line.split()[0] for line in lines[1:]] == ["fixed", "peers", "ours"]
 
 
+def test_a_checkpoint_is_written_hashed_and_read(run, tmp_path):
+    lines = run("checksums", f"--gigabytes 0.001 --folder {tmp_path} --rounds 1").splitlines()
+    assert [line[:20].strip() for line in lines] == ["plain", "with its checksum", "hash", "read and check"]
+    assert all(line.endswith("% of the interval") for line in lines)
+
+
 def test_three_ways_of_reading_latents_are_timed(run):
     options = "--images 64 --shard-size 32 --batch-size 8 --batches 1 2 --rounds 2 --workers 0"
     assert len(re.findall(r"[\d,]+/s \(\d+\.\d x\)", run("latent_reading", options))) == 3

@@ -35,6 +35,11 @@ def remember(path: Path, digest: str) -> None:
     _known[_state(path.stat())] = digest
 
 
+def forget() -> None:
+    """Forget what was hashed, as a process that starts."""
+    _known.clear()
+
+
 def _state(stat: os.stat_result) -> tuple[int, ...]:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import aligntok
 from aligntok.caching import CacheRequest, cache_latents
-from aligntok.cli import train
+from aligntok.cli import main, train
 
 
 @pytest.fixture
@@ -80,6 +80,7 @@ def test_a_cache_made_anew_is_noticed_and_a_damaged_shard_refused(
     config = write_generation(data_root=str(cache), log=dict(pictures=0))
     assert start(config, "steps=2")[0] == 0
     assert json.loads((tmp_path / "run/generation/stage.json").read_text())["source"]["shards"] == 3
+    assert main(["check", str(tmp_path / "run")]) == 0
     shutil.rmtree(cache)
     request = dict(tokenizer=tiny_tokenizer, data=classes, split="train", image_size=32, batch_size=5, workers=0)
     cache_latents(CacheRequest(**request, out=cache, shard_size=6, precision="bf16"))
