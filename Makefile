@@ -6,12 +6,16 @@ STAMP := $(VENV)/.aligntok-$(shell cat pyproject.toml plugins/*/pyproject.toml |
 PLUGINS := $(wildcard plugins/aligntok-*)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-slow check golden docs install clean
+SEED ?= 0
+EACH ?= 8
+
+.PHONY: help demo test test-slow mutants check golden docs install clean
 
 help:
 	@echo "make demo      install, train a tokenizer on real photographs, then a generator, write samples"
 	@echo "make test      install, then everything CI runs: lint, types, layers, tests, docs"
 	@echo "make test-slow what \`make test\` leaves out for its length: every fault, every model"
+	@echo "make mutants   break the code in EACH places a file, drawn from SEED, and see whether a test fails"
 	@echo "make check     the quick part of it: lint, types, layers"
 	@echo "make golden    compute anew what must not change by itself: tests/golden/golden.json"
 	@echo "make docs      build the documentation into docs/_build/html"
@@ -32,6 +36,9 @@ test: $(STAMP) check
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n auto -m nightly
+
+mutants: $(STAMP)
+	nice -n 10 $(BIN)/python tests/mutation/run.py --seed $(SEED) --each $(EACH)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
