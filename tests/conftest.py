@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image, ImageDraw
 
 from aligntok.caching import cache_latents
@@ -24,6 +25,9 @@ from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, same_
 from aligntok.tokenizer import Tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The same examples everywhere and each time, and as long as a busy machine takes.
+settings.register_profile("aligntok", derandomize=True, deadline=None)
+settings.load_profile("aligntok")
 
 #: f8 on 32-pixel images; two-block ViT, group norm everywhere but in the discriminator.
 MODEL = dict(

@@ -20,7 +20,7 @@ from aligntok.data.sampler import BucketSchedule, GlobalBatchSampler, SampleInde
 from aligntok.errors import ConfigError
 from aligntok.io.files import write_json
 
-few = settings(max_examples=60, deadline=None, derandomize=True)
+few = settings(max_examples=60)
 fewer = settings(few, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 sides = st.integers(1, 40)
 SHAPES = st.tuples(sides, sides)
