@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mmengine.optim import CosineAnnealingLR, LinearLR
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR
 from torch import nn
 
 from aligntok.engine.optim import PartOptimizersConstructor
@@ -107,6 +109,47 @@ def test_a_second_resume_with_yet_another_rate_keeps_the_schedules_factor():
         optim.load_state_dict(state)
         assert rate(optim) == pytest.approx(0.5 * lr)
         assert optim["autoencoder"].optimizer.param_groups[0]["initial_lr"] == lr
+
+
+@settings(max_examples=15)
+@given(
+    kinds=st.lists(st.sampled_from(["linear", "cosine", "steps"]), min_size=1, max_size=2),
+    numbers=st.tuples(st.integers(0, 4), st.integers(2, 9), st.floats(0.1, 1)),
+    stop=st.integers(0, 12),
+    rates=st.tuples(st.sampled_from([1e-2, 3e-3]), st.sampled_from([1e-2, 3e-3])),
+)
+def test_any_schedule_goes_on_from_any_step_at_any_rate(kinds, numbers, stop, rates):
+    begin, length, factor = numbers
+
+    def made(optim):
+        options = dict(by_epoch=False, begin=begin, end=begin + length)
+        each = dict(
+            linear=lambda: LinearLR(optim["autoencoder"], start_factor=factor, **options),
+            cosine=lambda: CosineAnnealingLR(optim["autoencoder"], T_max=length, eta_min_ratio=factor / 2, **options),
+            steps=lambda: MultiStepLR(optim["autoencoder"], milestones=[begin + 1, begin + 4], by_epoch=False),
+        )
+        return [each[kind]() for kind in kinds]
+
+    def walked(optim, schedules, steps):
+        for _ in range(steps):
+            optim["autoencoder"].step()
+            for schedule in schedules:
+                schedule.step()
+        return rate(optim)
+
+    _, whole = build(lr=rates[1])
+    expected = walked(whole, made(whole), 14)
+    _, before = build(lr=rates[0])
+    schedules = made(before)
+    walked(before, schedules, stop)
+    _, optim = build(lr=rates[1])
+    resumed = made(optim)
+    optim.load_state_dict(before.state_dict())
+    for schedule, old in zip(resumed, schedules, strict=True):  # as the runner does
+        base_values = schedule.base_values
+        schedule.load_state_dict(old.state_dict())
+        schedule.base_values = base_values
+    assert walked(optim, resumed, 14 - stop) == pytest.approx(expected, rel=1e-6)
 
 
 def moved(clip, *gradients):

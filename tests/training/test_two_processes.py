@@ -116,7 +116,7 @@ for layer in layers[:2]:
     assert layer.weight.grad.eq(1.5).all() and layer.bias.grad.eq(1).all()
 assert all(p.grad is None for p in layers[2].parameters())
 layers[0](x).sum().backward()  # and nothing is watched any longer
-assert len(started) == 3
+assert len(started) == 3 and not any(p._post_accumulate_grad_hooks for p in layers.parameters())
 dist.destroy_process_group()
 """
 

@@ -165,6 +165,28 @@ def test_hand_made_points_have_the_values_that_one_can_see():
     assert density_coverage(generated, real, k=1) == pytest.approx((5 / 3, 3 / 4))
 
 
+def test_a_distance_that_is_the_radius_but_for_rounding_is_the_radius():
+    """Points a tenth apart, 3, 4, 5 times over: no two of their distances are rounded alike, and all are 0.5."""
+    steps = torch.arange(60, dtype=torch.float64)[:, None] * torch.tensor([[0.3, 0.4]], dtype=torch.float64)
+    real, generated = steps[:-1:2], steps[1:-1:2]  # each generated one halfway between two real ones: radii 1, d 0.5
+    assert density_coverage(generated, real, k=1) == pytest.approx((58 / 29, 1))
+    real, generated = steps[:30], steps[30:31]  # at 0.5 from the last real one, whose radius is 0.5
+    for shift in range(40):
+        moved = torch.tensor([[shift * 0.7, -shift * 1.3]], dtype=torch.float64)
+        assert precision_recall(torch.cat([generated] * 2) + moved, real + moved, k=1)[0] == 1
+        assert density_coverage(generated + moved, real + moved, k=1) == (0, 0)  # strictly inside is none
+
+
+def test_the_kernel_distances_protocol_is_a_hundred_pairs_of_a_thousand(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(fid, "_mmd", lambda x, y: sizes.append((len(x), len(y))) or 0.0)
+    kernel_distance(draw(2100, 2), draw(2300, 2, seed=1))
+    assert sizes == [(1000, 1000)] * 100
+    sizes.clear()
+    kernel_distance(draw(1500, 2), draw(2300, 2, seed=1))
+    assert sizes == [(750, 750)] * 100
+
+
 def test_a_set_beside_itself_has_all_and_one_far_away_has_nothing(small_blocks):
     x = draw(80)
     assert precision_recall(x, x) == (1, 1)
