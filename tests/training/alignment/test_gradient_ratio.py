@@ -277,6 +277,10 @@ def test_ratio_carries_no_gradient_and_is_float32():
     assert not ratio.requires_grad
     assert ratio.dtype == torch.float32
     assert ratio.shape == ()
+    long, short = torch.ones(1000), torch.ones(700)
+    for dtypes in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):  # norms are not taken in halves
+        found = float(gradient_ratio(long.to(dtypes[0]), short.to(dtypes[1])))
+        assert found == pytest.approx(1000**0.5 / (700**0.5 + 1e-4), rel=1e-6)
 
 
 @settings(max_examples=50, deadline=None)
