@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from aligntok.device import PRECISIONS, computing, device, explaining_out_of_memory, multiplying
+from aligntok.device import PRECISIONS, computing, device, explaining_out_of_memory, is_out_of_memory, multiplying
 from aligntok.errors import ConfigError
 
 
@@ -40,6 +40,21 @@ def test_a_full_memory_is_told_with_its_cure():
         explaining_out_of_memory("9 images", "take fewer"),
     ):
         raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA"), True),
+        (RuntimeError("CUDA error: Out of Memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate"), True),
+        (RuntimeError("shapes do not fit"), False),
+        (ValueError("out of memory"), False),  # somebody's words
+    ],
+)
+def test_memory_that_there_was_not_is_told_from_other_errors(error, expected):
+    assert is_out_of_memory(error) is expected
 
 
 def test_the_device_is_a_gpu_with_its_number_or_the_cpu():

@@ -60,6 +60,7 @@ def test_a_grid_may_start_late_and_end_early():
         ({"points": 0}, "points=0 makes -1 steps"),
         ({"points": 5, "shift": -0.3}, "timestep shift -0.3; it must be positive"),
         ({"points": 5, "shift": math.nan}, "it must be positive"),
+        ({"points": 5, "shift": math.inf}, "it must be positive"),
         ({"points": 5, "start": 0.5, "end": 0.5}, "0 <= start < end <= 1"),
         ({"points": 5, "end": 1.5}, "start=0.0, end=1.5"),
     ],
@@ -131,6 +132,8 @@ def test_the_ends_of_the_random_numbers_are_times(sampling):
     [
         ({"sampling": "logitnormal"}, "no sampling named 'logitnormal'; did you mean 'logit_normal'.*known: uniform"),
         ({"scale": 0.0}, "scale=0.0; both must be finite, the scale above 0"),
+        ({"scale": math.inf}, "scale=inf"),
+        ({"scale": -1.0}, "scale=-1.0"),
         ({"mean": math.inf}, "mean=inf"),
     ],
 )
