@@ -48,7 +48,8 @@ class Process:
         return status, max(0.0, time.time() - self._out.stat().st_mtime)
 
     def children(self):
-        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        found = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [int(pid) for pid in found.read_text().split()] if found.exists() else []
 
     def signal(self, number, group=False):
         (os.killpg if group else os.kill)(self.pid, number)
