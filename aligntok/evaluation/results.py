@@ -61,7 +61,7 @@ class Result:
             with SummaryWriter(str(path.parent)) as writer:
                 for name, value in self.metrics.items():
                     writer.add_scalar(f"{self.kind}/{name}", value, self.step or 0)
-        content = without_places(asdict(self), path.parent)
+        content = {**without_places(asdict(self), path.parent), "pictures": dict(self.pictures)}  # names beside it
         write_json(path, {"format": FORMAT, "aligntok_version": aligntok.__version__, **content})
         return path
 
