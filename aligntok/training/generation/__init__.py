@@ -241,9 +241,8 @@ class GeneratorStage(Stage):
             raise ConfigError(f"{self.where}: sampling.cfg_channels={sampling.cfg_channels} {of}")
 
     def check_beforehand(self, stages: list[Stage]) -> None:
-        """Check its settings, its validation, and that it fits the tokenizer that the stages make, and its images.
-
-        Raises ConfigError, DataError or WeightsError.
+        """Check its settings, its validation, its images, and that it fits the tokenizer that the stages make. Raises
+        ConfigError, DataError or WeightsError.
         """
         plan_stage(self, processes=1)
         check_validation(self.settings.validation, self.settings.sampling, self.where)
