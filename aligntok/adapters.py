@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.errors import ConfigError, at_least
+from aligntok.settings import Width
 
 
 class Adapter(nn.Module):
@@ -32,7 +33,7 @@ class MLPAdapter(Adapter):
     hidden_dim: None for 2 * latent_dim, which gives the paper's 67,680 parameters for 1024 to 32.
     """
 
-    def __init__(self, in_dim: int, latent_dim: int, hidden_dim: int | None = None) -> None:
+    def __init__(self, in_dim: Width, latent_dim: Width, hidden_dim: Width | None = None) -> None:
         super().__init__(in_dim=in_dim, latent_dim=latent_dim)
         hidden_dim = 2 * latent_dim if hidden_dim is None else hidden_dim
         at_least(1, "MLPAdapter", hidden_dim=hidden_dim)
@@ -48,7 +49,7 @@ class MLPAdapter(Adapter):
 class LinearAdapter(Adapter):
     """One 1x1 layer: (N, in_dim, h, w) to (N, latent_dim, h, w)."""
 
-    def __init__(self, in_dim: int, latent_dim: int) -> None:
+    def __init__(self, in_dim: Width, latent_dim: Width) -> None:
         super().__init__(in_dim=in_dim, latent_dim=latent_dim)
         self.fc = nn.Conv2d(in_dim, latent_dim, 1)
 
@@ -61,7 +62,7 @@ class LinearAdapter(Adapter):
 class IdentityAdapter(Adapter):
     """Features as they are, for encoders that give the latent themselves. Raises ConfigError if the widths differ."""
 
-    def __init__(self, in_dim: int, latent_dim: int) -> None:
+    def __init__(self, in_dim: Width, latent_dim: Width) -> None:
         super().__init__(in_dim=in_dim, latent_dim=latent_dim)
         if in_dim != latent_dim:
             raise ConfigError(

@@ -21,6 +21,7 @@ _UNIONS = (Union, types.UnionType)
 _LISTS = (tuple, list, Sequence)
 #: Kinds of pydantic's errors about a value of the right type.
 _OF_A_VALUE = ("greater_than", "less_than", "finite_number", "literal_error", "too_short", "too_long", "multiple_of")
+_CEILING = 1000  # an upper bound that is told only to who is above it
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
 
 
@@ -87,7 +88,8 @@ def in_words(annotation: Any) -> str:
         words = "list"
     else:
         words = "dict" if hasattr(bare, "__pydantic_fields__") else getattr(origin or bare, "__name__", str(bare))
-    bounds = [f"{told} {getattr(each, name)}" for each in said for name, told in _BOUNDS.items() if hasattr(each, name)]
+    pairs = [(name, getattr(each, name)) for each in said for name in _BOUNDS if hasattr(each, name)]
+    bounds = [f"{_BOUNDS[name]} {bound}" for name, bound in pairs if not (name == "le" and bound >= _CEILING)]
     least = [f", {each.min_length} or more of them" for each in said if hasattr(each, "min_length")]  # in a list
     return "".join([words, " " + " and ".join(bounds) if bounds else "", *least])
 
@@ -105,7 +107,9 @@ def refusal(errors: Sequence[Mapping[str, Any]], annotation: Any, place: str, va
     choices = [choice for bare in literals for choice in get_args(bare) if isinstance(choice, str)]
     near = suggestion(value, choices) if isinstance(value, str) else ""
     finite = "finite, " if any(error["type"] == "finite_number" for error in errors) else ""
-    return f"{place}{told}; {near}it must be {finite}{in_words(annotation)}"
+    highest = {error["ctx"]["le"] for error in errors if error["type"] == "less_than_equal"}
+    ceiling = "".join(f", {_BOUNDS['le']} {most:,}" for most in highest if most >= _CEILING)
+    return f"{place}{told}; {near}it must be {finite}{in_words(annotation)}{ceiling}"
 
 
 def check_values(component: Callable[..., Any], options: Mapping[str, Any], who: str) -> None:

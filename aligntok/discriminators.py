@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from aligntok.distributed import total, world
 from aligntok.errors import ConfigError, at_least, unknown
+from aligntok.settings import Depth, Width
 
 
 class Discriminator(nn.Module):
@@ -91,7 +92,9 @@ class PatchGAN(Discriminator):
     norms, widths that do not divide into 32 groups, and images too small.
     """
 
-    def __init__(self, in_channels: int = 3, base_channels: int = 64, num_layers: int = 3, norm: str = "batch") -> None:
+    def __init__(
+        self, in_channels: Width = 3, base_channels: Width = 64, num_layers: Depth = 3, norm: str = "batch"
+    ) -> None:
         at_least(1, "PatchGAN", num_layers=num_layers)
         if norm not in NORMS:
             raise ConfigError(f"PatchGAN: {unknown('norm', norm, NORMS)}")

@@ -89,6 +89,8 @@ class ComponentRegistry(Registry):
         mmengine's parent registry, if there is one. Raises UnknownComponentError otherwise.
         """
         self.import_from_location()
+        if not isinstance(key, str):
+            raise UnknownComponentError(self._missing(str(key)))
         found = self._module_dict.get(key)
         if isinstance(found, str):
             path, origin = found, self.origins.get(key)
@@ -98,7 +100,9 @@ class ComponentRegistry(Registry):
                     f"{self.kind} '{key}' is registered as {path}, which cannot be imported{cure}"
                 )
             self._module_dict[key] = found
-        if found is None and (found := find_class(self, key, self.contract)) is None:
+        if found is None:
+            found = find_class(self, key, self.contract)
+        if not callable(found):  # nothing, or a module
             raise UnknownComponentError(self._missing(key))
         return found
 
@@ -166,9 +170,17 @@ class ComponentRegistry(Registry):
         name = options.pop("type", None)
         if name is None:
             raise ConfigError(f"{self.kind} config {dict(cfg)} has no 'type'; known: {', '.join(self)}")
-        component = self.find(name, components) if isinstance(name, str) else name
+        component = name if inspect.isclass(name) else self.find(name, components)
         check_keywords(component, options, who=f"{self.kind} '{name}'")
         return component(**options)
+
+    def check(self, cfg: Any, who: str, also: Sequence[str] = ()) -> None:
+        """Raise what :meth:`build` raises of a config before it builds; `who` begins the sentence."""
+        if not isinstance(cfg, Mapping) or "type" not in cfg:
+            raise ConfigError(f"{who} is {cfg!r}; it must be dict(type=..., ...), of which known are {', '.join(self)}")
+        component = cfg["type"] if inspect.isclass(cfg["type"]) else self.get(cfg["type"])
+        options = {key: value for key, value in cfg.items() if key != "type"}
+        check_keywords(component, options, who=f"{who}: {self.kind} '{cfg['type']}'", also=tuple(also))
 
     def __iter__(self) -> Iterator[str]:
         self.import_from_location()
@@ -268,11 +280,15 @@ def default_of(component: Any, keyword: str) -> Any:
 
 
 def without_weights(registry: ComponentRegistry, config: Any) -> Any:
-    """Return a component's config with ``pretrained=False`` if the component takes that keyword."""
+    """Return a component's config with ``pretrained=False``, if it takes that keyword; what was given is checked."""
     if not isinstance(config, Mapping) or "type" not in config:
         return config
-    takes = inspect.signature(registry.get(config["type"])).parameters
-    return {**config, "pretrained": False} if "pretrained" in takes else dict(config)
+    component = registry.get(config["type"])
+    if "pretrained" not in inspect.signature(component).parameters:
+        return dict(config)
+    given = {"pretrained": config["pretrained"]} if "pretrained" in config else {}
+    check_values(component, given, f"{registry.kind} '{config['type']}'")
+    return {**config, "pretrained": False}
 
 
 ENCODERS = ComponentRegistry("encoders", "encoder")  # pretrained vision models: images -> features

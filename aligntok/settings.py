@@ -30,11 +30,21 @@ from aligntok.errors import AlignTokError, ConfigError, unknown
 T = TypeVar("T")
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, arbitrary_types_allowed=True)
 
-#: Whole numbers of which there must be one, and of which there may be none.
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+#: Whole numbers of which there must be one, and of which there may be none; no counter of C or numpy runs over.
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+#: What is held at once: images of a batch, pictures of a sheet, processes of a loader, channels and blocks of a model.
+BatchSize = Annotated[int, Field(ge=1, le=2**20)]
+Pictures = Annotated[int, Field(ge=0, le=10_000)]
+Workers = Annotated[int, Field(ge=0, le=1024)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
+#: Finite numbers: above zero, zero too, and below one as well.
+AboveZero = Annotated[float, Field(gt=0, le=1e9)]
+NotNegative = Annotated[float, Field(ge=0, le=1e9)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 #: Pixels: a side, or (H, W).
-ImageSize = Positive | tuple[Positive, Positive]
+ImageSize = Width | tuple[Width, Width]
 #: A name of :data:`aligntok.device.PRECISIONS`.
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 

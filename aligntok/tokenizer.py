@@ -20,6 +20,7 @@ import aligntok
 from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, first_line
 from aligntok.io.files import check_file, read_json, replacing, save_tensors, write_checksums, write_json
 from aligntok.registry import ADAPTERS, DECODERS, ENCODERS
+from aligntok.settings import Width
 from aligntok.weights.load import weights_hash
 
 _REGISTRIES = {"encoder": ENCODERS, "adapter": ADAPTERS, "decoder": DECODERS}
@@ -76,8 +77,8 @@ class Tokenizer(
         encoder: Mapping[str, Any] | nn.Module,
         adapter: Mapping[str, Any] | nn.Module | None = None,
         decoder: Mapping[str, Any] | nn.Module | None = None,
-        latent_dim: int = 32,
-        downsample_factor: int = 16,
+        latent_dim: Width = 32,
+        downsample_factor: Width = 16,
         variational: bool = False,
         plugins: Mapping[str, Any] | None = None,
         trusted: bool = True,

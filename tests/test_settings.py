@@ -148,6 +148,11 @@ def test_what_is_not_allowed_is_refused_in_one_sentence(given, sentence):
         (dict(data=None), "a.py: data=None is NoneType; it must be str or Path"),
         (dict(image_size=[64, 0]), "a.py: image_size=[64, 0]; it must be int of at least 1 or (int of at least 1"),
         ({3: 4}, "a.py: no key named '3'"),
+        (dict(workers=2**31), "a.py: workers=2147483648; it must be int of at least 0, at most 2,147,483,647"),
+        (
+            dict(image_size=[9, 99_999]),
+            "a.py: image_size=[9, 99999]; it must be int of at least 1 or (int of at least 1, int of at least 1), at m",
+        ),
     ],
 )
 def test_a_nested_value_is_named_by_its_path(given, sentence):

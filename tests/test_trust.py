@@ -34,8 +34,8 @@ TINY = dict(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4)
 USERS_OWN = {
     "evaluation/metrics/features.py": {"build_extractor": "a word or a dict from the caller"},
     "evaluation/latent_analysis.py": {"load_models": "the caller's reference encoder"},
-    "evaluation/metrics/online.py": {"__init__": "the caller's distances"},
-    "engine/optim.py": {"__call__": "the training's config"},
+    "evaluation/metrics/online.py": {"__init__": "the caller's distances", "check": "the same"},
+    "engine/optim.py": {"__call__": "the training's config", "_take_a_step": "the same"},
     "engine/schedules.py": {"_build": "the training's config"},
     "plugins/component_checks.py": {"build": "a plugin's author"},
     "evaluation/cost/__init__.py": {"_measure": "the caller's config"},
@@ -46,6 +46,7 @@ USERS_OWN = {
     },
     "training/generation/__init__.py": {
         "build_data": "the training's config",
+        "look": "the same",
         "data_to_measure": "the same",
         "_beside_nothing": "the same",
         "look": "the same",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from aligntok.settings import Count, ImageSize, Positive, Precision, settings
+from aligntok.settings import BatchSize, Count, ImageSize, Positive, Precision, Workers, settings
 
 Posterior = Literal["mean", "sample"]
 
@@ -59,9 +59,9 @@ class CacheRequest(CacheSettings):
     """Of the data: a subfolder, or a word in the names of its files."""
     weights: Literal["raw", "ema"] | None = None
     """Of a work folder; None: averages where they are kept."""
-    batch_size: Positive = 32
+    batch_size: BatchSize = 32
     """Images at once, of one process."""
-    workers: Count = 4
+    workers: Workers = 4
     """Processes that read images, for each that encodes."""
     max_unreadable: Count | None = None
     """Images that may be left out; None: 1 % of them, rounded up."""

@@ -36,6 +36,7 @@ from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, DataError, ImageError, at_least
 from aligntok.io.files import check_file, discard, reading, replacing
 from aligntok.rng import rng
+from aligntok.settings import Count, ImageSize, Width
 
 logger = logging.getLogger("aligntok.data")
 #: In place of a bucket: the image's header cannot be read.
@@ -136,13 +137,13 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         root: str | os.PathLike[str],
-        image_size: int | Sequence[int] | Sequence[Sequence[int]] = 256,
+        image_size: ImageSize | Sequence[tuple[Width, Width]] = 256,
         train: bool = True,
         split: str | None = None,
         hflip: bool = True,
-        max_unreadable: int | None = None,
-        seed: int = 0,
-        short_side: int | None = None,
+        max_unreadable: Count | None = None,
+        seed: Count = 0,
+        short_side: Width | None = None,
         max_aspect_ratio: float = MAX_ASPECT_RATIO,
         label: str | None = None,
         fraction: float | None = None,

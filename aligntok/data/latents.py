@@ -24,6 +24,7 @@ from aligntok.errors import ConfigError, DataError, at_least
 from aligntok.io.checksums import promised
 from aligntok.io.files import inside
 from aligntok.rng import rng
+from aligntok.settings import Count
 
 _FLIPS_AT_ONCE = 4096  # samples whose flips come from one random stream: to seed one for each takes longer than to read
 _MOST_MAPPED = 512  # shards; each holds a file descriptor, of which a process often may have 1024
@@ -63,7 +64,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         hflip: bool | None = None,
         normalise: bool = True,
         tokenizer_identity: str | None = None,
-        seed: int = 0,
+        seed: Count = 0,
     ) -> None:
         self.root = Path(root).expanduser()
         self.manifest = read_manifest(self.root)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from torch.utils import data
 from torch.utils.data import Dataset, default_collate
 from torch.utils.data._utils import signal_handling
@@ -116,3 +117,17 @@ def _explained(error: BaseException) -> DataError:
         f"a data-loading process ended or got stuck ({first_line(error)}); it may have run out of memory (lower "
         "data.workers), out of shared memory (enlarge /dev/shm), or wait for a disk (see data.timeout)"
     )
+
+
+def labels_of(data: Any) -> Any:
+    """Return the labels of a data set, or of its source; empty where it does not know them beforehand."""
+    labels = getattr(data, "labels", None)
+    return getattr(getattr(data, "source", None), "labels", ()) if labels is None else labels
+
+
+def number_of_classes(data: Any) -> int | None:
+    """Return how many classes a data set, or a source, has: its names, or up to the largest label; None: unknown."""
+    if names := getattr(data, "class_names", ()):
+        return len(names)
+    labels = labels_of(data)
+    return int(np.max(labels)) + 1 if len(labels) and np.min(labels) >= 0 else None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from aligntok.decoders import Decoder
 from aligntok.ops.ldm_blocks import BlockCheckpointing, Level, Middle, check_shape_options, group_norm, regroup
+from aligntok.settings import Depth, Share, Width
 
 
 class LDMDecoder(BlockCheckpointing, Decoder):
@@ -27,16 +28,16 @@ class LDMDecoder(BlockCheckpointing, Decoder):
 
     def __init__(
         self,
-        latent_dim: int = 32,
-        ch: int = 128,
-        ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
-        num_res_blocks: int = 2,
-        attn_resolutions: Sequence[int] = (16,),
-        resolution: int = 256,
-        dropout: float = 0.0,
-        out_ch: int = 3,
+        latent_dim: Width = 32,
+        ch: Width = 128,
+        ch_mult: Sequence[Width] = (1, 1, 2, 2, 4),
+        num_res_blocks: Depth = 2,
+        attn_resolutions: Sequence[Width] = (16,),
+        resolution: Width = 256,
+        dropout: Share = 0.0,
+        out_ch: Width = 3,
         tanh_out: bool = False,
-        norm_groups: int = 32,
+        norm_groups: Width = 32,
     ) -> None:
         check_shape_options("LDMDecoder", ch_mult, num_res_blocks, latent_dim)
         super().__init__(latent_dim=latent_dim, upsample_factor=2 ** (len(ch_mult) - 1))

@@ -12,6 +12,7 @@ from aligntok.decoders.ldm_cnn import LDMDecoder
 from aligntok.errors import ConfigError
 from aligntok.ops.attention import attention
 from aligntok.ops.embeddings import axial_rotations, rotate, run_block
+from aligntok.settings import AboveZero, Depth, Share, Width
 
 
 class ViTBlock(nn.Module):
@@ -47,19 +48,19 @@ class ViTCNNDecoder(Decoder):
 
     def __init__(
         self,
-        latent_dim: int = 32,
-        width: int = 1024,
-        depth: int = 24,
-        num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        token_dim: int | None = None,
-        ch: int = 128,
-        ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
-        num_res_blocks: int = 2,
-        attn_resolutions: Sequence[int] = (16,),
-        resolution: int = 256,
-        dropout: float = 0.0,
-        out_ch: int = 3,
+        latent_dim: Width = 32,
+        width: Width = 1024,
+        depth: Depth = 24,
+        num_heads: Depth = 16,
+        mlp_ratio: AboveZero = 4.0,
+        token_dim: Width | None = None,
+        ch: Width = 128,
+        ch_mult: Sequence[Width] = (1, 1, 2, 2, 4),
+        num_res_blocks: Depth = 2,
+        attn_resolutions: Sequence[Width] = (16,),
+        resolution: Width = 256,
+        dropout: Share = 0.0,
+        out_ch: Width = 3,
         tanh_out: bool = False,
     ) -> None:
         if width % (4 * num_heads):

@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from aligntok.settings import Positive, settings
-
-AboveZero = Annotated[float, Field(gt=0)]
+from aligntok.settings import AboveZero, NotNegative, Positive, settings
 
 
 @settings
@@ -18,13 +16,13 @@ class TransportSettings:
 
     times: Literal["logit_normal", "uniform"] = "logit_normal"
     """How training times are drawn."""
-    mean: float = 0.0
+    mean: Annotated[float, Field(ge=-100, le=100)] = 0.0
     """Mean of the logit."""
     scale: AboveZero = 1.0
     """Standard deviation of the logit."""
     shift: AboveZero = 1.0
     """Shift of the times, below 1 towards noise; 1 for none."""
-    direction_weight: Annotated[float, Field(ge=0)] = 1.0
+    direction_weight: NotNegative = 1.0
     """Weight of the velocity's direction (cosine) loss beside its squared error; 0 leaves it out."""
 
 
@@ -32,13 +30,13 @@ class TransportSettings:
 class Sampling:
     """Settings of a sampler and its guidance; the defaults are the paper's without guidance: Euler, 30 steps."""
 
-    steps: Positive = 30
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 30
     """Of the solver, on a grid of one time more (published LightningDiT code counts the times)."""
     sampler: str = "euler"
     """euler, heun, dopri5, euler_maruyama or ddim."""
     shift: AboveZero = 1.0
     """Of the time grid, below 1 towards noise."""
-    cfg_scale: Annotated[float, Field(ge=0)] = 1.0
+    cfg_scale: Annotated[float, Field(ge=0, le=10_000)] = 1.0
     """Of guidance; 1 is none."""
     cfg_interval: tuple[float, float] | None = None
     """Of t where there is guidance, t = 0 being noise; None: everywhere."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from aligntok.encoders import Encoder
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.ops.ldm_blocks import BlockCheckpointing, Level, Middle, check_shape_options, group_norm, regroup
+from aligntok.settings import Depth, Share, Width
 from aligntok.weights.load import load_into, read_tensors
 
 
@@ -28,17 +29,17 @@ class LDMEncoder(BlockCheckpointing, Encoder):
 
     def __init__(
         self,
-        latent_dim: int = 32,
-        ch: int = 128,
-        ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
-        num_res_blocks: int = 2,
-        attn_resolutions: Sequence[int] = (16,),
-        resolution: int = 256,
-        dropout: float = 0.0,
+        latent_dim: Width = 32,
+        ch: Width = 128,
+        ch_mult: Sequence[Width] = (1, 1, 2, 2, 4),
+        num_res_blocks: Depth = 2,
+        attn_resolutions: Sequence[Width] = (16,),
+        resolution: Width = 256,
+        dropout: Share = 0.0,
         double_z: bool = True,
         pretrained: bool | str | Path = False,
-        downsample_factor: int | None = None,
-        norm_groups: int = 32,
+        downsample_factor: Width | None = None,
+        norm_groups: Width = 32,
     ) -> None:
         check_shape_options("LDMEncoder", ch_mult, num_res_blocks, latent_dim)
         factor = 2 ** (len(ch_mult) - 1)

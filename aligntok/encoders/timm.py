@@ -20,6 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from aligntok.annotations import takes_keywords_of
 from aligntok.encoders import Encoder, last_weight
 from aligntok.errors import ConfigError, first_line, unknown
+from aligntok.settings import ImageSize, Width
 from aligntok.weights.libraries import check_model_name, create_timm, pretrained_tensors
 from aligntok.weights.load import misfit
 
@@ -49,8 +50,8 @@ class LevelEncoder(Encoder):
         mean: Sequence[float],
         std: Sequence[float],
         *,
-        downsample_factor: int = 16,
-        stride: int | None = None,
+        downsample_factor: Width = 16,
+        stride: Width | None = None,
         out_index: int | None = None,
         final_norm: bool = True,
         antialias: bool = False,
@@ -184,7 +185,7 @@ class TimmEncoder(LevelEncoder):
         model_name: str,
         *,
         pretrained: bool | str | os.PathLike[str] = True,
-        image_size: int | tuple[int, int] | None = None,
+        image_size: ImageSize | None = None,
         model_args: dict[str, Any] | None = None,
         **keywords: Any,
     ) -> None:
@@ -211,7 +212,7 @@ def build_backbone(
     model_name: str,
     tensors: Mapping[str, Tensor] | None,
     source: str,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: ImageSize | None = None,
     model_args: dict[str, Any] | None = None,
 ) -> Any:
     """Build a timm model without classifier, for images of any size, with `tensors` as its weights if given.

@@ -15,6 +15,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import Tensor, nn
 
+from aligntok.device import device
 from aligntok.distributed import any_process
 from aligntok.errors import CheckpointError, ConfigError, DivergenceError, first_line, unknown
 from aligntok.registry import check_keywords, find_class
@@ -23,13 +24,47 @@ SIDES = ("autoencoder", "discriminator", "generator")
 
 
 def check_optimizer(config: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigError unless ``dict(type=..., ...)`` names an optimiser and keywords that it takes."""
-    optimizer = find_class(OPTIMIZERS, config.get("type"), "torch.optim.Optimizer")
-    if optimizer is None:
-        known = sorted(OPTIMIZERS.module_dict)
-        raise ConfigError(f"{where}: {unknown('optimiser', config.get('type'), known)}")
+    """Raise ConfigError unless ``dict(type=..., ...)`` is an optimiser of torch that descends, and its keywords.
+
+    It takes a step of parameters of one, two and four dimensions, one of them without a gradient to speak of.
+    """
+    name = config.get("type")
+    optimizer = find_class(OPTIMIZERS, name, "torch.optim.Optimizer")
+    if not (inspect.isclass(optimizer) and issubclass(optimizer, torch.optim.Optimizer)):
+        raise ConfigError(f"{where}: {unknown('optimiser', name, _known_optimizers())}")
     options = {key: value for key, value in config.items() if key != "type"}
-    check_keywords(optimizer, options, who=f"{where}: optimiser '{config['type']}'")
+    who = f"{where}: optimiser '{name}'"
+    if "params" in options:
+        raise ConfigError(f"{who}: params are what the stage trains; leave them out")
+    check_keywords(optimizer, options, who=who)
+    for key, value in options.items():
+        if isinstance(value, int | float) and abs(value) > (most := _HIGHEST.get(key, _HIGHEST_OF_ALL)):
+            raise ConfigError(f"{who}: {key}={value!r}; it must be at most {most:g}")
+    if not (options.get("capturable") and device().type == "cuda"):  # what is captured steps on a GPU alone
+        _take_a_step(config, who)
+
+
+#: The largest values of keywords of optimisers, where torch has no bound of its own.
+_HIGHEST = {"lr": 100.0, "weight_decay": 10.0} | dict.fromkeys(("eps", "momentum", "dampening", "alpha", "rho"), 1.0)
+_HIGHEST_OF_ALL = 1e9
+
+
+def _known_optimizers() -> list[str]:
+    kinds = OPTIMIZERS.module_dict.items()
+    return sorted(name for name, kind in kinds if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer))
+
+
+def _take_a_step(config: Mapping[str, Any], who: str) -> None:
+    """Raise ConfigError unless the optimiser steps downhill from zero, and stays where there is no slope."""
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((2,), (2, 2), (2, 2, 1, 1))]
+    for slope, parameter in zip((0.0, 1.0, 1.0), parameters, strict=True):
+        parameter.grad = torch.full_like(parameter, slope)
+    try:
+        OPTIMIZERS.build({**config, "params": parameters}).step()
+    except Exception as error:  # whatever torch, or a stranger's optimiser, says of its keywords
+        raise ConfigError(f"{who} cannot take a step ({first_line(error)}); correct its keywords") from error
+    if not all(bool((parameter <= 0).all()) for parameter in parameters):  # NaN neither
+        raise ConfigError(f"{who} does not descend: a step leads up, or to what is not finite; correct its keywords")
 
 
 def side_of(part: str) -> str:

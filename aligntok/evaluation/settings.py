@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from aligntok.errors import ConfigError
-from aligntok.settings import Count, ImageSize, Positive, Precision, settings
+from aligntok.settings import (
+    AboveZero,
+    BatchSize,
+    Count,
+    ImageSize,
+    NotNegative,
+    Positive,
+    Precision,
+    Width,
+    Workers,
+    settings,
+)
 
 FEWEST = 20  # images and points: below, neither neighbours nor densities mean anything
 
@@ -22,7 +33,7 @@ class DataSettings:
     """Images: a folder, a zip, shards, parquet files, or hf://owner/name."""
     image_size: ImageSize = 256
     """Pixels: a side, or height and width."""
-    workers: Count = 2
+    workers: Workers = 2
     """Processes that read images, for each that measures."""
 
 
@@ -34,7 +45,7 @@ class ImageSettings(DataSettings):
     """Of the data: a subfolder, or a word in the names of its files."""
     num_images: Positive | None = None
     """Images, evenly spread over the data; None: all."""
-    batch_size: Positive = 32
+    batch_size: BatchSize = 32
     """Images at once, of one process."""
     label: str | None = None
     """Where the labels are, of several places: a column of a table, `cls` or a key of the JSON of shards."""
@@ -68,7 +79,7 @@ class LatentAnalysis(ImageSettings):
     """Latents in a t-SNE, one an image, drawn anew for each seed."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0, 1, 2)
     """Of the t-SNEs."""
-    pca_images: Positive = 6
+    pca_images: Annotated[int, Field(ge=1, le=1000)] = 6
     """Rows of the PCA picture."""
     precision: Precision = "fp32"
     """Of the models' arithmetic."""
@@ -115,9 +126,9 @@ class GenerationSettings:
     """The reference's features; as for reconstructions."""
     num_samples: Positive | None = None
     """Samples, evenly spread over those there are; None: all."""
-    batch_size: Positive = 32
+    batch_size: BatchSize = 32
     """Samples at once, of one process."""
-    workers: Count = 2
+    workers: Workers = 2
     """Processes that read samples, for each that measures."""
 
 
@@ -161,15 +172,15 @@ class ProbeSettings(DataSettings):
     """Of a work folder; None: averages where they are kept."""
     precision: Precision = "fp32"
     """Of the tokenizer's and the probe's arithmetic."""
-    encode_batch_size: Positive = 32
+    encode_batch_size: BatchSize = 32
     """Images encoded at once, of one process."""
-    memory_gb: Annotated[float, Field(ge=0)] = 16.0
+    memory_gb: NotNegative = 16.0
     """For features, of one process; what takes more is encoded anew each epoch, with the same result."""
     epochs: Positive = 3
     """Over the training images."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0, le=100)] = 1e-3
     """Of Adam, constant."""
-    batch_size: Positive = 256
+    batch_size: BatchSize = 256
     """Images of a step, all processes; the last of an epoch perhaps fewer."""
     seed: Count = 0
     """Of the order and the first weights."""
@@ -189,17 +200,17 @@ class ProbeSettings(DataSettings):
 class CostSettings:
     """How costs are measured."""
 
-    resolutions: tuple[Positive, ...] = (256, 512, 1024)
+    resolutions: tuple[Width, ...] = (256, 512, 1024)
     """Pixels a side."""
-    batch_sizes: tuple[Positive, ...] = (1, 4, 8)
+    batch_sizes: tuple[BatchSize, ...] = (1, 4, 8)
     """Images at once, of encoder and decoder."""
     repeats: Positive = 10
     """Timed calls of each kind."""
     precision: Precision = "fp32"
     """Of encoder and decoder."""
-    max_seconds: Annotated[float, Field(gt=0)] = 30.0
+    max_seconds: AboveZero = 30.0
     """Leave out calls that take longer."""
-    devices: Positive = 1
+    devices: BatchSize = 1
     """Devices that share a training step's batch."""
 
 

@@ -14,6 +14,7 @@ from aligntok.errors import ConfigError, WeightsError, multiples_of, unknown
 from aligntok.generators import Generator, check_label_range
 from aligntok.generators.dit_blocks import DiTBlock, FinalLayer, LabelEmbedder, PatchEmbedder, TimeEmbedder
 from aligntok.ops.embeddings import axial_rotations, embed_grid, from_patches, run_block
+from aligntok.settings import AboveZero, Depth, ImageSize, Positive, Share, Width
 
 #: The published sizes: hidden_size, depth, num_heads.
 SIZES = {
@@ -49,15 +50,15 @@ class LightningDiT(Generator):
         self,
         size: str = "XL",
         *,
-        input_size: int | Sequence[int] = 16,
-        patch_size: int = 1,
-        in_channels: int = 32,
-        hidden_size: int | None = None,
-        depth: int | None = None,
-        num_heads: int | None = None,
-        mlp_ratio: float = 4.0,
-        class_dropout_prob: float = 0.1,
-        num_classes: int = 1000,
+        input_size: ImageSize = 16,
+        patch_size: Width = 1,
+        in_channels: Width = 32,
+        hidden_size: Width | None = None,
+        depth: Depth | None = None,
+        num_heads: Depth | None = None,
+        mlp_ratio: AboveZero = 4.0,
+        class_dropout_prob: Share = 0.1,
+        num_classes: Positive = 1000,
         use_swiglu: bool = True,
         use_rope: bool = True,
         use_rmsnorm: bool = True,

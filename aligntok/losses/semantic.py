@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from aligntok.errors import ConfigError, check_same_shape, unknown
 from aligntok.losses import Loss
+from aligntok.settings import NotNegative, Width
 
 DISTANCES = ("l2", "cosine")
 PLACES = ("latents", "features")
@@ -52,12 +53,12 @@ class VisionFoundationLoss(Loss):
 
     def __init__(
         self,
-        latent_dim: int,
-        feature_dim: int,
-        distance_margin: float = 0.25,
-        cosine_margin: float = 0.5,
-        distance_weight: float = 1.0,
-        cosine_weight: float = 1.0,
+        latent_dim: Width,
+        feature_dim: Width,
+        distance_margin: NotNegative = 0.25,
+        cosine_margin: NotNegative = 0.5,
+        distance_weight: NotNegative = 1.0,
+        cosine_weight: NotNegative = 1.0,
     ) -> None:
         super().__init__()
         self.distance_margin = distance_margin

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from aligntok.diffusion.settings import Sampling
 from aligntok.errors import ConfigError
-from aligntok.settings import ChangesTo, Count, ImageSize, Positive, Precision, settings
+from aligntok.settings import BatchSize, ChangesTo, Count, ImageSize, Pictures, Positive, Precision, Share, settings
 
 
 @settings(
@@ -36,7 +36,7 @@ class SampleRequest:
     """The folder to write; None: RUN/samples/<the settings>."""
     weights: Literal["raw", "ema"] | None = None
     """Of a work folder; None: averages where they are kept."""
-    ema: float | None = None
+    ema: Share | None = None
     """Width or decay of the average; None: the config's ema.inference."""
     labels: Literal["random", "balanced"] | None = None
     """Random by the sample's seed, or each class in turn; None: random where there are classes."""
@@ -52,11 +52,11 @@ class SampleRequest:
     """What is to differ from the generator's own; another sampler begins with its own options."""
     autoguidance: str | Path | None = None
     """Guide away from this weaker generator on the same latents, not from the null class."""
-    batch_size: Positive = 32
+    batch_size: BatchSize = 32
     """Samples at once, of one process."""
     npz: bool = True
     """Write samples.npz, too."""
-    grid: Count = 64
+    grid: Pictures = 64
     """Samples in grid.png; 0: none."""
     real_images: str | Path | None = None
     """Images to show beside samples of the class of the same name, in beside_real.png."""

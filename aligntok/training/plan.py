@@ -15,7 +15,7 @@ from aligntok.data.sampler import per_process_batch
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_parts, part_states, read_parts
 from aligntok.engine.optim import check_optimizer, side_of
 from aligntok.engine.schedules import check_schedule
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, first_line
 from aligntok.io.console import print_table
 from aligntok.io.folders import check_space
 from aligntok.registry import DATASETS, HOOKS, check_keywords
@@ -64,15 +64,19 @@ def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> S
     check_schedule(stage.settings.schedule, where, stage.settings.steps, stage.settings.schedule_end)
     if isinstance(stage.settings.compile, Mapping):
         check_keywords(torch.compile, dict(stage.settings.compile), who="compile")
+        try:
+            torch.compile(nn.Identity(), **stage.settings.compile)
+        except Exception as error:  # whatever a backend or the modes have to say
+            raise ConfigError(
+                f"{where}: torch.compile takes no compile={stage.settings.compile} ({first_line(error)})"
+            ) from error
     for split in ("train", "val"):
         if (data := getattr(stage.settings.data, split, None)) is not None:
-            options = {key: value for key, value in data.items() if key != "type"}
-            who = f"{where}, data.{split}: {DATASETS.kind} '{data['type']}'"
-            check_keywords(DATASETS.get(data["type"]), options, who=who)
+            DATASETS.check(data, f"{where}, data.{split}")
     for hook in stage.settings.hooks:
         if not isinstance(hook, Mapping) or "type" not in hook:
             raise ConfigError(f"{where}: hooks holds {hook!r}; each must be dict(type=..., ...)")
-        HOOKS.get(str(hook["type"]))
+        HOOKS.check(hook, f"{where}, hooks")
     stage.check(model)
     return make_plan(stage, model, processes, num_images)
 

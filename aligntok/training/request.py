@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from aligntok.settings import settings
+from aligntok.settings import Share, settings
 
 
 @settings
@@ -42,5 +42,5 @@ class ExportRequest:
     """The folder to write."""
     weights: Literal["raw", "ema"] | None = None
     """Of a work folder; None: averages where they are kept."""
-    ema: float | None = None
+    ema: Share | None = None
     """Width of the average; one that was not kept is made from the snapshots."""

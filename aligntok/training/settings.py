@@ -8,16 +8,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from aligntok.annotations import check_values
 from aligntok.caching.settings import CacheContent, Posterior
-from aligntok.diffusion.settings import AboveZero, Sampling, TransportSettings
+from aligntok.diffusion.settings import Sampling, TransportSettings
 from aligntok.engine.ema import EMASettings
 from aligntok.errors import ConfigError, unknown
-from aligntok.settings import Count, FilledFrom, Positive, Precision, settings
+from aligntok.settings import (
+    AboveZero,
+    BatchSize,
+    Count,
+    FilledFrom,
+    NotNegative,
+    Pictures,
+    Positive,
+    Precision,
+    Workers,
+    settings,
+)
 from aligntok.tokenizer import Tokenizer
 from aligntok.weights.lora import LoRASettings
-
-Seconds = Annotated[float, Field(ge=0)]
-
 
 _IMAGES, _LATENTS, _LPIPS, _PATCHGAN = ({"type": name} for name in ("images", "latents", "lpips", "patchgan"))
 _ADAM = {"type": "Adam", "lr": 1e-4, "betas": (0.5, 0.9)}
@@ -30,9 +39,9 @@ class LoadingSettings:
 
     nominal_images: Positive | None = None
     """Training images of the nominal data set, from which `--dry-run` counts epochs without a `data_root`."""
-    workers: Count = 4
+    workers: Workers = 4
     """Data-loading processes of each training process."""
-    timeout: Seconds = 600
+    timeout: NotNegative = 600
     """Seconds to wait for a batch of the data-loading processes before the run ends."""
 
 
@@ -98,7 +107,7 @@ class LogSettings:
     """Steps between scalars and progress lines."""
     pictures_every: Positive | None = None
     """Steps between reconstruction grids; None: only after the last step."""
-    pictures: Count = 8
+    pictures: Pictures = 8
     """Held-out images in a grid."""
 
 
@@ -106,13 +115,13 @@ class LogSettings:
 class GeneratorLogSettings(LogSettings):
     """Scalars and pictures."""
 
-    time_bins: Positive = 10
+    time_bins: Annotated[int, Field(ge=1, le=10_000)] = 10
     """Equal parts of the time axis for which the loss is logged apart."""
     pictures_every: Positive | None = None
     """Steps between sample grids; None: only after the last step."""
     pictures_at: list[Positive] = field(default_factory=list)
     """More steps at which a grid is drawn."""
-    pictures: Count = 16
+    pictures: Pictures = 16
     """Samples in a grid, of seeds 0, 1, ...; 0 for none."""
 
 
@@ -122,7 +131,7 @@ class ValidationSettings:
 
     every: Positive | None = None
     """Steps between validations; None: only after the last step."""
-    batch_size: Positive = 8
+    batch_size: BatchSize = 8
     """Images of a validation batch in each process."""
     num_images: Positive | None = None
     """Use only so many held-out images, evenly spaced; None: all."""
@@ -140,7 +149,7 @@ class GeneratorValidationSettings:
     """Samples that are drawn, of seeds 0, 1, ..., as `tools/sample.py` does; 0: no validation."""
     every: Positive | None = None
     """Steps between validations; None: only after the last step."""
-    batch_size: Positive = 32
+    batch_size: BatchSize = 32
     """Samples at once in each process."""
     labels: Literal["random", "balanced"] = "random"
     """Random: a sample's seed gives its label."""
@@ -163,13 +172,13 @@ class TrainingSettings:
     """Step at which schedulers without an `end` end; None: the last. Of a stage that has begun: stretches them."""
     clip_grad_norm: AboveZero | None = None
     """Largest gradient norm of a side; None: no clipping."""
-    spike_factor: Annotated[float, Field(ge=1)] | None = 30.0
+    spike_factor: Annotated[float, Field(ge=1, le=1e9)] | None = 30.0
     """Leave a step out when a part's gradient norm is over so many times its median of 100 steps; None: never."""
     max_skipped_steps: Count = 20
     """Steps left out in a row, for a spike or for what is not finite, before training stops."""
     ema: EMASettings | None = field(default_factory=EMASettings)
     """Weight averages; None: none."""
-    global_batch_size: Positive = 64
+    global_batch_size: BatchSize = 64
     """Images of one optimiser step, over all processes and micro-batches."""
     gradient_accumulation_steps: Positive = 1
     """Micro-batches of one optimiser step."""
@@ -227,6 +236,7 @@ class StageSettings(TrainingSettings):
         for key in self.model:
             if key not in known:
                 raise ConfigError(f"model: {unknown('key', key, sorted(known))}")
+        check_values(Tokenizer, self.model, "model")
         if not self.losses:
             raise ConfigError("it has no losses, so nothing can be learned; give at least l1")
 
@@ -237,9 +247,9 @@ class LatentCacheSettings(CacheContent):
 
     split: str | None = None
     """Which part of `data_root` is encoded, as `tools/cache_latents.py --split`."""
-    batch_size: Positive = 32
+    batch_size: BatchSize = 32
     """Images at once, of one process."""
-    workers: Count = 4
+    workers: Workers = 4
     """Processes that read images, for each that encodes."""
 
 
@@ -250,7 +260,7 @@ class LatentDataSettings(LoadingSettings):
     train: Annotated[dict[str, Any], FilledFrom(_LATENTS)] = field(default_factory=_LATENTS.copy)
     """What to train on: 'latents', a cache, or 'images', encoded on the fly; `root` is `data_root`, or the cache that
     `latent_cache` makes."""
-    workers: Count = 0
+    workers: Workers = 0
     """Data-loading processes of each training process. A cache is read fastest with none."""
     statistics_images: Positive | None = 10_000
     """Images whose latents' mean and deviation normalise those encoded on the fly; None: all. A cache has its own."""
@@ -278,7 +288,7 @@ class GeneratorSettings(TrainingSettings):
     """Optimiser of the generator (torch's name)."""
     ema: GeneratorEMASettings | None = field(default_factory=GeneratorEMASettings)
     """Weight averages; None: none."""
-    global_batch_size: Positive = 256
+    global_batch_size: BatchSize = 256
     """Latents of one optimiser step, over all processes and micro-batches."""
     data: LatentDataSettings = field(default_factory=LatentDataSettings)
     """What is trained on, and its loading."""

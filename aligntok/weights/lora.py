@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aligntok.errors import ConfigError
 from aligntok.io.files import names_of_one_tensor
-from aligntok.settings import Positive, settings
+from aligntok.settings import AboveZero, Share, Width, settings
 
 #: Attention and MLP layers of the transformer blocks of timm and open_clip; other encoders need `targets` of their own.
 TARGETS = r".*blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
@@ -22,11 +22,11 @@ _BASE = ".base_layer."
 class LoRASettings:
     """Low-rank updates (LoRA)."""
 
-    rank: Positive = 16
+    rank: Width = 16
     """Rank of the updates."""
-    alpha: float = 32
+    alpha: AboveZero = 32
     """The updates are scaled by alpha / rank."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Dropout before an update."""
     targets: str = TARGETS
     """Regular expression that the names of the linear layers match as a whole."""

@@ -137,7 +137,7 @@ def test_an_unknown_size_of_the_papers_encoders_is_refused_with_the_sizes():
     [
         ("dinov2", {"stride": 7}, "no keyword named 'stride'.*known: size, registers, pretrained, image_size"),
         ("mae", {"registers": True}, "no keyword named 'registers'"),
-        ("siglip2", {"image_size": "224"}, "image_size='224' is str; it must be int or"),
+        ("siglip2", {"image_size": "224"}, "image_size='224' is str; it must be int of at least 1 or"),
     ],
 )
 def test_the_papers_encoders_hold_a_config_against_timms_keywords_and_their_own(name, options, message):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from aligntok.errors import ConfigError
-from aligntok.settings import Count, ImageSize, Positive, read, settings
+from aligntok.settings import BatchSize, Count, ImageSize, Positive, Workers, read, settings
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config, read_config
 from aligntok.training.generation import expand_generation
@@ -23,9 +23,9 @@ class ProbeTraining:
 
     epochs: Positive = 3
     """Over the training images."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0, le=100)] = 1e-3
     """Of Adam."""
-    batch_size: Positive = 256
+    batch_size: BatchSize = 256
     """Images of a step."""
     num_train: Positive | None = None
     """Only so many training images; None: all."""
@@ -39,7 +39,7 @@ class SamplesSettings:
     """Samples of each validation and variant."""
     every: Positive | None = None
     """Training steps between validations; None: only after the last."""
-    batch_size: Positive = 50
+    batch_size: BatchSize = 50
     """Samples at once."""
     labels: Literal["random", "balanced"] = "balanced"
     """Of samples, as `tools/sample.py --labels`."""
@@ -79,7 +79,7 @@ class ComparisonSettings:
     """Losses that measure perceptual distances of reconstructions."""
     probe: ProbeTraining = field(default_factory=ProbeTraining)
     """The linear probe."""
-    workers: Count = 2
+    workers: Workers = 2
     """Processes that read images for evaluations and the latents' cache."""
     samples: SamplesSettings = field(default_factory=SamplesSettings)
     """How the generator is measured on the way."""

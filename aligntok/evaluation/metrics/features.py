@@ -22,7 +22,7 @@ from aligntok.evaluation.metrics.fid import (
     precision_recall,
 )
 from aligntok.extractors import EncoderFeatures, Extractor, Features
-from aligntok.registry import ENCODERS, EXTRACTORS
+from aligntok.registry import ENCODERS, EXTRACTORS, ComponentRegistry
 
 INCEPTION = "Inception-v3"  # the title whose distances have the names FID, sFID, IS and KID
 SPLITS, PRECISION_K, COVERAGE_K = 10, 3, 5
@@ -149,8 +149,16 @@ def build_extractor(given: str | Mapping[str, Any] | Extractor) -> Extractor:
     """
     if isinstance(given, Extractor):
         return given
+    registry, config = extractor_config(given)
+    built = registry.build(config)
+    extractor = built if registry is EXTRACTORS else EncoderFeatures(built, title=config["type"])
+    return extractor.eval().requires_grad_(False)
+
+
+def extractor_config(given: str | Mapping[str, Any]) -> tuple[ComponentRegistry, dict[str, Any]]:
+    """Return which registry builds an extractor, and of what. Raises ConfigError for a word that is none."""
     if isinstance(given, Mapping):
-        return EXTRACTORS.build(dict(given)).eval().requires_grad_(False)
+        return EXTRACTORS, dict(given)
     name, colon, argument = given.partition(":")
     if name in EXTRACTORS or "." in name:  # with a dot: any class that can be imported
         options: dict[str, Any] = {"pretrained": argument} if colon else {}
@@ -161,9 +169,9 @@ def build_extractor(given: str | Mapping[str, Any] | Extractor) -> Extractor:
         if name == "open_clip":
             model, _, tag = argument.partition("/")
             options = {"model": model, "pretrained": tag or True}
-        return EXTRACTORS.build({"type": name, **options}).eval().requires_grad_(False)
+        return EXTRACTORS, {"type": name, **options}
     if given in ENCODERS:
-        return EncoderFeatures(ENCODERS.build({"type": given}), title=given).eval().requires_grad_(False)
+        return ENCODERS, {"type": given}
     raise ConfigError(
         f"{unknown('extractor or encoder', name, [*EXTRACTORS, *ENCODERS])}; extractors also as timm:MODEL, "
         "open_clip:MODEL[/TAG] and NAME:/path/to/weights"

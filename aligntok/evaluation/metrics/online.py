@@ -11,13 +11,13 @@ from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 from aligntok.distributed import gather
-from aligntok.errors import DataError
-from aligntok.evaluation.metrics.features import INCEPTION, FeatureCollector, build_extractor, compare
+from aligntok.errors import ConfigError, DataError
+from aligntok.evaluation.metrics.features import INCEPTION, FeatureCollector, build_extractor, compare, extractor_config
 from aligntok.evaluation.metrics.fid import frechet_distance
 from aligntok.evaluation.metrics.image_quality import psnr, ssim, to_pixels
 from aligntok.evaluation.references import check_fits, read_reference
 from aligntok.extractors import Extractor
-from aligntok.registry import LOSSES
+from aligntok.registry import LOSSES, without_weights
 
 
 class ImageRow(NamedTuple):
@@ -52,6 +52,23 @@ class ReconstructionMetric(BaseMetric):
         self.extractor: Any = None if extractor is None else build_extractor(extractor)
         self.rows: list[ImageRow] = []
         self._begin()
+
+    @staticmethod
+    def check(perceptual: Any, extractor: Any, where: str) -> None:
+        """Raise ConfigError for distances and features that cannot be; none is built with its weights."""
+        given = perceptual if isinstance(perceptual, list | tuple) else [] if perceptual is None else [perceptual]
+        for distance in given:
+            LOSSES.check(distance, f"{where}.perceptual")
+            with torch.device("meta"):
+                takes = LOSSES.build(without_weights(LOSSES, distance)).inputs
+            if not {*takes} <= {"images", "reconstruction"}:
+                raise ConfigError(
+                    f"{where}.perceptual: the loss '{distance['type']}' takes {', '.join(takes)}; a distance is a loss "
+                    "of images and reconstruction, such as lpips"
+                )
+        if extractor is not None:
+            registry, config = extractor_config(extractor)
+            registry.check(config, f"{where}.extractor")
 
     def _begin(self) -> None:
         """Forget everything that was taken in; mmengine evaluates one metric many times."""

@@ -170,6 +170,11 @@ class AlignmentStage(Stage):
             for each in sizes[split]:
                 what = f"{self.where}, data.{split}: {DATASETS.kind} '{data['type']}': image_size"
                 multiples_of(model.tokenizer.downsample_factor, what, each)
+        for registry, part in ((DISCRIMINATORS, self.settings.discriminator), (ENCODERS, self.settings.teacher)):
+            if isinstance(part, Mapping):  # whether or not a loss asks for it
+                registry.check(part, self.where)
+        validation = self.settings.validation
+        METRICS.get("reconstruction").check(validation.perceptual, validation.extractor, f"{self.where}, validation")
         model.eval()  # a batch norm over all processes would have to exchange numbers
         trained = sizes["train"]
         for each in {min(trained, key=math.prod), max(trained, key=math.prod)} if trained else ():

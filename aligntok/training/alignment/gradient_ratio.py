@@ -24,9 +24,9 @@ class AdaptiveWeight:
 
     at: Literal["decoder", "encoder"]
     """The part at whose last layer the gradients are taken."""
-    max: Annotated[float, Field(gt=0)] = 1e4
+    max: Annotated[float, Field(gt=0, le=1e30)] = 1e4
     """The largest weight."""
-    eps: Annotated[float, Field(ge=0)] = 1e-4
+    eps: Annotated[float, Field(ge=0, le=1)] = 1e-4
     """The addition to the divisor."""
     reference: tuple[str, ...] | None = None
     """The losses on the image that it is held against, together and with their weights; None: all that a loss on the

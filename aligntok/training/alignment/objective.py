@@ -11,7 +11,7 @@ from torch.profiler import record_function
 
 from aligntok.errors import ConfigError
 from aligntok.registry import LOSSES, check_keywords
-from aligntok.settings import Count, read, settings
+from aligntok.settings import Count, NotNegative, read, settings
 from aligntok.training.alignment.gradient_ratio import AdaptiveWeight, ratio_at
 from aligntok.training.alignment.graph import ENCODER_SIDE, ForwardGraph
 
@@ -26,7 +26,7 @@ class LossTerm:
     """
 
     name: str
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     start_step: Count = 0
     adaptive_weight: AdaptiveWeight | None = None
 

@@ -10,7 +10,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -19,6 +18,7 @@ from aligntok.caching.cache import LatentCache
 from aligntok.caching.encoder import LatentEncoder, check_posterior, latent_statistics
 from aligntok.caching.settings import CacheContent, CacheSettings, Posterior
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
+from aligntok.data.loader import labels_of, number_of_classes
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import parse_image_size
@@ -34,7 +34,7 @@ from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import dotted_models
 from aligntok.training.generation.model import GenerationModel
-from aligntok.training.generation.validation import check_validation, validation_options
+from aligntok.training.generation.validation import check_validation, check_variants, validation_options
 from aligntok.training.plan import plan_stage
 from aligntok.training.settings import GeneratorSettings, RunSettings
 from aligntok.training.stages import RandomItems, Stage, StageData, merge
@@ -183,7 +183,7 @@ class GeneratorStage(Stage):
         diffusion = LatentDiffusion(
             self.settings.generator, tokenizer, statistics, shape, names, asdict(self.settings.sampling)
         )
-        labels = _labels(train)
+        labels = labels_of(train)
         if len(labels) and diffusion.conditional:
             check_label_range(labels, diffusion.generator, DataError)
         return StageData(train, made_with=diffusion)
@@ -239,6 +239,7 @@ class GeneratorStage(Stage):
         if sampling.cfg_channels is not None and sampling.cfg_channels > generator.in_channels:
             of = f"of {generator.in_channels} latent channels"
             raise ConfigError(f"{self.where}: sampling.cfg_channels={sampling.cfg_channels} {of}")
+        check_variants(self.settings.validation, sampling, self.where)
 
     def check_beforehand(self, stages: list[Stage]) -> None:
         """Check its settings, its validation, its images, and that it fits the tokenizer that the stages make. Raises
@@ -333,18 +334,5 @@ class GeneratorStage(Stage):
 
 
 def _keywords(generator: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
+    GENERATORS.check(generator, GENERATION)
     return inspect.signature(GENERATORS.get(generator["type"])).parameters
-
-
-def _labels(data: Any) -> Any:
-    """Return the labels of a data set, or of its source; empty where it does not know them beforehand."""
-    labels = getattr(data, "labels", None)
-    return getattr(getattr(data, "source", None), "labels", ()) if labels is None else labels
-
-
-def number_of_classes(data: Any) -> int | None:
-    """Return how many classes a data set, or a source, has: its names, or up to the largest label; None: unknown."""
-    if names := getattr(data, "class_names", ()):
-        return len(names)
-    labels = _labels(data)
-    return int(np.max(labels)) + 1 if len(labels) and np.min(labels) >= 0 else None

@@ -33,6 +33,13 @@ def check_validation(settings: GeneratorValidationSettings, own: Sampling, where
         _variants_and_metrics(settings, own)
 
 
+def check_variants(settings: GeneratorValidationSettings, own: Sampling, where: str) -> None:
+    """Raise ConfigError for variants, and keywords of metrics, that there cannot be; nothing is built."""
+    _variants(settings, own)
+    for metric in settings.metrics:
+        METRICS.check(metric, f"{where}, validation.metrics")
+
+
 def validation_options(settings: GeneratorValidationSettings, diffusion: LatentDiffusion) -> dict[str, Any]:
     """Return the keywords of mmengine's Runner for a validation by samples; none where the config has no samples.
 
@@ -66,9 +73,13 @@ def _variants_and_metrics(
     settings: GeneratorValidationSettings, own: Sampling
 ) -> tuple[dict[str, Sampling], list[Any]]:
     """Return how samples are drawn, by name, "generation" alone or the config's variants, and what measures them."""
+    variants = _variants(settings, own)
+    return variants, [METRICS.build({"variants": list(variants), **config}) for config in settings.metrics]
+
+
+def _variants(settings: GeneratorValidationSettings, own: Sampling) -> dict[str, Sampling]:
     named = settings.variants or {"generation": {}}
-    variants = {
+    return {
         name: read(Sampling, {**asdict(own), **changes}, f"validation.variants.{name}")
         for name, changes in named.items()
     }
-    return variants, [METRICS.build({"variants": list(variants), **config}) for config in settings.metrics]

@@ -16,11 +16,11 @@ import torch
 
 import aligntok
 from aligntok.cli import train
+from aligntok.data.loader import number_of_classes
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_checkpoint
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import load_latent_diffusion
 from aligntok.ops import attention
-from aligntok.training.generation import number_of_classes
 
 STEPS = 6
 EXACT = dict(type="AdamW", lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, eps=1e-2)  # rounding is not divided by
