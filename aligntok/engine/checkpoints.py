@@ -128,12 +128,13 @@ def finished_steps(stage_dir: str | os.PathLike[str]) -> int:
 
 def same_content(a: Any, b: Any) -> bool:
     """Tell whether two nests of dicts, lists and tensors, such as checkpoints, are equal, tensors bit for bit."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, Mapping):
         return isinstance(b, Mapping) and a.keys() == b.keys() and all(same_content(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same_content(x, y) for x, y in zip(a, b, strict=True))
+        alike = isinstance(b, list | tuple) and len(a) == len(b)
+        return alike and all(same_content(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
 
 

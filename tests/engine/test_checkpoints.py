@@ -24,6 +24,7 @@ from aligntok.engine.checkpoints import (
     read_newest,
     read_parts,
     read_snapshots,
+    same_content,
     write_checkpoint,
     write_frozen,
     write_snapshot,
@@ -284,3 +285,22 @@ def test_frozen_weights_of_a_trained_part_are_written_once_and_joined(tmp_path):
     assert "1.running_mean" in changing["encoder"]
     write_checkpoint(tmp_path, 1, {"parts": changing, "ema": None}, keep=1)
     load_parts({"encoder": part}, read_parts(tmp_path), "here")
+
+
+def test_contents_are_the_same_bit_for_bit_or_they_are_not():
+    """What the tests of interrupted runs compare with: it has to see a difference of every kind and at every depth."""
+
+    def content(**changes):
+        inner = {"w": torch.tensor([1.0, 2.0]), "step": 3, **changes}
+        return {"parts": {"a": inner}, "rates": [0.1, (0.2, torch.ones(1))], "name": "x"}
+
+    assert same_content(content(), content())
+    nearly = torch.nextafter(torch.tensor([1.0, 2.0]), torch.tensor(9.0))
+    other_type = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    for change in (dict(w=nearly), dict(w=[1.0, 2.0]), dict(w=other_type), dict(step=4), dict(more=1)):
+        assert not same_content(content(), content(**change)), change
+        assert not same_content(content(**change), content()), change
+    for a, b in [([1, 2], [1, 3]), ([1, 2], [2, 2]), ([1], [1, 1]), ([1, 1], [1]), ("a", "b"), ({}, None), ([], {})]:
+        assert not same_content(a, b)
+        assert not same_content({"x": [a]}, {"x": [b]})
+        assert same_content({"x": [a]}, {"x": [a]})
