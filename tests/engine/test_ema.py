@@ -221,6 +221,11 @@ def test_a_plain_average_has_one_decay_and_begins_as_the_weights(parts):
         torch.testing.assert_close(ema.state(0.9)["encoder"][name], mean)
 
 
+@pytest.mark.parametrize(("decay", "widths"), [(0.5, ()), (0.99999, (0.28, 0.001))])
+def test_the_last_allowed_ones_are_allowed(parts, decay, widths):
+    assert WeightAverages(parts, widths, decays=[decay]).kept == (*widths, decay)
+
+
 @pytest.mark.parametrize("decay", [0.3, 1.0])
 def test_a_decay_that_is_none_is_refused(parts, decay):
     with pytest.raises(ConfigError, match=rf"EMA decay {decay}; it must lie in \[0.5, 1\)"):
