@@ -12,6 +12,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from aligntok.errors import DataError
+from aligntok.evaluation.metrics import fid
 from aligntok.evaluation.metrics.fid import Gaussian, RunningMoments, frechet_distance
 
 
@@ -74,6 +75,18 @@ def test_empty_batches_are_allowed_and_a_single_image_is_too_few():
     for few in (torch.zeros(0, 3), torch.zeros(1, 3)):
         with pytest.raises(DataError, match="at least 2 images, there are"):
             moments(few, 1).combine()
+
+
+def test_a_process_without_images_takes_part(monkeypatch):
+    """Of three processes: two have images, whose sums come in by the exchanges, and this one has none."""
+    sides = draw(30, 5), draw(20, 5, seed=1) + 1
+    both = torch.cat(sides)
+    deltas = [x.mean(dim=0) - both.mean(dim=0) for x in sides]
+    scatters = [(x - x.mean(dim=0)).T @ (x - x.mean(dim=0)) for x in sides]
+    scatter = sum(s + len(x) * d.outer(d) for s, x, d in zip(scatters, sides, deltas, strict=True))
+    of_others = iter([torch.tensor([50, 2, 10]), both.sum(dim=0), scatter])
+    monkeypatch.setattr(fid, "total", lambda own: own + next(of_others))
+    assert close(RunningMoments().combine(), gaussian_of(both))
 
 
 def normal(mean, covariance):
