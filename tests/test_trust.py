@@ -49,7 +49,6 @@ USERS_OWN = {
         "look": "the same",
         "data_to_measure": "the same",
         "_beside_nothing": "the same",
-        "look": "the same",
     },
     "training/generation/validation.py": {"_variants_and_metrics": "the training's config"},
     "sampling/guidance_sweep.py": {"sweep_guidance": "the caller's metrics"},
