@@ -27,6 +27,7 @@ OTHERS = {
     ("io/checksums.py", "read_checksums"): "what JSON files are checked by",
     ("check.py", "_look_at_json"): "any file, to see whether it can be read",
     ("check.py", "_look_at_tensors"): "the header of a .safetensors file",
+    ("data/sources/classes.py", "labels_in"): "a stranger's labels beside images: what is none is passed over",
     ("data/listing.py", "read"): "in the listing's archive, under its checksum",
     ("data/latent_shards.py", "skipped"): "in the header of a .safetensors file, which is checked when it is opened",
     ("data/latent_shards.py", "__init__"): "the header of a .safetensors file",
