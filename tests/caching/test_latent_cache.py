@@ -515,8 +515,8 @@ def test_the_manifest_is_plain_json_that_says_what_it_is(whole, tokenizer, spoil
     manifest = json.loads((whole / "manifest.json").read_text())
     encoding = manifest["encoding"]
     assert encoding == json.loads((whole / "encoding.json").read_text())
-    assert encoding["tokenizer"]["source"] == str(tokenizer)
-    assert encoding["data"]["where"] == str(spoilt)
+    assert encoding["tokenizer"]["source"] == f"../../{tokenizer.name}"
+    assert encoding["data"]["where"] == f"../../{spoilt.parent.name}/{spoilt.name}"
     assert {key: encoding[key] for key in ("format", "image_size", "hflip", "dtype", "precision", "shard_size")} == {
         "format": 1,
         "image_size": [8, 12],

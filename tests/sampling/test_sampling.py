@@ -269,7 +269,7 @@ def test_the_grid_shows_the_first_samples(run, whole, tmp_path):
 def test_samples_json_says_what_they_are(run, whole):
     told, model = described(whole), LatentDiffusion.from_pretrained(run)
     assert told["generator"]["identity"] == generator_identity(model) == generator_identity(make_diffusion())
-    assert told["generator"]["source"] == str(run)
+    assert told["generator"]["source"] == f"../../{run.name}"
     assert told["tokenizer"]["identity"] == model.tokenizer.identity
     assert Sampling(**told["sampling"]) == Sampling(**OWN)
     expected = dict(num=NUM, seed=0, labels="random", image_size=[8, 12], precision="fp32", finished=True, batch_size=4)
