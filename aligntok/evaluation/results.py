@@ -20,7 +20,7 @@ from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.console import print_table
 from aligntok.io.files import hide_host, read_json, write_json, writing
 from aligntok.io.folders import check_writable
-from aligntok.io.places import without_places
+from aligntok.io.places import with_places, without_places
 from aligntok.settings import Precision
 
 if TYPE_CHECKING:  # a report is written without mmengine
@@ -67,13 +67,13 @@ class Result:
 
 
 def read_result(path: str | os.PathLike[str]) -> Result:
-    """Read what :meth:`Result.write` wrote. Raises DataError for a file that is none, or of another format."""
+    """Read what :meth:`Result.write` wrote, places made absolute again. Raises DataError for all else."""
 
     def parse(content: dict[str, Any]) -> Result:
         if content.pop("format") != FORMAT:
             raise ValueError(f"it is not of format {FORMAT}")
         content.pop("aligntok_version")
-        return Result(**content)
+        return Result(**{**with_places(content, Path(path).parent), "pictures": content.get("pictures", {})})
 
     cure = "so it is no result of an evaluation: run the evaluation again, or leave that file out"
     return read_json(path, DataError, cure, parse)

@@ -11,6 +11,9 @@ from typing import Any
 #: An absolute path, or one from a home, inside a text: of no URL, no ratio, no tag of a page.
 _PLACE = re.compile(r"""(?<![^\s=:'"(,\[>;])~?/[^\s/'"<>,;)\]][^\s'"<>,;)\]]*""")
 
+#: What is written in its stead.
+_LEADS = re.compile(r"""(?<![^\s=:'"(,\[>;])\.\.?(?:/[^\s'"<>,;)\]]*|(?=[\s'",;)\]]|$))""")
+
 
 def without_places(value: Any, folder: str | os.PathLike[str]) -> Any:
     """Return JSON types, or a text, with every place of this machine written as what leads to it from `folder`.
@@ -29,7 +32,9 @@ def without_places(value: Any, folder: str | os.PathLike[str]) -> Any:
         return found if found.startswith(".") and _leads(found) else f"./{found}"
 
     def write(text: str) -> str:
-        if _leads(text) or (text.startswith(("/", "~/")) and os.path.lexists(os.path.expanduser(text))):
+        if (_leads(text) and "," not in text) or (
+            text.startswith(("/", "~/")) and os.path.lexists(os.path.expanduser(text))
+        ):
             return relative(text)  # as a whole: it may have spaces
         return _PLACE.sub(lambda found: relative(found[0]), text)
 
@@ -38,8 +43,16 @@ def without_places(value: Any, folder: str | os.PathLike[str]) -> Any:
 
 def with_places(value: Any, folder: str | os.PathLike[str]) -> Any:
     """Return JSON types in which the texts that `without_places` made lead from `folder` to absolute places again."""
-    top = os.path.abspath(folder)
-    return _texts(value, lambda text: os.path.normpath(os.path.join(top, text)) if _leads(text) else text)
+
+    def absolute(text: str) -> str:
+        return os.path.normpath(os.path.join(os.path.abspath(folder), text))
+
+    def write(text: str) -> str:
+        if _leads(text) and os.path.lexists(os.path.join(folder, text)):
+            return absolute(text)  # as a whole, as above
+        return _LEADS.sub(lambda found: absolute(found[0]), text)
+
+    return _texts(value, write)
 
 
 def _leads(text: str) -> bool:

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,7 +210,7 @@ def find(source: str | os.PathLike[str]) -> Run:
         raise DataError(f"no such file or folder to report on: {path}; give a work folder, samples, or an evaluation")
     run = Run(path.resolve().name, path)
     if path.is_file():
-        run.results.append(_evaluated(path))
+        run.results.append(Evaluated(path, read_result(path)))
         return run
     origins = {}
     for folder, files in _walk(path):
@@ -280,20 +280,12 @@ def _take(run: Run, folder: Path, files: set[str]) -> None:
         run.missing.append(first_line(error))
     for path in (folder / f"{kind}.json" for kind in KINDS if f"{kind}.json" in files):
         try:
-            evaluated = _evaluated(path)
-            found = evaluated.result
+            found = read_result(path)
             if found.kind not in KINDS or not all(isinstance(each, (int, float)) for each in found.metrics.values()):
                 raise DataError(f"{path} is of the kind '{found.kind}', or has metrics that are no numbers")
-            run.results.append(evaluated)
+            run.results.append(Evaluated(path, found))
         except (AlignTokError, AttributeError, TypeError) as error:
             run.missing.append(first_line(error))
-
-
-def _evaluated(path: Path) -> Evaluated:
-    """Read a result; the places that it tells are from its own folder."""
-    found = read_result(path)
-    told = {"subject": found.subject, "settings": found.settings}
-    return Evaluated(path, replace(found, **with_places(told, path.parent)))
 
 
 def _read_json(run: Run, path: Path) -> dict[str, Any]:
