@@ -69,6 +69,11 @@ class VisionFoundationLoss(Loss):
 
     def forward(self, latents: Tensor, teacher_features: Tensor) -> Tensor:
         """Return the loss, a float32 scalar."""
+        if latents.shape[1] != self.linear_proj.in_channels:
+            raise ConfigError(
+                f"VisionFoundationLoss: latents of {latents.shape[1]} channels, but its latent_dim is "
+                f"{self.linear_proj.in_channels}; set it to the tokenizer's"
+            )
         projected = self.linear_proj(latents)  # (N, feature_dim, h, w)
         check_same_shape("VisionFoundationLoss", projected_latents=projected, teacher_features=teacher_features)
         distance = distance_matrix_loss(projected, teacher_features, self.distance_margin)

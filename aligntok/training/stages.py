@@ -176,12 +176,12 @@ class Stage(ABC):
     def build_model(self, data: StageData | None = None) -> Any:
         """Build what is trained; without data on the meta device, right in every shape and keyword, without weights."""
 
-    @abstractmethod
     def look(self) -> Any:
         """Open what it trains on, as far as that is there before anything is made, and check it; None: it is not.
 
         Raises DataError or ConfigError.
         """
+        return None
 
     def completed(self) -> Self:
         """Return it with what its settings leave to the data. Raises as :meth:`look` does."""

@@ -75,6 +75,8 @@ def open_source(
 def _open(root: str | os.PathLike[str], split: str | None, label: str | None) -> ImageSource:
     given, split = os.fspath(root), (split or "").strip("/")
     path = Path(given).expanduser()
+    if ".." in split.split("/"):
+        raise DataError(f"{given} has no split named '{split}'; a split lies within it")
     if given.startswith(_HUB):
         return open_hub(given.removeprefix(_HUB), split, label)
     if path.is_dir():

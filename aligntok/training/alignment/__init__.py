@@ -22,7 +22,7 @@ from aligntok.distributed import world
 from aligntok.engine.checkpoints import PartStates
 from aligntok.engine.hooks import PictureHook, draw_reconstructions
 from aligntok.engine.runner import ShareValLoop
-from aligntok.errors import AlignTokError, ConfigError, multiples_of
+from aligntok.errors import AlignTokError, ConfigError, first_line, multiples_of
 from aligntok.loading import load_stage_tokenizer, read_merged_parts
 from aligntok.registry import (
     ADAPTERS,
@@ -182,8 +182,13 @@ class AlignmentStage(Stage):
                 model.values(torch.empty(2, 3, *each, device="meta"), self.settings.steps - 1)
             except AlignTokError:
                 raise
-            except Exception:  # of a component that cannot run without data: its first step will tell
-                return
+            except Exception as error:
+                if isinstance(error, NotImplementedError) or "meta" in str(error):
+                    return  # a component that cannot run without data: its first step will tell
+                raise ConfigError(
+                    f"{self.where}: images of {each} do not go through its parts ({first_line(error)}); sizes or "
+                    "channels of two of them do not fit"
+                ) from error
 
     def read_start(self) -> PartStates | None:
         """Read the weights of the stage that it begins from, raw or averaged, low-rank updates merged."""
@@ -237,7 +242,7 @@ class AlignmentStage(Stage):
         parts = {"encoder": ENCODERS, "adapter": ADAPTERS, "decoder": DECODERS}
         changes = {
             "model": {**model, **{part: without_weights(parts[part], model[part]) for part in parts if part in model}},
-            "losses": {name: without_weights(LOSSES, loss) for name, loss in losses.items() if loss},
+            "losses": {name: without_weights(LOSSES, loss) for name, loss in losses.items()},
             "discriminator": without_weights(DISCRIMINATORS, self.settings.discriminator),
             "teacher": without_weights(ENCODERS, self.settings.teacher),
             "init_from": None,

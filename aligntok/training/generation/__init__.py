@@ -134,6 +134,7 @@ class GeneratorStage(Stage):
         else:
             data = DATASETS.build({"train": True, "seed": self.seed, **train})
         self._check_classes(data)
+        self._tokenizers_source()
         return data
 
     def completed(self) -> Self:
@@ -193,15 +194,19 @@ class GeneratorStage(Stage):
         kept = self.folder / "tokenizer"
         if (kept / "config.json").is_file() and self.description.is_file():
             return load_tokenizer(kept, components=self.components)
-        source, train = self.settings.tokenizer or self.stages_tokenizer, self.settings.data.train
+        return load_tokenizer(self._tokenizers_source(), components=self.components)
+
+    def _tokenizers_source(self) -> str | Path:
+        source: str | Path | None = self.settings.tokenizer or self.stages_tokenizer
         if source is None and self.reads_data:
-            source = with_places(read_manifest(train["root"]).encoding["tokenizer"]["source"], train["root"])
+            root = self.settings.data.train["root"]
+            source = str(with_places(read_manifest(root).encoding["tokenizer"]["source"], root))
         if source is None:
             raise ConfigError(
                 "no tokenizer is known: set tokenizer to a work folder, a saved tokenizer, a published checkpoint or a "
                 "hub id (a finished cache of latents names its own)"
             )
-        return load_tokenizer(source, components=self.components)
+        return source
 
     def _make_cache(self, tokenizer: Tokenizer) -> None:
         settings = self.settings.latent_cache
