@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from aligntok.annotations import takes_keywords_of
 from aligntok.encoders import Encoder, last_weight
-from aligntok.errors import ConfigError, first_line, unknown
+from aligntok.errors import AlignTokError, ConfigError, first_line, unknown
 from aligntok.settings import ImageSize, Width
 from aligntok.weights.libraries import check_model_name, create_timm, pretrained_tensors
 from aligntok.weights.load import misfit
@@ -203,9 +203,12 @@ class TimmEncoder(LevelEncoder):
 
 def intermediate(backbone: Any, pixels: Tensor, index: int, norm: bool) -> Tensor:
     """Features (N, C, h, w) after block or level `index` of a timm model."""
-    return backbone.forward_intermediates(pixels, indices=[index], norm=norm, stop_early=True, intermediates_only=True)[
-        0
-    ]
+    options = dict(norm=norm, stop_early=True, intermediates_only=True)
+    return backbone.forward_intermediates(pixels, indices=[index], **options)[0]
+
+
+#: Of numbers among the keywords of timm's models, which have no bounds: what could still be built.
+_LARGEST, _LARGEST_OF_ALL = {"depth": 1000}, 2**16
 
 
 def build_backbone(
@@ -219,6 +222,9 @@ def build_backbone(
 
     Raises ConfigError for keywords that the model does not take, WeightsError for weights of another model.
     """
+    for key, value in (model_args or {}).items():
+        if isinstance(value, int | float) and not abs(value) <= (most := _LARGEST.get(key, _LARGEST_OF_ALL)):
+            raise ConfigError(f"timm model '{model_name}': {key}={value!r} of model_args; it must be at most {most}")
     options: dict[str, Any] = {"num_classes": 0, **(model_args or {})}
     if image_size is not None:
         options["img_size"] = image_size
@@ -232,9 +238,12 @@ def build_backbone(
         try:
             backbone = create_timm(model_name, kept, source, spare=True, **{**any_size, **options})
             break
-        except TypeError as error:
-            if not any(key in str(error) for key in any_size):
-                raise ConfigError(f"timm model '{model_name}' cannot be built with {options}: {error}") from error
+        except AlignTokError:
+            raise
+        except Exception as error:  # whatever timm's models say of keywords and sizes
+            if not (isinstance(error, TypeError) and any(key in str(error) for key in any_size)):
+                reason = first_line(error)
+                raise ConfigError(f"timm model '{model_name}' cannot be built with {options}: {reason}") from error
     if not hasattr(backbone, "prune_intermediate_layers") or not hasattr(backbone, "feature_info"):
         raise ConfigError(f"timm model '{model_name}' gives no intermediate features; choose another")
     if kept is not None and "siglip" in model_name:
