@@ -171,7 +171,10 @@ class ComponentRegistry(Registry):
         if name is None:
             raise ConfigError(f"{self.kind} config {dict(cfg)} has no 'type'; known: {', '.join(self)}")
         component = name if inspect.isclass(name) else self.find(name, components)
-        check_keywords(component, options, who=f"{self.kind} '{name}'")
+        who = f"{self.kind} '{name}'"
+        check_keywords(component, options, who)
+        if missing := [key for key in _needed(component) if key not in options]:
+            raise ConfigError(f"{who} needs {', '.join(missing)}; give {missing[0]}=... beside its type")
         return component(**options)
 
     def check(self, cfg: Any, who: str, also: Sequence[str] = ()) -> None:
@@ -211,6 +214,13 @@ def check_keywords(component: Any, options: dict[str, Any], who: str, also: tupl
         if key not in known and not anything:
             raise ConfigError(f"{who} takes {unknown('keyword', key, known)}")
     check_values(component, options, who)
+
+
+def _needed(component: Any) -> list[str]:
+    """Return the keywords that a component cannot do without."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(component).parameters.values()
+    return [each.name for each in parameters if each.kind in named and each.default is each.empty]
 
 
 def _configs_in(value: Any) -> Iterator[Mapping[str, Any]]:

@@ -63,6 +63,8 @@ class AlignmentModel(TrainedModel):
         self.trainable = tuple(settings.trainable)
         if not self.trainable:
             raise ConfigError(f"trainable={list(self.trainable)}; it must name one or more of {', '.join(PARTS)}")
+        if "encoder" not in settings.model:
+            raise ConfigError("model has no encoder; give model=dict(encoder=dict(type='dinov2'), ...) or another")
         self.tokenizer = Tokenizer(**settings.model)
         self.objective = Objective(settings.losses, self.trainable)
         self.discriminator: Any = None
