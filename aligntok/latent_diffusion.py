@@ -16,7 +16,7 @@ from aligntok.data.latent_shards import LatentStatistics
 from aligntok.diffusion.sampling import draw_samples
 from aligntok.diffusion.settings import Sampling
 from aligntok.errors import ConfigError, WeightsError, unknown
-from aligntok.io.files import check_file, read_json, save_tensors, write_checksums, write_json
+from aligntok.io.files import check_file, read_json, reading, save_tensors, write_checksums, write_json
 from aligntok.registry import GENERATORS
 from aligntok.tokenizer import Tokenizer
 
@@ -173,10 +173,12 @@ class LatentDiffusion(nn.Module):
         """
         path = Path(folder)
         cure = "so the folder is no saved generator with its tokenizer: a training writes one, its latent_diffusion"
-        fields = read_json(path / "latent_diffusion.json", WeightsError, cure, described_fields)
+        described = path / "latent_diffusion.json"
+        fields = read_json(described, WeightsError, cure, described_fields)
         GENERATORS.check_registered(fields["generator"], components)  # before the tokenizer's parts are imported
         tokenizer = Tokenizer.from_pretrained(path / "tokenizer", components=components)
-        model = cls(tokenizer=tokenizer, trusted=False, components=components, **fields)
+        with reading(described, WeightsError, cure):
+            model = cls(tokenizer=tokenizer, trusted=False, components=components, **fields)
         check_file(path / "generator.safetensors", WeightsError, "copy the folder again, whole")
         model.generator.load_weights(path / "generator.safetensors")
         return model.eval()

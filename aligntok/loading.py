@@ -10,7 +10,7 @@ from typing import Any
 from aligntok.engine.checkpoints import join, list_checkpoints, load_parts, read_parts, read_snapshots
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
-from aligntok.io.files import read_json
+from aligntok.io.files import read_json, reading
 from aligntok.io.folders import remove_leftovers
 from aligntok.latent_diffusion import LatentDiffusion, described_fields
 from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
@@ -81,10 +81,12 @@ def load_stage_tokenizer(
     """
     stage = _read_description(folder)
     saved = {key: value for key, value in stage["tokenizer"].items() if key != "aligntok_version"}
-    tokenizer = Tokenizer(**{**saved, "trusted": False, "components": components})
+    with reading(Path(folder) / STAGE_FILE, CheckpointError, _UNKNOWN_MODEL):
+        tokenizer = Tokenizer(**{**saved, "trusted": False, "components": components})
     states = read_merged_parts(folder, weights or ("ema" if stage["ema"] else "raw"), sigma_rel, rebuild)
-    for part in PARTS:
-        getattr(tokenizer, part).load_state_dict(states.get(part, {}))  # files have no part without weights
+    parts = {part: getattr(tokenizer, part) for part in PARTS}
+    kept = {part: states.get(part, {}) for part in PARTS}  # files have no part without weights
+    load_parts(parts, kept, f"the newest checkpoint in {folder}")
     return tokenizer.eval()
 
 
@@ -131,14 +133,18 @@ def read_stage_file(folder: str | os.PathLike[str], cure: str, parse: Callable[[
     return read_json(Path(folder) / STAGE_FILE, CheckpointError, cure, parse_ours)
 
 
+_UNKNOWN_MODEL = (
+    "so the stage's model is unknown: copy the stage's folder whole; going on with the training writes that file"
+)
+
+
 def _read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what a stage's file says, with what every reader needs: a tokenizer, and its averages or None."""
-    cure = "so the stage's model is unknown: copy the stage's folder whole; going on with the training writes that file"
 
     def parse(said: dict[str, Any]) -> dict[str, Any]:
         return {**said, "tokenizer": dict(said["tokenizer"]), "ema": said["ema"] and dict(said["ema"])}
 
-    described: dict[str, Any] = read_stage_file(folder, cure, parse)
+    described: dict[str, Any] = read_stage_file(folder, _UNKNOWN_MODEL, parse)
     return described
 
 
@@ -220,7 +226,8 @@ def load_latent_diffusion(
     has_ema, fields = read_stage_file(folder, UNKNOWN, lambda said: (bool(said["ema"]), described_fields(said)))
     GENERATORS.check_registered(fields["generator"], components)  # before the tokenizer's parts are imported
     tokenizer = Tokenizer.from_pretrained(folder / "tokenizer", components=components)
-    model = LatentDiffusion(tokenizer=tokenizer, trusted=False, components=components, **fields)
+    with reading(folder / STAGE_FILE, CheckpointError, UNKNOWN):
+        model = LatentDiffusion(tokenizer=tokenizer, trusted=False, components=components, **fields)
     states = read_parts(folder, weights or ("ema" if has_ema else "raw"), average)
     load_parts({"generator": model.generator}, states, f"the newest checkpoint in {folder}")
     return model.eval()

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import aligntok
-from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, first_line
-from aligntok.io.files import check_file, read_json, replacing, save_tensors, write_checksums, write_json
+from aligntok.errors import AlignTokError, ConfigError, UnknownComponentError, WeightsError, first_line
+from aligntok.io.files import DAMAGE, check_file, read_json, replacing, save_tensors, write_checksums, write_json
 from aligntok.registry import ADAPTERS, DECODERS, ENCODERS
 from aligntok.settings import Width
 from aligntok.weights.load import weights_hash
@@ -235,9 +235,9 @@ class Tokenizer(
             read_json(Path(source) / "config.json", WeightsError, "copy or download the folder again")
         try:
             return super().from_pretrained(source, **{**kwargs, "trusted": False, "components": components})
-        except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
+        except AlignTokError:
+            raise
+        except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, *DAMAGE) as error:
             raise WeightsError(
                 f"cannot load a tokenizer from '{source}': {first_line(error)}\n"
                 "  give a folder written by save_pretrained, or the id of a hub repository that you can reach"

@@ -306,3 +306,11 @@ def write_generation(tmp_path, generation_source):
         return str(path)
 
     return write
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Names that are no text are shown by their codes: pytest-xdist cannot send a report that has them as they are."""
+    report = yield
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report

@@ -250,6 +250,10 @@ def load_tensors(path: str | os.PathLike[str], kind: type[AlignTokError], cure: 
         return {**tensors, **{name: tensors[other] for name, other in tied.items()}}
 
 
+#: What a file that is not what it should be raises where it is read, or where something is made by what it says.
+DAMAGE = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
+
+
 @contextmanager
 def reading(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) -> Iterator[None]:
     """Turn what a missing or damaged file raises inside into an error of that `kind`: file, reason, `cure`."""
@@ -259,7 +263,7 @@ def reading(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) 
         raise
     except KeyError as error:
         raise kind(f"{path} cannot be read (it has no {error}); {cure}") from error
-    except (OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except DAMAGE as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise kind(f"{path} cannot be read ({reason}); {cure}") from error
 
