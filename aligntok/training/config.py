@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,8 @@ FREE = (
 #: Among those below, one that is not: what is held out is not trained on.
 HELD_OUT = "data.val.fraction"
 FREE_BELOW = ("data.workers", "data.timeout", "data.val", "data.nominal_images", "model.encoder.pretrained")
+#: Settings, of the run and of components, that say where something lies.
+_PLACES = ("work_dir", "data_root", "root", "name", "tokenizer", "reference", "split")
 #: Settings that the saved state depends on.
 FIXED = ("schedule", "optimizer.type", "discriminator_optimizer.type", "trainable", "lora", "tokenizer")
 
@@ -78,6 +81,7 @@ def read_config(path: str | Path, options: Mapping[str, Any], cls: Any = None) -
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Raise ConfigError for a key that is unknown or of a wrong type, in the config or any of its stages."""
     config = _without_deletes(config)
+    _check_paths(config, where)
     stages = config.get("stages", [])
     if not stages and "generator" not in config:
         raise ConfigError(
@@ -101,6 +105,17 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     names = [stage["name"] for stage in stages]
     if len(set(names)) < len(names):
         raise ConfigError(f"{where}: stages need different names, not {names}")
+
+
+def _check_paths(given: Any, where: str, key: str = "") -> None:
+    """Raise ConfigError for a name of a place, at any depth, that no disk can have: a NUL, or far too long."""
+    if isinstance(given, Mapping | list | tuple):
+        for name, inner in given.items() if isinstance(given, Mapping) else ((key, each) for each in given):
+            _check_paths(inner, where, str(name))
+    if isinstance(given, str) and key in _PLACES:
+        longest = max(len(os.fsencode(part)) for part in given.split("/"))
+        if "\0" in given or longest > 200 or len(given) > 3000:  # of 255 and 4096, for what is put beside or below
+            raise ConfigError(f"{where}: {key}={given[:40]!r}... is nothing that a file could be called")
 
 
 def dotted_models(config: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,8 @@ from mutations import Mutation, mutations, source
 from aligntok import cli
 from configs import base_configs
 
+#: How a training begins to say that there are no weights, or no data.
+NEITHER = ("WeightsError", "ConfigError: data_root is not set")
 #: Of a mutation, by what became of it; the last four must be none.
 OUTCOMES = ("refused", "accepted", "traceback", "hang", "unclear", "found by the run")
 
@@ -41,7 +43,7 @@ def train_it(folder: Path, seconds: float, gigabytes: float) -> Outcome:
     with tempfile.TemporaryDirectory(dir=folder) as work_dir:
         words = ["train", str(folder / "mutated.py"), "--work-dir", work_dir]
         judged = in_child(words, folder, seconds, gigabytes)
-    if judged.said.startswith("WeightsError"):  # of a model whose weights cannot be fetched here
+    if judged.said.startswith(NEITHER):  # a dry run needs neither
         return Outcome("accepted", "")
     if judged.kind in ("accepted", "hang"):
         return judged

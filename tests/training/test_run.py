@@ -422,6 +422,49 @@ def test_a_dry_run_looks_at_the_data_that_it_is_given(write_config, photographs,
     assert not (tmp_path / "run").exists()
 
 
+class Written(float):
+    """A number that a config's file writes as Python does."""
+
+    def __repr__(self):
+        return f"float('{float(self)}')"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(optimizer=dict(lr=-1)), "Invalid learning rate: -1"),
+        (dict(optimizer=dict(lr=True)), "lr=True is bool"),
+        (dict(optimizer=dict(lr=1e11)), "lr=100000000000.0; it must be at most 100"),
+        (dict(optimizer=dict(betas="1")), "betas='1' is str"),
+        (dict(optimizer=dict(maximize=True)), "does not descend"),
+        (dict(optimizer=dict(type="SparseAdam")), "cannot take a step (SparseAdam does not support dense gradients"),
+        (dict(clip_grad_norm=Written("inf")), "clip_grad_norm=inf; it must be finite"),
+        (dict(schedule=[dict(type="LinearLR", begin=Written("nan"))]), "begin=nan"),
+        (
+            dict(schedule=[dict(type="LinearLR", by_epoch=True)]),
+            "by_epoch=True of LinearLR, but schedules are counted in",
+        ),
+        (dict(seed=10**11), "seed=100000000000; it must be int of at least 0, at most 2,147,483,647"),
+        (dict(data=dict(train=dict(split="train", image_size=32), val=dict(split=-1))), "split=-1 is int"),
+        (
+            dict(data=dict(workers=99_999_999_999)),
+            "data.workers=99999999999; it must be int of at least 0, at most 1,024",
+        ),
+        (dict(losses=dict(l1=dict(type="l1", weight=True))), "weight=True is bool"),
+        (dict(losses=dict(l1=dict(type="l1", weight=-1.0))), "weight=-1.0; it must be int or float of at least 0"),
+        (dict(model=dict(encoder=dict(type="timm"))), "encoder 'timm' needs model_name"),
+        (dict(model=dict(latent_dim=4)), "model has no encoder"),
+        (dict(work_dir="a" * 300), "work_dir='aaaa"),
+        (dict(validation=dict(perceptual=dict(type="kl"))), "the loss 'kl' takes"),
+        (dict(hooks=[dict(type="IterTimerHook", x=1)]), "no keyword named 'x'"),
+        (dict(compile=dict(mode="x")), "torch.compile takes no compile={'mode': 'x'}"),
+    ],
+)
+def test_nonsense_is_found_by_a_dry_run(write_config, capsys, changes, said):
+    assert train([write_config(**changes), "--dry-run"]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_dry_run_names_every_stage_in_full_on_a_narrow_terminal(write_config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert start(write_config(), tmp_path / "run", "--dry-run") == 0
