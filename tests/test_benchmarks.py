@@ -80,7 +80,7 @@ def test_a_step_is_taken_apart_and_compared_with_what_it_can_do_without(run, mon
         assert any(line.strip().startswith(variant) for line in lines), variant
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_run_ends_as_one_that_was_not(run, config_source, tmp_path):
     (tmp_path / "tiny.py").write_text(
         config_source(stages=[dict(name="only", steps=2)], losses=dict(l1=dict(type="l1")))

@@ -302,10 +302,14 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         )
 
     def parse(content: dict[str, Any]) -> Manifest:
-        if content["encoding"]["format"] != FORMAT:
-            raise ValueError(f"its format is {content['encoding']['format']}, this version reads {FORMAT}")
+        encoding = content["encoding"]
+        if encoding["format"] != FORMAT:
+            raise ValueError(f"its format is {encoding['format']}, this version reads {FORMAT}")
+        if not isinstance(encoding["tokenizer"]["identity"], str) or encoding["dtype"] not in DTYPES:
+            raise ValueError("its encoding names no tokenizer, or no type of numbers")
+        _ = encoding["hflip"], encoding["tokenizer"]["source"]  # who opens the cache needs them
         return Manifest(
-            content["encoding"],
+            encoding,
             int(content["images"]),
             tuple(content["latent_shape"]),
             _checked_statistics(path, content.get("statistics"), content["latent_shape"][0]),

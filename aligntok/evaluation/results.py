@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 import aligntok
@@ -73,7 +74,12 @@ def read_result(path: str | os.PathLike[str]) -> Result:
         if content.pop("format") != FORMAT:
             raise ValueError(f"it is not of format {FORMAT}")
         content.pop("aligntok_version")
-        return Result(**{**with_places(content, Path(path).parent), "pictures": content.get("pictures", {})})
+        whole = {**with_places(content, Path(path).parent), "pictures": content.get("pictures", {})}
+        try:
+            return TypeAdapter(Result).validate_python(whole)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
     cure = "so it is no result of an evaluation: run the evaluation again, or leave that file out"
     return read_json(path, DataError, cure, parse)

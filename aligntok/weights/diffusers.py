@@ -46,7 +46,7 @@ def build_autoencoder(config: Mapping[str, Any]) -> Any:
     """Build a diffusers AutoencoderKL with random weights. Raises ConfigError without diffusers or for wrong keys."""
     try:
         return _class()(**config)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:  # of sizes, by torch
         raise ConfigError(
             f"diffusers cannot build an AutoencoderKL of this config ({first_line(error)}); give the keys of its "
             "config.json"

@@ -314,7 +314,7 @@ def test_replaced_images_are_refused_and_a_lost_or_damaged_shard_is_of_the_same_
         (out / "shard_00001.safetensors").unlink(missing_ok=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_kill_in_the_midst_of_writing_leaves_whole_shards_only(tokenizer, spoilt, whole, tmp_path, capsys):
     out = tmp_path / "cache"
     killed = run("-c", KILLED_WHILE_WRITING, *words(tokenizer, spoilt, out))
@@ -330,7 +330,7 @@ def test_a_kill_in_the_midst_of_writing_leaves_whole_shards_only(tokenizer, spoi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.nightly)])
 def test_any_number_of_processes_writes_the_same_files(tokenizer, spoilt, whole, tmp_path, processes):
     done = run(str(ROOT / "tools/cache_latents.py"), *words(tokenizer, spoilt, tmp_path / "cache"), processes=processes)
     assert done.returncode == 0, done.stderr

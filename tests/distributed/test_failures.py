@@ -45,7 +45,7 @@ def ranks_under(torchrun):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dead", [0, 1])
+@pytest.mark.parametrize("dead", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_a_killed_process_takes_the_other_with_it(write_config, tool, tmp_path, dead):
     processes = pair(tool, write_config(), tmp_path / "run")
     tool.until(processes[0], STEP)
@@ -61,7 +61,7 @@ def test_a_killed_process_takes_the_other_with_it(write_config, tool, tmp_path, 
     processes[dead].communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_process_that_falls_silent_is_missed(write_config, tool, tmp_path):
     processes = pair(tool, write_config(), tmp_path / "run", "process_timeout=6")
     tool.until(processes[0], STEP)
@@ -92,7 +92,7 @@ def test_a_reason_in_one_process_reaches_the_log_of_every_other(write_config, to
     assert read_newest(tmp_path / "run" / FIRST)["step"] >= 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_torchrun_may_start_the_processes_again_and_they_go_on(write_config, tool, tmp_path, slow_steps):
     """What the first life posted about its end must not end the second."""
     torchrun = ("--standalone", "--nproc_per_node=2", "--max-restarts=1")

@@ -1,4 +1,4 @@
-"""Folders of strangers: whatever their files say, nothing that they name is imported or called."""
+"""Folders of strangers: whatever their files say, it is taken or refused in a sentence; nothing that they name runs."""
 
 from __future__ import annotations
 
@@ -179,8 +179,7 @@ def poisoned(content, value):
 
 def read_by_all(folder, out):
     for read in everything_that_reads(folder, out):
-        # what it says is the matter of other tests
-        with suppress(AlignTokError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError):
+        with suppress(AlignTokError):
             read()
 
 
@@ -200,7 +199,7 @@ def test_no_name_in_a_folder_runs_code(make, tmp_path):
                 holder["type"] = name
                 file.write_text(json.dumps(content))
                 load = load_latent_diffusion if "generator" in make.__name__ else load_tokenizer
-                with suppress(AlignTokError, TypeError, ValueError, AttributeError):
+                with suppress(AlignTokError):
                     load(folder)
                 holder.clear()
                 holder.update(before)

@@ -184,7 +184,7 @@ def test_the_table_is_printed_in_eighty_columns():
     assert rows[3] == ["4", "250", "500.0", "0.5000", "4.00", "1.100", "0.0100"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_several_processes_find_the_same(run, swept, tmp_path):
     tool = [str(ROOT / "tools/sample.py"), *words(run, tmp_path / "out")]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

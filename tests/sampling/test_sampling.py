@@ -174,7 +174,7 @@ raise SystemExit(sample())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_any_number_of_processes_draws_the_same_bits(run, whole, tmp_path, processes):
     (tmp_path / "slow.py").write_text(SLOW_DISK)
     done = launch(str(tmp_path / "slow.py"), *words(run, tmp_path / "out"), processes=processes)
@@ -546,7 +546,7 @@ sample(sys.argv[1:])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_kill_in_the_midst_of_writing_leaves_whole_pictures_only(run, whole, tmp_path):
     out = tmp_path / "out"
     killed = launch("-c", KILLED_WHILE_WRITING, *words(run, out))

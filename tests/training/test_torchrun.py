@@ -75,7 +75,7 @@ def assert_one_curve(one, many, ratios=("ratio/gan", "ratio/semantic")):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_any_number_of_processes_logs_the_losses_of_one_and_ends_at_its_weights(one, tool, tmp_path, processes):
     """Adaptive weights on, a GAN that begins in the middle of stage 1, a batch norm over all processes."""
     torchrun = ("--standalone", f"--nproc_per_node={processes}")
@@ -91,7 +91,7 @@ def test_any_number_of_processes_logs_the_losses_of_one_and_ends_at_its_weights(
     assert not Path(".dist_test").exists()  # where mmengine would gather results by files
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_nodes_that_meet_on_the_network_are_one_process(one, tool, tmp_path):
     """torchrun's rendezvous, over loopback: two agents with one process each."""
     meeting = ("--nnodes=2", "--nproc_per_node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}")

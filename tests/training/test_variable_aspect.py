@@ -115,7 +115,7 @@ def test_a_stage_gone_on_with_sees_the_shapes_that_were_left(mixed_config, shown
         assert all(torch.equal(tensor, second[part][name]) for name, tensor in state.items()), part
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_take_the_same_buckets_as_one(mixed_config, tmp_path):
     config, losses = mixed_config(steps=3), []
     for processes in (1, 2):

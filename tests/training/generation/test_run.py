@@ -93,7 +93,7 @@ def test_a_finished_run_is_skipped_and_a_longer_one_goes_on(whole, tmp_path, cap
     assert finished_steps(tmp_path / "run" / "generation") == STEPS + 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tool, tmp_path):
     rng = random.Random(4)
     for _ in range(3):
@@ -106,7 +106,7 @@ def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tool, tmp_path):
     assert same_ends(tool, tmp_path / "run", whole[0])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_75(whole, tool, tmp_path, slow_steps):
     slow, env = slow_steps
     options = ["--cfg-options", "checkpoint.every=1000"]
@@ -121,7 +121,7 @@ def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_75(whole, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "accumulation"), [(1, 2), (2, 1), (4, 2)])
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 2), (2, 1), pytest.param(4, 2, marks=pytest.mark.nightly)])
 def test_any_split_of_the_batch_is_one_curve(whole, tool, tmp_path, processes, accumulation):
     torchrun = ("--standalone", f"--nproc_per_node={processes}") if processes > 1 else ()
     options = ["--cfg-options", f"gradient_accumulation_steps={accumulation}"]
