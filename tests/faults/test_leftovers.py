@@ -94,16 +94,16 @@ def test_no_two_processes_hold_a_folder_though_claims_come_and_go(tmp_path):
 
 def test_a_claim_that_was_opened_before_it_was_removed_is_made_anew(tmp_path, monkeypatch):
     """Another process ends its run between the two steps, opening and locking, of this one."""
-    from aligntok.io import files
+    from aligntok.io import folders
 
-    plain, first = files.fcntl.lockf, iter([True])
+    plain, first = folders.fcntl.lockf, iter([True])
 
     def lock(file, how):
         if next(first, False):
             (tmp_path / ".lock").unlink()
         plain(file, how)
 
-    monkeypatch.setattr(files.fcntl, "lockf", lock)
+    monkeypatch.setattr(folders.fcntl, "lockf", lock)
     with lock_folder(tmp_path):  # to read the file here would end the claim, as POSIX has it
         assert status_of(fork(lambda: tried(tmp_path))) == 7
 
