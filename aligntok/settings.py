@@ -33,6 +33,8 @@ _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrin
 #: Whole numbers of which there must be one, and of which there may be none; no counter of C or numpy runs over.
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+#: Of samples: torch takes no more bits on the CPU.
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 #: What is held at once: images of a batch, pictures of a sheet, processes of a loader, channels and blocks of a model.
 BatchSize = Annotated[int, Field(ge=1, le=2**20)]
 Pictures = Annotated[int, Field(ge=0, le=10_000)]

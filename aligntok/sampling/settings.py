@@ -10,7 +10,7 @@ from pydantic import Field
 
 from aligntok.diffusion.settings import Sampling
 from aligntok.errors import ConfigError
-from aligntok.settings import BatchSize, ChangesTo, Count, ImageSize, Pictures, Positive, Precision, Share, settings
+from aligntok.settings import BatchSize, ChangesTo, ImageSize, Pictures, Positive, Precision, Seed, Share, settings
 
 
 @settings(
@@ -42,7 +42,7 @@ class SampleRequest:
     """Random by the sample's seed, or each class in turn; None: random where there are classes."""
     classes: tuple[str | int, ...] = ()
     """These, over and over, instead of labels: names, or numbers where classes have none; index:3 is a number."""
-    seed: Count = 0
+    seed: Seed = 0
     """Of sample 0; sample i has seed + i."""
     size: ImageSize | None = None
     """Pixels: a side, or height and width; None: those of the training images."""

@@ -315,7 +315,7 @@ def test_what_is_missing_or_damaged_is_named(run, tmp_path):
         assert part in content, part
 
 
-@pytest.mark.parametrize("name", ["../../diary.png", "/diary.png", "link.png", "away/diary.png", "..", 3, "a" * 5000])
+@pytest.mark.parametrize("name", ["../../diary.png", "/diary.png", "link.png", "away/diary.png", "..", "a" * 5000])
 def test_a_picture_from_outside_of_a_results_folder_is_not_embedded(name, tmp_path):
     """A result that came from elsewhere names what it likes; the page may be sent on."""
     folder = tmp_path / "run/result"
