@@ -67,6 +67,7 @@ def test_three_ways_of_reading_latents_are_timed(run):
     assert len(re.findall(r"[\d,]+/s \(\d+\.\d x\)", run("latent_reading", options))) == 3
 
 
+@pytest.mark.nightly
 def test_a_step_is_taken_apart_and_compared_with_what_it_can_do_without(run, monkeypatch):
     monkeypatch.setattr("multiprocessing.context.BaseContext.Pool", lambda *_, **__: Here())
     lines = run("training_step", "--stage 2 --image-size 32 --batch 2 --rounds 2 --threads 1").splitlines()

@@ -116,7 +116,7 @@ def text_of(page):
     return html.unescape(re.sub(r"<[^>]+>", "", page.read_text()))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_same_code_gives_the_same_pages(site):
     pages = [DOCS / "components.md", DOCS / "configuration_keys.md", *(DOCS / "api/generated").glob("*.md")]
     before = {page: (page.stat().st_mtime_ns, page.read_text()) for page in pages}

@@ -92,7 +92,7 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
         ("data/images.py", "assign_buckets", ["ImageError"]),
         ("data/images.py", "assign", ["ImageError"]),  # the same one
         ("data/images.py", "_read_or_next", ["ImageError"]),
-        ("data/sources/tables.py", "_holds_images", ["ImageError"]),
+        ("data/transforms.py", "holds_image", ["ImageError"]),  # to see whether there is one
         ("evaluation/comparison/summary.py", "show_samples", ["ImageError"]),
         ("evaluation/images.py", "_read", ["ImageError"]),
         ("evaluation/report/figures.py", "pictures", ["(OSError, AlignTokError)"]),  # of paths, as the last but one
@@ -119,7 +119,7 @@ def converts_to_or_from_8_bits(node):
 def test_8_bits_come_about_and_go_in_one_place():
     assert sorted(set(places(converts_to_or_from_8_bits))) == [
         ("data/images.py", "place_unreadable"),  # numbers of buckets
-        ("data/transforms.py", "_to_rgb"),  # the high byte of 16-bit grey
+        ("data/transforms.py", "_to_eight_bits"),  # the high bits of deeper grey
         ("evaluation/metrics/image_quality.py", "ssim"),  # the constants of its definition
         ("extractors/__init__.py", "resized"),  # to [0, 1], as feature extractors take images
         ("io/pictures.py", "from_uint8"),

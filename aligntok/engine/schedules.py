@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -14,6 +15,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from aligntok.errors import ConfigError, first_line, unknown
 from aligntok.registry import check_keywords, find_class
 
+logger = logging.getLogger("aligntok.engine")
 #: Of a scheduler's state: what moves as it goes. The rest is its shape.
 _MOVING = ("last_step", "_global_step", "_last_value", "base_values")
 _TRIED = 20_000  # steps whose rates are looked at beforehand: a twentieth of a second
@@ -47,8 +49,8 @@ def check_schedule(schedule: Sequence[Any] | None, where: str, steps: int, end: 
         _check_counted(one, where)
     complete = complete_schedule(schedule, end or steps)
     built = [_build(one, where, optimizer) for one in complete]
-    for one in complete:
-        _check_reached(one, where, min(steps, one["end"]))
+    for one, given in zip(complete, schedule or [], strict=True):
+        _check_reached(one, where, steps, ends_by_itself="end" in given)
     for step in range(min(steps, _TRIED) if built else 0):
         rate = optimizer.param_groups[0]["lr"]
         if not 0 <= rate < _HIGHEST:  # NaN neither
@@ -98,18 +100,28 @@ def _build(one: Mapping[str, Any], where: str, optimizer: Any = None) -> Any:
     return built
 
 
-def _check_reached(one: Mapping[str, Any], where: str, stop: int) -> None:
-    """Raise ConfigError for steps that a scheduler names and that never come before it, or the stage, ends."""
+def _check_reached(one: Mapping[str, Any], where: str, steps: int, ends_by_itself: bool) -> None:
+    """Raise ConfigError for steps that a scheduler names and that never come before its own end.
+
+    Those that the stage is too short for are told: a trial of a few steps has the schedule of the whole.
+    """
     begin, periods = one.get("begin", 0), one.get("periods", [])
     named = {"begin": [begin], "milestones": one.get("milestones", [])}
     named["periods"] = [0, *accumulate(periods)][:-1] if min(periods, default=1) > 0 else [-1]
     named["step_size"] = [one["step_size"]] if "step_size" in one else []
-    for key, steps in named.items():
+    for key, counted in named.items():
         first = 0 if key in ("begin", "periods") else 1
-        if any(not first <= step < stop - (0 if key == "begin" else begin) for step in steps):
+        last = max(counted, default=first) + (0 if key == "begin" else begin)
+        stop = min(steps, one["end"])
+        if not all(first <= step for step in counted) or (ends_by_itself and last >= one["end"]):  # NaN neither
             raise ConfigError(
-                f"{where}, schedule: {key}={one[key]} of {one['type']}, which begins at step {begin} and goes to step "
-                f"{stop}: not all of that comes; give steps in between"
+                f"{where}, schedule: {key}={one.get(key)} of {one['type']}, which begins at step {begin} and goes to "
+                f"step {stop}: not all of that comes; give steps in between"
+            )
+        if last >= stop:
+            logger.warning(
+                "%s, schedule: %s=%s of %s, which begins at step %d and goes to step %d: not all of that comes",
+                *(where, key, one.get(key), one["type"], begin, stop),
             )
 
 

@@ -338,7 +338,7 @@ def test_any_number_of_processes_writes_the_same_files(tokenizer, spoilt, whole,
     assert contents(tmp_path / "cache") == contents(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_error_of_one_process_is_that_of_all(tokenizer, spoilt, tmp_path):
     few = [*words(tokenizer, spoilt, tmp_path / "cache")[:-1], "1"]
     done = run(str(ROOT / "tools/cache_latents.py"), *few, processes=2)

@@ -107,7 +107,7 @@ def test_torchrun_may_start_the_processes_again_and_they_go_on(write_config, too
     assert "latent_alignment: step 12/12" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sigterm_to_torchrun_stops_all_after_one_step_and_the_run_goes_on(write_config, tool, tmp_path, slow_steps):
     torchrun = ("--standalone", "--nproc_per_node=2")
     config, one = write_config(steps=12, checkpoint=dict(every=1000)), ("--stage", "latent_alignment")

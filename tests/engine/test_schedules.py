@@ -56,20 +56,11 @@ def test_what_moves_something_else_is_refused(name):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (
-            one("MultiStep") | dict(milestones=[4, 100]),
-            "milestones=[4, 100] of MultiStepLR, which begins at step 0",
-        ),
-        (one("MultiStep") | dict(milestones=[12]), "goes to step 12: not all of that comes"),
-        (one("MultiStep", begin=8), "milestones=[4] of MultiStepLR, which begins at step 8"),
         (one("MultiStep", end=4), "milestones=[4] of MultiStepLR, which begins at step 0 and goes to step 4"),
         (one("MultiStep") | dict(milestones=[-1]), "milestones=[-1]"),
         (one("MultiStep") | dict(milestones=[1.5]), "milestones=[1.5]"),
-        (one("Step") | dict(step_size=12), "step_size=12 of StepLR"),
         (one("Step") | dict(step_size=0), "step_size=0 of StepLR"),
-        (one("CosineRestart") | dict(periods=[12, 20]), "periods=[12, 20] of CosineRestartLR"),
         (one("CosineRestart") | dict(periods=[0, 20]), "step"),
-        (one("Exponential", begin=12, end=20), "begin=12 of ExponentialLR"),
         (one("Exponential", begin=-1), "begin=-1 of ExponentialLR"),
         (one("Exponential", begin=float("nan")), "begin=nan"),
         (one("Exponential", end=None), "end=None"),
@@ -87,6 +78,29 @@ def test_what_could_not_move_the_rate_as_it_says_is_refused(given, said):
     with pytest.raises(ConfigError) as caught:
         check_schedule([given], "here", 12)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            one("MultiStep") | dict(milestones=[4, 100]),
+            "milestones=[4, 100] of MultiStepLR, which begins at step 0",
+        ),
+        (one("MultiStep") | dict(milestones=[12]), "goes to step 12: not all of that comes"),
+        (one("MultiStep", begin=8), "milestones=[4] of MultiStepLR, which begins at step 8"),
+        (one("Step") | dict(step_size=12), "step_size=12 of StepLR"),
+        (one("CosineRestart") | dict(periods=[12, 20]), "periods=[12, 20] of CosineRestartLR"),
+        (one("Exponential", begin=12, end=20), "begin=12 of ExponentialLR"),
+    ],
+)
+def test_what_a_stage_is_too_short_for_is_told(given, said, caplog):
+    """A trial of a few steps has the schedule of the whole training."""
+    check_schedule([given], "here", 12)
+    assert said in caplog.text
+    caplog.clear()
+    check_schedule([given], "here", 200)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("name", SAVED)

@@ -32,7 +32,7 @@ from aligntok.evaluation.results import read_result
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.io import files as io_files
 from aligntok.io.arrays import read_npz
-from aligntok.io.files import check_tensors, load_tensors, read_bytes, read_json
+from aligntok.io.files import check_file, load_tensors, read_bytes, read_json
 from aligntok.io.folders import check_links, lock_folder, remove_leftovers
 from aligntok.loading import load_latent_diffusion, load_tokenizer
 from aligntok.sampling.folder import SampleFolder
@@ -362,7 +362,7 @@ READERS = {
     "x.png": [read_bytes, lambda p: pictures([(p.parent, p.name, "w")]), lambda p: contact_sheet(p.parent, "w")],
     "x.json": [lambda p: read_json(p, DataError, "cure"), read_result],
     "x.safetensors": [
-        lambda p: check_tensors(p, DataError, "cure"),
+        lambda p: check_file(p, DataError, "cure"),
         lambda p: load_tensors(p, DataError, "cure"),
         Shard,
         lambda p: read_tensors(p, "who"),

@@ -17,7 +17,7 @@ from aligntok.evaluation.reconstruction import evaluate_reconstruction
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.report.collect import find
 from aligntok.evaluation.settings import ReconstructionSettings, ReportSettings
-from aligntok.io.files import lock_folder
+from aligntok.io.folders import lock_folder
 from aligntok.io.places import page_without_places, with_places, without_places
 from aligntok.loading import export_tokenizer
 from aligntok.sampling.samples import sample_images

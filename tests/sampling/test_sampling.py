@@ -766,7 +766,7 @@ def test_samples_that_are_not_finite_are_an_error_and_no_pictures(tmp_path):
         sample_images(SampleRequest(run=tmp_path / "broken", num_samples=2, out=tmp_path / "other"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_error_of_one_process_is_that_of_all(tmp_path):
     model = make_diffusion()
     with torch.no_grad():
