@@ -120,7 +120,7 @@ def check_values(component: Callable[..., Any], options: Mapping[str, Any], who:
     from pydantic import ValidationError
 
     for name, value in options.items():
-        annotation, adapter = _adapters(component).get(name, (None, None))
+        annotation, adapter = keywords_checked(component).get(name, (None, None))
         if adapter is None:
             continue
         try:
@@ -132,7 +132,7 @@ def check_values(component: Callable[..., Any], options: Mapping[str, Any], who:
 
 
 @cache
-def _adapters(component: Callable[..., Any]) -> dict[str, tuple[Any, TypeAdapter[Any]]]:
+def keywords_checked(component: Callable[..., Any]) -> dict[str, tuple[Any, TypeAdapter[Any]]]:
     """Return the annotation of each keyword that has one, and what checks it."""
     from pydantic import ConfigDict, TypeAdapter
 

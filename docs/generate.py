@@ -18,6 +18,7 @@ from typing import Any
 import flows  # beside this file
 
 import aligntok
+from aligntok.annotations import in_words, keywords_checked
 from aligntok.io.files import replacing
 from aligntok.registry import ComponentRegistry, shelves
 from aligntok.settings import fields_of
@@ -44,15 +45,16 @@ def _component(registry: ComponentRegistry, name: str) -> str:
     path = f"`{component.__module__}.{component.__qualname__}`"
     link = f"{{py:class}}{path}" if path.startswith("`aligntok.") else path
     source = f"{link}, from {origin.distribution} {origin.version}."
-    keywords = [_keyword(p) for p in inspect.signature(component).parameters.values()]
+    checked = {key: in_words(annotation) for key, (annotation, _) in keywords_checked(component).items()}
+    keywords = [_keyword(p, checked.get(p.name)) for p in inspect.signature(component).parameters.values()]
     example = "\n".join(["dict(", f'    type="{name}",', *keywords, ")"])
     return f"### `{name}`\n\n{source}\n{_first_paragraph(component)}\n\n```python\n{example}\n```\n"
 
 
-def _keyword(parameter: inspect.Parameter) -> str:
+def _keyword(parameter: inspect.Parameter, allowed: str | None) -> str:
     empty = inspect.Parameter.empty
     value = "..." if parameter.default is empty else repr(parameter.default).replace("'", '"')
-    annotation = inspect.formatannotation(parameter.annotation).strip("'")
+    annotation = allowed or inspect.formatannotation(parameter.annotation).strip("'")
     return f"    {parameter.name}={value}," + ("" if parameter.annotation is empty else f"  # {annotation}")
 
 

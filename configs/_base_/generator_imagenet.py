@@ -7,9 +7,7 @@ Ours: when checkpoints and pictures are written, and that a step whose gradients
 
 _base_ = ["./runtime.py"]
 
-generator = dict(
-    type="lightning_dit", patch_size=1, input_size=16, in_channels=32, num_classes=1000, class_dropout_prob=0.1
-)
+generator = dict(type="lightning_dit", patch_size=1, input_size=16, in_channels=32, class_dropout_prob=0.1)
 
 global_batch_size = (
     1024  # 128 a process on 8 GPUs; where memory is short, gradient_accumulation_steps=2 or grad_checkpointing=True

@@ -42,7 +42,6 @@ generation = dict(
         num_heads=3,
         input_size=8,
         in_channels=16,
-        num_classes=27,
     ),
     latent_cache=dict(split="crops", image_size=64, workers=1),
     steps=1000,

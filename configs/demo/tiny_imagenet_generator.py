@@ -20,7 +20,6 @@ generator = dict(
     patch_size=1,
     input_size=8,
     in_channels=16,
-    num_classes=50,
 )
 steps = 5000
 global_batch_size = 32

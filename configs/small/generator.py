@@ -18,7 +18,6 @@ generator = dict(
     patch_size=2,
     input_size=8,
     in_channels=8,
-    num_classes=50,
 )
 steps = 1200
 global_batch_size = 32

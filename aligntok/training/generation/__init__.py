@@ -263,7 +263,7 @@ class GeneratorStage(Stage):
             )
         cache = self.settings.latent_cache
         if cache is not None and self.data_root is not None:
-            open_source(self.data_root, cache.split, cache.label, cache.val_fraction)
+            self._check_classes(open_source(self.data_root, cache.split, cache.label, cache.val_fraction))
             size = parse_image_size(cache.image_size)
             multiples_of(tokenizer.downsample_factor, f"{self.name}: latent_cache.image_size", size)
 
