@@ -52,7 +52,7 @@ model = dict(
 )
 data = dict(
     train=dict(type="images", image_size=16, split="train"),
-    val=dict(type="images", image_size=16, split="train"),
+    val=dict(fraction=0.3),
     workers=0,
 )
 losses = dict(l1=dict(type="l1"))
