@@ -41,6 +41,9 @@ Pictures = Annotated[int, Field(ge=0, le=10_000)]
 Workers = Annotated[int, Field(ge=0, le=1024)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Depth = Annotated[int, Field(ge=1, le=1000)]
+#: The sides of a grid of tokens, whose positions are computed wherever it is built.
+_Side = Annotated[int, Field(ge=1, le=512)]
+Grid = _Side | tuple[_Side, _Side]
 #: Finite numbers: above zero, zero too, and below one as well.
 AboveZero = Annotated[float, Field(gt=0, le=1e9)]
 NotNegative = Annotated[float, Field(ge=0, le=1e9)]

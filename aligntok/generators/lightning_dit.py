@@ -14,7 +14,7 @@ from aligntok.errors import ConfigError, WeightsError, multiples_of, unknown
 from aligntok.generators import Generator, check_label_range
 from aligntok.generators.dit_blocks import DiTBlock, FinalLayer, LabelEmbedder, PatchEmbedder, TimeEmbedder
 from aligntok.ops.embeddings import axial_rotations, embed_grid, from_patches, run_block
-from aligntok.settings import AboveZero, Depth, ImageSize, Positive, Share, Width
+from aligntok.settings import AboveZero, Depth, Grid, Positive, Share, Width
 
 #: The published sizes: hidden_size, depth, num_heads.
 SIZES = {
@@ -50,7 +50,7 @@ class LightningDiT(Generator):
         self,
         size: str = "XL",
         *,
-        input_size: ImageSize = 16,
+        input_size: Grid = 16,
         patch_size: Width = 1,
         in_channels: Width = 32,
         hidden_size: Width | None = None,
