@@ -9,6 +9,8 @@ from pydantic import Field
 
 from aligntok.settings import AboveZero, NotNegative, Positive, settings
 
+Shift = Annotated[float, Field(gt=0, le=1000)]
+
 
 @settings
 class TransportSettings:
@@ -20,7 +22,7 @@ class TransportSettings:
     """Mean of the logit."""
     scale: AboveZero = 1.0
     """Standard deviation of the logit."""
-    shift: AboveZero = 1.0
+    shift: Shift = 1.0
     """Shift of the times, below 1 towards noise; 1 for none."""
     direction_weight: NotNegative = 1.0
     """Weight of the velocity's direction (cosine) loss beside its squared error; 0 leaves it out."""
@@ -34,7 +36,7 @@ class Sampling:
     """Of the solver, on a grid of one time more (published LightningDiT code counts the times)."""
     sampler: str = "euler"
     """euler, heun, dopri5, euler_maruyama or ddim."""
-    shift: AboveZero = 1.0
+    shift: Shift = 1.0
     """Of the time grid, below 1 towards noise."""
     cfg_scale: Annotated[float, Field(ge=0, le=10_000)] = 1.0
     """Of guidance; 1 is none."""

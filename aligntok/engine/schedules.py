@@ -19,6 +19,7 @@ logger = logging.getLogger("aligntok.engine")
 #: Of a scheduler's state: what moves as it goes. The rest is its shape.
 _MOVING = ("last_step", "_global_step", "_last_value", "base_values")
 _TRIED = 20_000  # steps whose rates are looked at beforehand: a twentieth of a second
+_LAST = 2**31 - 1  # step that there can be
 _HIGHEST = 1e3  # of a rate, in units of the optimiser's
 
 
@@ -106,6 +107,8 @@ def _check_reached(one: Mapping[str, Any], where: str, steps: int, ends_by_itsel
     Those that the stage is too short for are told: a trial of a few steps has the schedule of the whole.
     """
     begin, periods = one.get("begin", 0), one.get("periods", [])
+    if one["end"] > _LAST:
+        raise ConfigError(f"{where}, schedule: end={one['end']} of {one['type']}; it must be at most {_LAST}")
     named = {"begin": [begin], "milestones": one.get("milestones", [])}
     named["periods"] = [0, *accumulate(periods)][:-1] if min(periods, default=1) > 0 else [-1]
     named["step_size"] = [one["step_size"]] if "step_size" in one else []

@@ -47,6 +47,8 @@ def run(
         raise ConfigError(unknown("stage", only_stage, [stage.name for stage in stages]))
     if dry_run:
         print_plan([_plan_beforehand(stage, processes) for stage in chosen])
+        for stage in chosen:
+            stage.check_follows(stages[: stages.index(stage)])
         return None
     folder: Path | None = None
     with logging_the_end(), job(config["process_timeout"]) as launcher:

@@ -195,6 +195,10 @@ class Stage(ABC):
     def check(self, model: Any) -> None:
         """Raise ConfigError for what its model, on the meta device, does not check itself."""
 
+    def check_follows(self, stages: list[Stage]) -> None:
+        """Raise ConfigError where it does not fit what the `stages` before it make; nothing is read."""
+        return
+
     def check_beforehand(self, stages: list[Stage]) -> None:
         """Check what it needs of the `stages` before it, and elsewhere, before any is trained. Raises our errors."""
         return

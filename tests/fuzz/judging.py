@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import resource
 import signal
@@ -18,6 +19,8 @@ from mutations import Mutation, mutations, source
 from aligntok import cli
 from configs import base_configs
 
+#: Keys that make two steps many, or minutes of a compiler's.
+LONG = ("steps", "compile")
 #: How a training begins to say that there are no weights, or no data.
 NEITHER = ("WeightsError", "ConfigError: data_root is not set")
 #: Of a mutation, by what became of it; the last four must be none.
@@ -117,17 +120,17 @@ def fuzz(
     """
     configs = {name: config for name, config in base_configs(folder).items() if only is None or name in only}
     found: dict[str, list[str]] = {kind: [] for kind in OUTCOMES}
-    for name, config in configs.items():  # they are right as they are, and what they need is warm afterwards
+    for name, config in configs.items():  # right as they are; once in this process, which is warm afterwards
+        (folder / "whole.py").write_text(source(config))
+        with contextlib.redirect_stdout(io.StringIO()):
+            cli.main(["train", str(folder / "whole.py"), "--dry-run"])
         judged = judge(Mutation(name, "as it is", config), folder, seconds, gigabytes)
         if judged.kind != "accepted":
             raise RuntimeError(f"{name} as it is: {judged.said}")
     for _, mutation in zip(range(number), mutations(configs, seed), strict=False):
         judged = judge(mutation, folder, seconds, gigabytes)
-        if (
-            judged.kind == "accepted"
-            and len(found["accepted"]) % run_every == 0
-            and ".steps" not in f".{mutation.done}"
-        ):
+        due = judged.kind == "accepted" and len(found["accepted"]) % run_every == 0
+        if due and not any(key in mutation.done for key in LONG):
             trained = train_it(folder, seconds, gigabytes)
             judged = trained if trained.kind != "accepted" else judged
         told = f"{mutation.name}: {mutation.done}" + (f"  =>  {judged.said}" if judged.said else "")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from aligntok.errors import ConfigError
 from aligntok.registry import LOSSES, check_keywords
-from aligntok.settings import Count, NotNegative, read, settings
+from aligntok.settings import Count, read, settings
 from aligntok.training.alignment.gradient_ratio import AdaptiveWeight, ratio_at
 from aligntok.training.alignment.graph import ENCODER_SIDE, ForwardGraph
 
@@ -26,7 +27,7 @@ class LossTerm:
     """
 
     name: str
-    weight: NotNegative = 1.0
+    weight: Annotated[float, Field(ge=0, le=1e7)] = 1.0
     start_step: Count = 0
     adaptive_weight: AdaptiveWeight | None = None
 

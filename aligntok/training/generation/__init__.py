@@ -135,6 +135,10 @@ class GeneratorStage(Stage):
             data = DATASETS.build({"train": True, "seed": self.seed, **train})
         self._check_classes(data)
         self._tokenizers_source()
+        own = self.latent_input()[0].shape[1]
+        if (channels := getattr(data, "latent_shape", (own,))[0]) != own:
+            where = f"{self.name}: generator.in_channels={own}"
+            raise ConfigError(f"{where}, but the cache has latents of {channels} channels; set it to that")
         return data
 
     def completed(self) -> Self:
@@ -142,13 +146,10 @@ class GeneratorStage(Stage):
         generator = self.settings.generator
         if "num_classes" in generator or "num_classes" not in _keywords(generator):
             return self
-        if self.description.is_file():
-            number = read_stage_file(self.folder, UNKNOWN)["generator"].get("num_classes")
-        else:
-            number = number_of_classes(self.look())
-        if number is None:
-            return self
-        return replace(self, settings=replace(self.settings, generator={**generator, "num_classes": number}))
+        begun = read_stage_file(self.folder, UNKNOWN)["generator"] if self.description.is_file() else None
+        number = number_of_classes(self.look()) if begun is None else begun.get("num_classes")
+        known = {} if number is None else {"num_classes": number}
+        return replace(self, settings=replace(self.settings, generator={**generator, **known}))
 
     def _check_classes(self, data: Any) -> None:
         """Raise ConfigError where the data have another number of classes than a generator that is told of them."""
@@ -252,6 +253,13 @@ class GeneratorStage(Stage):
         """
         plan_stage(self, processes=1)
         check_validation(self.settings.validation, self.settings.sampling, self.where)
+        self.check_follows(stages)
+        cache = self.settings.latent_cache
+        if self.stages_tokenizer is not None and cache is not None and self.data_root is not None:
+            self._check_classes(open_source(self.data_root, cache.split, cache.label, cache.val_fraction))
+
+    def check_follows(self, stages: list[Stage]) -> None:
+        """Raise ConfigError where it does not fit the tokenizer that the `stages` make."""
         if self.stages_tokenizer is None:
             return
         tokenizer, generator = stages[-1].build_model().tokenizer, self.build_model().generator
@@ -261,11 +269,9 @@ class GeneratorStage(Stage):
                 f"{self.name}: generator.in_channels={generator.in_channels}, but the stages' tokenizer "
                 f"has latent_dim {tokenizer.latent_dim}; set one to the other"
             )
-        cache = self.settings.latent_cache
-        if cache is not None and self.data_root is not None:
-            self._check_classes(open_source(self.data_root, cache.split, cache.label, cache.val_fraction))
-            size = parse_image_size(cache.image_size)
-            multiples_of(tokenizer.downsample_factor, f"{self.name}: latent_cache.image_size", size)
+        if (cache := self.settings.latent_cache) is not None:
+            what, size = f"{self.name}: latent_cache.image_size", parse_image_size(cache.image_size)
+            multiples_of(tokenizer.downsample_factor, what, size)
 
     def validation(self, data: StageData) -> dict[str, Any]:
         """Return how samples are drawn and measured on the way."""

@@ -24,17 +24,18 @@ def check_validation(settings: GeneratorValidationSettings, own: Sampling, where
 
     Raises ConfigError, DataError or WeightsError for what cannot be measured with.
     """
-    if settings.num_samples and not settings.metrics:
-        raise ConfigError(
-            f"{where}: validation draws {settings.num_samples} samples for no metric; give validation.metrics, such as "
-            "[dict(type='generation', reference='/path/to/a/reference.safetensors')], or num_samples=0"
-        )
+    check_variants(settings, own, where)
     if settings.num_samples:
         _variants_and_metrics(settings, own)
 
 
 def check_variants(settings: GeneratorValidationSettings, own: Sampling, where: str) -> None:
-    """Raise ConfigError for variants, and keywords of metrics, that there cannot be; nothing is built."""
+    """Raise ConfigError for variants, metrics and their keywords that there cannot be; nothing is built."""
+    if settings.num_samples and not settings.metrics:
+        raise ConfigError(
+            f"{where}: validation draws {settings.num_samples} samples for no metric; give validation.metrics, such as "
+            "[dict(type='generation', reference='/path/to/a/reference.safetensors')], or num_samples=0"
+        )
     _variants(settings, own)
     for metric in settings.metrics:
         METRICS.check(metric, f"{where}, validation.metrics")
