@@ -148,7 +148,7 @@ def _choose_level(
     """
     strides = [level["reduction"] for level in levels]
     if out_index is None:
-        wanted = stride or max((s for s in strides if s <= downsample_factor), default=min(strides))
+        wanted = stride or max((s for s in strides if s <= downsample_factor), default=min(strides, default=None))
         if wanted not in strides:
             known = ", ".join(map(str, sorted(set(strides))))
             raise ConfigError(f"{who} has no features of stride {stride}; allowed: {known}")

@@ -19,9 +19,11 @@ from mutations import Mutation, mutations, source
 from aligntok import cli
 from configs import base_configs
 
+#: What a batch says that does not fit into the memory that a child has.
+MEMORY = ("can't allocate memory", "MemoryError")
 #: Keys that make two steps many, or minutes of a compiler's.
 LONG = ("steps", "compile")
-#: How a training begins to say that there are no weights, or no data.
+#: How a training begins to say that there are no weights, or no data: a dry run needs neither.
 NEITHER = ("WeightsError", "ConfigError: data_root is not set")
 #: Of a mutation, by what became of it; the last four must be none.
 OUTCOMES = ("refused", "accepted", "traceback", "hang", "unclear", "found by the run")
@@ -46,7 +48,7 @@ def train_it(folder: Path, seconds: float, gigabytes: float) -> Outcome:
     with tempfile.TemporaryDirectory(dir=folder) as work_dir:
         words = ["train", str(folder / "mutated.py"), "--work-dir", work_dir]
         judged = in_child(words, folder, seconds, gigabytes)
-    if judged.said.startswith(NEITHER):  # a dry run needs neither
+    if judged.said.startswith(NEITHER) or any(word in judged.said for word in MEMORY):
         return Outcome("accepted", "")
     if judged.kind in ("accepted", "hang"):
         return judged
