@@ -262,7 +262,7 @@ def find_class(registry: Registry, name: Any, contract: str) -> Any:
     parts = name.split(".") if isinstance(name, str) else []
     if len(parts) < 2 or not all(map(str.isidentifier, parts)):
         return None
-    found = get_object_from_string(name)
+    found = imported(name)
     return found if isinstance(found, type) and issubclass(found, get_object_from_string(contract)) else None
 
 
@@ -272,9 +272,17 @@ def dotted_components(config: Any) -> list[str]:
     return sorted(name for name in named if "." in name and not any(name in shelf for shelf in shelves().values()))
 
 
+def imported(path: str) -> Any:
+    """Return what a dotted path of a user's config names; None where it is none, or cannot be imported."""
+    try:
+        return get_object_from_string(path) if "." in path else None
+    except Exception:  # of a path that is none, or of the module's own code
+        return None
+
+
 def import_components(names: Sequence[str]) -> dict[str, Any]:
     """Import classes by their paths, for `components` of a loader: those of a user's own config."""
-    return {name: get_object_from_string(name) for name in names}
+    return {name: imported(name) for name in names}
 
 
 def loading_line(loader: str, names: Sequence[str]) -> str:

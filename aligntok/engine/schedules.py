@@ -88,7 +88,7 @@ def _build(one: Mapping[str, Any], where: str, optimizer: Any = None) -> Any:
         built = PARAM_SCHEDULERS.build({"by_epoch": False, **options, "type": kind, "optimizer": optimizer})
     except ConfigError:
         raise
-    except (TypeError, ValueError, KeyError, AssertionError, AttributeError, ArithmeticError) as error:
+    except Exception as error:  # whatever mmengine, or a stranger's scheduler, says of its keywords
         raise ConfigError(
             f"{where}, schedule: {dict(one)} is no scheduler of mmengine ({first_line(error)}); each is "
             "dict(type='LinearLR', start_factor=0.1, begin=0, end=1000) or the like, counted in steps"
