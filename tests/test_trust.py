@@ -55,7 +55,7 @@ USERS_OWN = {
     "caching/encoder.py": {"latent_statistics": "the training's config"},
     "training/alignment/objective.py": {"__init__": "the training's config"},
     "training/builder.py": {"build_runner": "the training's config"},
-    "training/alignment/__init__.py": {"build_data": "the training's config", "validation": "the same"},
+    "training/alignment/__init__.py": dict.fromkeys(("build_data", "validation", "check"), "the training's config"),
     "published.py": {"_tokenizer": "written in the package"},
 }
 BUILDERS = {"Tokenizer", "LatentDiffusion"}

@@ -173,6 +173,8 @@ class AlignmentStage(Stage):
         for registry, part in ((DISCRIMINATORS, self.settings.discriminator), (ENCODERS, self.settings.teacher)):
             if isinstance(part, Mapping):  # whether or not a loss asks for it
                 registry.check(part, self.where)
+                with torch.device("meta"):
+                    registry.build(without_weights(registry, part))
         validation = self.settings.validation
         METRICS.get("reconstruction").check(validation.perceptual, validation.extractor, f"{self.where}, validation")
         model.eval()  # a batch norm over all processes would have to exchange numbers
