@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,10 @@ import numpy.typing as npt
 
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources.base import ImageSource
-from aligntok.errors import DataError
+from aligntok.errors import ConfigError, DataError
 from aligntok.io.files import check_file, reading, replacing
 
+logger = logging.getLogger("aligntok.data")
 #: The file that keeps it.
 LISTING = "listing.npz"
 SAMPLED = 256  # images of which bytes are looked at, evenly spaced: their times change with every copy
@@ -171,6 +173,40 @@ def must_not_change(folder: Path, source: ImageSource) -> None:
             f"{folder} was begun with other images than {source.where} has now ({told}); put them back, or make it "
             f"anew in another folder. If you know that the images are the same, remove {LISTING} there"
         )
+
+
+def report_changes(folder: Path, stage: str, data: Any, conditional: bool) -> None:
+    """Warn, with numbers, when a stage that has begun is given other data than those listed in its folder.
+
+    Raises ConfigError for other classes where the model is `conditional` on them. Nothing is said of data sets that
+    cannot tell what they are made of, and of stages of an earlier version.
+    """
+    now = getattr(data, "listing", None)
+    before = None if now is None else Listing.read(folder)
+    if now is None or before is None:
+        return
+    changes = before.changes(now, getattr(data, "source", None))
+    classes = before.class_names != now.class_names
+    if conditional and (classes or (changes and changes.relabelled)):
+        raise ConfigError(
+            f"stage '{stage}' in {folder} was trained with other classes ({_told(before, now, changes)}), "
+            "and its generator knows them by number; put the data back, or remove the folder to train the stage anew"
+        )
+    if changes or classes:
+        logger.warning(
+            "stage '%s' in %s was trained on other %s so far (%s); it goes on with those that are there now",
+            *(stage, folder, now.unit, _told(before, now, changes)),
+        )
+
+
+def _told(before: Listing, now: Listing, changes: Changes | None) -> str:
+    names = [f"{len(each.class_names)} classes" for each in (before, now)]
+    gone = [name for name in before.class_names if name not in now.class_names]
+    new = [name for name in now.class_names if name not in before.class_names]
+    parts = [str(changes)] if changes else []
+    parts += [f"{names[0]}, now {names[1]}"] if names[0] != names[1] else []
+    parts += [f"classes {what}: {_short(some)}" for what, some in (("gone", gone), ("new", new)) if some]
+    return "; ".join(parts) or "the order of its classes"
 
 
 def _short(names: Sequence[str]) -> str:

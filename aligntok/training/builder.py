@@ -27,7 +27,6 @@ from aligntok.io.places import without_places
 from aligntok.loading import STAGE_FORMAT
 from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS
-from aligntok.training.data_diff import note_data
 from aligntok.training.stages import Stage, StageData
 
 _RUNS = count()
@@ -45,7 +44,9 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
     if is_first():
         about = {"format": STAGE_FORMAT, "aligntok_version": aligntok.__version__, "stage": stage.name}
         about |= {"seed": stage.seed, **stage.describe(runner.trained_model)}
-        about |= note_data(stage, data)
+        if (listing := getattr(data.train, "listing", None)) is not None:
+            listing.write(stage.folder)
+            about["source"] = listing.described()
         settings = without_places(asdict(stage.settings), stage.folder)
         write_json(stage.description, {**about, **settings}, checksum=True)
     barrier()

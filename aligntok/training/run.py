@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from aligntok.data.listing import report_changes
 from aligntok.device import multiplying
 from aligntok.distributed import agree, barrier, is_first, world
 from aligntok.distributed.job import job, stop_if_preempted
@@ -19,7 +20,6 @@ from aligntok.registry import loading_line
 from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
 from aligntok.training.config import dotted_models, report_config_diff
-from aligntok.training.data_diff import report_data_diff
 from aligntok.training.generation import expand_generation
 from aligntok.training.plan import StagePlan, check_before_training, plan_stage, print_plan
 from aligntok.training.run_info import print_summary, read_result, write_run_info
@@ -109,7 +109,10 @@ def _train(
     left = [stage for stage in wanted if _is_left(stage)]
     data = {stage.name: stage.build_data() for stage in wanted} if left else {}
     for stage in left:
-        report_data_diff(stage, data[stage.name])
+        if is_first() and finished_steps(stage.folder):
+            given = data[stage.name]
+            conditional = bool(getattr(given.made_with, "conditional", False))
+            report_changes(stage.folder, stage.name, given.train, conditional)
     plans = [plan_stage(stage, world()[1], len(data[stage.name].train)) for stage in wanted if left]
     if is_first() and plans:
         print_plan(plans)
