@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import aligntok
+from aligntok.data.latent_shards import LatentStatistics
+from aligntok.latent_diffusion import LatentDiffusion
+
 SECONDS = 10  # that any process may take from its last line to its end
 STEP = "latent_alignment: step 3/"
 HOOKS = """
@@ -48,8 +52,8 @@ FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_0
 HANGING = """
 import os, time
 import torch.utils.data as data
-import aligntok.data.images as images, aligntok.caching.encoder as encoder
-for kind in (images.ImageDataset, encoder.ImagesToEncode):
+import aligntok.data.images as images, aligntok.caching.encoder as encoder, aligntok.evaluation.images as measured
+for kind in (images.ImageDataset, encoder.ImagesToEncode, measured.Samples):
     def hang(self, index, read=kind.__getitem__):
         if data.get_worker_info() is not None and os.path.exists(os.environ["HANG"]):
             time.sleep(1000)
@@ -225,17 +229,76 @@ def test_processes_under_torchrun_that_both_fail(write_config, tool, tmp_path):
     assert process.returncode == 1
 
 
-def test_another_command_ends_with_its_data_loading_processes(start, classes, tiny_tokenizer, tmp_path):
-    """They hang while latents are cached, and Ctrl-C comes."""
-    size = ("--split", "train", "--image-size", 32, "--workers", 1, "--batch-size", 2)
+SLOW_DRAWING = """
+import time
+from aligntok.sampling.pipeline import SamplePipeline
+draw = SamplePipeline.draw
+def slow(*args, **kwargs):
+    print("drawing", flush=True)
+    time.sleep(1)
+    return draw(*args, **kwargs)
+SamplePipeline.draw = slow
+"""
+GENERATOR = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4, num_classes=3)
+#: Commands that read images in processes of their own: (tool, words), with the places of what they are given.
+READING = {
+    "cache": ("cache_latents", "{tokenizer} {classes} {out} --split train --image-size 32 --batch-size 2"),
+    "reconstruction": (
+        "evaluate",
+        "reconstruction {tokenizer} {classes} --out {out} --split train --image-size 32 --batch-size 2 "
+        "--extractor None --perceptual l1",
+    ),
+    "linear probe": ("evaluate", "linear-probe {tokenizer} {halves} --out {out} --image-size 32"),
+    "latents": (
+        "analyze_latents",
+        "{tokenizer} {photographs} --out {out} --split train --image-size 32 --topk 5 "
+        "--encoder timm:test_vit --encoder-options pretrained=False",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "said"),
+    [
+        (signal.SIGINT, 130, "stopped by Ctrl-C"),
+        pytest.param(signal.SIGKILL, 2, "DataError: a data-loading process ended or got stuck (", id="a dead reader"),
+    ],
+)
+@pytest.mark.parametrize("command", READING)
+def test_another_command_ends_with_its_data_loading_processes(
+    start, classes, photographs, tiny_tokenizer, tmp_path, command, stop, status, said
+):
+    """They hang in the midst of it, and Ctrl-C comes, or one of them is killed."""
+    tool, words = READING[command]
+    places = dict(tokenizer=tiny_tokenizer, classes=classes, photographs=photographs)
+    places |= dict(halves=tmp_path / "halves", out=tmp_path / "out")
+    for half in ("train", "val"):
+        shutil.copytree(classes / "train", tmp_path / "halves" / half)
     (tmp_path / "hang").touch()
     env = {"HANG": str(tmp_path / "hang")}
-    process = start("cache_latents", tiny_tokenizer, classes, tmp_path / "out", *size, setup=HANGING, env=env)
+    words = [word.format(**places) for word in words.split()]
+    process = start(tool, *words, "--workers", 1, setup=HANGING, env=env)
     until = time.monotonic() + 60
     while process.status(0.2) is None and not process.children() and time.monotonic() < until:
         pass
     workers = process.children()
     assert workers, process.output
     time.sleep(0.5)
-    process.signal(signal.SIGINT)
-    ends(process, 130, "stopped by Ctrl-C", workers)
+    if stop == signal.SIGKILL:
+        os.kill(workers[0], stop)
+    else:
+        process.signal(stop)
+    ends(process, status, said, workers)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "stopped by Ctrl-C"), (signal.SIGTERM, 75, "Preempted: ")]
+)
+def test_sampling_ends(start, tiny_tokenizer, tmp_path, number, status, said):
+    tokenizer, statistics = aligntok.load_tokenizer(tiny_tokenizer), LatentStatistics((0.0,) * 4, (1.0,) * 4)
+    model = LatentDiffusion(dict(GENERATOR), tokenizer, statistics, (4, 4, 4), ("ant", "bee", "zebra"), dict(steps=2))
+    model.save_pretrained(tmp_path / "saved")
+    words = ("--out", tmp_path / "out", "--num-samples", 400, "--batch-size", 2)
+    process = start("sample", tmp_path / "saved", *words, setup=SLOW_DRAWING).until("drawing")
+    process.signal(number)
+    ends(process, status, said)

@@ -292,7 +292,7 @@ def test_held_out_images_are_taken_from_all_of_a_sorted_data_set():
     [
         (
             dict(schedule=[dict(type="LinearLR", start_facto=0.1)]),
-            "schedule: .*start_facto.* is no scheduler of mmengine",
+            "schedule: LinearLR takes no keyword named 'start_facto'; did you mean 'start_factor'",
         ),
         (
             dict(schedule=[dict(type="OneCycleLR", eta_max=1e-3, total_steps=9)]),

@@ -142,7 +142,7 @@ def test_two_processes_take_the_same_buckets_as_one(mixed_config, tmp_path):
         ),
         ((30, 32), r"image_size \(30, 32\); its sides"),
         (36, r"image_size \(36, 36\); its sides"),
-        ([(32, 32), 32], "it must be int or list of int"),
+        ([(32, 32), 32], "it must be int of at least 1 or "),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "val"])
