@@ -20,8 +20,13 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _UNIONS = (Union, types.UnionType)
 _LISTS = (tuple, list, Sequence)
 #: Kinds of pydantic's errors about a value of the right type.
-_OF_A_VALUE = ("greater_than", "less_than", "finite_number", "literal_error", "too_short", "too_long", "multiple_of")
+_OF_A_VALUE = (
+    *("greater_than", "less_than", "finite_number", "literal_error", "too_short", "too_long", "multiple_of"),
+    "no_float32",
+)
 _CEILING = 1000  # an upper bound that is told only to who is above it
+_FLOOR = 1e-3  # a lower bound above zero that is told only to who is below it
+_TINIEST = 2.0**-126  # the smallest normal float32: what is nearer to 0 is 0 for torch, or nearly
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
 
 
@@ -43,14 +48,16 @@ def strictly(annotation: Any) -> Any:
     """Return an annotation under which pydantic takes nothing for what it is not, but an int for a float, and lists
     and tuples for one another, as configs and JSON write them.
     """
-    from pydantic import BeforeValidator, Strict
+    from pydantic import AfterValidator, BeforeValidator, Strict
 
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if float in (annotation, *arguments[:1]) and origin in (None, Annotated):  # its bounds are looked at first
+        return Annotated[(float, Strict(), *arguments[1:], AfterValidator(_float32))]
     if origin is Annotated:
         return Annotated[(strictly(arguments[0]), *arguments[1:])]
     if origin in _UNIONS:
         return Union[tuple(strictly(each) for each in arguments)]  # noqa: UP007 (of as many as there are)
-    if annotation in (int, float, str, bool, bytes):
+    if annotation in (int, str, bool, bytes):
         return Annotated[annotation, Strict()]
     if origin in _LISTS:
         inner = tuple(each if each is ... else strictly(each) for each in arguments)
@@ -65,6 +72,15 @@ def _as(kind: type, given: Any) -> Any:
     if not isinstance(given, list | tuple):
         raise ValueError("neither list nor tuple")
     return kind(given)
+
+
+def _float32(given: float) -> float:
+    """Return a number; one that is nearer to 0 than a float32 can be, and not 0, is refused."""
+    if 0 < abs(given) < _TINIEST:
+        from pydantic_core import PydanticCustomError
+
+        raise PydanticCustomError("no_float32", "nearer to 0 than a float32")
+    return given
 
 
 def in_words(annotation: Any) -> str:
@@ -89,7 +105,8 @@ def in_words(annotation: Any) -> str:
     else:
         words = "dict" if hasattr(bare, "__pydantic_fields__") else getattr(origin or bare, "__name__", str(bare))
     pairs = [(name, getattr(each, name)) for each in said for name in _BOUNDS if hasattr(each, name)]
-    bounds = [f"{_BOUNDS[name]} {bound}" for name, bound in pairs if not (name == "le" and bound >= _CEILING)]
+    shown = [("gt", 0) if name == "ge" and 0 < bound <= _FLOOR else (name, bound) for name, bound in pairs]
+    bounds = [f"{_BOUNDS[name]} {bound}" for name, bound in shown if not (name == "le" and bound >= _CEILING)]
     least = [f", {each.min_length} or more of them" for each in said if hasattr(each, "min_length")]  # in a list
     return "".join([words, " " + " and ".join(bounds) if bounds else "", *least])
 
@@ -106,10 +123,14 @@ def refusal(errors: Sequence[Mapping[str, Any]], annotation: Any, place: str, va
     literals = [bare for bare, _ in map(parts, alternatives(annotation)) if get_origin(bare) is Literal]
     choices = [choice for bare in literals for choice in get_args(bare) if isinstance(choice, str)]
     near = suggestion(value, choices) if isinstance(value, str) else ""
-    finite = "finite, " if any(error["type"] == "finite_number" for error in errors) else ""
+    kinds = {error["type"] for error in errors}
+    finite = "finite, " if "finite_number" in kinds else ""
+    finite = "0 or at least 1e-37, " if "no_float32" in kinds else finite
     highest = {error["ctx"]["le"] for error in errors if error["type"] == "less_than_equal"}
     ceiling = "".join(f", {_BOUNDS['le']} {most:,}" for most in highest if most >= _CEILING)
-    return f"{place}{told}; {near}it must be {finite}{in_words(annotation)}{ceiling}"
+    lowest = {error["ctx"]["ge"] for error in errors if error["type"] == "greater_than_equal"}
+    floor = "".join(f", at least {least:g}" for least in lowest if 0 < least <= _FLOOR)
+    return f"{place}{told}; {near}it must be {finite}{in_words(annotation)}{ceiling}{floor}"
 
 
 def check_values(component: Callable[..., Any], options: Mapping[str, Any], who: str) -> None:

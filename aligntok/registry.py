@@ -136,7 +136,7 @@ class ComponentRegistry(Registry):
         for inner in _configs_in([value for key, value in cfg.items() if key != "type"]):
             if not any(inner["type"] in shelf for shelf in shelves().values() if isinstance(inner["type"], str)):
                 raise UnknownComponentError(self._refusal(inner["type"]))
-        if named := [f"{key}={value!r}" for key, value in _keywords_in(cfg) if key in _OPENING and value]:
+        if named := [f"{key}={value!r}" for key, value in keywords_in(cfg) if key in _OPENING and value]:
             raise ConfigError(
                 f"{self.kind} {name!r} stands in a file with {', '.join(named)}, which would open other files; weights "
                 "are taken from the saved model's own folder alone: correct the file, or save the model again"
@@ -238,14 +238,14 @@ def _configs_in(value: Any) -> Iterator[Mapping[str, Any]]:
 _OPENING = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
-def _keywords_in(value: Any) -> Iterator[tuple[Any, Any]]:
+def keywords_in(value: Any) -> Iterator[tuple[Any, Any]]:
     """Yield every key of dicts with its value, at any depth."""
     if isinstance(value, Mapping):
         yield from value.items()
         value = list(value.values())
     if isinstance(value, list | tuple):
         for each in value:
-            yield from _keywords_in(each)
+            yield from keywords_in(each)
 
 
 def find_class(registry: Registry, name: Any, contract: str) -> Any:

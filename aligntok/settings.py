@@ -45,7 +45,7 @@ Depth = Annotated[int, Field(ge=1, le=1000)]
 _Side = Annotated[int, Field(ge=1, le=512)]
 Grid = _Side | tuple[_Side, _Side]
 #: Finite numbers: above zero, zero too, and below one as well.
-AboveZero = Annotated[float, Field(gt=0, le=1e9)]
+AboveZero = Annotated[float, Field(ge=1e-9, le=1e9)]
 NotNegative = Annotated[float, Field(ge=0, le=1e9)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 #: Pixels: a side, or (H, W).

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,14 +18,15 @@ import torch
 from pydantic import Field
 from pydantic_core import to_jsonable_python
 
-from aligntok.annotations import check_values
+from aligntok.annotations import alternatives, check_values, keywords_checked, parts
 from aligntok.cli import analyze_latents
 from aligntok.cli.arguments import parse, reporting_errors
 from aligntok.decoders.ldm_cnn import LDMDecoder
 from aligntok.device import PRECISIONS
 from aligntok.errors import ConfigError
 from aligntok.evaluation.settings import LatentAnalysis
-from aligntok.settings import Count, ImageSize, Precision, fields_of, read, settings
+from aligntok.registry import shelves
+from aligntok.settings import Count, ImageSize, Precision, check_given, fields_of, read, settings
 
 
 @settings
@@ -345,6 +349,31 @@ class Widget:
 )
 def test_a_keyword_that_is_not_what_its_annotation_says_is_refused(component, options, sentence):
     assert refused(check_values, component, options, "it").startswith(f"it: {sentence}")
+
+
+def test_no_setting_and_no_keyword_takes_a_number_that_is_nothing_to_a_float32():
+    for name in ("training.settings", "evaluation.settings", "evaluation.comparison.plan", "sampling.settings"):
+        importlib.import_module(f"aligntok.{name}")
+    modules = [module for name, module in sys.modules.items() if name.startswith("aligntok.")]
+    found = {each for module in modules for each in vars(module).values() if isinstance(each, type)}
+    places = [
+        (partial(check_given, cls), field)
+        for cls in found
+        if "__declared__" in vars(cls)
+        for field, annotation in cls.__declared__.items()
+        if _takes_a_float(annotation)
+    ]
+    for registry in shelves().values():
+        for component in map(registry.get, registry):
+            keywords = keywords_checked(component).items()
+            places += [(partial(check_values, component), k) for k, (kind, _) in keywords if _takes_a_float(kind)]
+    assert {"process_timeout", "clip_grad_norm", "alpha", "mlp_ratio", "weight"} <= {name for _, name in places}
+    for check, name in places:
+        assert re.search(rf"{name}=1e-300; it must be .*at least \S+", refused(check, {name: 1e-300}, "it")), name
+
+
+def _takes_a_float(annotation):
+    return float in [parts(each)[0] for each in alternatives(annotation)]
 
 
 def test_what_fits_or_cannot_be_checked_passes():

@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch.utils.data import Dataset, Subset
 
 from aligntok.data.listing import Listing
@@ -41,6 +42,8 @@ from aligntok.settings import Count, ImageSize, Width
 logger = logging.getLogger("aligntok.data")
 #: In place of a bucket: the image's header cannot be read.
 UNREADABLE = 255
+#: Of images whose sides are as many times as long as each other; no format has more pixels in a row.
+AspectRatio = Annotated[float, Field(ge=1, le=1e6)]
 _THREADS, _CHUNK = 16, 256
 
 
@@ -144,7 +147,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         max_unreadable: Count | None = None,
         seed: Count = 0,
         short_side: Width | None = None,
-        max_aspect_ratio: float = MAX_ASPECT_RATIO,
+        max_aspect_ratio: AspectRatio = MAX_ASPECT_RATIO,
         label: str | None = None,
         fraction: float | None = None,
         held_out: bool = False,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from aligntok.settings import AboveZero, NotNegative, Positive, settings
 
-Shift = Annotated[float, Field(gt=0, le=1000)]
+Shift = Annotated[float, Field(ge=1e-3, le=1000)]
 
 
 @settings

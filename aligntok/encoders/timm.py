@@ -6,6 +6,7 @@ The paper's pretrained encoders, DINOv2, MAE and SigLIP 2, are such models by th
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from aligntok.annotations import takes_keywords_of
+from aligntok.annotations import check_values, takes_keywords_of
 from aligntok.encoders import Encoder, last_weight
 from aligntok.errors import AlignTokError, ConfigError, first_line, unknown
 from aligntok.settings import ImageSize, Width
@@ -209,6 +210,21 @@ def intermediate(backbone: Any, pixels: Tensor, index: int, norm: bool) -> Tenso
 
 #: Of numbers among the keywords of timm's models, which have no bounds: what could still be built.
 _LARGEST, _LARGEST_OF_ALL = {"depth": 1000}, 2**16
+#: Keywords that say where timm itself would look for weights, and of what else it makes of a model.
+_TIMMS_OWN = frozenset(inspect.signature(timm.create_model).parameters) | {"features_only", "out_indices"}
+
+
+def _check_model_args(model_name: str, given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for keywords that are not the model's own, and for numbers that no model could have."""
+    for key, value in given.items():
+        if key in _TIMMS_OWN:
+            raise ConfigError(
+                f"timm model '{model_name}': {key} stands in model_args, which are keywords of the model itself; "
+                "weights are chosen by pretrained=, beside model_args"
+            )
+        most = 0.999 if "drop" in key else _LARGEST.get(key, _LARGEST_OF_ALL)  # shares, as in drop_path_rate
+        if isinstance(value, int | float) and not 0 <= value <= most:
+            raise ConfigError(f"timm model '{model_name}': {key}={value!r} of model_args; it must be 0 to {most}")
 
 
 def build_backbone(
@@ -222,9 +238,7 @@ def build_backbone(
 
     Raises ConfigError for keywords that the model does not take, WeightsError for weights of another model.
     """
-    for key, value in (model_args or {}).items():
-        if isinstance(value, int | float) and not abs(value) <= (most := _LARGEST.get(key, _LARGEST_OF_ALL)):
-            raise ConfigError(f"timm model '{model_name}': {key}={value!r} of model_args; it must be at most {most}")
+    _check_model_args(model_name, model_args or {})
     options: dict[str, Any] = {"num_classes": 0, **(model_args or {})}
     if image_size is not None:
         options["img_size"] = image_size
@@ -244,6 +258,9 @@ def build_backbone(
             if not (isinstance(error, TypeError) and any(key in str(error) for key in any_size)):
                 reason = first_line(error)
                 raise ConfigError(f"timm model '{model_name}' cannot be built with {options}: {reason}") from error
+    # Of timm's annotations those of single numbers are right throughout.
+    numbers = {key: value for key, value in (model_args or {}).items() if isinstance(value, int | float)}
+    check_values(type(backbone), numbers, f"timm model '{model_name}': model_args")
     if not hasattr(backbone, "prune_intermediate_layers") or not hasattr(backbone, "feature_info"):
         raise ConfigError(f"timm model '{model_name}' gives no intermediate features; choose another")
     if kept is not None and "siglip" in model_name:

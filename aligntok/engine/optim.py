@@ -40,6 +40,8 @@ def check_optimizer(config: Mapping[str, Any], where: str) -> None:
     for key, value in options.items():
         if isinstance(value, int | float) and abs(value) > (most := _HIGHEST.get(key, _HIGHEST_OF_ALL)):
             raise ConfigError(f"{who}: {key}={value!r}; it must be at most {most:g}")
+    if isinstance(rate := options.get("lr"), int | float) and 0 <= rate < _LOWEST_RATE:
+        raise ConfigError(f"{who}: lr={rate!r} trains nothing; it must be at least {_LOWEST_RATE:g}")
     if not (options.get("capturable") and device().type == "cuda"):  # what is captured steps on a GPU alone
         _take_a_step(config, who)
 
@@ -47,6 +49,7 @@ def check_optimizer(config: Mapping[str, Any], where: str) -> None:
 #: The largest values of keywords of optimisers, where torch has no bound of its own.
 _HIGHEST = {"lr": 100.0, "weight_decay": 10.0} | dict.fromkeys(("eps", "momentum", "dampening", "alpha", "rho"), 1.0)
 _HIGHEST_OF_ALL = 1e9
+_LOWEST_RATE = 1e-12  # a ten-thousandth of the last bit of a weight of 0.1
 
 
 def _known_optimizers() -> list[str]:

@@ -178,7 +178,7 @@ class ProbeSettings(DataSettings):
     """For features, of one process; what takes more is encoded anew each epoch, with the same result."""
     epochs: Positive = 3
     """Over the training images."""
-    lr: Annotated[float, Field(gt=0, le=100)] = 1e-3
+    lr: Annotated[float, Field(ge=1e-12, le=100)] = 1e-3
     """Of Adam, constant."""
     batch_size: BatchSize = 256
     """Images of a step, all processes; the last of an epoch perhaps fewer."""

@@ -41,11 +41,12 @@ class LabelRule:
 
     @classmethod
     def of(cls, request: SampleRequest, model: LatentDiffusion) -> LabelRule:
-        """Return the rule of a request. Raises ConfigError for classes that there are not."""
+        """Return the rule of a request. Raises ConfigError for classes that there are not, or too many to balance."""
         if not model.conditional and (request.labels or request.classes):
             raise ConfigError("labels or classes were given, but this generator is unconditional: leave them out")
         listed = tuple(model.class_index(name) for name in request.classes)
         rule = "listed" if listed else (request.labels or "random") if model.conditional else "none"
+        check_balanced(request.labels, request.num_samples, model.generator.num_classes, "")
         return cls(rule, model.generator.num_classes, listed)
 
     def label(self, number: int, seed: int) -> int:
@@ -60,6 +61,15 @@ class LabelRule:
 
     def as_json(self) -> str | list[int]:
         return list(self.listed) if self.rule == "listed" else self.rule
+
+
+def check_balanced(labels: str | None, num: int, num_classes: int, where: str) -> None:
+    """Raise ConfigError where so many samples are too few for one of each class, which balanced labels promise."""
+    if labels == "balanced" and num < num_classes:
+        raise ConfigError(
+            f"{where}labels=balanced with num_samples={num} misses {num_classes - num} of {num_classes} classes; draw "
+            f"{num_classes} or more, take random labels, or name the classes that are wanted"
+        )
 
 
 class SampleBatch(NamedTuple):

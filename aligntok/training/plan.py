@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from aligntok.data.sampler import per_process_batch
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_parts, part_states, read_parts
 from aligntok.engine.optim import check_optimizer, side_of
 from aligntok.engine.schedules import check_schedule
-from aligntok.errors import ConfigError, first_line
+from aligntok.errors import ConfigError, first_line, some_of
 from aligntok.io.console import print_table
 from aligntok.io.folders import check_space
-from aligntok.registry import DATASETS, HOOKS, check_keywords
+from aligntok.registry import DATASETS, HOOKS, check_keywords, keywords_in
 from aligntok.training.stages import Stage
+from aligntok.weights.hub import check_named
 
 _OPTIMIZER_STATES = {"SGD": 0, "Adam": 2, "AdamW": 2, "RAdam": 2, "NAdam": 2}
 
@@ -55,7 +56,7 @@ def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> S
     """Plan one stage for a number of processes and, if known, of training images.
 
     Raises ConfigError for what its model and what every kind of training has cannot be: optimisers, schedule, data
-    sets, hooks.
+    sets, hooks; WeightsError for a file of weights that is named and not there.
     """
     model = stage.build_model()
     where = stage.where
@@ -77,15 +78,24 @@ def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> S
         if not isinstance(hook, Mapping) or "type" not in hook:
             raise ConfigError(f"{where}: hooks holds {hook!r}; each must be dict(type=..., ...)")
         HOOKS.check(hook, f"{where}, hooks")
+    for key, value in keywords_in(asdict(stage.settings)):
+        if key == "pretrained":
+            check_named(value, where)
     stage.check(model)
     return make_plan(stage, model, processes, num_images)
 
 
 def make_plan(stage: Stage, model: Any, processes: int, num_images: int | None = None) -> StagePlan:
-    """Return the plan of a stage whose `model` is built. Raises ConfigError for a batch that cannot be shared out."""
+    """Return the plan of a stage whose `model` is built.
+
+    Raises ConfigError for a batch that cannot be shared out, and for layers of no width.
+    """
     counted = {name: trainable_and_frozen(part) for name, part in model.parts().items()}
     batch, accumulation = stage.settings.global_batch_size, stage.settings.gradient_accumulation_steps
     each = per_process_batch(batch, processes, accumulation)
+    weights = ((f"{name}.{key}", each) for name, part in model.parts().items() for key, each in part.named_parameters())
+    if empty := [f"{key} {[*each.shape]}" for key, each in weights if not each.numel()]:
+        raise ConfigError(f"{stage.where}: {some_of(empty)} would have no weights; enlarge its width or ratio")
     frozen = {**part_states(model.frozen_parts()), **part_states(model.trained_parts(), frozen=True)}
     known, seen = num_images or stage.settings.data.nominal_images, stage.settings.steps * batch
     return StagePlan(

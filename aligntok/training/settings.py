@@ -170,7 +170,7 @@ class TrainingSettings:
     """mmengine parameter schedulers of the learning rate, by step; None: constant."""
     schedule_end: Positive | None = None
     """Step at which schedulers without an `end` end; None: the last. Of a stage that has begun: stretches them."""
-    clip_grad_norm: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    clip_grad_norm: Annotated[float, Field(ge=1e-9, le=1e6)] | None = None
     """Largest gradient norm of a side; None: no clipping."""
     spike_factor: Annotated[float, Field(ge=1, le=1e9)] | None = 30.0
     """Leave a step out when a part's gradient norm is over so many times its median of 100 steps; None: never."""

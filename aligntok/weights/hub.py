@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,8 @@ from aligntok.errors import WeightsError, first_line
 
 #: How long the hub may take to answer before it counts as unreachable, in seconds.
 PROBE_SECONDS = 3.0
+#: How names of files of weights end.
+FILES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 
 
 def fetch(source: str | os.PathLike[str], who: str, files: Sequence[str] = (), sha256: str | None = None) -> Path:
@@ -33,8 +36,23 @@ def fetch(source: str | os.PathLike[str], who: str, files: Sequence[str] = (), s
         return _from_address(os.fspath(source), who, sha256)
     file = Path(source).expanduser()
     if not file.is_file():
-        raise WeightsError(f"{who}: no weights at {file}; place the file there, a .safetensors, .bin or .pth")
+        raise _nothing_at(file, who)
     return file
+
+
+def check_named(source: Any, who: str) -> None:
+    """Raise WeightsError where `source` is surely a path, by its beginning or its end, and there is nothing.
+
+    Whatever else could be an address, a hub's repository or the tag of a set of weights, which is not looked for.
+    """
+    if isinstance(source, str | os.PathLike) and "://" not in os.fspath(source):
+        path = Path(source).expanduser()
+        if (path.suffix in FILES or path.is_absolute() or os.fspath(source).startswith(".")) and not path.exists():
+            raise _nothing_at(path, who)
+
+
+def _nothing_at(file: Path, who: str) -> WeightsError:
+    return WeightsError(f"{who}: no weights at {file}; place the file there, a .safetensors, .bin or .pth")
 
 
 def placed_url(url: str) -> Path:

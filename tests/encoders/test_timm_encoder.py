@@ -120,6 +120,12 @@ def test_dropout_and_stochastic_depth_are_off_unless_asked_for():
         (TINY, {"out_index": 12}, "out_index=12; allowed: 0 to 11"),
         ("resnet18", {"out_index": 1, "stride": 8}, "stride 4, not stride=8"),
         (TINY, {"model_args": {"dept": 3}}, "dept"),
+        (TINY, {"model_args": {"num_heads": True}}, "model_args: num_heads=True is bool; it must be int"),
+        ("resnet18", {"model_args": {"drop_path_rate": True}}, "drop_path_rate=True of model_args"),
+        (TINY, {"model_args": {"drop_rate": 1.0}}, "drop_rate=1.0 of model_args; it must be 0 to 0.999"),
+        (TINY, {"model_args": {"init_values": -1}}, "init_values=-1 of model_args; it must be 0 to 65536"),
+        (TINY, {"model_args": {"checkpoint_path": "x.pth"}}, "checkpoint_path stands in model_args, which are"),
+        (TINY, {"model_args": {"pretrained": True}}, "pretrained stands in model_args, which are"),
     ],
 )
 def test_what_timm_does_not_have_is_refused_with_what_it_has(model_name, options, message):

@@ -23,7 +23,7 @@ class ProbeTraining:
 
     epochs: Positive = 3
     """Over the training images."""
-    lr: Annotated[float, Field(gt=0, le=100)] = 1e-3
+    lr: Annotated[float, Field(ge=1e-12, le=100)] = 1e-3
     """Of Adam."""
     batch_size: BatchSize = 256
     """Images of a step."""

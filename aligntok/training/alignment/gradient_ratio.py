@@ -24,7 +24,7 @@ class AdaptiveWeight:
 
     at: Literal["decoder", "encoder"]
     """The part at whose last layer the gradients are taken."""
-    max: Annotated[float, Field(gt=0, le=1e30)] = 1e4
+    max: Annotated[float, Field(ge=1e-9, le=1e30)] = 1e4
     """The largest weight."""
     eps: Annotated[float, Field(ge=0, le=1)] = 1e-4
     """The addition to the divisor."""

@@ -245,7 +245,8 @@ class GeneratorStage(Stage):
         if sampling.cfg_channels is not None and sampling.cfg_channels > generator.in_channels:
             of = f"of {generator.in_channels} latent channels"
             raise ConfigError(f"{self.where}: sampling.cfg_channels={sampling.cfg_channels} {of}")
-        check_variants(self.settings.validation, sampling, self.where)
+        classes = self.settings.generator.get("num_classes", 1)  # of the data, once they are known
+        check_variants(self.settings.validation, sampling, self.where, classes)
 
     def check_beforehand(self, stages: list[Stage]) -> None:
         """Check its settings, its validation, its images, and that it fits the tokenizer that the stages make. Raises

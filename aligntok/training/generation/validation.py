@@ -14,7 +14,7 @@ from aligntok.engine.runner import ShareValLoop
 from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.registry import METRICS
-from aligntok.sampling.pipeline import LabelRule
+from aligntok.sampling.pipeline import LabelRule, check_balanced
 from aligntok.settings import read
 from aligntok.training.settings import GeneratorValidationSettings
 
@@ -29,13 +29,15 @@ def check_validation(settings: GeneratorValidationSettings, own: Sampling, where
         _variants_and_metrics(settings, own)
 
 
-def check_variants(settings: GeneratorValidationSettings, own: Sampling, where: str) -> None:
-    """Raise ConfigError for variants, metrics and their keywords that there cannot be; nothing is built."""
+def check_variants(settings: GeneratorValidationSettings, own: Sampling, where: str, num_classes: int = 1) -> None:
+    """Raise ConfigError for variants, labels, metrics and their keywords that there cannot be; nothing is built."""
     if settings.num_samples and not settings.metrics:
         raise ConfigError(
             f"{where}: validation draws {settings.num_samples} samples for no metric; give validation.metrics, such as "
             "[dict(type='generation', reference='/path/to/a/reference.safetensors')], or num_samples=0"
         )
+    if settings.num_samples:
+        check_balanced(settings.labels, settings.num_samples, num_classes, f"{where}: validation.")
     _variants(settings, own)
     for metric in settings.metrics:
         METRICS.check(metric, f"{where}, validation.metrics")
