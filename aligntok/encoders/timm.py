@@ -5,9 +5,7 @@ The paper's pretrained encoders, DINOv2, MAE and SigLIP 2, are such models by th
 
 from __future__ import annotations
 
-import copy
 import inspect
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +20,7 @@ from aligntok.annotations import check_values, takes_keywords_of
 from aligntok.encoders import Encoder, last_weight
 from aligntok.errors import AlignTokError, ConfigError, first_line, unknown
 from aligntok.settings import ImageSize, Width
-from aligntok.weights.libraries import check_model_name, create_timm, pretrained_tensors
+from aligntok.weights.libraries import check_model_name, create_timm, meta_twin, pretrained_tensors
 from aligntok.weights.load import misfit
 
 # What the libraries' models raise for a size or an option that they do not take.
@@ -127,10 +125,8 @@ class LevelEncoder(Encoder):
 
     def _blank_features(self, size: Sequence[int]) -> Tensor:
         """Features of a blank image of so many pixels, on the meta device: shapes only, nothing is computed."""
-        tensors = itertools.chain(self.parameters(), self.buffers())
-        twin = copy.deepcopy(self, {id(each): each.detach().to("meta") for each in tensors}).eval()
         with torch.no_grad():
-            return twin.level_features(torch.zeros(1, self.mean.shape[1], *size, device="meta"))
+            return meta_twin(self).level_features(torch.zeros(1, self.mean.shape[1], *size, device="meta"))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute block by block where the model can, and otherwise the whole of it; gradients stay the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -9,9 +10,9 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, first_line
 from aligntok.extractors import Extractor, Features, resized
-from aligntok.weights.libraries import OpenCLIPModel, check_model_name, create_timm, pretrained_tensors
+from aligntok.weights.libraries import OpenCLIPModel, check_model_name, create_timm, meta_twin, pretrained_tensors
 from aligntok.weights.load import load_into
 
 FILTERS = ("bilinear", "bicubic")
@@ -33,6 +34,31 @@ class LibraryExtractor(Extractor):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.freeze()
 
+    def features(self, pixels: Tensor) -> Features:
+        """Features of normalised pixels (N, 3, h, w) of the model's size: the subclass's part."""
+        raise NotImplementedError(f"{type(self).__name__} must define features(pixels)")
+
+    def forward(self, pixels: Tensor) -> Features:  # uint8 (N, 3, H, W)
+        """Return the features, with logits where the model has a classifier."""
+        return self.features(self.seen(pixels))
+
+    @torch.no_grad()
+    def check_pooled(self, who: str) -> None:
+        """Raise ConfigError, in which `who` is the model, unless a blank image of its size has pooled features."""
+        blank = torch.zeros(1, 3, *self.size, device=self.mean.device)
+        try:
+            try:
+                shape = meta_twin(self).features(blank.to("meta")).pooled.shape
+            except Exception:  # of a model that keeps tensors which are no buffers: it has to compute
+                shape = self.features(blank).pooled.shape
+            if len(shape) != 2:
+                raise ValueError(f"they are {tuple(shape)}")
+        except Exception as error:  # whatever the library has to say of the size, or of features that it does not have
+            raise ConfigError(
+                f"{who} gives no pooled features (N, D) of its own {self.size[0]} x {self.size[1]} pixels "
+                f"({first_line(error)}); choose another"
+            ) from error
+
     def seen(self, pixels: Tensor) -> Tensor:
         """Resize and normalise uint8 images (N, 3, H, W) to what the model takes."""
         return (resized(pixels, self.size, self.filter) - self.mean) / self.std
@@ -44,7 +70,8 @@ class TimmExtractor(LibraryExtractor):
     model: any of timm's, with or without a pretrained tag; the title is ``timm-<model>``. Images are resized to its own
     test size with its own filter (antialiased, without crop) and normalised with its own mean and deviation.
     pretrained: True for the published weights, a local file of them, or False for random ones (``-random`` ends the
-    title). Raises ConfigError for an unknown model, WeightsError for weights that can't be had or don't fit.
+    title). Raises ConfigError for an unknown model and one without pooled features, WeightsError for weights that can't
+    be had or don't fit.
     """
 
     def __init__(self, model: str, pretrained: bool | str | os.PathLike[str] = True) -> None:
@@ -52,18 +79,18 @@ class TimmExtractor(LibraryExtractor):
         super().__init__()
         self.title = f"timm-{model}" + ("-random" if pretrained is False else "")
         self.model = create_timm(model, *pretrained_tensors(model, pretrained))
-        if not hasattr(self.model, "forward_head"):
-            raise ConfigError(f"timm model '{model}' gives no pooled features; choose another")
         data = resolve_model_data_config(self.model, use_test_size=True)
         filter = data["interpolation"] if data["interpolation"] in FILTERS else "bicubic"
         self.finish(data["input_size"][1:], filter, data["mean"], data["std"])
+        self.check_pooled(f"timm model '{model}'")
 
-    def forward(self, pixels: Tensor) -> Features:  # uint8 (N, 3, H, W)
-        """Return pooled features and, of a classifier, logits."""
-        features = self.model.forward_features(self.seen(pixels))
-        pooled = self.model.forward_head(features, pre_logits=True).flatten(1).float()
+    def features(self, pixels: Tensor) -> Features:
+        features = self.model.forward_features(pixels)
+        pooled = self.model.forward_head(features, pre_logits=True)
+        if math.prod(pooled.shape[2:]) == 1:  # (N, D, 1, 1), too
+            pooled = pooled.flatten(1)
         logits = self.model.forward_head(features).float() if self.model.num_classes else None
-        return Features(pooled, logits=logits)
+        return Features(pooled.float(), logits=logits)
 
 
 class OpenCLIPExtractor(LibraryExtractor):
@@ -87,8 +114,8 @@ class OpenCLIPExtractor(LibraryExtractor):
             load_into(self.tower, tensors, meant.who, source)
         side = meant.vision.get("image_size", 224)
         self.finish((side, side) if isinstance(side, int) else side, "bicubic", meant.mean, meant.std)
+        self.check_pooled(meant.who)
 
-    def forward(self, pixels: Tensor) -> Features:  # uint8 (N, 3, H, W)
-        """Return the image embedding."""
-        embedding = self.tower(self.seen(pixels))
+    def features(self, pixels: Tensor) -> Features:
+        embedding = self.tower(pixels)
         return Features((embedding[0] if isinstance(embedding, tuple) else embedding).float())

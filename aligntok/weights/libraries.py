@@ -1,13 +1,15 @@
-"""The model libraries timm and open_clip: their models by name, and where the published weights of these are."""
+"""The model libraries timm and open_clip: their models by name, tried, and where the published weights of these are."""
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import timm
-from torch import Tensor
+from torch import Tensor, nn
 
 from aligntok.errors import ConfigError, WeightsError, unknown
 from aligntok.weights.hub import fetch
@@ -15,6 +17,12 @@ from aligntok.weights.load import misfit_of, read_tensors, strict_keys
 
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def meta_twin(module: nn.Module) -> Any:
+    """Return a copy of a module on the meta device, in eval mode: it gives shapes, and computes nothing."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return copy.deepcopy(module, {id(each): each.detach().to("meta") for each in tensors}).eval()
 
 
 def check_model_name(model_name: str) -> None:

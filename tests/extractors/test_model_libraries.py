@@ -58,6 +58,42 @@ def test_a_timm_model_without_classifier_has_no_logits(images):
     assert extractor(images).logits is None
 
 
+@pytest.mark.parametrize(
+    ("tower", "reason"),
+    [
+        (
+            {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1, "pool_type": "none"},
+            r"\(1, 1",
+        ),
+        ({"image_size": 100, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"}, "100"),
+    ],
+    ids=["no pooling", "another size"],
+)
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_a_tower_without_pooled_features_of_its_size_is_refused_in_a_sentence(add_towers, tower, reason, place):
+    add_towers({"odd": tower})
+    with pytest.raises(ConfigError, match=rf"open_clip model 'odd' gives no pooled features .* pixels \(.*{reason}"):
+        with torch.device(place):
+            OpenCLIPExtractor("odd", pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (lambda features, pre_logits=False: features, r"they are \(1, 101, 64\)"),
+        (lambda features: features, "unexpected keyword argument 'pre_logits'"),
+        (None, "'NoneType' object is not callable"),
+    ],
+)
+def test_a_timm_model_without_pooled_features_is_refused_in_a_sentence(monkeypatch, head, reason):
+    built = timm.create_model("test_vit")
+    monkeypatch.setattr(built, "forward_head", head)
+    monkeypatch.setattr(timm, "create_model", lambda *args, **options: built)
+    said = r"timm model 'test_vit' gives no pooled features \(N, D\) of its own 160 x 160 pixels \("
+    with pytest.raises(ConfigError, match=said + f".*{reason}.*; choose another"):
+        TimmExtractor("test_vit", pretrained=False)
+
+
 def test_timm_weights_that_do_not_fit_are_named(tmp_path):
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "v.safetensors")
     with pytest.raises(WeightsError, match=r"v\.safetensors does not fit \(missing"):

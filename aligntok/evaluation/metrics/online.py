@@ -18,6 +18,7 @@ from aligntok.evaluation.metrics.image_quality import psnr, ssim, to_pixels
 from aligntok.evaluation.references import check_fits, read_reference
 from aligntok.extractors import Extractor
 from aligntok.registry import LOSSES, without_weights
+from aligntok.weights.hub import check_named
 
 
 class ImageRow(NamedTuple):
@@ -69,6 +70,9 @@ class ReconstructionMetric(BaseMetric):
         if extractor is not None:
             registry, config = extractor_config(extractor)
             registry.check(config, f"{where}.extractor")
+            check_named(config.get("pretrained"), f"{where}.extractor")
+            with torch.device("meta"):
+                registry.build(without_weights(registry, config))
 
     def _begin(self) -> None:
         """Forget everything that was taken in; mmengine evaluates one metric many times."""
