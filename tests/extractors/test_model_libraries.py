@@ -61,20 +61,17 @@ def test_a_timm_model_without_classifier_has_no_logits(images):
 @pytest.mark.parametrize(
     ("tower", "reason"),
     [
-        (
-            {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1, "pool_type": "none"},
-            r"\(1, 1",
-        ),
-        ({"image_size": 100, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"}, "100"),
+        ({**TOWERS["tiny-vit"], "pool_type": "none"}, r"\(1, 1"),
+        ({**TOWERS["tiny-trunk"], "image_size": 100}, "100"),
     ],
     ids=["no pooling", "another size"],
 )
 @pytest.mark.parametrize("place", ["cpu", "meta"])
 def test_a_tower_without_pooled_features_of_its_size_is_refused_in_a_sentence(add_towers, tower, reason, place):
     add_towers({"odd": tower})
-    with pytest.raises(ConfigError, match=rf"open_clip model 'odd' gives no pooled features .* pixels \(.*{reason}"):
-        with torch.device(place):
-            OpenCLIPExtractor("odd", pretrained=False)
+    said = rf"open_clip model 'odd' gives no pooled features .* pixels \(.*{reason}"
+    with pytest.raises(ConfigError, match=said), torch.device(place):
+        OpenCLIPExtractor("odd", pretrained=False)
 
 
 @pytest.mark.parametrize(

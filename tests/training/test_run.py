@@ -487,6 +487,8 @@ class Written(float):
         ),
         (dict(work_dir="a" * 300), "work_dir='aaaa"),
         (dict(validation=dict(perceptual=dict(type="kl"))), "the loss 'kl' takes"),
+        (dict(validation=dict(extractor="timm:resnet5000")), "no timm model named 'resnet5000'"),
+        (dict(validation=dict(extractor="inception_v3:/no/such.pth")), "no weights at /no/such.pth"),
         (dict(hooks=[dict(type="IterTimerHook", x=1)]), "no keyword named 'x'"),
         (dict(compile=dict(mode="x")), "torch.compile takes no compile={'mode': 'x'}"),
     ],
