@@ -88,3 +88,12 @@ def test_a_killed_run_ends_as_one_that_was_not(run, config_source, tmp_path):
     )
     options = f"{tmp_path}/tiny.py --runs 1 --kills 1 --folder {tmp_path}/runs --cfg-options checkpoint.every=1"
     assert "1 of 1 runs ended bit-identical" in run("kill_and_resume", options)
+
+
+@pytest.mark.nightly
+def test_a_step_is_held_against_that_of_another_state(run, config_source, tmp_path):
+    (tmp_path / "tiny.py").write_text(config_source())
+    options = f"{FOLDER.parent} --config {tmp_path}/tiny.py --stage 2 --rounds 2 --burst 1"
+    lines = run("step_against", options).splitlines()
+    assert re.fullmatch(r"stage 2: [\d.]+ s a step of one processor, [\d.]+ s before: [\d.]+ x", lines[0])
+    assert re.fullmatch(r"ratio within a round, of 2: [\d.]+ \([\d.]+ to [\d.]+\)", lines[1])

@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from aligntok.data.latent_shards import LatentStatistics
 from aligntok.latent_diffusion import LatentDiffusion
 
 SECONDS = 10  # that any process may take from its last line to its end
+TOOLS = Path(__file__).parents[2] / "tools"
 STEP = "latent_alignment: step 3/"
 HOOKS = """
 import contextlib, time
@@ -294,11 +297,64 @@ def test_another_command_ends_with_its_data_loading_processes(
 @pytest.mark.parametrize(
     ("number", "status", "said"), [(signal.SIGINT, 130, "stopped by Ctrl-C"), (signal.SIGTERM, 75, "Preempted: ")]
 )
-def test_sampling_ends(start, tiny_tokenizer, tmp_path, number, status, said):
+def test_sampling_ends(start, generator, tmp_path, number, status, said):
+    words = ("--out", tmp_path / "out", "--num-samples", 400, "--batch-size", 2)
+    process = start("sample", generator, *words, setup=SLOW_DRAWING).until("drawing")
+    process.signal(number)
+    ends(process, status, said)
+
+
+@pytest.fixture
+def generator(tiny_tokenizer, tmp_path):
+    """The folder of a saved generator."""
     tokenizer, statistics = aligntok.load_tokenizer(tiny_tokenizer), LatentStatistics((0.0,) * 4, (1.0,) * 4)
     model = LatentDiffusion(dict(GENERATOR), tokenizer, statistics, (4, 4, 4), ("ant", "bee", "zebra"), dict(steps=2))
     model.save_pretrained(tmp_path / "saved")
-    words = ("--out", tmp_path / "out", "--num-samples", 400, "--batch-size", 2)
-    process = start("sample", tmp_path / "saved", *words, setup=SLOW_DRAWING).until("drawing")
-    process.signal(number)
-    ends(process, status, said)
+    return tmp_path / "saved"
+
+
+#: Every image takes half a second to read, and says so.
+SLOW_READING = HANGING.replace(
+    "            time.sleep(1000)", "            print('reading', flush=True), time.sleep(0.5)"
+)
+#: What stands before a tool under torchrun.
+PROGRAM = """{setup}
+import runpy, sys
+sys.argv[0] = {tool!r}
+runpy.run_path({tool!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("command", ["cache", "reconstruction", "sample"])
+def test_one_of_two_processes_under_torchrun_is_killed(
+    generator, classes, tiny_tokenizer, tool, tmp_path, command, killed
+):
+    """The other one has living data-loading processes, or is in the midst of a batch; torchrun's end is in the time."""
+    name, words = READING.get(command, ("sample", "{generator} --out {out} --num-samples 400 --batch-size 2"))
+    words += " --workers 1" * (command in READING)
+    setup, sign = (SLOW_READING, "reading") if command in READING else (SLOW_DRAWING, "drawing")
+    (tmp_path / "hang").touch()
+    places = dict(tokenizer=tiny_tokenizer, classes=classes, generator=generator, out=tmp_path / "out")
+    (tmp_path / "program.py").write_text(PROGRAM.format(setup=setup, tool=str(TOOLS / f"{name}.py")))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, str(tmp_path / "program.py"), *(word.format(**places) for word in words.split())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HANG": str(tmp_path / "hang")}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    with subprocess.Popen(command, **pipes) as process:
+        said = tool.until(process, sign)
+        assert sign in said
+        both = children(process.pid)
+        assert len(both) == 2, said
+        readers = [reader for each in both for reader in children(each)]
+        began = time.monotonic()
+        os.kill(both[killed], signal.SIGKILL)
+        said += process.communicate(timeout=60)[0]
+    assert time.monotonic() - began < 2 * SECONDS, said
+    assert process.returncode == 1, said
+    assert not [pid for pid in (*both, *readers) if is_living(pid)], said
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
