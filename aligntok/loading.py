@@ -58,13 +58,31 @@ def load_tokenizer(
         if path.suffix not in CHECKPOINT_SUFFIXES:
             raise WeightsError(f"{path} is no checkpoint file; those end in {', '.join(CHECKPOINT_SUFFIXES)}")
         return load_ldm_autoencoder(path, **kwargs)
-    name = str(source)
-    is_path = path.suffix in CHECKPOINT_SUFFIXES or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not path.is_dir():
-        raise WeightsError(f"no such file or folder: {source}")
+    check_there(source)
     return load_diffusers_autoencoder(source, **kwargs) or Tokenizer.from_pretrained(
-        name, components=components, **kwargs
+        str(source), components=components, **kwargs
     )
+
+
+def check_there(source: str | os.PathLike[str]) -> None:
+    """Raise WeightsError for what is surely a path, and no hub id, and is not there."""
+    name, path = str(source), Path(source)
+    is_path = path.suffix in CHECKPOINT_SUFFIXES or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not path.exists():
+        raise WeightsError(f"no such file or folder: {source}")
+
+
+def saved_size(source: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return the latent dimension and the factor of a tokenizer that is saved in a folder; None of any other.
+
+    Raises WeightsError for a path at which there is nothing.
+    """
+    check_there(source)
+    if not (file := Path(source) / "config.json").is_file():
+        return None
+    said: dict[str, Any] = read_json(file, WeightsError, "copy or download the folder again")
+    found = said.get("latent_dim"), said.get("downsample_factor")
+    return found if all(isinstance(each, int) for each in found) else None  # type: ignore[return-value]
 
 
 def load_stage_tokenizer(

@@ -26,7 +26,7 @@ from aligntok.data.sources.held_out import hold_out
 from aligntok.data.sources.tables import open_hub, open_parquet, open_saved
 from aligntok.data.sources.webdataset import ShardSource, expand_pattern
 from aligntok.data.transforms import image_suffixes
-from aligntok.errors import DataError, suggestion
+from aligntok.errors import ConfigError, DataError, suggestion
 
 _HUB = "hf://"
 _PACKED = {".tar": ShardSource, ".parquet": open_parquet}
@@ -59,6 +59,8 @@ def open_source(
     Raises DataError when `root` or `split` is missing, nothing is in it, files of two kinds are, a file is damaged,
     a library is not installed, or several splits are there and none was chosen; see the sources for what else.
     """
+    if held_out and fraction is None:
+        raise ConfigError("held_out=True takes the images that a fraction holds out; give fraction=, such as 0.05")
     source = _open(root, split, label)
     if label == "":
         source.labels, source.class_names = np.full(len(source), -1, dtype=np.int32), ()

@@ -21,20 +21,19 @@ from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.loader import labels_of, number_of_classes
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
-from aligntok.data.transforms import parse_image_size
 from aligntok.engine.hooks import PictureHook, TimeBinsHook, draw_samples
-from aligntok.errors import ConfigError, DataError, multiples_of
+from aligntok.errors import ConfigError, DataError
 from aligntok.generators import check_label_range
 from aligntok.io.places import with_places
 from aligntok.latent_diffusion import LatentDiffusion, check_null_class, described_fields
-from aligntok.loading import GENERATION, UNKNOWN, load_latent_diffusion, load_tokenizer, read_stage_file
+from aligntok.loading import GENERATION, UNKNOWN, load_latent_diffusion, load_tokenizer, read_stage_file, saved_size
 from aligntok.registry import DATASETS, GENERATORS, import_components
 from aligntok.rng import seed_torch
 from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import dotted_models
 from aligntok.training.generation.model import GenerationModel
-from aligntok.training.generation.validation import check_validation, check_variants, validation_options
+from aligntok.training.generation.validation import check_size, check_validation, check_variants, validation_options
 from aligntok.training.plan import plan_stage
 from aligntok.training.settings import GeneratorSettings, RunSettings
 from aligntok.training.stages import RandomItems, Stage, StageData, merge
@@ -247,6 +246,9 @@ class GeneratorStage(Stage):
             raise ConfigError(f"{self.where}: sampling.cfg_channels={sampling.cfg_channels} {of}")
         classes = self.settings.generator.get("num_classes", 1)  # of the data, once they are known
         check_variants(self.settings.validation, sampling, self.where, classes)
+        source = self.settings.tokenizer
+        if source is not None and not self.description.is_file():  # a run that has begun has its own copy
+            check_size(self.settings, generator.in_channels, saved_size(source), "the tokenizer", self.name)
 
     def check_beforehand(self, stages: list[Stage]) -> None:
         """Check its settings, its validation, its images, and that it fits the tokenizer that the stages make. Raises
@@ -265,14 +267,8 @@ class GeneratorStage(Stage):
             return
         tokenizer, generator = stages[-1].build_model().tokenizer, self.build_model().generator
         check_posterior(self.posterior, tokenizer)
-        if generator.in_channels != tokenizer.latent_dim:
-            raise ConfigError(
-                f"{self.name}: generator.in_channels={generator.in_channels}, but the stages' tokenizer "
-                f"has latent_dim {tokenizer.latent_dim}; set one to the other"
-            )
-        if (cache := self.settings.latent_cache) is not None:
-            what, size = f"{self.name}: latent_cache.image_size", parse_image_size(cache.image_size)
-            multiples_of(tokenizer.downsample_factor, what, size)
+        size = tokenizer.latent_dim, tokenizer.downsample_factor
+        check_size(self.settings, generator.in_channels, size, "the stages' tokenizer", self.name)
 
     def validation(self, data: StageData) -> dict[str, Any]:
         """Return how samples are drawn and measured on the way."""

@@ -1,4 +1,6 @@
-"""The validation of a generator in training: the samples that tools/sample.py would draw, measured on the way."""
+"""What a generator's training is held to: before it, sizes and settings; on the way, the samples that tools/sample.py
+would draw.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,18 @@ from dataclasses import asdict
 from operator import itemgetter
 from typing import Any
 
+from aligntok.data.images import AspectBuckets
 from aligntok.data.loader import make_loader
 from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import world
 from aligntok.distributed.job import batched
 from aligntok.engine.runner import ShareValLoop
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, multiples_of
 from aligntok.latent_diffusion import LatentDiffusion
-from aligntok.registry import METRICS
+from aligntok.registry import DATASETS, METRICS, default_of
 from aligntok.sampling.pipeline import LabelRule, check_balanced
 from aligntok.settings import read
-from aligntok.training.settings import GeneratorValidationSettings
+from aligntok.training.settings import GeneratorSettings, GeneratorValidationSettings
 
 
 def check_validation(settings: GeneratorValidationSettings, own: Sampling, where: str) -> None:
@@ -41,6 +44,26 @@ def check_variants(settings: GeneratorValidationSettings, own: Sampling, where: 
     _variants(settings, own)
     for metric in settings.metrics:
         METRICS.check(metric, f"{where}, validation.metrics")
+
+
+def check_size(
+    settings: GeneratorSettings, in_channels: int, tokenizers: tuple[int, int] | None, whose: str, where: str
+) -> None:
+    """Raise ConfigError where generator or images do not fit a tokenizer's latent dimension and factor, if known."""
+    if tokenizers is None:
+        return
+    latent_dim, factor = tokenizers
+    if in_channels != latent_dim:
+        raise ConfigError(
+            f"{where}: generator.in_channels={in_channels}, but {whose} has latent_dim {latent_dim}; set one to the "
+            "other"
+        )
+    sizes = {} if settings.latent_cache is None else {"latent_cache.image_size": settings.latent_cache.image_size}
+    if (train := settings.data.train)["type"] == "images":
+        sizes["data.train.image_size"] = train.get("image_size", default_of(DATASETS.get("images"), "image_size"))
+    for name, given in sizes.items():
+        for each in AspectBuckets(given).sizes:
+            multiples_of(factor, f"{where}: {name}", each)
 
 
 def validation_options(settings: GeneratorValidationSettings, diffusion: LatentDiffusion) -> dict[str, Any]:
