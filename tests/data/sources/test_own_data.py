@@ -333,6 +333,8 @@ def test_of_a_few_one_is_held_out_and_one_is_left():
     assert held(["a", "b", "c"], 1e-9) == held(["c", "a", "b"], 1e-12)
     with pytest.raises(DataError, match=r"all 1 images are held out by fraction=0\.05, none is left"):
         held(["a"])
+    with pytest.raises(ConfigError, match="held_out=True takes the images that a fraction holds out; give fraction="):
+        open_source("anywhere", held_out=True)
     for wrong in (0, 1, -0.1, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="it must be above 0 and below 1"):
             held(["a", "b"], wrong)

@@ -263,6 +263,34 @@ def test_a_generator_that_does_not_fit_its_data_is_one_clear_error(write_generat
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(tokenizer="./nowhere"), "no such file or folder: ./nowhere"),
+        (
+            dict(generator={**GENERATOR, "in_channels": 8}),
+            "in_channels=8, but the tokenizer has latent_dim 4; set one to",
+        ),
+        (
+            dict(data=dict(train=dict(type="images", image_size=[(32, 32), (36, 32)]))),
+            "generation: data.train.image_size (36, 32); its sides must be multiples of f = 8",
+        ),
+        (dict(generator={**GENERATOR, "in_channels": 4, "mlp_ratio": 1e-300}), "mlp_ratio=1e-300; it must be int or"),
+        (
+            dict(
+                generator={**GENERATOR, "in_channels": 4, "num_classes": 3},
+                validation=dict(num_samples=2, labels="balanced", metrics=[dict(type="generation", reference="x")]),
+            ),
+            "generation: validation.labels=balanced with num_samples=2 misses 1 of 3 classes; draw 3 or more",
+        ),
+    ],
+)
+def test_a_dry_run_finds_what_does_not_fit(write_generation, tiny_tokenizer, capsys, changes, said):
+    changes = {"tokenizer": str(tiny_tokenizer), "data_root": None, **changes}
+    assert train([write_generation(**changes), "--dry-run"]) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("steps", [["--dry-run"], []])
 def test_a_number_of_classes_that_differs_is_found_by_a_dry_run_and_by_a_run(write_generation, tmp_path, capsys, steps):
     config = write_generation(generator={**GENERATOR, "in_channels": 4, "num_classes": 1000}, tokenizer=None)
