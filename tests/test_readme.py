@@ -216,7 +216,9 @@ def look_at_paths(words):
     return 0
 
 
-BENCHMARKS = ("adaptive_weights", "training_step", "kill_and_resume", "generator_step", "latent_reading")
+BENCHMARKS = (
+    *("adaptive_weights", "training_step", "step_against", "kill_and_resume", "generator_step", "latent_reading"),
+)
 RUNNERS = {
     "make": run_make,
     "tools/train.py": run_train,
