@@ -41,7 +41,7 @@ def check_optimizer(config: Mapping[str, Any], where: str) -> None:
         if isinstance(value, int | float) and abs(value) > (most := _HIGHEST.get(key, _HIGHEST_OF_ALL)):
             raise ConfigError(f"{who}: {key}={value!r}; it must be at most {most:g}")
     if isinstance(rate := options.get("lr"), int | float) and 0 <= rate < _LOWEST_RATE:
-        raise ConfigError(f"{who}: lr={rate!r} trains nothing; it must be at least {_LOWEST_RATE:g}")
+        raise ConfigError(f"{who}: lr={rate!r} trains nothing; {_LOWEST_RATE:g} is the least")
     if not (options.get("capturable") and device().type == "cuda"):  # what is captured steps on a GPU alone
         _take_a_step(config, who)
 

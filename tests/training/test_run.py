@@ -440,7 +440,7 @@ class Written(float):
         (dict(optimizer=dict(lr=-1)), "Invalid learning rate: -1"),
         (dict(optimizer=dict(lr=True)), "lr=True is bool"),
         (dict(optimizer=dict(lr=1e11)), "lr=100000000000.0; it must be at most 100"),
-        (dict(optimizer=dict(lr=0)), "optimizer: optimiser 'Adam': lr=0 trains nothing; it must be at least 1e-12"),
+        (dict(optimizer=dict(lr=0)), "optimizer: optimiser 'Adam': lr=0 trains nothing; 1e-12 is the least"),
         (dict(optimizer=dict(lr=1e-15)), "lr=1e-15 trains nothing"),
         (dict(optimizer=dict(lr=1e-300)), "lr=1e-300; it must be 0 or at least 1e-37, int or float"),
         (dict(optimizer=dict(eps=1e-300)), "eps=1e-300; it must be 0 or at least 1e-37, int or float"),
