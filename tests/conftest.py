@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,6 +88,55 @@ def shared_dir() -> Path:
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def as_processes(monkeypatch):
+    """A function that calls another with each rank, side by side in threads that take themselves for processes.
+
+    What AlignTok asks of torch.distributed is here in plain sums over copies. Returns what each call returned.
+    """
+    me, held, meeting = threading.local(), {}, threading.Barrier(2, timeout=60)
+
+    def of_all(tensor):
+        held[me.rank] = tensor.detach().clone()
+        meeting.wait()
+        found = [held[rank].clone() for rank in range(2)]
+        meeting.wait()
+        return found
+
+    def all_reduce(tensor, op=torch.distributed.ReduceOp.SUM, async_op=False):
+        most = op == torch.distributed.ReduceOp.MAX
+        tensor.copy_(torch.maximum(*of_all(tensor)) if most else sum(of_all(tensor)))
+        return SimpleNamespace(wait=lambda: None)
+
+    def all_gather(into, tensor):
+        for one, other in zip(into, of_all(tensor), strict=True):
+            one.copy_(other)
+
+    def call(function, rank):
+        me.rank = rank
+        try:
+            return function(rank)
+        except BaseException:
+            meeting.abort()
+            raise
+
+    said = dict(is_initialized=lambda: hasattr(me, "rank"), get_rank=lambda: me.rank, get_world_size=lambda: 2)
+    said |= dict(all_reduce=all_reduce, all_gather=all_gather, barrier=meeting.wait)
+    said["broadcast"] = lambda tensor, src: tensor.copy_(of_all(tensor)[src])
+    for name, function in said.items():
+        monkeypatch.setattr(torch.distributed, name, function)
+
+    def run(function):
+        with ThreadPoolExecutor(2) as pool:
+            calls = [pool.submit(call, function, rank) for rank in range(2)]
+        broken = [each.exception() for each in calls if each.exception()]
+        for error in sorted(broken, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+            raise error
+        return [each.result() for each in calls]
+
+    return run
 
 
 @pytest.fixture

@@ -300,7 +300,8 @@ def test_contents_are_the_same_bit_for_bit_or_they_are_not():
     for change in (dict(w=nearly), dict(w=[1.0, 2.0]), dict(w=other_type), dict(step=4), dict(more=1)):
         assert not same_content(content(), content(**change)), change
         assert not same_content(content(**change), content()), change
-    for a, b in [([1, 2], [1, 3]), ([1, 2], [2, 2]), ([1], [1, 1]), ([1, 1], [1]), ("a", "b"), ({}, None), ([], {})]:
+    pairs = [([1, 2], [1, 3]), ([1, 2], [2, 2]), ([1], [1, 1]), ([1, 1], [1]), ("a", "b"), ({}, None), ([], {})]
+    for a, b in [*pairs, (3, torch.tensor(3)), (torch.tensor(3), 3)]:
         assert not same_content(a, b)
         assert not same_content({"x": [a]}, {"x": [b]})
         assert same_content({"x": [a]}, {"x": [a]})

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aligntok.engine.ema import (
+    EMASettings,
     WeightAverages,
     gamma_from_sigma_rel,
     post_hoc_coefficients,
@@ -223,7 +224,12 @@ def test_a_plain_average_has_one_decay_and_begins_as_the_weights(parts):
 
 @pytest.mark.parametrize(("decay", "widths"), [(0.5, ()), (0.99999, (0.28, 0.001))])
 def test_the_last_allowed_ones_are_allowed(parts, decay, widths):
-    assert WeightAverages(parts, widths, decays=[decay]).kept == (*widths, decay)
+    ema, start = WeightAverages(parts, widths, decays=[decay]), parts["decoder"].bias.detach().clone()
+    assert ema.kept == (*widths, decay)
+    with torch.no_grad():
+        parts["decoder"].bias.add_(1000)
+    ema.update()
+    torch.testing.assert_close(ema.state(decay)["decoder"]["bias"], start + 1000 * (1 - decay))
 
 
 @pytest.mark.parametrize("decay", [0.3, 1.0])
@@ -258,3 +264,14 @@ def test_snapshots_give_any_width_as_if_it_had_been_tracked(parts, sigma_rel):
 def test_coefficients_of_a_width_that_was_kept_pick_its_snapshot():
     found = post_hoc_coefficients([500, 1000, 500, 1000], [0.05, 0.05, 0.1, 0.1], 1000, 0.1)
     np.testing.assert_allclose(found, [0, 0, 0, 1], atol=1e-8)
+
+
+def test_the_average_that_is_used_is_one_that_is_kept():
+    assert EMASettings(sigma_rel=[], decays=[0.9], inference=0.9).inference == 0.9
+    assert EMASettings(sigma_rel=[0.1], decays=[0.9], inference=0.1).inference == 0.1
+    for wrong in (dict(sigma_rel=[0.1]), dict(sigma_rel=[], decays=[0.9], inference=0.1)):
+        with pytest.raises(ConfigError, match="is not among the averages kept"):
+            EMASettings(**wrong)
+    for wrong in (dict(sigma_rel=[0.05, 0.3]), dict(decays=[0.4])):
+        with pytest.raises(ConfigError, match="must lie in"):
+            EMASettings(**wrong)

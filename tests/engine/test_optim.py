@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR
 from torch import nn
 
-from aligntok.engine.optim import PartOptimizersConstructor
-from aligntok.errors import CheckpointError
+from aligntok.engine.optim import PartOptimizersConstructor, check_optimizer, side_of
+from aligntok.errors import CheckpointError, ConfigError
 
 
 class Parts(nn.Module):
@@ -157,14 +157,16 @@ def moved(clip, *gradients):
     parts = {name: nn.Linear(4, 1, bias=False) for name in ("encoder", "decoder", "discriminator")}
     sgd = dict(type="SGD", lr=1.0)
     config = dict(autoencoder=sgd, discriminator=sgd, clip_grad_norm=clip, max_skipped=3, spike_factor=None)
-    model, before = Parts(**parts), {name: part.weight.detach().clone() for name, part in parts.items()}
+    model = Parts(**parts)
+    for part in parts.values():
+        nn.init.zeros_(part.weight)
     optim = PartOptimizersConstructor(config)(model)
     for part, norm in zip(parts.values(), gradients, strict=True):
         part.weight.grad = torch.full((1, 4), norm / 2)
     logs = optim.step_parts(parts, [])
     assert [float(logs[f"grad_norm/{name}"]) for name in parts] == pytest.approx(gradients)  # before clipping
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
-    return [float((part.weight.detach() - before[name]).norm()) for name, part in parts.items()]
+    return [float(part.weight.detach().norm()) for part in parts.values()]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +180,8 @@ def moved(clip, *gradients):
 )
 def test_clipping_shrinks_a_side_to_its_bound_and_enlarges_nothing(clip, expected):
     assert moved(clip, 3.0, 4.0, 12.0) == pytest.approx(expected, rel=1e-5)
+    # The divisor is a millionth larger than the norm.
+    assert moved(1e-6, 1e-6, 0.0, 3e-6) == pytest.approx([0.5e-6, 0.0, 0.75e-6], rel=1e-5)
 
 
 def test_a_step_clears_the_gradients_of_sides_that_it_leaves_out_too():
@@ -220,3 +224,85 @@ def test_optimisers_of_another_model_are_one_clear_error():
     _, other = build(model=Parts(decoder=nn.Linear(3, 2)))
     with pytest.raises(CheckpointError, match="has optimisers of autoencoder, discriminator, the config of auto"):
         other.load_state_dict(optim.state_dict())
+
+
+HIGHEST = [
+    ("Adam", "lr", 100.0),
+    ("AdamW", "weight_decay", 10.0),
+    ("Adam", "eps", 1.0),
+    ("SGD", "momentum", 1.0),
+    ("SGD", "dampening", 1.0),
+    ("RMSprop", "alpha", 1.0),
+    ("Adadelta", "rho", 1.0),
+    ("ASGD", "t0", 1e9),
+]
+
+
+@pytest.mark.parametrize(("kind", "keyword", "most"), HIGHEST, ids=[keyword for _, keyword, _ in HIGHEST])
+def test_a_keyword_of_an_optimiser_has_a_highest_value_and_none_beyond(kind, keyword, most):
+    check_optimizer({"type": kind, keyword: most}, "optimizer")
+    for beyond in (1.01 * most, -1.01 * most):
+        with pytest.raises(ConfigError, match=rf"optimizer: optimiser '{kind}': {keyword}=.*; it must be at most "):
+            check_optimizer({"type": kind, keyword: beyond}, "optimizer")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (dict(type="Adan"), "did you mean 'Adam'"),
+        (dict(type="Linear"), "Linear"),
+        (dict(type="Adam", params=[]), "params are what the stage trains; leave them out"),
+        (dict(type="Adam", learning_rate=1), "learning_rate"),
+        (dict(type="Adam", betas=(0.5, 1.5)), "cannot take a step"),
+        (dict(type="Adam", capturable=True), "cannot take a step"),  # on a CPU
+        (dict(type="SGD", maximize=True), "does not descend"),
+    ],
+)
+def test_what_is_no_optimiser_or_does_not_descend_is_refused(config, said):
+    check_optimizer(dict(type="Adam"), "optimizer")
+    with pytest.raises(ConfigError, match=said):
+        check_optimizer(config, "optimizer")
+
+
+def test_what_a_gpu_captures_is_not_tried_without_one(monkeypatch):
+    monkeypatch.setattr("aligntok.engine.optim.device", lambda: torch.device("cuda"))
+    check_optimizer(dict(type="Adam", capturable=True), "optimizer")
+    with pytest.raises(ConfigError, match="does not descend"):
+        check_optimizer(dict(type="Adam", maximize=True), "optimizer")
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [({}, True), (dict(foreach=True), None), (dict(fused=False), False), (dict(kind="SGD"), True)],
+)
+def test_optimisers_are_fused_unless_the_config_says_otherwise(options, fused):
+    _, optim = build(**options)
+    assert optim["autoencoder"].optimizer.param_groups[0]["fused"] is fused
+
+
+def test_an_optimiser_that_cannot_be_fused_is_not():
+    parts = Parts(decoder=nn.Linear(3, 2))
+    config = dict(autoencoder=dict(type="ASGD", lr=0.1), clip_grad_norm=None, max_skipped=3, spike_factor=None)
+    assert list(PartOptimizersConstructor(config)(parts).optim_wrappers) == ["autoencoder"]
+
+
+def test_discriminator_and_generator_have_optimisers_of_their_own():
+    parts = ("encoder", "adapter", "decoder", "loss_vf", "discriminator", "generator")
+    assert [side_of(part) for part in parts] == ["autoencoder"] * 4 + ["discriminator", "generator"]
+
+
+def test_a_loss_that_is_not_finite_in_one_process_leaves_the_step_out_in_both(as_processes):
+    models = [build() for _ in range(2)]
+    before = models[0][0].state_dict()["parts.decoder.weight"].clone()
+
+    def step_both(rank, *losses):
+        model, optim = models[rank]
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        return float(optim.step_parts(model.trained_parts(), [torch.tensor(losses[rank])])["skipped_steps"])
+
+    assert as_processes(lambda rank: step_both(rank, 1.0, float("inf"))) == [1, 1]
+    assert as_processes(lambda rank: step_both(rank, float("nan"), 1.0)) == [2, 2]
+    assert all(torch.equal(model.state_dict()["parts.decoder.weight"], before) for model, _ in models)
+    assert as_processes(lambda rank: step_both(rank, 1.0, 2.0)) == [2, 2]
+    assert not any(torch.equal(model.state_dict()["parts.decoder.weight"], before) for model, _ in models)

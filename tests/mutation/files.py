@@ -23,7 +23,7 @@ MODULES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "engine/ema": (["engine/test_ema"], ["training/test_run"]),
     "engine/optim": (
-        ["engine/test_optim", "engine/test_skipped_steps"],
+        ["engine/test_optim", "engine/test_skipped_steps", "training/test_skipped_buffers"],
         ["training/alignment/test_model", "training/test_two_processes", "training/test_run"],
     ),
     "engine/checkpoints": (["engine/test_checkpoints"], ["training/test_run"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -324,3 +326,34 @@ def test_micro_batches_add_up_in_a_losss_own_weights_too(tiny):
     assert_same_gradients(together, whole)
     # And twice the same one is it once, not the last alone.
     assert_same_gradients(gradients_of_step(model, [parts[0]] * 2)[0], gradients_of_step(model, parts[:1])[0])
+
+
+def test_a_ratio_is_of_the_whole_batch_its_divisor_enlarged_by_eps_at_the_losses_scale(as_processes):
+    """Means over two processes: (3, 4) of norm 5, and (2, 0) of norm 2."""
+    pulls = [([6.0, 0.0], [0.0, 0.0]), ([0.0, 8.0], [4.0, 0.0])]
+
+    def found(rank, scale, **options):
+        parameter = nn.Parameter(torch.zeros(2))
+        reference, other = (([parameter * 1.0], [torch.tensor(pull)]) for pull in pulls[rank])
+        return float(ratio_at(parameter, reference, other, AdaptiveWeight(at="decoder", **options), scale))
+
+    assert as_processes(lambda rank: found(rank, 1.0, eps=0.5)) == [5 / 2.5] * 2
+    assert as_processes(lambda rank: found(rank, 6.0, eps=0.5)) == [5 / 5] * 2
+    assert as_processes(lambda rank: found(rank, 1.0, max=1.5)) == [1.5] * 2
+
+
+def test_two_processes_of_two_images_have_the_gradients_of_one_with_four(tiny, as_processes):
+    """Ratios, the discriminator's gradients, and those of a loss with weights among them."""
+    vf = dict(type="vf", latent_dim=4, feature_dim=48, weight=0.1)
+    losses = {**tiny["losses"], "semantic": tiny["semantic"], "vf": vf}
+    model = build(
+        tiny, losses=losses, discriminator=dict(type="patchgan", base_channels=16, num_layers=1, norm="group")
+    )
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    copies = [copy.deepcopy(model) for _ in range(2)]
+    # The distances that vf sums are between places of an image: the mean over images is that of its parts.
+    whole, logs = gradients_of_step(model, [images], step=5)
+    for found, own in as_processes(lambda rank: gradients_of_step(copies[rank], [images[2 * rank :][:2]], step=5)):
+        for name in ("ratio/gan", "ratio/semantic"):
+            torch.testing.assert_close(own[name], logs[name], rtol=1e-4, atol=0)
+        assert_same_gradients(found, whole)

@@ -341,3 +341,72 @@ def test_validation_gives_each_image_with_its_reconstruction(stage_model):
     assert torch.equal(torch.stack([pair["images"] for pair in pairs]), images)
     with torch.no_grad():
         assert torch.equal(torch.stack([pair["reconstruction"] for pair in pairs]), model(images))
+
+
+@pytest.mark.parametrize("index", KINDS, ids=KINDS.values())
+def test_a_model_is_built_in_training_mode_but_for_what_it_does_not_train(stage_model, index):
+    model = stage_model(index)
+
+    def modes():
+        parts = {name: getattr(model.tokenizer, name) for name in PARTS} | {"discriminator": model.discriminator}
+        assert model.teacher is None or not model.teacher.training
+        return {name: {module.training for module in part.modules()} for name, part in parts.items()}
+
+    trained = (*model.trainable, "discriminator")
+    assert modes() == {name: {name in trained} for name in (*PARTS, "discriminator")}
+    model.eval()
+    assert modes() == {name: {False} for name in (*PARTS, "discriminator")}
+    model.train()
+    assert modes() == {name: {name in trained} for name in (*PARTS, "discriminator")}
+
+
+def test_values_and_logs_are_the_losses_of_the_step_computed_by_hand(stage_model, tiny):
+    tiny["losses"]["gan"]["start_step"] = 2
+    model = stage_model(1, losses={**tiny["losses"], "semantic": tiny["semantic"]})
+    with torch.no_grad():  # the student is no longer its teacher
+        for parameter in model.tokenizer.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    model.discriminator.eval()
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents = model.tokenizer.encode(images)
+        reconstruction = model.tokenizer.decode(latents)
+        target = model.teacher.adapter(model.teacher.encoder(images))
+        real, fake = model.discriminator(images), model.discriminator(reconstruction)
+    expected = {"l1": (images - reconstruction).abs().mean(), "semantic": (latents - target).square().mean()}
+    torch.testing.assert_close(model.values(images, 1), expected)
+    expected["gan"] = -fake.mean()
+    torch.testing.assert_close(model.values(images, 2), expected)
+    expected["discriminator"] = 0.5 * ((1 - real).relu().mean() + (1 + fake).relu().mean())
+    optim = SimpleNamespace(loss_scale=lambda device: torch.ones(()), step_parts=lambda parts, losses: {})
+    logs = model.train_step(StepBatch(2, [{"images": images}]), optim)
+    wanted = {f"loss/{name}": value for name, value in expected.items()}
+    wanted |= {"logits/real": real.mean(), "logits/fake": fake.mean()}
+    torch.testing.assert_close({name: logs[name] for name in wanted}, wanted)
+    assert set(logs) == {*wanted, "ratio/gan", "ratio/semantic"}
+
+
+def test_a_teacher_runs_only_at_steps_that_have_a_loss_of_it(stage_model, tiny):
+    losses = dict(l1=dict(type="l1"), semantic={**tiny["semantic"], "start_step": 2})
+    model = stage_model(1, losses=losses)
+    visits = Visits(teacher=model.teacher.encoder)
+    assert "loss/semantic" not in train(model, 2)
+    assert visits.count["teacher"] == 0
+    assert "loss/semantic" in train(model, 1, first=2)
+    assert visits.count["teacher"] == 1
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_blocks_are_computed_twice_where_their_results_are_not_kept(stage_model, wanted):
+    """Gradients are the same with and without: only this tells whether memory is saved at all."""
+    model, begun = stage_model(1, grad_checkpointing=wanted), []
+    for part, kind in (("encoder", "Block"), ("decoder", "ResnetBlock")):
+        kinds = {type(module).__name__: module for module in getattr(model.tokenizer, part).modules()}
+        kinds[kind].register_forward_pre_hook(lambda module, given, part=part: begun.append(part))
+    train(model, 1)
+    assert [begun.count(part) > 1 for part in ("encoder", "decoder")] == [wanted, wanted]
+
+
+def test_each_reconstruction_has_the_index_of_its_image(stage_model):
+    pairs = stage_model(0).eval().val_step({"images": torch.zeros(2, 3, 32, 32), "index": torch.tensor([7, 4])})
+    assert [int(pair["index"]) for pair in pairs] == [7, 4]

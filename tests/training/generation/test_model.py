@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from aligntok.caching.encoder import posterior_noise
 from aligntok.data.latents import LatentDataset
 from aligntok.diffusion.flow import flow_matching_loss
+from aligntok.engine.compile import blocks_of
 from aligntok.engine.runner import StepBatch
-from aligntok.errors import ConfigError, DataError
+from aligntok.errors import ConfigError, DataError, DivergenceError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
@@ -138,15 +142,97 @@ def test_settings_that_do_not_fit_are_one_clear_error(make, options, said):
         make(**options)
 
 
+def step(model, optim, parts, number=2):
+    """One training step without an optimiser: what it logs, and the gradients that it leaves."""
+    logs = model.train_step(StepBatch(number, parts), optim)
+    return logs, [p.grad for p in model.generator.parameters()]
+
+
+NO_OPTIMISER = SimpleNamespace(loss_scale=lambda device: torch.ones(()), step_parts=lambda parts, losses: {})
+
+
+def test_a_steps_gradient_is_that_of_its_mean_loss(make):
+    model, data = make(seed=1, time_bins=3), batch()
+    losses, t = model.losses(data["latents"], data["label"], model.draws(2, 0, 1, data["latents"]))
+    expected = torch.autograd.grad(losses["total"].mean(), list(model.generator.parameters()))
+    assert all(gradient.any() for gradient in expected)
+    doubled = SimpleNamespace(loss_scale=lambda device: torch.tensor(2.0), step_parts=lambda parts, losses: {})
+    logs, found = step(copy.deepcopy(model), NO_OPTIMISER, [data])
+    torch.testing.assert_close(found, list(expected))
+    torch.testing.assert_close(step(copy.deepcopy(model), doubled, [data])[1], [2 * each for each in expected])
+    for name, each in losses.items():
+        torch.testing.assert_close(logs[f"loss/{name}"], each.detach().mean())
+    inside = [(i / 3 <= t) & (t < (i + 1) / 3) for i in range(3)]
+    bins = [[float(losses["total"].detach()[each].sum()), float(each.sum())] for each in inside]
+    torch.testing.assert_close(logs["time_bins"].T, torch.tensor(bins))
+
+
+def test_two_processes_have_the_gradient_of_one_with_all_samples(make, as_processes):
+    model, data = make(seed=1), batch(8)
+    _, expected = step(copy.deepcopy(model), NO_OPTIMISER, [data])
+    models = [copy.deepcopy(model) for _ in range(2)]
+    quarters = [{key: value[i : i + 2] for key, value in data.items()} for i in range(0, 8, 2)]
+    for _, found in as_processes(lambda rank: step(models[rank], NO_OPTIMISER, quarters[rank::2])):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_samples_posterior_noise_is_of_its_number_in_the_run(make, as_processes):
+    model = make(seed=4)
+    images = torch.zeros(3, 3, 32, 64)
+    assert model.posterior_noise({"images": images}, 0, 0, 1) is None
+    model.settings = dataclasses.replace(
+        model.settings, data=dataclasses.replace(model.settings.data, posterior="sample")
+    )
+    assert model.posterior_noise({"images": images, "latents": images}, 0, 0, 1) is None
+    # Step 5 of 2 processes x 2 micro-batches x 3 samples; of the second process the second micro-batch.
+    _, found = as_processes(lambda rank: model.posterior_noise({"images": images}, 5, 1, 2))
+    assert torch.equal(found, posterior_noise(4, [5 * 12 + 9, 5 * 12 + 10, 5 * 12 + 11], 0, (4, 4, 8)))
+
+
+def test_samples_are_drawn_in_eval_mode(make):
+    model, seen = make(), []
+    model.generator.register_forward_pre_hook(lambda module, given: seen.append(module.training))
+    model.sample([0], [7])
+    assert seen
+    assert not any(seen)
+
+
+def test_validations_samples_are_the_pictures_of_their_seeds(make):
+    model = make()
+    asked = dict(numbers=[5, 9], labels=[2, 0], sampling=dataclasses.replace(model.diffusion.sampling, steps=3))
+    found = model.val_step({**asked, "variant": "raw"})
+    assert [(each["index"], each["variant"]) for each in found] == [(5, "raw"), (9, "raw")]
+    expected = model.diffusion.sample([2, 0], [5, 9], sampling=asked["sampling"])
+    pixels = ((expected.double() + 1) * 127.5).round().to(torch.uint8)
+    assert (torch.stack([each["pixels"] for each in found]).int() - pixels.int()).abs().max() <= 1
+    with torch.no_grad():
+        model.generator.final_layer.linear.bias.fill_(float("nan"))
+    with pytest.raises(DivergenceError, match=r"samples 5 to 9 of the validation \(variant 'raw'\) are not finite"):
+        model.val_step({**asked, "variant": "raw"})
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_memory_of_blocks_is_saved_where_the_settings_say_so(make, wanted):
+    model, begun = make(grad_checkpointing=wanted), []
+    blocks_of(model.generator)[-1].register_forward_pre_hook(lambda module, given: begun.append(module))
+    step(model, NO_OPTIMISER, [batch()])
+    assert len(begun) == 1 + wanted
+
+
+def test_groups_come_as_the_backward_pass_does(make):
+    model = make(generator=dict(depth=3))
+    groups = model._groups()
+    for group, block in zip(groups, reversed(model.generator.blocks), strict=False):
+        assert group == [*block.parameters()]
+
+
 def test_a_step_of_micro_batches_is_a_step_of_one_batch(make):
     data, steps = batch(8), []
     for micro in (1, 4):
         torch.manual_seed(0)
         model = make(seed=1)
-        stepped = SimpleNamespace(loss_scale=lambda device: torch.ones(()), step_parts=lambda parts, losses: {})
         parts = [{key: value[i : i + 8 // micro] for key, value in data.items()} for i in range(0, 8, 8 // micro)]
-        outputs = model.train_step(StepBatch(2, parts), stepped)
-        steps.append((outputs, [p.grad for p in model.generator.parameters()]))
+        steps.append(step(model, NO_OPTIMISER, parts))
     (one, gradients), (many, others) = steps
     assert set(one) == {"loss/total", "loss/velocity", "loss/direction", "time_bins"}
     torch.testing.assert_close(many["loss/total"], one["loss/total"])
