@@ -15,14 +15,25 @@ def state():
     return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.parametrize("whole", [False, True])
+#: Of matrix products, and of convolutions where they are settled too.
+ROUNDED = {"fp32": (False, False), "tf32": (True, True), "bf16": (False, True), "fp16": (False, True)}
+
+
+@pytest.mark.parametrize("convolutions", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("arithmetic", [multiplying, computing])
-def test_float32_is_multiplied_as_the_precision_says_and_then_as_before(arithmetic, precision, whole):
+def test_float32_is_multiplied_as_the_precision_says_and_then_as_before(
+    arithmetic, precision, convolutions, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", convolutions)
     before = state()
-    rounded = precision != "fp32" if whole else precision == "tf32"
-    with suppress(KeyError), arithmetic(precision, whole=whole):
-        assert state() == ("high" if rounded else "highest", rounded if whole else before[1])
+    products, whole = ROUNDED[precision]
+    with suppress(KeyError), arithmetic(precision):
+        assert state() == ("high" if products else "highest", convolutions)
+        raise KeyError
+    assert state() == before
+    with suppress(KeyError), arithmetic(precision, whole=True):
+        assert state() == ("high" if whole else "highest", whole)
         raise KeyError
     assert state() == before
 
@@ -32,6 +43,8 @@ def test_autocast_is_on_for_half_precisions_alone_and_ended_by_the_others(precis
     x = torch.ones(2, 2)
     with torch.autocast("cpu", torch.bfloat16), computing(precision, torch.device("cpu")):
         assert (x @ x).dtype == (PRECISIONS[precision] or torch.float32)
+    with computing(precision):  # on this process's device
+        assert (x @ x).dtype == (PRECISIONS[precision] or torch.float32) or device().type == "cuda"
 
 
 def test_a_full_memory_is_told_with_its_cure():
@@ -55,6 +68,12 @@ def test_a_full_memory_is_told_with_its_cure():
 )
 def test_memory_that_there_was_not_is_told_from_other_errors(error, expected):
     assert is_out_of_memory(error) is expected
+
+
+def test_the_device_is_the_current_gpu_of_several(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert device() == torch.device("cuda:3")
 
 
 def test_the_device_is_a_gpu_with_its_number_or_the_cpu():

@@ -3,6 +3,7 @@
 import time
 import zipfile
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
-from aligntok.data.images import UNREADABLE, AspectBuckets, ImageDataset, assign_buckets, place_unreadable
+from aligntok.data.images import (
+    UNREADABLE,
+    AspectBuckets,
+    ImageDataset,
+    assign_buckets,
+    find_buckets,
+    place_unreadable,
+)
 from aligntok.data.sampler import BucketSchedule, GlobalBatchSampler, batches_in_buckets, epoch_order
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import read_image, read_upright_size
@@ -294,3 +302,70 @@ def test_buckets_that_do_not_fit_the_data_set_are_refused(photographs, wrong):
     dataset = ImageDataset(photographs, SIZES)
     with pytest.raises(ConfigError, match="buckets for"):
         dataset.buckets = np.array(wrong, dtype=np.uint8)
+
+
+def test_there_may_be_254_shapes():
+    shapes = AspectBuckets([(64, i + 1) for i in range(254)])
+    assert (len(shapes), shapes.nearest(64, 254), UNREADABLE) == (254, 253, 255)
+
+
+@pytest.fixture
+def looked(photographs, monkeypatch):
+    """Eleven images, a strip and one that cannot be read among them; what headers are read of, and whether it shows."""
+    write(photographs, "strip.png", 2, 60)
+    (photographs / "unread.png").write_bytes(b"no image")
+    asked, plain = [], ImageDataset.assign_buckets
+
+    def look(dataset, indices=None, progress=True):
+        asked.append((None if indices is None else [*indices], progress))
+        return plain(dataset, indices, progress)
+
+    monkeypatch.setattr(ImageDataset, "assign_buckets", look)
+    return asked
+
+
+FOUND = [0, 1, 2] * 3 + [1, 0]
+
+
+def test_two_processes_read_the_headers_of_their_shares_once(photographs, looked, tmp_path, as_processes):
+    data = [ImageDataset(photographs, SIZES) for _ in range(2)]
+    found = as_processes(lambda rank: find_buckets(data[rank], tmp_path / "run"))
+    assert [each.tolist() for each in found] == [FOUND, FOUND]
+    assert [each.buckets.tolist() for each in data] == [FOUND, FOUND]
+    assert sorted(looked) == [([0, 2, 4, 6, 8, 10], True), ([1, 3, 5, 7, 9], False)]
+    (file,) = (tmp_path / "run").glob("*.npy")
+    assert np.load(file).tolist() == FOUND
+    again = as_processes(lambda rank: find_buckets(ImageDataset(photographs, SIZES), tmp_path / "run").tolist())
+    assert again == [FOUND, FOUND]
+    assert len(looked) == 2
+    file.write_bytes(b"damaged")
+    assert find_buckets(ImageDataset(photographs, SIZES), tmp_path / "run").tolist() == FOUND
+    assert looked[2:] == [([*range(11)], True)]
+
+
+def test_buckets_are_kept_for_the_same_images_sizes_and_limit_alone(photographs, looked, tmp_path):
+    def find(sizes=SIZES, **options):
+        return find_buckets(ImageDataset(photographs, sizes, **options), tmp_path / "run").tolist()
+
+    assert find() == find(max_aspect_ratio=50.0) == FOUND
+    assert len(looked) == 1
+    assert find(max_aspect_ratio=20) == [0, 1, 2] * 3 + [0, 0]  # the strip is unreadable
+    assert find(SIZES[1:]) == [0, 0, 1] * 3 + [0, 0]
+    assert len(looked) == 3
+    assert len([*(tmp_path / "run").glob("*.npy")]) == 3
+    assert find() == FOUND
+    write(photographs, "unread.png", 30, 20)
+    assert find() == [*FOUND[:10], 2]
+    assert len(looked) == 4
+    assert len([*(tmp_path / "run").glob("*.npy")]) == 3  # what the old file said is gone
+    assert len([*(tmp_path / "run").glob("*.sha256")]) == 3
+
+
+def test_a_part_of_a_data_set_has_the_buckets_of_its_images_and_others_have_one_size(photographs, looked, tmp_path):
+    part = Subset(Subset(ImageDataset(photographs, SIZES), [10, 9, 2, 1]), [1, 2])
+    assert find_buckets(part, tmp_path / "run").tolist() == [1, 2]
+    assert find_buckets(ImageDataset(photographs, 16), tmp_path / "run") is None
+    assert find_buckets(Subset(ImageDataset(photographs, 16), [3]), tmp_path / "run") is None
+    assert find_buckets([1, 2, 3], tmp_path / "run") is None
+    assert find_buckets(SimpleNamespace(buckets=np.array([3])), tmp_path / "run").tolist() == [3]
+    assert len(looked) == 1

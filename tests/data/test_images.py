@@ -265,3 +265,41 @@ def test_tiny_imagenet_is_listed_by_class(shared_dir):
     assert (len(dataset), len(dataset.class_names)) == (2500, 50)
     assert dataset[2499]["label"] == 49
     assert dataset[0]["images"].shape == (3, 64, 64)
+
+
+def test_a_plain_number_asks_for_that_image_with_that_sample_number(classes):
+    dataset = ImageDataset(classes, 16, seed=4)
+    assert same_items([dataset[3], dataset[-1]], [dataset[SampleIndex(3, 3)], dataset[SampleIndex(11, 11)]])
+
+
+@pytest.mark.parametrize(("number", "allowed"), [(99, 1), (100, 1), (101, 2), (200, 2), (201, 3)])
+def test_one_percent_of_the_images_may_be_unreadable_rounded_up(monkeypatch, number, allowed):
+    class Source(list):
+        class_names = ()
+
+    monkeypatch.setattr("aligntok.data.images.open_source", lambda *given: Source(range(number)))
+    assert ImageDataset("x", 16).max_unreadable == allowed
+    assert ImageDataset("x", 16, max_unreadable=0).max_unreadable == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "side"),
+    [({}, 48), (dict(short_side=30), 60), (dict(short_side=24), 48), (dict(train=False), None)],
+)
+def test_a_training_reads_images_at_twice_their_size_and_an_evaluation_whole(classes, monkeypatch, options, side):
+    asked = []
+
+    def read(source, index, draft_side, max_aspect_ratio):
+        asked.append((draft_side, max_aspect_ratio))
+        return Image.new("RGB", (60, 60))
+
+    monkeypatch.setattr("aligntok.data.images.read_image", read)
+    assert ImageDataset(classes, (16, 24), **options)[0]["images"].shape == (3, 16, 24)
+    assert ImageDataset(classes, (16, 24), max_aspect_ratio=1, **options)[0]["images"].shape == (3, 16, 24)
+    assert asked == [(side, 50.0), (side, 1)]
+
+
+@pytest.mark.parametrize("wrong", [dict(max_aspect_ratio=0.9), dict(image_size=(16, 24), short_side=23)])
+def test_what_no_image_could_be_is_refused(classes, wrong):
+    with pytest.raises(ConfigError):
+        ImageDataset(classes, **wrong)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 import pickle
+import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from aligntok.data.latent_shards import (
     DTYPES,
     LatentStatistics,
     Manifest,
+    MappedRows,
     Moments,
     Shard,
     Skipped,
@@ -240,6 +245,38 @@ def swap(folder):
     (folder / "other").rename(shard_path(folder, 3))
 
 
+def encoded(folder, **changes):
+    content = json.loads((folder / "manifest.json").read_text())
+    rewrite(folder, encoding={**content["encoding"], **changes})
+
+
+def redeclare(folder, name, end=0, **changes):
+    """Let the header of a shard say something else of a tensor, in as many bytes as before."""
+    path = shard_path(folder, 3)
+    data = path.read_bytes()
+    length = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:length])
+    header[name] |= changes
+    header[name]["data_offsets"][1] += end
+    told = json.dumps(header, separators=(",", ":")).encode()
+    path.write_bytes(len(told).to_bytes(8, "little") + told + data[length:])
+    rows = [
+        {"file": p.name, "images": n, "bytes": p.stat().st_size}
+        for p, n in zip(shards_of(folder), LENGTHS, strict=True)
+    ]
+    rewrite(folder, shards=rows)
+
+
+def shards_of(folder):
+    return sorted(folder.glob("shard_*.safetensors"))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-200] ^= 1
+    path.write_bytes(content)
+
+
 NUMBERS = dict(mean=[0.0] * 3, std=[1.0] * 3)
 AMISS = {
     "another folder": (
@@ -268,6 +305,21 @@ AMISS = {
         r"names '\.\./\.\./x\.png', which is no file in that folder; copy the cache again",
     ),
     "shards without a length": (lambda f: rewrite(f, shards=[{"file": "x"}]), "cannot be read .it has no 'images'"),
+    "no identity": (lambda f: encoded(f, tokenizer={"identity": 1, "source": "x"}), "its encoding names no tokenizer"),
+    "no type of numbers": (lambda f: encoded(f, dtype="fp8"), "or no type of numbers"),
+    "no source": (lambda f: encoded(f, tokenizer={"identity": "a1"}), "cannot be read .it has no 'source'"),
+    "infinite deviation": (
+        lambda f: rewrite(f, statistics={**NUMBERS, "std": [1.0, float("inf"), 1.0]}),
+        "deviations above 0",
+    ),
+    "too many": (lambda f: rewrite(f, statistics=dict(mean=[0.0] * 4, std=[1.0] * 4)), "they are not 3 numbers each"),
+    "one mean more": (lambda f: rewrite(f, statistics={**NUMBERS, "mean": [0.0] * 4}), "they are not 3 numbers each"),
+    "fewer labels": (lambda f: redeclare(f, "labels", shape=[6]), "labels declares"),
+    "places of less": (lambda f: redeclare(f, "index", shape=[6], end=-8), "it has not 7 labels and places"),
+    "a tensor from before": (lambda f: redeclare(f, "index", data_offsets=[-8, 48]), "index declares"),
+    "a tensor backwards": (lambda f: redeclare(f, "labels", shape=[-7], data_offsets=[28, 0]), "labels declares"),
+    "half an image": (lambda f: redeclare(f, "mean", shape=[1.5, 2]), "mean declares"),
+    "a changed bit": (lambda f: flip(shard_path(f, 3)), r"shard_00003.*its SHA-256 is not the one in"),
     "shards swapped": (swap, "is not the shard of the manifest: 7 images .* not 5"),
 }
 
@@ -300,3 +352,67 @@ def test_a_negative_seed_is_refused(cache):
 
 def test_the_manifest_names_what_was_left_out(cache):
     assert read_manifest(cache[0]).skipped == [Skipped(1, "ant/01.png", "UnidentifiedImageError")]
+
+
+def test_shards_are_checked_by_one_process_of_each_machine(cache, as_processes, monkeypatch):
+    flip(shard_path(cache[0], 3))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert as_processes(lambda rank: len(LatentDataset(cache[0]))) == [13, 13]
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(DataError, match="its SHA-256 is not the one in"):
+        as_processes(lambda rank: LatentDataset(cache[0]))
+
+
+def test_a_manifest_is_all_that_says_how_a_finished_cache_was_made(cache, monkeypatch):
+    (cache[0] / "encoding.json").unlink()
+    monkeypatch.setenv("HOME", str(cache[0].parent))
+    assert len(LatentDataset("~/cache")) == 13
+
+
+def test_flips_are_drawn_4096_at_a_time(cache):
+    """Another number would mirror other samples of a run that goes on."""
+    dataset = LatentDataset(cache[0], normalise=False, seed=5)
+    numbers = [0, 1, 4095, 4096, 4097, 8191, 8192, 20_000, *range(30, 60)]
+    blocks = [np.random.default_rng((1, 5, n // 4096)).integers(2, size=4096, dtype=np.uint8) for n in numbers]
+    expected = [bool(block[n % 4096]) for block, n in zip(blocks, numbers, strict=True)]
+    assert mirrored(dataset, cache[1], [SampleIndex(n % 13, n) for n in numbers]) == expected
+    assert mirrored(dataset, cache[1], [SampleIndex(n % 13, n) for n in numbers[::-1]]) == expected[::-1]
+    assert torch.equal(dataset[7]["latents"], dataset[SampleIndex(7, 7)]["latents"])
+
+
+def test_a_listing_is_of_the_shards_with_something_in_them(cache):
+    listing = LatentDataset(cache[0]).listing
+    kept = [shard_path(cache[0], number) for number in (0, 2, 3)]
+    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in kept]
+    assert listing.marks.tolist() == [int(digest[:15], 16) for digest in sums]
+    assert listing.sizes.tolist() == [path.stat().st_size for path in kept]
+    labels = [np.arange(first, first + number, dtype=np.int32) % 3 for first, number in ((0, 5), (5, 1), (6, 7))]
+    assert listing.labels.tolist() == [zlib.crc32(each.tobytes()) for each in labels]
+    assert (listing.class_names, listing.by_content, listing.unit) == (("ant", "bee", "zebra"), True, "shards")
+
+
+def test_rows_that_will_be_needed_are_asked_for_by_whole_pages(tmp_path):
+    (tmp_path / "numbers").write_bytes(np.arange(10_000, dtype=np.float32).tobytes())
+    rows = MappedRows(tmp_path / "numbers", np.dtype("<f4"), 400, 16, 600)
+    assert rows.array[3].tolist() == [*range(1900, 2500)]
+    asked = []
+    rows._map = SimpleNamespace(madvise=lambda *given: asked.append(given))
+    for row in (0, 3, 15):
+        rows.will_need(row)
+    page = mmap.PAGESIZE
+    wanted = [(400 + 2400 * row, 400 + 2400 * (row + 1)) for row in (0, 3, 15)]
+    assert asked == [(mmap.MADV_WILLNEED, a // page * page, b - a // page * page) for a, b in wanted]
+
+
+def test_moments_of_nothing_and_of_two_values_are_those_by_hand():
+    two = Moments.of(torch.tensor([[[[1.0, 3.0]], [[5.0, 5.0]]]]))
+    assert (two.count, two.mean.tolist(), two.m2.tolist()) == (2, [2.0, 5.0], [2.0, 0.0])
+    none = Moments.of(torch.empty(0, 2, 1, 2))
+    assert (none.count, none.mean.tolist(), none.m2.tolist()) == (0, [0.0, 0.0], [0.0, 0.0])
+    assert Moments.merged([none, none]) is none
+    both = Moments.merged([two, none, Moments.of(torch.tensor([[[[8.0]], [[2.0]]]]))])
+    assert (both.count, both.mean.tolist(), both.m2.tolist()) == (3, [4.0, 4.0], [26.0, 6.0])
+    found = LatentStatistics.of(both)
+    assert found.std == pytest.approx([(26 / 3) ** 0.5, 2**0.5])
+    assert found.normalise(torch.tensor([[[[4.0]], [[6.0]]]])).flatten().tolist() == pytest.approx([0.0, 2**0.5])
+    assert found.denormalise(torch.tensor([[[[0.0]], [[2**0.5]]]])).flatten().tolist() == pytest.approx([4.0, 6.0])

@@ -85,7 +85,17 @@ def test_an_uneven_split_names_batch_sizes_that_work():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"dataset_len": 0}, {"rank": 2}, {"accumulation": 0}, {"start_step": -1}, {"seed": -1}]
+    "wrong",
+    [
+        {"dataset_len": 0},
+        {"global_batch_size": 0},
+        {"rank": 2},
+        {"rank": -1},
+        {"world_size": 0, "rank": 0},
+        {"accumulation": 0},
+        {"start_step": -1},
+        {"seed": -1},
+    ],
 )
 def test_arguments_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError):
@@ -105,3 +115,9 @@ def test_steps_are_quick_once_the_order_of_an_epoch_is_drawn():
     for step in range(1, 101):
         sampler.batch(step)
     assert time.perf_counter() - start < 0.5  # drawing the order anew would take 10 s
+
+
+def test_the_least_arguments_are_allowed_and_a_run_that_is_over_gives_nothing():
+    assert [batch[0] for batch in GlobalBatchSampler(1, 1, num_steps=2)] == [(0, 0), (0, 1)]
+    over = GlobalBatchSampler(10, 4, num_steps=3, start_step=5)
+    assert (len(over), list(over)) == (0, [])

@@ -8,6 +8,7 @@ import subprocess
 import time
 import tracemalloc
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -247,11 +248,12 @@ def test_a_picture_has_the_pixels_of_the_image():
     assert pixels[0, 0].tolist() == [0, 128, 255]
 
 
-@pytest.mark.parametrize("wrong", [0, (64,), (64, -8), (64, 32, 3), (64.5, 64)])
+@pytest.mark.parametrize("wrong", [0, (0, 64), (64,), (64, -8), (64, 32, 3), (64.5, 64)])
 def test_a_wrong_image_size_is_refused(wrong):
     with pytest.raises(ConfigError, match="image_size"):
         transforms.parse_image_size(wrong)
     assert transforms.parse_image_size([32, 64]) == (32, 64)
+    assert transforms.parse_image_size(1) == (1, 1)
 
 
 # Sizes that are believed by nobody
@@ -316,6 +318,71 @@ def test_a_strip_of_a_data_set_is_unreadable_beyond_its_limit():
         with pytest.raises(ImageError, match=said):
             read(data, max_aspect_ratio=50)
         read(data, max_aspect_ratio=51)
+
+
+def test_images_of_a_data_set_are_no_strips_beyond_50_unless_it_says_so():
+    at, beyond = (SimpleNamespace(read=lambda i, d=d: d, open=lambda i, d=d: io.BytesIO(d)) for d in STRIPS)
+    assert transforms.read_image(at, 0).size == (100, 2)
+    assert transforms.read_upright_size(at, 0) == (2, 100)
+    for read in (transforms.read_image, transforms.read_upright_size):
+        with pytest.raises(ImageError, match="beyond the max_aspect_ratio of 50"):
+            read(beyond, 0)
+        read(beyond, 0, max_aspect_ratio=51)
+    assert transforms.upright_size(io.BytesIO(STRIPS[1])) == (2, 102)  # of a single image, any
+
+
+STRIPS = [encode(noise(width, 2)) for width in (100, 102)]
+
+
+def test_what_begins_like_an_image_is_one():
+    data = encode(noise(30, 20), "JPEG")
+    assert transforms.holds_image(lambda: io.BytesIO(data[:-100]))
+    assert not transforms.holds_image(lambda: io.BytesIO(b"<svg"))
+    assert not transforms.holds_image(lambda: open("/no/such/file", "rb"))
+
+
+def test_a_bound_of_pillow_that_is_none_bounds_nothing(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert transforms.open_image(encode(noise(20, 30))).size == (20, 30)
+
+
+@pytest.mark.parametrize(("largest", "shown"), [(255, [0, 255]), (256, [0, 1])])
+def test_a_tiff_of_larger_numbers_is_eight_bit_where_none_is_above_255(largest, shown):
+    data = encode(Image.fromarray(np.array([[0, largest]], np.int32)), "TIFF")
+    assert np.asarray(transforms.open_image(data))[0, :, 0].tolist() == shown
+
+
+def test_what_is_turned_behind_many_chunks_of_pixels_is_seen_and_the_file_left_where_it_was():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes().removeprefix(b"Exif\0\0")
+    behind = [(b"IDAT", b"")] * 200 + [(b"tIME", bytes(7)), (b"eXIf", raw)]
+    file = io.BytesIO(png(8, 2, [bytes(30 * 3)] * 20, behind=behind))
+    assert transforms._turned_behind_pixels(file)
+    assert file.tell() == 0
+    assert transforms.upright_size(file) == (30, 20)
+    file.seek(5)
+    assert not transforms._turned_behind_pixels(io.BytesIO(png(8, 2, [bytes(9)])))
+    assert transforms._turned_behind_pixels(file)
+    assert file.tell() == 5
+    before = png(8, 2, [bytes(30 * 3)] * 20)
+    file = io.BytesIO(before[:33] + chunk(b"eXIf", raw) + before[33:])  # where Pillow sees it without decoding
+    assert not transforms._turned_behind_pixels(file)
+    assert transforms.upright_size(file) == (30, 20)
+
+
+def test_only_a_jpeg_in_one_scan_is_decoded_in_rows():
+    data = encode(noise(40, 32), "JPEG")
+    found = transforms._jpeg_in_rows(io.BytesIO(data))
+    assert found.size == (40, 32)
+    assert found.convert("RGB").tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+    scan = data.index(b"\xff\xda")
+    assert data[scan + 4] == 3
+    several = data[: scan + 4] + b"\x01" + data[scan + 5 :]  # its first scan is of one colour
+    for other in (several, encode(noise(40, 32), "JPEG", progressive=True), encode(noise(40, 32))):
+        assert transforms._jpeg_in_rows(io.BytesIO(other)) is None
+    grey = encode(noise(40, 32).convert("L"), "JPEG")
+    assert transforms._jpeg_in_rows(io.BytesIO(grey)).mode == "L"
 
 
 def declared(data, width, height):
