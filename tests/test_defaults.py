@@ -6,10 +6,14 @@ Another default gives other samples, weights or numbers, and no error. It is mea
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
+import runpy
+from pathlib import Path
 
 import pytest
+import torch
 
 #: Of a function or a component: all its defaults, none left out.
 COMPUTED = {
@@ -60,7 +64,7 @@ COMPUTED = {
 }
 #: Of settings and what has more to say: the defaults that numbers depend on.
 SETTINGS = {
-    "tokenizer:Tokenizer": dict(latent_dim=32, downsample_factor=16, variational=False),
+    "tokenizer:Tokenizer": dict(latent_dim=32, downsample_factor=16, variational=False, trusted=True),
     "decoders.ldm_cnn:LDMDecoder": dict(
         ch=128, ch_mult=(1, 1, 2, 2, 4), num_res_blocks=2, attn_resolutions=(16,), resolution=256, dropout=0.0
     ),
@@ -116,13 +120,78 @@ SETTINGS = {
     "evaluation.settings:ProbeSettings": dict(
         image_size=256, epochs=3, lr=1e-3, batch_size=256, seed=0, pool=False, standardize=False
     ),
+    "training.alignment.gradient_ratio:ratio_at": dict(scale=1.0),
+    "training.alignment.model:AlignmentModel": dict(seed=0),
+    "training.alignment.model:AlignmentModel.train": dict(mode=True),
+    "training.alignment.graph:run_forward": dict(step=0, scale=1.0),
+    "training.alignment.graph:ForwardGraph": dict(step=0, scale=1.0),
+    "training.generation.model:GenerationModel": dict(seed=0),
+    "training.generation.model:GenerationModel.train": dict(mode=True),
+    "engine.ema:WeightAverages": dict(decays=()),
+    "engine.checkpoints:read_parts": dict(weights="raw", sigma_rel=None),
+    "data.sampler:epoch_order": dict(bucket=0),
+    "data.sampler:BucketSchedule": dict(seed=0, shuffle=True),
+    "data.sampler:GlobalBatchSampler": dict(
+        seed=0, rank=0, world_size=1, accumulation=1, start_step=0, shuffle=True, num_steps=None, buckets=None
+    ),
+    "data.sampler:GlobalBatchSampler.batch": dict(micro_step=0),
+    "data.sampler:per_process_batch": dict(accumulation=1),
+    "data.transforms:read_image": dict(draft_side=None, max_aspect_ratio=50.0),
+    "data.transforms:read_upright_size": dict(max_aspect_ratio=50.0),
+    "data.images:assign_buckets": dict(progress=True, max_aspect_ratio=50.0),
+    "data.images:ImageDataset": dict(
+        image_size=256, train=True, hflip=True, max_unreadable=None, seed=0, max_aspect_ratio=50.0, held_out=False
+    ),
+    "data.images:ImageDataset.assign_buckets": dict(progress=True),
+    "data.latents:LatentDataset": dict(train=True, hflip=None, normalise=True, seed=0),
+    "data.latent_shards:LatentStatistics.tensors": dict(device="cpu"),
+    "diffusion.samplers:options_of": dict(given=(), who="sampling", without=""),
+    "diffusion.samplers:generators_from_seeds": dict(device="cpu"),
+    "generators.lightning_dit:LightningDiT.set_grad_checkpointing": dict(enable=True),
+    "latent_diffusion:LatentDiffusion": dict(class_names=(), sampling=None, trusted=True),
+    "tokenizer:Tokenizer.latents_from": dict(sample=False, noise=None),
+    "tokenizer:Tokenizer.encode": dict(sample=False, noise=None),
+    "sampling.pipeline:LabelRule": dict(listed=()),
+    "caching.encoder:LatentEncoder.__call__": dict(indices=()),
+    "caching.encoder:latent_statistics": dict(posterior="mean", seed=0),
+    "rng:rng": dict(device="cpu"),
+    "device:computing": dict(where=None, whole=False),
+    "device:multiplying": dict(whole=False),
+}
+#: Numbers outside of functions that decide what comes out, or what is allowed.
+CONSTANTS = {
+    "engine.ema:LEAST_DECAY": 0.5,
+    "engine.optim:WINDOW": 100,
+    "engine.checkpoints:FORMAT": 2,
+    "data.transforms:MAX_ASPECT_RATIO": 50.0,
+    "data.transforms:_WHOLE": 50,
+    "data.images:UNREADABLE": 255,
+    "data.latents:_FLIPS_AT_ONCE": 4096,
+    "data.latents:_MOST_MAPPED": 512,  # of the 1024 files that a process may open
+    "data.latent_shards:FORMAT": 1,
+    "diffusion.flow:SHORTEST": 0.01,
+    "evaluation.metrics.fid:BLOCK": 8_388_608,  # float64s in 64 MB
+    "evaluation.metrics.fid:SAME": 1e-12,
+    "evaluation.metrics.fid:TIE": 1e-9,
+    "generators.lightning_dit:TABLE_TOLERANCE": 0.01,
+    "generators.dit_blocks:EPS": 1e-6,
+    "generators.dit_blocks:TIME_CHANNELS": 256,
+    "sampling.pipeline:SEEDS": 4_294_967_296,
+    "sampling.pipeline:SAME_STATISTICS": 0.001,
+    "device:PRECISIONS": {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16},
+}
+#: Whose defaults a base class or a peer has chosen.
+OF_OTHERS = {
+    "training.alignment.model:AlignmentModel.forward": "mmengine's",
+    "training.generation.model:GenerationModel.forward": "mmengine's",
+    "tokenizer:Tokenizer._from_pretrained": "huggingface_hub's",
 }
 
 
 def found(name):
-    """A class or function of AlignTok by "module:name"."""
+    """A class, function, method or number of AlignTok by "module:name"."""
     module, _, inside = name.partition(":")
-    return getattr(importlib.import_module(f"aligntok.{module}"), inside)
+    return functools.reduce(getattr, inside.split("."), importlib.import_module(f"aligntok.{module}"))
 
 
 def defaults(of):
@@ -143,3 +212,34 @@ def test_what_computes_has_its_published_defaults_and_no_others(name):
 def test_settings_have_their_published_defaults(name):
     own = defaults(found(name))
     assert {key: own.get(key, "none") for key in SETTINGS[name]} == SETTINGS[name]
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_numbers_outside_of_functions_are_those_that_were_chosen(name):
+    assert found(name) == CONSTANTS[name]
+
+
+def named(module):
+    """The functions, classes and methods that a module makes, by name."""
+    for name, each in vars(importlib.import_module(f"aligntok.{module}")).items():
+        if getattr(each, "__module__", None) == f"aligntok.{module}" and callable(each):
+            yield f"{module}:{name}", each
+            for method, own in vars(each).items() if inspect.isclass(each) else ():
+                own = getattr(own, "__func__", own)  # of a class's own method
+                if inspect.isfunction(own) and (method == "__call__" or not method.startswith("__")):
+                    yield f"{module}:{name}.{method}", own
+
+
+def test_no_default_is_left_out_where_tests_are_seen_failing():
+    """Of the files whose lines are broken by `make mutants`: a default of None says that something else decides."""
+    modules = runpy.run_path(str(Path(__file__).parent / "mutation" / "files.py"))["MODULES"]
+    written = {**SETTINGS, **COMPUTED}
+    left_out = {}
+    for module in (path.replace("/", ".").removesuffix(".__init__") for path in modules):
+        for name, each in named(module):
+            chosen = {key for key, value in defaults(each).items() if value is not None}
+            if dataclasses.is_dataclass(each):  # what it gathers begins empty
+                chosen = {key for key in chosen if not isinstance(defaults(each)[key], dict)}
+            if missing := chosen - set(written.get(name, ())):
+                left_out[name] = missing
+    assert left_out.keys() == OF_OTHERS.keys(), left_out

@@ -207,3 +207,18 @@ def test_guidance_needs_a_null_class_or_a_weaker_generator():
         8,
         12,
     )
+
+
+@pytest.mark.parametrize(("level", "shown"), [(5.0, 1.0), (-5.0, -1.0), (0.5, 0.5)])
+def test_pictures_end_at_black_and_white(level, shown):
+    model = make()
+    last = model.tokenizer.decoder.conv_out
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.fill_(level)
+    assert model.decode(torch.zeros(1, 4, 4, 6)).unique().tolist() == [shown]
+
+
+def test_an_unconditional_generator_may_have_names_of_classes_and_one_of_classes_fewer():
+    assert make(dict(num_classes=1), names=NAMES).class_names == NAMES
+    assert make(names=NAMES[:2]).class_index("index:4") == 4

@@ -15,7 +15,7 @@ from torch import nn
 import aligntok
 from aligntok import tokenizer as tokenizer_module
 from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, WriteError
-from aligntok.registry import DECODERS
+from aligntok.registry import DECODERS, ENCODERS
 from aligntok.tokenizer import Tokenizer
 
 ENCODER = dict(
@@ -310,3 +310,23 @@ def test_saving_can_push_as_well(hub, tmp_path):
     assert build().save_pretrained(tmp_path / "mine", push_to_hub=True) == "https://hub/someone/mine/commit/1"
     assert (tmp_path / "mine" / "config.json").is_file()
     assert len(hub.uploads) == 1
+
+
+@pytest.mark.parametrize("part", ["encoder", "adapter", "decoder"])
+def test_all_parts_of_a_file_are_looked_up_before_the_first_is_built(saved, monkeypatch, part):
+    monkeypatch.setattr(ENCODERS, "build", lambda *given, **named: pytest.fail("a part was built"))
+    edit_config(saved[0], **{part: dict(type="os.system")})
+    with pytest.raises(UnknownComponentError, match=rf"{part} 'os.system' stands in a file, of which only registered"):
+        aligntok.load_tokenizer(saved[0])
+
+
+def test_packages_that_a_tokenizer_was_saved_with_are_named_once_in_order_and_ours_is_not(saved):
+    other, ours = {"distribution": "zebra", "version": "2"}, {"distribution": "aligntok", "version": "9"}
+    plugins = {"encoder": other, "adapter": ours, "decoder": {"distribution": "ant", "version": "1"}, "more": other}
+    edit_config(saved[0], decoder=dict(type="franca"), plugins=plugins)
+    with pytest.raises(UnknownComponentError, match="was saved with: ant==1, zebra==2; install it$"):
+        aligntok.load_tokenizer(saved[0])
+    edit_config(saved[0], plugins={"encoder": ours})
+    with pytest.raises(UnknownComponentError) as caught:
+        aligntok.load_tokenizer(saved[0])
+    assert "saved with" not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import pickle
 import zlib
 from types import SimpleNamespace
@@ -402,6 +403,29 @@ def test_rows_that_will_be_needed_are_asked_for_by_whole_pages(tmp_path):
     page = mmap.PAGESIZE
     wanted = [(400 + 2400 * row, 400 + 2400 * (row + 1)) for row in (0, 3, 15)]
     assert asked == [(mmap.MADV_WILLNEED, a // page * page, b - a // page * page) for a, b in wanted]
+
+
+def test_every_row_of_a_batch_is_asked_for_before_the_first_is_read(cache, monkeypatch):
+    asked, plain = [], MappedRows.will_need
+    monkeypatch.setattr(
+        MappedRows, "will_need", lambda rows, row: asked.append((len(rows.array), row)) or plain(rows, row)
+    )
+    LatentDataset(cache[0], train=False).batch([12, 0, 5])
+    assert asked == [(14, 12), (10, 0), (2, 0)]  # shard 3, shard 0 and shard 2, two copies an image
+
+
+def test_statistics_are_numbers_whatever_a_file_had():
+    found = LatentStatistics([1, "2.5"], [3, 4])
+    assert (found.mean, found.std) == ((1.0, 2.5), (3.0, 4.0))
+    assert {type(number) for number in (*found.mean, *found.std)} == {float}
+    assert hash(found) == hash(LatentStatistics((1.0, 2.5), (3.0, 4.0)))
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_no_shard(cache):
+    shard_path(cache[0], 2).unlink()
+    os.mkfifo(shard_path(cache[0], 2))
+    with pytest.raises(DataError, match=r"shard_00002.* cannot be read"):
+        Shard(shard_path(cache[0], 2))
 
 
 def test_moments_of_nothing_and_of_two_values_are_those_by_hand():

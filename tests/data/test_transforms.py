@@ -334,11 +334,15 @@ def test_images_of_a_data_set_are_no_strips_beyond_50_unless_it_says_so():
 STRIPS = [encode(noise(width, 2)) for width in (100, 102)]
 
 
+def unreadable():
+    raise PermissionError("not yours")
+
+
 def test_what_begins_like_an_image_is_one():
     data = encode(noise(30, 20), "JPEG")
     assert transforms.holds_image(lambda: io.BytesIO(data[:-100]))
     assert not transforms.holds_image(lambda: io.BytesIO(b"<svg"))
-    assert not transforms.holds_image(lambda: open("/no/such/file", "rb"))
+    assert not transforms.holds_image(unreadable)
 
 
 def test_a_bound_of_pillow_that_is_none_bounds_nothing(monkeypatch):

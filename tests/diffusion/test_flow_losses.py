@@ -57,3 +57,9 @@ def test_a_prediction_of_zero_has_a_gradient_that_an_optimiser_can_take():
     predicted = torch.zeros(2, 4, 3, 3, requires_grad=True)
     direction_loss(predicted, torch.randn(2, 4, 3, 3)).sum().backward()
     assert 0 < predicted.grad.abs().max() < 100
+
+
+@pytest.mark.parametrize(("length", "expected"), [(0.005, 0.5), (0.01, 0.0), (0.02, 0.0), (0.0, 1.0)])
+def test_a_prediction_shorter_than_a_hundredth_counts_as_that_long(length, expected):
+    predicted, target = (torch.tensor([first, 0.0]).view(1, 2, 1) for first in (length, 3.0))
+    torch.testing.assert_close(direction_loss(predicted, target), torch.tensor([expected]))

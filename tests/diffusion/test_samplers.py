@@ -18,6 +18,7 @@ from aligntok.diffusion.samplers import (
     euler,
     euler_maruyama,
     generators_from_seeds,
+    options_of,
     sample,
 )
 from aligntok.diffusion.times import time_grid
@@ -327,6 +328,8 @@ def test_times_are_never_rounded_to_half_precision(dtype, times):
         (torch.tensor([0.0, 0.5, 0.5, 1.0]), r"must increase within \[0, 1\]"),
         (torch.tensor([1.0, 0.0]), "times from 1 to 0"),
         (torch.tensor([0.0, 1.5]), "times from 0 to 1.5"),
+        (torch.tensor([0.0, 0.5, 1.5]), "times from 0 to 1.5"),
+        (torch.tensor([-0.5, 0.5, 1.0]), "times from -0.5 to 1"),
     ],
 )
 def test_times_that_do_not_increase_are_refused(sampler, times, message):
@@ -348,6 +351,11 @@ def test_times_that_do_not_increase_are_refused(sampler, times, message):
         ("euler_maruyama", {"diffusion": "sigmas"}, "no diffusion named 'sigmas'; did you mean 'sigma'"),
         ("euler_maruyama", {"diffusion": "sbdm"}, r"infinite at t = 0.*start=0\.001"),
         ("euler_maruyama", {"diffusion_norm": -1.0}, "diffusion_norm=-1.0; it must be finite, 0 or above"),
+        ("dopri5", {"atol": 0.0}, "rtol=0.001, atol=0.0; both must be above 0"),
+        ("dopri5", {"rtol": -1.0}, "both must be above 0"),
+        ("euler_maruyama", {"diffusion_norm": math.inf}, "diffusion_norm=inf; it must be finite, 0 or above"),
+        ("euler_maruyama", {"randomness": torch.Generator()}, "randomness is 1 generators; give 2"),
+        ("ddim", {"eta": -0.1}, r"eta=-0\.1; it must lie in \[0, 1\]"),
         ("ddim", {"eta": 1.5}, r"eta=1\.5; it must lie in \[0, 1\]"),
         ("ddim", {"eta": 1.0}, r"randomness is None; give 2 generators, one a sample, or a tensor \(4, 2, 3\)"),
     ],
@@ -361,3 +369,19 @@ def test_options_that_cannot_be_are_refused(sampler, options, message):
 def test_a_velocity_of_another_shape_is_not_broadcast(sampler):
     with pytest.raises(ConfigError, match=rf"{sampler}: velocity is \(2, 1\), x is \(2, 3\)"):
         sample(lambda x, t: x[:, :1], starts(2, 3), time_grid(5), sampler)
+
+
+def test_a_samplers_options_are_its_keywords_but_for_one():
+    assert options_of("euler") == []
+    assert options_of("dopri5") == ["rtol", "atol"]
+    assert options_of("ddim") == ["eta", "randomness"]
+    assert options_of("ddim", ["eta"], without="randomness") == ["eta"]
+    with pytest.raises(ConfigError, match="^sampling: sampler 'ddim' has no option named 'randomness'; known: eta$"):
+        options_of("ddim", ["randomness", "eta"], without="randomness")
+
+
+def test_a_single_step_of_the_sde_draws_nothing():
+    x = starts(2, 3)
+    one = euler_maruyama(decay, x, time_grid(2, start=0.5))
+    score = (0.5 * -2 * x - x) / 0.5
+    torch.testing.assert_close(one, x + 0.5 * (-2 * x + 0.5 * score), rtol=0, atol=1e-6)

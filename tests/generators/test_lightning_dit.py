@@ -10,6 +10,7 @@ from torch import nn
 
 from aligntok.engine.compile import blocks_of
 from aligntok.errors import ConfigError, WeightsError
+from aligntok.generators.dit_blocks import HeadNorm, ModulatedNorm
 from aligntok.generators.lightning_dit import SIZES, TABLES, LightningDiT
 from aligntok.ops.embeddings import axial_rotations, embed_grid
 from aligntok.registry import GENERATORS
@@ -169,6 +170,47 @@ def test_tables_of_other_positions_are_refused(name, tmp_path):
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(WeightsError, match="trained with other positions"):
         model.load_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_may_be_rounded_by_a_hundredth_and_no_more(name):
+    model = tiny()
+    for off, fits in ((0.009, True), (-0.009, True), (0.011, False), (-0.011, False)):
+        state = with_tables(model, (4, 4))
+        state[name] = state[name] + off * torch.eye(*state[name].shape[-2:])
+        if fits:
+            model.load_state_dict(state)
+        else:
+            with pytest.raises(RuntimeError, match="trained with other positions"):
+                model.load_state_dict(state)
+
+
+def test_tables_of_the_configured_grid_are_told_from_those_of_a_square_with_as_many_patches():
+    wide = tiny(input_size=(2, 8))
+    wide.load_state_dict(with_tables(wide, (2, 8)))
+    with pytest.raises(RuntimeError, match="is not the fixed table of a grid of 2 x 8 patches"):
+        wide.load_state_dict(with_tables(wide, (4, 4)))
+    wide.load_state_dict(with_tables(wide, (3, 3)))
+    with pytest.raises(RuntimeError, match="is not the fixed table of a grid of 4 x 4 patches"):
+        wide.load_state_dict(with_tables(wide, (2, 9)))
+
+
+def test_the_norms_add_a_millionth_to_the_mean_square():
+    """Of a thousandth everywhere, whose mean square, or variance, is a millionth too: divided by its root of 2."""
+    small, none = 1e-3 * torch.tensor([[[1.0, -1.0, 1.0, -1.0]]]), torch.zeros(1, 1, 4)
+    expected = (small * 1e3 / 2**0.5).flatten().tolist()
+    for norm in (ModulatedNorm(4, use_rmsnorm=True), ModulatedNorm(4, use_rmsnorm=False)):
+        assert norm(small, none).flatten().tolist() == pytest.approx(expected, rel=1e-5)
+        assert norm(small, none + 1, none + 5).flatten().tolist() == pytest.approx([5 + 2 * x for x in expected])
+    assert HeadNorm(4)(small).flatten().tolist() == pytest.approx(expected, rel=1e-5)
+    weighted = ModulatedNorm(4, use_rmsnorm=True)
+    nn.init.constant_(weighted.weight, 3.0)
+    assert weighted(small, none + 1, none + 5).flatten().tolist() == pytest.approx([5 + 6 * x for x in expected])
+
+
+def test_no_latents_have_no_velocity():
+    x, t, y = inputs(count=0)
+    assert tiny()(x, t, y).shape == (0, 6, 4, 4)
 
 
 def test_tables_show_a_wrong_use_rope():
@@ -403,6 +445,12 @@ def test_a_number_beside_the_size_comes_instead_of_the_sizes():
         (dict(size="xl"), "no size named 'xl'; .*known: S, B, L, XL, 1p0B, 1p6B"),
         (dict(size="XXL"), "did you mean 'XL'"),
         (dict(num_heads=5), r"hidden_size=48 with num_heads=5, .* multiple of 4 \* num_heads"),
+        (dict(num_heads=8), r"multiple of 4 \* num_heads"),  # heads of 6, which cannot turn in both directions
+        (dict(num_heads=0), "num_heads=0"),
+        (dict(hidden_size=0), "hidden_size=0"),
+        (dict(input_size=0), "describe no grid"),
+        (dict(input_size=(4, 0)), "describe no grid"),
+        (dict(input_size=(4, 5), patch_size=2), "describe no grid"),
         (dict(depth=0), "depth=0 is no transformer"),
         (dict(input_size=5, patch_size=2), "input_size=5 and patch_size=2 describe no grid"),
         (dict(input_size=(4, 4, 4)), "describe no grid; give a side"),

@@ -1,8 +1,10 @@
 """Attention is the same by xformers and by torch, and says why when it cannot be had."""
 
+import logging
 import subprocess
 import sys
 import types
+import warnings
 from importlib.util import find_spec
 
 import pytest
@@ -156,3 +158,51 @@ def test_an_unknown_backend_is_refused(qkv):
 def test_it_compiles_into_one_graph(qkv):
     compiled = torch.compile(attention, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*qkv), attention(*qkv))
+
+
+@pytest.mark.usefixtures("on_cuda")
+def test_a_refusal_is_of_a_type_and_a_width_of_heads_alone(monkeypatch, calls):
+    def refuse(q, k, v):
+        calls.append((q.dtype, tuple(q.shape)))
+        raise NotImplementedError
+
+    _install(monkeypatch, refuse)
+    for dtype, heads, tokens, width in [
+        (torch.float32, 3, 5, 8),
+        (torch.float32, 2, 7, 8),  # refused already
+        (torch.float32, 3, 5, 16),
+        (torch.bfloat16, 3, 5, 8),
+        (torch.bfloat16, 1, 1, 8),
+    ]:
+        x = torch.randn(2, heads, tokens, width, dtype=dtype)
+        torch.testing.assert_close(attention(x, x, x), F.scaled_dot_product_attention(x, x, x))
+    assert calls == [(torch.float32, (2, 5, 3, 8)), (torch.float32, (2, 5, 3, 16)), (torch.bfloat16, (2, 5, 3, 8))]
+
+
+def test_an_empty_variable_of_the_environment_leaves_the_choice_open(qkv, monkeypatch):
+    monkeypatch.setenv("ALIGNTOK_ATTENTION", "")
+    torch.testing.assert_close(attention(*qkv), F.scaled_dot_product_attention(*qkv))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_importing_it_logs_and_warns_of_nothing_and_leaves_its_logger_as_it_was(monkeypatch, broken):
+    logger, heard = logging.getLogger("xformers"), []
+
+    class Ops(types.ModuleType):
+        def __getattr__(self, name):
+            heard.append([level for level in (logging.WARNING, logging.ERROR) if logger.isEnabledFor(level)])
+            warnings.warn("built for another torch", stacklevel=1)
+            if broken:
+                raise OSError("undefined symbol")
+            return len
+
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", Ops("xformers.ops"))
+    logger.setLevel(logging.INFO)
+    try:
+        assert module.memory_efficient_attention() is (None if broken else len)
+        assert module.memory_efficient_attention() is (None if broken else len)
+        assert logger.level == logging.INFO
+    finally:
+        logger.setLevel(logging.NOTSET)
+    assert heard[0] == [logging.ERROR]

@@ -870,3 +870,97 @@ def test_progress_is_told_for_what_is_missing(run, tmp_path, monkeypatch):
     sample_images(SampleRequest(run=run, num_samples=4, out=tmp_path / "out", batch_size=4))
     sample_images(SampleRequest(run=run, num_samples=NUM, out=tmp_path / "out", batch_size=4))
     assert told == [(4, [4]), (7, [4, 3])]
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """A function that makes generators what is loaded, one after the other, without a folder."""
+
+    def load(*models):
+        left = list(models)
+        monkeypatch.setattr(pipeline, "load_latent_diffusion", lambda *given: left.pop(0))
+
+    return load
+
+
+def with_statistics(mean=(0.1,) * 4, std=(1.5, 0.5, 1.0, 2.0), **options):
+    model = make_diffusion(**options)
+    model.statistics = LatentStatistics(mean, std)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("own", "fits"),
+    [
+        (dict(std=(1.5, 0.5, 1.0, 2.0018)), True),
+        (dict(std=(1.5, 0.5, 1.0, 2.0022)), False),
+        (dict(std=(1.5, 0.5, 1.0, 1.9978)), False),
+        (dict(mean=(0.1, 0.1 + 0.00045, 0.1, 0.1)), True),  # of a deviation of a half
+        (dict(mean=(0.1, 0.1 + 0.00055, 0.1, 0.1)), False),
+        (dict(mean=(0.1, 0.1 - 0.00055, 0.1, 0.1)), False),
+        (dict(mean=(0.1, 0.1, 0.1, 0.1 + 0.0018)), True),
+        (dict(mean=(0.1, 0.1, 0.1, float("nan"))), False),
+        (dict(names=()), True),
+    ],
+)
+def test_a_weaker_generators_latents_may_be_normalised_otherwise_by_a_thousandth(loaded, own, fits):
+    weak = with_statistics(**own)
+    loaded(weak)
+    if fits:
+        assert pipeline.load_weaker("weak", with_statistics()) is weak.generator
+    else:
+        with pytest.raises(ConfigError, match="normalised by other means and deviations"):
+            pipeline.load_weaker("weak", with_statistics())
+
+
+def test_the_names_of_classes_may_be_known_to_the_weaker_one_alone(loaded):
+    weak = make_diffusion()
+    loaded(weak)
+    assert pipeline.load_weaker("weak", make_diffusion(names=())) is weak.generator
+
+
+def test_seeds_end_where_the_last_sample_has_the_highest(loaded):
+    loaded(make_diffusion())
+    drawing = SamplePipeline(SampleRequest(run="x", seed=2**32 - 4))
+    drawing.check(4, drawing.sampling)
+    with pytest.raises(ConfigError, match="seed 4294967292 with 5 samples"):
+        drawing.check(5, drawing.sampling)
+
+
+def test_what_drawing_needs_is_moved_and_the_encoder_stays(loaded):
+    loaded(make_diffusion(), make_diffusion(seed=1))
+    drawing = SamplePipeline(SampleRequest(run="x", autoguidance="weak"))
+    drawing.device = torch.device("meta")
+    drawing.to_device()
+    tokenizer = drawing.model.tokenizer
+    parts = dict(generator=drawing.model.generator, weak=drawing.weak, decoder=tokenizer.decoder)
+    for name, part in {**parts, "encoder": tokenizer.encoder}.items():
+        assert {p.device.type for p in part.parameters()} == {"cpu" if name == "encoder" else "meta"}, name
+    loaded(make_diffusion())
+    SamplePipeline(SampleRequest(run="x")).to_device()  # without a weaker one
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "size", "latent_size"),
+    [
+        (2, None, (4, 6)),
+        (2, [4, 8], (2, 4)),
+        (2, 12, (6, 6)),
+        (None, [2, 6], (1, 3)),
+        (2, [6, 8], None),
+        (None, 3, None),
+    ],
+)
+def test_a_size_is_of_whole_patches_of_latents(loaded, patch_size, size, latent_size):
+    model = make_diffusion(**({} if patch_size is None else dict(patch_size=patch_size)))
+    if patch_size is None:  # a generator of somebody else's, that has none
+        del model.generator.patch_size
+    loaded(model)
+    request = SampleRequest(run="x", size=size)
+    if latent_size is None:
+        with pytest.raises(ConfigError, match="multiples of"):
+            SamplePipeline(request)
+    else:
+        drawing = SamplePipeline(request)
+        assert drawing.latent_size == latent_size
+        assert drawing.image_size == tuple(2 * side for side in latent_size)

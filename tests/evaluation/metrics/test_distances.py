@@ -242,3 +242,39 @@ def test_too_few_images_are_said_so(compute, least):
     compute(enough[:least], enough)
     with pytest.raises(DataError, match=f"at least {least} images"):
         compute(enough[: least - 1], enough)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "error"),
+    [
+        # Half of 12 images: m / n = 1/4, variance 1; 1 / (1 - 1/4) (1/3 + 2/3 1/4) = 2/3
+        ([1.0, 2.0, 3.0], dict(subset_size=3), math.sqrt(2 / 3)),
+        # m / n = 1/2, cut to it; variance 8; 8 / (1/2) (1/2 + 1/2 1/2) = 12
+        ([1.0, 5.0], dict(subset_size=99), math.sqrt(12)),
+        ([7.0], dict(subset_size=3), 0.0),
+    ],
+)
+def test_the_standard_error_is_the_one_by_hand(monkeypatch, values, options, error):
+    left = list(values)
+    monkeypatch.setattr(fid, "_mmd", lambda x, y: left.pop(0))
+    found = kernel_distance(draw(12), draw(30, seed=1), subsets=len(values), **options)
+    assert found == pytest.approx((sum(values) / len(values), error), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("off", "within", "inside"), [(1.5e-9, 0, 0), (0.5e-9, 1, 0), (-0.5e-9, 1, 0), (-1.5e-9, 1, 1)]
+)
+def test_a_billionth_of_a_squared_radius_is_no_difference(off, within, inside):
+    """Of real ones at 0 and 1, whose squared radii are 1; the generated one lies on the other side of 0."""
+    real, generated = (torch.tensor(x, dtype=torch.float64)[:, None] for x in ([0, 1], [-math.sqrt(1 + off), -50]))
+    assert precision_recall(generated, real, k=1)[0] == within / 2
+    assert density_coverage(generated, real, k=1) == (inside / 2, inside / 2)
+
+
+def test_what_rounding_may_leave_of_a_distance_is_none():
+    """Up to 1e-12 of both squared lengths, here 2 in all."""
+    near, ends = (torch.tensor(x, dtype=torch.float64)[:, None] for x in ([1 + 1.2e-6, 1 + 1.6e-6], [-1.0, 1.0]))
+    ((start, found),) = fid._distances(near, ends)
+    assert start == 0
+    assert found[:, 1].tolist() == [0.0, pytest.approx(2.56e-12, rel=1e-3)]
+    assert found[:, 0].tolist() == pytest.approx([4.0, 4.0], rel=1e-5)

@@ -194,3 +194,21 @@ def test_it_agrees_with_torch_fidelity(pair):
     sides = [fid_features_to_statistics(features) for features in pair]
     theirs = fid_statistics_to_metric(*sides, verbose=False)["frechet_inception_distance"]
     assert frechet_distance(*map(gaussian_of, pair)) == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(30, 20), (30, 0), (1, 29), (1, 1)])
+def test_two_processes_together_are_one_and_one_may_have_none(sizes, as_processes):
+    sides = [draw(size, 5, seed=i) + i for i, size in enumerate(sizes)]
+    expected = gaussian_of(torch.cat(sides))
+    for found in as_processes(lambda rank: moments(sides[rank], 7).combine()):
+        assert close(found, expected)
+        assert found.count == sum(sizes)
+
+
+def test_two_processes_with_one_image_together_are_told_so_both(as_processes):
+    def told(rank):
+        with pytest.raises(DataError, match="at least 2 images, there are 1"):
+            moments(draw(rank, 3), 2).combine()
+        return True
+
+    assert as_processes(told) == [True, True]
