@@ -151,13 +151,13 @@ def test_going_on_from_before_a_damaged_one_keeps_what_is_written_now(tmp_path):
     assert steps(tmp_path) == [3]
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "half", "other"])
+@pytest.mark.parametrize("damage", ["empty", "text", "half", "other", "format 1", "a list"])
 def test_a_damaged_file_is_one_clear_error(tmp_path, damage):
     path = write_checkpoint(tmp_path, 1, content(), keep=1)
     if damage == "half":
         os.truncate(path, path.stat().st_size // 2)
-    elif damage == "other":
-        torch.save({"state_dict": {}}, path)
+    elif damage in (others := {"other": {"state_dict": {}}, "format 1": {"format": 1, "step": 1}, "a list": [2]}):
+        torch.save(others[damage], path)
     else:
         path.write_text("" if damage == "empty" else "nothing of the kind")
     with pytest.raises(CheckpointError, match=r"step_00000001\.pt (cannot be read|is no checkpoint of this version)"):
@@ -305,3 +305,28 @@ def test_contents_are_the_same_bit_for_bit_or_they_are_not():
         assert not same_content(a, b)
         assert not same_content({"x": [a]}, {"x": [b]})
         assert same_content({"x": [a]}, {"x": [a]})
+
+
+def test_a_stage_of_which_no_checkpoint_can_be_read_is_not_begun_anew(tmp_path, caplog):
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step, content(), keep=3).write_bytes(b"")
+    for look in (read_newest, finished_steps, read_parts):
+        with pytest.raises(
+            CheckpointError, match=r"no checkpoint of 3 in .* can be read: .*step_00000001\.pt cannot be"
+        ):
+            look(tmp_path)
+    assert caplog.text.count("step_00000003.pt cannot be read") == 3
+
+
+def test_averages_that_there_are_not_are_named(tmp_path):
+    write_frozen(tmp_path, {}, {})
+    write_checkpoint(tmp_path, 1, content(5.0), keep=1)
+    assert float(read_parts(tmp_path, "raw", 0.3)["decoder"]["weight"][0]) == 5.0
+    with pytest.raises(CheckpointError, match="weights must be 'raw' or 'ema', not 'best'"):
+        read_parts(tmp_path, "best")
+    with pytest.raises(CheckpointError, match="keeps no EMA; start from its raw weights"):
+        read_parts(tmp_path, "ema")
+    ema = {"step": 1, "averages": {"0.05": content(9.0)["parts"]}}
+    write_checkpoint(tmp_path, 2, {**content(5.0), "ema": ema, "ema_inference": 0.05}, keep=1)
+    with pytest.raises(CheckpointError, match=r"keeps no EMA of width 0\.3; it keeps 0\.05$"):
+        read_parts(tmp_path, "ema", 0.3)

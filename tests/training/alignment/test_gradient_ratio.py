@@ -357,3 +357,40 @@ def test_two_processes_of_two_images_have_the_gradients_of_one_with_four(tiny, a
         for name in ("ratio/gan", "ratio/semantic"):
             torch.testing.assert_close(own[name], logs[name], rtol=1e-4, atol=0)
         assert_same_gradients(found, whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(l1="l1"), r"loss 'l1' must be dict\(type=..., ...\), not 'l1'"),
+        (dict(l1=dict(weight=1.0)), r"loss 'l1' must be dict\(type=..., ...\)"),
+        (dict(l1=dict(type="l1", wieght=1.0)), "loss 'l1' takes no keyword named 'wieght'; did you mean 'weight'"),
+        (dict(l1=dict(type="l1", adaptive_weight=dict(at="encoder"))), "pulls on the image, .* not 'encoder'"),
+    ],
+)
+def test_a_loss_that_cannot_be_is_a_clear_error(tiny, change, said):
+    with pytest.raises(ConfigError, match=said):
+        build(tiny, losses={**tiny["losses"], **change})
+
+
+def test_an_adaptive_weight_needs_a_part_that_is_trained(tiny):
+    with pytest.raises(ConfigError, match="loss 'gan' has an adaptive_weight at the decoder's .* trains only encoder"):
+        build(tiny, trainable=("encoder",))
+
+
+def test_losses_begin_at_their_step_and_weigh_what_they_say(tiny):
+    losses = dict(l1=dict(type="l1", weight=2.0), late=dict(type="l1", weight=6.0, start_step=2))
+    model = build(tiny, losses=losses, discriminator=None, teacher=None)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    plain, _ = gradients_of_step(build_with(tiny, model, dict(l1=dict(type="l1"))), [images])
+    for step, weight, names in ((1, 2.0, {"loss/l1"}), (2, 8.0, {"loss/l1", "loss/late"})):
+        found, logs = gradients_of_step(model, [images], step)
+        assert set(logs) == names
+        assert_same_gradients(found, {name: weight * gradient for name, gradient in plain.items()})
+
+
+def build_with(tiny, other, losses):
+    """A model with the weights of another, and other losses."""
+    model = build(tiny, losses=losses, discriminator=None, teacher=None)
+    model.tokenizer.load_state_dict(other.tokenizer.state_dict())
+    return model

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from aligntok.engine.compile import blocks_of
 from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError, DivergenceError
 from aligntok.training.alignment import expand_stages
 from aligntok.training.alignment.graph import run_forward
 from aligntok.training.alignment.model import AlignmentModel
+from aligntok.weights.lora import LoRASettings
 
 PARTS = ("encoder", "adapter", "decoder")
 KINDS = {0: "latent_alignment", 1: "perceptual_alignment", 2: "decoder_refinement"}
@@ -410,3 +412,49 @@ def test_blocks_are_computed_twice_where_their_results_are_not_kept(stage_model,
 def test_each_reconstruction_has_the_index_of_its_image(stage_model):
     pairs = stage_model(0).eval().val_step({"images": torch.zeros(2, 3, 32, 32), "index": torch.tensor([7, 4])})
     assert [int(pair["index"]) for pair in pairs] == [7, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(trainable=()), r"trainable=\[\]; it must name one or more of encoder, adapter, decoder"),
+        (dict(model=dict(latent_dim=4)), "model has no encoder"),
+        (dict(teacher=None), "compares with a teacher's latents, but teacher is None; set teacher='start'"),
+        (dict(teacher=dict(type="timm")), "compares with a teacher's latents, but teacher is {'type': 'timm'}"),
+        (dict(lora=dict(targets=r".*attn\.qkv")), "lora leaves the encoder's last layer frozen, where loss 'semantic'"),
+    ],
+)
+def test_settings_that_do_not_fit_one_another_are_a_config_error(stage_model, change, said):
+    with pytest.raises(ConfigError, match=said):
+        stage_model(1, **change)
+
+
+def test_lora_may_leave_the_last_layer_frozen_where_nothing_is_weighed_there(stage_model, tiny):
+    semantic = {**tiny["semantic"], "adaptive_weight": None}
+    lora = LoRASettings(targets=r".*attn\.qkv")
+    stage_model(1, lora=lora, losses=dict(l1=dict(type="l1"), semantic=semantic))
+    with pytest.raises(ConfigError, match="lora leaves the encoder's last layer frozen"):
+        stage_model(1, lora=lora)
+
+
+def test_blocks_are_compiled_where_the_settings_say_so(stage_model):
+    for options in (False, dict(backend="aot_eager")):
+        model = stage_model(1, compile=options)
+        for part in (model.tokenizer, model.teacher):
+            made = {block._compiled_call_impl is not None for block in blocks_of(part)}
+            assert made == {bool(options)}
+
+
+def test_a_stage_begins_from_the_parts_that_it_is_given_and_keeps_the_others(stage_model):
+    model, other = stage_model(1), stage_model(1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1)
+    before, given = copied(model.tokenizer.adapter), {**other.trained_parts(), **other.frozen_parts()}
+    states = {name: copied(part) for name, part in given.items() if name not in ("adapter", "discriminator")}
+    model.load_start(states)
+    assert same(states["encoder"], model.tokenizer.encoder.state_dict())
+    assert same(states["decoder"], model.tokenizer.decoder.state_dict())
+    assert same(before, model.tokenizer.adapter.state_dict())
+    assert same(states["encoder"], model.teacher.encoder.state_dict())  # the stage's start, not the other's teacher
+    assert same(before, model.teacher.adapter.state_dict())
