@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from aligntok.data.latent_shards import LatentStatistics
+from aligntok.decoders.ldm_cnn import LDMDecoder
 from aligntok.diffusion.settings import Sampling
-from aligntok.errors import ConfigError, WeightsError
+from aligntok.errors import ConfigError, UnknownComponentError, WeightsError
+from aligntok.generators.lightning_dit import LightningDiT
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
 
@@ -222,3 +224,27 @@ def test_pictures_end_at_black_and_white(level, shown):
 def test_an_unconditional_generator_may_have_names_of_classes_and_one_of_classes_fewer():
     assert make(dict(num_classes=1), names=NAMES).class_names == NAMES
     assert make(names=NAMES[:2]).class_index("index:4") == 4
+
+
+def test_classes_that_are_given_serve_the_generator_and_the_tokenizers_parts(saved, model):
+    """By the names that the files have for them; a dotted name of a file is never looked up."""
+    for path, part in ((saved / "latent_diffusion.json", "generator"), (saved / "tokenizer/config.json", "decoder")):
+        content = json.loads(path.read_text())
+        content[part]["type"] = f"somebody.{part}"
+        path.write_text(json.dumps(content))
+    given = {"somebody.generator": LightningDiT, "somebody.decoder": LDMDecoder}
+    loaded = LatentDiffusion.from_pretrained(saved, components=given)
+    assert torch.equal(loaded.sample([0, 4], [3, 1]), model.sample([0, 4], [3, 1]))
+    for name in given:
+        with pytest.raises(UnknownComponentError, match=rf"'{name}' stands in a file"):
+            LatentDiffusion.from_pretrained(
+                saved, components={key: value for key, value in given.items() if key != name}
+            )
+
+
+def test_a_config_that_a_file_brought_names_registered_generators_alone(model):
+    config = {**GENERATOR, "type": "aligntok.generators.lightning_dit.LightningDiT"}
+    arguments = (model.tokenizer, STATISTICS, (4, 4, 6))
+    assert isinstance(LatentDiffusion(config, *arguments).generator, LightningDiT)
+    with pytest.raises(UnknownComponentError, match="stands in a file"):
+        LatentDiffusion(config, *arguments, trusted=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import combinations
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError
+from aligntok.rng import seed_torch
 from aligntok.training.alignment.gradient_ratio import AdaptiveWeight, gradient_at, gradient_ratio, ratio_at
 from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.settings import StageSettings
@@ -394,3 +396,42 @@ def build_with(tiny, other, losses):
     model = build(tiny, losses=losses, discriminator=None, teacher=None)
     model.tokenizer.load_state_dict(other.tokenizer.state_dict())
     return model
+
+
+@pytest.mark.parametrize(
+    "trainable",
+    [c for n in (1, 2, 3) for c in combinations(("encoder", "adapter", "decoder"), n)],
+    ids="+".join,
+)
+def test_any_choice_of_parts_gets_the_gradients_of_one_joined_graph(tiny, trainable):
+    """Of losses on the image, on moments and on latents; those on what is not trained are logged and pull nothing."""
+    losses = dict(
+        l1=dict(type="l1"),
+        kl=dict(type="kl", weight=0.01),
+        semantic={**tiny["semantic"], "adaptive_weight": None, "on": "features", "weight": 0.1},
+    )
+    tiny["model"]["variational"] = True
+    model = build(tiny, losses=losses, discriminator=None, trainable=trainable)
+    images, tokenizer = torch.rand(2, 3, 32, 32) * 2 - 1, model.tokenizer
+    found, logs = gradients_of_step(model, [images], step=3)
+    seed_torch("step of a process", 0, 3, 0)
+    features = tokenizer.encoder(images)
+    moments = tokenizer.adapter(features)
+    mean, logvar = moments.chunk(2, dim=1)
+    latents = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+    with torch.no_grad():
+        target = model.teacher.encoder(images)
+    values = {
+        "l1": (images - tokenizer.decoder(latents)).abs().mean(),
+        "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1).mean(),
+        "semantic": (features - target).square().mean(),
+    }
+    for name, value in values.items():
+        torch.testing.assert_close(logs[f"loss/{name}"], value.detach(), rtol=1e-5, atol=1e-6)
+    total = values["l1"] + 0.01 * values["kl"] + 0.1 * values["semantic"]
+    named = {f"{part}.{n}": p for part in trainable for n, p in getattr(tokenizer, part).named_parameters()}
+    assert_same_gradients(found, dict(zip(named, torch.autograd.grad(total, [*named.values()]), strict=True)))
+    frozen = [
+        p for part in {"encoder", "adapter", "decoder"} - {*trainable} for p in getattr(tokenizer, part).parameters()
+    ]
+    assert all(p.grad is None for p in frozen)

@@ -458,3 +458,32 @@ def test_a_stage_begins_from_the_parts_that_it_is_given_and_keeps_the_others(sta
     assert same(before, model.tokenizer.adapter.state_dict())
     assert same(states["encoder"], model.teacher.encoder.state_dict())  # the stage's start, not the other's teacher
     assert same(before, model.teacher.adapter.state_dict())
+
+
+def test_parts_by_what_becomes_of_them(stage_model, tiny):
+    losses = dict(l1=dict(type="l1"), lpips=dict(type="lpips", net="alex", pretrained=False))
+    losses["vf"] = dict(type="vf", latent_dim=4, feature_dim=48)
+    losses["semantic"] = {**tiny["semantic"], "adaptive_weight": None, "on": "features"}
+    model = stage_model(0, losses=losses, discriminator=None, teacher="start")
+    of_losses = {f"loss: {name}" for name in losses}
+    assert set(model.parts()) == {"encoder", "adapter", "decoder", "teacher", *of_losses}
+    assert set(model.trained_parts()) == {"adapter", "decoder", "loss_vf"}
+    assert set(model.averaged_parts()) == {"adapter", "decoder"}
+    assert set(model.frozen_parts()) == {"encoder", "teacher_encoder"}
+    model = stage_model(2)
+    assert set(model.parts()) == {"encoder", "adapter", "decoder", "discriminator", "loss: l1", "loss: gan"}
+    assert set(model.trained_parts()) == {"decoder", "discriminator"}
+    assert set(model.averaged_parts()) == {"decoder"}
+    assert set(model.frozen_parts()) == {"encoder", "adapter"}
+
+
+def test_a_teachers_targets_are_float32_without_a_graph(stage_model):
+    teacher = stage_model(1).teacher
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        targets = teacher(images)
+    assert {name: (each.dtype, each.requires_grad) for name, each in targets.items()} == {
+        "teacher_features": (torch.float32, False),
+        "teacher_latents": (torch.float32, False),
+    }
+    assert not any(p.requires_grad for p in teacher.parameters())
