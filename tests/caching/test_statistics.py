@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 
 import numpy as np
 import pytest
@@ -11,10 +10,8 @@ import torch
 from PIL import Image
 
 from aligntok.caching import encoder as module
-from aligntok.caching.encoder import ImagesToEncode, LatentEncoder, latent_statistics
-from aligntok.caching.settings import CacheSettings
-from aligntok.data.sources import open_source
-from aligntok.errors import ConfigError, DataError
+from aligntok.caching.encoder import latent_statistics
+from aligntok.errors import DataError
 from aligntok.tokenizer import Tokenizer
 
 SIZE = (24, 32)
@@ -88,40 +85,6 @@ def test_two_processes_share_the_images_and_find_the_same(classes, tokenizer, mo
     for found in as_processes(lambda rank: latent_statistics(own[rank], data(classes), images, "fp32", 0, "sample")):
         np.testing.assert_allclose(found.mean, mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found.std, std, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("hflip", "dtype"), [(True, "fp32"), (False, "bf16"), (True, "fp16")])
-def test_latents_are_encoded_at_their_size_in_eval_mode_and_stored_in_their_type(tokenizer, hflip, dtype):
-    encoder = LatentEncoder(copy.deepcopy(tokenizer).train(), CacheSettings(image_size=SIZE, hflip=hflip, dtype=dtype))
-    encoder.to_device()
-    assert not encoder.tokenizer.training
-    assert encoder.latent_shape == (4, 3, 4)
-    images = torch.rand(2, 3, *SIZE) * 2 - 1
-    with torch.no_grad():
-        views = [tokenizer.encode(view) for view in [images, images.flip(-1)][: 1 + hflip]]
-    stored = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-    found = encoder(images)
-    assert (found.dtype, encoder.copies) == (stored, 1 + hflip)
-    torch.testing.assert_close(found, torch.stack([view.to(stored) for view in views], dim=1))
-    assert not found.requires_grad
-    with pytest.raises(ConfigError, match="image_size"):
-        LatentEncoder(tokenizer, CacheSettings(image_size=(24, 36)))
-
-
-def test_what_cannot_be_read_comes_apart_with_its_reason(classes, tmp_path):
-    folder = tmp_path / "some"
-    shutil.copytree(classes / "train", folder)
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.png"))
-    (folder / names[2]).write_bytes(b"no image")
-    images = ImagesToEncode(open_source(folder), SIZE)
-    found = images.collate([images[i] for i in (7, 2, 0)])
-    torch.testing.assert_close(found.images, torch.stack([cropped(folder / names[i]) for i in (7, 0)]))
-    assert (found.indices.tolist(), found.labels.tolist()) == ([7, 0], [1, 0])
-    assert (found.indices.dtype, found.labels.dtype) == (torch.int64, torch.int32)
-    assert found.skipped == [(2, names[2], "UnidentifiedImageError")]
-    assert found.reasons[0].startswith("neither JPEG nor")
-    nothing = images.collate([images[2]])
-    assert (tuple(nothing.images.shape), nothing.labels.tolist()) == ((0, 3, *SIZE), [])
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])

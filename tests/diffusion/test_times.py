@@ -63,6 +63,7 @@ def test_a_grid_may_start_late_and_end_early():
         ({"points": 5, "shift": math.inf}, "it must be positive"),
         ({"points": 5, "start": 0.5, "end": 0.5}, "0 <= start < end <= 1"),
         ({"points": 5, "end": 1.5}, "start=0.0, end=1.5"),
+        ({"points": 5, "start": -0.1}, "start=-0.1, end=1.0"),
     ],
 )
 def test_grids_that_cannot_be_are_refused(options, message):

@@ -50,7 +50,10 @@ MODULES: dict[str, tuple[list[str], list[str]]] = {
     "latent_diffusion": (["test_latent_diffusion"], ["sampling/test_sampling"]),
     "tokenizer": (["test_tokenizer"], ["training/test_posterior", "caching/test_latent_cache"]),
     "sampling/pipeline": (["sampling/test_sampling"], []),
-    "caching/encoder": (["caching/test_statistics", "training/test_posterior"], ["caching/test_latent_cache"]),
+    "caching/encoder": (
+        ["caching/test_encoder", "caching/test_statistics"],
+        ["training/test_posterior", "caching/test_latent_cache"],
+    ),
     "ops/attention": (["ops/test_attention"], []),
     "rng": (["test_rng"], []),
     "device": (["test_device"], []),

@@ -344,6 +344,17 @@ def test_a_ratio_is_of_the_whole_batch_its_divisor_enlarged_by_eps_at_the_losses
     assert as_processes(lambda rank: found(rank, 1.0, max=1.5)) == [1.5] * 2
 
 
+def test_means_over_processes_are_not_rounded_to_half_precision(as_processes):
+    """Of 1 and 1 + 2^-7, which bfloat16 has, and whose mean it has not."""
+
+    def found(rank):
+        parameter = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+        pulls = [([parameter * 1.0], [torch.tensor([pull]).bfloat16()]) for pull in (1 + rank / 128, 1.0)]
+        return float(ratio_at(parameter, *pulls, AdaptiveWeight(at="decoder", eps=0.0)))
+
+    assert as_processes(found) == [1 + 1 / 256] * 2
+
+
 def test_two_processes_of_two_images_have_the_gradients_of_one_with_four(tiny, as_processes):
     """Ratios, the discriminator's gradients, and those of a loss with weights among them."""
     vf = dict(type="vf", latent_dim=4, feature_dim=48, weight=0.1)
