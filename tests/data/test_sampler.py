@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aligntok.data.sampler import GlobalBatchSampler, epoch_order, per_process_batch
+from aligntok.data.sampler import GlobalBatchSampler, epoch_order, evenly_spaced, per_process_batch
 from aligntok.errors import ConfigError
 from aligntok.rng import rng
 
@@ -121,3 +121,10 @@ def test_the_least_arguments_are_allowed_and_a_run_that_is_over_gives_nothing():
     assert [batch[0] for batch in GlobalBatchSampler(1, 1, num_steps=2)] == [(0, 0), (0, 1)]
     over = GlobalBatchSampler(10, 4, num_steps=3, start_step=5)
     assert (len(over), list(over)) == (0, [])
+
+
+def test_places_are_spread_over_the_whole_by_hand():
+    assert evenly_spaced(15, 4) == [0, 3, 7, 11]
+    assert evenly_spaced(10, 1) == [0]
+    assert evenly_spaced(3, 3) == evenly_spaced(3, 9) == [0, 1, 2]
+    assert evenly_spaced(7, 0) == []

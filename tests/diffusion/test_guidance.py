@@ -250,3 +250,30 @@ def test_more_channels_than_there_are_are_refused_at_the_first_step():
 def test_a_null_condition_unlike_y_is_refused(y, null, message):
     with pytest.raises(ConfigError, match=message):
         classifier_free(toy, y, null, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("interval", "t", "guided"),
+    [
+        ((0.25, 0.75), 0.75, True),
+        ((0.25, 0.75), 0.25, True),
+        ((0.5, 0.5), 0.5, True),
+        ((0.5, 0.5), 0.51, False),
+        ((0.0, 1.0), 0.0, True),
+        ((0.0, 1.0), 1.0, True),
+    ],
+)
+def test_both_ends_of_an_interval_belong_to_it(interval, t, guided):
+    model = Counting()
+    classifier_free(model, LABELS, NULL, 2.0, interval=interval)(latents(), at(t))
+    assert model.sizes == [8 if guided else 4]
+
+
+@pytest.mark.parametrize("channels", [1, 5, 6, None])
+def test_any_number_of_channels_may_be_guided_to_any_scale(channels):
+    strong, weak = torch.tensor([[3.0, 1.0, 2.0, 4.0, 8.0, 5.0]]), torch.tensor([[1.0, 1.0, 4.0, 0.0, 2.0, 6.0]])
+    for scale, led in ((0.0, [1, 1, 4, 0, 2, 6]), (0.5, [2, 1, 3, 2, 5, 5.5]), (3.0, [7, 1, -2, 12, 20, 3])):
+        expected = led[:channels] + (strong[0, channels:].tolist() if channels else [])
+        assert guide(strong, weak, scale, channels)[0].tolist() == expected
+        velocity = autoguidance(lambda x, t, y: strong, lambda x, t, y: weak, LABELS[:1], scale, channels=channels)
+        assert velocity(torch.zeros(1, 6), at(0.5)[:1])[0].tolist() == expected

@@ -446,3 +446,23 @@ def test_any_choice_of_parts_gets_the_gradients_of_one_joined_graph(tiny, traina
         p for part in {"encoder", "adapter", "decoder"} - {*trainable} for p in getattr(tokenizer, part).parameters()
     ]
     assert all(p.grad is None for p in frozen)
+
+
+def test_without_a_loss_on_the_image_nothing_is_there_to_be_weighed_against(tiny):
+    """A balanced loss then weighs nothing, and one without a balance what it says."""
+    plain = {**tiny["semantic"], "adaptive_weight": None, "weight": 0.5}
+    model = build(tiny, losses=dict(semantic=tiny["semantic"], plain=plain), discriminator=None)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    found, logs = gradients_of_step(model, [images])
+    assert float(logs["ratio/semantic"]) == 0
+    with torch.no_grad():
+        target = model.teacher.adapter(model.teacher.encoder(images))
+    value = 0.5 * (model.tokenizer.encode(images) - target).square().mean()
+    named = {
+        f"{part}.{n}": p
+        for part in ("encoder", "adapter")
+        for n, p in getattr(model.tokenizer, part).named_parameters()
+    }
+    expected = dict(zip(named, torch.autograd.grad(value, [*named.values()]), strict=True))
+    assert_same_gradients({name: found[name] for name in named}, expected)
+    assert not any(found[name].any() for name in found.keys() - named.keys())  # the decoder's
