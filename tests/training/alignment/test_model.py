@@ -435,6 +435,7 @@ def test_lora_may_leave_the_last_layer_frozen_where_nothing_is_weighed_there(sta
     stage_model(1, lora=lora, losses=dict(l1=dict(type="l1"), semantic=semantic))
     with pytest.raises(ConfigError, match="lora leaves the encoder's last layer frozen"):
         stage_model(1, lora=lora)
+    assert stage_model(1, lora=LoRASettings()).tokenizer.encoder.last_layer.requires_grad  # and here all is well
 
 
 def test_blocks_are_compiled_where_the_settings_say_so(stage_model):
@@ -487,3 +488,17 @@ def test_a_teachers_targets_are_float32_without_a_graph(stage_model):
         "teacher_latents": (torch.float32, False),
     }
     assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_a_teacher_with_a_config_of_its_own_keeps_its_weights_and_is_of_features_alone(stage_model, tiny):
+    losses = dict(l1=dict(type="l1"), semantic={**tiny["semantic"], "on": "features"})
+    model = stage_model(1, losses=losses, teacher={**tiny["model"]["encoder"], "downsample_factor": 8})
+    before = copied(model.teacher)
+    assert set(before) == {f"encoder.{name}" for name in model.tokenizer.encoder.state_dict()}  # it would fit
+    with torch.no_grad():
+        for parameter in model.tokenizer.parameters():
+            parameter.add_(0.1)
+    model.load_start(None)
+    model.load_start(model_states := {"encoder": copied(model.tokenizer.encoder)})
+    assert same(before, model.teacher.state_dict())
+    assert not same({f"encoder.{name}": t for name, t in model_states["encoder"].items()}, before)
