@@ -332,3 +332,26 @@ def test_packages_that_a_tokenizer_was_saved_with_are_named_once_in_order_and_ou
     with pytest.raises(UnknownComponentError) as caught:
         aligntok.load_tokenizer(saved[0])
     assert "saved with" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ([], "nothing"),
+        (["b", "a"], "a, b"),
+        ([f"{i:02d}" for i in range(12)], ", ".join(f"{i:02d}" for i in range(10))),
+    ],
+)
+def test_a_folder_without_a_config_says_what_it_has_instead(tmp_path, names, told):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(WeightsError, match=f"has no config.json, so it is no saved tokenizer; found: {told}$"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def test_a_pushed_tokenizer_is_called_as_its_folder_unless_it_is_named(hub, tmp_path):
+    tokenizer = build()
+    assert tokenizer.save_pretrained(tmp_path / "mine") is None
+    assert not hub.uploads
+    pushed = tokenizer.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="yours")
+    assert pushed == "https://hub/someone/yours/commit/1"

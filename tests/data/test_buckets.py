@@ -1,5 +1,6 @@
 """Aspect-ratio buckets: every batch of one shape, every image once a pass, all of it from (seed, step)."""
 
+import re
 import time
 import zipfile
 from itertools import islice
@@ -334,6 +335,7 @@ def test_two_processes_read_the_headers_of_their_shares_once(photographs, looked
     assert [each.buckets.tolist() for each in data] == [FOUND, FOUND]
     assert sorted(looked) == [([0, 2, 4, 6, 8, 10], True), ([1, 3, 5, 7, 9], False)]
     (file,) = (tmp_path / "run").glob("*.npy")
+    assert re.fullmatch(r"buckets_[0-9a-f]{16}_[0-9a-f]{15}\.npy", file.name)
     assert np.load(file).tolist() == FOUND
     again = as_processes(lambda rank: find_buckets(ImageDataset(photographs, SIZES), tmp_path / "run").tolist())
     assert again == [FOUND, FOUND]
