@@ -248,3 +248,16 @@ def test_a_config_that_a_file_brought_names_registered_generators_alone(model):
     assert isinstance(LatentDiffusion(config, *arguments).generator, LightningDiT)
     with pytest.raises(UnknownComponentError, match="stands in a file"):
         LatentDiffusion(config, *arguments, trusted=False)
+
+
+def test_labels_and_statistics_lie_where_the_generator_does(monkeypatch):
+    model, seen = make(steps=2), []
+    model.generator.to("meta")
+    monkeypatch.setattr("aligntok.latent_diffusion.draw_samples", lambda generator, y, *rest: seen.append((y, *rest)))
+    model.sample_latents(["zebra", 1], [5, 6])
+    ((y, seeds, shape, sampling, null, weak),) = seen
+    assert (y.is_meta, y.shape, seeds, shape, sampling, null, weak) == (
+        (True, (2,), [5, 6], (4, 4, 6), model.sampling, 5, None)
+    )
+    for change in (STATISTICS.normalise, STATISTICS.denormalise):
+        assert change(torch.empty(2, 4, 3, 3, device="meta")).is_meta

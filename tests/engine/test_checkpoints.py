@@ -330,3 +330,10 @@ def test_averages_that_there_are_not_are_named(tmp_path):
     write_checkpoint(tmp_path, 2, {**content(5.0), "ema": ema, "ema_inference": 0.05}, keep=1)
     with pytest.raises(CheckpointError, match=r"keeps no EMA of width 0\.3; it keeps 0\.05$"):
         read_parts(tmp_path, "ema", 0.3)
+
+
+def test_a_checkpoint_is_mapped_onto_the_cpu_and_runs_no_code_whatever_torch_does_by_itself(tmp_path, monkeypatch):
+    path, asked, load = write_checkpoint(tmp_path, 1, content(), keep=1), [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *given, **named: asked.append(named) or load(*given, **named))
+    read_checkpoint(path)
+    assert asked == [dict(map_location="cpu", weights_only=True, mmap=True)]

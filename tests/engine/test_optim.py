@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR
 from torch import nn
 
-from aligntok.engine.optim import PartOptimizersConstructor, check_optimizer, side_of
+from aligntok.engine.optim import PartOptimizersConstructor, _total_norm, check_optimizer, side_of
 from aligntok.errors import CheckpointError, ConfigError
 
 
@@ -306,3 +306,37 @@ def test_a_loss_that_is_not_finite_in_one_process_leaves_the_step_out_in_both(as
     assert all(torch.equal(model.state_dict()["parts.decoder.weight"], before) for model, _ in models)
     assert as_processes(lambda rank: step_both(rank, 1.0, 2.0)) == [2, 2]
     assert not any(torch.equal(model.state_dict()["parts.decoder.weight"], before) for model, _ in models)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_without_any_gradient_is_one_that_changes_nothing(precision):
+    model, optim = build(model=parts_of(precision))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(2):
+        optim.loss_scale(torch.device("cpu"))
+        logs = optim.step_parts(model.trained_parts(), [torch.tensor(1.0)])
+        assert (float(logs["grad_norm/decoder"]), float(logs["skipped_steps"])) == (0.0, 0.0)
+        assert float(logs.get("loss_scale", 1.0)) == (2.0**16 if precision == "fp16" else 1.0)
+    assert optim.took_step
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.parts["decoder"].weight.grad = torch.ones(2, 3)  # of one side, and of one part of it
+    optim.step_parts(model.trained_parts(), [])
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"parts.decoder.weight"}
+
+
+def test_a_part_without_parameters_has_no_norm_and_takes_part_in_nothing():
+    model = Parts(adapter=nn.Identity(), decoder=nn.Linear(3, 2))
+    config = dict(autoencoder=dict(type="SGD", lr=1.0), clip_grad_norm=1.0, max_skipped=3, spike_factor=None)
+    optim = PartOptimizersConstructor(config)(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    logs = optim.step_parts(model.trained_parts(), [])
+    assert set(logs) == {"grad_norm/decoder", "skipped_steps"}
+
+
+def test_what_a_step_makes_anew_lies_where_its_parts_do():
+    """The meta device refuses, as a GPU would, to meet what was left on the CPU."""
+    _, optim = build()
+    assert optim.loss_scale(torch.device("meta")).is_meta
+    assert _total_norm([], nn.Linear(3, 2, device="meta")).is_meta

@@ -488,3 +488,9 @@ def test_inputs_that_do_not_fit_are_refused(change, message):
 def test_without_dropout_there_is_no_null_class_to_ask_for():
     with pytest.raises(ConfigError, match=r"labels from \d to 7, .* allowed are 0 to 6; set"):
         tiny(class_dropout_prob=0.0)(*inputs())
+
+
+def test_tables_lie_where_the_model_does():
+    positions, rotations = tiny().to("meta").tables(2, 3)
+    assert positions.is_meta
+    assert rotations.is_meta

@@ -16,6 +16,7 @@ from aligntok.engine.compile import blocks_of
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError, DataError, DivergenceError
 from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.rng import rng
 from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.generation.model import Draws, GenerationModel
@@ -237,3 +238,21 @@ def test_a_step_of_micro_batches_is_a_step_of_one_batch(make):
     assert set(one) == {"loss/total", "loss/velocity", "loss/direction", "time_bins"}
     torch.testing.assert_close(many["loss/total"], one["loss/total"])
     torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_step_makes_anew_lies_where_the_model_does(make, monkeypatch):
+    model, latents, asked = make(), torch.zeros(2, 4, 4, 4), []
+
+    def spied(draw):
+        return lambda *given, **named: asked.append(named["device"]) or draw(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("aligntok.training.generation.model.rng", spied(rng))
+        for name in ("rand", "randn"):
+            patch.setattr(torch, name, spied(getattr(torch, name)))
+        model.draws(0, 0, 1, latents)
+    assert asked == [latents.device] * 3
+    assert model._binned(torch.empty(3, device="meta"), torch.empty(3, device="meta")).is_meta
+    free = make(generator=dict(num_classes=1, class_dropout_prob=0.0)).to("meta")
+    assert free.labels(dict(label=torch.tensor([-1, 7]))).is_meta
+    assert free.latents(dict(latents=latents)).is_meta
