@@ -3,6 +3,7 @@
 import re
 import time
 import zipfile
+from contextlib import contextmanager
 from itertools import islice
 from types import SimpleNamespace
 
@@ -371,3 +372,21 @@ def test_a_part_of_a_data_set_has_the_buckets_of_its_images_and_others_have_one_
     assert find_buckets([1, 2, 3], tmp_path / "run") is None
     assert find_buckets(SimpleNamespace(buckets=np.array([3])), tmp_path / "run").tolist() == [3]
     assert len(looked) == 1
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_how_far_the_headers_are_read_is_told_where_it_is_wanted(monkeypatch, shown):
+    told, updates = [], []
+
+    @contextmanager
+    def bar(*given):
+        told.append(given)
+        yield SimpleNamespace(update=updates.append)
+
+    monkeypatch.setattr("aligntok.data.images.progress_bar", bar)
+    monkeypatch.setattr("aligntok.data.images.read_upright_size", lambda source, i, most: (20, 30 if i % 2 else 20))
+    found = assign_buckets(range(700), AspectBuckets(SIZES), range(1, 700), **({} if shown else dict(progress=False)))
+    assert found.tolist() == [1, 0] * 349 + [1]
+    assert told == [(699, "reading image sizes", "image", shown)]
+    assert sum(updates) == 699
+    assert len(updates) > 1

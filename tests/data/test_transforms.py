@@ -441,3 +441,31 @@ def test_no_image_starts_another_program(monkeypatch):
         for read in (transforms.open_image, lambda data: transforms.upright_size(io.BytesIO(data))):
             with pytest.raises(ImageError):
                 read(data)
+
+
+def test_plugins_of_pillow_are_asked_once_and_only_for_what_is_not_there(monkeypatch):
+    asked, registered, begun = [], [], []
+    known = dict.fromkeys(("JPEG", "PNG", "AVIF"))
+    monkeypatch.setattr(Image, "OPEN", known)
+    monkeypatch.setattr(Image, "init", lambda: begun.append(1))
+    monkeypatch.setattr(transforms, "find_spec", lambda name: asked.append(name) or name)
+    heif = SimpleNamespace(register_heif_opener=lambda: registered.append("HEIF") or known.update(HEIF=None))
+    monkeypatch.setattr(transforms, "import_module", {"pillow_heif": heif, "pillow_jxl": SimpleNamespace()}.__getitem__)
+    load = transforms._load_plugins
+    load.cache_clear()
+    try:
+        for _ in range(2):
+            assert transforms._formats() == ["JPEG", "PNG", "AVIF", "HEIF"]
+        assert (asked, registered, begun) == (["pillow_heif", "pillow_jxl"], ["HEIF"], [1])
+        suffixes = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".avif", ".heic", ".heif", ".hif")
+        assert transforms.image_suffixes() == suffixes
+        load.cache_clear()
+        known["JXL"] = None
+        assert transforms._formats() == ["JPEG", "PNG", "AVIF", "HEIF", "JXL"]
+        assert asked == ["pillow_heif", "pillow_jxl"]
+        load.cache_clear()
+        del known["HEIF"]
+        monkeypatch.setattr(transforms, "find_spec", lambda name: None)  # not installed
+        assert transforms._formats() == ["JPEG", "PNG", "AVIF", "JXL"]
+    finally:
+        load.cache_clear()
