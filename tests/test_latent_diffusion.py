@@ -261,3 +261,13 @@ def test_labels_and_statistics_lie_where_the_generator_does(monkeypatch):
     )
     for change in (STATISTICS.normalise, STATISTICS.denormalise):
         assert change(torch.empty(2, 4, 3, 3, device="meta")).is_meta
+
+
+def test_a_generator_that_is_not_registered_is_told_before_the_tokenizers_parts_are_imported(saved, monkeypatch):
+    path = saved / "latent_diffusion.json"
+    content = json.loads(path.read_text())
+    content["generator"]["type"] = "os.system"
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(Tokenizer, "from_pretrained", lambda *given, **named: pytest.fail("looked at the tokenizer"))
+    with pytest.raises(UnknownComponentError, match="'os.system' stands in a file"):
+        LatentDiffusion.from_pretrained(saved)

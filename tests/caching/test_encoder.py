@@ -69,6 +69,7 @@ def test_what_cannot_be_read_comes_apart_with_its_reason(some):
     assert found.reasons[0].startswith("neither JPEG nor")
     nothing = images.collate([images[2]])
     assert (tuple(nothing.images.shape), nothing.labels.tolist()) == ((0, 3, *SIZE), [])
+    assert (nothing.indices.dtype, nothing.labels.dtype) == (torch.int64, torch.int32)
 
 
 @pytest.mark.parametrize("batch_size", [3, 16])

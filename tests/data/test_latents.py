@@ -433,7 +433,7 @@ def test_moments_of_nothing_and_of_two_values_are_those_by_hand():
     assert (two.count, two.mean.tolist(), two.m2.tolist()) == (2, [2.0, 5.0], [2.0, 0.0])
     none = Moments.of(torch.empty(0, 2, 1, 2))
     assert (none.count, none.mean.tolist(), none.m2.tolist()) == (0, [0.0, 0.0], [0.0, 0.0])
-    assert Moments.merged([none, none]) is none
+    assert Moments.merged([none]) is Moments.merged([none, Moments.of(torch.empty(0, 2, 3, 3))]) is none
     both = Moments.merged([two, none, Moments.of(torch.tensor([[[[8.0]], [[2.0]]]]))])
     assert (both.count, both.mean.tolist(), both.m2.tolist()) == (3, [4.0, 4.0], [26.0, 6.0])
     found = LatentStatistics.of(both)

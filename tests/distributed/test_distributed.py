@@ -193,6 +193,27 @@ def test_gradients_start_in_the_order_that_was_said_whichever_came_first(as_proc
     assert as_processes(step) == [(3, expected)] * 2
 
 
+def test_what_is_not_trained_is_not_exchanged(as_processes, monkeypatch):
+    """A flat tensor a group: its gradients, and a number for each that says whether it is there."""
+    sizes, exchange = [], torch.distributed.all_reduce
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda flat, **named: sizes.append(flat.numel()) or exchange(flat, **named)
+    )
+
+    def step(rank):
+        layer, frozen = nn.Linear(3, 2), nn.Linear(50, 50).requires_grad_(False)
+        layer.weight.requires_grad_(False)
+        layer.bias.grad = torch.full((2,), 1.0 + rank)
+        reduction = GradientReduction()
+        for part in (layer, frozen, nn.Identity()):
+            reduction.start(part.parameters())
+        reduction.finish()
+        return layer.bias.grad.tolist()
+
+    assert as_processes(step) == [[1.5, 1.5]] * 2
+    assert sizes == [3, 3]
+
+
 def test_a_wrapped_model_has_the_first_ones_weights_and_buffers(as_processes):
     models = [nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(2)]
     models[1][1].running_mean.fill_(7)

@@ -964,3 +964,9 @@ def test_a_size_is_of_whole_patches_of_latents(loaded, patch_size, size, latent_
         drawing = SamplePipeline(request)
         assert drawing.latent_size == latent_size
         assert drawing.image_size == tuple(2 * side for side in latent_size)
+
+
+def test_a_weaker_generators_latents_may_be_apart_by_the_limit_itself(loaded, monkeypatch):
+    monkeypatch.setattr(pipeline, "SAME_STATISTICS", 0.25)
+    loaded(with_statistics(std=(1.5, 0.5, 1.25, 2.0)))
+    pipeline.load_weaker("weak", with_statistics())
