@@ -27,8 +27,14 @@ MODULES: dict[str, tuple[list[str], list[str]]] = {
         ["training/alignment/test_model", "training/test_two_processes", "training/test_run"],
     ),
     "engine/checkpoints": (["engine/test_checkpoints"], ["training/test_run"]),
-    "distributed/__init__": (["distributed/test_distributed"], ["distributed/test_failures"]),
-    "distributed/parallel": (["distributed/test_distributed"], ["training/test_two_processes"]),
+    "distributed/__init__": (
+        ["distributed/test_distributed"],
+        ["distributed/test_processes", "distributed/test_failures"],
+    ),
+    "distributed/parallel": (
+        ["distributed/test_distributed"],
+        ["distributed/test_processes", "training/test_two_processes"],
+    ),
     "data/sampler": (["data/test_sampler", "data/test_buckets"], ["data/test_properties"]),
     "data/transforms": (["data/test_transforms"], ["data/test_buckets", "data/test_properties", "data/test_images"]),
     "data/images": (["data/test_buckets", "data/test_images"], ["training/test_variable_aspect"]),

@@ -1,0 +1,113 @@
+"""What processes exchange, in two of them under gloo, and how their group ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# One of two processes; asserts for itself what must come out.
+WORKER = """
+import os, signal, sys, torch, torch.distributed as dist
+from torch import nn
+from aligntok.distributed import *
+from aligntok.distributed import job as job_module
+from aligntok.distributed.job import batched, in_full_rounds, job, shares
+from aligntok.distributed.parallel import GradientReduction, SelfReducing
+from aligntok.engine.hooks import average_scalars
+from aligntok.errors import DataError, Preempted
+from contextlib import nullcontext
+job_module.ending_together = lambda timeout: nullcontext()  # there is no store of torchrun's
+torch.set_num_threads(1)
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/store", rank=rank, world_size=2)
+assert start_processes() == "none" and world() == (rank, 2) and is_first() == (rank == 0)
+assert mean_over_processes(torch.tensor([1.0, 3.0]) * (rank + 1)).tolist() == [1.5, 4.5]
+assert average_scalars({"a": torch.tensor(float(rank)), "b": torch.tensor(2.0)}) == {"a": 0.5, "b": 2.0}
+torch.manual_seed(rank)
+model = nn.ModuleList([nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2)])
+model[1].running_mean.fill_(rank)
+SelfReducing(model)
+same = torch.cat([t.flatten().float() for t in model.state_dict().values()])
+assert torch.equal(mean_over_processes(same.clone()), same) and model[1].running_mean.sum() == 0
+model[0].weight.grad = torch.full((2, 2), 1.0 + rank)
+if rank:
+    model[0].bias.grad = torch.full((2,), 4.0)
+model[1].weight.requires_grad_(False)
+reduction = GradientReduction()
+reduction.start(model[0].parameters())
+reduction.start(p for part in list(model)[1:] for p in part.parameters())
+reduction.finish()
+assert model[0].weight.grad.tolist() == [[1.5, 1.5], [1.5, 1.5]]
+assert model[0].bias.grad.tolist() == [2.0, 2.0]
+assert all(p.grad is None for part in list(model)[1:] for p in part.parameters())
+assert total(torch.tensor(rank + 1)) == 3 and agree(3) and not agree(rank)
+assert [part.tolist() for part in gather(torch.arange(2 * rank).reshape(-1, 1))] == [[], [[0], [1]]]
+assert [tuple(part.shape) for part in gather(torch.empty(0, 3))] == [(0, 3), (0, 3)]
+given = torch.full((2,), rank)
+broadcast([given])
+assert not given.any()
+must_agree({"seed": 1}, "another seed")
+try:
+    must_agree({"seed": rank}, "another seed")
+except DataError as error:
+    assert rank == 1 and "this process sees another seed" in str(error)
+else:
+    assert rank == 0
+stopped, cut = Preempted("no more"), batched(range(11), 2)
+assert cut[-1] == range(10, 11) and list(shares(cut, "work", stopped)) == cut[rank::2]
+assert list(shares(cut[:3], "work", stopped)) == cut[:3][rank::2]  # the second has none in the last round
+assert list(shares(in_full_rounds(cut[:3], range(0)), "work", stopped)) == [*cut[:3], range(0)][rank::2]
+done = []
+try:
+    with job():
+        for part in shares(cut, "work", stopped):
+            done.append(part)
+            if part == cut[3]:  # the second's alone
+                os.kill(os.getpid(), signal.SIGTERM)
+except Preempted as ended:
+    assert ended is stopped and done == cut[rank:4:2], done
+else:
+    raise AssertionError("the first process heard nothing of it")
+barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_average_what_they_have(tmp_path):
+    """A gradient that one process lacks counts as zero there; one that all lack stays absent."""
+    command = [sys.executable, "-W", "error", "-c", WORKER]
+    processes = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+
+
+# At its end it writes whether the process group is still there: what is registered first runs last.
+LEAVING = """
+import atexit, os, sys, torch.distributed as dist
+from pathlib import Path
+from aligntok.distributed import barrier, start_processes
+from aligntok.distributed.job import ending_together
+from aligntok.errors import DataError, Preempted
+end = Path(sys.argv[0]).with_name("end_" + os.environ["RANK"])
+atexit.register(lambda: end.write_text(str(dist.is_initialized())))
+start_processes()
+with ending_together(60.0):
+    barrier()
+    if sys.argv[1:]:
+        raise {"preempted": Preempted, "failed": DataError}[sys.argv[1]]("no more")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ending", "left_open"), [([], "False"), (["preempted"], "False"), (["failed"], "True")])
+def test_the_group_is_ended_before_the_interpreter_unless_a_process_failed(tmp_path, ending, left_open):
+    """torch's own threads abort a process that ends with them at work; those of a broken exchange would never end."""
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*torchrun, str(script), *ending], capture_output=True, text=True, timeout=120)
+    assert (done.returncode == 0) is (not ending), done.stderr
+    # One that ends late may be ended by torchrun, and writes nothing.
+    assert {end.read_text() for end in tmp_path.glob("end_*")} == {left_open}, done.stderr
