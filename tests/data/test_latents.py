@@ -440,3 +440,12 @@ def test_moments_of_nothing_and_of_two_values_are_those_by_hand():
     assert found.std == pytest.approx([(26 / 3) ** 0.5, 2**0.5])
     assert found.normalise(torch.tensor([[[[4.0]], [[6.0]]]])).flatten().tolist() == pytest.approx([0.0, 2**0.5])
     assert found.denormalise(torch.tensor([[[[0.0]], [[2**0.5]]]])).flatten().tolist() == pytest.approx([4.0, 6.0])
+
+
+def test_a_batch_of_nothing_has_its_shapes_and_types(cache):
+    batch = LatentDataset(cache[0]).batch([])
+    assert {name: (tuple(each.shape), each.dtype) for name, each in batch.items()} == {
+        "latents": ((0, *SHAPE), torch.float32),
+        "label": ((0,), torch.int64),
+        "index": ((0,), torch.int64),
+    }
