@@ -50,7 +50,8 @@ class EvaluationImages:
 
     def __init__(self, asked: ImageSettings) -> None:
         self.asked = asked
-        self.source: ImageSource = open_source(asked.data, asked.split, asked.label, asked.val_fraction, True)
+        fraction = asked.val_fraction
+        self.source: ImageSource = open_source(asked.data, asked.split, asked.label, fraction, fraction is not None)
         self.image_size = parse_image_size(asked.image_size)
         self.indices = evenly_spaced(len(self.source), asked.num_images or len(self.source))
         self.dataset = ImagesToEncode(self.source, self.image_size)

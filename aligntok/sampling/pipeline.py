@@ -41,12 +41,11 @@ class LabelRule:
 
     @classmethod
     def of(cls, request: SampleRequest, model: LatentDiffusion) -> LabelRule:
-        """Return the rule of a request. Raises ConfigError for classes that there are not, or too many to balance."""
+        """Return the rule of a request. Raises ConfigError for classes that there are not."""
         if not model.conditional and (request.labels or request.classes):
             raise ConfigError("labels or classes were given, but this generator is unconditional: leave them out")
         listed = tuple(model.class_index(name) for name in request.classes)
         rule = "listed" if listed else (request.labels or "random") if model.conditional else "none"
-        check_balanced(request.labels, request.num_samples, model.generator.num_classes, "")
         return cls(rule, model.generator.num_classes, listed)
 
     def label(self, number: int, seed: int) -> int:
@@ -68,7 +67,7 @@ def check_balanced(labels: str | None, num: int, num_classes: int, where: str) -
     if labels == "balanced" and num < num_classes:
         raise ConfigError(
             f"{where}labels=balanced with num_samples={num} misses {num_classes - num} of {num_classes} classes; draw "
-            f"{num_classes} or more, take random labels, or name the classes that are wanted"
+            f"{num_classes} or more, or take random labels"
         )
 
 
