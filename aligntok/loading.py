@@ -73,11 +73,7 @@ def check_there(source: str | os.PathLike[str]) -> None:
 
 
 def saved_size(source: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Return the latent dimension and the factor of a tokenizer that is saved in a folder; None of any other.
-
-    Raises WeightsError for a path at which there is nothing.
-    """
-    check_there(source)
+    """Return the latent dimension and the factor of a tokenizer that is saved in a folder; None of any other."""
     if not (file := Path(source) / "config.json").is_file():
         return None
     said: dict[str, Any] = read_json(file, WeightsError, "copy or download the folder again")

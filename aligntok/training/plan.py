@@ -18,6 +18,7 @@ from aligntok.engine.schedules import check_schedule
 from aligntok.errors import ConfigError, first_line, some_of
 from aligntok.io.console import print_table
 from aligntok.io.folders import check_space
+from aligntok.loading import check_there
 from aligntok.registry import DATASETS, HOOKS, check_keywords, keywords_in
 from aligntok.training.stages import Stage
 from aligntok.weights.hub import check_named
@@ -78,11 +79,20 @@ def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> S
         if not isinstance(hook, Mapping) or "type" not in hook:
             raise ConfigError(f"{where}: hooks holds {hook!r}; each must be dict(type=..., ...)")
         HOOKS.check(hook, f"{where}, hooks")
-    for key, value in keywords_in(asdict(stage.settings)):
-        if key == "pretrained":
-            check_named(value, where)
     stage.check(model)
     return make_plan(stage, model, processes, num_images)
+
+
+def check_weights(stage: Stage) -> None:
+    """Raise WeightsError for weights that a stage's settings name by a path at which there is nothing.
+
+    A plan needs none, so that a run can be planned before its weights are fetched; a run asks before it trains.
+    """
+    for key, value in keywords_in(asdict(stage.settings)):
+        if key == "pretrained":
+            check_named(value, stage.where)
+        elif key == "tokenizer" and value is not None and not stage.description.is_file():  # its own copy, once begun
+            check_there(value)
 
 
 def make_plan(stage: Stage, model: Any, processes: int, num_images: int | None = None) -> StagePlan:

@@ -14,14 +14,14 @@ from aligntok.distributed import agree, barrier, is_first, world
 from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.log import logging_the_end
-from aligntok.errors import CheckpointError, ConfigError, Preempted, unknown
+from aligntok.errors import CheckpointError, ConfigError, Preempted, WeightsError, unknown
 from aligntok.io.folders import check_links, lock_folder, remove_leftovers
 from aligntok.registry import loading_line
 from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
 from aligntok.training.config import dotted_models, report_config_diff
 from aligntok.training.generation import expand_generation
-from aligntok.training.plan import StagePlan, check_before_training, plan_stage, print_plan
+from aligntok.training.plan import StagePlan, check_before_training, check_weights, plan_stage, print_plan
 from aligntok.training.run_info import print_summary, read_result, write_run_info
 from aligntok.training.stages import Stage
 
@@ -49,11 +49,13 @@ def run(
         print_plan([_plan_beforehand(stage, processes) for stage in chosen])
         for stage in chosen:
             stage.check_follows(stages[: stages.index(stage)])
+            _tell_missing_weights(stage)
         return None
     folder: Path | None = None
     with logging_the_end(), job(config["process_timeout"]) as launcher:
         check_links(config["work_dir"], *(stage.folder for stage in stages))
         for stage in chosen:
+            check_weights(stage)
             stage.check_beforehand(stages[: stages.index(stage)])
         stages = [stage.completed() if stage in chosen else stage for stage in stages]
         chosen = [stage for stage in stages if only_stage in (None, stage.name)]
@@ -73,6 +75,13 @@ def _plan_beforehand(stage: Stage, processes: int) -> StagePlan:
     stage = stage.completed()
     plan, data = plan_stage(stage, processes), stage.look()
     return plan if data is None else replace(plan, epochs=plan.images_seen / len(data))
+
+
+def _tell_missing_weights(stage: Stage) -> None:
+    try:
+        check_weights(stage)
+    except WeightsError as error:
+        _say(f"still missing, and refused by the run: {error}")
 
 
 def expand(config: Mapping[str, Any]) -> list[Stage]:

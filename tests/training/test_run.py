@@ -469,14 +469,6 @@ class Written(float):
         (dict(model=dict(encoder=dict(type="timm"))), "encoder 'timm' needs model_name"),
         (dict(model=dict(latent_dim=4)), "model has no encoder"),
         (
-            dict(teacher=dict(type="timm", model_name="test_vit", pretrained="./missing.pth")),
-            "no weights at missing.pth; place the file there",
-        ),
-        (
-            dict(validation=dict(perceptual=dict(type="lpips", pretrained="no_file.safetensors"))),
-            "no weights at no_file.safetensors; place the file there",
-        ),
-        (
             dict(teacher=dict(type="timm", model_name="test_vit", model_args=dict(num_heads=True))),
             "timm model 'test_vit': model_args: num_heads=True is bool; it must be int",
         ),
@@ -496,6 +488,31 @@ class Written(float):
 def test_nonsense_is_found_by_a_dry_run(write_config, capsys, changes, said):
     assert train([write_config(**changes), "--dry-run"]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            dict(teacher=dict(type="timm", model_name="test_vit", pretrained="./missing.pth")),
+            "no weights at missing.pth",
+        ),
+        (
+            dict(validation=dict(perceptual=dict(type="lpips", pretrained="no_file.safetensors"))),
+            "no weights at no_file.safetensors; place the file there",
+        ),
+    ],
+)
+def test_missing_weights_are_told_by_a_dry_run_and_refused_before_any_training(
+    write_config, tmp_path, capsys, changes, said
+):
+    """A plan needs no weights, which may be fetched after it."""
+    config = write_config(**changes)
+    assert train([config, "--dry-run"]) == 0
+    assert f"still missing, and refused by the run: stage 'latent_alignment': {said}" in capsys.readouterr().out
+    assert start(config, tmp_path / "run") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_names_every_stage_in_full_on_a_narrow_terminal(write_config, tmp_path, capsys, monkeypatch):

@@ -266,7 +266,6 @@ def test_a_generator_that_does_not_fit_its_data_is_one_clear_error(write_generat
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(tokenizer="./nowhere"), "no such file or folder: ./nowhere"),
         (
             dict(generator={**GENERATOR, "in_channels": 8}),
             "in_channels=8, but the tokenizer has latent_dim 4; set one to",
