@@ -30,7 +30,7 @@ NUMPY: dict[str, Callable[..., int | tuple[int, ...]]] = {
 TORCH: dict[str, Callable[..., int]] = {
     "noise": lambda seed: seed,  # of a sample to be drawn, its sampler's included
     "step": lambda seed, step: seed * 1_000_003 + step,  # times, drops and noise of a step's global batch
-    # All that a tokenizer's training draws: the one stream that depends on the number of processes.
+    # What layers draw in a tokenizer's training: the one stream that depends on the number of processes.
     "step of a process": lambda seed, step, rank: (seed * 1_000_003 + step) * 4_096 + rank,
     "weights": lambda seed: seed,  # a model's first ones
     "probe": lambda seed: seed,  # the order of a linear probe's images, over all epochs

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligntok.distributed.parallel import GradientReduction
 from aligntok.training.alignment.gradient_ratio import gradient_ratio
 from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.settings import StageSettings
@@ -53,7 +52,7 @@ def build_model(image_size: int) -> AlignmentModel:
 
 def ours(model: AlignmentModel, images: Tensor) -> None:
     """Walk the graph once, part by part."""
-    model.backward({"images": images}, MicroBatch(0, 0, 1, 1.0, GradientReduction()))
+    model.backward({"images": images}, MicroBatch(0, 0, 1))
 
 
 def plain(model: AlignmentModel, images: Tensor, weigh: Callable[..., dict[str, Tensor | float]]) -> None:

@@ -51,7 +51,7 @@ FLOWS = {
                 "backward",
                 [
                     ("training.alignment.gradient_ratio.ratio_at", "how hard one loss pulls beside another"),
-                    ("distributed.parallel.GradientReduction", "means over processes, while the rest is computed"),
+                    ("distributed.parallel.parallelise", "DDP or FSDP2 average each part, while the rest is computed"),
                     ("engine.optim.PartOptimizers", "moves every side, or leaves out a step gone wrong"),
                 ],
             ),

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from aligntok.caching.encoder import posterior_noise
 from aligntok.diffusion.times import shift_times
 from aligntok.engine.runner import StepBatch
-from aligntok.rng import seed_torch
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment import expand_stages
 from aligntok.training.alignment.model import AlignmentModel
@@ -229,10 +229,10 @@ class Gradients:
 def published_total(model, images):
     """The total that VA-VAE's code minimises, one joined graph, sums over an image's numbers, mean over images."""
     tokenizer, losses = model.tokenizer, model.objective.losses
-    seed_torch("step of a process", model.seed, 3, 0)  # what the posterior's draw comes from
     moments = tokenizer.moments(images)
     mean, logvar = moments.chunk(2, dim=1)
-    z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+    numbers = range(3 * len(images), 4 * len(images))  # of the samples of step 3
+    z = mean + (0.5 * logvar).exp() * posterior_noise(model.seed, numbers, 0, mean.shape[1:])
     reconstruction = tokenizer.decode(z)
     nll = ((images - reconstruction).abs() + losses["lpips"](images, reconstruction)).sum() / len(images)
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum() / len(images)

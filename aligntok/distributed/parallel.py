@@ -1,97 +1,188 @@
-"""Training in several processes: gradients are averaged part by part while the next is computed."""
+"""How a training is spread over processes: torch's DDP or FSDP2, part by part. Nothing else averages gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import logging
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
-from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
+from torch.distributed._composable.replicate import replicate
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from aligntok.distributed import broadcast, world
+from aligntok.errors import ConfigError
+from aligntok.settings import Positive, settings
+
+logger = logging.getLogger("aligntok.engine")
+#: DDP's. Weights are given to all before they are spread; buffers change alike in all.
+_NO_SYNC: dict[str, Any] = dict(init_sync=False, forward_sync_buffers=False)
 
 
-class GradientReduction:
-    """Averages gradients over processes part by part, each part's exchange running while the next is computed."""
+@settings
+class Sharding:
+    """Weights, gradients, optimiser and averages in shares (FSDP2)."""
 
-    def __init__(self) -> None:
-        self._running: list[tuple[Any, Tensor, list[nn.Parameter]]] = []
-        self._waiting: list[list[nn.Parameter]] = []
-        self._missing: dict[nn.Parameter, int] = {}
-        self._watches: list[Any] = []
-
-    def start_when_ready(self, groups: Iterable[Sequence[nn.Parameter]]) -> None:
-        """Begin to average each group's gradients once the backward pass has made all of them.
-
-        Groups start in the order given, which every process must have alike: best that of the backward pass. Those
-        with a parameter that gets no gradient wait for `finish`.
-        """
-        if world()[1] == 1:
-            return
-        self._waiting = [list(group) for group in groups]
-        self._missing = {p: i for i, group in enumerate(self._waiting) for p in group if p.requires_grad}
-        self._watches = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._missing]
-
-    def _arrived(self, parameter: Tensor) -> None:
-        self._missing.pop(parameter, None)  # type: ignore[call-overload]
-        while self._waiting and not any(p in self._missing for p in self._waiting[0]):
-            self.start(self._waiting.pop(0))
-
-    def start(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Begin to average the gradients of `parameters`; a collective call, in the same order on every process.
-
-        A parameter without a gradient here takes part with zero, since another process may have one for it; one
-        without any on every process stays without, so that optimisers pass it over as they do in one process.
-        """
-        size = world()[1]
-        trained = [p for p in parameters if p.requires_grad]
-        if size == 1 or not trained:
-            return
-        present = trained[0].new_tensor([float(p.grad is not None) for p in trained])
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        flat = torch.cat([*(g.reshape(-1) for g in gradients), present])
-        self._running.append((dist.all_reduce(flat, async_op=True), flat, trained))
-
-    def finish(self) -> None:
-        """Wait for every exchange and put the means in place."""
-        for watch in self._watches:
-            watch.remove()
-        for group in self._waiting:
-            self.start(group)
-        self._waiting, self._missing, self._watches = [], {}, []
-        if not self._running:
-            return
-        size = world()[1]
-        means: list[Tensor] = []
-        present: list[Tensor] = []
-        for work, flat, parameters in self._running:
-            work.wait()
-            flat /= size
-            *parts, there = flat.split([*(p.numel() for p in parameters), len(parameters)])
-            means += parts
-            present.append(there)
-        everything = [parameter for _, _, parameters in self._running for parameter in parameters]
-        for parameter, mean, somewhere in zip(everything, means, torch.cat(present).tolist(), strict=True):
-            parameter.grad = mean.view_as(parameter) if somewhere else None
-        self._running.clear()
+    shard: Positive | None = None
+    """Processes that share them; several such groups hold the same (HSDP); None: all."""
+    parameters: Literal["fp32", "bf16"] = "fp32"
+    """What weights are gathered in; gradients are averaged in float32."""
 
 
-@MODEL_WRAPPERS.register_module()
-class SelfReducing(nn.Module):
-    """mmengine's model wrapper for a model that averages its own gradients (it walks its graph part by part).
+class Unit(NamedTuple):
+    """A module that is called as a whole in a step, and its blocks, which are shared out and gathered one by one.
 
-    All it does is to give every process the first one's weights.
+    last_layer: of a trained one, where gradient ratios are found.
     """
 
-    def __init__(self, module: Any) -> None:
-        super().__init__()
-        self.module = module
-        broadcast([*module.parameters(), *module.buffers()])
+    part: nn.Module
+    blocks: list[nn.Module]
+    last_layer: nn.Parameter | None = None
 
-    def train_step(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module.train_step(*args, **kwargs)
 
-    def val_step(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module.val_step(*args, **kwargs)
+class _Spread(Protocol):
+    def units(self) -> Iterable[Unit]: ...
+    def parameters(self) -> Iterable[nn.Parameter]: ...
+    def buffers(self) -> Iterable[Tensor]: ...
+
+
+def check_group(group: int | None, processes: int, where: str) -> None:
+    """Raise ConfigError unless processes can be cut into groups of so many."""
+    if group is not None and processes % group:
+        fitting = [number for number in range(2, processes + 1) if processes % number == 0]
+        cure = f"{', '.join(map(str, fitting))} would do" if fitting else "start more with torchrun"
+        raise ConfigError(
+            f"{where}: parallel=dict(shard={group}) with {processes} processes, which go in equal groups; {cure}, "
+            "or parallel='shard' for one of all"
+        )
+
+
+def parallelise(model: _Spread, shard: bool = False, group: int | None = None, parameters: str = "fp32") -> None:
+    """Spread a model's units over all processes, in place; the names of its weights stay. Collective.
+
+    Every process gets the first one's weights. Each unit is replicated, its gradients averaged while the backward pass
+    goes on (DDP); or, with `shard`, its blocks and what else it has are shared out among the processes of a `group`
+    (None: all), and gathered when they are called (FSDP2; several groups: HSDP). `parameters` "bf16" gathers them in
+    that type; gradients are averaged in float32 all the same. One process has nothing to share: nothing is done.
+    """
+    processes = world()[1]
+    if processes == 1:
+        if shard:
+            logger.info("parallel: one process has nobody to share its weights with; it holds them whole")
+        return
+    broadcast([*model.parameters(), *model.buffers()])
+    if not shard:
+        for unit in model.units():
+            if any(p.requires_grad for p in unit.part.parameters()):
+                _replicate(unit.part)
+        return
+    device = next(iter(model.parameters())).device.type
+    mesh = _mesh(device, processes, group or processes)
+    policy = MixedPrecisionPolicy()
+    if parameters == "bf16":
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    for unit in model.units():
+        _shard(unit, mesh, policy)
+
+
+def _replicate(part: nn.Module) -> None:
+    """Have DDP average a part's gradients, from its first forward pass in training on.
+
+    Only then it is seen whether the output depends on all of its weights, some of which may be left out of the features
+    that are asked for. DDP looks for those in every step if there are any, and complains if there are none.
+    """
+
+    def begin(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return None
+        hook.remove()
+        trained = {p for p in part.parameters() if p.requires_grad}
+        replicate(part, find_unused_parameters=not trained <= _leaves(output), **_NO_SYNC)
+        state = replicate.state(part)
+        state.forward_pre_hook(part, args, kwargs)
+        return state.forward_post_hook(part, args, output)
+
+    hook = part.register_forward_hook(begin, with_kwargs=True)
+
+
+def _leaves(output: Tensor) -> set[Any]:
+    """Return the tensors without a history that one with a history depends on."""
+    found, seen, left = set[Any](), set[Any](), [output.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(getattr(node, "variable", None))
+        left += [below for below, _ in node.next_functions]
+    return found
+
+
+def _mesh(device: str, processes: int, group: int) -> DeviceMesh:
+    if group == processes:
+        return init_device_mesh(device, (processes,), mesh_dim_names=("shard",))
+    return init_device_mesh(device, (processes // group, group), mesh_dim_names=("replicate", "shard"))
+
+
+def _shard(unit: Unit, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    if next(unit.part.parameters(), None) is None:
+        return
+    trained = any(p.requires_grad for p in unit.part.parameters())
+    blocks = [block for block in unit.blocks if next(block.parameters(), None) is not None]
+    owned = [*chain.from_iterable(block.parameters() for block in blocks)]
+    inside = {id(module) for block in blocks for module in block.modules()}
+    others = (p for module in unit.part.modules() if id(module) not in inside for p in module._parameters.values())
+    if len({*owned}) < len(owned) or {*map(id, owned)} & {*map(id, others)}:  # a weight of two blocks stays whole
+        blocks = []
+    for block in blocks:
+        # A gradient ratio needs the last layer's own weight after the forward pass, not its share.
+        keeps = any(p is unit.last_layer for p in block.parameters())
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not keeps)
+    fully_shard(unit.part, mesh=mesh, mp_policy=policy, reshard_after_forward=not trained)
+
+
+def exchange_gradients(model: nn.Module, now: bool) -> None:
+    """Have the backward passes to come exchange gradients, or only add them up, as before a step's last micro-batch."""
+    for module in model.modules():
+        switch: Any = getattr(module, "set_requires_gradient_sync", None)
+        if switch is not None:
+            switch(now)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether processes share out the weights of any part, so that each forward pass is collective."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def to_shares(model: nn.Module) -> None:
+    """Let go of gathered weights, which a forward pass without a backward pass left in place of the shares."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor, gathered where processes share it out; collective then."""
+    gathered: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return gathered
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state of whole tensors, which every process has, into a module that may hold shares of its own.
+
+    Raises RuntimeError, as torch does, for other names or shapes.
+    """
+    own = module.state_dict()
+    module.load_state_dict({name: as_shared(tensor, own.get(name)) for name, tensor in state.items()})
+
+
+def as_shared(tensor: Tensor, like: Any) -> Tensor:
+    """Return a tensor shared out as another is; itself where that is whole, of another shape, or shared out alike."""
+    if isinstance(like, DTensor) and not isinstance(tensor, DTensor) and tensor.shape == like.shape:
+        local = tensor.to(like.device, like.dtype)
+        return distribute_tensor(local, like.device_mesh, like.placements, src_data_rank=None)
+    return tensor

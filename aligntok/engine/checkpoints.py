@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aligntok.distributed import barrier, is_first
+from aligntok.distributed.parallel import load_state, whole
 from aligntok.engine.ema import PartStates
 from aligntok.errors import CheckpointError, first_line
 from aligntok.io.arrays import check_stored
@@ -158,7 +160,7 @@ def load_parts(parts: Mapping[str, nn.Module], states: Mapping[str, Mapping[str,
                 "back, or train in another work_dir"
             )
         try:
-            part.load_state_dict(states[name])
+            load_state(part, states[name])
         except RuntimeError as error:
             raise CheckpointError(
                 f"the {name} in {source} does not fit the config's: {error}\n"
@@ -169,15 +171,27 @@ def load_parts(parts: Mapping[str, nn.Module], states: Mapping[str, Mapping[str,
 def write_frozen(
     stage_dir: str | os.PathLike[str], frozen: Mapping[str, nn.Module], trained: Mapping[str, nn.Module]
 ) -> None:
-    """Write, once a stage, what it does not change: the `frozen` parts, and frozen weights of `trained` ones."""
+    """Write, once a stage, what it does not change: `frozen` parts, frozen weights of `trained` ones; collective."""
     states = {**part_states(frozen), **part_states(trained, frozen=True)}
-    save_tensors(Path(stage_dir) / "frozen.safetensors", _named(states), cure=CURE)
+    _save_whole(Path(stage_dir) / "frozen.safetensors", states)
 
 
 def read_frozen(stage_dir: str | os.PathLike[str]) -> PartStates:
     """Read the parts that a stage does not change. Raises CheckpointError if the file is missing or damaged."""
     cure = "copy the stage's folder whole, or train it anew"
     return _by_part(load_tensors(Path(stage_dir) / "frozen.safetensors", CheckpointError, cure))
+
+
+def _save_whole(path: Path, states: PartStates) -> None:
+    """Write states from the first process, gathered tensor by tensor where processes share them; collective."""
+    gathered = {}
+    for name, tensor in _named(states).items():
+        each = whole(tensor)
+        if is_first():
+            gathered[name] = each
+    if is_first():
+        save_tensors(path, gathered, cure=CURE)
+    barrier()
 
 
 def _named(states: PartStates) -> dict[str, Tensor]:
@@ -221,9 +235,9 @@ def join(first: PartStates, second: PartStates) -> PartStates:
 
 
 def write_snapshot(stage_dir: str | os.PathLike[str], step: int, averages: Mapping[str, PartStates]) -> None:
-    """Write the averages of all widths after `step`, for widths chosen afterwards (:func:`read_snapshots`)."""
+    """Write the averages of all widths after `step`, for widths chosen later (:func:`read_snapshots`); collective."""
     states = {f"{width}/{part}": state for width, parts in averages.items() for part, state in parts.items()}
-    save_tensors(Path(stage_dir) / "ema_snapshots" / f"step_{step:08d}.safetensors", _named(states), cure=CURE)
+    _save_whole(Path(stage_dir) / "ema_snapshots" / f"step_{step:08d}.safetensors", states)
 
 
 def read_snapshots(stage_dir: str | os.PathLike[str]) -> list[tuple[int, float, PartStates]]:

@@ -35,6 +35,13 @@ def compile_blocks(modules: Iterable[nn.Module | None], options: Mapping[str, An
                 block.compile(**options)
 
 
+def listed_blocks(module: nn.Module) -> list[nn.Module]:
+    """Return those of its blocks that are elements of a list: transformer blocks, levels of a resolution."""
+    lists = [each for each in module.modules() if isinstance(each, nn.ModuleList | nn.Sequential)]
+    elements = {id(element) for each in lists for element in each}
+    return [block for block in blocks_of(module) if id(block) in elements]
+
+
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """Return the blocks of a module, outermost first; single layers are none."""
     found: list[nn.Module] = []

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aligntok.distributed.parallel import to_shares
 from aligntok.errors import ConfigError
 from aligntok.settings import Positive, settings
 
@@ -146,6 +147,8 @@ class WeightAverages:
                     self._names.append((part, name, numbers[id(tensor)]))
 
     def _tensors(self) -> list[Tensor]:
+        for part in self.parts.values():
+            to_shares(part)
         return [getattr(module, key).detach() for module, key, *_ in self._places]
 
     @torch.no_grad()

@@ -54,7 +54,7 @@ class EMAUpdateHook(Hook):
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
         runner.ema.update()
         step = runner.iter + 1
-        if self.snapshot_every and step % self.snapshot_every == 0 and is_first():
+        if self.snapshot_every and step % self.snapshot_every == 0:
             widths = [which for which in runner.ema.kept if which < LEAST_DECAY]  # of others none is made later
             write_snapshot(runner.stage_dir, step, {str(width): runner.ema.state(width) for width in widths})
 
@@ -232,10 +232,13 @@ class PictureHook(Hook):
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
         step = runner.iter + 1
-        if not (is_due(runner, self.every) or step in self.at) or not is_first():
+        if not (is_due(runner, self.every) or step in self.at):
             return
         with nullcontext() if self.inference is None else runner.ema.swapped(self.inference):
-            picture = to_picture(self.draw(runner.trained_model))
+            drawn = self.draw(runner.trained_model)  # by all: where they share the weights, it takes all of them
+        if not is_first():
+            return
+        picture = to_picture(drawn)
         save_picture(runner.stage_dir / "pictures" / f"step_{step:08d}.png", picture)
         with visualizing(runner) as visualizer:
             visualizer.get_backend("TensorboardVisBackend").add_image(self.name, np.asarray(picture), step=step)

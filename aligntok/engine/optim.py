@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from aligntok.device import device
 from aligntok.distributed import any_process
+from aligntok.distributed.parallel import whole
 from aligntok.errors import CheckpointError, ConfigError, DivergenceError, first_line, unknown
 from aligntok.registry import check_keywords, find_class
 
@@ -124,7 +125,7 @@ class PartOptimizers(OptimWrapperDict):
                 if self.clip_grad_norm is not None:
                     factor = self.clip_grad_norm / (torch.stack([norms[name] for name in sides[side]]).norm() + 1e-6)
                     all_of_side = [gradient for name in sides[side] for gradient in gradients[name]]
-                    torch._foreach_mul_(all_of_side, factor.clamp(max=1.0))
+                    torch._foreach_mul_(all_of_side, float(factor.clamp(max=1.0)))
                 self[side].step()
         if self.scaler.is_enabled() and stepping:
             self.scaler.update()
@@ -216,7 +217,7 @@ def _restore_settings(optimizer: torch.optim.Optimizer, settings: list[dict[str,
 def _total_norm(gradients: list[Tensor], part: nn.Module) -> Tensor:
     if not gradients:  # on the part's device, so that norms can be stacked
         return torch.zeros((), device=next(part.parameters()).device)
-    return torch.nn.utils.get_total_norm(gradients)
+    return whole(torch.nn.utils.get_total_norm(gradients))
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

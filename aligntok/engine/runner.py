@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mmengine.logging import MMLogger
 from mmengine.registry import LOOPS
@@ -15,8 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from aligntok.data.loader import explaining_loader_errors
+from aligntok.device import device
 from aligntok.distributed import agree, barrier, is_first
 from aligntok.distributed.job import sigterm_was_sent
+from aligntok.distributed.parallel import Sharding, parallelise
 from aligntok.engine.checkpoints import (
     PartStates,
     join,
@@ -40,7 +43,7 @@ class StageRunner(Runner):
     `load_start(states)`, called once. `model` builds it, once the run is seeded; `start` returns those states, of the
     parts that the stage begins from (None: as the model was built). `ema` says which averages are kept, None
     for none; `keep` is the number of checkpoints that stay, and `keep_every` the steps between those that stay for
-    good.
+    good. `parallel` says how processes hold the model.
     """
 
     def __init__(
@@ -50,12 +53,14 @@ class StageRunner(Runner):
         ema: EMASettings | None = None,
         keep: int = 2,
         keep_every: int | None = None,
+        parallel: Literal["replicate", "shard"] | Sharding = "replicate",
         **kwargs: Any,
     ) -> None:
         self._start = start
         self._averages = ema
         self.keep = keep
         self.keep_every = keep_every
+        self._parallel = parallel
         self.saved_step: int | None = None
         self.ema: WeightAverages | None = None
         self._seconds_before = 0.0
@@ -64,8 +69,8 @@ class StageRunner(Runner):
 
     @property
     def trained_model(self) -> Any:
-        """The model without mmengine's wrapper."""
-        return getattr(self.model, "module", self.model)
+        """The model; no wrapper of mmengine's is around it."""
+        return self.model
 
     @property
     def seconds(self) -> float:
@@ -85,6 +90,13 @@ class StageRunner(Runner):
         """Build the model, by the function that was given for it, now that the run is seeded."""
         return super().build_model(model if isinstance(model, nn.Module) else model())
 
+    def wrap_model(self, model_wrapper_cfg: Any, model: Any) -> Any:
+        """Put the model on its device and spread it over the processes, in place of mmengine's wrappers."""
+        model = model.to(device())
+        sharding = self._parallel if isinstance(self._parallel, Sharding) else Sharding()
+        parallelise(model, self._parallel != "replicate", sharding.shard, sharding.parameters)
+        return model
+
     def load_or_resume(self) -> None:
         """Go on from the stage's newest checkpoint that can be read, or begin the stage."""
         model = self.trained_model
@@ -98,9 +110,7 @@ class StageRunner(Runner):
             )
         if content is None:
             model.load_start(self._start())
-            if is_first():
-                write_frozen(self.work_dir, model.frozen_parts(), model.trained_parts())
-            barrier()
+            write_frozen(self.work_dir, model.frozen_parts(), model.trained_parts())
         if self._averages is not None:
             kept = self._averages.sigma_rel, self._averages.decays
             self.ema = WeightAverages(model.averaged_parts(), *kept)
@@ -212,15 +222,24 @@ class StepLoop(IterBasedTrainLoop):
 
 @LOOPS.register_module()
 class ShareValLoop(ValLoop):
-    """mmengine's validation loop for held-out images that are shared out without padding: each is measured once.
+    """mmengine's validation loop for held-out images that are shared out: each is measured once.
 
-    `num_images` is their number over all processes.
+    `num_images` is their number over all processes. The model sees as many batches in every process, since they may
+    share out its weights; `counted` tells which of this process's are measured (None: all).
     """
 
-    def __init__(self, runner: Any, dataloader: DataLoader[Any], evaluator: Any, num_images: int) -> None:
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: DataLoader[Any],
+        evaluator: Any,
+        num_images: int,
+        counted: Sequence[bool] | None = None,
+    ) -> None:
         BaseLoop.__init__(self, runner, dataloader)  # the parent's __init__ asks for OpenMMLab's data-set attributes
         self.evaluator = runner.build_evaluator(evaluator)
         self.num_images = num_images
+        self.counted = counted
 
     def run(self) -> dict[str, float]:
         """Measure all held-out images and return the metrics."""
@@ -228,8 +247,10 @@ class ShareValLoop(ValLoop):
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
         with explaining_loader_errors():
-            for batch in self.dataloader:
-                self.evaluator.process(data_samples=self.runner.model.val_step(batch), data_batch=batch)
+            for batch, counts in zip(self.dataloader, self.counted or repeat(True), strict=False):
+                found = self.runner.model.val_step(batch)
+                if counts:
+                    self.evaluator.process(data_samples=found, data_batch=batch)
         metrics: dict[str, float] = self.evaluator.evaluate(self.num_images)
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")

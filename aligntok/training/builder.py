@@ -15,7 +15,6 @@ from aligntok.data.images import find_buckets
 from aligntok.data.loader import make_loader
 from aligntok.data.sampler import GlobalBatchSampler
 from aligntok.distributed import barrier, is_first, total, world
-from aligntok.distributed.parallel import SelfReducing
 from aligntok.engine import hooks as engine_hooks
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.optim import PartOptimizersConstructor
@@ -112,7 +111,7 @@ def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
             "type": "Visualizer",
             "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
         },
-        "cfg": {"model_wrapper_cfg": {"type": SelfReducing.__name__}} if launcher != "none" else {},
+        "parallel": stage.settings.parallel,
         "ema": stage.settings.ema,
         "keep": stage.settings.checkpoint.keep,
         "keep_every": stage.settings.checkpoint.keep_every,

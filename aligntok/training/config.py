@@ -28,7 +28,7 @@ logger = logging.getLogger("aligntok.training")
 #: Settings that may change at any time: what a stage becomes does not depend on them, or not beyond rounding.
 FREE = (
     *("steps", "init_from", "checkpoint", "log", "validation", "hooks", "sampling"),
-    *("compile", "grad_checkpointing", "attention"),
+    *("compile", "grad_checkpointing", "attention", "parallel"),
 )
 #: Among those below, one that is not: what is held out is not trained on.
 HELD_OUT = "data.val.fraction"

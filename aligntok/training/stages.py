@@ -17,7 +17,8 @@ from torch.profiler import record_function
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
-from aligntok.distributed.parallel import GradientReduction
+from aligntok.distributed import world
+from aligntok.distributed.parallel import Unit, exchange_gradients
 from aligntok.engine.checkpoints import PartStates
 from aligntok.engine.compile import compile_blocks
 from aligntok.engine.optim import KeptBuffers
@@ -48,7 +49,7 @@ class RandomItems(Dataset[Any]):
 
 
 class MicroBatch(NamedTuple):
-    """Which part of a step a backward pass is of: `number` of `of`, and the exchange that its last one begins.
+    """Which part of a step a backward pass is of: `number` of `of`.
 
     `scale` multiplies every loss: the micro-batch's share of the step, times the loss scale of float16.
     """
@@ -56,18 +57,26 @@ class MicroBatch(NamedTuple):
     step: int
     number: int
     of: int
-    scale: Tensor | float
-    reduction: GradientReduction
+    scale: Tensor | float = 1.0
 
     @property
     def last(self) -> bool:
         """Whether the step's gradients are complete after it."""
         return self.number == self.of - 1
 
-    def start_reduction(self, *parts: nn.Module) -> None:
-        """Begin to average the gradients of `parts` over processes, after the last micro-batch."""
-        if self.last:
-            self.reduction.start(p for part in parts for p in part.parameters())
+    def samples(self, each: int) -> tuple[int, int]:
+        """Return the size of the step's batch, and the place in it where this process's micro-batch of `each` begins.
+
+        What is drawn for a sample follows from the step and that place, or from both as the sample's number in the run:
+        so it is the same one however the batch is split.
+        """
+        rank, processes = world()
+        return each * processes * self.of, (self.number * processes + rank) * each
+
+    def numbers(self, each: int) -> range:
+        """Return the numbers, in the run, of the samples of this process's micro-batch of `each`."""
+        total, first = self.samples(each)
+        return range(self.step * total + first, self.step * total + first + each)
 
 
 class TrainedModel(BaseModel):
@@ -87,8 +96,12 @@ class TrainedModel(BaseModel):
         """Return what changes in the stage."""
         raise NotImplementedError
 
+    def units(self) -> list[Unit]:
+        """Return what a step calls, one by one, with its blocks: how the model is spread over processes."""
+        raise NotImplementedError
+
     def backward(self, batch: Mapping[str, Tensor], place: MicroBatch) -> dict[str, Tensor]:
-        """Give what is trained the gradients of a micro-batch, and begin their exchange; return what to log."""
+        """Give what is trained the gradients of a micro-batch; return what to log."""
         raise NotImplementedError
 
     def train_step(self, data: StepBatch, optim_wrapper: Any) -> dict[str, Tensor]:
@@ -99,11 +112,11 @@ class TrainedModel(BaseModel):
         if self._buffers_before is None:
             self._buffers_before = KeptBuffers(self)
         self._buffers_before.keep()
-        reduction, count = GradientReduction(), len(data.micro_batches)
+        count, logs = len(data.micro_batches), []
         scale = optim_wrapper.loss_scale(self.device()) / count
-        places = (MicroBatch(data.step, i, count, scale, reduction) for i in range(count))
-        logs = [self.backward(batch, place) for batch, place in zip(data.micro_batches, places, strict=True)]
-        reduction.finish()
+        for i, batch in enumerate(data.micro_batches):
+            exchange_gradients(self, i == count - 1)
+            logs.append(self.backward(batch, MicroBatch(data.step, i, count, scale)))
         averaged = {key: torch.stack([log[key] for log in logs]).mean(dim=0) for key in logs[0]}
         losses = [value for key, value in averaged.items() if key.startswith("loss/")]
         with record_function("optimiser"):

@@ -23,7 +23,6 @@ from aligntok.distributed import (
     total,
     world,
 )
-from aligntok.distributed.parallel import GradientReduction, SelfReducing
 from aligntok.engine.hooks import average_scalars
 from aligntok.errors import DataError
 
@@ -38,31 +37,6 @@ def test_one_process_needs_no_group(monkeypatch):
     x = torch.ones(3)
     assert mean_over_processes(x) is x
     assert x.tolist() == [1, 1, 1]
-
-
-def test_one_process_keeps_its_gradients():
-    layer = nn.Linear(2, 2)
-    layer.weight.grad = gradient = torch.ones(2, 2)
-    reduction = GradientReduction()
-    reduction.start(layer.parameters())
-    reduction.finish()
-    assert layer.weight.grad is gradient
-    assert layer.bias.grad is None
-
-
-def test_the_wrapper_hands_steps_through_and_keeps_the_names():
-    class Model(nn.Linear):
-        def train_step(self, data, optim_wrapper):
-            return data, optim_wrapper
-
-        def val_step(self, data):
-            return data
-
-    model = Model(2, 2)
-    wrapped = SelfReducing(model)
-    assert wrapped.train_step(1, optim_wrapper=2) == (1, 2)
-    assert wrapped.val_step(3) == 3
-    assert wrapped.module is model
 
 
 def test_scalars_become_numbers():
@@ -155,67 +129,3 @@ def test_a_process_takes_its_own_gpu_and_meets_the_others_of_its_life(monkeypatc
     assert ends == []
 
 
-def test_gradients_start_in_the_order_that_was_said_whichever_came_first(as_processes, monkeypatch):
-    """Means of what two processes have; zero where one has none, none where both have none, and no watch stays."""
-    started = {0: [], 1: []}
-    plain = GradientReduction.start
-
-    def start(self, group):
-        started[world()[0]].append([*group])
-        plain(self, started[world()[0]][-1])
-
-    monkeypatch.setattr(GradientReduction, "start", start)
-
-    def step(rank):
-        layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(4))
-        layers[3].weight.requires_grad_(False)
-        for layer in layers:
-            nn.init.constant_(layer.weight, 0.5)
-        x, reduction = torch.full((1, 3), 1.0 + rank), GradientReduction()
-        reduction.start_when_ready([[*layers[i].parameters()] for i in (1, 0, 3, 2)])
-        used = [layers[0], layers[1], layers[3]] if rank else [layers[1], layers[3], layers[0]]
-        sum(layer(x).sum() for layer in used).backward()
-        before = len(started[rank])
-        reduction.finish()
-        assert [group[0] is layers[i].weight for group, i in zip(started[rank], (1, 0, 3, 2), strict=True)] == [
-            True
-        ] * 4
-        assert all(not p._post_accumulate_grad_hooks for p in layers.parameters())
-        layers[2].bias.grad = torch.full((3,), 4.0) if rank else None
-        reduction.start(layers[2].parameters())
-        reduction.finish()
-        gradients = [None if p.grad is None else p.grad.unique().tolist() for p in layers.parameters()]
-        return before, gradients
-
-    expected = [[1.5], [1.0], [1.5], [1.0], None, [2.0], None, [1.0]]
-    assert as_processes(step) == [(3, expected)] * 2
-
-
-def test_what_is_not_trained_is_not_exchanged(as_processes, monkeypatch):
-    """A flat tensor a group: its gradients, and a number for each that says whether it is there."""
-    sizes, exchange = [], torch.distributed.all_reduce
-    monkeypatch.setattr(
-        torch.distributed, "all_reduce", lambda flat, **named: sizes.append(flat.numel()) or exchange(flat, **named)
-    )
-
-    def step(rank):
-        layer, frozen = nn.Linear(3, 2), nn.Linear(50, 50).requires_grad_(False)
-        layer.weight.requires_grad_(False)
-        layer.bias.grad = torch.full((2,), 1.0 + rank)
-        reduction = GradientReduction()
-        for part in (layer, frozen, nn.Identity()):
-            reduction.start(part.parameters())
-        reduction.finish()
-        return layer.bias.grad.tolist()
-
-    assert as_processes(step) == [[1.5, 1.5]] * 2
-    assert sizes == [3, 3]
-
-
-def test_a_wrapped_model_has_the_first_ones_weights_and_buffers(as_processes):
-    models = [nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(2)]
-    models[1][1].running_mean.fill_(7)
-    before = {name: tensor.clone() for name, tensor in models[0].state_dict().items()}
-    as_processes(lambda rank: SelfReducing(models[rank]))
-    for model in models:
-        torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)

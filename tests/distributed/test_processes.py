@@ -14,7 +14,7 @@ from torch import nn
 from aligntok.distributed import *
 from aligntok.distributed import job as job_module
 from aligntok.distributed.job import batched, in_full_rounds, job, shares
-from aligntok.distributed.parallel import GradientReduction, SelfReducing
+from aligntok.distributed.parallel import Unit, exchange_gradients, parallelise
 from aligntok.engine.hooks import average_scalars
 from aligntok.errors import DataError, Preempted
 from contextlib import nullcontext
@@ -28,20 +28,32 @@ assert average_scalars({"a": torch.tensor(float(rank)), "b": torch.tensor(2.0)})
 torch.manual_seed(rank)
 model = nn.ModuleList([nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2)])
 model[1].running_mean.fill_(rank)
-SelfReducing(model)
+class Spread(nn.Module):
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+    def units(self):
+        return [Unit(part, []) for part in self.parts]
+parallelise(Spread(*model))
 same = torch.cat([t.flatten().float() for t in model.state_dict().values()])
 assert torch.equal(mean_over_processes(same.clone()), same) and model[1].running_mean.sum() == 0
-model[0].weight.grad = torch.full((2, 2), 1.0 + rank)
-if rank:
-    model[0].bias.grad = torch.full((2,), 4.0)
-model[1].weight.requires_grad_(False)
-reduction = GradientReduction()
-reduction.start(model[0].parameters())
-reduction.start(p for part in list(model)[1:] for p in part.parameters())
-reduction.finish()
-assert model[0].weight.grad.tolist() == [[1.5, 1.5], [1.5, 1.5]]
-assert model[0].bias.grad.tolist() == [2.0, 2.0]
-assert all(p.grad is None for part in list(model)[1:] for p in part.parameters())
+# a part whose output depends on one of its two layers; an input that the processes do not share
+class Half(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
+    def forward(self, x):
+        return self.used(x)
+half = Half()
+spread = Spread(half)
+parallelise(spread)
+for step in range(2):
+    half.zero_grad()
+    for micro, last in enumerate((False, True)):
+        exchange_gradients(spread, last)
+        half(torch.full((1, 2), 1.0 + rank)).sum().backward()
+    assert half.used.weight.grad.tolist() == [[3.0, 3.0], [3.0, 3.0]]  # twice the mean of 1 and 2
+    assert half.unused.weight.grad is None
 assert total(torch.tensor(rank + 1)) == 3 and agree(3) and not agree(rank)
 assert [part.tolist() for part in gather(torch.arange(2 * rank).reshape(-1, 1))] == [[], [[0], [1]]]
 assert [tuple(part.shape) for part in gather(torch.empty(0, 3))] == [(0, 3), (0, 3)]

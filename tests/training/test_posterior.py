@@ -167,6 +167,7 @@ def test_a_generator_trains_on_samples_that_are_encoded_on_the_fly(variational, 
 def test_samples_on_the_fly_do_not_depend_on_how_a_step_is_split(variational, classes):
     from aligntok.training.generation.model import GenerationModel
     from aligntok.training.settings import GeneratorSettings
+    from aligntok.training.stages import MicroBatch
 
     tokenizer = copy.deepcopy(variational[0])
     data = dict(type="images", root=str(classes), split="train", image_size=32)
@@ -177,10 +178,10 @@ def test_samples_on_the_fly_do_not_depend_on_how_a_step_is_split(variational, cl
     model = GenerationModel(diffusion, GeneratorSettings(steps=1, generator=generator, data=own), seed=2)
     dataset = DATASETS.build({**data, "train": False})
     images = torch.stack([dataset[i]["images"] for i in range(4)])
-    whole = model.posterior_noise({"images": images}, 3, 0, 1)
-    halves = [model.posterior_noise({"images": images[:2]}, 3, micro, 2) for micro in (0, 1)]
+    whole = model.posterior_noise({"images": images}, MicroBatch(3, 0, 1))
+    halves = [model.posterior_noise({"images": images[:2]}, MicroBatch(3, micro, 2)) for micro in (0, 1)]
     assert torch.equal(torch.cat(halves), whole)
-    assert not torch.equal(whole, model.posterior_noise({"images": images}, 4, 0, 1))
+    assert not torch.equal(whole, model.posterior_noise({"images": images}, MicroBatch(4, 0, 1)))
     mean, std = moments(tokenizer, images)
     found = model.latents({"images": images}, whole)
     torch.testing.assert_close(found, statistics.normalise(mean + std * whole))

@@ -11,7 +11,7 @@ import pytest
 WORKER = """
 import sys, torch, torch.distributed as dist
 from aligntok.distributed import any_process, gather, world
-from aligntok.distributed.parallel import GradientReduction
+from aligntok.distributed.parallel import parallelise
 from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StepBatch
 from aligntok.training.alignment.model import AlignmentModel
@@ -40,6 +40,7 @@ def build(encoder, losses, **model):
     settings = StageSettings(steps=1, model=tokenizer, losses=losses, discriminator=None, teacher="start")
     made = AlignmentModel(settings, seed=3)
     made.load_start(None)
+    parallelise(made)
     return made
 
 def optimizers(model):
@@ -97,26 +98,6 @@ assert any(name.startswith("loss_vf.") for name in expected)
 for name, gradient in expected.items():
     torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()) + 1e-7)
 
-# 4. gradients that come in the backward pass are exchanged in the order that was said, whichever came first
-layers = torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in range(3))
-for layer in layers:
-    torch.nn.init.constant_(layer.weight, 0.5)
-    torch.nn.init.zeros_(layer.bias)
-started, plain = [], GradientReduction.start
-GradientReduction.start = lambda self, group: (started.append([*group]), plain(self, started[-1]))[1]
-reduction = GradientReduction()
-reduction.start_when_ready([[*layers[1].parameters()], [*layers[0].parameters()], [*layers[2].parameters()]])
-x = torch.full((1, 3), 1.0 + rank)
-order = [layers[0](x), layers[1](x)] if rank else [layers[1](x), layers[0](x)]  # backward comes from the other end
-sum(part.sum() for part in order).backward()
-assert [len(group) for group in started] == [2, 2] and started[0][0] is layers[1].weight, len(started)
-reduction.finish()
-assert started[2][0] is layers[2].weight
-for layer in layers[:2]:
-    assert layer.weight.grad.eq(1.5).all() and layer.bias.grad.eq(1).all()
-assert all(p.grad is None for p in layers[2].parameters())
-layers[0](x).sum().backward()  # and nothing is watched any longer
-assert len(started) == 3 and not any(p._post_accumulate_grad_hooks for p in layers.parameters())
 dist.destroy_process_group()
 """
 

@@ -203,15 +203,18 @@ class AlignmentStage(Stage):
         if data.val is None:
             return {}
         settings, loading, (rank, processes) = self.settings.validation, self.settings.data, world()
-        shares = Subset(data.val, range(rank, len(data.val), processes))
+        shares = Subset(data.val, range(rank, len(data.val), processes) or [0])
         buckets = find_buckets(data.val, self.folder.parent)
-        one_size = np.zeros(len(data.val), dtype=np.uint8)
-        own = (one_size if buckets is None else buckets)[rank::processes]
-        batches = list(batches_in_buckets(own, settings.batch_size))
+        all_sizes = np.zeros(len(data.val), dtype=np.uint8) if buckets is None else buckets
+        each = [[*batches_in_buckets(all_sizes[i::processes], settings.batch_size)] for i in range(processes)]
+        batches, rounds = each[rank], max(map(len, each))
+        counted = [i < len(batches) for i in range(rounds)]
         metric = {"type": "reconstruction", "perceptual": settings.perceptual, "extractor": settings.extractor}
         return {
-            "val_dataloader": make_loader(shares, batches, min(2, loading.workers), timeout=loading.timeout),
-            "val_cfg": {"type": ShareValLoop.__name__, "num_images": len(data.val)},
+            "val_dataloader": make_loader(
+                shares, [*batches, *[[0]] * counted.count(False)], min(2, loading.workers), timeout=loading.timeout
+            ),
+            "val_cfg": {"type": ShareValLoop.__name__, "num_images": len(data.val), "counted": counted},
             "val_evaluator": [METRICS.build(metric)],
         }
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from aligntok.distributed import mean_over_processes
+from aligntok.errors import ConfigError
 from aligntok.settings import settings
 
 
@@ -48,10 +49,18 @@ def gradient_ratio(reference: Tensor, other: Tensor, max: float = 1e4, eps: floa
 def gradient_at(parameter: nn.Parameter, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
     """Return the gradient of `parameter` (its shape) when `outputs` receive `gradients`; the graph is kept.
 
-    Zero when the parameter has no part in the outputs.
+    Raises ConfigError when the parameter has no part in the outputs: a ratio of 0 would switch a loss off unnoticed.
     """
-    (found,) = torch.autograd.grad(outputs, [parameter], gradients, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(parameter) if found is None else found
+    try:
+        (found,) = torch.autograd.grad(outputs, [parameter], gradients, retain_graph=True)
+    except RuntimeError as error:
+        if "not have been used in the graph" not in str(error):
+            raise
+        raise ConfigError(
+            f"a gradient ratio is taken at a last layer of shape {tuple(parameter.shape)} that has no part in what the "
+            "losses pull on; give the component the last_layer that its output comes from, or set adaptive_weight=None"
+        ) from error
+    return found
 
 
 def ratio_at(

@@ -63,18 +63,24 @@ class ForwardGraph:
 
 
 def run_forward(
-    tokenizer: Tokenizer, images: Tensor, trainable: Iterable[str], step: int = 0, scale: Tensor | float = 1.0
+    tokenizer: Tokenizer,
+    images: Tensor,
+    trainable: Iterable[str],
+    step: int = 0,
+    scale: Tensor | float = 1.0,
+    noise: Tensor | None = None,
 ) -> ForwardGraph:
     """Run the tokenizer on images (N, 3, H, W); what lies before the first trained part runs without a graph.
 
-    The latents of a variational tokenizer are sampled. The leaves are float32, whatever autocast made of the tensors.
+    The latents of a variational tokenizer are those that `noise` (N, d, h, w) draws, the means without. The leaves are
+    float32, whatever autocast made of the tensors.
     """
     trained = set(trainable)
     with record_function("encoder"), torch.set_grad_enabled("encoder" in trained):
         features = tokenizer.encoder(images)
     with record_function("encoder"), torch.set_grad_enabled(bool(trained & {"encoder", "adapter"})):
         moments = tokenizer.adapter(features)
-        latents = tokenizer.latents_from(moments, sample=True)
+        latents = tokenizer.latents_from(moments, noise=noise)
     tensors = {"features": features, "moments": moments, "latents": latents}
     leaves = {name: tensor.detach().float().requires_grad_(tensor.requires_grad) for name, tensor in tensors.items()}
     with record_function("decoder"), torch.set_grad_enabled(latents.requires_grad or "decoder" in trained):

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from typing_extensions import Self
 
+from aligntok.caching.encoder import latent_shape, posterior_noise
 from aligntok.device import computing
 from aligntok.distributed import world
+from aligntok.distributed.parallel import Unit, load_state
 from aligntok.engine.checkpoints import load_parts
+from aligntok.engine.compile import listed_blocks
 from aligntok.engine.ema import PartStates
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError
@@ -117,7 +120,7 @@ class AlignmentModel(TrainedModel):
         if self.teacher is None or self.settings.teacher != "start":
             return
         for name, part in self.teacher.named_children():
-            part.load_state_dict(without_lora(getattr(self.tokenizer, name).state_dict()))
+            load_state(part, without_lora(getattr(self.tokenizer, name).state_dict()))
 
     def parts(self) -> dict[str, nn.Module]:
         """Return everything that the stage holds, by the names that its plan has."""
@@ -147,6 +150,13 @@ class AlignmentModel(TrainedModel):
             parts.update({f"teacher_{name}": part for name, part in self.teacher.named_children()})
         return parts
 
+    def units(self) -> list[Unit]:
+        """Return the tokenizer's parts, the teacher's, the losses and the discriminator, each of these in one block."""
+        coders = [*(getattr(self.tokenizer, name) for name in PARTS), *(self.teacher or nn.Module()).children()]
+        units = [Unit(part, listed_blocks(part), getattr(part, "last_layer", None)) for part in coders]
+        whole = [*self.objective.losses.values(), self.discriminator]
+        return units + [Unit(part, []) for part in whole if part is not None]
+
     def train(self, mode: bool = True) -> Self:
         """Set training mode; what the stage does not train stays in eval mode."""
         super().train(mode)
@@ -160,29 +170,35 @@ class AlignmentModel(TrainedModel):
     def train_step(self, data: StepBatch, optim_wrapper: Any) -> dict[str, Tensor]:
         """Do one optimiser step of generator side and discriminator, from one forward pass a micro-batch; collective.
 
-        What is drawn in it follows from (seed, step, rank): nothing to save, nothing to lose on resume.
+        What is drawn in it follows from the seed and the samples' numbers, what layers draw from (seed, step, rank):
+        nothing to save, nothing to lose on resume.
         """
         seed_torch("step of a process", self.seed, data.step, world()[0])
         return super().train_step(data, optim_wrapper)
 
+    def posterior_noise(self, images: Tensor, place: MicroBatch) -> Tensor | None:
+        """Return the numbers (N, d, h, w) that draw a micro-batch's latents from their posteriors, if there are any."""
+        if not self.tokenizer.variational:
+            return None
+        shape = latent_shape(self.tokenizer, (images.shape[-2], images.shape[-1]))
+        return posterior_noise(self.seed, place.numbers(len(images)), 0, shape).to(images.device)
+
     def backward(self, batch: Mapping[str, Tensor], place: MicroBatch) -> dict[str, Tensor]:
-        """Walk the graph once, part by part; a part's exchange between processes starts when its gradients are in."""
+        """Walk the graph once, part by part; what a part's gradients need of other processes goes on meanwhile."""
         decoder, encoder = self.tokenizer.decoder, self.tokenizer.encoder
         images = batch["images"].to(self.device(), non_blocking=True)
         with computing(self.precision, images.device):
-            graph = run_forward(self.tokenizer, images, self.trainable, place.step, place.scale)
+            noise = self.posterior_noise(images, place)
+            graph = run_forward(self.tokenizer, images, self.trainable, place.step, place.scale, noise)
             self._loss_inputs(graph)
             with record_function("losses"):
                 self.objective.backward_to_image(graph, decoder.last_layer)
             if "fake_logits" in graph.inputs:
                 self._backward_discriminator(graph)
-                place.start_reduction(self.discriminator)
             graph.backward_decoder()
-            place.start_reduction(decoder)
             with record_function("losses"):
                 self.objective.backward_to_encoder(graph, encoder.last_layer)
             graph.backward_encoder()
-            place.start_reduction(self.tokenizer.adapter, encoder, *self.objective.losses.values())
         return graph.logs
 
     def _loss_inputs(self, graph: ForwardGraph) -> None:

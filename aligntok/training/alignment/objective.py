@@ -157,9 +157,10 @@ class Objective(nn.Module):
         if not total.requires_grad:
             return torch.zeros_like(leaf)
         shared = "fake_logits" in loss.inputs  # the discriminator's side walks that graph too
-        found = torch.autograd.grad(total * graph.scale, [leaf, *parameters], retain_graph=shared)
-        _accumulate(parameters, found[1:])
-        return found[0]
+        if parameters:
+            _walk(parameters, total * graph.scale)
+        (found,) = torch.autograd.grad(total * graph.scale, [leaf], retain_graph=shared)
+        return found
 
     def _pull_balanced(
         self, term: LossTerm, graph: ForwardGraph, reference: tuple[str, Tensor], last_layer: nn.Parameter
@@ -173,15 +174,16 @@ class Objective(nn.Module):
         parameters, below = _trained(loss), graph.tensors[loss.at]
         with record_function("discriminator" if "fake_logits" in loss.inputs else "losses"):
             value = self._value(term, graph) * graph.scale
-            found = torch.autograd.grad(value, [graph.leaves[loss.at], *parameters], retain_graph=True)
+            (found,) = torch.autograd.grad(value, [graph.leaves[loss.at]], retain_graph=True)
         above, arriving = graph.tensors[reference[0]], reference[1]
-        both = ([above], [arriving.to(above.dtype)]), ([below], [found[0].to(below.dtype)])
+        both = ([above], [arriving.to(above.dtype)]), ([below], [found.to(below.dtype)])
         ratio = ratio_at(last_layer, *both, term.adaptive_weight, graph.scale)
         graph.logs[f"ratio/{term.name}"] = ratio
         weight = term.weight * ratio
-        graph.add(loss.at, weight * found[0])
-        _accumulate(parameters, [weight * gradient for gradient in found[1:]])
-        return weight * found[0]
+        graph.add(loss.at, weight * found)
+        if parameters:
+            _walk(parameters, value, weight)
+        return weight * found
 
     def _value(self, term: LossTerm, graph: ForwardGraph) -> Tensor:
         value: Tensor = self.value(term, graph)
@@ -204,6 +206,6 @@ def _summed(pulls: Mapping[str, Tensor], names: Collection[str] | None, like: Te
     return sum(chosen[1:], start=chosen[0]) if chosen else torch.zeros_like(like)
 
 
-def _accumulate(parameters: list[nn.Parameter], gradients: Any) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+def _walk(parameters: list[nn.Parameter], value: Tensor, gradient: Tensor | None = None) -> None:
+    """Give a loss's own parameters their gradients, in a backward pass that processes notice; its graph is kept."""
+    value.backward(gradient, retain_graph=True, inputs=parameters)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from typing_extensions import Self
 
-from aligntok.caching.encoder import check_posterior, posterior_noise
+from aligntok.caching.encoder import check_posterior, latent_shape, posterior_noise
 from aligntok.device import computing, multiplying
 from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, velocity_mse
 from aligntok.diffusion.times import sample_times
-from aligntok.distributed import world
-from aligntok.engine.compile import blocks_of
+from aligntok.distributed.parallel import Unit
+from aligntok.engine.compile import listed_blocks
 from aligntok.errors import DataError, DivergenceError
 from aligntok.generators import check_label_range
 from aligntok.io.pictures import to_uint8
@@ -69,6 +69,10 @@ class GenerationModel(TrainedModel):
 
     parts = trained_parts
 
+    def units(self) -> list[Unit]:
+        """Return the generator; the tokenizer is whole in every process."""
+        return [Unit(self.generator, listed_blocks(self.generator))]
+
     def load_start(self, states: Any) -> None:
         """Begin as the generator was built."""
 
@@ -82,11 +86,8 @@ class GenerationModel(TrainedModel):
         """Do one backward pass; among what it returns is `time_bins` (2, bins): the sum of losses, and their number, in
         each part of the time axis.
         """
-        at = place.step, place.number, place.of
-        latents, labels = self.latents(batch, self.posterior_noise(batch, *at)), self.labels(batch)
-        draws = self.draws(*at, latents)
-        if place.last:
-            place.reduction.start_when_ready(self._groups())
+        latents, labels = self.latents(batch, self.posterior_noise(batch, place)), self.labels(batch)
+        draws = self.draws(place, latents)
         with record_function("generator"), multiplying(self.precision):
             losses, t = self.losses(latents, labels, draws)
             (losses["total"].mean() * place.scale).backward()
@@ -114,32 +115,29 @@ class GenerationModel(TrainedModel):
         total = found["velocity"] + weight * found.get("direction", 0.0)
         return {"total": total, **found}, t
 
-    def draws(self, step: int, micro: int, count: int, latents: Tensor) -> Draws:
-        """Return the numbers of this process's micro-batch, number `micro` of `count`, of a step.
+    def draws(self, place: MicroBatch, latents: Tensor) -> Draws:
+        """Return the numbers of this process's micro-batch.
 
         They are drawn for the whole global batch, from (seed, step) alone, and cut: so a sample of the step has the
         same ones however the batch is split.
         """
         each = len(latents)
-        total, first = _share(micro, count, each)
-        source = rng("step", self.seed, step, device=latents.device)
+        total, first = place.samples(each)
+        source = rng("step", self.seed, place.step, device=latents.device)
         times, drops = torch.rand((2, total), generator=source, device=latents.device)[:, first : first + each]
         noise = torch.randn((total, *latents.shape[1:]), generator=source, device=latents.device)
         return Draws(times, drops, noise[first : first + each])
 
-    def posterior_noise(self, batch: Mapping[str, Tensor], step: int, micro: int, count: int) -> Tensor | None:
+    def posterior_noise(self, batch: Mapping[str, Tensor], place: MicroBatch) -> Tensor | None:
         """Return the numbers (N, C, h, w) that draw a micro-batch's latents from their posteriors; None for its means.
 
         Each sample's follow from the seed and its number in the run alone.
         """
         if self.settings.data.posterior == "mean" or "latents" in batch:
             return None
-        images = batch["images"]
-        f, (height, width) = self.diffusion.tokenizer.downsample_factor, images.shape[-2:]
-        total, first = _share(micro, count, len(images))
-        numbers = range(step * total + first, step * total + first + len(images))
-        shape = (self.diffusion.tokenizer.latent_dim, height // f, width // f)
-        return posterior_noise(self.seed, numbers, 0, shape).to(self.device())
+        images, tokenizer = batch["images"], self.diffusion.tokenizer
+        shape = latent_shape(tokenizer, (images.shape[-2], images.shape[-1]))
+        return posterior_noise(self.seed, place.numbers(len(images)), 0, shape).to(self.device())
 
     @torch.no_grad()
     def latents(self, batch: Mapping[str, Tensor], noise: Tensor | None = None) -> Tensor:
@@ -167,12 +165,6 @@ class GenerationModel(TrainedModel):
         places = (t * number).long().clamp(max=number - 1)
         bins = torch.zeros(2, number, device=losses.device)
         return bins.index_add_(1, places, torch.stack([losses, torch.ones_like(losses)]))
-
-    def _groups(self) -> list[Sequence[nn.Parameter]]:
-        """Return the parameters in groups, block by block, about as the backward pass comes to them."""
-        blocks = [list(block.parameters()) for block in blocks_of(self.generator)]
-        inside = {p for block in blocks for p in block}
-        return [*reversed(blocks), [p for p in self.generator.parameters() if p not in inside]]
 
     @torch.no_grad()
     def val_step(self, data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -208,9 +200,3 @@ class GenerationModel(TrainedModel):
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Tensor:
         """Have no use: training goes through `train_step`, sampling through `sample`."""
         raise NotImplementedError("GenerationModel is trained by train_step, and sampled from by sample")
-
-
-def _share(micro: int, count: int, each: int) -> tuple[int, int]:
-    """Return the size of a step's batch, and the place in it where this process's micro-batch of `each` begins."""
-    rank, processes = world()
-    return each * processes * count, (micro * processes + rank) * each

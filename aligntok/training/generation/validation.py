@@ -12,7 +12,7 @@ from aligntok.data.images import AspectBuckets
 from aligntok.data.loader import make_loader
 from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import world
-from aligntok.distributed.job import batched
+from aligntok.distributed.job import batched, in_full_rounds
 from aligntok.engine.runner import ShareValLoop
 from aligntok.errors import ConfigError, multiples_of
 from aligntok.latent_diffusion import LatentDiffusion
@@ -78,7 +78,9 @@ def validation_options(settings: GeneratorValidationSettings, diffusion: LatentD
     rule = LabelRule(settings.labels if diffusion.conditional else "none", diffusion.generator.num_classes)
     numbers = [[*batch] for batch in batched(range(settings.num_samples), settings.batch_size)]
     rank, processes = world()
-    own = [(name, batch) for name in variants for batch in numbers][rank::processes]
+    # Whole rounds of each variant: processes that share out the generator ask it as often, all for one variant.
+    dealt = [(name, batch) for name in variants for batch in in_full_rounds(numbers, [])][rank::processes]
+    own = [(name, batch or numbers[0]) for name, batch in dealt]
     batches: Any = [
         {
             "variant": name,
@@ -90,7 +92,11 @@ def validation_options(settings: GeneratorValidationSettings, diffusion: LatentD
     ]
     return {
         "val_dataloader": make_loader(batches, [[i] for i in range(len(batches))], 0, itemgetter(0)),
-        "val_cfg": {"type": ShareValLoop.__name__, "num_images": settings.num_samples},
+        "val_cfg": {
+            "type": ShareValLoop.__name__,
+            "num_images": settings.num_samples,
+            "counted": [bool(batch) for _, batch in dealt],
+        },
         "val_evaluator": metrics,
     }
 

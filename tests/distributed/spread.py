@@ -1,0 +1,128 @@
+"""A few seeded steps of every kind of training, held by processes in every way: what the tests of `parallel` compare.
+
+As a program, one of several processes: RANK WORLD STORE OUT, then words KIND:POLICY:MICRO; the first one writes OUT.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from aligntok.data.latent_shards import LatentStatistics
+from aligntok.distributed import mean_over_processes, world
+from aligntok.distributed.parallel import is_sharded, parallelise, whole
+from aligntok.engine.ema import WeightAverages
+from aligntok.engine.optim import PartOptimizersConstructor
+from aligntok.engine.runner import StepBatch
+from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.settings import read
+from aligntok.tokenizer import Tokenizer
+from aligntok.training.alignment.model import AlignmentModel
+from aligntok.training.generation.model import GenerationModel
+from aligntok.training.settings import GeneratorSettings, StageSettings
+
+STEPS, BATCH = 3, 8
+POLICIES = {"replicate": dict(), "shard": dict(shard=True), "groups": dict(shard=True, group=2)}
+VIT = dict(depth=3, embed_dim=48, num_heads=3, patch_size=8)
+CNN = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, resolution=32, attn_resolutions=())
+MODEL = dict(
+    encoder=dict(type="timm", model_name="vit_tiny_patch16_224", pretrained=False, downsample_factor=8, model_args=VIT),
+    adapter=dict(type="mlp", hidden_dim=64),
+    decoder=CNN,
+    latent_dim=4,
+    downsample_factor=8,
+)
+L1, GAN = dict(type="l1"), dict(type="gan", weight=0.1, adaptive_weight=dict(at="decoder"))
+SEMANTIC = dict(type="semantic_preservation", adaptive_weight=dict(at="encoder", eps=0.1))
+HELD = dict(at="encoder", eps=0.1, reference=("l1",))
+KL, PLAIN_GAN = dict(type="kl", weight=1e-3), dict(type="gan", weight=0.1)
+VF = dict(type="vf", latent_dim=4, feature_dim=48, weight=0.1)
+# What is 0 but for rounding must not be made much of by Adam, which divides by it.
+ADAM = dict(type="Adam", lr=1e-4, betas=(0.5, 0.9), eps=1e-2)
+PATCHES = dict(type="patchgan", base_channels=32, num_layers=2)
+#: Changes of a stage's settings. Every loss, a batch norm over all processes, both ratios; and what differs from it.
+KINDS: dict[str, dict[str, Any]] = {
+    "alignment": dict(losses=dict(l1=L1, gan=GAN, semantic=SEMANTIC, vf=VF)),
+    "references": dict(losses=dict(l1=L1, gan=GAN, semantic={**SEMANTIC, "adaptive_weight": HELD})),
+    "lora": dict(losses=dict(l1=L1, semantic=SEMANTIC), lora=dict(rank=4, dropout=0.0)),
+    "variational": dict(losses=dict(l1=L1, gan=GAN, vf=VF, kl=KL), model=dict(variational=True)),
+    "refinement": dict(losses=dict(l1=L1, gan=GAN), trainable=["decoder"]),
+    "checkpointing": dict(losses=dict(l1=L1, semantic=SEMANTIC), grad_checkpointing=True),
+    "compile": dict(losses=dict(l1=L1, semantic=SEMANTIC), compile=True),
+    "constant weights": dict(losses=dict(l1=L1, vf=VF, gan=PLAIN_GAN), discriminator={**PATCHES, "norm": "group"}),
+    "left out": dict(losses=dict(l1=L1, semantic=SEMANTIC)),  # the second step's images are not finite
+}
+DIT = dict(type="lightning_dit", hidden_size=32, depth=2, num_heads=2, input_size=4, in_channels=4, num_classes=3)
+
+
+def build(kind: str) -> Any:
+    torch.manual_seed(0)
+    if kind == "generator":
+        tokenizer, statistics = Tokenizer(**MODEL), LatentStatistics((0.0,) * 4, (1.0,) * 4)
+        diffusion = LatentDiffusion(dict(DIT), tokenizer, statistics, (4, 4, 4), ("a", "b", "c"))
+        for parameter in diffusion.generator.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        return GenerationModel(diffusion, read(GeneratorSettings, dict(steps=STEPS, generator=DIT), kind), seed=3)
+    given = dict(trainable=["encoder", "adapter", "decoder"], discriminator=PATCHES, teacher="start", steps=STEPS)
+    settings = read(StageSettings, {**given, **KINDS[kind], "model": {**MODEL, **KINDS[kind].get("model", {})}}, kind)
+    model = AlignmentModel(settings, seed=3)
+    model.load_start(None)
+    if model.teacher is not None:  # a student that is its teacher has no gradient to balance
+        source = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in model.teacher.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=source))
+    return model
+
+
+def train(kind: str, policy: str = "replicate", micro: int = 1) -> dict[str, Any]:
+    """Return what each step logged, and the sums of weights and averages at the end; collective."""
+    (rank, processes), model = world(), build(kind)
+    parallelise(model, **POLICIES[policy])
+    assert is_sharded(model) == (policy != "replicate" and processes > 1)
+    sides = dict(autoencoder=ADAM, discriminator={**ADAM, "lr": 1e-5}, generator=ADAM)
+    optim = PartOptimizersConstructor({**sides, "max_skipped": 3, "spike_factor": None, "clip_grad_norm": 1.0})(model)
+    averages, source = WeightAverages(model.averaged_parts(), [0.05], [0.9]), torch.Generator().manual_seed(1)
+    logged, each = [], BATCH // processes // micro
+    for step in range(STEPS):
+        if kind == "generator":
+            whole_batch = dict(latents=torch.randn(BATCH, 4, 4, 4, generator=source), label=torch.arange(BATCH) % 3)
+        else:
+            whole_batch = dict(images=torch.rand(BATCH, 3, 32, 32, generator=source) * 2 - 1)
+        if kind == "left out" and step == 1:
+            whole_batch["images"][-1] = torch.nan  # the last process's alone
+        places = [(i * processes + rank) * each for i in range(micro)]
+        parts = [{key: value[at : at + each] for key, value in whole_batch.items()} for at in places]
+        logs = model.train_step(StepBatch(step, parts), optim)
+        averages.update()
+        scalars = {key: value.detach().clone().float() for key, value in sorted(logs.items()) if value.numel() == 1}
+        logged.append({key: float(mean_over_processes(value)) for key, value in scalars.items()})
+        with averages.swapped(0.05), torch.no_grad():  # as a validation does
+            model.eval()
+            for part in model.averaged_parts().values():
+                sum(float(whole(p.detach()).sum()) for p in part.parameters())
+            if kind != "generator":
+                model.val_step(dict(images=torch.zeros(1, 3, 32, 32)))
+            model.train()
+    names = [(name, p.detach()) for name, p in model.named_parameters()]
+    names += [(f"average of {k}", t) for part in averages.state(0.9).values() for k, t in part.items()]
+    return {"logged": logged, "sums": {name: float(whole(tensor).double().sum()) for name, tensor in names}}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    number, processes, store, out, *words = sys.argv[1:]
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(number), world_size=int(processes))
+    found = {}
+    for word in words:
+        kind, policy, micro = word.split(":")
+        found[word] = train(kind, policy, int(micro))
+    if number == "0":
+        with open(out, "w") as file:
+            json.dump(found, file)
+    dist.barrier()
+    dist.destroy_process_group()

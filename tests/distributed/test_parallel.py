@@ -1,0 +1,139 @@
+"""Replicas, shares, groups of shares, micro-batches: every training is that of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from aligntok.distributed.parallel import check_group, load_state, parallelise, whole
+from aligntok.errors import ConfigError
+from aligntok.training.alignment.gradient_ratio import gradient_at
+
+sys.path.insert(0, str(Path(__file__).parent))
+import spread
+
+NIGHTLY = ("references", "checkpointing", "compile", "refinement")
+QUICK = [kind for kind in (*spread.KINDS, "generator") if kind not in NIGHTLY]
+
+
+@pytest.fixture(scope="module")
+def one():
+    """What one process finds, by kind."""
+    found = {}
+    return lambda kind: found.setdefault(kind, spread.train(kind))
+
+
+def together(processes, tmp_path, words):
+    """What several processes find: by word."""
+    program, out = Path(spread.__file__), tmp_path / "found.json"
+    command = [sys.executable, str(program)]
+    own = [str(processes), str(tmp_path / "store"), str(out), *words]
+    pipes = dict(
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    started = [subprocess.Popen([*command, str(rank), *own], **pipes) for rank in range(processes)]
+    printed = [process.communicate(timeout=600)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, "\n".join(printed)
+    assert "find_unused_parameters=True was specified" not in printed[0]
+    return json.loads(out.read_text())
+
+
+def assert_alike(found, expected, word):
+    for step, (a, b) in enumerate(zip(found["logged"], expected["logged"], strict=True)):
+        assert a.keys() == b.keys()
+        for name in a:
+            loss = name.startswith("loss/") and name != "loss/gan"  # which, as logits, is a mean around 0
+            near = pytest.approx(b[name], rel=2e-5 if loss else 1e-3, abs=2e-6 if loss else 2e-5)
+            assert a[name] == near, f"{word} {step} {name}"
+    assert found["sums"].keys() == expected["sums"].keys()
+    for name, value in expected["sums"].items():
+        assert found["sums"][name] == pytest.approx(value, abs=2e-4), f"{word} {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [QUICK, pytest.param(NIGHTLY, marks=pytest.mark.nightly)], ids=["quick", "more"])
+def test_two_processes_that_replicate_or_share_are_one(one, tmp_path, kinds):
+    words = [f"{kind}:{policy}:1" for kind in kinds for policy in ("replicate", "shard")]
+    words += [f"constant weights:{policy}:2" for policy in ("replicate", "shard") if "constant weights" in kinds]
+    found = together(2, tmp_path, words)
+    assert all(float(step["ratio/gan"]) > 0 for step in one(kinds[0])["logged"])
+    for word in words:
+        assert_alike(found[word], one(word.split(":")[0]), word)
+
+
+@pytest.mark.nightly
+def test_four_processes_in_groups_of_two_are_one(one, tmp_path):
+    words = [f"{kind}:groups:1" for kind in (*spread.KINDS, "generator") if kind != "compile"]
+    found = together(4, tmp_path, words)
+    for word in words:
+        assert_alike(found[word], one(word.split(":")[0]), word)
+
+
+def test_micro_batches_of_one_process_are_one_batch(one):
+    assert_alike(spread.train("constant weights", micro=4), one("constant weights"), "micro-batches")
+    assert_alike(spread.train("generator", micro=2), one("generator"), "micro-batches")
+
+
+def test_the_step_that_was_left_out_is_the_second(one):
+    assert [step["skipped_steps"] for step in one("left out")["logged"]] == [0, 1, 1]
+
+
+def test_one_process_has_nothing_to_share(caplog):
+    model = spread.build("refinement")
+    before = [type(module) for module in model.modules()]
+    with caplog.at_level("INFO", logger="aligntok"):
+        parallelise(model, shard=True)
+    assert [type(module) for module in model.modules()] == before
+    assert "parallel: one process has nobody to share its weights with" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("group", "processes", "said"),
+    [(3, 4, "2, 4 would do"), (2, 1, "start more with torchrun"), (8, 12, "2, 3, 4, 6, 12")],
+)
+def test_groups_that_do_not_divide_the_processes_are_refused(group, processes, said):
+    with pytest.raises(ConfigError, match=rf"here: parallel=dict\(shard={group}\) with {processes} .*{said}"):
+        check_group(group, processes, "here")
+
+
+@pytest.mark.parametrize(("group", "processes"), [(2, 4), (4, 4), (1, 3), (None, 1)])
+def test_groups_that_do(group, processes):
+    check_group(group, processes, "here")
+
+
+def test_every_weight_is_in_one_unit_and_every_block_in_its_part():
+    for kind in ("alignment", "generator"):
+        model = spread.build(kind)
+        units = model.units()
+        held = [p for unit in units for p in unit.part.parameters()]
+        assert len(held) == len({*held})
+        outside = {*model.parameters()} - {*held}
+        assert not any(p.requires_grad for p in outside)
+        for unit in units:
+            assert {*unit.blocks} <= {*unit.part.modules()}
+    encoder, _, decoder = (unit for unit in spread.build("alignment").units()[:3])
+    assert len(encoder.blocks) == 3
+    assert len(decoder.blocks) == 4
+    assert any(encoder.last_layer is p for p in encoder.blocks[-1].parameters())
+
+
+def test_a_ratio_at_a_layer_without_a_part_in_it_is_refused():
+    used, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    out = used(torch.ones(1, 2))
+    assert gradient_at(used.weight, [out], [torch.ones_like(out)]).tolist() == [[1, 1], [1, 1]]
+    with pytest.raises(ConfigError, match=r"a gradient ratio is taken at a last layer of shape \(2, 2\) that has no"):
+        gradient_at(other.weight, [out], [torch.ones_like(out)])
+
+
+def test_whole_tensors_stay_as_they_are():
+    layer, state = nn.Linear(2, 2), nn.Linear(2, 2).state_dict()
+    load_state(layer, state)
+    assert torch.equal(layer.weight, state["weight"])
+    assert whole(layer.weight) is layer.weight
