@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NumpyStream: TypeAlias = Literal["order", "sample", "buckets", "posterior", "label"]
+NumpyStream: TypeAlias = Literal["order", "sample", "buckets", "posterior", "label", "dropout"]
 TorchStream: TypeAlias = Literal[
     "noise", "step", "step of a process", "weights", "probe", "points", "subsets", "shuffle"
 ]
@@ -24,13 +24,14 @@ NUMPY: dict[str, Callable[..., int | tuple[int, ...]]] = {
     "sample": lambda seed, number: (1, seed, number),  # a sample's crop and flip
     "buckets": lambda seed, epoch: (2, seed, epoch),  # their order in an epoch
     "posterior": lambda seed, number, copy: (seed, number, copy),  # an image's draw; copy 1 is mirrored
+    "dropout": lambda seed, number: (3, seed, number),  # in layers, of a sample of a training
     "label": lambda seed: seed,  # of a sample to be drawn
 }
 #: The seed of torch's generator.
 TORCH: dict[str, Callable[..., int]] = {
     "noise": lambda seed: seed,  # of a sample to be drawn, its sampler's included
     "step": lambda seed, step: seed * 1_000_003 + step,  # times, drops and noise of a step's global batch
-    # What layers draw in a tokenizer's training: the one stream that depends on the number of processes.
+    # What layers draw themselves in a training, as attention's own dropout: depends on the number of processes.
     "step of a process": lambda seed, step, rank: (seed * 1_000_003 + step) * 4_096 + rank,
     "weights": lambda seed: seed,  # a model's first ones
     "probe": lambda seed: seed,  # the order of a linear probe's images, over all epochs

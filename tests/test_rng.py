@@ -14,6 +14,7 @@ FIRST_NUMPY = {
     "sample": (1, 7, 11),
     "buckets": (2, 7, 11),
     "posterior": (7, 11, 13),
+    "dropout": (3, 7, 11),
     "label": 7,
 }
 FIRST_TORCH = {

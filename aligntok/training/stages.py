@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -24,6 +24,8 @@ from aligntok.engine.compile import compile_blocks
 from aligntok.engine.optim import KeptBuffers
 from aligntok.engine.runner import StepBatch
 from aligntok.loading import STAGE_FILE
+from aligntok.ops.dropout import follow_samples, set_seeds
+from aligntok.rng import rng
 from aligntok.training.settings import TrainingSettings
 
 
@@ -91,6 +93,7 @@ class TrainedModel(BaseModel):
         super().__init__()
         self.settings, self.seed, self.precision = settings, seed, settings.precision
         self._buffers_before: KeptBuffers | None = None
+        self._dropouts: list[Any] = []
 
     def trained_parts(self) -> dict[str, nn.Module]:
         """Return what changes in the stage."""
@@ -125,8 +128,15 @@ class TrainedModel(BaseModel):
             self._buffers_before.put_back()
         return logged
 
+    def seed_dropouts(self, samples: Sequence[int]) -> None:
+        """Have what layers drop follow the samples, by their numbers in the run."""
+        if self._dropouts:
+            drawn = [int(rng("dropout", self.seed, number).integers(2**31)) for number in samples]
+            set_seeds(self._dropouts, torch.tensor(drawn, dtype=torch.int32, device=self.device()))
+
     def compile_parts(self, *parts: nn.Module | None) -> None:
-        """Compile parts block by block, if the settings say so."""
+        """Compile parts block by block, if the settings say so; their dropouts, and all others, follow the samples."""
+        self._dropouts = follow_samples(self)
         options = self.settings.compile
         if options:
             compile_blocks([*parts], {} if options is True else options)

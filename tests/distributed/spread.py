@@ -48,7 +48,7 @@ PATCHES = dict(type="patchgan", base_channels=32, num_layers=2)
 KINDS: dict[str, dict[str, Any]] = {
     "alignment": dict(losses=dict(l1=L1, gan=GAN, semantic=SEMANTIC, vf=VF)),
     "references": dict(losses=dict(l1=L1, gan=GAN, semantic={**SEMANTIC, "adaptive_weight": HELD})),
-    "lora": dict(losses=dict(l1=L1, semantic=SEMANTIC), lora=dict(rank=4, dropout=0.0)),
+    "lora": dict(losses=dict(l1=L1, semantic=SEMANTIC), lora=dict(rank=4, dropout=0.3)),
     "variational": dict(losses=dict(l1=L1, gan=GAN, vf=VF, kl=KL), model=dict(variational=True)),
     "refinement": dict(losses=dict(l1=L1, gan=GAN), trainable=["decoder"]),
     "checkpointing": dict(losses=dict(l1=L1, semantic=SEMANTIC), grad_checkpointing=True),

@@ -187,6 +187,7 @@ class AlignmentModel(TrainedModel):
         """Walk the graph once, part by part; what a part's gradients need of other processes goes on meanwhile."""
         decoder, encoder = self.tokenizer.decoder, self.tokenizer.encoder
         images = batch["images"].to(self.device(), non_blocking=True)
+        self.seed_dropouts(place.numbers(len(images)))
         with computing(self.precision, images.device):
             noise = self.posterior_noise(images, place)
             graph = run_forward(self.tokenizer, images, self.trainable, place.step, place.scale, noise)

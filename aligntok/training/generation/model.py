@@ -88,6 +88,7 @@ class GenerationModel(TrainedModel):
         """
         latents, labels = self.latents(batch, self.posterior_noise(batch, place)), self.labels(batch)
         draws = self.draws(place, latents)
+        self.seed_dropouts(place.numbers(len(latents)))
         with record_function("generator"), multiplying(self.precision):
             losses, t = self.losses(latents, labels, draws)
             (losses["total"].mean() * place.scale).backward()
