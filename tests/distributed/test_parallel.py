@@ -19,7 +19,7 @@ from aligntok.training.alignment.gradient_ratio import gradient_at
 sys.path.insert(0, str(Path(__file__).parent))
 import spread
 
-NIGHTLY = ("references", "checkpointing", "compile", "refinement")
+NIGHTLY = ("references", "checkpointing", "compile", "refinement", "constant weights")
 QUICK = [kind for kind in (*spread.KINDS, "generator") if kind not in NIGHTLY]
 
 
@@ -61,7 +61,7 @@ def assert_alike(found, expected, word):
 @pytest.mark.parametrize("kinds", [QUICK, pytest.param(NIGHTLY, marks=pytest.mark.nightly)], ids=["quick", "more"])
 def test_two_processes_that_replicate_or_share_are_one(one, tmp_path, kinds):
     words = [f"{kind}:{policy}:1" for kind in kinds for policy in ("replicate", "shard")]
-    words += [f"constant weights:{policy}:2" for policy in ("replicate", "shard") if "constant weights" in kinds]
+    words += [f"constant weights:{policy}:2" for policy in ("replicate", "shard")]
     found = together(2, tmp_path, words)
     assert all(float(step["ratio/gan"]) > 0 for step in one(kinds[0])["logged"])
     for word in words:
