@@ -127,5 +127,3 @@ def test_a_process_takes_its_own_gpu_and_meets_the_others_of_its_life(monkeypatc
     assert len(ends) == 1
     distributed.abandon_process_group()
     assert ends == []
-
-

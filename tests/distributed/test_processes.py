@@ -89,7 +89,7 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_processes_average_what_they_have(tmp_path):
-    """A gradient that one process lacks counts as zero there; one that all lack stays absent."""
+    """Gradients are averaged after the last micro-batch alone; one that all lack stays absent."""
     command = [sys.executable, "-W", "error", "-c", WORKER]
     processes = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]

@@ -33,7 +33,13 @@ from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import dotted_models
 from aligntok.training.generation.model import GenerationModel
-from aligntok.training.generation.validation import check_size, check_validation, check_variants, validation_options
+from aligntok.training.generation.validation import (
+    check_sampling,
+    check_size,
+    check_validation,
+    check_variants,
+    validation_options,
+)
 from aligntok.training.plan import plan_stage
 from aligntok.training.settings import GeneratorSettings, RunSettings
 from aligntok.training.stages import RandomItems, Stage, StageData, merge
@@ -241,9 +247,7 @@ class GeneratorStage(Stage):
         """Raise ConfigError for sampling that cannot work with the generator."""
         sampling, generator = self.settings.sampling, model.generator
         check_null_class(sampling.cfg_scale, generator, f"{self.where}, sampling")
-        if sampling.cfg_channels is not None and sampling.cfg_channels > generator.in_channels:
-            of = f"of {generator.in_channels} latent channels"
-            raise ConfigError(f"{self.where}: sampling.cfg_channels={sampling.cfg_channels} {of}")
+        check_sampling(self.settings, generator.in_channels, self.where)
         classes = self.settings.generator.get("num_classes", 1)  # of the data, once they are known
         check_variants(self.settings.validation, sampling, self.where, classes)
         source = self.settings.tokenizer

@@ -46,6 +46,21 @@ def check_variants(settings: GeneratorValidationSettings, own: Sampling, where: 
         METRICS.check(metric, f"{where}, validation.metrics")
 
 
+def check_sampling(settings: GeneratorSettings, in_channels: int, where: str) -> None:
+    """Raise ConfigError for guidance of more channels than there are, and for a sampler that may ask the generator more
+    often in one of the processes that share it.
+    """
+    guided = settings.sampling.cfg_channels
+    if guided is not None and guided > in_channels:
+        raise ConfigError(f"{where}: sampling.cfg_channels={guided} of {in_channels} latent channels")
+    drawn = [settings.sampling, *_variants(settings.validation, settings.sampling).values()]
+    if settings.parallel != "replicate" and any(each.sampler == "dopri5" for each in drawn):
+        raise ConfigError(
+            f"{where}: sampler 'dopri5' asks the generator as often as a batch needs, and processes that share it must "
+            "ask alike; take 'heun' while training, or parallel='replicate'"
+        )
+
+
 def check_size(
     settings: GeneratorSettings, in_channels: int, tokenizers: tuple[int, int] | None, whose: str, where: str
 ) -> None:
