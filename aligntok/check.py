@@ -16,14 +16,16 @@ from typing import NamedTuple
 
 from aligntok.errors import ConfigError, DataError, first_line, some_of
 from aligntok.io.checksums import CHECKSUMS, SUFFIX, read_checksums, verify
-from aligntok.io.files import inside, read_json
+from aligntok.io.files import TEMPORARY, inside, read_json
 from aligntok.settings import settings
 
 _THREADS = 8
 _AGAIN = "copy it again, or make it anew"
+_FOLDER_AGAIN = "copy the folder again, or make it anew"
 #: What to do about a file, by what its path ends with; the first that fits.
 _CURES = (
     (r"checkpoints/step_\d+\.pt", "remove it and its .sha256: the training goes on from the checkpoint before it"),
+    (r"checkpoints/step_\d+/[^/]+", "remove its folder: the training goes on from the checkpoint before it"),
     (r"frozen\.safetensors", "copy the stage's folder again, whole, or remove that folder to train it anew"),
     (r"ema_snapshots/[^/]+", "copy it again, or remove it: widths are then made of the other snapshots"),
     (r"shard_\d+\.safetensors", "start the command that made the cache again: it encodes that shard anew"),
@@ -94,7 +96,7 @@ def check_folder(asked: CheckRequest) -> int:
 
 def _files(root: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(root):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not TEMPORARY.fullmatch(name))
         for name in sorted(names):
             if name != ".lock" and not (name.startswith(".") and name.endswith(".tmp")):
                 yield Path(parent, name)
@@ -102,7 +104,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 def _look(path: Path) -> Problem | bool:
     """Return what is wrong with a file; else whether it was held against a checksum."""
-    cure = next((cure for end, cure in _CURES if re.search(rf"{end}$", path.as_posix())), _AGAIN)
+    cure = _cure(path)
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
@@ -116,6 +118,10 @@ def _look(path: Path) -> Problem | bool:
         return checked
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
         return Problem(path, f"is damaged ({getattr(error, 'strerror', None) or error})", cure)
+
+
+def _cure(path: Path) -> str:
+    return next((cure for end, cure in _CURES if re.search(rf"{end}$", path.as_posix())), _AGAIN)
 
 
 def _look_at_json(path: Path, checked: bool) -> bool:
@@ -195,13 +201,19 @@ def _missing(folder: Path, seen: set[Path]) -> Iterator[Problem]:
 def _missing_of_checksums(folder: Path) -> Iterator[Problem]:
     for name in read_checksums(folder):
         if not inside(folder, name, DataError, "").is_file():
-            yield Problem(folder / name, f"is gone, and {CHECKSUMS} names it", "copy the folder again, or make it anew")
+            cure = _cure(folder / name) if folder.parent.name == "checkpoints" else _FOLDER_AGAIN
+            yield Problem(folder / name, f"is gone, and {CHECKSUMS} names it", cure)
 
 
 def _missing_of_stage(folder: Path) -> Iterator[Problem]:
-    if [*folder.glob("checkpoints/step_*.pt")] and not (folder / "frozen.safetensors").is_file():
+    if [*folder.glob("checkpoints/step_*")] and not (folder / "frozen.safetensors").is_file():
         cure = "copy the stage's folder again, whole, or train it anew"
         yield Problem(folder / "frozen.safetensors", "is gone", cure)
+
+
+def _missing_of_checkpoint(folder: Path) -> Iterator[Problem]:
+    if folder.parent.name == "checkpoints" and not (folder / CHECKSUMS).is_file():
+        yield Problem(folder / CHECKSUMS, "is gone", _cure(folder / CHECKSUMS))
 
 
 def _missing_of_cache(folder: Path) -> Iterator[Problem]:
@@ -242,6 +254,7 @@ def _missing_of_export(folder: Path) -> Iterator[Problem]:
 _WHOLE = {
     CHECKSUMS: _missing_of_checksums,
     "stage.json": _missing_of_stage,
+    "state.json": _missing_of_checkpoint,
     "encoding.json": _missing_of_cache,
     "samples.json": _missing_of_samples,
     "latent_diffusion.json": _missing_of_export,

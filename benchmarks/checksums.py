@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from aligntok.engine.checkpoints import read_checkpoint, write_checkpoint
+from aligntok.engine.checkpoints import read_checkpoint
+from aligntok.engine.saving import write_checkpoint
 from aligntok.io import checksums
 from aligntok.io.files import replacing
 

@@ -60,7 +60,7 @@ FLOWS = {
                 [
                     ("engine.ema.WeightAverages", "averages of the trained weights follow"),
                     ("engine.hooks.ScalarsHook", "losses, ratios and norms are logged"),
-                    ("engine.checkpoints.write_checkpoint", "the state after the step, whole or not at all"),
+                    ("engine.saving.write_checkpoint", "the state after the step, whole or not at all"),
                 ],
             ),
         ],

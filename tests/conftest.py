@@ -240,7 +240,13 @@ TRAIN_TOOL = Path(__file__).parents[1] / "tools" / "train.py"
 def tool():
     """Start the training tool as a process, alone or under torchrun, and look at what it left."""
     return SimpleNamespace(
-        launch=launch, until=until, newest=newest, same=same_content, same_ends=same_ends, folders=FOLDERS
+        launch=launch,
+        until=until,
+        newest=newest,
+        same=same_content,
+        same_ends=same_ends,
+        folders=FOLDERS,
+        bytes_of=bytes_of,
     )
 
 
@@ -271,6 +277,11 @@ def newest(folder):
     content = read_checkpoint(list_checkpoints(folder)[-1][1])
     del content["seconds"]
     return content
+
+
+def bytes_of(checkpoint):
+    """The bytes of a checkpoint's files."""
+    return sum(file.stat().st_size for file in checkpoint.iterdir())
 
 
 def same_ends(a, b, folders=FOLDERS):

@@ -18,7 +18,8 @@ from torch import nn
 
 from aligntok import load_latent_diffusion, load_tokenizer, registry
 from aligntok.data.latent_shards import LatentStatistics
-from aligntok.engine.checkpoints import write_checkpoint, write_frozen
+from aligntok.engine.checkpoints import write_frozen
+from aligntok.engine.saving import write_checkpoint
 from aligntok.errors import ConfigError, DataError, UnknownComponentError
 from aligntok.io.files import inside
 from aligntok.latent_diffusion import LatentDiffusion

@@ -1,6 +1,6 @@
 """Checkpoints: plain tensors and numbers that load without pickled code, written whole or not at all.
 
-A stage's folder holds ``checkpoints/step_00001000.pt`` (what changes: trained parts, optimisers, EMA, schedules) and,
+A stage's folder holds ``checkpoints/step_00001000/`` (what changes: trained parts, optimisers, EMA, schedules) and,
 written once, ``frozen.safetensors`` (what the stage does not change: frozen parts, frozen weights of trained parts, the
 teacher) and ``stage.json``.
 """
@@ -24,77 +24,114 @@ from aligntok.distributed.parallel import load_state, whole
 from aligntok.engine.ema import PartStates
 from aligntok.errors import CheckpointError, first_line
 from aligntok.io.arrays import check_stored
-from aligntok.io.files import check_file, discard, load_tensors, replacing, save_tensors
-from aligntok.io.folders import check_space
+from aligntok.io.checksums import CHECKSUMS, read_checksums
+from aligntok.io.files import check_file, inside, load_tensors, read_json, reading, regular, save_tensors
 
 logger = logging.getLogger("aligntok.engine")
 
-FORMAT = 2
+FORMAT = 3
+OF_ONE_FILE = 2  # the format before, ``step_00001000.pt``
 CURE = "the checkpoints before it are whole. Make room and start the same command again"
-_NAME = re.compile(r"step_(\d{8,})\.pt$")
+_DAMAGED = "it is damaged or incomplete"
+_NAME = re.compile(r"step_(\d{8,})(\.pt)?")
 
 
 def checkpoint_path(stage_dir: str | os.PathLike[str], step: int) -> Path:
-    """Return where the checkpoint after `step` optimiser steps of a stage is."""
-    return Path(stage_dir) / "checkpoints" / f"step_{step:08d}.pt"
+    """Return the folder of the checkpoint after `step` optimiser steps of a stage."""
+    return Path(stage_dir) / "checkpoints" / f"step_{step:08d}"
 
 
 def list_checkpoints(stage_dir: str | os.PathLike[str]) -> list[tuple[int, Path]]:
-    """Return (step, path) of a stage's checkpoints, oldest first."""
-    found = (Path(stage_dir) / "checkpoints").glob("step_*.pt")
-    return sorted((int(m[1]), p) for p in found if (m := _NAME.search(p.name)))
+    """Return (step, path) of a stage's checkpoints, oldest first: folders, and files of the format before."""
+    found = (Path(stage_dir) / "checkpoints").glob("step_*")
+    return sorted((int(m[1]), p) for p in found if (m := _NAME.fullmatch(p.name)))
 
 
-def write_checkpoint(
-    stage_dir: str | os.PathLike[str], step: int, content: Mapping[str, Any], keep: int, keep_every: int | None = None
-) -> Path:
-    """Write a checkpoint atomically, and its checksum, then remove others.
+class Checkpoint:
+    """A checkpoint that is as it was written; `content` is its nest, of tensors their names until they are loaded."""
 
-    What stays: the newest `keep`, and those at multiples of `keep_every` steps. Later ones, which could not be read
-    when the run went on from before them, go. Raises WriteError when the disk is too full; what was there stays.
+    def __init__(self, path: Path, content: dict[str, Any], files: tuple[str, ...] = ()) -> None:
+        self.path = path
+        self.content = content
+        self._files = files
+
+    @property
+    def step(self) -> int:
+        """The optimiser steps before it."""
+        return int(self.content["step"])
+
+    def load(self, nest: Any, like: Mapping[str, Tensor] | None = None) -> Any:
+        """Return a part of the content, or all, with its tensors; of others nothing is read.
+
+        They are whole and on the CPU, but for those that are sharded as `like` says, by the names that they have in
+        the checkpoint: see :func:`aligntok.distributed.dcp.read_tensors`. Raises CheckpointError.
+        """
+        if not self._files:
+            return nest
+        from aligntok.distributed import dcp
+
+        names: dict[str, None] = {}
+
+        def find(value: Any) -> None:
+            if isinstance(value, dcp.Stored):
+                names[value] = None
+            elif isinstance(value, Mapping | list | tuple):
+                for each in value.values() if isinstance(value, Mapping) else value:
+                    find(each)
+
+        def loaded(value: Any) -> Any:
+            if isinstance(value, dcp.Stored):
+                return tensors[value]
+            if isinstance(value, Mapping):
+                return {key: loaded(each) for key, each in value.items()}
+            return type(value)(map(loaded, value)) if isinstance(value, list | tuple) else value
+
+        with reading(self.path, CheckpointError, _DAMAGED):
+            find(nest)
+            shards = [name for name in self._files if name.endswith(dcp.SHARDS)]
+            tensors = dcp.read_tensors(self.path, shards, list(names), like or {})
+            return loaded(nest)
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Look whether all of a checkpoint is as it was written, and read what of it is no tensor.
+
+    Nothing pickled in it is run. Raises CheckpointError if it is damaged, or of another version. A file of before, if
+    it is without a checksum, is told once and read.
     """
-    path = checkpoint_path(stage_dir, step)
-    check_space(path, _size(content), f"the checkpoint of step {step}")
-    with replacing(path, CURE, checksum=True) as temporary:
-        try:
-            torch.save({"format": FORMAT, "step": step, **content}, temporary)
-        except RuntimeError as error:  # torch.save turns a full disk into a RuntimeError of its own
-            raise OSError(first_line(error)) from error
-    found = list_checkpoints(stage_dir)
-    later = [old for number, old in found if number > step]
-    earlier = found[: max(0, len(found) - len(later) - keep)]
-    for old in [*later, *(old for number, old in earlier if not keep_every or number % keep_every)]:
-        discard(old)
-    return path
-
-
-def _size(content: Any) -> int:
-    """Return the bytes of the tensors inside nested dicts and lists."""
-    if isinstance(content, Tensor):
-        return content.numel() * content.element_size()
-    if isinstance(content, Mapping):
-        return sum(_size(value) for value in content.values())
-    return sum(_size(value) for value in content) if isinstance(content, list | tuple) else 0
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; nothing pickled in it is run. Raises CheckpointError if it is damaged.
-
-    One without a checksum, as of an earlier version, is told once and read.
-    """
-    if not check_file(path, CheckpointError, "it is damaged or incomplete"):
-        _say_unchecked(Path(path))
-    try:
-        check_stored(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); it is damaged or incomplete") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    place = Path(path)
+    content, files = (_open_file(place), ()) if place.suffix else _open_folder(place)
+    wanted = OF_ONE_FILE if place.suffix else FORMAT
+    if not isinstance(content, dict) or content.get("format") != wanted or not isinstance(content.get("step"), int):
         raise CheckpointError(
-            f"{path} is no checkpoint of this version (format {FORMAT}); go on with the version that wrote it, "
+            f"{path} is no checkpoint of this version (format {wanted}); go on with the version that wrote it, "
             "or train in another work_dir"
         )
-    return content
+    return Checkpoint(place, content, files)
+
+
+def _open_folder(path: Path) -> tuple[Any, tuple[str, ...]]:
+    from aligntok.distributed import dcp
+
+    with reading(path / CHECKSUMS, CheckpointError, _DAMAGED):
+        os.close(regular(path / CHECKSUMS))
+        files = tuple(sums := read_checksums(path))
+        sums[dcp.STATE]  # it has to be among them
+    for file in (inside(path, name, CheckpointError, _DAMAGED) for name in files):
+        with reading(file, CheckpointError, _DAMAGED):
+            os.close(regular(file))  # whoever checks passes what is missing
+        check_file(file, CheckpointError, _DAMAGED)
+    return read_json(path / dcp.STATE, CheckpointError, _DAMAGED, dcp.unpack), files
+
+
+def _open_file(path: Path) -> Any:
+    if not check_file(path, CheckpointError, _DAMAGED):
+        _say_unchecked(path)
+    try:
+        check_stored(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); it is damaged or incomplete") from error
 
 
 @cache
@@ -103,15 +140,22 @@ def _say_unchecked(path: Path) -> None:
         logger.warning("%s has no checksum beside it, so it is not known to be as it was written", path)
 
 
-def read_newest(stage_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read the newest checkpoint of a stage that can be read, or None without any; damaged ones are reported.
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a whole checkpoint onto the CPU; raises as :func:`open_checkpoint` does."""
+    found = open_checkpoint(path)
+    content: dict[str, Any] = found.load(found.content)
+    return content
+
+
+def open_newest(stage_dir: str | os.PathLike[str]) -> Checkpoint | None:
+    """Open the newest checkpoint of a stage that can be read, or None without any; damaged ones are reported.
 
     Raises CheckpointError when there are some and none can be read: to begin anew would overwrite them.
     """
     found = list_checkpoints(stage_dir)
     for i, (_, path) in reversed([*enumerate(found)]):
         try:
-            return read_checkpoint(path)
+            return open_checkpoint(path)
         except CheckpointError as error:
             if i == 0:
                 raise CheckpointError(
@@ -122,10 +166,16 @@ def read_newest(stage_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
     return None
 
 
+def read_newest(stage_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read all of the checkpoint that :func:`open_newest` opens."""
+    found = open_newest(stage_dir)
+    return None if found is None else dict(found.load(found.content))
+
+
 def finished_steps(stage_dir: str | os.PathLike[str]) -> int:
-    """Return the step of the newest checkpoint that can be read, 0 without any."""
-    content = read_newest(stage_dir)
-    return content["step"] if content else 0
+    """Return the step of the newest checkpoint that can be read, 0 without any; tensors are not read."""
+    found = open_newest(stage_dir)
+    return found.step if found else 0
 
 
 def same_content(a: Any, b: Any) -> bool:
@@ -212,21 +262,32 @@ def read_parts(stage_dir: str | os.PathLike[str], weights: str = "raw", sigma_re
     `weights` "raw" takes the trained parts as they are; "ema" puts the averages of width `sigma_rel` (None: the one
     that the stage uses for inference) over them where there are any. Raises CheckpointError without a checkpoint.
     """
-    content = read_newest(stage_dir)
-    if content is None:
+    found = open_newest(stage_dir)
+    if found is None:
         raise CheckpointError(f"{stage_dir} has no checkpoint that can be read; train that stage first")
-    states = join(read_frozen(stage_dir), content["parts"])
+    content = found.content
+    states = join(read_frozen(stage_dir), _load_states(found, content.get("parts")))
     if weights == "raw":
         return states
     if weights != "ema":
         raise CheckpointError(f"weights must be 'raw' or 'ema', not '{weights}'")
     if not content.get("ema"):
         raise CheckpointError(f"{stage_dir} keeps no EMA; start from its raw weights, or set ema in that stage")
-    width = str(content["ema_inference"] if sigma_rel is None else sigma_rel)
-    averages = content["ema"]["averages"]
+    width = str(content.get("ema_inference") if sigma_rel is None else sigma_rel)
+    with reading(found.path, CheckpointError, _DAMAGED):
+        averages = dict(content["ema"]["averages"])
     if width not in averages:
         raise CheckpointError(f"{stage_dir} keeps no EMA of width {width}; it keeps {', '.join(averages)}")
-    return join(states, averages[width])
+    return join(states, _load_states(found, averages[width]))
+
+
+def _load_states(found: Checkpoint, nest: Any) -> PartStates:
+    """Load the states of parts. Raises CheckpointError where there are none, or other things among their tensors."""
+    with reading(found.path, CheckpointError, _DAMAGED):
+        states = {str(part): dict(state) for part, state in found.load(nest).items()}
+        if not all(isinstance(tensor, Tensor) for state in states.values() for tensor in state.values()):
+            raise ValueError("the states of its parts hold more than tensors")
+    return states
 
 
 def join(first: PartStates, second: PartStates) -> PartStates:

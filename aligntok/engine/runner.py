@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -18,20 +18,22 @@ from torch.utils.data import DataLoader
 from aligntok.data.loader import explaining_loader_errors
 from aligntok.device import device
 from aligntok.distributed import agree, barrier, is_first
+from aligntok.distributed.dcp import sharded
 from aligntok.distributed.job import sigterm_was_sent
 from aligntok.distributed.parallel import Sharding, parallelise
 from aligntok.engine.checkpoints import (
+    Checkpoint,
     PartStates,
     join,
     load_parts,
+    open_newest,
     part_states,
     read_frozen,
-    read_newest,
-    write_checkpoint,
     write_frozen,
 )
 from aligntok.engine.ema import EMASettings, WeightAverages
 from aligntok.engine.log import log_to
+from aligntok.engine.saving import CheckpointWriter
 from aligntok.engine.schedules import go_on_schedules
 from aligntok.errors import CheckpointError, Preempted
 
@@ -58,14 +60,13 @@ class StageRunner(Runner):
     ) -> None:
         self._start = start
         self._averages = ema
-        self.keep = keep
-        self.keep_every = keep_every
         self._parallel = parallel
         self.saved_step: int | None = None
         self.ema: WeightAverages | None = None
         self._seconds_before = 0.0
         self._began = time.monotonic()
         super().__init__(*args, **kwargs)
+        self._checkpoints = CheckpointWriter(self.work_dir, keep, keep_every)
 
     @property
     def trained_model(self) -> Any:
@@ -102,27 +103,31 @@ class StageRunner(Runner):
         model = self.trained_model
         self._began = time.monotonic()
         barrier()  # on a network disk all look at the same time
-        content = read_newest(self.work_dir)
-        if not agree(content["step"] if content else 0):
+        found = open_newest(self.work_dir)
+        if not agree(found.step if found else 0):
             raise CheckpointError(
                 f"the processes read different newest checkpoints in {self.work_dir}, this one that of step "
-                f"{content['step'] if content else 'none'}; see the logs for one that cannot be read, and start again"
+                f"{found.step if found else 'none'}; see the logs for one that cannot be read, and start again"
             )
-        if content is None:
+        if found is None:
             model.load_start(self._start())
             write_frozen(self.work_dir, model.frozen_parts(), model.trained_parts())
         if self._averages is not None:
             kept = self._averages.sigma_rel, self._averages.decays
             self.ema = WeightAverages(model.averaged_parts(), *kept)
-        if content is not None:
-            self._go_on(model, content)
+        if found is not None:
+            self._go_on(model, found)
         self._has_loaded = True
 
-    def _go_on(self, model: Any, content: Mapping[str, Any]) -> None:
+    def _go_on(self, model: Any, found: Checkpoint) -> None:
+        optimizers: Any = self.optim_wrapper
+        groups = {side: wrapper.optimizer.param_groups for side, wrapper in optimizers.items()}
+        owners = {side: [p for group in own for p in group["params"]] for side, own in groups.items()}
+        moments = {"sides": {side: {"state": dict(enumerate(own))} for side, own in owners.items()}}
+        content = found.load(found.content, sharded({**self._weights(), "optimizers": moments}))
         states = join(read_frozen(self.work_dir), content["parts"])
         source = f"the checkpoint of step {content['step']} in {self.work_dir}"
         load_parts({**model.frozen_parts(), **model.trained_parts()}, states, source)
-        optimizers: Any = self.optim_wrapper
         load = partial(optimizers.load_state_dict, content["optimizers"])
         go_on_schedules(self._schedulers(), content["schedulers"], content["step"], load)
         if self.ema is not None and content["ema"] is not None:
@@ -137,21 +142,23 @@ class StageRunner(Runner):
         found: Any = self.param_schedulers or []
         return [s for group in found.values() for s in group] if isinstance(found, dict) else list(found)
 
+    def _weights(self) -> dict[str, Any]:
+        """Return what a step changes of weights and averages, by the names of a checkpoint."""
+        parts = part_states(self.trained_model.trained_parts(), frozen=False)
+        return {"parts": parts, "ema": self.ema.state_dict() if self.ema else None}
+
     def save_step(self, step: int) -> None:
-        """Write the checkpoint after `step` steps; collective, the first process writes."""
-        if is_first():
-            optimizers: Any = self.optim_wrapper
-            content = {
-                "parts": part_states(self.trained_model.trained_parts(), frozen=False),
-                "optimizers": optimizers.state_dict(),
-                "schedulers": [scheduler.state_dict() for scheduler in self._schedulers()],
-                "ema": self.ema.state_dict() if self.ema else None,
-                "ema_inference": self._averages.inference if self._averages else None,
-                "seconds": self.seconds,
-            }
-            write_checkpoint(self.work_dir, step, content, self.keep, self.keep_every)
+        """Write the checkpoint after `step` steps; collective."""
+        optimizers: Any = self.optim_wrapper
+        content = {
+            **self._weights(),
+            "optimizers": optimizers.state_dict(),
+            "schedulers": [scheduler.state_dict() for scheduler in self._schedulers()],
+            "ema_inference": self._averages.inference if self._averages else None,
+            "seconds": self.seconds,
+        }
+        self._checkpoints.write(step, content)
         self.saved_step = step
-        barrier()
 
     @property
     def stage_dir(self) -> Path:

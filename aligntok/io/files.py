@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed to disk, then renamed."""
+"""Files, and folders of them, that are whole or absent: written beside their place, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -49,7 +50,7 @@ def replacing(path: str | os.PathLike[str], cure: str = MAKE_ROOM, checksum: boo
     the file is written beside it, last: where a process was killed in between there is none, never a wrong one.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")  # as TEMPORARY has it
+    temporary = unseen(target)
     try:
         with writing(target, cure):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +73,40 @@ def discard(path: Path) -> None:
     """Remove a file, if it is there, and its checksum before it: one without a file means that the file was lost."""
     checksum_path(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
+
+
+def unseen(path: Path, mark: str | None = None) -> Path:
+    """Return where something is made that is to be `path`, or goes that was: beside it, and swept if it stays there.
+
+    mark: eight hexadecimal digits, for several processes that make one folder; None: others each time.
+    """
+    return path.with_name(f".{path.name}.{mark or secrets.token_hex(4)}.tmp")  # as TEMPORARY has it
+
+
+def put_in_place(made: Path, path: Path) -> None:
+    """Let the folder `made` be `path`, whole on the disk; what was there goes. Raises OSError."""
+    _flush(made)
+    if path.exists():
+        os.replace(path, old := unseen(path))
+        os.replace(made, path)
+        remove(old)
+    else:
+        os.replace(made, path)
+    _flush(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, at no time there in part."""
+    os.replace(path, old := unseen(path))
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it is there; of a link the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
@@ -130,14 +165,17 @@ def write_json(path: str | os.PathLike[str], content: Any, cure: str = MAKE_ROOM
         temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def write_checksums(folder: str | os.PathLike[str], names: Iterable[str], cure: str = MAKE_ROOM) -> None:
+def write_checksums(
+    folder: str | os.PathLike[str], names: Iterable[str] | Mapping[str, str], cure: str = MAKE_ROOM
+) -> None:
     """Write the SHA-256 of files of a folder that belong together, by name, into its ``checksums.json``.
 
+    names: what the files are called, or, by name, the SHA-256 that whoever wrote each has taken of it.
     The last file to be written: a folder of which only some files were replaced does not fit its checksums.
     """
     place = Path(folder)
     with reading(place / CHECKSUMS, WriteError, cure):
-        sums = {name: sha256(place / name) for name in names}
+        sums = dict(names) if isinstance(names, Mapping) else {name: sha256(place / name) for name in names}
     write_json(place / CHECKSUMS, {"sha256": sums}, cure)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from aligntok.errors import ConfigError, WriteError
-from aligntok.io.files import TEMPORARY, regular, writing
+from aligntok.io.files import TEMPORARY, regular, remove, writing
 
 
 @contextmanager
@@ -96,9 +96,9 @@ def remove_leftovers(folder: str | os.PathLike[str], below: bool = True) -> None
 
     below: in the folders inside too; for a folder that is this run's alone.
     """
-    for leftover in Path(folder).rglob(".*.tmp") if below else Path(folder).glob(".*.tmp"):
+    for leftover in [*(Path(folder).rglob(".*.tmp") if below else Path(folder).glob(".*.tmp"))]:
         if TEMPORARY.fullmatch(leftover.name):
-            leftover.unlink(missing_ok=True)
+            remove(leftover)
 
 
 def check_links(top: str | os.PathLike[str], *folders: Path) -> None:

@@ -140,7 +140,8 @@ def check_before_training(stages: Sequence[Stage], plans: Sequence[StagePlan]) -
     for stage in stages:
         plan, keep = planned[stage.name], stage.settings.checkpoint.keep
         kept = [*(path for _, path in list_checkpoints(stage.folder)[-keep:]), stage.folder / "frozen.safetensors"]
-        there = sum(path.stat().st_size for path in kept if path.is_file())
+        files = (file for path in kept for file in ([*path.iterdir()] if path.is_dir() else [path]))
+        there = sum(file.stat().st_size for file in files if file.is_file())
         needed += max(0, plan.frozen_bytes + plan.checkpoint_bytes * (keep + 1) - there)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="for .*: copying from a non-meta parameter")  # shapes are enough

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from aligntok import cli
-from aligntok.engine.checkpoints import write_checkpoint, write_frozen, write_snapshot
+from aligntok.engine.checkpoints import write_frozen, write_snapshot
+from aligntok.engine.saving import write_checkpoint
 from aligntok.io.files import save_tensors, write_json
 from aligntok.sampling.folder import SampleFolder, write_npz
 
+NEWEST, SHARD = "run/1_align/checkpoints/step_00000004", "shard-00001-model-00001-of-00001.safetensors"
 PARTS = {"decoder": {"weight": torch.arange(400.0)}}
 
 
@@ -59,7 +61,8 @@ def test_a_whole_folder_is_one_line_which_names_what_has_no_checksum(place, caps
 
 
 FLIPPED = {
-    "run/1_align/checkpoints/step_00000004.pt": "remove it and its .sha256: the training goes on from the checkpoint",
+    f"{NEWEST}/{SHARD}": "remove its folder",
+    f"{NEWEST}/state.json": "remove its folder: the training goes on from the checkpoint",
     "run/1_align/frozen.safetensors": "copy the stage's folder again",
     "run/1_align/ema_snapshots/step_00000004.safetensors": "widths are then made of the other snapshots",
     "run/1_align/stage.json": "if you changed it, remove what has its checksum",
@@ -107,6 +110,14 @@ def remove(path):
         (remove, "latents/manifest.json", "this cache of latents is not finished"),
         (remove, "tokenizer/model.safetensors", "is gone, and checksums.json names it"),
         (remove, "run/1_align/frozen.safetensors", "is gone"),
+        (
+            remove,
+            f"{NEWEST}/{SHARD}",
+            "names it; remove its folder",
+        ),
+        (remove, f"{NEWEST}/state.json", "names it; remove its folder"),
+        (remove, f"{NEWEST}/checksums.json", "is gone; remove its folder"),
+        (half, f"{NEWEST}/checksums.json", "is damaged ("),
         (remove, "references/dino.safetensors", "is gone, and its checksum is there"),
     ],
 )
@@ -129,11 +140,19 @@ def test_without_a_checksum_the_header_still_tells_the_length(place, capsys, nam
     assert "bytes of" in lines[0]
 
 
-def test_a_checkpoint_without_its_checksum_is_named(place, capsys):
-    (place / "run/1_align/checkpoints/step_00000002.pt.sha256").unlink()
+def test_a_checkpoint_of_the_format_before_without_its_checksum_is_named(place, capsys):
+    torch.save(PARTS, place / "run/1_align/checkpoints/step_00000001.pt")
     status, (line,) = check(place, capsys)
     assert status == 0
-    assert "run/1_align/checkpoints/step_00000002.pt" in line
+    assert "run/1_align/checkpoints/step_00000001.pt" in line
+
+
+def test_a_checkpoint_that_is_being_written_is_passed_over(place, capsys):
+    kept = check(place, capsys)
+    folder = place / "run/1_align/checkpoints"
+    shutil.copytree(folder / "step_00000004", folder / ".step_00000006.00000006.tmp")
+    (folder / ".step_00000006.00000006.tmp/checksums.json").unlink()
+    assert check(place, capsys) == kept
 
 
 def test_links_and_pipes_are_left_alone(place, capsys):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
-from aligntok.engine import checkpoints
 from aligntok.engine.checkpoints import (
     checkpoint_path,
     finished_steps,
@@ -25,10 +27,10 @@ from aligntok.engine.checkpoints import (
     read_parts,
     read_snapshots,
     same_content,
-    write_checkpoint,
     write_frozen,
     write_snapshot,
 )
+from aligntok.engine.saving import write_checkpoint
 from aligntok.errors import CheckpointError, WriteError
 from aligntok.io import checksums
 from aligntok.io.folders import SPARE_BYTES, remove_leftovers
@@ -72,46 +74,79 @@ def test_only_the_newest_stay(tmp_path):
 
 def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     write_checkpoint(tmp_path, 1, content(1.0), keep=1)
-    save = torch.save
+    save = safetensors.torch.save_file
 
-    def fail_half_way(obj, path):
-        save(obj, path)
+    def fail_half_way(tensors, path, metadata):
+        save(tensors, path, metadata)
         os.truncate(path, 100)
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoints.torch, "save", fail_half_way)
+    monkeypatch.setattr(safetensors.torch, "save_file", fail_half_way)
     for step in (1, 2):
-        with pytest.raises(WriteError, match=r"could not be written \(no space left.*before it are whole"):
+        said = rf"{checkpoint_path(tmp_path, step)}.* could not be written \(no space left.*before it are whole"
+        with pytest.raises(WriteError, match=said):
             write_checkpoint(tmp_path, step, content(2.0), keep=1)
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["step_00000001.pt", "step_00000001.pt.sha256"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
     assert float(read_newest(tmp_path)["parts"]["decoder"]["weight"][0]) == 1.0
 
 
-def test_a_damaged_newest_is_reported_and_the_one_before_used(tmp_path, caplog):
+def shard(path):
+    (file,) = path.glob("*.safetensors")
+    return file
+
+
+DAMAGES = {
+    "a shard cut off": lambda path, stage: os.truncate(shard(path), shard(path).stat().st_size // 2),
+    "a shard missing": lambda path, stage: shard(path).unlink(),
+    "a shard of another step": lambda path, stage: shutil.copy(shard(checkpoint_path(stage, 1)), shard(path)),
+    "a pipe in a shard's place": lambda path, stage: os.mkfifo(remove(shard(path))),
+    "state.json cut off": lambda path, stage: os.truncate(path / "state.json", 50),
+    "state.json missing": lambda path, stage: remove(path / "state.json"),
+    "checksums.json cut off": lambda path, stage: os.truncate(path / "checksums.json", 50),
+    "checksums.json missing": lambda path, stage: remove(path / "checksums.json"),
+    "checksums.json empty": lambda path, stage: (path / "checksums.json").write_text('{"sha256": {}}'),
+    "an empty folder": lambda path, stage: [remove(file) for file in path.iterdir()],
+    "a file": lambda path, stage: (shutil.rmtree(path), path.write_text("")),
+}
+
+
+def remove(path):
+    path.unlink()
+    return path
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_is_reported_and_the_one_before_used(tmp_path, caplog, damage):
     for step in (1, 2):
         path = write_checkpoint(tmp_path, step, content(step), keep=2)
-    os.truncate(path, path.stat().st_size // 2)
+    DAMAGES[damage](path, tmp_path)
     assert read_newest(tmp_path)["step"] == 1
     assert finished_steps(tmp_path) == 1
-    assert f"{path} cannot be read" in caplog.text
-    assert "the one before it is used" in caplog.text
+    assert re.search(
+        rf"(?m){path}\S* (cannot be read|names '\S+', which is no file) .*; the one before it is used$", caplog.text
+    )
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2  # a sentence each time
+    shutil.rmtree(checkpoint_path(tmp_path, 1))
+    with pytest.raises(CheckpointError, match=rf"no checkpoint of 1 in .*{path}.*damaged.*Restore one"):
+        read_newest(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["*.safetensors", "state.json", "checksums.json"])
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
-def test_a_changed_bit_is_as_good_as_a_damaged_file(tmp_path, caplog, place):
+def test_a_changed_bit_is_as_good_as_a_damaged_file(tmp_path, caplog, place, file):
     """Of weights, of an optimiser's moments, of averages: whatever lies there, nothing else would notice."""
     moments = {"sides": {"autoencoder": {"state": {0: {"exp_avg": torch.randn(4000)}}}}}
     for step in (1, 2):
         ema = {"step": step, "averages": {"0.05": {"decoder": {"weight": torch.randn(4000)}}}}
         given = {"parts": {"decoder": {"weight": torch.randn(4000)}}, "optimizers": moments, "ema": ema}
         path = write_checkpoint(tmp_path, step, given, keep=2)
-    changed = bytearray(path.read_bytes())
+    (found,) = path.glob(file)
+    changed = bytearray(found.read_bytes())
     changed[int(place * len(changed))] ^= 16
-    path.write_bytes(changed)
-    assert torch.load(path, weights_only=True)["step"] == 2  # torch sees nothing wrong
+    found.write_bytes(changed)
     assert read_newest(tmp_path)["step"] == 1
-    assert f"{path} cannot be read (its SHA-256 is not the one in {path.name}.sha256" in caplog.text
+    if file != "checksums.json":
+        assert f"{found} cannot be read (its SHA-256 is not the one in checksums.json" in caplog.text
 
 
 def test_a_file_is_hashed_once_a_start(tmp_path, monkeypatch):
@@ -122,51 +157,90 @@ def test_a_file_is_hashed_once_a_start(tmp_path, monkeypatch):
     monkeypatch.setattr(checksums, "_known", {})  # as a process that starts
     for _ in range(3):
         read_newest(tmp_path)
-    assert len(hashed) == 1
-    os.utime(path)
+    assert len(hashed) == 2  # the shard and state.json
+    os.utime(shard(path))
     read_newest(tmp_path)
-    assert len(hashed) == 2
+    assert len(hashed) == 3
 
 
-def test_a_checkpoint_without_a_checksum_is_read_and_said_so_once(tmp_path, caplog):
-    path = write_checkpoint(tmp_path, 1, content(), keep=1)
+def old(folder, step=3):
+    """A checkpoint as version 0.x of before folders wrote it: a file of that version, by its own code."""
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    for file in (Path(__file__).parent / "format_2/checkpoints").iterdir():
+        shutil.copy(file, folder / "checkpoints" / file.name.replace("3", str(step)))
+    return folder / f"checkpoints/step_0000000{step}.pt"
+
+
+def test_a_checkpoint_of_the_format_before_is_read_and_gone_on_from(tmp_path):
+    path = old(tmp_path)
+    assert finished_steps(tmp_path) == 3
+    found, weight = read_newest(tmp_path), torch.arange(6.0).reshape(2, 3)
+    assert found["parts"]["decoder"]["weight"].equal(weight)
+    side = found["optimizers"]["sides"]["autoencoder"]
+    assert side["state"][0]["exp_avg"].equal(weight / 8)
+    assert side["param_groups"][0]["betas"] == (0.5, 0.9)
+    assert found["optimizers"]["guard"]["norms"] == {"decoder": [0.1, 0.30000000000000004]}
+    write_frozen(tmp_path, {}, {})
+    assert read_parts(tmp_path, "ema")["decoder"]["tied"].equal(weight / 2)
+
+    del found["format"], found["step"]
+    write_checkpoint(tmp_path, 4, found, keep=2)
+    assert steps(tmp_path) == [3, 4]
+    assert same_content(
+        {**read_newest(tmp_path), "versions": None}, {**found, "format": 3, "step": 4, "versions": None}
+    )
+    write_checkpoint(tmp_path, 5, found, keep=1)
+    assert [file.name for file in path.parent.iterdir()] == ["step_00000005"]  # its checksum went with it
+
+
+def test_the_newest_of_both_formats_is_the_later_one(tmp_path):
+    old(tmp_path)
+    write_checkpoint(tmp_path, 2, content(), keep=9)  # the file is of a later step, which could not be read
+    assert steps(tmp_path) == [2]
+    old(tmp_path, 1)
+    assert read_newest(tmp_path)["step"] == 2
+    old(tmp_path)
+    assert read_newest(tmp_path)["step"] == 3
+
+
+def test_a_file_without_a_checksum_is_read_and_said_so_once(tmp_path, caplog):
+    path = old(tmp_path)
     path.with_name(f"{path.name}.sha256").unlink()
-    assert [read_newest(tmp_path)["step"] for _ in range(2)] == [1, 1]
+    assert [read_newest(tmp_path)["step"] for _ in range(2)] == [3, 3]
     assert caplog.text.count(f"{path} has no checksum beside it") == 1
 
 
-def test_checkpoints_that_go_take_their_checksums_along(tmp_path):
+def test_checkpoints_that_go_leave_nothing(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step, content(), keep=1)
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["step_00000003.pt", "step_00000003.pt.sha256"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
 
 
 def test_going_on_from_before_a_damaged_one_keeps_what_is_written_now(tmp_path):
     """With one checkpoint kept, the damaged later one must not push out the new one."""
     for step in (2, 4):
         path = write_checkpoint(tmp_path, step, content(step), keep=2)
-    path.write_bytes(path.read_bytes()[:200])
+    os.truncate(shard(path), 200)
     write_checkpoint(tmp_path, 3, content(3), keep=1)
     assert steps(tmp_path) == [3]
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "half", "other", "format 1", "a list"])
-def test_a_damaged_file_is_one_clear_error(tmp_path, damage):
-    path = write_checkpoint(tmp_path, 1, content(), keep=1)
+def test_a_damaged_file_of_the_format_before_is_one_clear_error(tmp_path, damage):
+    path = old(tmp_path)
     if damage == "half":
         os.truncate(path, path.stat().st_size // 2)
     elif damage in (others := {"other": {"state_dict": {}}, "format 1": {"format": 1, "step": 1}, "a list": [2]}):
         torch.save(others[damage], path)
     else:
         path.write_text("" if damage == "empty" else "nothing of the kind")
-    with pytest.raises(CheckpointError, match=r"step_00000001\.pt (cannot be read|is no checkpoint of this version)"):
+    with pytest.raises(CheckpointError, match=r"step_00000003\.pt (cannot be read|is no checkpoint of this version)"):
         read_checkpoint(path)
 
 
 def test_pickled_code_is_refused_and_not_run(tmp_path):
     for saved in (torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))):
-        path = checkpoint_path(tmp_path, 1)
+        path = tmp_path / "checkpoints/step_00000001.pt"
         path.parent.mkdir(exist_ok=True)
         saved({"format": 1, "step": 1, "bomb": Bomb(tmp_path / "ran")}, path)
         with pytest.raises(CheckpointError, match="cannot be read"):
@@ -257,7 +331,7 @@ def test_the_room_for_a_checkpoint_is_looked_at_before_it_is_written(tmp_path, m
     large = {"decoder": {"weight": torch.zeros(1000, 1000)}}
     for free, fits in ((SPARE_BYTES + 8_000_100, True), (SPARE_BYTES + 7_999_000, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
-        written = {"parts": large, "ema": {"averages": [large]}}
+        written = {"parts": large, "ema": {"averages": [torch.ones(1000, 1000)]}}
         if fits:
             write_checkpoint(tmp_path, 2, written, keep=1)
         else:
@@ -269,7 +343,8 @@ def test_the_room_for_a_checkpoint_is_looked_at_before_it_is_written(tmp_path, m
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     path = write_checkpoint(tmp_path, 1, content(), keep=1)
     leftover = path.with_name(f".{path.name}.0a1b2c3d.tmp")
-    leftover.write_bytes(b"half")
+    shutil.copytree(path, leftover)
+    assert steps(tmp_path) == [1]
     remove_leftovers(tmp_path)
     assert not leftover.exists()
     assert steps(tmp_path) == [1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import resource
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from aligntok.data.latent_shards import Shard, shard_path, write_shard
 from aligntok.engine.checkpoints import (
     read_checkpoint,
     read_frozen,
+    read_newest,
     read_snapshots,
-    write_checkpoint,
     write_frozen,
     write_snapshot,
 )
+from aligntok.engine.saving import write_checkpoint
 from aligntok.errors import AlignTokError, WriteError
 from aligntok.evaluation.comparison.summary import write_markdown
 from aligntok.evaluation.results import Result, read_result
@@ -61,6 +63,10 @@ def snapshot(folder):
 
 def checkpoint(folder):
     write_checkpoint(folder, 1, {"parts": {"encoder": {"weight": torch.ones(64, 64)}}, "ema": None}, keep=1)
+
+
+def file_of_before(folder):
+    shutil.copytree(PACKAGE.parent / "tests/engine/format_2", folder, dirs_exist_ok=True)
 
 
 def latents(folder):
@@ -150,7 +156,10 @@ def stage_result(folder):
 
 #: (what writes, what reads, the file).
 READERS = {
-    "checkpoint": (checkpoint, lambda folder: read_checkpoint(folder / "checkpoints/step_00000001.pt"), "*.pt"),
+    "checkpoint": (checkpoint, read_newest, "shard-*.safetensors"),
+    "checkpoint's state": (checkpoint, read_newest, "state.json"),
+    "checkpoint's checksums": (checkpoint, read_newest, "checkpoints/*/checksums.json"),
+    "file of before": (file_of_before, lambda folder: read_checkpoint(folder / "checkpoints/step_00000003.pt"), "*.pt"),
     "frozen": (frozen, read_frozen, "frozen.safetensors"),
     "snapshot": (snapshot, read_snapshots, "*.safetensors"),
     "latents": (latents, lambda folder: Shard(shard_path(folder, 0)), "*.safetensors"),
@@ -199,6 +208,7 @@ KNOWN = {
     "data/images.py",
     "data/latent_shards.py",
     "data/listing.py",
+    "distributed/dcp.py",
     "distributed/output_folder.py",
     "engine/checkpoints.py",
     "engine/hooks.py",

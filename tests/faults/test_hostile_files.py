@@ -21,7 +21,7 @@ from aligntok.data.latent_shards import MANIFEST, Shard, read_manifest
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import OpenFiles, walk
 from aligntok.distributed.output_folder import output_folder
-from aligntok.engine.checkpoints import read_checkpoint
+from aligntok.engine.checkpoints import finished_steps, read_checkpoint
 from aligntok.errors import AlignTokError, CheckpointError, ConfigError, DataError, WeightsError
 from aligntok.evaluation.images import Samples
 from aligntok.evaluation.references import _read_arrays
@@ -32,7 +32,7 @@ from aligntok.evaluation.results import read_result
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.io import files as io_files
 from aligntok.io.arrays import read_npz
-from aligntok.io.files import check_file, load_tensors, read_bytes, read_json
+from aligntok.io.files import check_file, load_tensors, read_bytes, read_json, write_json
 from aligntok.io.folders import check_links, lock_folder, remove_leftovers
 from aligntok.loading import load_latent_diffusion, load_tokenizer
 from aligntok.sampling.folder import SampleFolder
@@ -356,6 +356,12 @@ def plant(path, kind):
 KINDS = ["pipe", "device", "circle", "folder"]
 
 
+def listed(path):
+    """The path of a file in a checkpoint, which its checksums name."""
+    write_json(path.with_name("checksums.json"), {"sha256": {path.name: "0" * 64}})
+    return path
+
+
 def lock(folder):
     with lock_folder(folder):
         pass
@@ -381,7 +387,11 @@ READERS = {
     "model_index.json": [lambda p: load_tokenizer(p.parent)],
     "latent_diffusion.json": [lambda p: load_latent_diffusion(p.parent)],
     "stage.json": [lambda p: load_tokenizer(p.parent), lambda p: load_latent_diffusion(p.parent)],
-    "checkpoints/step_00000001.pt": [lambda p: load_tokenizer(p.parents[1])],
+    "checkpoints/step_00000001.pt": [lambda p: load_tokenizer(p.parents[1]), lambda p: finished_steps(p.parents[1])],
+    "checkpoints/step_00000001": [lambda p: load_tokenizer(p.parents[1]), lambda p: finished_steps(p.parents[1])],
+    "checkpoints/step_00000001/checksums.json": [lambda p: finished_steps(p.parents[2])],
+    "checkpoints/step_00000001/state.json": [lambda p: finished_steps(listed(p).parents[2])],
+    "checkpoints/step_00000001/shard-1.safetensors": [lambda p: finished_steps(listed(p).parents[2])],
     MANIFEST: [lambda p: read_manifest(p.parent)],
     "samples.json": [lambda p: Samples(p.parent)],
     "images/000000.png": [lambda p: SampleFolder(p.parents[1], 1, (8, 8), None, {}).read(0)],

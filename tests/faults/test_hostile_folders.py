@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from aligntok import registry
@@ -27,13 +30,14 @@ from aligntok.data.latent_shards import (
 )
 from aligntok.data.latents import LatentDataset
 from aligntok.data.sources import open_source
-from aligntok.engine.checkpoints import write_checkpoint, write_frozen
-from aligntok.errors import AlignTokError
+from aligntok.engine.checkpoints import write_frozen
+from aligntok.engine.saving import write_checkpoint
+from aligntok.errors import AlignTokError, CheckpointError
 from aligntok.evaluation.images import Samples
 from aligntok.evaluation.report import write_report
 from aligntok.evaluation.results import Result
 from aligntok.evaluation.settings import ReportSettings
-from aligntok.io.files import write_json
+from aligntok.io.files import write_checksums, write_json
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import STAGE_FORMAT, export_tokenizer, load_latent_diffusion, load_tokenizer
 from aligntok.registry import shelves
@@ -41,6 +45,7 @@ from aligntok.sampling.samples import sample_images
 from aligntok.sampling.settings import SampleRequest
 from aligntok.tokenizer import Tokenizer
 
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 TINY = dict(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4)
 CANARY = "canary_of_strangers"
 
@@ -248,15 +253,26 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoints/step_00000001.pt", "checkpoints/.metadata", ".metadata", "frozen.safetensors"]
+    "name",
+    [
+        *("checkpoints/step_00000001.pt", "checkpoints/step_00000002.pt", "checkpoints/.metadata", ".metadata"),
+        *(
+            f"checkpoints/step_00000001/{name}"
+            for name in (".metadata", "__0_0.distcp", "state.json", "checksums.json")
+        ),
+        *(f"checkpoints/step_00000001/{SHARD}", "frozen.safetensors"),
+    ],
 )
 def test_no_pickle_is_run(name, tmp_path):
     trained_tokenizer(tmp_path / "folder")
     file = tmp_path / "folder/1_one" / name
+    place = file.parent
     torch.save({"format": 2, "x": Evil()}, tmp_path / "evil.pt")
     (tmp_path / "out").mkdir()
     for content in ((tmp_path / "evil.pt").read_bytes(), pickle.dumps(Evil())):
         file.write_bytes(content)
+        if place.name.startswith("step_") and file.name != "checksums.json":  # as if it had been written so
+            write_checksums(place, [each.name for each in place.iterdir() if each.name != "checksums.json"])
         read_by_all(tmp_path / "folder", tmp_path / "out")
         read_by_all(tmp_path / "folder/1_one", tmp_path / "out")
     for suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
@@ -264,6 +280,68 @@ def test_no_pickle_is_run(name, tmp_path):
         alone.write_bytes(pickle.dumps(Evil()))
         with pytest.raises(AlignTokError):
             load_tokenizer(alone)
+
+
+TENSOR = {"$tensor": "parts/decoder/conv_out.bias"}
+DEEP = json.loads("[" * 900 + "]" * 900)
+#: What a stranger may write in ``state.json``, and in what says of which tensors a shard's are parts.
+STATES = [
+    *({"parts": parts} for parts in (5, None, [], "x", {"adapter": 5}, {"adapter": {"w": 5}}, TENSOR, DEEP)),
+    *({"parts": {"adapter": {"w": {"$tensor": name}}}} for name in (5, None, "", "../x", "parts", [], {})),
+    *({"parts": {"adapter": {"w": each}}} for each in ({"$items": 5}, {"$items": [5]}, {"$items": [[{}, 1]]})),
+    *({"parts": {"adapter": {"w": each}}} for each in ({"$tuple": 5}, {"$float": "x"}, {"$float": [1]}, [TENSOR])),
+    *({"step": step} for step in ("1", None, 1.5, [1])),
+    *({"format": number} for number in (1, 2, 4, "3", None, True)),
+    *({"ema": ema, "ema_inference": 0.05} for ema in (5, {"averages": 5}, {"averages": {"0.05": 5}}, [TENSOR])),
+]
+OFFSETS = [[-1], [1], [2**60], [0, 0], [], ["0"], [None], [1.5], 0, None, "x"]
+
+
+def rewritten(place, **changes):
+    state = json.loads((place / "state.json").read_text())
+    (place / "state.json").write_text(json.dumps({**state, **changes}))
+    write_checksums(place, [each.name for each in place.iterdir() if each.name != "checksums.json"])
+
+
+@pytest.mark.parametrize("changes", STATES, ids=lambda changes: str(changes)[:60])
+def test_a_checkpoint_of_strangers_is_taken_or_refused_in_a_sentence(tmp_path, changes):
+    trained_tokenizer(tmp_path)
+    stage = tmp_path / "1_one"
+    rewritten(stage / "checkpoints/step_00000001", **changes)
+    with pytest.raises(AlignTokError) as caught:
+        load_tokenizer(tmp_path, weights="ema" if "ema" in changes else None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("offsets", OFFSETS, ids=str)
+def test_a_shard_that_lies_about_its_place_is_refused(tmp_path, offsets):
+    """Or is taken as what it says; nothing is made that is larger than the file."""
+    trained_tokenizer(tmp_path)
+    place = tmp_path / "1_one/checkpoints/step_00000001"
+    with safe_open(place / SHARD, "pt") as opened:
+        tensors, said = {name: opened.get_tensor(name) for name in list(opened.keys())}, opened.metadata()
+    where = json.loads(said["DCP_SHARDING_INFO"])
+    where["parts/decoder/conv_out.bias"]["saved_offsets"] = offsets
+    save_file(tensors, place / SHARD, {**said, "DCP_SHARDING_INFO": json.dumps(where)})
+    rewritten(place)
+    with pytest.raises(CheckpointError, match="it is damaged or incomplete"):
+        load_tokenizer(tmp_path)
+    for text in ("", "5", "{}", "[" * 100_000, "null"):
+        save_file(tensors, place / SHARD, {**said, "DCP_SHARDING_INFO": text})
+        rewritten(place)
+        with suppress(CheckpointError):
+            load_tokenizer(tmp_path)
+
+
+def test_a_tensor_that_two_shards_hold_is_refused(tmp_path):
+    """Where the second is part of it, too; what no file that is listed holds is not read."""
+    trained_tokenizer(tmp_path)
+    place = tmp_path / "1_one/checkpoints/step_00000001"
+    shutil.copy(place / SHARD, place / "shard-00002.safetensors")
+    assert isinstance(load_tokenizer(tmp_path), nn.Module)
+    rewritten(place)
+    with pytest.raises(CheckpointError, match="it is damaged or incomplete"):
+        load_tokenizer(tmp_path)
 
 
 def test_the_folders_are_sound_as_they_are(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aligntok.data.latent_shards import read_manifest
-from aligntok.engine.checkpoints import write_checkpoint
+from aligntok.engine.saving import write_checkpoint
 from aligntok.errors import AlignTokError, CheckpointError, DataError, WeightsError
 from aligntok.evaluation.images import read_description
 from aligntok.evaluation.results import read_result
@@ -25,6 +25,7 @@ OTHERS = {
     ("io/files.py", "read_json"): "the one place",
     ("io/files.py", "load_tensors"): "in the header of a .safetensors file",
     ("io/checksums.py", "read_checksums"): "what JSON files are checked by",
+    ("engine/saving.py", "_of_all_processes"): "what another process of the run has just said",
     ("check.py", "_look_at_json"): "any file, to see whether it can be read",
     ("check.py", "_look_at_tensors"): "the header of a .safetensors file",
     ("data/sources/classes.py", "labels_in"): "a stranger's labels beside images: what is none is passed over",

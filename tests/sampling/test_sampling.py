@@ -27,7 +27,8 @@ from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.transforms import open_image
 from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import job, output_folder
-from aligntok.engine.checkpoints import write_checkpoint, write_frozen
+from aligntok.engine.checkpoints import write_frozen
+from aligntok.engine.saving import write_checkpoint
 from aligntok.errors import CheckpointError, ConfigError, DataError, DivergenceError, Preempted, WeightsError
 from aligntok.io import files
 from aligntok.io.files import write_json

@@ -14,6 +14,7 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from aligntok.cli import train as command
+from aligntok.engine.checkpoints import read_checkpoint
 from aligntok.errors import WeightsError
 from aligntok.loading import STAGE_FILE, load_latent_diffusion, load_tokenizer
 from aligntok.training import run as run_module
@@ -87,7 +88,7 @@ class LineStage(Stage):
         return {"line": True}
 
     def export(self):
-        weight = torch.load(self.folder / f"checkpoints/step_{self.settings.steps:08d}.pt")["parts"]["generator"][
+        weight = read_checkpoint(self.folder / f"checkpoints/step_{self.settings.steps:08d}")["parts"]["generator"][
             "weight"
         ]
         (self.folder.parent / "line.txt").write_text(str(float(weight)))
