@@ -67,7 +67,7 @@ class EMAUpdateHook(Hook):
 
 @HOOKS.register_module()
 class StepCheckpointHook(Hook):
-    """Writes a checkpoint every `every` steps and after the last."""
+    """Writes a checkpoint every `every` steps and after the last; ends the run if one could not be written."""
 
     priority = "VERY_LOW"
 
@@ -75,6 +75,7 @@ class StepCheckpointHook(Hook):
         self.every = every
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        runner.checkpoints.check()
         if is_due(runner, self.every):
             runner.save_step(runner.iter + 1)
 

@@ -45,7 +45,7 @@ class StageRunner(Runner):
     `load_start(states)`, called once. `model` builds it, once the run is seeded; `start` returns those states, of the
     parts that the stage begins from (None: as the model was built). `ema` says which averages are kept, None
     for none; `keep` is the number of checkpoints that stay, and `keep_every` the steps between those that stay for
-    good. `parallel` says how processes hold the model.
+    good; `asynchronous` ones are written while the training goes on. `parallel` says how processes hold the model.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class StageRunner(Runner):
         ema: EMASettings | None = None,
         keep: int = 2,
         keep_every: int | None = None,
+        asynchronous: bool = False,
         parallel: Literal["replicate", "shard"] | Sharding = "replicate",
         **kwargs: Any,
     ) -> None:
         self._start = start
         self._averages = ema
         self._parallel = parallel
-        self.saved_step: int | None = None
         self.ema: WeightAverages | None = None
         self._seconds_before = 0.0
         self._began = time.monotonic()
         super().__init__(*args, **kwargs)
-        self._checkpoints = CheckpointWriter(self.work_dir, keep, keep_every)
+        self.checkpoints = CheckpointWriter(self.work_dir, keep, keep_every, asynchronous)
 
     @property
     def trained_model(self) -> Any:
@@ -96,6 +96,21 @@ class StageRunner(Runner):
         model = model.to(device())
         sharding = self._parallel if isinstance(self._parallel, Sharding) else Sharding()
         parallelise(model, self._parallel != "replicate", sharding.shard, sharding.parameters)
+        return model
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step of the newest checkpoint that is whole; None without any."""
+        return self.checkpoints.saved
+
+    def train(self) -> Any:
+        """Train to the end; a checkpoint that is being written then becomes whole, after an error if it can."""
+        try:
+            model = super().train()
+        except Exception:
+            self.checkpoints.give_up()
+            raise
+        self.checkpoints.finish()
         return model
 
     def load_or_resume(self) -> None:
@@ -135,7 +150,7 @@ class StageRunner(Runner):
         loop: Any = self.train_loop
         loop.start_at(content["step"])
         self._seconds_before = content["seconds"]
-        self.saved_step = content["step"]
+        self.checkpoints.saved = self.checkpoints.begun = content["step"]
         self.logger.info("going on after step %d", content["step"])
 
     def _schedulers(self) -> list[Any]:
@@ -148,7 +163,7 @@ class StageRunner(Runner):
         return {"parts": parts, "ema": self.ema.state_dict() if self.ema else None}
 
     def save_step(self, step: int) -> None:
-        """Write the checkpoint after `step` steps; collective."""
+        """Write the checkpoint after `step` steps, or begin to; collective."""
         optimizers: Any = self.optim_wrapper
         content = {
             **self._weights(),
@@ -157,8 +172,7 @@ class StageRunner(Runner):
             "ema_inference": self._averages.inference if self._averages else None,
             "seconds": self.seconds,
         }
-        self._checkpoints.write(step, content)
-        self.saved_step = step
+        self.checkpoints.write(step, content)
 
     @property
     def stage_dir(self) -> Path:
@@ -212,8 +226,9 @@ class StepLoop(IterBasedTrainLoop):
                 self.run_iter(StepBatch(self._iter, [next(batches) for _ in range(sampler.accumulation)]))
                 if sigterm_was_sent():
                     runner: Any = self.runner
-                    if runner.saved_step != self._iter:
+                    if runner.checkpoints.begun != self._iter:
                         runner.save_step(self._iter)
+                    runner.checkpoints.finish()
                     raise Preempted(
                         f"stopped by SIGTERM after step {self._iter} of {self._max_iters} in {runner.work_dir}; a "
                         "checkpoint is written, and the same command goes on from it"

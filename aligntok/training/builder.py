@@ -115,6 +115,7 @@ def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
         "ema": stage.settings.ema,
         "keep": stage.settings.checkpoint.keep,
         "keep_every": stage.settings.checkpoint.keep_every,
+        "asynchronous": stage.settings.checkpoint.asynchronous,
     }
 
 

@@ -90,6 +90,8 @@ class CheckpointSettings:
     """How many of a stage's newest checkpoints stay."""
     keep_every: Positive | None = None
     """Checkpoints at multiples of so many steps stay for good; None: none do."""
+    asynchronous: bool = True
+    """Copy what a checkpoint holds, and write it while the training goes on: main memory for one copy."""
 
     def __post_init__(self) -> None:
         every, kept = self.every, self.keep_every

@@ -5,18 +5,25 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import os
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from torch import nn
 
 from aligntok.cli import train as command
-from aligntok.engine.checkpoints import read_checkpoint
-from aligntok.errors import WeightsError
+from aligntok.distributed import dcp
+from aligntok.distributed.job import catching_sigterm
+from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_checkpoint
+from aligntok.errors import Preempted, WeightsError, WriteError
 from aligntok.loading import STAGE_FILE, load_latent_diffusion, load_tokenizer
+from aligntok.registry import HOOKS
 from aligntok.training import run as run_module
 from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
@@ -168,3 +175,82 @@ def test_a_stage_is_complete_and_is_not_changed(tmp_path, tiny):
     assert (stage.where, stage.description) == ("stage 'a'", tmp_path / "1_a/stage.json")
     assert not stage.validates
     assert not stage.reads_data
+
+
+#: The step after which the trainings below end; checkpoints are written aside, and take their time.
+AT = 3
+
+
+@HOOKS.register_module()
+class EndAt(Hook):
+    """Ends the training in its own way after a step, once the step's checkpoint is begun."""
+
+    priority = "LOWEST"
+
+    def __init__(self, how):
+        self.how = how
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == AT:
+            assert runner.checkpoints.begun == AT
+            assert runner.saved_step == AT - 1
+            if self.how == "error":
+                raise ZeroDivisionError
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    write = dcp.write
+
+    def wait(*args):
+        time.sleep(0.2)
+        return write(*args)
+
+    monkeypatch.setattr(dcp, "write", wait)
+
+
+def begin(folder, steps, **hook):
+    stage = line(folder, steps)
+    stage.settings.hooks[:] = [hook] if hook else []
+    return train(stage, stage.build_data())
+
+
+def weights(folder):
+    """By hand: each step halves the distance to 2, from 0."""
+    return {
+        step: read_checkpoint(path)["parts"]["generator"]["weight"].item() for step, path in list_checkpoints(folder)
+    }
+
+
+def test_at_the_end_of_a_stage_its_last_checkpoint_is_whole(tmp_path, slowly):
+    runner = begin(tmp_path, 3)
+    assert runner.saved_step == 3
+    assert weights(tmp_path / "1_line") == {2: 1.5, 3: 1.75}
+
+
+@pytest.mark.parametrize(("how", "raised"), [("error", ZeroDivisionError), ("SIGTERM", Preempted)])
+def test_whatever_ends_a_training_waits_for_what_was_begun(tmp_path, slowly, how, raised):
+    with catching_sigterm(), pytest.raises(raised):
+        begin(tmp_path, 9, type="EndAt", how=how)
+    assert weights(tmp_path / "1_line") == {2: 1.5, 3: 1.75}
+    assert not list(tmp_path.rglob("*.tmp"))
+    with catching_sigterm():
+        begin(tmp_path, 4)
+    assert weights(tmp_path / "1_line") == {3: 1.75, 4: 1.875}
+
+
+def test_a_disk_that_is_full_ends_the_training_at_its_next_step(tmp_path, monkeypatch):
+    write = dcp.write
+
+    def full(folder, *args):
+        if "step_00000002" in str(folder):
+            raise WriteError(f"{folder}/x could not be written (No space left on device); make room")
+        return write(folder, *args)
+
+    monkeypatch.setattr(dcp, "write", full)
+    with pytest.raises(WriteError, match="step_00000002/x could not be written") as caught:
+        begin(tmp_path, 9)
+    assert caught.value.exit_status == 2
+    assert finished_steps(tmp_path / "1_line") == 1
+    assert not list(tmp_path.rglob("*.tmp"))
