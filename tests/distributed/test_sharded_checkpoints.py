@@ -1,0 +1,175 @@
+"""Checkpoints of several processes: each writes its shards, and any number of processes goes on from them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, read_newest
+
+# One of several processes: trains a network by FSDP2 (or, alike in all, without), from the newest checkpoint on.
+WORKER = """
+import json, sys, torch
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from aligntok.distributed import dcp, start_processes, world
+from aligntok.distributed.dcp import sharded
+from aligntok.engine.checkpoints import open_newest
+from aligntok.engine.saving import CheckpointWriter
+folder, kind, asynchronous = sys.argv[1], sys.argv[4], sys.argv[5] == "1"
+first, last = map(int, sys.argv[2:4])
+torch.set_num_threads(1)
+start_processes()
+rank, processes = world()
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(6, 33), nn.GELU(), nn.Linear(33, 3), nn.BatchNorm1d(3))
+if kind == "shard":
+    from torch.distributed.device_mesh import init_device_mesh
+    mesh = init_device_mesh("cpu", (processes,))
+    for module in model:
+        fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+def content():
+    sides = {"net": optimizer.state_dict()}
+    return {"parts": {"net": model.state_dict()}, "optimizers": {"sides": sides}, "ema": None}
+writer = CheckpointWriter(folder, keep=9, asynchronous=asynchronous)
+found = open_newest(folder)
+read = 0
+if found is not None:
+    if kind == "shard":
+        assert processes == 1 or len(sharded(content())) == 6
+    process, take = dcp._Reader._process_read_request, []
+    def counted(self, file, request, planner):
+        global read
+        read += request.lengths.numel() * 4
+        return process(self, file, request, planner)
+    dcp._Reader._process_read_request = counted
+    owners = {"sides": {"net": {"state": dict(enumerate(model.parameters()))}}}
+    got = found.load(found.content, sharded({"parts": {"net": model.state_dict()}, "optimizers": owners}))
+    model.load_state_dict(got["parts"]["net"])
+    optimizer.load_state_dict(got["optimizers"]["sides"]["net"])
+assert (found.step if found else 0) == first
+generator = torch.Generator().manual_seed(7)
+for step in range(1, last + 1):
+    x = torch.randn(12, 6, generator=generator)
+    if step <= first:
+        continue
+    share = x if kind == "alike" else x.chunk(processes)[rank]
+    model[3].eval()
+    model(share).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+writer.write(last, content())
+for parameter in model.parameters():
+    with torch.no_grad():
+        parameter.add_(1.0)  # what is written is what was there
+writer.finish()
+assert writer.saved == last
+print("READ", rank, read, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Train from one step to another in so many processes; return how many bytes each has read of tensors."""
+    place, count = tmp_path_factory.mktemp("workers"), itertools.count()
+    (place / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).parents[1] / "faults/warm.py")]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(**question):
+        server.stdin.write(json.dumps({"setup": "", **question}) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
+    def train(folder, processes, first, last, kind="shard", asynchronous=True):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            env = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        argv = [str(place / "worker.py"), str(folder), *map(str, (first, last)), kind, str(int(asynchronous))]
+        workers = []
+        for rank in range(processes):
+            if processes > 1 or kind == "shard":
+                env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            out = place / f"{next(count)}.txt"
+            workers.append((ask(argv=argv, env=env, out=str(out)), out))
+        ended = [ask(wait=pid, seconds=120) for pid, _ in workers]
+        printed = [out.read_text() for _, out in workers]
+        assert ended == [0] * processes, "\n".join(printed)
+        return [int(text.split("READ")[1].split()[1]) for text in printed]
+
+    with server:  # closes its pipes, and waits for its end
+        yield train
+
+
+def flat(nest, path=""):
+    if isinstance(nest, torch.Tensor):
+        return {path: nest}
+    items = nest.items() if isinstance(nest, dict) else enumerate(nest) if isinstance(nest, list | tuple) else ()
+    return {name: t for key, value in items for name, t in flat(value, f"{path}/{key}").items()}
+
+
+def differences(a, b):
+    one, other = (flat({key: value for key, value in read_newest(f).items() if key != "versions"}) for f in (a, b))
+    assert one.keys() == other.keys()
+    assert len(one) > 20
+    return {name: float((one[name].double() - other[name].double()).abs().max()) for name in one}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, run):
+    """Six steps of one process without sharding."""
+    folder = tmp_path_factory.mktemp("alone")
+    run(folder, 1, 0, 6, "alike", asynchronous=False)
+    return folder
+
+
+def test_two_processes_write_each_their_own_and_others_go_on_with_it(tmp_path, alone, run):
+    """2 -> 1: each file has half of each tensor, and the whole is that of one process."""
+    run(tmp_path, 2, 0, 4)
+    ((_, path),) = list_checkpoints(tmp_path)
+    names = [file.name for file in sorted(path.iterdir())]
+    shards = [f"shard-0000{i}-model-00001-of-00001.safetensors" for i in (1, 2)]
+    assert names == ["checksums.json", *shards, "state.json"]
+    assert sorted(json.loads((path / "checksums.json").read_text())["sha256"]) == [*shards, "state.json"]
+    sizes = [(path / shard).stat().st_size for shard in shards]
+    assert max(sizes) < 1.5 * min(sizes)
+    run(tmp_path, 1, 4, 6, "alike")
+    worst = differences(tmp_path, alone)
+    assert max(worst.values()) < 1e-6, worst
+
+
+@pytest.mark.nightly
+def test_two_one_and_four_processes_in_turn_end_as_one(tmp_path, alone, run):
+    for processes, first, last in ((2, 0, 2), (1, 2, 4), (4, 4, 6)):
+        run(tmp_path, processes, first, last)
+    worst = differences(tmp_path, alone)
+    assert max(worst.values()) < 1e-6, worst
+
+
+def test_a_process_that_goes_on_reads_only_its_own_shards(tmp_path, run):
+    run(tmp_path, 2, 0, 1)
+    once = read_newest(tmp_path)
+    # weights, and both moments of each, but for what is alike in all processes: counts and running statistics
+    whole = sum(4 * t.numel() for name, t in flat(once).items() if "running" not in name and t.dim())
+    read = run(tmp_path, 2, 1, 2)
+    assert sum(read) == whole
+    assert max(read) < 0.6 * whole
+
+
+def test_what_is_alike_in_all_processes_is_written_once_and_is_bit_identical(tmp_path, alone, run):
+    run(tmp_path, 2, 0, 2, "alike")
+    ((_, path),) = list_checkpoints(tmp_path)
+    assert len([*path.glob("*.safetensors")]) == 1
+    run(tmp_path, 2, 2, 4, "alike", asynchronous=False)
+    run(tmp_path, 1, 4, 6, "alike")
+    assert not any(differences(tmp_path, alone).values())
+    assert [read_checkpoint(path)["step"] for _, path in list_checkpoints(tmp_path)] == [2, 4, 6]
