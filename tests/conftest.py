@@ -229,7 +229,8 @@ def slow_steps(tmp_path):
     hook = "from mmengine.hooks import Hook\nimport time\n\n\nclass Slow(Hook):\n"
     hook += "    def after_train_iter(self, *args, **kwargs):\n        time.sleep(0.25)\n"
     (tmp_path / "slow_hook.py").write_text(hook)
-    return "hooks=[{'type': 'slow_hook.Slow'}]", {"PYTHONPATH": str(tmp_path)}
+    places = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return "hooks=[{'type': 'slow_hook.Slow'}]", {"PYTHONPATH": os.pathsep.join(places)}
 
 
 FOLDERS = ("1_latent_alignment", "2_perceptual_alignment", "3_decoder_refinement")
