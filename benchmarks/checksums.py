@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from aligntok.engine.checkpoints import read_checkpoint
+from aligntok.engine.checkpoints import checkpoint_path, read_checkpoint
 from aligntok.engine.saving import write_checkpoint
 from aligntok.io import checksums
 from aligntok.io.files import replacing
@@ -45,9 +45,10 @@ def measure(folder: Path, gigabytes: float, rounds: int) -> dict[str, float]:
         found["plain"].append(seconds(plain))
         (folder / "plain.pt").unlink()
         found["with its checksum"].append(seconds(lambda step=step: write_checkpoint(folder, step, content, keep=1)))
-        path = folder / "checkpoints" / f"step_{step:08d}.pt"
+        path = checkpoint_path(folder, step)
         checksums.forget()
-        found["hash"].append(seconds(lambda path=path: checksums.sha256(path)))
+        (shard,) = path.glob("*.safetensors")
+        found["hash"].append(seconds(lambda shard=shard: checksums.sha256(shard)))
         checksums.forget()
         found["read and check"].append(seconds(lambda path=path: read_checkpoint(path)))
     return {name: statistics.median(times) for name, times in found.items()}

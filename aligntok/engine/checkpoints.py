@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aligntok.distributed import barrier, is_first
+from aligntok.distributed import agree, barrier, gather, is_first, world
 from aligntok.distributed.parallel import load_state, whole
 from aligntok.engine.ema import PartStates
 from aligntok.errors import CheckpointError, first_line
 from aligntok.io.arrays import check_stored
-from aligntok.io.checksums import CHECKSUMS, read_checksums
+from aligntok.io.checksums import CHECKSUMS, read_checksums, remember, sha256
 from aligntok.io.files import check_file, inside, load_tensors, read_json, reading, regular, save_tensors
 
 logger = logging.getLogger("aligntok.engine")
@@ -170,6 +171,28 @@ def read_newest(stage_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Read all of the checkpoint that :func:`open_newest` opens."""
     found = open_newest(stage_dir)
     return None if found is None else dict(found.load(found.content))
+
+
+def share_hashing(stage_dir: str | os.PathLike[str]) -> None:
+    """Hash the files of a stage's newest checkpoint, each in one process for all; collective.
+
+    So that to look at it, and to go on from it, each process reads a share of it. What it says of a file that is
+    damaged, or missing, whoever opens the checkpoint finds.
+    """
+    rank, processes = world()
+    found = list_checkpoints(stage_dir)
+    files = sorted(file for file in found[-1][1].glob("*") if file.is_file()) if found else []
+    if processes == 1 or not agree(len(files)):
+        return
+    rows = torch.zeros(len(files[rank::processes]), 32, dtype=torch.uint8)
+    for row, file in zip(rows, files[rank::processes], strict=True):
+        with suppress(OSError):
+            row.copy_(torch.tensor(list(bytes.fromhex(sha256(file)))))
+    for other, digests in enumerate(gather(rows)):
+        for digest, file in zip(digests, files[other::processes], strict=True):
+            with suppress(OSError):
+                if digest.any():
+                    remember(file, bytes(digest.tolist()).hex())
 
 
 def finished_steps(stage_dir: str | os.PathLike[str]) -> int:

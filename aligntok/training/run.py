@@ -12,7 +12,7 @@ from aligntok.data.listing import report_changes
 from aligntok.device import multiplying
 from aligntok.distributed import agree, barrier, is_first, world
 from aligntok.distributed.job import job, stop_if_preempted
-from aligntok.engine.checkpoints import finished_steps
+from aligntok.engine.checkpoints import finished_steps, share_hashing
 from aligntok.engine.log import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted, WeightsError, unknown
 from aligntok.io.folders import check_links, lock_folder, remove_leftovers
@@ -153,6 +153,7 @@ def _is_left(stage: Stage) -> bool:
     Reports what differs from the settings it was trained with so far.
     """
     result, steps = stage.folder / "result.json", stage.settings.steps
+    share_hashing(stage.folder)
     finished = finished_steps(stage.folder) >= steps
     if stage.validates:
         finished = finished and result.is_file() and read_result(result)["step"] >= steps
