@@ -124,7 +124,7 @@ class CheckpointWriter:
             self._written.wait()
             self._thread.join(None if world()[1] == 1 else PATIENCE_SECONDS)
         if self._error is not None:
-            logger.error("%s", self._error)
+            logger.error("the checkpoint of step %d was not written either: %s", self.begun, self._error)
 
     def _finish_aside(self, step: int, folder: Path, write: Callable[[], dict[str, str]]) -> None:
         try:

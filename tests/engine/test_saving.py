@@ -96,7 +96,7 @@ def test_after_a_failure_what_the_writing_meets_is_logged(tmp_path, monkeypatch,
     writer.give_up()
     writer.write(2, content(torch.ones(4)))
     writer.give_up()
-    assert "it could not be written" in caplog.text
+    assert "the checkpoint of step 2 was not written either: it could not be written" in caplog.text
 
 
 def killed_at(moment):
