@@ -67,7 +67,7 @@ class EMAUpdateHook(Hook):
 
 @HOOKS.register_module()
 class StepCheckpointHook(Hook):
-    """Writes a checkpoint every `every` steps and after the last; ends the run if one could not be written."""
+    """Writes a checkpoint every `every` steps and after the last; ends the run where that failed."""
 
     priority = "VERY_LOW"
 
