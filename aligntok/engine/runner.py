@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from aligntok.data.loader import explaining_loader_errors
 from aligntok.device import device
-from aligntok.distributed import agree, barrier, is_first
+from aligntok.distributed import agree, barrier
 from aligntok.distributed.dcp import sharded
 from aligntok.distributed.job import sigterm_was_sent
 from aligntok.distributed.parallel import Sharding, parallelise

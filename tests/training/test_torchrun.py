@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -89,6 +90,36 @@ def test_any_number_of_processes_logs_the_losses_of_one_and_ends_at_its_weights(
     assert any("grad_norm/loss_vf" in line for line in scalars(tmp_path / "many" / FOLDERS[1]))
     assert aligntok.load_tokenizer(tmp_path / "many").latent_dim == 4
     assert not Path(".dist_test").exists()  # where mmengine would gather results by files
+
+
+TWO = ("--standalone", "--nproc_per_node=2")
+
+
+@pytest.mark.slow
+def test_processes_that_share_out_the_model_are_one(one, tool, tmp_path):
+    """Weights, moments and averages in shares: three stages, with pictures and validations."""
+    finish(tool.launch(one[1], tmp_path / "many", "--cfg-options", "parallel=shard", torchrun=TWO))
+    assert_one_curve(one[0], tmp_path / "many")
+    assert [*(tmp_path / "many" / FOLDERS[0] / "pictures").iterdir()]
+
+
+@pytest.mark.nightly
+def test_a_training_goes_on_with_another_number_of_processes_and_held_otherwise(one, tool, tmp_path):
+    """Two steps more of the last stage: the same weights, whoever made the first three and makes these."""
+    starts = [("parallel=shard", TWO), ("parallel=replicate", TWO)]
+    goes_on = [("parallel=replicate", ()), ("parallel=shard", TWO), ("parallel=replicate", TWO)]
+    shutil.copytree(one[0], tmp_path / "one")
+    finish(tool.launch(one[1], tmp_path / "one", "--cfg-options", "stages.2.steps=5"))
+    expected = newest(tmp_path / "one" / FOLDERS[2])
+    for i, (held, torchrun) in enumerate(starts):
+        finish(tool.launch(one[1], tmp_path / str(i), "--cfg-options", held, torchrun=torchrun))
+        for j, (then, others) in enumerate(goes_on):
+            run = shutil.copytree(tmp_path / str(i), tmp_path / f"{i}_{j}")
+            finish(tool.launch(one[1], run, "--cfg-options", then, "stages.2.steps=5", torchrun=others))
+            found = newest(run / FOLDERS[2])
+            assert found["step"] == 5
+            assert_close(found["parts"], expected["parts"])
+            assert_close(found["ema"]["averages"], expected["ema"]["averages"])
 
 
 @pytest.mark.nightly
