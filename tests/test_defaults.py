@@ -128,6 +128,9 @@ SETTINGS = {
     "training.generation.model:GenerationModel": dict(seed=0),
     "training.generation.model:GenerationModel.train": dict(mode=True),
     "engine.ema:WeightAverages": dict(decays=()),
+    "distributed.parallel:Sharding": dict(shard=None, parameters="fp32"),
+    "distributed.parallel:parallelise": dict(shard=False, group=None, parameters="fp32"),
+    "engine.checkpoints:Checkpoint": dict(files=()),
     "engine.checkpoints:read_parts": dict(weights="raw", sigma_rel=None),
     "data.sampler:epoch_order": dict(bucket=0),
     "data.sampler:BucketSchedule": dict(seed=0, shuffle=True),
@@ -162,7 +165,7 @@ SETTINGS = {
 CONSTANTS = {
     "engine.ema:LEAST_DECAY": 0.5,
     "engine.optim:WINDOW": 100,
-    "engine.checkpoints:FORMAT": 2,
+    "engine.checkpoints:FORMAT": 3,
     "data.transforms:MAX_ASPECT_RATIO": 50.0,
     "data.transforms:_WHOLE": 50,
     "data.images:UNREADABLE": 255,

@@ -384,13 +384,13 @@ def test_contents_are_the_same_bit_for_bit_or_they_are_not():
 
 def test_a_stage_of_which_no_checkpoint_can_be_read_is_not_begun_anew(tmp_path, caplog):
     for step in (1, 2, 3):
-        write_checkpoint(tmp_path, step, content(), keep=3).write_bytes(b"")
+        (write_checkpoint(tmp_path, step, content(), keep=3) / "state.json").write_bytes(b"")
     for look in (read_newest, finished_steps, read_parts):
         with pytest.raises(
-            CheckpointError, match=r"no checkpoint of 3 in .* can be read: .*step_00000001\.pt cannot be"
+            CheckpointError, match=r"no checkpoint of 3 in .* can be read: .*step_00000001/state\.json "
         ):
             look(tmp_path)
-    assert caplog.text.count("step_00000003.pt cannot be read") == 3
+    assert caplog.text.count("step_00000003/state.json") == 3
 
 
 def test_averages_that_there_are_not_are_named(tmp_path):
@@ -407,8 +407,8 @@ def test_averages_that_there_are_not_are_named(tmp_path):
         read_parts(tmp_path, "ema", 0.3)
 
 
-def test_a_checkpoint_is_mapped_onto_the_cpu_and_runs_no_code_whatever_torch_does_by_itself(tmp_path, monkeypatch):
-    path, asked, load = write_checkpoint(tmp_path, 1, content(), keep=1), [], torch.load
+def test_a_checkpoint_of_the_format_before_is_mapped_onto_the_cpu_and_runs_no_code_whatever_torch_does_by_itself(tmp_path, monkeypatch):
+    path, asked, load = old(tmp_path), [], torch.load
     monkeypatch.setattr(torch, "load", lambda *given, **named: asked.append(named) or load(*given, **named))
     read_checkpoint(path)
     assert asked == [dict(map_location="cpu", weights_only=True, mmap=True)]

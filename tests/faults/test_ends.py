@@ -42,6 +42,7 @@ class Fills(Hook):
             with contextlib.suppress(OSError), open(runner.work_dir + "/filler", "wb", buffering=0) as file:
                 while True:
                     file.write(bytes(4096))
+            runner.logger.info("." * 5000)  # more than its log's last page takes
 """
 SMALL_DISK = """
 import ctypes
