@@ -98,6 +98,9 @@ class StageRunner(Runner):
         parallelise(model, self._parallel != "replicate", sharding.shard, sharding.parameters)
         return model
 
+    def _init_model_weights(self) -> None:
+        """Leave them as they are: the model is built with them, and every process has the first one's."""
+
     @property
     def saved_step(self) -> int | None:
         """The step of the newest checkpoint that is whole; None without any."""
@@ -107,7 +110,7 @@ class StageRunner(Runner):
         """Train to the end; a checkpoint that is being written then becomes whole, after an error if it can."""
         try:
             model = super().train()
-        except Exception:
+        except BaseException:  # Ctrl-C, too
             self.checkpoints.give_up()
             raise
         self.checkpoints.finish()

@@ -407,7 +407,9 @@ def test_averages_that_there_are_not_are_named(tmp_path):
         read_parts(tmp_path, "ema", 0.3)
 
 
-def test_a_checkpoint_of_the_format_before_is_mapped_onto_the_cpu_and_runs_no_code_whatever_torch_does_by_itself(tmp_path, monkeypatch):
+def test_a_checkpoint_of_the_format_before_is_mapped_onto_the_cpu_and_runs_no_code_whatever_torch_does_by_itself(
+    tmp_path, monkeypatch
+):
     path, asked, load = old(tmp_path), [], torch.load
     monkeypatch.setattr(torch, "load", lambda *given, **named: asked.append(named) or load(*given, **named))
     read_checkpoint(path)

@@ -181,7 +181,6 @@ def test_a_stage_is_complete_and_is_not_changed(tmp_path, tiny):
 AT = 3
 
 
-@HOOKS.register_module()
 class EndAt(Hook):
     """Ends the training in its own way after a step, once the step's checkpoint is begun."""
 
@@ -201,6 +200,8 @@ class EndAt(Hook):
 
 @pytest.fixture
 def slowly(monkeypatch):
+    list(HOOKS)  # loads the plugins first
+    monkeypatch.setitem(HOOKS.module_dict, "EndAt", EndAt)
     write = dcp.write
 
     def wait(*args):

@@ -17,6 +17,8 @@ READS = {"load_file", "safe_open"}
 ELSEWHERE = {
     "plugins/component_checks.py:load_state_dict": "a copy of a module, in memory",
     "evaluation/references.py:safe_open": "statistics, not weights",
+    "distributed/parallel.py:load_state_dict": "a state that was read, shared out",
+    "distributed/dcp.py:safe_open": "shards of a checkpoint, checked by their sums",
 }
 
 
