@@ -54,7 +54,7 @@ trained = model
 if policy == "before":
     trained = parallel.SelfReducing(model)
 else:
-    parallel.parallelise(model, shard=policy == "shard")
+    parallel.parallelise(model, policy)
 adam = dict(type="Adam", lr=1e-4, betas=(0.5, 0.9))
 sides = dict(autoencoder=adam, discriminator=adam)
 optim = PartOptimizersConstructor(dict(sides, clip_grad_norm=1.0, max_skipped=9, spike_factor=None))(model)

@@ -83,7 +83,7 @@ def keys_page() -> str:
 def _table(cls: Any) -> str:
     rows = ["| key | default | may be | meaning |", "|---|---|---|---|"]
     for option in fields_of(cls):
-        given = "" if option.settings is not None and option.default is not None else f"`{option.default!r}`"
+        given = "" if dataclasses.is_dataclass(option.default) else f"`{option.default!r}`"
         default = "must be given" if option.default is dataclasses.MISSING else given
         rows.append(f"| `{option.name}` | {default} | {_markdown(option.allowed)} | {_markdown(option.doc)} |")
     return "\n".join(rows) + "\n"

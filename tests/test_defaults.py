@@ -129,7 +129,7 @@ SETTINGS = {
     "training.generation.model:GenerationModel.train": dict(mode=True),
     "engine.ema:WeightAverages": dict(decays=()),
     "distributed.parallel:Sharding": dict(shard=None, parameters="fp32"),
-    "distributed.parallel:parallelise": dict(shard=False, group=None, parameters="fp32"),
+    "distributed.parallel:parallelise": dict(parallel="replicate"),
     "engine.checkpoints:Checkpoint": dict(files=()),
     "engine.checkpoints:read_parts": dict(weights="raw", sigma_rel=None),
     "data.sampler:epoch_order": dict(bucket=0),

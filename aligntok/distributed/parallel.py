@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.distributed._composable.replicate import replicate
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from aligntok.distributed import broadcast, world
 from aligntok.errors import ConfigError
 from aligntok.settings import Positive, settings
+
+if TYPE_CHECKING:  # FSDP2 and DTensor take a second to import: only a training of several processes needs them
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
 logger = logging.getLogger("aligntok.engine")
 #: DDP's. Weights are given to all before they are spread; buffers change alike in all.
@@ -31,6 +31,10 @@ class Sharding:
     """Processes that share them; several such groups hold the same (HSDP); None: all."""
     parameters: Literal["fp32", "bf16"] = "fp32"
     """What weights are gathered in; gradients are averaged in float32."""
+
+
+#: How processes hold a model: each the whole, shares of it, or shares as said.
+Parallel: TypeAlias = Literal["replicate", "shard"] | Sharding
 
 
 class Unit(NamedTuple):
@@ -50,8 +54,9 @@ class _Spread(Protocol):
     def buffers(self) -> Iterable[Tensor]: ...
 
 
-def check_group(group: int | None, processes: int, where: str) -> None:
-    """Raise ConfigError unless processes can be cut into groups of so many."""
+def check_group(parallel: Parallel, processes: int, where: str) -> None:
+    """Raise ConfigError unless so many processes can be cut into the groups that share a model."""
+    group = parallel.shard if isinstance(parallel, Sharding) else None
     if group is not None and processes % group:
         fitting = [number for number in range(2, processes + 1) if processes % number == 0]
         cure = f"{', '.join(map(str, fitting))} would do" if fitting else "start more with torchrun"
@@ -61,29 +66,31 @@ def check_group(group: int | None, processes: int, where: str) -> None:
         )
 
 
-def parallelise(model: _Spread, shard: bool = False, group: int | None = None, parameters: str = "fp32") -> None:
+def parallelise(model: _Spread, parallel: Parallel = "replicate") -> None:
     """Spread a model's units over all processes, in place; the names of its weights stay. Collective.
 
-    Every process gets the first one's weights. Each unit is replicated, its gradients averaged while the backward pass
-    goes on (DDP); or, with `shard`, its blocks and what else it has are shared out among the processes of a `group`
-    (None: all), and gathered when they are called (FSDP2; several groups: HSDP). `parameters` "bf16" gathers them in
-    that type; gradients are averaged in float32 all the same. One process has nothing to share: nothing is done.
+    Every process gets the first one's weights. With "replicate" each unit's gradients are averaged while the backward
+    pass goes on (DDP); else its blocks and what else it has are shared out among the processes of a group, and gathered
+    when they are called (FSDP2; several groups: HSDP). One process has nothing to share: nothing is done.
     """
     processes = world()[1]
     if processes == 1:
-        if shard:
+        if parallel != "replicate":
             logger.info("parallel: one process has nobody to share its weights with; it holds them whole")
         return
     broadcast([*model.parameters(), *model.buffers()])
-    if not shard:
+    if parallel == "replicate":
         for unit in model.units():
             if any(p.requires_grad for p in unit.part.parameters()):
                 _replicate(unit.part)
         return
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    sharding = parallel if isinstance(parallel, Sharding) else Sharding()
     device = next(iter(model.parameters())).device.type
-    mesh = _mesh(device, processes, group or processes)
+    mesh = _mesh(device, processes, sharding.shard or processes)
     policy = MixedPrecisionPolicy()
-    if parameters == "bf16":
+    if sharding.parameters == "bf16":
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
     for unit in model.units():
         _shard(unit, mesh, policy)
@@ -95,6 +102,7 @@ def _replicate(part: nn.Module) -> None:
     Only then it is seen whether the output depends on all of its weights, some of which may be left out of the features
     that are asked for. DDP looks for those in every step if there are any, and complains if there are none.
     """
+    from torch.distributed._composable.replicate import replicate
 
     def begin(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -123,12 +131,16 @@ def _leaves(output: Tensor) -> set[Any]:
 
 
 def _mesh(device: str, processes: int, group: int) -> DeviceMesh:
+    from torch.distributed.device_mesh import init_device_mesh
+
     if group == processes:
         return init_device_mesh(device, (processes,), mesh_dim_names=("shard",))
     return init_device_mesh(device, (processes // group, group), mesh_dim_names=("replicate", "shard"))
 
 
 def _shard(unit: Unit, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    from torch.distributed.fsdp import fully_shard
+
     if next(unit.part.parameters(), None) is None:
         return
     trained = any(p.requires_grad for p in unit.part.parameters())
@@ -153,21 +165,18 @@ def exchange_gradients(model: nn.Module, now: bool) -> None:
             switch(now)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Tell whether processes share out the weights of any part, so that each forward pass is collective."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
-
-
 def to_shares(model: nn.Module) -> None:
     """Let go of gathered weights, which a forward pass without a backward pass left in place of the shares."""
     for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+        let_go: Any = getattr(module, "reshard", None)  # of FSDP2's modules
+        if let_go is not None:
+            let_go()
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor, gathered where processes share it out; collective then."""
-    gathered: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    shares: Any = tensor
+    gathered: Tensor = shares.full_tensor() if _is_shared(tensor) else tensor
     return gathered
 
 
@@ -177,12 +186,18 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises RuntimeError, as torch does, for other names or shapes.
     """
     own = module.state_dict()
-    module.load_state_dict({name: as_shared(tensor, own.get(name)) for name, tensor in state.items()})
+    module.load_state_dict({name: _as_shared(tensor, own.get(name)) for name, tensor in state.items()})
 
 
-def as_shared(tensor: Tensor, like: Any) -> Tensor:
+def _is_shared(tensor: Any) -> bool:
+    return hasattr(tensor, "full_tensor")  # a DTensor
+
+
+def _as_shared(tensor: Tensor, like: Any) -> Tensor:
     """Return a tensor shared out as another is; itself where that is whole, of another shape, or shared out alike."""
-    if isinstance(like, DTensor) and not isinstance(tensor, DTensor) and tensor.shape == like.shape:
+    if _is_shared(like) and not _is_shared(tensor) and tensor.shape == like.shape:
+        from torch.distributed.tensor import distribute_tensor
+
         local = tensor.to(like.device, like.dtype)
         return distribute_tensor(local, like.device_mesh, like.placements, src_data_rank=None)
     return tensor

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from mmengine.logging import MMLogger
 from mmengine.registry import LOOPS
@@ -20,7 +20,7 @@ from aligntok.device import device
 from aligntok.distributed import agree, barrier
 from aligntok.distributed.dcp import sharded
 from aligntok.distributed.job import sigterm_was_sent
-from aligntok.distributed.parallel import Sharding, parallelise
+from aligntok.distributed.parallel import Parallel, parallelise
 from aligntok.engine.checkpoints import (
     Checkpoint,
     PartStates,
@@ -56,7 +56,7 @@ class StageRunner(Runner):
         keep: int = 2,
         keep_every: int | None = None,
         asynchronous: bool = False,
-        parallel: Literal["replicate", "shard"] | Sharding = "replicate",
+        parallel: Parallel = "replicate",
         **kwargs: Any,
     ) -> None:
         self._start = start
@@ -94,17 +94,11 @@ class StageRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: Any, model: Any) -> Any:
         """Put the model on its device and spread it over the processes, in place of mmengine's wrappers."""
         model = model.to(device())
-        sharding = self._parallel if isinstance(self._parallel, Sharding) else Sharding()
-        parallelise(model, self._parallel != "replicate", sharding.shard, sharding.parameters)
+        parallelise(model, self._parallel)
         return model
 
     def _init_model_weights(self) -> None:
         """Leave them as they are: the model is built with them, and every process has the first one's."""
-
-    @property
-    def saved_step(self) -> int | None:
-        """The step of the newest checkpoint that is whole; None without any."""
-        return self.checkpoints.saved
 
     def train(self) -> Any:
         """Train to the end; a checkpoint that is being written then becomes whole, after an error if it can."""

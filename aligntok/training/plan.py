@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from aligntok.data.sampler import per_process_batch
-from aligntok.distributed.parallel import Sharding, check_group
+from aligntok.distributed.parallel import check_group
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_parts, part_states, read_parts
 from aligntok.engine.optim import check_optimizer, side_of
 from aligntok.engine.schedules import check_schedule
@@ -58,10 +58,9 @@ def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> S
     """Plan one stage for a number of processes and, if known, of training images.
 
     Raises ConfigError for what its model and what every kind of training has cannot be: optimisers, schedule, data
-    sets, hooks; WeightsError for a file of weights that is named and not there.
+    sets, hooks.
     """
-    parallel = stage.settings.parallel
-    check_group(parallel.shard if isinstance(parallel, Sharding) else None, processes, stage.where)
+    check_group(stage.settings.parallel, processes, stage.where)
     model = stage.build_model()
     where = stage.where
     for side, config in stage.optimizers.items():

@@ -11,7 +11,7 @@ from pydantic import Field
 from aligntok.annotations import check_values
 from aligntok.caching.settings import CacheContent, Posterior
 from aligntok.diffusion.settings import Sampling, TransportSettings
-from aligntok.distributed.parallel import Sharding
+from aligntok.distributed.parallel import Parallel
 from aligntok.engine.ema import EMASettings
 from aligntok.errors import ConfigError, unknown
 from aligntok.settings import (
@@ -189,7 +189,7 @@ class TrainingSettings:
     """tf32: matrix products of float32 in TF32 on GPUs; bf16 or fp16, with loss scaling: autocast."""
     grad_checkpointing: bool = False
     """Recompute activations to save memory."""
-    parallel: Literal["replicate", "shard"] | Sharding = "replicate"
+    parallel: Parallel = "replicate"
     """How processes hold the model: each the whole; shares of it (FSDP2); or shares in groups, dict(shard=8)."""
     compile: bool | dict[str, Any] = False
     """Compile what is trained block by block: True, or keywords of `torch.compile`."""

@@ -93,7 +93,7 @@ class TrainedModel(BaseModel):
         super().__init__()
         self.settings, self.seed, self.precision = settings, seed, settings.precision
         self._buffers_before: KeptBuffers | None = None
-        self._dropouts: list[Any] = []
+        self._dropouts: list[Any] | None = None
 
     def trained_parts(self) -> dict[str, nn.Module]:
         """Return what changes in the stage."""
@@ -130,13 +130,14 @@ class TrainedModel(BaseModel):
 
     def seed_dropouts(self, samples: Sequence[int]) -> None:
         """Have what layers drop follow the samples, by their numbers in the run."""
+        if self._dropouts is None:
+            self._dropouts = follow_samples(self)
         if self._dropouts:
             drawn = [int(rng("dropout", self.seed, number).integers(2**31)) for number in samples]
             set_seeds(self._dropouts, torch.tensor(drawn, dtype=torch.int32, device=self.device()))
 
     def compile_parts(self, *parts: nn.Module | None) -> None:
-        """Compile parts block by block, if the settings say so; their dropouts, and all others, follow the samples."""
-        self._dropouts = follow_samples(self)
+        """Compile parts block by block, if the settings say so."""
         options = self.settings.compile
         if options:
             compile_blocks([*parts], {} if options is True else options)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.distributed import mean_over_processes, world
-from aligntok.distributed.parallel import is_sharded, parallelise, whole
+from aligntok.distributed.parallel import Sharding, parallelise, whole
 from aligntok.engine.ema import WeightAverages
 from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StepBatch
@@ -26,7 +27,7 @@ from aligntok.training.generation.model import GenerationModel
 from aligntok.training.settings import GeneratorSettings, StageSettings
 
 STEPS, BATCH = 3, 8
-POLICIES = {"replicate": dict(), "shard": dict(shard=True), "groups": dict(shard=True, group=2)}
+POLICIES = {"replicate": "replicate", "shard": "shard", "groups": Sharding(shard=2)}
 VIT = dict(depth=3, embed_dim=48, num_heads=3, patch_size=8)
 CNN = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, resolution=32, attn_resolutions=())
 MODEL = dict(
@@ -82,8 +83,9 @@ def build(kind: str) -> Any:
 def train(kind: str, policy: str = "replicate", micro: int = 1) -> dict[str, Any]:
     """Return what each step logged, and the sums of weights and averages at the end; collective."""
     (rank, processes), model = world(), build(kind)
-    parallelise(model, **POLICIES[policy])
-    assert is_sharded(model) == (policy != "replicate" and processes > 1)
+    parallelise(model, POLICIES[policy])
+    shares = any(isinstance(module, FSDPModule) for module in model.modules())
+    assert shares == (policy != "replicate" and processes > 1)
     sides = dict(autoencoder=ADAM, discriminator={**ADAM, "lr": 1e-5}, generator=ADAM)
     optim = PartOptimizersConstructor({**sides, "max_skipped": 3, "spike_factor": None, "clip_grad_norm": 1.0})(model)
     averages, source = WeightAverages(model.averaged_parts(), [0.05], [0.9]), torch.Generator().manual_seed(1)

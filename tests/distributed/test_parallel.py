@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from aligntok.distributed.parallel import check_group, load_state, parallelise, whole
+from aligntok.distributed.parallel import Sharding, check_group, load_state, parallelise, whole
 from aligntok.errors import ConfigError
 from aligntok.training.alignment.gradient_ratio import gradient_at
 
@@ -85,11 +85,15 @@ def test_the_step_that_was_left_out_is_the_second(one):
     assert [step["skipped_steps"] for step in one("left out")["logged"]] == [0, 1, 1]
 
 
+def held(group):
+    return "shard" if group is None else Sharding(shard=group)
+
+
 def test_one_process_has_nothing_to_share(caplog):
     model = spread.build("refinement")
     before = [type(module) for module in model.modules()]
     with caplog.at_level("INFO", logger="aligntok"):
-        parallelise(model, shard=True)
+        parallelise(model, "shard")
     assert [type(module) for module in model.modules()] == before
     assert "parallel: one process has nobody to share its weights with" in caplog.text
 
@@ -100,12 +104,12 @@ def test_one_process_has_nothing_to_share(caplog):
 )
 def test_groups_that_do_not_divide_the_processes_are_refused(group, processes, said):
     with pytest.raises(ConfigError, match=rf"here: parallel=dict\(shard={group}\) with {processes} .*{said}"):
-        check_group(group, processes, "here")
+        check_group(held(group), processes, "here")
 
 
 @pytest.mark.parametrize(("group", "processes"), [(2, 4), (4, 4), (1, 3), (None, 1)])
 def test_groups_that_do(group, processes):
-    check_group(group, processes, "here")
+    check_group(held(group), processes, "here")
 
 
 def test_every_weight_is_in_one_unit_and_every_block_in_its_part():

@@ -192,7 +192,7 @@ class EndAt(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == AT:
             assert runner.checkpoints.begun == AT
-            assert runner.saved_step == AT - 1
+            assert runner.checkpoints.saved == AT - 1
             if self.how == "error":
                 raise ZeroDivisionError
             os.kill(os.getpid(), signal.SIGTERM)
@@ -226,7 +226,7 @@ def weights(folder):
 
 def test_at_the_end_of_a_stage_its_last_checkpoint_is_whole(tmp_path, slowly):
     runner = begin(tmp_path, 3)
-    assert runner.saved_step == 3
+    assert runner.checkpoints.saved == 3
     assert weights(tmp_path / "1_line") == {2: 1.5, 3: 1.75}
 
 
