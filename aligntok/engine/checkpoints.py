@@ -69,7 +69,7 @@ class Checkpoint:
         """
         if not self._files:
             return nest
-        from aligntok.distributed import dcp
+        from aligntok.distributed import dcp  # takes a second to import, and who reads an export needs none
 
         names: dict[str, None] = {}
 

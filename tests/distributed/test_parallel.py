@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import aligntok
 from aligntok.distributed.parallel import Sharding, check_group, load_state, parallelise, whole
 from aligntok.errors import ConfigError
 from aligntok.training.alignment.gradient_ratio import gradient_at
@@ -141,3 +143,24 @@ def test_whole_tensors_stay_as_they_are():
     load_state(layer, state)
     assert torch.equal(layer.weight, state["weight"])
     assert whole(layer.weight) is layer.weight
+
+
+SLOW = (
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "aligntok.distributed.dcp",
+)
+
+
+def test_what_takes_a_second_to_import_is_imported_by_trainings_alone():
+    """A tokenizer that is loaded needs neither FSDP2 nor DCP."""
+    package = Path(aligntok.__file__).parent
+    found = set()
+    for file in package.rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:  # at the top: functions import when they are called
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(SLOW):
+                found.add(str(file.relative_to(package)))
+            if isinstance(node, ast.ImportFrom) and node.module == "torch.distributed":
+                found |= {str(file.relative_to(package)) for name in node.names if name.name == "checkpoint"}
+    assert found == {"distributed/dcp.py", "engine/runner.py"}
