@@ -159,18 +159,19 @@ def _shard(unit: Unit, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
 
 def exchange_gradients(model: nn.Module, now: bool) -> None:
     """Have the backward passes to come exchange gradients, or only add them up, as before a step's last micro-batch."""
-    for module in model.modules():
-        switch: Any = getattr(module, "set_requires_gradient_sync", None)
-        if switch is not None:
-            switch(now)
+    for module in _that_have("set_requires_gradient_sync", model):  # DDP's and FSDP2's
+        module.set_requires_gradient_sync(now)
 
 
 def to_shares(model: nn.Module) -> None:
     """Let go of gathered weights, which a forward pass without a backward pass left in place of the shares."""
-    for module in model.modules():
-        let_go: Any = getattr(module, "reshard", None)  # of FSDP2's modules
-        if let_go is not None:
-            let_go()
+    for module in _that_have("reshard", model):  # FSDP2's
+        module.reshard()
+
+
+def _that_have(method: str, model: nn.Module) -> list[Any]:
+    # Their classes are asked: a module that is asked itself looks through its weights, and takes its time to refuse.
+    return [] if world()[1] == 1 else [module for module in model.modules() if hasattr(type(module), method)]
 
 
 def whole(tensor: Tensor) -> Tensor:
