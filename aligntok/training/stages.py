@@ -61,11 +61,6 @@ class MicroBatch(NamedTuple):
     of: int
     scale: Tensor | float = 1.0
 
-    @property
-    def last(self) -> bool:
-        """Whether the step's gradients are complete after it."""
-        return self.number == self.of - 1
-
     def samples(self, each: int) -> tuple[int, int]:
         """Return the size of the step's batch, and the place in it where this process's micro-batch of `each` begins.
 
