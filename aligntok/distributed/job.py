@@ -271,7 +271,7 @@ class _FailureWatch(threading.Thread):
         """Let the process end by itself; end it if it hangs in an exchange that no other process will take part in."""
         if self._stopped.wait(GRACE_SECONDS):
             return
-        logger.error("%s; this process is ended with it", reason)
+        logger.error("ProcessError: %s; this process is ended with it", reason)
         print(f"ProcessError: {reason}", file=sys.stderr, flush=True)
         end_now(ProcessError.exit_status)
 
