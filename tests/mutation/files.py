@@ -26,15 +26,20 @@ MODULES: dict[str, tuple[list[str], list[str]]] = {
         ["engine/test_optim", "engine/test_skipped_steps", "training/test_skipped_buffers"],
         ["training/alignment/test_model", "training/test_two_processes", "training/test_run"],
     ),
-    "engine/checkpoints": (["engine/test_checkpoints"], ["training/test_run"]),
+    "engine/checkpoints": (["engine/test_checkpoints"], ["distributed/test_sharded_checkpoints", "training/test_run"]),
+    "engine/saving": (
+        ["engine/test_saving", "engine/test_checkpoints"],
+        ["distributed/test_sharded_checkpoints", "training/test_run"],
+    ),
     "distributed/__init__": (
         ["distributed/test_distributed"],
         ["distributed/test_processes", "distributed/test_failures"],
     ),
     "distributed/parallel": (
-        ["distributed/test_distributed"],
-        ["distributed/test_processes", "training/test_two_processes"],
+        ["distributed/test_distributed", "distributed/test_parallel"],
+        ["training/test_two_processes", "training/test_torchrun"],
     ),
+    "distributed/dcp": (["engine/test_checkpoints"], ["distributed/test_sharded_checkpoints", "training/test_run"]),
     "data/sampler": (["data/test_sampler", "data/test_buckets"], ["data/test_properties"]),
     "data/transforms": (["data/test_transforms"], ["data/test_buckets", "data/test_properties", "data/test_images"]),
     "data/images": (["data/test_buckets", "data/test_images"], ["training/test_variable_aspect"]),
@@ -61,6 +66,7 @@ MODULES: dict[str, tuple[list[str], list[str]]] = {
         ["training/test_posterior", "caching/test_latent_cache"],
     ),
     "ops/attention": (["ops/test_attention"], []),
+    "ops/dropout": (["ops/test_dropout"], ["distributed/test_parallel"]),
     "rng": (["test_rng"], []),
     "device": (["test_device"], []),
 }
