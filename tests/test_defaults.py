@@ -131,6 +131,7 @@ SETTINGS = {
     "distributed.parallel:Sharding": dict(shard=None, parameters="fp32"),
     "distributed.parallel:parallelise": dict(parallel="replicate"),
     "engine.checkpoints:Checkpoint": dict(files=()),
+    "engine.saving:CheckpointWriter": dict(keep_every=None, asynchronous=False),
     "engine.checkpoints:read_parts": dict(weights="raw", sigma_rel=None),
     "data.sampler:epoch_order": dict(bucket=0),
     "data.sampler:BucketSchedule": dict(seed=0, shuffle=True),
@@ -166,6 +167,7 @@ CONSTANTS = {
     "engine.ema:LEAST_DECAY": 0.5,
     "engine.optim:WINDOW": 100,
     "engine.checkpoints:FORMAT": 3,
+    "engine.saving:PATIENCE_SECONDS": 10.0,
     "data.transforms:MAX_ASPECT_RATIO": 50.0,
     "data.transforms:_WHOLE": 50,
     "data.images:UNREADABLE": 255,
@@ -187,6 +189,9 @@ CONSTANTS = {
 OF_OTHERS = {
     "training.alignment.model:AlignmentModel.forward": "mmengine's",
     "training.generation.model:GenerationModel.forward": "mmengine's",
+    "distributed.dcp:_Planner": "torch's",
+    "distributed.dcp:_Planner.set_up_planner": "torch's",
+    "ops.dropout:SampleDropout": "torch's",
     "tokenizer:Tokenizer._from_pretrained": "huggingface_hub's",
 }
 
@@ -202,7 +207,10 @@ def defaults(of):
     if dataclasses.is_dataclass(of):
         made = {f.name: f.default_factory() for f in dataclasses.fields(of) if callable(f.default_factory)}
         return made | {f.name: f.default for f in dataclasses.fields(of) if f.default is not dataclasses.MISSING}
-    parameters = inspect.signature(of).parameters.values()
+    try:
+        parameters = inspect.signature(of).parameters.values()
+    except ValueError:  # str and its kind say none
+        return {}
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
