@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.settings import StageSettings
 from aligntok.training.stages import MicroBatch
 
-LOSSES = {
+LOSSES: dict[str, dict[str, Any]] = {
     "l1": {"type": "l1"},
     "lpips": {"type": "lpips", "pretrained": False},
     "gan": {"type": "gan", "weight": 0.5, "adaptive_weight": {"at": "decoder"}},
@@ -33,7 +33,12 @@ LOSSES = {
 FIXED = {"gan": 0.3, "semantic": 0.7}
 
 
-def build_model(image_size: int) -> AlignmentModel:
+PATCHES = {"type": "patchgan", "norm": "group"}
+
+
+def build_model(
+    image_size: int, losses: Mapping[str, Any] = LOSSES, discriminator: Mapping[str, Any] = PATCHES
+) -> AlignmentModel:
     """Return a stage-2 model of some ten million parameters, teacher included."""
     settings = StageSettings(
         steps=1,
@@ -42,9 +47,9 @@ def build_model(image_size: int) -> AlignmentModel:
             "decoder": {"type": "ldm_cnn", "ch": 32, "num_res_blocks": 1, "resolution": image_size},
             "latent_dim": 16,
         },
-        losses=LOSSES,
+        losses=losses,
         trainable=["encoder", "adapter", "decoder"],
-        discriminator={"type": "patchgan", "norm": "group"},
+        discriminator=discriminator,
         teacher="start",
     )
     return AlignmentModel(settings)

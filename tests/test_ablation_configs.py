@@ -212,7 +212,11 @@ def small(config):
     model = config["model"]
     model.update(encoder=dict(SMALL_ENCODER), latent_dim=4, downsample_factor=8)
     model["decoder"] |= SMALL_CNN | {key: value for key, value in SMALL_VIT.items() if key in model["decoder"]}
-    config["discriminator"] |= dict(base_channels=16, num_layers=2)
+    config["discriminator"] |= dict(base_channels=16, num_layers=2, group_images=2)
+    own = [stage.get("losses", {}) for stage in config["stages"]]
+    for weight in (loss.get("adaptive_weight") for losses in (config["losses"], *own) for loss in losses.values()):
+        if weight:
+            weight["images"] = 2
     config["losses"]["lpips"] = None  # VGG-16 has no small copy
     config["data"].update(nominal_images=None, workers=0)
     for split in ("train", "val"):

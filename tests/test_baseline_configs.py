@@ -112,7 +112,7 @@ def test_losses_are_the_published_ones_in_their_units(name):
         assert ("vf" in losses) == (name in ALIGNED)
         if "vf" in losses:
             assert stage.settings.teacher == dict(type="dinov2")
-            assert losses["vf"]["adaptive_weight"] == dict(at="encoder", max=1e8, reference=["l1", "lpips"])
+            assert losses["vf"]["adaptive_weight"] == dict(at="encoder", images=8, max=1e8, reference=["l1", "lpips"])
             assert losses["vf"]["latent_dim"] == stage.settings.model["latent_dim"]
 
 
@@ -181,7 +181,9 @@ def options(name):
     else:
         small |= {"model.decoder": CNN, "losses.l1.weight": 3 * 32**2, "losses.lpips.weight": 3 * 32**2}
     small["model.encoder"] = CNN if "vit" not in name and "rae" not in name else {**VIT, "_delete_": True}
+    small |= {"discriminator.group_images": 2, "losses.gan.adaptive_weight.images": 2}
     if name in ALIGNED:
+        small["losses.vf.adaptive_weight.images"] = 2
         small |= {"teacher": {**VIT, "downsample_factor": 8, "_delete_": True}, "losses.vf.feature_dim": 48}
     return small
 
@@ -252,7 +254,9 @@ def published_total(model, images):
 
 def test_a_step_of_va_vae_has_the_gradients_of_the_published_total():
     torch.manual_seed(0)
-    (stage,) = expand_stages(shrunken("vavae_f16d32", **{"losses.gan.start_step": 0}))
+    one = {f"losses.{name}.adaptive_weight": dict(images=3, eps=1e-4) for name in ("gan", "vf")}
+    changes = {"losses.gan.start_step": 0, "discriminator.group_images": 3, **one}
+    (stage,) = expand_stages(shrunken("vavae_f16d32", **changes))
     model = AlignmentModel(stage.settings, stage.seed)
     model.load_start(None)
     images = torch.rand(3, 3, 32, 32) * 2 - 1

@@ -207,14 +207,16 @@ def test_the_stages_are_the_papers(name):
         gan = stage.settings.losses["gan"]
         assert stage.settings.trainable == trained[i]
         assert (gan["kind"], gan["weight"], gan.get("start_step", 0)) == ("hinge", 0.5, 5_000 if i == 0 else 0)
-        assert gan["adaptive_weight"] == dict(at="decoder", max=1e4)
+        assert gan["adaptive_weight"] == dict(at="decoder", images=8, max=pytest.approx(0.0509, rel=1e-3))
+        assert stage.settings.discriminator == dict(type="patchgan", group_images=8)
         assert ("semantic" in stage.settings.losses) == (i == 1)
         assert stage.settings.teacher == ("start" if i == 1 else None)
         assert stage.settings.ema.sigma_rel == [0.05, 0.10]
         assert stage.settings.model["downsample_factor"] == 16
         assert (stage.settings.init_from and stage.settings.init_from.weights) == (None, "raw", "ema")[i]
     semantic = stages_of(f"configs/aligntok_{name}.py")[1].settings.losses["semantic"]
-    assert (semantic["distance"], semantic["on"], semantic["adaptive_weight"]) == ("l2", "latents", dict(at="encoder"))
+    assert (semantic["distance"], semantic["on"]) == ("l2", "latents")
+    assert semantic["adaptive_weight"] == dict(at="encoder", images=8, max=pytest.approx(508.6, rel=1e-4))
 
 
 @pytest.mark.parametrize("name", IMAGENET)

@@ -41,7 +41,7 @@ COMPUTED = {
     ),
     "losses.adversarial:GANLoss": dict(kind="hinge"),
     "losses.lpips:LPIPSLoss": dict(net="vgg", pretrained=True),
-    "training.alignment.gradient_ratio:gradient_ratio": dict(max=1e4, eps=1e-4),
+    "training.alignment.gradient_ratio:gradient_ratio": dict(max=1e4, eps=1e-8),
     "generators.lightning_dit:LightningDiT": dict(
         size="XL",
         input_size=16,
@@ -59,7 +59,7 @@ COMPUTED = {
         use_qknorm=False,
         wo_shift=False,
     ),
-    "discriminators:PatchGAN": dict(in_channels=3, base_channels=64, num_layers=3, norm="batch"),
+    "discriminators:PatchGAN": dict(in_channels=3, base_channels=64, num_layers=3, norm="batch", group_images=None),
     "adapters:MLPAdapter": dict(hidden_dim=None),
 }
 #: Of settings and what has more to say: the defaults that numbers depend on.
@@ -79,7 +79,7 @@ SETTINGS = {
     ),
     "engine.ema:EMASettings": dict(sigma_rel=[0.05, 0.10], decays=[], inference=0.05, snapshot_every=None),
     "training.settings:GeneratorEMASettings": dict(sigma_rel=[], decays=[0.9999], inference=0.9999),
-    "training.alignment.gradient_ratio:AdaptiveWeight": dict(max=1e4, eps=1e-4, reference=None),
+    "training.alignment.gradient_ratio:AdaptiveWeight": dict(max=1e4, eps=1e-8, images=None, reference=None),
     "training.alignment.objective:LossTerm": dict(weight=1.0, start_step=0, adaptive_weight=None),
     "weights.lora:LoRASettings": dict(rank=16, alpha=32, dropout=0.1),
     "training.settings:StageSettings": dict(
@@ -123,7 +123,7 @@ SETTINGS = {
     "training.alignment.gradient_ratio:ratio_at": dict(scale=1.0),
     "training.alignment.model:AlignmentModel": dict(seed=0),
     "training.alignment.model:AlignmentModel.train": dict(mode=True),
-    "training.alignment.graph:run_forward": dict(step=0, scale=1.0),
+    "training.alignment.graph:run_forward": dict(step=0, scale=1.0, keep=()),
     "training.alignment.graph:ForwardGraph": dict(step=0, scale=1.0),
     "training.generation.model:GenerationModel": dict(seed=0),
     "training.generation.model:GenerationModel.train": dict(mode=True),
@@ -250,7 +250,7 @@ def test_no_default_is_left_out_where_tests_are_seen_failing():
         for name, each in named(module):
             chosen = {key for key, value in defaults(each).items() if value is not None}
             if dataclasses.is_dataclass(each):  # what it gathers begins empty
-                chosen = {key for key in chosen if not isinstance(defaults(each)[key], dict)}
+                chosen = {key for key in chosen if not isinstance(defaults(each)[key], dict | list)}
             if missing := chosen - set(written.get(name, ())):
                 left_out[name] = missing
     assert left_out.keys() == OF_OTHERS.keys(), left_out

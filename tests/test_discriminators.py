@@ -1,5 +1,7 @@
 """PatchGAN: its layers, its patches, images that it refuses."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -52,6 +54,55 @@ def test_only_batch_norm_depends_on_how_the_batch_is_split(norm, depends):
     assert torch.allclose(model(images), split, atol=1e-5) is not depends
 
 
+def test_batch_norm_in_groups_is_that_of_each_group_by_itself():
+    """As published, where a process normalises its own images: outputs, gradients, and the mean of what is kept."""
+    torch.manual_seed(0)
+    model = PatchGAN(**SMALL, group_images=2)
+    plain = [copy.deepcopy(model) for _ in range(3)]
+    images = torch.randn(6, 3, 24, 24, requires_grad=True)
+    logits, weights = model(images), torch.randn(6, 1, 4, 4)
+    (logits * weights).sum().backward()
+    for i, one in enumerate(plain):
+        for norm in (m for m in one.modules() if hasattr(m, "group_images")):
+            norm.group_images = None
+        own = images.detach()[2 * i :][:2].requires_grad_()
+        found = one(own)
+        torch.testing.assert_close(logits[2 * i :][:2], found)
+        (found * weights[2 * i :][:2]).sum().backward()
+        torch.testing.assert_close(images.grad[2 * i :][:2], own.grad)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, sum(one.get_parameter(name).grad for one in plain), rtol=1e-4, atol=1e-4
+        )
+    for name, buffer in model.named_buffers():
+        kept = torch.stack([one.get_buffer(name).float() for one in plain])
+        torch.testing.assert_close(buffer.float(), kept.mean(dim=0))
+    model.eval()
+    assert model(images[:3]).shape == (3, 1, 4, 4)
+
+
+@pytest.mark.parametrize("each", [2, 3, 4, 6])
+def test_groups_that_processes_share_are_normalised_together(as_processes, each):
+    """Of two with three images each: in groups of two the middle one is shared, in groups of four both."""
+    torch.manual_seed(0)
+    model, images = PatchGAN(**SMALL, group_images=each), torch.randn(6, 3, 24, 24)
+    copies, weights = [copy.deepcopy(model) for _ in range(2)], torch.randn(6, 1, 4, 4)
+
+    def walk(own, here):
+        x = images[here].clone().requires_grad_()
+        logits = own(x)
+        (logits * weights[here]).sum().backward()
+        return logits.detach(), x.grad
+
+    whole = walk(model, slice(0, 6))
+    both = as_processes(lambda rank: walk(copies[rank], slice(3 * rank, 3 * rank + 3)))
+    for expected, found in zip(whole, zip(*both, strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(found), expected, rtol=1e-4, atol=1e-5)
+    for name, buffer in model.named_buffers():
+        for one in copies:
+            torch.testing.assert_close(one.get_buffer(name), buffer, rtol=1e-4, atol=1e-6)
+
+
 def test_norm_none_normalises_nothing_and_keeps_biases():
     model = PatchGAN(**SMALL, norm="none")
     assert not [m for m in model.modules() if "Norm" in type(m).__name__]
@@ -80,6 +131,7 @@ def test_the_smallest_image_it_says_it_takes_works():
     [
         ({"norm": "layer"}, "no norm named 'layer'; known: batch, group, none"),
         ({"norm": "group", "base_channels": 8}, "multiples of 32, not 16"),
+        ({"norm": "group", "group_images": 8}, "PatchGAN: group_images=8 is for norm='batch', not 'group'"),
         ({"num_layers": 0}, "num_layers is 0; it must be 1 or more"),
     ],
 )

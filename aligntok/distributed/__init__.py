@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -152,6 +152,44 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)
         tensor /= size
     return tensor
+
+
+class Group(NamedTuple):
+    """Some of the images that all processes hold together: those held here, and the processes that hold all of them."""
+
+    number: int
+    images: slice
+    processes: range
+
+
+def groups_of(images: int, each: int) -> list[Group]:
+    """Return the groups of `each` images that this process, with its `images` of a batch, has a part in.
+
+    The batch is that of all processes, in their order; its last group may be smaller.
+    """
+    rank, processes = world()
+    first = rank * images
+    found = []
+    for number in range(first // each, -(-(first + images) // each)):
+        begin, end = number * each, min((number + 1) * each, processes * images)
+        here = slice(max(begin - first, 0), min(end - first, images))
+        found.append(Group(number, here, range(begin // images, -(-end // images))))
+    return found
+
+
+def add_up(tensor: Tensor, processes: range) -> Tensor:
+    """Return the sum of a tensor of some neighbouring processes in the first of them, in the others their own.
+
+    All of them call it. Each gives to the first alone, so that what others have to add up meanwhile is not waited for.
+    """
+    if world()[0] != processes[0]:
+        dist.send(tensor.contiguous(), processes[0])
+        return tensor
+    summed, given = tensor.clone(), torch.empty_like(tensor)
+    for process in processes[1:]:
+        dist.recv(given, process)
+        summed += given
+    return summed
 
 
 def broadcast(tensors: Sequence[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from aligntok.registry import check_keywords
 RECOMPILE_LIMIT = 64
 
 
-def compile_blocks(modules: Iterable[nn.Module | None], options: Mapping[str, Any]) -> None:
+def compile_blocks(
+    modules: Iterable[nn.Module | None], options: Mapping[str, Any], apart: Collection[nn.Parameter] = ()
+) -> None:
     """Compile the blocks inside `modules`, in place; names of weights stay. `options` are keywords of torch.compile.
 
     A block is an element of a module list or sequence, or a module with children that holds no such list. Blocks
     compile faster than whole networks, equal ones once; and the last layers, where gradient ratios are found, stay
     outside or in a small graph of their own, so that finding a ratio does not walk a whole compiled network backward.
+    Blocks with a weight that is set `apart` are left as they are: a compiled one does not say what its layers give.
     Raises ConfigError for a keyword that torch.compile does not take.
     """
     check_keywords(torch.compile, dict(options), who="compile")
@@ -32,7 +35,8 @@ def compile_blocks(modules: Iterable[nn.Module | None], options: Mapping[str, An
     for module in modules:
         if module is not None:
             for block in blocks_of(module):
-                block.compile(**options)
+                if not any(weight is each for weight in apart for each in block.parameters()):
+                    block.compile(**options)
 
 
 def listed_blocks(module: nn.Module) -> list[nn.Module]:

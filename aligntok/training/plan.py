@@ -105,6 +105,7 @@ def make_plan(stage: Stage, model: Any, processes: int, num_images: int | None =
     counted = {name: trainable_and_frozen(part) for name, part in model.parts().items()}
     batch, accumulation = stage.settings.global_batch_size, stage.settings.gradient_accumulation_steps
     each = per_process_batch(batch, processes, accumulation)
+    model.check_batch(batch // accumulation, stage.where)
     weights = ((f"{name}.{key}", each) for name, part in model.parts().items() for key, each in part.named_parameters())
     if empty := [f"{key} {[*each.shape]}" for key, each in weights if not each.numel()]:
         raise ConfigError(f"{stage.where}: {some_of(empty)} would have no weights; enlarge its width or ratio")

@@ -214,7 +214,7 @@ class StageSettings(TrainingSettings):
     """The discriminator, carried from stage to stage; None: none."""
     losses: dict[str, Any] = field(default_factory=dict)
     """Name -> loss: its type and keywords, and `weight`, `start_step`, `adaptive_weight` (dict(at='decoder' |
-    'encoder', max, eps, reference)). None in place of a loss removes it."""
+    'encoder', max, eps, images, reference)). None in place of a loss removes it."""
     teacher: Literal["start"] | dict[str, Any] | None = None
     """What losses compare with: 'start' (encoder and adapter the stage starts from), an encoder's config, or None."""
     trainable: list[Literal["encoder", "adapter", "decoder"]] = field(

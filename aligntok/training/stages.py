@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -102,6 +102,10 @@ class TrainedModel(BaseModel):
         """Give what is trained the gradients of a micro-batch; return what to log."""
         raise NotImplementedError
 
+    def check_batch(self, images: int, where: str) -> None:
+        """Raise ConfigError unless it can be trained on micro-batches of so many images over all processes."""
+        return
+
     def train_step(self, data: StepBatch, optim_wrapper: Any) -> dict[str, Tensor]:
         """Do one optimiser step; every process calls it with its share of the same step.
 
@@ -131,11 +135,11 @@ class TrainedModel(BaseModel):
             drawn = [int(rng("dropout", self.seed, number).integers(2**31)) for number in samples]
             set_seeds(self._dropouts, torch.tensor(drawn, dtype=torch.int32, device=self.device()))
 
-    def compile_parts(self, *parts: nn.Module | None) -> None:
-        """Compile parts block by block, if the settings say so."""
+    def compile_parts(self, *parts: nn.Module | None, apart: Collection[nn.Parameter] = ()) -> None:
+        """Compile parts block by block, those with a weight set `apart` excepted, if the settings say so."""
         options = self.settings.compile
         if options:
-            compile_blocks([*parts], {} if options is True else options)
+            compile_blocks([*parts], {} if options is True else options, apart)
 
     def device(self) -> torch.device:
         """Return the device that it is on."""

@@ -26,7 +26,7 @@ stages = [
                 distance="l2",
                 on="latents",
                 weight=1.0,
-                adaptive_weight=dict(at="encoder"),
+                adaptive_weight=dict(at="encoder", images=8, max=1e8 / (3 * 256 * 256)),
             )
         ),
         optimizer=dict(lr=1e-5),

@@ -8,4 +8,4 @@ model = dict(
     latent_dim=32,
     downsample_factor=16,
 )
-discriminator = dict(type="patchgan")
+discriminator = dict(type="patchgan", group_images=8)  # a GPU's, in the published code

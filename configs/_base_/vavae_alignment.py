@@ -15,6 +15,6 @@ losses = dict(
         weight=0.1,
         distance_margin=0.25,
         cosine_margin=0.5,
-        adaptive_weight=dict(at="encoder", max=1e8, reference=["l1", "lpips"]),
+        adaptive_weight=dict(at="encoder", images=8, max=1e8, reference=["l1", "lpips"]),
     )
 )

@@ -12,7 +12,8 @@ model = dict(variational=True)  # the posterior is sampled in training
 losses = dict(
     l1=dict(weight=numbers),
     lpips=dict(weight=numbers),
-    gan=dict(start_step=5_000),  # counted over the run: a later part has it from its first step
+    # Counted over the run: a later part has it from its first step.
+    gan=dict(start_step=5_000, adaptive_weight=dict(max=1e4)),
     kl=dict(type="kl", weight=1e-6),
 )
 del numbers

@@ -16,6 +16,7 @@ model = dict(
     latent_dim=768,
     downsample_factor=16,
 )
+discriminator = dict(type="patchgan", group_images=8)
 losses = dict(gan=dict(start_step=5_000))
 global_batch_size = 512
 

@@ -54,6 +54,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "refinement": dict(losses=dict(l1=L1, gan=GAN), trainable=["decoder"]),
     "checkpointing": dict(losses=dict(l1=L1, semantic=SEMANTIC), grad_checkpointing=True),
     "compile": dict(losses=dict(l1=L1, semantic=SEMANTIC), compile=True),
+    "ratios of groups": dict(
+        losses=dict(
+            l1=L1,
+            gan={**GAN, "adaptive_weight": dict(at="decoder", images=4)},
+            semantic={**SEMANTIC, "adaptive_weight": dict(at="encoder", eps=0.1, images=4)},
+        ),
+        discriminator={**PATCHES, "group_images": 4},
+    ),
     "constant weights": dict(losses=dict(l1=L1, vf=VF, gan=PLAIN_GAN), discriminator={**PATCHES, "norm": "group"}),
     "left out": dict(losses=dict(l1=L1, semantic=SEMANTIC)),  # the second step's images are not finite
 }

@@ -64,6 +64,7 @@ def assert_alike(found, expected, word):
 def test_two_processes_that_replicate_or_share_are_one(one, tmp_path, kinds):
     words = [f"{kind}:{policy}:1" for kind in kinds for policy in ("replicate", "shard")]
     words += [f"constant weights:{policy}:2" for policy in ("replicate", "shard")]
+    words += [f"ratios of groups:{policy}:2" for policy in ("replicate", "shard")]  # a group is shared by two
     found = together(2, tmp_path, words)
     assert all(float(step["ratio/gan"]) > 0 for step in one(kinds[0])["logged"])
     for word in words:

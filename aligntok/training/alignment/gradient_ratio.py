@@ -7,16 +7,19 @@ one last layer, which lies right below the tensor, so no part is walked a second
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from aligntok.distributed import mean_over_processes
+from aligntok.distributed import add_up, groups_of, mean_over_processes, total, world
 from aligntok.errors import ConfigError
-from aligntok.settings import settings
+from aligntok.settings import Positive, settings
 
 
 @settings(renamed={"max_ratio": "max", "against": "reference"})
@@ -26,16 +29,19 @@ class AdaptiveWeight:
     at: Literal["decoder", "encoder"]
     """The part at whose last layer the gradients are taken."""
     max: Annotated[float, Field(ge=1e-9, le=1e30)] = 1e4
-    """The largest weight."""
-    eps: Annotated[float, Field(ge=0, le=1)] = 1e-4
+    """The largest weight, in the unit of the losses: of means over C x H x W values, that of sums by C x H x W."""
+    eps: Annotated[float, Field(ge=0, le=1)] = 1e-8
     """The addition to the divisor."""
+    images: Positive | None = None
+    """Images of a group of the batch that has a ratio of its own; None: the whole batch. Norms shrink as images average
+    out, so the ratio of 64 images is not that of 8."""
     reference: tuple[str, ...] | None = None
     """The losses on the image that it is held against, together and with their weights; None: all that a loss on the
     image can be held against, those without an adaptive weight, and everything that arrives from the image for a loss
     on the encoder's side."""
 
 
-def gradient_ratio(reference: Tensor, other: Tensor, max: float = 1e4, eps: float | Tensor = 1e-4) -> Tensor:
+def gradient_ratio(reference: Tensor, other: Tensor, max: float = 1e4, eps: float | Tensor = 1e-8) -> Tensor:
     """Weight that makes `other` pull as hard as `reference` at one parameter (paper, App. A; LDM's adaptive weight).
 
     Both are gradients of the same parameter, any shape, averaged over processes. Returns a float32 scalar in
@@ -63,18 +69,110 @@ def gradient_at(parameter: nn.Parameter, outputs: Sequence[Tensor], gradients: S
     return found
 
 
-def ratio_at(
-    parameter: nn.Parameter,
-    reference: tuple[Sequence[Tensor], Sequence[Tensor]],
-    other: tuple[Sequence[Tensor], Sequence[Tensor]],
-    weight: AdaptiveWeight,
-    scale: Tensor | float = 1.0,
-) -> Tensor:
-    """Return the gradient ratio at `parameter` of the whole batch, over all processes.
+@dataclass
+class LastLayer:
+    """The last layer of a part, and what it was given and gave in a forward pass, where that is kept."""
 
-    `reference` and `other` are (tensors above the parameter, gradients arriving at them); both carry the loss `scale`
-    of fp16. A collective call.
+    weight: nn.Parameter
+    layer: nn.Module | None = None
+    copies: dict[str, Tensor] = field(default_factory=dict)
+    calls: list[tuple[tuple[Any, ...], Tensor]] = field(default_factory=list)
+
+    def pulls(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Return what arrives at what the layer gave when `outputs` receive `gradients`; the graph is kept.
+
+        Raises ConfigError where that was not kept, or does not go by image.
+        """
+        images = len(outputs[0])
+        if not self.calls or any(len(given) % images for _, given in self.calls):
+            gives = "rows that are not those of images" if self.calls else "nothing by a call of its own"
+            raise ConfigError(
+                f"a gradient ratio of groups of images is taken at a last layer of shape {tuple(self.weight.shape)} "
+                f"that gives {gives}; give the component another last_layer, or set adaptive_weight.images to None"
+            )
+        return list(torch.autograd.grad(outputs, [given for _, given in self.calls], gradients, retain_graph=True))
+
+    def gradients(self, pulls: Sequence[Sequence[Tensor]], images: slice, of: int) -> Tensor:
+        """Return the gradients (len(pulls), *weight) of some `images` of a batch `of` so many, for each of `pulls`.
+
+        The layer is called again, on these images alone; nothing else of the network takes part.
+        """
+        layer, copies = self.layer, self.copies
+        assert layer is not None
+        (weight,) = (copy for copy in copies.values() if copy.requires_grad)
+        rows = [slice(images.start * len(out) // of, images.stop * len(out) // of) for _, out in self.calls]
+        cut_calls = (tuple(x[cut] for x in args) for (args, _), cut in zip(self.calls, rows, strict=True))
+        again = [functional_call(layer, copies, args) for args in cut_calls]
+        cut_pulls = ([x[cut] for x, cut in zip(pull, rows, strict=True)] for pull in pulls)
+        found = [torch.autograd.grad(again, [weight], pull, retain_graph=True)[0] for pull in cut_pulls]
+        return torch.stack(found).float()
+
+
+@contextmanager
+def last_layers_of(parts: Mapping[str, nn.Module], keep: Collection[str]) -> Iterator[dict[str, LastLayer]]:
+    """Yield a dict that has, at the end, the last layers of parts that ran forward meanwhile, by the parts' names.
+
+    Of the parts in `keep` with what their layers were given and gave.
     """
-    both = torch.stack([gradient_at(parameter, *reference), gradient_at(parameter, *other)]).float()
-    mean_over_processes(both)
-    return gradient_ratio(both[0], both[1], weight.max, weight.eps * scale)
+    found: dict[str, LastLayer] = {}
+    with ExitStack() as hooks:
+        for name in keep:
+            weight: Any = parts[name].last_layer
+            calls: list[tuple[tuple[Any, ...], Tensor]] = []
+            layer = next(m for m in parts[name].modules() if any(p is weight for p in m._parameters.values()))
+            hook = layer.register_forward_hook(lambda _, args, out, calls=calls: calls.append((args, out)))
+            hooks.callback(hook.remove)  # what activation checkpointing calls again is not the step's graph
+            found[name] = LastLayer(weight, layer, {}, calls)
+        yield found
+    for name, part in parts.items():
+        # After the forward pass, when a weight that processes share out is whole.
+        whole: Any = part.last_layer
+        last = found.setdefault(name, LastLayer(whole))
+        last.weight = whole
+        if last.layer is not None:
+            own = last.layer.named_parameters()
+            last.copies = {key: p.detach().clone().requires_grad_(p is last.weight) for key, p in own}
+
+
+#: Tensors above a last layer, and the gradients arriving at them.
+Pull: TypeAlias = tuple[Sequence[Tensor], Sequence[Tensor]]
+
+
+class Ratio(NamedTuple):
+    """A gradient ratio: the mean of its groups', that of each image's group (N,), and the share that `eps` left."""
+
+    mean: Tensor
+    of_images: Tensor
+    kept: Tensor
+
+
+def ratio_at(
+    last: LastLayer, reference: Pull, other: Pull, weight: AdaptiveWeight, scale: Tensor | float = 1.0
+) -> Ratio:
+    """Return the gradient ratio at a last layer, of the whole batch over all processes, or of each group of images.
+
+    Of `reference` and `other` both carry the loss `scale` of fp16. A collective call.
+    """
+    of = len(other[0][0])
+    if weight.images is None:
+        both = torch.stack([gradient_at(last.weight, *reference), gradient_at(last.weight, *other)]).float()
+        mean, kept = _ratio(mean_over_processes(both), weight, scale)
+        return Ratio(mean, mean.expand(of), kept)
+    pulls, groups = [last.pulls(*reference), last.pulls(*other)], groups_of(of, weight.images)
+    found = torch.zeros(-(-world()[1] * of // weight.images), 2, device=last.weight.device)
+    for group in groups:
+        # Of a mean over the group's images, as a process with these alone has it.
+        both = last.gradients(pulls, group.images, of) * (of / weight.images)
+        if len(group.processes) > 1:
+            both = add_up(both, group.processes)
+        if group.processes[0] == world()[0]:
+            found[group.number] = _ratio(both, weight, scale)
+    found = total(found)
+    of_images = [found[group.number, 0].expand(group.images.stop - group.images.start) for group in groups]
+    mean, kept = found.mean(dim=0)
+    return Ratio(mean, torch.cat(of_images), kept)
+
+
+def _ratio(both: Tensor, weight: AdaptiveWeight, scale: Tensor | float) -> Tensor:
+    eps, norm = weight.eps * scale, both[1].norm()
+    return torch.stack([gradient_ratio(both[0], both[1], weight.max, eps), norm / (norm + eps)])

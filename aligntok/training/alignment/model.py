@@ -89,7 +89,8 @@ class AlignmentModel(TrainedModel):
         if settings.grad_checkpointing:
             self.tokenizer.encoder.set_grad_checkpointing(True)
             self.tokenizer.decoder.set_grad_checkpointing(True)
-        self.compile_parts(self.tokenizer, self.teacher)
+        apart = [getattr(self.tokenizer, part).last_layer for part in self.objective.groups()]
+        self.compile_parts(self.tokenizer, self.teacher, apart=apart)
         self.train()
 
     def _build_teacher(self, config: str | Mapping[str, Any] | None) -> Teacher | None:
@@ -105,6 +106,21 @@ class AlignmentModel(TrainedModel):
             f"a loss compares with a teacher's {'latents' if latents else 'features'}, but teacher is {config!r}; "
             "set teacher='start' (what the stage starts from)" + ("" if latents else " or an encoder config")
         )
+
+    def check_batch(self, images: int, where: str) -> None:
+        """Raise ConfigError unless a micro-batch over all processes goes in groups where losses or norms take these."""
+        groups = {f"loss '{t.name}', adaptive_weight.images": t.adaptive_weight for t in self.objective.terms}
+        sizes = {who: weight.images for who, weight in groups.items() if weight is not None and weight.images}
+        if own := getattr(self.discriminator, "group_images", None):
+            sizes["discriminator.group_images"] = own
+        for who, each in sizes.items():
+            if images % each:
+                fitting = [size for size in range(1, images + 1) if images % size == 0]
+                raise ConfigError(
+                    f"{where}: a micro-batch of {images} images over all processes does not go in groups of {each} "
+                    f"({who}); change global_batch_size / gradient_accumulation_steps, or take groups of "
+                    f"{', '.join(map(str, fitting))} or None"
+                )
 
     def load_start(self, states: PartStates | None) -> None:
         """Begin the stage from `states`, as far as they have its parts, or as the model is.
@@ -185,20 +201,20 @@ class AlignmentModel(TrainedModel):
 
     def backward(self, batch: Mapping[str, Tensor], place: MicroBatch) -> dict[str, Tensor]:
         """Walk the graph once, part by part; what a part's gradients need of other processes goes on meanwhile."""
-        decoder, encoder = self.tokenizer.decoder, self.tokenizer.encoder
         images = batch["images"].to(self.device(), non_blocking=True)
         self.seed_dropouts(place.numbers(len(images)))
         with computing(self.precision, images.device):
             noise = self.posterior_noise(images, place)
-            graph = run_forward(self.tokenizer, images, self.trainable, place.step, place.scale, noise)
+            groups = self.objective.groups()
+            graph = run_forward(self.tokenizer, images, self.trainable, place.step, place.scale, noise, groups)
             self._loss_inputs(graph)
             with record_function("losses"):
-                self.objective.backward_to_image(graph, decoder.last_layer)
+                self.objective.backward_to_image(graph)
             if "fake_logits" in graph.inputs:
                 self._backward_discriminator(graph)
             graph.backward_decoder()
             with record_function("losses"):
-                self.objective.backward_to_encoder(graph, encoder.last_layer)
+                self.objective.backward_to_encoder(graph)
             graph.backward_encoder()
         return graph.logs
 

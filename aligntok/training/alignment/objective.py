@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from aligntok.settings import Count, read, settings
 from aligntok.training.alignment.gradient_ratio import AdaptiveWeight, ratio_at
 from aligntok.training.alignment.graph import ENCODER_SIDE, ForwardGraph
 
+logger = logging.getLogger("aligntok.training")
 POINTS = (*ENCODER_SIDE, "reconstruction")
 
 
@@ -106,12 +108,20 @@ class Objective(nn.Module):
         """Return the loss module of a term."""
         return self.losses[term.name]
 
+    def groups(self) -> dict[str, set[int]]:
+        """Return, by the part at whose last layer they are found, the sizes of the groups of images with own ratios."""
+        found: dict[str, set[int]] = {}
+        for weight in (term.adaptive_weight for term in self.terms):
+            if weight is not None and weight.images is not None:
+                found.setdefault(weight.at, set()).add(weight.images)
+        return found
+
     def needs(self, name: str, step: int | None = None) -> bool:
         """Tell whether a loss takes the input `name` at a step, or ever."""
         terms = self.terms if step is None else self.active(step)
         return any(name in self.loss(term).inputs for term in terms)
 
-    def backward_to_image(self, graph: ForwardGraph, last_layer: nn.Parameter) -> None:
+    def backward_to_image(self, graph: ForwardGraph) -> None:
         """Leave at the reconstruction the combined gradient of the losses on it.
 
         A balanced loss is weighed against all unbalanced ones together, or those its reference names, at the decoder's
@@ -125,7 +135,7 @@ class Objective(nn.Module):
         graph.add("reconstruction", unbalanced)
         for term in (term for term in terms if term.adaptive_weight is not None):
             reference = unbalanced if term.reference is None else _summed(pulls, term.reference, leaf)
-            pulls[term.name] = self._pull_balanced(term, graph, ("reconstruction", reference), last_layer)
+            pulls[term.name] = self._pull_balanced(term, graph, ("reconstruction", reference))
         for term in (term for term in active if self.loss(term).at in ENCODER_SIDE):
             # Without other losses on the image, what the reference pulls with is what is going to arrive anyway.
             if term.reference is not None and not {*pulls} <= {*term.reference}:  # one more walk of the decoder
@@ -133,7 +143,7 @@ class Objective(nn.Module):
                 gradient = _summed(pulls, term.reference, leaf).to(image.dtype)
                 (graph.references[term.name],) = torch.autograd.grad(image, [latents], gradient, retain_graph=True)
 
-    def backward_to_encoder(self, graph: ForwardGraph, last_layer: nn.Parameter) -> None:
+    def backward_to_encoder(self, graph: ForwardGraph) -> None:
         """Add, to what arrives from the image, the gradients of the losses on latents, moments and features.
 
         A balanced loss is weighed against everything that arrives from the image (L_rec, with the GAN's share), or
@@ -148,7 +158,7 @@ class Objective(nn.Module):
             elif term.adaptive_weight is None:
                 graph.add(point, self._pull(term, graph))
             else:
-                self._pull_balanced(term, graph, ("latents", graph.references.get(term.name, from_image)), last_layer)
+                self._pull_balanced(term, graph, ("latents", graph.references.get(term.name, from_image)))
 
     def _pull(self, term: LossTerm, graph: ForwardGraph) -> Tensor:
         """Return the gradient of a loss with its weight at the tensor it pulls on; its own parameters get theirs."""
@@ -162,9 +172,7 @@ class Objective(nn.Module):
         (found,) = torch.autograd.grad(total * graph.scale, [leaf], retain_graph=shared)
         return found
 
-    def _pull_balanced(
-        self, term: LossTerm, graph: ForwardGraph, reference: tuple[str, Tensor], last_layer: nn.Parameter
-    ) -> Tensor:
+    def _pull_balanced(self, term: LossTerm, graph: ForwardGraph, reference: tuple[str, Tensor]) -> Tensor:
         """Add the gradient of a balanced loss to what arrives at the tensor it pulls on, and return it.
 
         `reference`: the name of a tensor above the last layer, and what arrives there to be weighed against.
@@ -177,13 +185,14 @@ class Objective(nn.Module):
             (found,) = torch.autograd.grad(value, [graph.leaves[loss.at]], retain_graph=True)
         above, arriving = graph.tensors[reference[0]], reference[1]
         both = ([above], [arriving.to(above.dtype)]), ([below], [found.to(below.dtype)])
-        ratio = ratio_at(last_layer, *both, term.adaptive_weight, graph.scale)
-        graph.logs[f"ratio/{term.name}"] = ratio
-        weight = term.weight * ratio
-        graph.add(loss.at, weight * found)
+        ratio = ratio_at(graph.last_layers[term.adaptive_weight.at], *both, term.adaptive_weight, graph.scale)
+        _tell_of_eps(term, graph.step, ratio.kept)
+        graph.logs[f"ratio/{term.name}"] = ratio.mean
+        pull = term.weight * ratio.of_images.view(-1, *[1] * (found.dim() - 1)) * found
+        graph.add(loss.at, pull)
         if parameters:
-            _walk(parameters, value, weight)
-        return weight * found
+            _walk(parameters, value, term.weight * ratio.mean)
+        return pull
 
     def _value(self, term: LossTerm, graph: ForwardGraph) -> Tensor:
         value: Tensor = self.value(term, graph)
@@ -194,6 +203,17 @@ class Objective(nn.Module):
         """Return the value of a loss, without its weight."""
         loss = self.loss(term)
         return loss(*(graph.inputs[name] for name in loss.inputs))
+
+
+def _tell_of_eps(term: LossTerm, step: int, kept: Tensor) -> None:
+    """Say, now and then as asking takes time, that the addition to a ratio's divisor is no small one."""
+    if step % 100 == 0 and 0 < (share := float(kept)) < 0.99:
+        logger.warning(
+            "loss '%s': its gradient is so small at the last layer that adaptive_weight.eps leaves %s of its weight; "
+            "make eps smaller",
+            term.name,
+            f"{share:.2g}",
+        )
 
 
 def _trained(loss: nn.Module) -> list[nn.Parameter]:

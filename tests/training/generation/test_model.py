@@ -107,6 +107,16 @@ def test_labels_are_in_range_or_an_error_and_ignored_without_classes(make):
     assert free.labels(dict(label=torch.tensor([-1, 7]))).tolist() == [0, 0]
 
 
+def test_what_layers_drop_follows_the_samples(make):
+    """So that two halves of a batch are the batch."""
+    model, whole = make(seed=3), batch(4)
+    model.generator.x_embedder = torch.nn.Sequential(model.generator.x_embedder, torch.nn.Dropout(0.5))
+    model.train()
+    halves = [{key: value[2 * i :][:2] for key, value in whole.items()} for i in range(2)]
+    losses = [float(model.backward(own, at(5, i, 2))["loss/total"]) for i, own in enumerate(halves)]
+    assert sum(losses) / 2 == pytest.approx(float(model.backward(whole, at(5))["loss/total"]), rel=1e-5)
+
+
 def test_losses_are_told_apart_by_time(make):
     bins = make(time_bins=4)._binned(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0.0, 0.3, 0.26, 1.0]))
     assert bins.tolist() == [[1.0, 6.0, 0.0, 8.0], [1.0, 2.0, 0.0, 1.0]]
