@@ -174,9 +174,8 @@ def ending_together(silence: float) -> Iterator[None]:
             watch.post(f"{type(error).__name__}: {error if isinstance(error, AlignTokError) else first_line(error)}")
             raise
         reason = watch.wait_for_reason(REASON_SECONDS) or (
-            f"an exchange with another process broke off ({first_line(error)}); {watch.absent() or 'that process'} was "
-            "killed or its machine is gone: look for the first failure in torchrun's and the scheduler's report (out "
-            "of memory?)"
+            f"an exchange with another process broke off ({first_line(error)}); {watch.who_is_missing()}: look for the "
+            "first failure in torchrun's and the scheduler's report"
         )
         raise ProcessError(reason) from error
     finally:
@@ -220,7 +219,7 @@ class _FailureWatch(threading.Thread):
     def wait_for_reason(self, seconds: float) -> str | None:
         """Return the reason once it is there, or None after so many seconds or when the store is gone too.
 
-        Meanwhile the processes that are there say so, for :meth:`absent`.
+        Meanwhile the processes that are there say so, for :meth:`who_is_missing`.
         """
         ends = time.monotonic() + seconds
         with suppress(RuntimeError):
@@ -232,12 +231,16 @@ class _FailureWatch(threading.Thread):
                 time.sleep(0.1)
         return self._found
 
-    def absent(self) -> str:
-        """Return which processes did not answer, in words; empty when that is not known."""
-        with suppress(RuntimeError):
+    def who_is_missing(self) -> str:
+        """Return, in words, which processes did not answer the roll call."""
+        try:
             missing = [rank for rank in range(self.processes) if not self._store.check([f"present/{rank}"])]
-            return f"process {', '.join(map(str, missing))} does not answer and" if missing else ""
-        return ""
+        except RuntimeError:
+            return "that process was killed or its machine is gone (out of memory?)"
+        if not missing:
+            return "all processes answer, so one of them is stuck, or has lost its network"
+        names = ", ".join(map(str, missing))
+        return f"no answer from process {names}, killed (out of memory?) or its machine gone"
 
     def _answer_roll_call(self) -> None:
         if self._store.check(["roll call"]):
