@@ -75,7 +75,7 @@ def everything(pid):
         return
 
 
-def finish(*processes, seconds=240):
+def finish(*processes, seconds=400):
     printed = [process.communicate(timeout=seconds)[0] for process in processes]
     return [process.returncode for process in processes], "\n".join(printed)
 
@@ -172,3 +172,28 @@ def test_a_machine_that_takes_the_place_of_one_lost_ends_the_run_bit_for_bit(mac
     codes, printed = finish(first, third)
     assert codes == [0, 0], printed
     assert_near(tmp_path / "run", whole, tool, 0)
+
+
+@pytest.mark.nightly
+def test_a_machine_that_is_told_to_stop_leaves_and_the_other_goes_on(machine, tool, config, tmp_path):
+    start = elastic(machine, config, tmp_path / "run", "1:2", 1)
+    first = start()
+    second = start()
+    assert "step 3/" in tool.until(first, "step 3/")
+    second.terminate()
+    codes, printed = finish(first, second)
+    assert codes == [0, 75], printed
+    assert "stopped by SIGTERM after step" in printed
+    assert "step 12/12" in printed
+
+
+@pytest.mark.nightly
+def test_a_machine_that_comes_later_takes_part(machine, tool, config, tmp_path):
+    start = elastic(machine, config, tmp_path / "run", "1:2", 1)
+    first = start()
+    said = tool.until(first, "step 3/")
+    assert "1 process x" in " ".join(said.replace("│", " ").split())
+    codes, printed = finish(first, start())
+    assert codes == [0, 0], printed
+    assert "2 processes x" in " ".join(printed.replace("│", " ").split())
+    assert finished_steps(tmp_path / "run" / STAGE) == 12

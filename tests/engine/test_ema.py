@@ -277,17 +277,6 @@ def test_the_average_that_is_used_is_one_that_is_kept():
             EMASettings(**wrong)
 
 
-@pytest.fixture
-def shares(tmp_path):
-    """A function that shares a module out by FSDP2, among the one process that there is."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield lambda module: fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("before", ["shares", "whole"])
 def test_averages_of_shares_go_on_from_those_of_shares_and_of_whole_weights(shares, before):
     made = [nn.Linear(3, 5), nn.Linear(3, 5)]
