@@ -17,8 +17,10 @@ from aligntok.engine.checkpoints import finished_steps
 ROOT = Path(__file__).parents[2]
 STAGE = "1_latent_alignment"
 ONE = ("--stage", "latent_alignment")
-ADAM = dict(type="Adam", lr=1e-4, betas=(0.5, 0.9), eps=1e-2)  # what is 0 but for rounding is not made much of
-SETTINGS = dict(global_batch_size=8, optimizer=ADAM, discriminator_optimizer={**ADAM, "lr": 1e-5})
+#: Rounding stays rounding: without a GAN, and with what is 0 but for it not made much of.
+ADAM = dict(type="Adam", lr=1e-4, betas=(0.5, 0.9), eps=1e-2)
+ALONE = dict(name="latent_alignment", trainable=["adapter", "decoder"], steps=12)
+SETTINGS = dict(seed=1, global_batch_size=8, optimizer=ADAM, losses=dict(l1=dict(type="l1")), discriminator=None)
 
 
 def free_port():
@@ -82,10 +84,10 @@ def finish(*processes, seconds=400):
 
 @pytest.fixture
 def config(write_config):
-    return write_config(seed=1, steps=12, **SETTINGS)
+    return write_config(stages=[ALONE], **SETTINGS)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_pair_is_stopped_and_goes_on(machine, tool, config, tmp_path):
     """The scheduler tells one machine: its line ends with 75, the other's with torchrun's 1."""
     port, run = free_port(), tmp_path / "run"
@@ -123,13 +125,12 @@ def assert_near(run, whole, tool, atol):
     torch.testing.assert_close(found["ema"]["averages"], expected["ema"]["averages"], rtol=0, atol=atol)
 
 
-@pytest.fixture
-def whole(config, tool, tmp_path):
-    """A run of four processes that nothing disturbs."""
-    torchrun = ("--standalone", "--nproc_per_node=4")
-    codes, printed = finish(tool.launch(config, tmp_path / "whole", *ONE, torchrun=torchrun))
+def undisturbed(tool, config, folder, parallel):
+    """A run of four processes that nothing happens to."""
+    options = (*ONE, "--cfg-options", f"parallel={parallel}")
+    codes, printed = finish(tool.launch(config, folder, *options, torchrun=("--standalone", "--nproc_per_node=4")))
     assert codes == [0], printed
-    return tmp_path / "whole"
+    return folder
 
 
 @pytest.mark.slow
@@ -149,7 +150,7 @@ def test_a_machine_is_lost_and_the_other_goes_on(machine, tool, config, tmp_path
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("parallel", ["replicate", "shard"])
-def test_of_two_machines_one_is_lost_and_the_end_is_the_same(machine, tool, config, whole, tmp_path, parallel):
+def test_of_two_machines_one_is_lost_and_the_end_is_the_same(machine, tool, config, tmp_path, parallel):
     start = elastic(machine, config, tmp_path / "run", "1:2", 2, f"parallel={parallel}")
     first = start()
     second = start()
@@ -157,21 +158,24 @@ def test_of_two_machines_one_is_lost_and_the_end_is_the_same(machine, tool, conf
     ends(second)
     codes, printed = finish(first)
     assert codes == [0], printed
-    assert_near(tmp_path / "run", whole, tool, 1e-6)
+    assert_near(tmp_path / "run", undisturbed(tool, config, tmp_path / "whole", parallel), tool, 1e-6)
 
 
 @pytest.mark.nightly
-def test_a_machine_that_takes_the_place_of_one_lost_ends_the_run_bit_for_bit(machine, tool, config, whole, tmp_path):
-    """Its torchrun counts restarts from 0, the other's has counted one."""
-    start = elastic(machine, config, tmp_path / "run", "2", 2)
+@pytest.mark.parametrize(("parallel", "atol"), [("replicate", 1e-6), ("shard", 0)])
+def test_a_machine_takes_the_place_of_one_lost_and_the_end_is_the_same(machine, tool, config, tmp_path, parallel, atol):
+    """Its torchrun counts restarts from 0, the other's has counted one.
+
+    Of more than two replicas DDP adds up gradients in another order in the first step after a start: rounding.
+    """
+    start = elastic(machine, config, tmp_path / "run", "2", 2, f"parallel={parallel}")
     first = start()
     second = start()
     assert "step 3/" in tool.until(first, "step 3/")
     os.kill(torchrun_of(second), signal.SIGKILL)
-    third = start()
-    codes, printed = finish(first, third)
+    codes, printed = finish(first, start())
     assert codes == [0, 0], printed
-    assert_near(tmp_path / "run", whole, tool, 0)
+    assert_near(tmp_path / "run", undisturbed(tool, config, tmp_path / "whole", parallel), tool, atol)
 
 
 @pytest.mark.nightly

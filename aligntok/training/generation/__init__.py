@@ -256,9 +256,7 @@ class GeneratorStage(Stage):
             check_size(self.settings, generator.in_channels, saved_size(source), "the tokenizer", self.name)
 
     def check_beforehand(self, stages: list[Stage]) -> None:
-        """Check its settings, its validation, its images, and that it fits the tokenizer that the stages make. Raises
-        ConfigError, DataError or WeightsError.
-        """
+        """Check settings, validation, images, and whether it fits the tokenizer of the stages. Raises our errors."""
         plan_stage(self, world()[1])
         check_validation(self.settings.validation, self.settings.sampling, self.where)
         self.check_follows(stages)
