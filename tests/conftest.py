@@ -140,6 +140,17 @@ def as_processes(monkeypatch):
 
 
 @pytest.fixture
+def shares(tmp_path):
+    """A function that shares a module out by FSDP2, among the one process that there is."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield lambda module: fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
 def tiny():
     """Keywords of a tiny tokenizer, its losses, discriminator and three stages; copies, to be changed at will."""
     return copy.deepcopy(

@@ -86,7 +86,7 @@ def test_a_killed_run_ends_as_one_that_was_not(run, config_source, tmp_path):
     (tmp_path / "tiny.py").write_text(
         config_source(stages=[dict(name="only", steps=2)], losses=dict(l1=dict(type="l1")))
     )
-    options = f"{tmp_path}/tiny.py --runs 1 --kills 1 --folder {tmp_path}/runs --cfg-options checkpoint.every=1"
+    options = f"--config {tmp_path}/tiny.py --runs 1 --folder {tmp_path}/runs --cfg-options checkpoint.every=1"
     assert "1 of 1 runs ended bit-identical" in run("kill_and_resume", options)
 
 

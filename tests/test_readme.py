@@ -7,6 +7,7 @@ this file does not know is a failure: teach it, or leave the command out.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import runpy
 import shlex
@@ -112,10 +113,22 @@ def run_train(arguments):
 
 def run_torchrun(words):
     (tool,) = (i for i, word in enumerate(words) if word.endswith(".py") and word.startswith("tools/"))
-    assert all(re.fullmatch(r"--(nnodes|nproc_per_node)=\d+|--rdzv-\w+=\S+", word) for word in words[:tool])
+    known = r"--(nnodes|nproc.per.node|node-rank|master-addr|master-port|max-restarts|rdzv-\w+)=\S+"
+    assert all(re.fullmatch(known, word) for word in words[:tool])
     assert "--num" not in words[tool:], "torchrun takes it for a beginning of its own --numa-binding"
     run_it = run_train if words[tool] == "tools/train.py" else look_at_options(words[tool])
     return run_it(words[tool + 1 :])
+
+
+def run_launch_script(words):
+    """Let a script of tools/launch say what it would have torchrun do, and do that."""
+    stand_in = Path("bin/torchrun")
+    stand_in.parent.mkdir(exist_ok=True)
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{stand_in.parent.absolute()}:{os.environ['PATH']}"}
+    asked = subprocess.run(["bash", *words], capture_output=True, text=True, timeout=60, env=environment, check=True)
+    return run_torchrun(asked.stdout.splitlines())
 
 
 def run_demo_data(arguments):
@@ -223,6 +236,7 @@ RUNNERS = {
     "make": run_make,
     "tools/train.py": run_train,
     "torchrun": run_torchrun,
+    "bash": run_launch_script,
     "tools/make_demo_data.py": run_demo_data,
     "tools/cache_latents.py": look_at_options("tools/cache_latents.py"),
     "tools/sample.py": run_sample,

@@ -23,7 +23,8 @@ SHARED = "unknown"  # the sentence that a call fills in: an entry is of what the
 FEWEST_LETTERS = 8  # of an entry: a shorter one would stand for texts that it was not written for
 #: Texts that are put together far from the call that raises or logs them, by that call.
 ELSEWHERE = {
-    "ProcessError(reason)": ["process … on … failed: …", "an exchange with another process broke off (…); that"],
+    "ProcessError(reason)": ["process … on … failed: …", "an exchange with another process broke off (…); …"],
+    "ProcessError(ORPHANED)": ["the torchrun that started this process was killed"],
     "logger.warning('%s', text)": [],  # of say_once, which is told what to say
     "ImageError(first_line(error))": [],  # what Pillow says of a damaged file, in a message that names it
     "own.error('%s: %s', type(error).__name__, error)": [],  # any error at all, on its way out

@@ -6,7 +6,9 @@ import atexit
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -14,7 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aligntok.errors import DataError
+from aligntok.errors import DataError, ProcessError
+
+ORPHANED = "the torchrun that started this process was killed"
+JOINING_SECONDS = 600.0  # for all processes of a start to be there
 
 
 def start_processes() -> str:
@@ -22,8 +27,10 @@ def start_processes() -> str:
 
     mmengine 0.10.7 calls ``torch.cuda.set_device`` on a machine without a GPU, so the group is made here first.
     """
+    global _parent
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return "none"
+    _parent = os.getppid()
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -49,9 +56,21 @@ def abandon_process_group() -> None:
     atexit.unregister(_end_process_group)
 
 
+_life = ""
+_parent = 0
+
+
+def is_orphaned() -> bool:
+    """Tell whether the torchrun that started this process is gone.
+
+    Nobody would start the process again with the others, and it would stand in the way of one that does.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _parent
+
+
 def life() -> str:
-    """Name this start of the run's processes; torchrun's restarts are others."""
-    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    """Name this start of the run's processes, alike in all; torchrun's restarts are others."""
+    return _life
 
 
 def connect_to_store() -> dist.TCPStore:
@@ -66,10 +85,52 @@ def _meeting_place() -> dict[str, Any]:
     torch 2.14 lets torchrun keep one store through its restarts, where a process would find the addresses of the life
     before, and be refused.
     """
+    global _life
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return {}
-    store = dist.PrefixStore(f"aligntok/meeting/{life()}", connect_to_store())
-    return {"store": store, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+        return {}  # a store of their own for each life, in the first process
+    rank, processes, store = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), connect_to_store()
+    _life = _name_of_life(store, rank, processes)
+    return {"store": dist.PrefixStore(f"aligntok/meeting/{_life}", store), "rank": rank, "world_size": processes}
+
+
+def _name_of_life(store: dist.Store, rank: int, processes: int) -> str:
+    """Return the same new name in each of the processes that torchrun started together.
+
+    Its restart count is none: each machine's torchrun counts for itself, one that joins later from 0. So the first
+    process counts, and tells whoever asks, by a word that no life before has used.
+    """
+    asked = [f"aligntok/asked/{other}" for other in range(processes)]
+    if rank:
+        word = secrets.token_hex(8)
+        store.set(asked[rank], word)
+        answer = f"aligntok/answered/{word}"
+        _wait_for_all(lambda: store.check([answer]), processes)
+        name = store.get(answer).decode()
+        store.set(f"aligntok/heard/{name}/{rank}", "")
+        return name
+    name = str(store.add("aligntok/lives", 1))
+
+    def all_heard() -> bool:
+        for place in asked[1:]:
+            if store.check([place]):
+                store.set(f"aligntok/answered/{store.get(place).decode()}", name)
+        return all(store.check([f"aligntok/heard/{name}/{other}"]) for other in range(1, processes))
+
+    _wait_for_all(all_heard, processes)
+    return name
+
+
+def _wait_for_all(there: Callable[[], bool], processes: int) -> None:
+    ends = time.monotonic() + JOINING_SECONDS
+    while not there():
+        if is_orphaned():
+            raise ProcessError(ORPHANED)
+        if time.monotonic() > ends:
+            raise ProcessError(
+                f"not all of {processes} processes came within {JOINING_SECONDS:g} s; look for the first failure in "
+                "the output of torchrun on each machine"
+            )
+        time.sleep(0.1)
 
 
 def world() -> tuple[int, int]:

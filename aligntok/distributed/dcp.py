@@ -234,13 +234,18 @@ def read_tensors(
         raise ValueError(first_line(error)) from error
 
 
+def owner(name: str, like: Mapping[str, Tensor]) -> Tensor | None:
+    """Return of `like` the tensor of that name, or what is one step up in its path: the parameter whose state it is."""
+    return like.get(name, like.get(name.rpartition("/")[0]))
+
+
 def _read(reader: _Reader, names: Collection[str], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     targets: dict[str, Any] = {}
     whole: dict[str, list[str]] = {}
     for name in names:
         stored: Any = reader.read_metadata().state_dict_metadata[name]
-        model = like.get(name, like.get(name.rpartition("/")[0]))
+        model = owner(name, like)
         if model is not None and model.shape == stored.size:
             targets[name] = model if name in like else torch.empty_like(model, dtype=stored.properties.dtype)
         elif len(stored.chunks) == 1:

@@ -22,10 +22,12 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from aligntok.distributed import (
+    ORPHANED,
     abandon_process_group,
     any_process,
     connect_to_store,
     is_first,
+    is_orphaned,
     life,
     start_processes,
     total,
@@ -172,8 +174,8 @@ def ending_together(silence: float) -> Iterator[None]:
             watch.post(f"{type(error).__name__}: {error if isinstance(error, AlignTokError) else first_line(error)}")
             raise
         reason = watch.wait_for_reason(REASON_SECONDS) or (
-            f"an exchange with another process broke off ({first_line(error)}); that process was killed or its machine "
-            "is gone: look for the first failure in torchrun's and the scheduler's report (out of memory?)"
+            f"an exchange with another process broke off ({first_line(error)}); {watch.who_is_missing()}: look for the "
+            "first failure in torchrun's and the scheduler's report"
         )
         raise ProcessError(reason) from error
     finally:
@@ -189,6 +191,7 @@ class _FailureWatch(threading.Thread):
     def __init__(self, rank: int, processes: int, silence: float) -> None:
         super().__init__(name="aligntok-failure-watch", daemon=True)
         self.rank = rank
+        self.processes = processes
         self.silence = silence
         # What one life of the run posts must not end the next.
         self._store = dist.PrefixStore(f"aligntok/board/{life()}", connect_to_store())
@@ -214,14 +217,34 @@ class _FailureWatch(threading.Thread):
         return self._found
 
     def wait_for_reason(self, seconds: float) -> str | None:
-        """Return the reason once it is there, or None after so many seconds or when the store is gone too."""
+        """Return the reason once it is there, or None after so many seconds or when the store is gone too.
+
+        Meanwhile the processes that are there say so, for :meth:`who_is_missing`.
+        """
         ends = time.monotonic() + seconds
         with suppress(RuntimeError):
+            self._store.set("roll call", "")
+            self._answer_roll_call()
             while time.monotonic() < ends:
                 if found := self.reason():
                     return found
                 time.sleep(0.1)
         return self._found
+
+    def who_is_missing(self) -> str:
+        """Return, in words, which processes did not answer the roll call."""
+        try:
+            missing = [rank for rank in range(self.processes) if not self._store.check([f"present/{rank}"])]
+        except RuntimeError:
+            return "that process was killed or its machine is gone (out of memory?)"
+        if not missing:
+            return "all processes answer, so one of them is stuck, or has lost its network"
+        names = ", ".join(map(str, missing))
+        return f"no answer from process {names}, killed (out of memory?) or its machine gone"
+
+    def _answer_roll_call(self) -> None:
+        if self._store.check(["roll call"]):
+            self._store.set(f"present/{self.rank}", "")
 
     def stop(self) -> None:
         self._stopped.set()
@@ -237,7 +260,10 @@ class _FailureWatch(threading.Thread):
                     with self._lock:
                         self._store.set(f"alive/{self.rank}", str(beats))
                     self._miss_the_silent()
+                if is_orphaned():
+                    self.post(ORPHANED)
                 reason = self.reason()
+                self._answer_roll_call()
                 self._answered = time.monotonic()
             except RuntimeError as error:  # the store, and with it the process or agent that kept it
                 reason = f"the store that the processes met at is gone ({first_line(error)}): its process has ended"

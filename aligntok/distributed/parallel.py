@@ -187,14 +187,14 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises RuntimeError, as torch does, for other names or shapes.
     """
     own = module.state_dict()
-    module.load_state_dict({name: _as_shared(tensor, own.get(name)) for name, tensor in state.items()})
+    module.load_state_dict({name: as_shared(tensor, own.get(name)) for name, tensor in state.items()})
 
 
 def _is_shared(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")  # a DTensor
 
 
-def _as_shared(tensor: Tensor, like: Any) -> Tensor:
+def as_shared(tensor: Tensor, like: Any) -> Tensor:
     """Return a tensor shared out as another is; itself where that is whole, of another shape, or shared out alike."""
     if _is_shared(like) and not _is_shared(tensor) and tensor.shape == like.shape:
         from torch.distributed.tensor import distribute_tensor

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from aligntok.distributed import agree, barrier, gather, is_first, world
-from aligntok.distributed.parallel import load_state, whole
+from aligntok.distributed.parallel import as_shared, load_state, whole
 from aligntok.engine.ema import PartStates
 from aligntok.errors import CheckpointError, first_line
 from aligntok.io.arrays import check_stored
@@ -67,10 +67,11 @@ class Checkpoint:
         They are whole and on the CPU, but for those that are sharded as `like` says, by the names that they have in
         the checkpoint: see :func:`aligntok.distributed.dcp.read_tensors`. Raises CheckpointError.
         """
-        if not self._files:
+        if not self._files and not like:
             return nest
         from aligntok.distributed import dcp  # takes a second to import, and who reads an export needs none
 
+        tensors: dict[str, Tensor]
         names: dict[str, None] = {}
 
         def find(value: Any) -> None:
@@ -87,6 +88,10 @@ class Checkpoint:
                 return {key: loaded(each) for key, each in value.items()}
             return type(value)(map(loaded, value)) if isinstance(value, list | tuple) else value
 
+        if like and not self._files:
+            packed, held = dcp.pack(nest)
+            tensors = {name: as_shared(tensor, dcp.owner(name, like)) for name, tensor in held.items()}
+            return loaded(dcp.unpack(packed))
         with reading(self.path, CheckpointError, _DAMAGED):
             find(nest)
             shards = [name for name in self._files if name.endswith(dcp.SHARDS)]

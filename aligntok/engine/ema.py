@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aligntok.distributed.parallel import to_shares
+from aligntok.distributed.parallel import as_shared, to_shares
 from aligntok.errors import ConfigError
 from aligntok.settings import Positive, settings
 
@@ -205,7 +205,8 @@ class WeightAverages:
         for which, averages in zip(self.kept, self._averages, strict=True):
             saved = state["averages"][str(which)]
             found = [saved[part].get(name, mine) for (*_, part, name), mine in zip(self._places, now, strict=True)]
-            torch._foreach_copy_(averages, found)
+            for average, tensor in zip(averages, found, strict=True):  # _foreach_copy_ knows no shares
+                average.copy_(as_shared(tensor, average))
 
     def _of(self, which: float) -> list[Tensor]:
         if which not in self.kept:

@@ -12,6 +12,7 @@ from aligntok.data.listing import report_changes
 from aligntok.device import multiplying
 from aligntok.distributed import agree, barrier, is_first, world
 from aligntok.distributed.job import job, stop_if_preempted
+from aligntok.distributed.parallel import check_group
 from aligntok.engine.checkpoints import finished_steps, share_hashing
 from aligntok.engine.log import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted, WeightsError, unknown
@@ -55,6 +56,7 @@ def run(
     with logging_the_end(), job(config["process_timeout"]) as launcher:
         check_links(config["work_dir"], *(stage.folder for stage in stages))
         for stage in chosen:
+            check_group(stage.settings.parallel, world()[1], stage.where)
             check_weights(stage)
             stage.check_beforehand(stages[: stages.index(stage)])
         stages = [stage.completed() if stage in chosen else stage for stage in stages]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -24,7 +26,7 @@ from aligntok.distributed import (
     world,
 )
 from aligntok.engine.hooks import average_scalars
-from aligntok.errors import DataError
+from aligntok.errors import DataError, ProcessError
 
 
 def test_one_process_needs_no_group(monkeypatch):
@@ -105,7 +107,7 @@ def test_half_of_torchruns_environment_is_none(monkeypatch, name):
 @pytest.mark.parametrize("agent", [True, False])
 def test_a_process_takes_its_own_gpu_and_meets_the_others_of_its_life(monkeypatch, gpus, local, backend, device, agent):
     environment = dict(RANK="5", WORLD_SIZE="8", LOCAL_RANK=local, MASTER_ADDR="there", MASTER_PORT="29500")
-    environment |= dict(TORCHELASTIC_RUN_ID="run" if agent else None, TORCHELASTIC_RESTART_COUNT="3" if agent else None)
+    environment |= dict(TORCHELASTIC_RUN_ID="run" if agent else None)
     environment["TORCHELASTIC_USE_AGENT_STORE"] = str(agent)
     for name, value in environment.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
@@ -115,15 +117,41 @@ def test_a_process_takes_its_own_gpu_and_meets_the_others_of_its_life(monkeypatc
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *given, **named: joined.append((given, named)))
     monkeypatch.setattr(torch.distributed, "TCPStore", lambda *given, **named: stores.append((given, named)) or "store")
     monkeypatch.setattr(torch.distributed, "PrefixStore", lambda prefix, store: (prefix, store))
+    monkeypatch.setattr(distributed, "_name_of_life", lambda store, rank, processes: f"{store} {rank} {processes}")
+    monkeypatch.setattr(distributed, "_life", "")
     monkeypatch.setattr(distributed.atexit, "register", ends.append)
     monkeypatch.setattr(distributed.atexit, "unregister", ends.remove)
     assert start_processes() == "pytorch"
     assert chosen == device
-    meeting = dict(store=("aligntok/meeting/run/3", "store"), rank=5, world_size=8) if agent else {}
+    meeting = dict(store=("aligntok/meeting/store 5 8", "store"), rank=5, world_size=8) if agent else {}
     assert joined == [((backend,), meeting)]
     named = dict(is_master=False, timeout=timedelta(seconds=30))
     assert stores == ([(("there", 29500), named)] if agent else [])
-    assert distributed.life() == ("run/3" if agent else "/0")
+    assert distributed.life() == ("store 5 8" if agent else "")
     assert len(ends) == 1
     distributed.abandon_process_group()
     assert ends == []
+
+
+def test_each_life_has_a_name_of_its_own_that_all_its_processes_have():
+    """In one store, in which there is all that lives before have left; some began theirs and did not get on."""
+    store, names = torch.distributed.HashStore(), []
+    store.set("aligntok/asked/1", "a word of a process that is gone")
+    for processes in (3, 3, 2, 4, 1):
+        with ThreadPoolExecutor(processes) as pool:
+            asked = [pool.submit(distributed._name_of_life, store, rank, processes) for rank in range(processes)][::-1]
+            (name,) = {each.result(timeout=30) for each in asked}
+        names.append(name)
+    assert len({*names}) == 5
+
+
+def test_who_waits_for_others_in_vain_is_told(monkeypatch):
+    store, said = torch.distributed.HashStore(), "not all of 2 processes came within 0.2 s; look for the first failure"
+    monkeypatch.setattr(distributed, "JOINING_SECONDS", 0.2)
+    for rank in (1, 0):
+        with pytest.raises(ProcessError, match=said):
+            distributed._name_of_life(store, rank, 2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    monkeypatch.setattr(distributed, "_parent", os.getppid() + 1)
+    with pytest.raises(ProcessError, match="the torchrun that started this process was killed"):
+        distributed._name_of_life(store, 1, 3)

@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from aligntok.distributed import job
 from aligntok.engine.checkpoints import finished_steps, read_newest
+from aligntok.errors import ProcessError
 
 FIRST = "1_latent_alignment"
 ENDLESS = ("--stage", "latent_alignment", "--cfg-options", "stages.0.steps=100000", "checkpoint.every=1")
@@ -57,8 +60,38 @@ def test_a_killed_process_takes_the_other_with_it(write_config, tool, tmp_path, 
     assert processes[1 - dead].returncode == 2, printed
     assert "ProcessError: " in printed
     assert "Traceback" not in printed
+    assert not dead or "no answer from process 1, killed" in printed or "process has ended" in printed
     assert "ProcessError: " in logs(tmp_path / "run" / FIRST, 1 - dead)
     assert read_newest(tmp_path / "run" / FIRST)["step"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (
+            (0, 1),
+            "(Connection closed by peer); no answer from process 2, 3, killed (out of memory?) or its machine gone: ",
+        ),
+        (
+            (0, 1, 2, 3),
+            "(Connection closed by peer); all processes answer, so one of them is stuck, or has lost its net",
+        ),
+    ],
+)
+def test_who_does_not_answer_when_an_exchange_breaks_off_is_named(monkeypatch, there, said):
+    """Four processes' watches; in the first an exchange breaks off."""
+    store, watches = torch.distributed.HashStore(), []
+    monkeypatch.setattr(job, "connect_to_store", lambda: store)
+    monkeypatch.setattr(job, "REASON_SECONDS", 1.5)
+    monkeypatch.setattr(job, "world", lambda: (0, 4))
+    for rank in there[1:]:
+        watches.append(job._FailureWatch(rank, 4, silence=60))
+        watches[-1].start()
+    with pytest.raises(ProcessError) as raised, job.ending_together(60):
+        raise RuntimeError("Connection closed by peer")
+    for watch in watches:
+        watch.stop()
+    assert said in str(raised.value)
 
 
 @pytest.mark.nightly
@@ -128,3 +161,58 @@ def test_sigterm_to_torchrun_stops_all_after_one_step_and_the_run_goes_on(write_
     printed, _ = whole.communicate(timeout=120)
     assert whole.returncode == 0, printed
     assert tool.same(tool.newest(tmp_path / "run" / FIRST), tool.newest(tmp_path / "whole" / FIRST))
+
+
+FULL = """
+import errno, os, safetensors.torch
+from mmengine.hooks import Hook
+
+class Full(Hook):
+    save, count = staticmethod(safetensors.torch.save_file), 0
+
+    def before_train(self, runner):
+        if os.environ["RANK"] == "1":
+            safetensors.torch.save_file = self.full
+
+    def full(self, *args):
+        self.count += 1
+        if self.count > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.save(*args)
+"""
+
+
+@pytest.mark.nightly
+def test_a_disk_that_is_full_for_the_second_process_ends_all_and_what_was_there_stays(write_config, tool, tmp_path):
+    """In the writing aside of its shards, the third time."""
+    (tmp_path / "full_hook.py").write_text(FULL)
+    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    options = (*ENDLESS, "parallel=shard", "hooks=[{'type': 'full_hook.Full'}]")
+    torchrun = ("--standalone", "--nproc_per_node=2")
+    process = tool.launch(write_config(), tmp_path / "run", *options, torchrun=torchrun, env=env)
+    printed, _ = process.communicate(timeout=180)
+    assert process.returncode == 1, printed
+    said = (
+        "checkpoints/step_00000003/shard-00002-model-00001-of-00001.safetensors could not be written (No space left on"
+    )
+    for rank in (0, 1):
+        assert said in logs(tmp_path / "run" / FIRST, rank)
+    assert 'Traceback (most recent call last):\n  File "/' not in printed.split("torch/distributed/run.py")[0]
+    assert finished_steps(tmp_path / "run" / FIRST) == 2
+
+
+@pytest.mark.nightly
+def test_a_folder_that_another_run_holds_is_refused_by_every_process_of_the_second(write_config, tool, tmp_path):
+    config = write_config()
+    first = tool.launch(config, tmp_path / "run", *ENDLESS)
+    tool.until(first, STEP)
+    second = pair(tool, config, tmp_path / "run")
+    try:
+        for process in second:
+            printed, _ = process.communicate(timeout=120)
+            assert process.returncode == 2, printed
+            assert f"is in use by another run (process {first.pid})" in printed
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()

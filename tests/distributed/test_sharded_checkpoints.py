@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,7 +48,7 @@ hashed, hashes = [], checksums.hashlib.sha256
 checksums.hashlib = SimpleNamespace(sha256=lambda: hashed.append(1) or hashes())
 share_hashing(folder)
 found = open_newest(folder)
-assert found is None or len(hashed) <= 4 / processes, hashed
+assert found is None or len(hashed) <= 4 / processes or "damaged" in folder, hashed
 checksums.hashlib = hashlib
 read = 0
 if found is not None:
@@ -152,6 +153,47 @@ def test_two_processes_write_each_their_own_and_others_go_on_with_it(tmp_path, a
     run(tmp_path, 1, 4, 6, "alike")
     worst = differences(tmp_path, alone)
     assert max(worst.values()) < 1e-6, worst
+
+
+SECOND = "shard-00002-model-00001-of-00001.safetensors"
+
+
+def flip_a_bit(shard):
+    held = bytearray(shard.read_bytes())
+    held[len(held) * 2 // 3] ^= 4
+    shard.write_bytes(held)
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory, run):
+    """Two checkpoints of two processes, of steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("twice") / "whole"
+    for first in (0, 1):
+        run(folder, 2, first, first + 1)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(Path.unlink, id="missing"),
+        pytest.param(flip_a_bit, id="a flipped bit"),
+        pytest.param(
+            lambda shard: shutil.copy(shard.parents[1] / "step_00000001" / SECOND, shard), id="of another step"
+        ),
+    ],
+)
+def test_a_process_whose_file_is_damaged_is_told_and_all_go_on_from_the_checkpoint_before(
+    tmp_path, twice, run, caplog, damage
+):
+    folder = shutil.copytree(twice, tmp_path / "damaged")
+    damage(shard := folder / "checkpoints/step_00000002" / SECOND)
+    assert read_newest(folder)["step"] == 1
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith(f"{shard} cannot be read (")
+    assert said.endswith("; it is damaged or incomplete; the one before it is used")
+    run(folder, 2, 1, 2)
+    assert not any(differences(folder, twice).values())
 
 
 @pytest.mark.nightly

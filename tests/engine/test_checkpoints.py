@@ -20,6 +20,7 @@ from aligntok.engine.checkpoints import (
     finished_steps,
     list_checkpoints,
     load_parts,
+    open_newest,
     part_states,
     read_checkpoint,
     read_frozen,
@@ -191,6 +192,17 @@ def test_a_checkpoint_of_the_format_before_is_read_and_gone_on_from(tmp_path):
     )
     write_checkpoint(tmp_path, 5, found, keep=1)
     assert [file.name for file in path.parent.iterdir()] == ["step_00000005"]  # its checksum went with it
+
+
+def test_a_checkpoint_of_the_format_before_is_gone_on_from_in_shares(tmp_path, shares):
+    old(tmp_path)
+    found, weight = open_newest(tmp_path), torch.arange(6.0).reshape(2, 3)
+    mine = shares(nn.Linear(3, 2, bias=False)).weight
+    content = found.load(found.content, {"parts/decoder/weight": mine, "optimizers/sides/autoencoder/state/0": mine})
+    assert content["parts"]["decoder"]["weight"].full_tensor().equal(weight)
+    assert content["optimizers"]["sides"]["autoencoder"]["state"][0]["exp_avg"].full_tensor().equal(weight / 8)
+    assert type(content["optimizers"]["sides"]["autoencoder"]["state"][0]["step"]) is torch.Tensor
+    assert content["optimizers"]["guard"] == read_newest(tmp_path)["optimizers"]["guard"]
 
 
 def test_the_newest_of_both_formats_is_the_later_one(tmp_path):

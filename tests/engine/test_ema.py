@@ -275,3 +275,17 @@ def test_the_average_that_is_used_is_one_that_is_kept():
     for wrong in (dict(sigma_rel=[0.05, 0.3]), dict(decays=[0.4])):
         with pytest.raises(ConfigError, match="must lie in"):
             EMASettings(**wrong)
+
+
+@pytest.mark.parametrize("before", ["shares", "whole"])
+def test_averages_of_shares_go_on_from_those_of_shares_and_of_whole_weights(shares, before):
+    made = [nn.Linear(3, 5), nn.Linear(3, 5)]
+    first = WeightAverages({"net": made[0] if before == "whole" else shares(made[0])}, [0.1])
+    first.update()
+    saved = first.state_dict()
+    averages = WeightAverages({"net": shares(made[1])}, [0.1])
+    averages.load_state_dict(saved)
+    for name, expected in saved["averages"]["0.1"]["net"].items():
+        found = averages.state(0.1)["net"][name]
+        assert torch.equal(found.full_tensor(), getattr(expected, "full_tensor", lambda e=expected: e)())
+    assert averages.step == 1

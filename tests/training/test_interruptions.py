@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import pytest
 
 from aligntok.cli import train
 from aligntok.data.loader import explaining_loader_errors
+from aligntok.distributed import dcp
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_newest
 from aligntok.errors import DataError
 from aligntok.io.folders import SPARE_BYTES
@@ -164,6 +166,63 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_whole(whole, tool, tm
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert train([str(whole[1]), "--work-dir", str(tmp_path / "run"), "--stage", STAGES[0]]) == 0
     assert tool.same(tool.newest(tmp_path / "run" / FIRST), tool.newest(whole[0] / FIRST))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that is a disk of its own, of 100 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this process may not mount a disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_disk_that_fills_up_behind_the_training_ends_it_and_leaves_what_was_there(
+    whole, tool, small_disk, capsys, monkeypatch
+):
+    """Something else fills it once the checkpoint of step 4 has begun to be written, aside."""
+    write, other, one = dcp.write, small_disk / "other", [str(whole[1]), "--work-dir", str(small_disk / "run")]
+
+    def filled(folder, *more):
+        if folder.name.startswith(".step_00000004"):
+            with suppress(OSError), open(other, "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1 << 20))
+        return write(folder, *more)
+
+    monkeypatch.setattr(dcp, "write", filled)
+    assert train([*one, "--stage", STAGES[0], "--cfg-options", "stages.0.steps=100000"]) == 2
+    printed = capsys.readouterr().err
+    assert re.search(r"WriteError: .* could not be written \(.*No space left on device.*\); ", printed), printed
+    assert "Traceback" not in printed
+    assert [step for step, _ in list_checkpoints(small_disk / "run" / FIRST)] == [2]
+    other.unlink()
+    monkeypatch.setattr(dcp, "write", write)
+    assert train([*one, "--stage", STAGES[0]]) == 0
+    assert not list((small_disk / "run").rglob("*.tmp"))
+    assert tool.same(tool.newest(small_disk / "run" / FIRST), tool.newest(whole[0] / FIRST))
+
+
+def test_a_folder_that_has_become_read_only_is_told_before_anything_is_trained(
+    whole, tool, small_disk, tmp_path, capsys
+):
+    """The same folder at another place, where it may only be read."""
+    one = [str(whole[1]), "--stage", STAGES[0], "--work-dir"]
+    assert train([*one, str(small_disk / "run"), "--cfg-options", "stages.0.steps=2"]) == 0
+    (closed := tmp_path / "closed").mkdir()
+    subprocess.run(["mount", "--bind", small_disk, closed], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", closed], check=True)
+        assert train([*one, str(closed / "run")]) == 2
+        assert (
+            f"ConfigError: cannot write in {closed}/run ([Errno 30] Read-only file system: " in capsys.readouterr().err
+        )
+    finally:
+        subprocess.run(["umount", "--lazy", closed], check=True)
+    assert train([*one, str(small_disk / "run")]) == 0
+    assert tool.same(tool.newest(small_disk / "run" / FIRST), tool.newest(whole[0] / FIRST))
 
 
 def test_a_disk_without_room_is_found_before_training(whole, tmp_path, capsys, monkeypatch):

@@ -92,7 +92,7 @@ def test_any_number_of_processes_logs_the_losses_of_one_and_ends_at_its_weights(
     assert not Path(".dist_test").exists()  # where mmengine would gather results by files
 
 
-TWO = ("--standalone", "--nproc_per_node=2")
+TWO, FOUR = (("--standalone", f"--nproc_per_node={processes}") for processes in (2, 4))
 
 
 @pytest.mark.slow
@@ -103,23 +103,38 @@ def test_processes_that_share_out_the_model_are_one(one, tool, tmp_path):
     assert [*(tmp_path / "many" / FOLDERS[0] / "pictures").iterdir()]
 
 
+@pytest.fixture(scope="module")
+def gone_on(one, tool, tmp_path_factory):
+    """The newest checkpoint of the last stage after two steps more of it in one process."""
+    run = shutil.copytree(one[0], tmp_path_factory.mktemp("gone_on") / "run")
+    finish(tool.launch(one[1], run, "--cfg-options", "stages.2.steps=5"))
+    return newest(run / FOLDERS[2])
+
+
 @pytest.mark.nightly
-def test_a_training_goes_on_with_another_number_of_processes_and_held_otherwise(one, tool, tmp_path):
+@pytest.mark.parametrize("before", ["parallel=shard", "parallel=replicate"])
+def test_a_training_goes_on_with_another_number_of_processes_and_held_otherwise(one, gone_on, tool, tmp_path, before):
     """Two steps more of the last stage: the same weights, whoever made the first three and makes these."""
-    starts = [("parallel=shard", TWO), ("parallel=replicate", TWO)]
-    goes_on = [("parallel=replicate", ()), ("parallel=shard", TWO), ("parallel=replicate", TWO)]
-    shutil.copytree(one[0], tmp_path / "one")
-    finish(tool.launch(one[1], tmp_path / "one", "--cfg-options", "stages.2.steps=5"))
-    expected = newest(tmp_path / "one" / FOLDERS[2])
-    for i, (held, torchrun) in enumerate(starts):
-        finish(tool.launch(one[1], tmp_path / str(i), "--cfg-options", held, torchrun=torchrun))
-        for j, (then, others) in enumerate(goes_on):
-            run = shutil.copytree(tmp_path / str(i), tmp_path / f"{i}_{j}")
-            finish(tool.launch(one[1], run, "--cfg-options", then, "stages.2.steps=5", torchrun=others))
-            found = newest(run / FOLDERS[2])
-            assert found["step"] == 5
-            assert_close(found["parts"], expected["parts"])
-            assert_close(found["ema"]["averages"], expected["ema"]["averages"])
+    finish(tool.launch(one[1], tmp_path / "run", "--cfg-options", before, torchrun=TWO))
+    for now, torchrun in (("replicate", ()), ("shard", TWO), ("replicate", TWO), ("shard", FOUR)):
+        run = shutil.copytree(tmp_path / "run", tmp_path / f"{now}_{torchrun[-1:]}")
+        finish(tool.launch(one[1], run, "--cfg-options", f"parallel={now}", "stages.2.steps=5", torchrun=torchrun))
+        found = newest(run / FOLDERS[2])
+        assert found["step"] == 5
+        assert_close(found["parts"], gone_on["parts"])
+        assert_close(found["ema"]["averages"], gone_on["ema"]["averages"])
+
+
+@pytest.mark.slow
+def test_a_training_in_shares_goes_on_with_shares(one, tool, tmp_path):
+    """A step more of the first stage, the shortest; weights, moments and averages are read back into shares."""
+    stage = ("--stage", "latent_alignment", "--cfg-options", "parallel=shard")
+    for steps in (2, 3):
+        finish(tool.launch(one[1], tmp_path / "run", *stage, f"stages.0.steps={steps}", torchrun=TWO))
+    found, expected = (newest(run / FOLDERS[0]) for run in (tmp_path / "run", one[0]))
+    assert found["step"] == 3
+    assert_close(found["parts"], expected["parts"])
+    assert_close(found["ema"]["averages"], expected["ema"]["averages"])
 
 
 @pytest.mark.nightly

@@ -21,6 +21,7 @@ from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.loader import labels_of, number_of_classes
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
+from aligntok.distributed import world
 from aligntok.engine.hooks import PictureHook, TimeBinsHook, draw_samples
 from aligntok.errors import ConfigError, DataError
 from aligntok.generators import check_label_range
@@ -255,10 +256,8 @@ class GeneratorStage(Stage):
             check_size(self.settings, generator.in_channels, saved_size(source), "the tokenizer", self.name)
 
     def check_beforehand(self, stages: list[Stage]) -> None:
-        """Check its settings, its validation, its images, and that it fits the tokenizer that the stages make. Raises
-        ConfigError, DataError or WeightsError.
-        """
-        plan_stage(self, processes=1)
+        """Check settings, validation, images, and whether it fits the tokenizer of the stages. Raises our errors."""
+        plan_stage(self, world()[1])
         check_validation(self.settings.validation, self.settings.sampling, self.where)
         self.check_follows(stages)
         cache = self.settings.latent_cache

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A SLURM job that puts itself back into the queue when its time is up, and goes on there.
-#   sbatch tools/slurm.sh configs/aligntok_dinov2_f16d32.py --cfg-options data_root=/path/to/imagenet
+#   sbatch tools/launch/slurm.sh configs/aligntok_dinov2_f16d32.py --cfg-options data_root=/path/to/imagenet
 #SBATCH --job-name=aligntok
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8

@@ -1,8 +1,11 @@
-"""The SLURM job: a process for each task, and back into the queue when SIGTERM stopped it, only then."""
+"""The scripts of tools/launch. The SLURM job: a process for each task, and back into the queue when SIGTERM stopped it,
+only then. (What torchrun's scripts start is in distributed/test_machines.py.)
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +44,7 @@ def slurm(tmp_path):
 
 def submit(slurm, *arguments):
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen(["bash", str(ROOT / "tools/slurm.sh"), *arguments], cwd=ROOT, env=slurm, **pipes)
+    return subprocess.Popen(["bash", str(ROOT / "tools/launch/slurm.sh"), *arguments], cwd=ROOT, env=slurm, **pipes)
 
 
 def srun_of(job):
@@ -76,3 +79,42 @@ def test_a_job_that_fails_stays_out_of_the_queue(slurm, tmp_path):
     assert job.returncode == 2
     assert "ConfigError: no config file" in printed
     assert not Path(slurm["REQUEUED"]).exists()
+
+
+SCRIPTS = sorted((ROOT / "tools/launch").iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_a_script_is_sound(script):
+    subprocess.run(["bash", "-n", script], check=True, timeout=60)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("script", "given"), [("pair.sh", ["2", "0", "node1", "29500"]), ("elastic.sh", ["node1:29500"])]
+)
+def test_a_script_says_what_it_takes(script, given):
+    done = subprocess.run(["bash", ROOT / "tools/launch" / script, *given], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{script} takes ")
+    assert "CONFIG" in done.stderr
+
+
+@pytest.mark.parametrize(("status", "stopped", "ends"), [(0, False, 0), (1, False, 1), (1, True, 75), (0, True, 0)])
+def test_torchruns_end_becomes_75_where_it_was_stopped(tmp_path, status, stopped, ends):
+    """With a stand-in that ends with a status of its own, after SIGTERM where there is one."""
+    waits = (
+        f"trap 'exit {status}' TERM; echo here; while true; do sleep 0.1; done"
+        if stopped
+        else f"echo here; exit {status}"
+    )
+    (tmp_path / "torchrun").write_text(f"#!/bin/bash\n{waits}\n")
+    (tmp_path / "torchrun").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "tools/launch/torchrun.sh"), "--nnodes=1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout.readline() == "here\n"
+        if stopped:
+            process.terminate()
+        assert process.wait(timeout=60) == ends
