@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule
 
 from aligntok.data.latent_shards import LatentStatistics
-from aligntok.distributed import mean_over_processes, world
+from aligntok.diffusion.settings import Sampling
+from aligntok.distributed import mean_over_processes, total, world
 from aligntok.distributed.parallel import Sharding, parallelise, whole
 from aligntok.engine.ema import WeightAverages
 from aligntok.engine.optim import PartOptimizersConstructor
@@ -57,6 +57,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "constant weights": dict(losses=dict(l1=L1, vf=VF, gan=PLAIN_GAN), discriminator={**PATCHES, "norm": "group"}),
     "left out": dict(losses=dict(l1=L1, semantic=SEMANTIC)),  # the second step's images are not finite
 }
+SAMPLING, SHOWN = Sampling(sampler="euler", steps=2), {"pixels", "reconstruction"}
 DIT = dict(type="lightning_dit", hidden_size=32, depth=2, num_heads=2, input_size=4, in_channels=4, num_classes=3)
 
 
@@ -84,17 +85,16 @@ def train(kind: str, policy: str = "replicate", micro: int = 1) -> dict[str, Any
     """Return what each step logged, and the sums of weights and averages at the end; collective."""
     (rank, processes), model = world(), build(kind)
     parallelise(model, POLICIES[policy])
-    shares = any(isinstance(module, FSDPModule) for module in model.modules())
-    assert shares == (policy != "replicate" and processes > 1)
+    weights = [*model.parameters()]
+    own = total(torch.tensor(sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in weights)))
+    copies = {"replicate": processes, "shard": 1, "groups": processes // 2}[policy] if processes > 1 else 1
+    assert own == copies * sum(p.numel() for p in weights)  # frozen ones, too
     sides = dict(autoencoder=ADAM, discriminator={**ADAM, "lr": 1e-5}, generator=ADAM)
     optim = PartOptimizersConstructor({**sides, "max_skipped": 3, "spike_factor": None, "clip_grad_norm": 1.0})(model)
     averages, source = WeightAverages(model.averaged_parts(), [0.05], [0.9]), torch.Generator().manual_seed(1)
     logged, each = [], BATCH // processes // micro
     for step in range(STEPS):
-        if kind == "generator":
-            whole_batch = dict(latents=torch.randn(BATCH, 4, 4, 4, generator=source), label=torch.arange(BATCH) % 3)
-        else:
-            whole_batch = dict(images=torch.rand(BATCH, 3, 32, 32, generator=source) * 2 - 1)
+        whole_batch = dict(images=torch.rand(BATCH, 3, 32, 32, generator=source) * 2 - 1, label=torch.arange(BATCH) % 3)
         if kind == "left out" and step == 1:
             whole_batch["images"][-1] = torch.nan  # the last process's alone
         places = [(i * processes + rank) * each for i in range(micro)]
@@ -107,8 +107,11 @@ def train(kind: str, policy: str = "replicate", micro: int = 1) -> dict[str, Any
             model.eval()
             for part in model.averaged_parts().values():
                 sum(float(whole(p.detach()).sum()) for p in part.parameters())
-            if kind != "generator":
-                model.val_step(dict(images=torch.zeros(1, 3, 32, 32)))
+            asked = dict(
+                images=torch.zeros(1, 3, 32, 32), sampling=SAMPLING, numbers=[3], labels=[1], variant="its own"
+            )
+            for shown in model.val_step(asked):
+                logged[-1] |= {f"mean {key}": float(shown[key].double().mean()) for key in SHOWN & shown.keys()}
             model.train()
     names = [(name, p.detach()) for name, p in model.named_parameters()]
     names += [(f"average of {k}", t) for part in averages.state(0.9).values() for k, t in part.items()]

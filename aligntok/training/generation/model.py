@@ -70,8 +70,8 @@ class GenerationModel(TrainedModel):
     parts = trained_parts
 
     def units(self) -> list[Unit]:
-        """Return the generator; the tokenizer is whole in every process."""
-        return [Unit(self.generator, listed_blocks(self.generator))]
+        """Return the generator and the parts of the tokenizer."""
+        return [Unit(part, listed_blocks(part)) for part in (self.generator, *self.diffusion.tokenizer.children())]
 
     def load_start(self, states: Any) -> None:
         """Begin as the generator was built."""
