@@ -87,6 +87,20 @@ def test_the_step_that_was_left_out_is_the_second(one):
     assert [step["skipped_steps"] for step in one("left out")["logged"]] == [0, 1, 1]
 
 
+def test_layers_that_draw_by_themselves_are_refused_where_the_batch_is_split(monkeypatch):
+    plain = spread.build
+
+    def drawing(kind):
+        model = plain(kind)
+        model.generator.register_forward_hook(lambda module, given, output: output + 0 * torch.rand(1))
+        return model
+
+    monkeypatch.setattr(spread, "build", drawing)
+    spread.train("generator")
+    with pytest.raises(ConfigError, match=r"the batch's split, 1 processes x 2 micro-batches, and not from the image"):
+        spread.train("generator", micro=2)
+
+
 def held(group):
     return "shard" if group is None else Sharding(shard=group)
 
