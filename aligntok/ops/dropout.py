@@ -57,6 +57,7 @@ def follow_samples(model: nn.Module) -> list[Any]:
     timm's attention drops weights in a layer of its own, and not in the fused kernel, which draws as it likes.
     """
     found: list[Any] = []
+    module: Any
     for module in model.modules():
         if getattr(getattr(module, "attn_drop", None), "p", 0) and hasattr(module, "fused_attn"):
             module.fused_attn = False

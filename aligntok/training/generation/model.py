@@ -177,7 +177,7 @@ class GenerationModel(TrainedModel):
         numbers, sampling = data["numbers"], data["sampling"]
         with computing(self.precision, self.device()):
             latents = self.diffusion.sample_latents(data["labels"], numbers, sampling)
-        images = self.diffusion.decode(latents)
+        images = self.diffusion.decode(latents).float()
         if not images.isfinite().all():
             raise DivergenceError(
                 f"samples {numbers[0]} to {numbers[-1]} of the validation (variant '{data['variant']}') are not "
