@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 NumpyStream: TypeAlias = Literal["order", "sample", "buckets", "posterior", "label", "dropout"]
-TorchStream: TypeAlias = Literal[
-    "noise", "step", "step of a process", "weights", "probe", "points", "subsets", "shuffle"
-]
+TorchStream: TypeAlias = Literal["noise", "step", "layers", "weights", "probe", "points", "subsets", "shuffle"]
 
 #: The entropy of NumPy's default generator.
 NUMPY: dict[str, Callable[..., int | tuple[int, ...]]] = {
@@ -31,8 +29,7 @@ NUMPY: dict[str, Callable[..., int | tuple[int, ...]]] = {
 TORCH: dict[str, Callable[..., int]] = {
     "noise": lambda seed: seed,  # of a sample to be drawn, its sampler's included
     "step": lambda seed, step: seed * 1_000_003 + step,  # times, drops and noise of a step's global batch
-    # What layers draw themselves in a training, as attention's own dropout: depends on the number of processes.
-    "step of a process": lambda seed, step, rank: (seed * 1_000_003 + step) * 4_096 + rank,
+    "layers": lambda seed, step: (seed * 1_000_003 + step) * 4_096,  # what they draw themselves in a step of one batch
     "weights": lambda seed: seed,  # a model's first ones
     "probe": lambda seed: seed,  # the order of a linear probe's images, over all epochs
     "points": lambda seed: seed,  # the latents in a t-SNE
@@ -57,6 +54,14 @@ def rng(
 def seed_torch(stream: TorchStream, seed: int, *numbers: int) -> None:
     """Begin a stream in torch's own generators, on every device: for layers, which draw from nothing else."""
     torch.manual_seed(TORCH[stream](seed, *numbers))
+
+
+def torch_state(device: torch.device) -> list[bytes]:
+    """Return where torch's own generators are, of the CPU and of a device: elsewhere once a layer has drawn."""
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(device))
+    return [state.numpy().tobytes() for state in states]
 
 
 def batch_noise(generators: Iterable[np.random.Generator | torch.Generator], shape: Sequence[int]) -> Tensor:

@@ -20,7 +20,7 @@ FIRST_NUMPY = {
 FIRST_TORCH = {
     "noise": 7,
     "step": 7 * 1_000_003 + 11,
-    "step of a process": (7 * 1_000_003 + 11) * 4096 + 13,
+    "layers": (7 * 1_000_003 + 11) * 4096,
     **dict.fromkeys(("weights", "probe", "points", "subsets", "shuffle"), 7),
 }
 

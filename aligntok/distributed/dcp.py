@@ -107,14 +107,12 @@ def sharded(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in pack(content)[1].items() if isinstance(tensor, DTensor)}
 
 
-class _Stager(Writer):
-    """Takes what DCP plans for this process to write, in its own file, and leaves the writing for later."""
+class _PlanOnly(Writer):
+    """Takes what DCP plans for this process to write, in its own file, and writes nothing."""
 
-    def __init__(self, folder: Path, copies: dict[str, Tensor] | None) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), save_distributed=True)
-        self.copies = copies
         self.file = ""
-        self.tensors: dict[str, Tensor] = {}
         self.offsets: dict[str, dict[str, list[int]]] = {}
 
     def prepare_local_plan(self, plan: Any) -> Any:
@@ -123,21 +121,10 @@ class _Stager(Writer):
     def write_data(self, plan: Any, planner: Any) -> Any:
         self.file = f"shard-{plan.storage_data['shard_index']:05d}-model-00001-of-00001{SHARDS}"  # as torch names them
         for item in plan.items:
-            name = item.index.fqn
-            tensor = planner.resolve_data(item).detach()
-            self.tensors[name] = tensor if self.copies is None else _copied(tensor, name, self.copies)
-            self.offsets[name] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
+            self.offsets[item.index.fqn] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
         written: Future[list[Any]] = Future()
         written.set_result([])
         return written
-
-
-def _copied(tensor: Tensor, name: str, copies: dict[str, Tensor]) -> Tensor:
-    """Return a copy on the CPU, in the memory of the one before, which saves most of its time."""
-    kept = copies.get(name)
-    if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
-        kept = copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return kept.copy_(tensor)
 
 
 class _Planner(DefaultSavePlanner):
@@ -155,19 +142,48 @@ class Staged(NamedTuple):
     metadata: dict[str, str]
 
 
-def stage(folder: Path, tensors: Mapping[str, Tensor], copies: dict[str, Tensor] | None) -> Staged:
-    """Return what of `tensors` this process is to write into `folder`; collective, nothing is written yet.
+class Stager:
+    """Finds what of a checkpoint this process is to write; keeps for the next one what takes time to find, and memory.
 
-    Plain tensors are alike in every process, and the first's; of those that are sharded each writes its own, a shard
-    that several hold the first of these. With `copies` they are copied, so that training may go on, into the copies of
-    the time before, which it keeps by name.
+    With `copies` tensors are copied, so that training may go on, each into its copy of the time before.
     """
-    stager = _Stager(folder, copies)
-    planner = _Planner(dedup_save_to_lowest_rank=True, **_FLAT)
-    with _plainly():
-        dcp.save(state_dict={"": dict(tensors)}, storage_writer=stager, planner=planner, no_dist=world()[1] == 1)
-    said = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(stager.offsets)}
-    return Staged(stager.file, stager.tensors, said)
+
+    def __init__(self, copies: bool) -> None:
+        self._copies: dict[str, Tensor] | None = {} if copies else None
+        self._planned: tuple[list[Any], _PlanOnly] | None = None
+
+    def stage(self, folder: Path, tensors: Mapping[str, Tensor]) -> Staged:
+        """Return what of `tensors` this process is to write into `folder`; collective, nothing is written yet.
+
+        Plain tensors are alike in every process, and the first's; of those that are sharded each writes its own, a
+        shard that several hold the first of these.
+        """
+        asked = [(name, t.shape, t.dtype, getattr(t, "placements", None)) for name, t in tensors.items()]
+        if self._planned is None or self._planned[0] != asked:
+            plan, planner = _PlanOnly(folder), _Planner(dedup_save_to_lowest_rank=True, **_FLAT)
+            with _plainly():
+                dcp.save(state_dict={"": dict(tensors)}, storage_writer=plan, planner=planner, no_dist=world()[1] == 1)
+            self._planned = asked, plan
+        plan = self._planned[1]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(
+            1
+        )  # to copy; where processors are busy several wait for one another much longer than that
+        try:
+            own = {name: self._to_write(name, tensors[name]) for name in plan.offsets}
+        finally:
+            torch.set_num_threads(threads)
+        said = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(plan.offsets)}
+        return Staged(plan.file, own, said)
+
+    def _to_write(self, name: str, tensor: Tensor) -> Tensor:
+        own = tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+        if self._copies is None:
+            return own
+        kept = self._copies.get(name)
+        if kept is None or kept.shape != own.shape or kept.dtype != own.dtype:
+            kept = self._copies[name] = torch.empty(own.shape, dtype=own.dtype, pin_memory=own.is_cuda)
+        return kept.copy_(own)
 
 
 def write(folder: Path, staged: Staged, state: Any, cure: str) -> dict[str, str]:

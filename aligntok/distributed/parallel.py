@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from aligntok.device import device
 from aligntok.distributed import broadcast, world
 from aligntok.errors import ConfigError
 from aligntok.settings import Positive, settings
@@ -30,7 +31,7 @@ class Sharding:
     shard: Positive | None = None
     """Processes that share them; several such groups hold the same (HSDP); None: all."""
     parameters: Literal["fp32", "bf16"] = "fp32"
-    """What weights are gathered in; gradients are averaged in float32."""
+    """What weights are gathered in; bf16 computes as precision="bf16" does. Gradients are averaged in float32."""
 
 
 #: How processes hold a model: each the whole, shares of it, or shares as said.
@@ -71,7 +72,8 @@ def parallelise(model: _Spread, parallel: Parallel = "replicate") -> None:
 
     Every process gets the first one's weights. With "replicate" each unit's gradients are averaged while the backward
     pass goes on (DDP); else its blocks and what else it has are shared out among the processes of a group, and gathered
-    when they are called (FSDP2; several groups: HSDP). One process has nothing to share: nothing is done.
+    when they are called (FSDP2; several groups: HSDP). What is shared out may be on the CPU: its blocks go to this
+    process's device one by one, where their shares stay. One process has nothing to share: nothing is done.
     """
     processes = world()[1]
     if processes == 1:
@@ -87,11 +89,10 @@ def parallelise(model: _Spread, parallel: Parallel = "replicate") -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     sharding = parallel if isinstance(parallel, Sharding) else Sharding()
-    device = next(iter(model.parameters())).device.type
-    mesh = _mesh(device, processes, sharding.shard or processes)
+    mesh = _mesh(device().type, processes, sharding.shard or processes)
     policy = MixedPrecisionPolicy()
     if sharding.parameters == "bf16":
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for unit in model.units():
         _shard(unit, mesh, policy)
 
@@ -155,6 +156,9 @@ def _shard(unit: Unit, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
         keeps = any(p is unit.last_layer for p in block.parameters())
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not keeps)
     fully_shard(unit.part, mesh=mesh, mp_policy=policy, reshard_after_forward=not trained)
+    if policy.param_dtype is not None:  # inputs and buffers stay float32, as times and means have to
+        part: Any = unit.part
+        part.forward = torch.autocast(mesh.device_type, policy.param_dtype)(part.forward)
 
 
 def exchange_gradients(model: nn.Module, now: bool) -> None:

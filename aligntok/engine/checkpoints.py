@@ -34,6 +34,7 @@ FORMAT = 3
 OF_ONE_FILE = 2  # the format before, ``step_00001000.pt``
 CURE = "the checkpoints before it are whole. Make room and start the same command again"
 _DAMAGED = "it is damaged or incomplete"
+_FROZEN = "frozen.safetensors"
 _NAME = re.compile(r"step_(\d{8,})(\.pt)?")
 
 
@@ -179,14 +180,15 @@ def read_newest(stage_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def share_hashing(stage_dir: str | os.PathLike[str]) -> None:
-    """Hash the files of a stage's newest checkpoint, each in one process for all; collective.
+    """Hash the files of a stage's newest checkpoint, and of what is frozen, each in one process for all; collective.
 
     So that to look at it, and to go on from it, each process reads a share of it. What it says of a file that is
     damaged, or missing, whoever opens the checkpoint finds.
     """
     rank, processes = world()
     found = list_checkpoints(stage_dir)
-    files = sorted(file for file in found[-1][1].glob("*") if file.is_file()) if found else []
+    files = [*found[-1][1].glob("*"), Path(stage_dir, _FROZEN)] if found else []
+    files = sorted(file for file in files if file.is_file())
     if processes == 1 or not agree(len(files)):
         return
     rows = torch.zeros(len(files[rank::processes]), 32, dtype=torch.uint8)
@@ -251,13 +253,13 @@ def write_frozen(
 ) -> None:
     """Write, once a stage, what it does not change: `frozen` parts, frozen weights of `trained` ones; collective."""
     states = {**part_states(frozen), **part_states(trained, frozen=True)}
-    _save_whole(Path(stage_dir) / "frozen.safetensors", states)
+    _save_whole(Path(stage_dir) / _FROZEN, states)
 
 
 def read_frozen(stage_dir: str | os.PathLike[str]) -> PartStates:
     """Read the parts that a stage does not change. Raises CheckpointError if the file is missing or damaged."""
     cure = "copy the stage's folder whole, or train it anew"
-    return _by_part(load_tensors(Path(stage_dir) / "frozen.safetensors", CheckpointError, cure))
+    return _by_part(load_tensors(Path(stage_dir) / _FROZEN, CheckpointError, cure))
 
 
 def _save_whole(path: Path, states: PartStates) -> None:
@@ -266,7 +268,7 @@ def _save_whole(path: Path, states: PartStates) -> None:
     for name, tensor in _named(states).items():
         each = whole(tensor)
         if is_first():
-            gathered[name] = each
+            gathered[name] = each if each is tensor else each.cpu()  # a device need not hold all of them at once
     if is_first():
         save_tensors(path, gathered, cure=CURE)
     barrier()
@@ -294,9 +296,8 @@ def read_parts(stage_dir: str | os.PathLike[str], weights: str = "raw", sigma_re
     if found is None:
         raise CheckpointError(f"{stage_dir} has no checkpoint that can be read; train that stage first")
     content = found.content
-    states = join(read_frozen(stage_dir), _load_states(found, content.get("parts")))
     if weights == "raw":
-        return states
+        return join(read_frozen(stage_dir), _load_states(found, content.get("parts")))
     if weights != "ema":
         raise CheckpointError(f"weights must be 'raw' or 'ema', not '{weights}'")
     if not content.get("ema"):
@@ -306,7 +307,9 @@ def read_parts(stage_dir: str | os.PathLike[str], weights: str = "raw", sigma_re
         averages = dict(content["ema"]["averages"])
     if width not in averages:
         raise CheckpointError(f"{stage_dir} keeps no EMA of width {width}; it keeps {', '.join(averages)}")
-    return join(states, _load_states(found, averages[width]))
+    with reading(found.path, CheckpointError, _DAMAGED):
+        wanted = join(content.get("parts"), averages[width])  # of weights that are averaged nothing else is read
+    return join(read_frozen(stage_dir), _load_states(found, wanted))
 
 
 def _load_states(found: Checkpoint, nest: Any) -> PartStates:

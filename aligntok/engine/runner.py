@@ -93,9 +93,10 @@ class StageRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: Any, model: Any) -> Any:
         """Put the model on its device and spread it over the processes, in place of mmengine's wrappers."""
-        model = model.to(device())
+        if self._parallel == "replicate":
+            model = model.to(device())
         parallelise(model, self._parallel)
-        return model
+        return model.to(device())  # of what is shared out, shares are there; all of it may be more than fits
 
     def _init_model_weights(self) -> None:
         """Leave them as they are: the model is built with them, and every process has the first one's."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import aligntok
 from aligntok.distributed import barrier, connect_to_store, is_first, life, world
@@ -56,7 +55,7 @@ class CheckpointWriter:
         #: The step of the newest checkpoint that is whole, and of the newest that was asked for.
         self.saved: int | None = None
         self.begun: int | None = None
-        self._copies: dict[str, Tensor] = {}
+        self._stager: Any = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._written = threading.Event()
@@ -80,8 +79,9 @@ class CheckpointWriter:
             with writing(path, CURE):
                 remove(folder)
                 folder.mkdir(parents=True)
-        # The first process has made the folder, and finished the one before, when others hear of what to write.
-        staged = dcp.stage(folder, tensors, self._copies if self.asynchronous else None)
+        barrier()  # the first process has made the folder, and finished the one before, when others write
+        self._stager = self._stager or dcp.Stager(self.asynchronous)
+        staged = self._stager.stage(folder, tensors)
         self.saved, self.begun = self.begun, step
         write = partial(dcp.write, folder, staged, state if is_first() else None, CURE)
         if self.asynchronous:

@@ -52,9 +52,15 @@ class SampleDropPath(nn.Module):
 
 
 def follow_samples(model: nn.Module) -> list[Any]:
-    """Make the dropouts inside a model follow the sample, and return them; their `seeds` are still to be set."""
+    """Make the dropouts inside a model follow the sample, and return them; their `seeds` are still to be set.
+
+    timm's attention drops weights in a layer of its own, and not in the fused kernel, which draws as it likes.
+    """
     found: list[Any] = []
+    module: Any
     for module in model.modules():
+        if getattr(getattr(module, "attn_drop", None), "p", 0) and hasattr(module, "fused_attn"):
+            module.fused_attn = False
         if type(module) is nn.Dropout and module.p:
             module.__class__ = SampleDropout
         elif type(module).__name__ == "DropPath" and getattr(module, "drop_prob", None):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from itertools import count
 from typing import Any
 
@@ -39,10 +39,11 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
     folder = stage.start_folder
     if folder is not None and not finished_steps(folder):
         raise ConfigError(f"stage '{stage.name}' starts from {folder}, which has no checkpoint; train that stage first")
-    runner = build_runner(stage, data, launcher)
+    described: dict[str, Any] = {}
+    runner = build_runner(stage, data, launcher, lambda model: described.update(stage.describe(model)))
     if is_first():
         about = {"format": STAGE_FORMAT, "aligntok_version": aligntok.__version__, "stage": stage.name}
-        about |= {"seed": stage.seed, **stage.describe(runner.trained_model)}
+        about |= {"seed": stage.seed, **described}
         if (listing := getattr(data.train, "listing", None)) is not None:
             listing.write(stage.folder)
             about["source"] = listing.described()
@@ -60,8 +61,17 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
     return runner
 
 
-def build_runner(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
-    """Build the mmengine run of a stage."""
+def build_runner(
+    stage: Stage, data: StageData, launcher: str = "none", look: Callable[[Any], None] | None = None
+) -> StageRunner:
+    """Build the mmengine run of a stage. The first process lets `look` see the model while it holds all of it."""
+
+    def build() -> Any:
+        model = stage.build_model(data)
+        if look is not None and is_first():
+            look(model)
+        return model
+
     validation = stage.validation(data)  # finds the held-out images' buckets, before the hooks take pictures
     log, ema, batch = stage.settings.log, stage.settings.ema, stage.settings.global_batch_size
     hooks: list[Any] = [
@@ -72,7 +82,7 @@ def build_runner(stage: Stage, data: StageData, launcher: str = "none") -> Stage
         *([engine_hooks.EMAUpdateHook(ema.inference, ema.snapshot_every)] if ema else []),
     ]
     return StageRunner(
-        model=partial(stage.build_model, data),
+        model=build,
         train_dataloader=_training_batches(stage, data.train),
         optim_wrapper={
             "constructor": PartOptimizersConstructor.__name__,

@@ -23,9 +23,10 @@ from aligntok.engine.checkpoints import PartStates
 from aligntok.engine.compile import compile_blocks
 from aligntok.engine.optim import KeptBuffers
 from aligntok.engine.runner import StepBatch
+from aligntok.errors import ConfigError
 from aligntok.loading import STAGE_FILE
 from aligntok.ops.dropout import follow_samples, set_seeds
-from aligntok.rng import rng
+from aligntok.rng import rng, torch_state
 from aligntok.training.settings import TrainingSettings
 
 
@@ -110,15 +111,23 @@ class TrainedModel(BaseModel):
         """Do one optimiser step; every process calls it with its share of the same step.
 
         Returns what to log, averaged over micro-batches. Of a step that is left out nothing stays, in buffers neither.
+        Raises ConfigError where layers draw numbers of a batch that is split, which are others without the split.
         """
         if self._buffers_before is None:
             self._buffers_before = KeptBuffers(self)
         self._buffers_before.keep()
         count, logs = len(data.micro_batches), []
         scale = optim_wrapper.loss_scale(self.device()) / count
+        before = torch_state(self.device())
         for i, batch in enumerate(data.micro_batches):
             exchange_gradients(self, i == count - 1)
             logs.append(self.backward(batch, MicroBatch(data.step, i, count, scale)))
+        if (count, world()[1]) != (1, 1) and torch_state(self.device()) != before:
+            raise ConfigError(
+                f"layers draw random numbers that follow from the batch's split, {world()[1]} processes x {count} "
+                "micro-batches, and not from the image, as patch dropout and DropBlock do; switch those off (dropout, "
+                "also attention's, and stochastic depth follow the image), or train in one process without accumulation"
+            )
         averaged = {key: torch.stack([log[key] for log in logs]).mean(dim=0) for key in logs[0]}
         losses = [value for key, value in averaged.items() if key.startswith("loss/")]
         with record_function("optimiser"):

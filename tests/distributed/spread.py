@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule
 
 from aligntok.data.latent_shards import LatentStatistics
-from aligntok.distributed import mean_over_processes, world
+from aligntok.diffusion.settings import Sampling
+from aligntok.distributed import mean_over_processes, total, world
 from aligntok.distributed.parallel import Sharding, parallelise, whole
 from aligntok.engine.ema import WeightAverages
 from aligntok.engine.optim import PartOptimizersConstructor
@@ -27,16 +27,22 @@ from aligntok.training.generation.model import GenerationModel
 from aligntok.training.settings import GeneratorSettings, StageSettings
 
 STEPS, BATCH = 3, 8
-POLICIES = {"replicate": "replicate", "shard": "shard", "groups": Sharding(shard=2)}
+POLICIES = {
+    "replicate": "replicate",
+    "shard": "shard",
+    "groups": Sharding(shard=2),
+    "bf16": Sharding(parameters="bf16"),
+}
 VIT = dict(depth=3, embed_dim=48, num_heads=3, patch_size=8)
 CNN = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, resolution=32, attn_resolutions=())
-MODEL = dict(
+MODEL: dict[str, Any] = dict(
     encoder=dict(type="timm", model_name="vit_tiny_patch16_224", pretrained=False, downsample_factor=8, model_args=VIT),
     adapter=dict(type="mlp", hidden_dim=64),
     decoder=CNN,
     latent_dim=4,
     downsample_factor=8,
 )
+DROPPING = {**MODEL["encoder"], "model_args": dict(VIT, attn_drop_rate=0.2, drop_path_rate=0.1)}
 L1, GAN = dict(type="l1"), dict(type="gan", weight=0.1, adaptive_weight=dict(at="decoder"))
 SEMANTIC = dict(type="semantic_preservation", adaptive_weight=dict(at="encoder", eps=0.1))
 HELD = dict(at="encoder", eps=0.1, reference=("l1",))
@@ -49,7 +55,7 @@ PATCHES = dict(type="patchgan", base_channels=32, num_layers=2)
 KINDS: dict[str, dict[str, Any]] = {
     "alignment": dict(losses=dict(l1=L1, gan=GAN, semantic=SEMANTIC, vf=VF)),
     "references": dict(losses=dict(l1=L1, gan=GAN, semantic={**SEMANTIC, "adaptive_weight": HELD})),
-    "lora": dict(losses=dict(l1=L1, semantic=SEMANTIC), lora=dict(rank=4, dropout=0.3)),
+    "lora": dict(losses=dict(l1=L1, semantic=SEMANTIC), lora=dict(rank=4, dropout=0.3), model=dict(encoder=DROPPING)),
     "variational": dict(losses=dict(l1=L1, gan=GAN, vf=VF, kl=KL), model=dict(variational=True)),
     "refinement": dict(losses=dict(l1=L1, gan=GAN), trainable=["decoder"]),
     "checkpointing": dict(losses=dict(l1=L1, semantic=SEMANTIC), grad_checkpointing=True),
@@ -63,8 +69,10 @@ KINDS: dict[str, dict[str, Any]] = {
         discriminator={**PATCHES, "group_images": 4},
     ),
     "constant weights": dict(losses=dict(l1=L1, vf=VF, gan=PLAIN_GAN), discriminator={**PATCHES, "norm": "group"}),
+    "fp16": dict(losses=dict(l1=L1, semantic=SEMANTIC), precision="fp16"),  # a gradient of the second step overflows
     "left out": dict(losses=dict(l1=L1, semantic=SEMANTIC)),  # the second step's images are not finite
 }
+SAMPLING, SHOWN = Sampling(sampler="euler", steps=2), {"pixels", "reconstruction"}
 DIT = dict(type="lightning_dit", hidden_size=32, depth=2, num_heads=2, input_size=4, in_channels=4, num_classes=3)
 
 
@@ -88,26 +96,36 @@ def build(kind: str) -> Any:
     return model
 
 
+def overflow(module: Any, given: Any, output: torch.Tensor) -> None:
+    """Make infinite what arrives at the last image in the backward pass."""
+    infinite = torch.ones(len(output), 1, 1, 1)
+    infinite[-1] = torch.inf
+    output.register_hook(lambda gradient: gradient * infinite.to(gradient.dtype))
+
+
 def train(kind: str, policy: str = "replicate", micro: int = 1) -> dict[str, Any]:
     """Return what each step logged, and the sums of weights and averages at the end; collective."""
     (rank, processes), model = world(), build(kind)
     parallelise(model, POLICIES[policy])
-    shares = any(isinstance(module, FSDPModule) for module in model.modules())
-    assert shares == (policy != "replicate" and processes > 1)
+    weights = [*model.parameters()]
+    own = total(torch.tensor(sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in weights)))
+    copies = {"replicate": processes, "groups": processes // 2}.get(policy, 1) if processes > 1 else 1
+    assert own == copies * sum(p.numel() for p in weights)  # frozen ones, too
     sides = dict(autoencoder=ADAM, discriminator={**ADAM, "lr": 1e-5}, generator=ADAM)
     optim = PartOptimizersConstructor({**sides, "max_skipped": 3, "spike_factor": None, "clip_grad_norm": 1.0})(model)
     averages, source = WeightAverages(model.averaged_parts(), [0.05], [0.9]), torch.Generator().manual_seed(1)
     logged, each = [], BATCH // processes // micro
     for step in range(STEPS):
-        if kind == "generator":
-            whole_batch = dict(latents=torch.randn(BATCH, 4, 4, 4, generator=source), label=torch.arange(BATCH) % 3)
-        else:
-            whole_batch = dict(images=torch.rand(BATCH, 3, 32, 32, generator=source) * 2 - 1)
+        whole_batch = dict(images=torch.rand(BATCH, 3, 32, 32, generator=source) * 2 - 1, label=torch.arange(BATCH) % 3)
         if kind == "left out" and step == 1:
             whole_batch["images"][-1] = torch.nan  # the last process's alone
+        overflows = kind == "fp16" and step == 1 and rank == processes - 1
+        hook = model.tokenizer.decoder.register_forward_hook(overflow) if overflows else None
         places = [(i * processes + rank) * each for i in range(micro)]
         parts = [{key: value[at : at + each] for key, value in whole_batch.items()} for at in places]
         logs = model.train_step(StepBatch(step, parts), optim)
+        if hook is not None:
+            hook.remove()
         averages.update()
         scalars = {key: value.detach().clone().float() for key, value in sorted(logs.items()) if value.numel() == 1}
         logged.append({key: float(mean_over_processes(value)) for key, value in scalars.items()})
@@ -115,8 +133,11 @@ def train(kind: str, policy: str = "replicate", micro: int = 1) -> dict[str, Any
             model.eval()
             for part in model.averaged_parts().values():
                 sum(float(whole(p.detach()).sum()) for p in part.parameters())
-            if kind != "generator":
-                model.val_step(dict(images=torch.zeros(1, 3, 32, 32)))
+            asked = dict(
+                images=torch.zeros(1, 3, 32, 32), sampling=SAMPLING, numbers=[3], labels=[1], variant="its own"
+            )
+            for shown in model.val_step(asked):
+                logged[-1] |= {f"mean {key}": float(shown[key].double().mean()) for key in SHOWN & shown.keys()}
             model.train()
     names = [(name, p.detach()) for name, p in model.named_parameters()]
     names += [(f"average of {k}", t) for part in averages.state(0.9).values() for k, t in part.items()]

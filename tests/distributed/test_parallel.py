@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import spread
 
 NIGHTLY = ("references", "checkpointing", "compile", "refinement", "constant weights")
+HALVES = {"bf16": 300, "fp16": 10}  # by how much more their rounding parts two runs
+SPLIT = ("constant weights", "ratios of groups")  # also in two micro-batches: of a group two processes have a half each
 QUICK = [kind for kind in (*spread.KINDS, "generator") if kind not in NIGHTLY]
 
 
@@ -48,24 +50,27 @@ def together(processes, tmp_path, words):
 
 
 def assert_alike(found, expected, word):
+    coarse = next((factor for half, factor in HALVES.items() if half in word), 1)
     for step, (a, b) in enumerate(zip(found["logged"], expected["logged"], strict=True)):
         assert a.keys() == b.keys()
         for name in a:
             loss = name.startswith("loss/") and name != "loss/gan"  # which, as logits, is a mean around 0
-            near = pytest.approx(b[name], rel=2e-5 if loss else 1e-3, abs=2e-6 if loss else 2e-5, nan_ok=True)
+            rel, least = (2e-5, 2e-6) if loss else (5e-3, 2e-5)  # rounding moves the kinks of hinges
+            near = pytest.approx(b[name], rel=min(0.1, coarse * rel), abs=coarse * least, nan_ok=True)
             assert a[name] == near, f"{word} {step} {name}"
     assert found["sums"].keys() == expected["sums"].keys()
     for name, value in expected["sums"].items():
-        assert found["sums"][name] == pytest.approx(value, abs=2e-4), f"{word} {name}"
+        assert found["sums"][name] == pytest.approx(value, abs=coarse * 2e-4), f"{word} {name}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", [QUICK, pytest.param(NIGHTLY, marks=pytest.mark.nightly)], ids=["quick", "more"])
 def test_two_processes_that_replicate_or_share_are_one(one, tmp_path, kinds):
     words = [f"{kind}:{policy}:1" for kind in kinds for policy in ("replicate", "shard")]
-    words += [f"constant weights:{policy}:2" for policy in ("replicate", "shard")]
-    words += [f"ratios of groups:{policy}:2" for policy in ("replicate", "shard")]  # a group is shared by two
+    words += [f"{kind}:{policy}:2" for kind in SPLIT for policy in ("replicate", "shard")] + [f"{kinds[0]}:bf16:1"]
     found = together(2, tmp_path, words)
+    whole = found[f"{kinds[0]}:shard:1"]
+    assert found[f"{kinds[0]}:bf16:1"]["logged"][0]["loss/l1"] != pytest.approx(whole["logged"][0]["loss/l1"], rel=1e-5)
     assert all(float(step["ratio/gan"]) > 0 for step in one(kinds[0])["logged"])
     for word in words:
         assert_alike(found[word], one(word.split(":")[0]), word)
@@ -85,7 +90,23 @@ def test_micro_batches_of_one_process_are_one_batch(one):
 
 
 def test_the_step_that_was_left_out_is_the_second(one):
-    assert [step["skipped_steps"] for step in one("left out")["logged"]] == [0, 1, 1]
+    for kind in ("left out", "fp16"):
+        assert [step["skipped_steps"] for step in one(kind)["logged"]] == [0, 1, 1]
+    assert [step["loss_scale"] for step in one("fp16")["logged"]] == [2**16, 2**15, 2**15]
+
+
+def test_layers_that_draw_by_themselves_are_refused_where_the_batch_is_split(monkeypatch):
+    plain = spread.build
+
+    def drawing(kind):
+        model = plain(kind)
+        model.generator.register_forward_hook(lambda module, given, output: output + 0 * torch.rand(1))
+        return model
+
+    monkeypatch.setattr(spread, "build", drawing)
+    spread.train("generator")
+    with pytest.raises(ConfigError, match=r"the batch's split, 1 processes x 2 micro-batches, and not from the image"):
+        spread.train("generator", micro=2)
 
 
 def held(group):

@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from aligntok.distributed import dcp, start_processes, world
 from aligntok.distributed.dcp import sharded
-from aligntok.engine.checkpoints import open_newest, share_hashing
+from aligntok.engine.checkpoints import open_newest, read_frozen, share_hashing, write_frozen
 from aligntok.engine.saving import CheckpointWriter
 from aligntok.io import checksums
 folder, kind, asynchronous = sys.argv[1], sys.argv[4], sys.argv[5] == "1"
@@ -33,12 +33,14 @@ start_processes()
 rank, processes = world()
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(6, 33), nn.GELU(), nn.Linear(33, 3), nn.BatchNorm1d(3))
+teacher = nn.Linear(3, 2)
 if kind == "shard":
     from torch.distributed.device_mesh import init_device_mesh
     mesh = init_device_mesh("cpu", (processes,))
     for module in model:
         fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    fully_shard(teacher, mesh=mesh)
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 def content():
     sides = {"net": optimizer.state_dict()}
@@ -48,7 +50,10 @@ hashed, hashes = [], checksums.hashlib.sha256
 checksums.hashlib = SimpleNamespace(sha256=lambda: hashed.append(1) or hashes())
 share_hashing(folder)
 found = open_newest(folder)
-assert found is None or len(hashed) <= 4 / processes or "damaged" in folder, hashed
+if found is not None:
+    assert read_frozen(folder)["teacher"]["weight"].shape == (2, 3)
+    # Shards, state.json, checksums.json, what is frozen: each by one.
+    assert len(hashed) <= -(-5 // processes) or "damaged" in folder, hashed
 checksums.hashlib = hashlib
 read = 0
 if found is not None:
@@ -64,6 +69,8 @@ if found is not None:
     got = found.load(found.content, sharded({"parts": {"net": model.state_dict()}, "optimizers": owners}))
     model.load_state_dict(got["parts"]["net"])
     optimizer.load_state_dict(got["optimizers"]["sides"]["net"])
+else:
+    write_frozen(folder, {"teacher": teacher}, {})
 assert (found.step if found else 0) == first
 generator = torch.Generator().manual_seed(7)
 for step in range(1, last + 1):

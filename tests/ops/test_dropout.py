@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from timm.layers import DropPath
+from timm.models.vision_transformer import Attention
 from torch import nn
 
 from aligntok.ops.dropout import SampleDropout, SampleDropPath, follow_samples, set_seeds
@@ -62,6 +63,18 @@ def test_a_sample_is_dropped_alike_however_the_batch_is_split(layers):
         layer.seeds = seeds
         windows = layer(x.reshape(16, 2, 6))  # two of each sample
         assert torch.equal(windows.reshape(8, 4, 6), whole) or isinstance(layer, SampleDropPath)
+
+
+def test_attention_drops_weights_of_a_sample_alike_however_the_batch_is_split():
+    attention = Attention(8, num_heads=2, attn_drop=0.5)
+    assert attention.fused_attn
+    (dropout,), x = follow_samples(attention), torch.randn(8, 5, 8)
+    dropout.seeds = torch.arange(8, dtype=torch.int32)
+    whole = attention(x)
+    assert not torch.allclose(whole, attention.eval()(x))
+    dropout.seeds = dropout.seeds[5:]
+    torch.testing.assert_close(attention.train()(x[5:]), whole[5:], rtol=0, atol=1e-6)
+    assert follow_samples(Attention(8, num_heads=2)) == []
 
 
 def test_the_share_that_is_dropped_is_the_rate_in_every_sample_and_layer(layers):

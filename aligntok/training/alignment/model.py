@@ -15,7 +15,6 @@ from typing_extensions import Self
 
 from aligntok.caching.encoder import latent_shape, posterior_noise
 from aligntok.device import computing
-from aligntok.distributed import world
 from aligntok.distributed.parallel import Unit, load_state
 from aligntok.engine.checkpoints import load_parts
 from aligntok.engine.compile import listed_blocks
@@ -186,10 +185,10 @@ class AlignmentModel(TrainedModel):
     def train_step(self, data: StepBatch, optim_wrapper: Any) -> dict[str, Tensor]:
         """Do one optimiser step of generator side and discriminator, from one forward pass a micro-batch; collective.
 
-        What is drawn in it follows from the seed and the samples' numbers, what layers draw from (seed, step, rank):
-        nothing to save, nothing to lose on resume.
+        What is drawn in it follows from the seed and the samples' numbers, what layers draw themselves from (seed,
+        step): nothing to save, nothing to lose on resume.
         """
-        seed_torch("step of a process", self.seed, data.step, world()[0])
+        seed_torch("layers", self.seed, data.step)
         return super().train_step(data, optim_wrapper)
 
     def posterior_noise(self, images: Tensor, place: MicroBatch) -> Tensor | None:

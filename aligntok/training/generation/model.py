@@ -70,8 +70,8 @@ class GenerationModel(TrainedModel):
     parts = trained_parts
 
     def units(self) -> list[Unit]:
-        """Return the generator; the tokenizer is whole in every process."""
-        return [Unit(self.generator, listed_blocks(self.generator))]
+        """Return the generator and the parts of the tokenizer."""
+        return [Unit(part, listed_blocks(part)) for part in (self.generator, *self.diffusion.tokenizer.children())]
 
     def load_start(self, states: Any) -> None:
         """Begin as the generator was built."""
@@ -177,7 +177,7 @@ class GenerationModel(TrainedModel):
         numbers, sampling = data["numbers"], data["sampling"]
         with computing(self.precision, self.device()):
             latents = self.diffusion.sample_latents(data["labels"], numbers, sampling)
-        images = self.diffusion.decode(latents)
+        images = self.diffusion.decode(latents).float()
         if not images.isfinite().all():
             raise DivergenceError(
                 f"samples {numbers[0]} to {numbers[-1]} of the validation (variant '{data['variant']}') are not "

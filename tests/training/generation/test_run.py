@@ -121,10 +121,18 @@ def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_75(whole, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "accumulation"), [(1, 2), (2, 1), pytest.param(4, 2, marks=pytest.mark.nightly)])
-def test_any_split_of_the_batch_is_one_curve(whole, tool, tmp_path, processes, accumulation):
+@pytest.mark.parametrize(
+    ("processes", "accumulation", "held"),
+    [
+        (1, 2, "replicate"),
+        (2, 1, "shard"),
+        pytest.param(2, 1, "replicate", marks=pytest.mark.nightly),
+        pytest.param(4, 2, "dict(shard=2)", marks=pytest.mark.nightly),
+    ],
+)
+def test_any_split_of_the_batch_is_one_curve(whole, tool, tmp_path, processes, accumulation, held):
     torchrun = ("--standalone", f"--nproc_per_node={processes}") if processes > 1 else ()
-    options = ["--cfg-options", f"gradient_accumulation_steps={accumulation}"]
+    options = ["--cfg-options", f"gradient_accumulation_steps={accumulation}", f"parallel={held}"]
     printed = finish(tool.launch(whole[1], tmp_path / "many", *options, torchrun=torchrun))
     assert printed.count("Generator: ") == 1
     one, many = scalars(whole[0]), scalars(tmp_path / "many")
