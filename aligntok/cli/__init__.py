@@ -31,7 +31,7 @@ def train(asked: TrainRequest) -> None:
     from aligntok.training.run_info import run_info_of
 
     config, run_info = load_config(asked.config, asked.options), run_info_of(asked.config, asked.options)
-    run(config, only_stage=asked.stage, dry_run=asked.dry_run, run_info=run_info)
+    run(config, only_stage=asked.stage, dry_run=asked.dry_run, run_info=run_info, hardware=asked.hardware)
 
 
 @verb("export", "source", "out")
