@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +28,9 @@ from aligntok.engine.runner import StepBatch
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
+from aligntok.training.alignment import AlignmentStage
 from aligntok.training.alignment.model import AlignmentModel
+from aligntok.training.generation import GeneratorStage
 from aligntok.training.generation.model import GenerationModel
 from aligntok.training.settings import GeneratorSettings, StageSettings
 from aligntok.training.stages import MicroBatch
@@ -83,6 +87,19 @@ def build(kind: str) -> Any:
             for parameter in model.teacher.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=source))
     return model
+
+
+def stage_of(kind: str, policy: str = "replicate") -> Any:
+    """Return the stage of a kind, as a plan sees it: with the optimisers and averages that `held` has."""
+    averaged = dict(sigma_rel=[0.05], decays=[0.9], inference=0.9)
+    given = build(kind).settings
+    parallel: Any = POLICIES[policy]
+    own = replace(given, global_batch_size=BATCH, optimizer=ADAM, parallel=parallel, ema=replace(given.ema, **averaged))
+    if kind == "generator":
+        return GeneratorStage(0, kind, Path("nowhere"), 3, own, None, None)
+    data = replace(given.data, train=dict(type="images", image_size=32))
+    own = replace(own, data=data, discriminator_optimizer=ADAM)
+    return AlignmentStage(0, kind, Path("nowhere"), 3, own)
 
 
 def train(kind: str, policy: str = "replicate", micro: int = 1) -> dict[str, Any]:

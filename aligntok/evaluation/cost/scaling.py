@@ -66,9 +66,7 @@ def cost_scaling(asked: ScalingRequest, console: Console | None = None) -> dict[
         raise ConfigError(unknown("stage", asked.stage, [stage.name for stage in stages]))
     if asked.step_seconds and len(asked.step_seconds) != len(chosen):
         names = ", ".join(stage.name for stage in chosen)
-        raise ConfigError(
-            f"--step-seconds has {len(asked.step_seconds)} numbers, but one is needed for each of {names}"
-        )
+        raise ConfigError(f"--step-seconds has {len(asked.step_seconds)} numbers; give one for each of {names}")
     each = [_images(stage, asked) for stage in chosen]
     found: dict[str, list[Scaled]] = {}
     for number, (stage, images) in enumerate(zip(chosen, each, strict=True)):
