@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints, overload
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints, overload
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -246,3 +246,17 @@ def fields_of(cls: Any, prefix: str = "") -> Iterator[Option]:
         yield Option(prefix + field.name, in_words(annotation), default, " ".join(doc.split()), annotation)
         if _inner(annotation) is not None:
             yield from fields_of(_inner(annotation), f"{prefix}{field.name}.")
+
+
+@settings
+class Sharding:
+    """Weights, gradients, optimiser and averages in shares (FSDP2)."""
+
+    shard: Positive | None = None
+    """Processes that share them; several such groups hold the same (HSDP); None: all."""
+    parameters: Literal["fp32", "bf16"] = "fp32"
+    """What weights are gathered in; bf16 computes as precision="bf16" does. Gradients are averaged in float32."""
+
+
+#: How processes hold a model: each the whole, shares of it, or shares as said.
+Parallel: TypeAlias = Literal["replicate", "shard"] | Sharding

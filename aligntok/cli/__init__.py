@@ -17,6 +17,7 @@ from aligntok.evaluation.settings import (
     ReconstructionSettings,
     ReferenceSettings,
     ReportSettings,
+    ScalingRequest,
 )
 from aligntok.sampling.settings import SampleRequest
 from aligntok.settings import settings
@@ -31,7 +32,7 @@ def train(asked: TrainRequest) -> None:
     from aligntok.training.run_info import run_info_of
 
     config, run_info = load_config(asked.config, asked.options), run_info_of(asked.config, asked.options)
-    run(config, only_stage=asked.stage, dry_run=asked.dry_run, run_info=run_info)
+    run(config, only_stage=asked.stage, dry_run=asked.dry_run, run_info=run_info, hardware=asked.hardware)
 
 
 @verb("export", "source", "out")
@@ -123,11 +124,24 @@ def analyze_latents(asked: LatentAnalysis) -> None:
 
 
 @verb("measure-cost", "configs")
-def measure_cost(asked: CostRequest) -> None:
-    """Tell what configs cost: parameters, operations, seconds, memory."""
+def _measure_cost(asked: CostRequest) -> None:
     from aligntok.evaluation import cost
 
     cost.measure_cost(asked)
+
+
+@verb("measure-cost scaling", "config")
+def _scaling(asked: ScalingRequest) -> None:
+    from aligntok.evaluation.cost.scaling import cost_scaling
+
+    cost_scaling(asked)
+
+
+@reporting_errors
+def measure_cost(arguments: Sequence[str] | None = None) -> int:
+    """Tell what configs cost: parameters, operations, seconds, memory; `scaling`: what more GPUs are worth."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return _scaling(words[1:]) if words[:1] == ["scaling"] else _measure_cost(words)
 
 
 @verb("report", "runs")

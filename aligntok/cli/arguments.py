@@ -259,11 +259,13 @@ def _share_out(
 
 def _value(annotation: Any, words: list[str], flag: str) -> Any:
     """Return the value that words are for a field; what they cannot be they stay, for the check to refuse."""
-    for kind in _written(annotation):
+    kinds = _written(annotation)
+    named = any(get_origin(kind) is Literal for kind in kinds)  # one word may be a misspelt name, no dict
+    for kind in kinds:
         try:
             return _value_of_one(kind, words, flag)
         except (LookupError, TypeError, ValueError) as error:
-            if isinstance(error, ConfigError):  # of a dict's words
+            if isinstance(error, ConfigError) and not named:  # of a dict's words
                 raise
     return words[0] if len(words) == 1 else tuple(words)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from aligntok.device import device
 from aligntok.distributed import broadcast, world
 from aligntok.errors import ConfigError
-from aligntok.settings import Positive, settings
+from aligntok.settings import Parallel, Sharding
 
 if TYPE_CHECKING:  # FSDP2 and DTensor take a second to import: only a training of several processes needs them
     from torch.distributed.device_mesh import DeviceMesh
@@ -22,20 +22,6 @@ if TYPE_CHECKING:  # FSDP2 and DTensor take a second to import: only a training 
 logger = logging.getLogger("aligntok.engine")
 #: DDP's. Weights are given to all before they are spread; buffers change alike in all.
 _NO_SYNC: dict[str, Any] = dict(init_sync=False, forward_sync_buffers=False)
-
-
-@settings
-class Sharding:
-    """Weights, gradients, optimiser and averages in shares (FSDP2)."""
-
-    shard: Positive | None = None
-    """Processes that share them; several such groups hold the same (HSDP); None: all."""
-    parameters: Literal["fp32", "bf16"] = "fp32"
-    """What weights are gathered in; bf16 computes as precision="bf16" does. Gradients are averaged in float32."""
-
-
-#: How processes hold a model: each the whole, shares of it, or shares as said.
-Parallel: TypeAlias = Literal["replicate", "shard"] | Sharding
 
 
 class Unit(NamedTuple):
@@ -206,3 +192,67 @@ def as_shared(tensor: Tensor, like: Any) -> Tensor:
         local = tensor.to(like.device, like.dtype)
         return distribute_tensor(local, like.device_mesh, like.placements, src_data_rank=None)
     return tensor
+
+
+class Exchange(NamedTuple):
+    """What each process sends to others in a step: so many bytes, around a ring of processes.
+
+    reach: how many processes, in the order of their numbers, lie from the ring's first to its last.
+    """
+
+    what: Literal["gradients", "weights"]
+    sent: float
+    reach: int
+
+
+class Traffic(NamedTuple):
+    """The exchanges of a step, and the bytes that a process needs to hold what is under way."""
+
+    exchanges: list[Exchange]
+    space: int
+
+
+def group_of(parallel: Parallel, processes: int) -> int:
+    """Return how many processes share a model's weights out among them; 1 where each holds them whole."""
+    if parallel == "replicate":
+        return 1
+    return (parallel.shard if isinstance(parallel, Sharding) else None) or processes
+
+
+def traffic(units: Iterable[Unit], parallel: Parallel, processes: int, micro_batches: int = 1) -> Traffic:
+    """Return what is exchanged in a step when units are spread by :func:`parallelise`, of their shapes alone.
+
+    Exchanges go around a ring: of b bytes that all of n processes come to have, each sends (n - 1) / n * b. Left out is
+    what is small: batch norms, gradient ratios, norms of gradients.
+    """
+    group, units = group_of(parallel, processes), list(units)
+    gradients = sum(_bytes(p for p in unit.part.parameters() if p.requires_grad) for unit in units)
+    if processes == 1:
+        return Traffic([], 0)
+    if group == 1:  # a sum over all, and its way back; DDP's buckets are copies
+        return Traffic([Exchange("gradients", 2 * (processes - 1) / processes * gradients, processes)], gradients)
+    half = isinstance(parallel, Sharding) and parallel.parameters == "bf16"
+    gathered, stays, largest = 0, 0, 0
+    for unit in units:
+        trained = any(p.requires_grad for p in unit.part.parameters())
+        blocks = [[*block.parameters()] for block in unit.blocks]
+        # Of what is trained, what lies outside of blocks, or has the last layer, waits gathered for the backward pass.
+        freed = [block for block in blocks if not any(p is unit.last_layer for p in block)]
+        passing = sum(map(_bytes, freed))
+        whole = _bytes(unit.part.parameters())
+        gathered += whole + passing * trained
+        stays += (whole - passing) * trained
+        largest = max([largest, *map(_bytes, freed), 0 if trained else whole - passing])
+    share = (group - 1) / group
+    found = [
+        Exchange("weights", share * gathered * micro_batches * (0.5 if half else 1), group),
+        Exchange("gradients", share * gradients, group),
+    ]
+    if (replicas := processes // group) > 1:
+        found.append(Exchange("gradients", 2 * (replicas - 1) / replicas * gradients / group, processes))
+    # One block is computed while the next is gathered, and another's gradients are under way in float32.
+    return Traffic(found, int((stays + 2 * largest) * (0.5 if half else 1)) + 2 * largest)
+
+
+def _bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() * p.element_size() for p in {*parameters})

@@ -21,10 +21,9 @@ from aligntok.io.console import print_table
 from aligntok.io.folders import check_space
 from aligntok.loading import check_there
 from aligntok.registry import DATASETS, HOOKS, check_keywords, keywords_in
+from aligntok.training.memory import optimizer_bytes
 from aligntok.training.stages import Stage
 from aligntok.weights.hub import check_named
-
-_OPTIMIZER_STATES = {"SGD": 0, "Adam": 2, "AdamW": 2, "RAdam": 2, "NAdam": 2}
 
 
 @dataclass(frozen=True)
@@ -163,9 +162,9 @@ def _checkpoint_bytes(stage: Stage, model: Any) -> int:
     kept = len(ema.sigma_rel) + len(ema.decays) if ema else 0
     total = 0
     for name, state in part_states(parts, frozen=False).items():
-        states = _OPTIMIZER_STATES.get(stage.optimizers[side_of(name)]["type"], 2)
         trained = [p for p in parts[name].parameters() if p.requires_grad]
-        total += _bytes(state.values()) + (states + kept * (name in model.averaged_parts())) * _bytes(trained)
+        moments = optimizer_bytes(stage.optimizers[side_of(name)], (tuple(p.shape) for p in trained))
+        total += _bytes(state.values()) + moments + kept * (name in model.averaged_parts()) * _bytes(trained)
     return total
 
 

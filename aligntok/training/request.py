@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from aligntok.settings import Share, settings
+from aligntok.errors import ConfigError
+from aligntok.settings import AboveZero, Parallel, Positive, Share, settings
+
+
+class Hardware(NamedTuple):
+    """What a run is planned for: processes, how they hold the model (None: as its config says), GiB of a GPU."""
+
+    processes: int = 1
+    parallel: Parallel | None = None
+    gpu_memory: float = 80
 
 
 @settings
@@ -23,8 +32,30 @@ class TrainRequest:
     """Where everything is written; None: work_dirs/<config name>."""
     dry_run: bool = False
     """Print what each stage would do, and stop."""
+    processes: Positive | None = None
+    """Of a dry run: tell what a GPU holds and sends in a step of so many processes, and the largest micro-batch that
+    fits."""
+    parallel: Parallel | None = None
+    """Of a dry run: how they hold the model, as the config's key: replicate, shard, or shard=8; None: as that says."""
+    gpu_memory: AboveZero | None = None
+    """Of a dry run: GiB of the GPU that a micro-batch is to fit; None: 80."""
     cfg_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Override config keys, such as seed=1 stages.0.steps=10."""
+
+    def __post_init__(self) -> None:
+        if self.hardware is not None and not self.dry_run:
+            raise ConfigError(
+                "--processes, --parallel and --gpu-memory say what --dry-run plans for; add it, or start processes "
+                "with torchrun --nproc_per_node and set --cfg-options parallel=..."
+            )
+
+    @property
+    def hardware(self) -> Hardware | None:
+        """What a dry run plans for, if it is told anything of it."""
+        given = self.processes, self.parallel, self.gpu_memory
+        if given == (None, None, None):
+            return None
+        return Hardware(self.processes or 1, self.parallel, self.gpu_memory or Hardware().gpu_memory)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
 from aligntok.training.config import dotted_models, report_config_diff
 from aligntok.training.generation import expand_generation
+from aligntok.training.memory import print_memory, stage_memory
 from aligntok.training.plan import StagePlan, check_before_training, check_weights, plan_stage, print_plan
+from aligntok.training.request import Hardware
 from aligntok.training.run_info import print_summary, read_result, write_run_info
 from aligntok.training.stages import Stage
 
@@ -32,25 +34,24 @@ def run(
     only_stage: str | None = None,
     dry_run: bool = False,
     run_info: Mapping[str, Any] | None = None,
+    hardware: Hardware | None = None,
 ) -> Path | None:
     """Train the stages of a config, then its generator, and return the folder of what is finished.
 
     Started again, it skips what is finished and goes on with what is not. `only_stage` runs one stage by name, or
     "generation"; `dry_run` prints the plan, on the meta device, and stops: it needs no weights,
-    and of the data, where the config says where they are, the listing.
+    and of the data, where the config says where they are, the listing. With `hardware` it is planned for that, and what
+    a GPU holds is told, too.
     `run_info`, see :func:`~aligntok.training.run_info.run_info_of`, is noted in the work folder when anything is
     trained. Returns the saved generator's folder, of a config without one the tokenizer's, or None when that is not
     finished. Raises AlignTokError's kinds before the first step wherever they can be known.
     """
-    stages, (_, processes) = expand(config), world()
+    stages = expand(config)
     chosen = [stage for stage in stages if only_stage in (None, stage.name)]
     if not chosen:
         raise ConfigError(unknown("stage", only_stage, [stage.name for stage in stages]))
     if dry_run:
-        print_plan([_plan_beforehand(stage, processes) for stage in chosen])
-        for stage in chosen:
-            stage.check_follows(stages[: stages.index(stage)])
-            _tell_missing_weights(stage)
+        _tell(stages, chosen, hardware)
         return None
     folder: Path | None = None
     with logging_the_end(), job(config["process_timeout"]) as launcher:
@@ -70,6 +71,23 @@ def run(
                 raise ConfigError("the generator's tokenizer is not finished; train all stages first, without --stage")
             folder = _train(config, together, chosen, launcher, None if i else run_info)
     return folder
+
+
+def _tell(stages: Sequence[Stage], chosen: Sequence[Stage], hardware: Hardware | None) -> None:
+    """Print what the chosen of the stages are going to do, and with `hardware` what they take of it."""
+    processes = world()[1]
+    if hardware is not None:
+        processes, parallel = hardware.processes, hardware.parallel
+        if parallel is not None:
+            chosen = [replace(stage, settings=replace(stage.settings, parallel=parallel)) for stage in chosen]
+    print_plan([_plan_beforehand(stage, processes) for stage in chosen])
+    if hardware is not None:
+        held = {stage.name: stage_memory(stage.completed(), processes) for stage in chosen}
+        print_memory(held, hardware.gpu_memory)
+    names = [stage.name for stage in stages]
+    for stage in chosen:
+        stage.check_follows([*stages[: names.index(stage.name)]])
+        _tell_missing_weights(stage)
 
 
 def _plan_beforehand(stage: Stage, processes: int) -> StagePlan:

@@ -264,6 +264,10 @@ class Stage(ABC):
         """Return what a step is measured on: the config's data where they can be read, or random ones of its size."""
 
     @abstractmethod
+    def an_item(self) -> dict[str, Any]:
+        """Return a random item of the size that the config is made for, as its data set would."""
+
+    @abstractmethod
     def rehearse(self, model: Any) -> None:
         """Run forward everything that a step of one sample does, on the meta device."""
 

@@ -1,30 +1,39 @@
 """A few seeded steps of every kind of training, held by processes in every way: what the tests of `parallel` compare.
 
-As a program, one of several processes: RANK WORLD STORE OUT, then words KIND:POLICY:MICRO; the first one writes OUT.
+As a program, one of several processes: RANK WORLD STORE OUT, then words KIND:POLICY:MICRO, or KIND:POLICY:held for
+what it holds; the first one writes OUT.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import mean_over_processes, total, world
-from aligntok.distributed.parallel import Sharding, parallelise, whole
+from aligntok.distributed.parallel import Sharding, parallelise, to_shares, whole
 from aligntok.engine.ema import WeightAverages
-from aligntok.engine.optim import PartOptimizersConstructor
+from aligntok.engine.optim import SIDES, PartOptimizersConstructor
 from aligntok.engine.runner import StepBatch
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
+from aligntok.training.alignment import AlignmentStage
 from aligntok.training.alignment.model import AlignmentModel
+from aligntok.training.generation import GeneratorStage
 from aligntok.training.generation.model import GenerationModel
 from aligntok.training.settings import GeneratorSettings, StageSettings
+from aligntok.training.stages import MicroBatch
 
 STEPS, BATCH = 3, 8
 POLICIES = {
@@ -103,6 +112,19 @@ def overflow(module: Any, given: Any, output: torch.Tensor) -> None:
     output.register_hook(lambda gradient: gradient * infinite.to(gradient.dtype))
 
 
+def stage_of(kind: str, policy: str = "replicate") -> Any:
+    """Return the stage of a kind, as a plan sees it: with the optimisers and averages that `held` has."""
+    averaged = dict(sigma_rel=[0.05], decays=[0.9], inference=0.9)
+    given = build(kind).settings
+    parallel: Any = POLICIES[policy]
+    own = replace(given, global_batch_size=BATCH, optimizer=ADAM, parallel=parallel, ema=replace(given.ema, **averaged))
+    if kind == "generator":
+        return GeneratorStage(0, kind, Path("nowhere"), 3, own, None, None)
+    data = replace(given.data, train=dict(type="images", image_size=32))
+    own = replace(own, data=data, discriminator_optimizer=ADAM)
+    return AlignmentStage(0, kind, Path("nowhere"), 3, own)
+
+
 def train(kind: str, policy: str = "replicate", micro: int = 1) -> dict[str, Any]:
     """Return what each step logged, and the sums of weights and averages at the end; collective."""
     (rank, processes), model = world(), build(kind)
@@ -144,6 +166,71 @@ def train(kind: str, policy: str = "replicate", micro: int = 1) -> dict[str, Any
     return {"logged": logged, "sums": {name: float(whole(tensor).double().sum()) for name, tensor in names}}
 
 
+class Sent(TorchDispatchMode):
+    """Bytes that a process sends in rings, by what it calls of c10d where a mode sees it: all that FSDP2 does."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, ring = str(func), (world()[1] - 1) / world()[1]
+        if "_allgather_base_" in name:
+            self.bytes += ring * args[0].nbytes
+        if "_reduce_scatter_base_" in name:
+            self.bytes += ring * args[1].nbytes
+        return func(*args, **(kwargs or {}))
+
+
+def held(kind: str, policy: str) -> dict[str, float]:
+    """Return the bytes that this process holds after a step and a backward pass, counted tensor by tensor; collective.
+
+    Of a step also what it sent, and the most that was allocated in it.
+    """
+    model = build(kind)
+    parallelise(model, POLICIES[policy])
+    config = {"max_skipped": 3, "spike_factor": None, "clip_grad_norm": None}
+    optim = PartOptimizersConstructor({**dict.fromkeys(SIDES, ADAM), **config})(model)
+    averages, each = WeightAverages(model.averaged_parts(), [0.05], [0.9]), BATCH // world()[1]
+    batch = dict(images=torch.rand(each, 3, 32, 32) * 2 - 1)
+    if kind == "generator":
+        batch = dict(latents=torch.randn(each, 4, 4, 4), label=torch.arange(each) % 3)
+    model.train_step(StepBatch(0, [batch]), optim)
+    with Sent() as sent:
+        model.train_step(StepBatch(1, [batch]), optim)
+    most = most_allocated(lambda: model.backward(batch, MicroBatch(STEPS - 1, 0, 1)))
+    to_shares(model)
+
+    def bytes_of(tensors):
+        shares = (t.to_local() if hasattr(t, "to_local") else t for t in {id(t): t for t in tensors}.values())
+        return sum(t.numel() * t.element_size() for t in shares)
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    parts = model.trained_parts().values()
+    buffers = [b for part in parts for b in part.buffers()]
+    states = (state for wrapper in optim.optim_wrappers.values() for state in wrapper.optimizer.state.values())
+    known = {id(t) for t in (*trained, *buffers)}
+    others = [t for part in model.parts().values() for t in (*part.parameters(), *part.buffers()) if id(t) not in known]
+    return {
+        "weights": bytes_of([*trained, *buffers]) + bytes_of(model._buffers_before._kept.values()),
+        "gradients": bytes_of(p.grad for p in trained if p.grad is not None),
+        "optimizer": bytes_of(t for state in states for t in state.values()),
+        "averages": bytes_of(t for which in averages.kept for s in averages.state(which).values() for t in s.values()),
+        "frozen": bytes_of(others),
+        "sent": sent.bytes,
+        "most": most,
+    }
+
+
+def most_allocated(call: Any) -> int:
+    """Return the most bytes that torch's allocator gave out at once while something is called."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        call()
+    events = enumerate(watched.profiler.kineto_results.events())
+    sizes = [each[2] for each in sorted((e.start_ns(), i, e.nbytes()) for i, e in events if e.name() == "[memory]")]
+    return max(accumulate(sizes))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     number, processes, store, out, *words = sys.argv[1:]
@@ -151,7 +238,7 @@ if __name__ == "__main__":
     found = {}
     for word in words:
         kind, policy, micro = word.split(":")
-        found[word] = train(kind, policy, int(micro))
+        found[word] = held(kind, policy) if micro == "held" else train(kind, policy, int(micro))
     if number == "0":
         with open(out, "w") as file:
             json.dump(found, file)

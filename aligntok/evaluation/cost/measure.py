@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,14 +16,13 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from aligntok.device import computing, is_out_of_memory
 from aligntok.device import device as this_device
 from aligntok.evaluation.cost.count import Counted, Part
 from aligntok.evaluation.settings import CostSettings
 from aligntok.settings import Precision
+from aligntok.training.rehearsal import LiveTensors
 
 Row = dict[str, Any]
 GB = 1e9  # bytes: what every "GB" here is
@@ -166,46 +164,6 @@ class Stopwatch:
             self.seconds[part] += now - self._mark
             self.peaks[part] = max(self.peaks[part], peak)
         self._mark = now
-
-
-class LiveTensors(TorchDispatchMode):
-    """The same on a CPU, where torch has no count: bytes of all tensors that operations took or gave and that live.
-
-    A tensor's storage counts once, from the first operation that sees it until it is freed: weights, activations kept
-    for the backward pass, gradients, the state of optimisers. What a kernel allocates for itself alone does not.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = 0
-        self._most = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
-
-    def peak(self) -> int:
-        """Return the peak since the last call, or the beginning, and begin anew."""
-        most, self._most = self._most, self.live
-        return most
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        self._see((args, given))
-        result = func(*args, **given)
-        self._see(result)
-        return result
-
-    def _see(self, tree: Any) -> None:
-        for value in tree_iter(tree):
-            if isinstance(value, Tensor) and value.device.type == "cpu" and value.layout is torch.strided:
-                storage = value.untyped_storage()
-                if storage._cdata not in self._known:
-                    freed = partial(self._forget, storage._cdata, storage.nbytes())
-                    self._known[storage._cdata] = weakref.ref(storage, freed)
-                    self.live += storage.nbytes()
-        self._most = max(self._most, self.live)
-
-    def _forget(self, key: int, size: int, _: Any) -> None:
-        self.live -= size
-        self._known.pop(key, None)
 
 
 @contextmanager

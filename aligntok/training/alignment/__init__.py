@@ -259,7 +259,11 @@ class AlignmentStage(Stage):
         """Return the config's training images, or random ones of the size that it crops to."""
         if self.reads_data:
             return StageData(self.build_data().train)
-        return StageData(RandomItems({"images": torch.rand(3, *self._size()) * 2 - 1}, self.settings.global_batch_size))
+        return StageData(RandomItems(self.an_item(), self.settings.global_batch_size))
+
+    def an_item(self) -> dict[str, Any]:
+        """Return a random image of the size that the config crops to."""
+        return {"images": torch.rand(3, *self._size()) * 2 - 1}
 
     def rehearse(self, model: AlignmentModel) -> None:
         """Take an image through tokenizer, losses, discriminator and teacher, as the last step does."""

@@ -315,10 +315,14 @@ class GeneratorStage(Stage):
 
     def data_to_measure(self) -> StageData:
         """Return the config's cache, or random latents; the generator has no tokenizer, which no step uses."""
-        train: Any = RandomItems({"latents": self.latent_input()[0][0], "label": 0}, self.settings.global_batch_size)
+        train: Any = RandomItems(self.an_item(), self.settings.global_batch_size)
         if self.reads_data:
             train = DATASETS.build({"train": True, "seed": self.seed, **self.settings.data.train})
         return StageData(train, made_with=self._beside_nothing(train[0]["latents"].shape))
+
+    def an_item(self) -> dict[str, Any]:
+        """Return a random latent of the size that the config is made for, and a label."""
+        return {"latents": self.latent_input()[0][0], "label": 0}
 
     def _beside_nothing(self, shape: Sequence[int]) -> LatentDiffusion:
         """Return the generator with statistics of normalised latents (C, h, w), and nothing in place of a tokenizer."""

@@ -22,7 +22,6 @@ from aligntok.evaluation.cost.count import Counted, Part, count_config, count_en
 from aligntok.evaluation.cost.measure import (
     LeftOut,
     Limit,
-    LiveTensors,
     Stopwatch,
     Timing,
     free_bytes,
@@ -34,6 +33,7 @@ from aligntok.registry import ENCODERS, LOSSES
 from aligntok.training.alignment import AlignmentStage, expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.generation import GeneratorStage, expand_generation
+from aligntok.training.rehearsal import LiveTensors
 
 ROOT = Path(__file__).parents[3]
 DEFAULT = ROOT / "configs" / "aligntok_dinov2_f16d32.py"
