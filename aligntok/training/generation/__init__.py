@@ -169,8 +169,7 @@ class GeneratorStage(Stage):
     def build_data(self) -> StageData:
         """Load the tokenizer, make the cache if there is to be one, and open the data; collective.
 
-        Its model is made with generator, tokenizer and statistics. Raises DataError, ConfigError and WeightsError for
-        what cannot be trained on.
+        Its model is made with generator, tokenizer and statistics. Raises DataError, ConfigError and WeightsError.
         """
         if "root" not in self.settings.data.train:
             raise ConfigError(
@@ -340,9 +339,7 @@ class GeneratorStage(Stage):
         """Return x (1, C, h, w), t (1,) and y (1,) for the generator, at the latent size that it is made for."""
         generator = self.settings.generator
         takes = _keywords(generator)
-        sizes = {
-            name: generator.get(name, takes[name].default) for name in ("input_size", "in_channels") if name in takes
-        }
+        sizes = {key: generator.get(key, takes[key].default) for key in ("input_size", "in_channels") if key in takes}
         side = sizes.get("input_size", 16)
         height, width = (side, side) if isinstance(side, int) else side
         return torch.randn(1, sizes["in_channels"], height, width), torch.rand(1), torch.zeros(1, dtype=torch.int64)
