@@ -120,6 +120,7 @@ SETTINGS = {
     "evaluation.settings:ProbeSettings": dict(
         image_size=256, epochs=3, lr=1e-3, batch_size=256, seed=0, pool=False, standardize=False
     ),
+    "distributed.parallel:traffic": dict(micro_batches=1),
     "training.alignment.gradient_ratio:ratio_at": dict(scale=1.0),
     "training.alignment.model:AlignmentModel": dict(seed=0),
     "training.alignment.model:AlignmentModel.train": dict(mode=True),

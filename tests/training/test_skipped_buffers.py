@@ -32,6 +32,7 @@ class Model(TrainedModel):
     def __init__(self):
         super().__init__(SimpleNamespace(precision="fp32"), seed=0)
         norms = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, track_running_stats=True))
+        norms.register_buffer("nothing", None)
         spectral = nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1))
         older = nn.utils.spectral_norm(nn.Conv2d(4, 4, 1))
         parts = {"encoder": norms, "decoder": nn.Sequential(spectral, Replacing(), older)}
