@@ -42,8 +42,8 @@ class GlobalBatchNorm2d(nn.SyncBatchNorm):
     process, or in eval mode it is ``nn.BatchNorm2d``; names are the same.
     """
 
-    def __init__(self, width: int, group_images: int | None = None) -> None:
-        super().__init__(width)
+    def __init__(self, width: int, group_images: int | None = None, momentum: float | None = 0.1) -> None:
+        super().__init__(width, momentum=momentum)
         self.group_images = group_images
 
     def forward(self, input: Tensor) -> Tensor:
