@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from aligntok.device import device
+from aligntok.device import computing, device
 from aligntok.distributed import broadcast, world
 from aligntok.errors import ConfigError
 from aligntok.settings import Parallel, Sharding
@@ -144,7 +144,7 @@ def _shard(unit: Unit, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
     fully_shard(unit.part, mesh=mesh, mp_policy=policy, reshard_after_forward=not trained)
     if policy.param_dtype is not None:  # inputs and buffers stay float32, as times and means have to
         part: Any = unit.part
-        part.forward = torch.autocast(mesh.device_type, policy.param_dtype)(part.forward)
+        part.forward = computing("bf16", torch.device(mesh.device_type))(part.forward)
 
 
 def exchange_gradients(model: nn.Module, now: bool) -> None:
