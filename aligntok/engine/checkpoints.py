@@ -303,7 +303,7 @@ def read_parts(stage_dir: str | os.PathLike[str], weights: str = "raw", sigma_re
     if width not in averages:
         raise CheckpointError(f"{stage_dir} keeps no EMA of width {width}; it keeps {', '.join(averages)}")
     with reading(found.path, CheckpointError, _DAMAGED):
-        wanted = join(content.get("parts"), averages[width])  # of weights that are averaged nothing else is read
+        wanted = join(content["parts"], averages[width])  # of weights that are averaged nothing else is read
     return join(read_frozen(stage_dir), _load_states(found, wanted))
 
 
