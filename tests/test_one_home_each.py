@@ -106,7 +106,7 @@ def test_loaders_are_made_in_one_way_and_their_ends_explained():
     assert named("leave_signals_to_parent", "num_workers", "worker_init_fn", "pin_memory") == {
         "data/loader.py:make_loader",
         "distributed/job.py:leave_signals_to_parent",
-        "distributed/dcp.py:_copied",  # no loader's: of what a checkpoint holds
+        "distributed/dcp.py:_to_write",  # no loader's: of what a checkpoint holds
     }
     made = {
         "training/builder.py:_training_batches",  # for mmengine's loops, of engine/runner

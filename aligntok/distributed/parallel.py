@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from aligntok.device import device
+from aligntok.device import computing, device
 from aligntok.distributed import broadcast, world
 from aligntok.errors import ConfigError
 from aligntok.settings import Positive, settings
@@ -152,7 +152,7 @@ def _shard(unit: Unit, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
     fully_shard(unit.part, mesh=mesh, mp_policy=policy, reshard_after_forward=not trained)
     if policy.param_dtype is not None:  # inputs and buffers stay float32, as times and means have to
         part: Any = unit.part
-        part.forward = torch.autocast(mesh.device_type, policy.param_dtype)(part.forward)
+        part.forward = computing("bf16")(part.forward)
 
 
 def _are_apart(blocks: list[nn.Module], part: nn.Module) -> bool:
