@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -132,19 +131,22 @@ def _shard(unit: Unit, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
         return
     trained = any(p.requires_grad for p in unit.part.parameters())
     blocks = [block for block in unit.blocks if next(block.parameters(), None) is not None]
-    owned = [*chain.from_iterable(block.parameters() for block in blocks)]
-    inside = {id(module) for block in blocks for module in block.modules()}
-    others = (p for module in unit.part.modules() if id(module) not in inside for p in module._parameters.values())
-    if len({*owned}) < len(owned) or {*map(id, owned)} & {*map(id, others)}:  # a weight of two blocks stays whole
-        blocks = []
-    for block in blocks:
+    for block in blocks if _are_apart(blocks, unit.part) else ():
         # A gradient ratio needs the last layer's own weight after the forward pass, not its share.
         keeps = any(p is unit.last_layer for p in block.parameters())
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not keeps)
     fully_shard(unit.part, mesh=mesh, mp_policy=policy, reshard_after_forward=not trained)
     if policy.param_dtype is not None:  # inputs and buffers stay float32, as times and means have to
         part: Any = unit.part
-        part.forward = computing("bf16", torch.device(mesh.device_type))(part.forward)
+        part.forward = computing("bf16")(part.forward)
+
+
+def _are_apart(blocks: list[nn.Module], part: nn.Module) -> bool:
+    """Tell whether each weight of a part's blocks is one block's alone; nothing is kept that would hold it whole."""
+    owned = [id(p) for block in blocks for p in block.parameters()]
+    inside = {id(module) for block in blocks for module in block.modules()}
+    others = {id(p) for module in part.modules() if id(module) not in inside for p in module._parameters.values()}
+    return len({*owned}) == len(owned) and not {*owned} & others
 
 
 def exchange_gradients(model: nn.Module, now: bool) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,14 +26,14 @@ import spread
 NIGHTLY = ("references", "checkpointing", "compile", "refinement", "constant weights")
 HALVES = {"bf16": 300, "fp16": 10}  # by how much more their rounding parts two runs
 SPLIT = ("constant weights", "ratios of groups")  # also in two micro-batches: of a group two processes have a half each
-QUICK = [kind for kind in (*spread.KINDS, "generator") if kind not in NIGHTLY]
+QUICK = [kind for kind in (*spread.KINDS, "generator") if kind not in (*NIGHTLY, "plain")]
 
 
 @pytest.fixture(scope="module")
 def one():
     """What one process finds, by kind."""
-    found = {}
-    return lambda kind: found.setdefault(kind, spread.train(kind))
+    trained, same = cache(spread.train), dict.fromkeys(("checkpointing", "compile"), "plain")
+    return lambda kind: trained(same.get(kind, kind))
 
 
 def together(processes, tmp_path, words):
