@@ -57,7 +57,9 @@ def assert_alike(found, expected, word):
         assert a.keys() == b.keys()
         for name in a:
             loss = name.startswith("loss/") and name != "loss/gan"  # which, as logits, is a mean around 0
-            rel, least = (2e-5, 2e-6) if loss else (5e-3, 2e-5)  # rounding moves the kinks of hinges
+            rel, least = (2e-5, 2e-6) if loss else (1e-3, 2e-5)
+            if word.startswith("constant weights") and name.startswith("grad_norm/"):
+                rel = 5e-3  # rounding moves the kinks of an adversarial loss that nothing holds down
             near = pytest.approx(b[name], rel=min(0.1, coarse * rel), abs=coarse * least, nan_ok=True)
             assert a[name] == near, f"{word} {step} {name}"
     assert found["sums"].keys() == expected["sums"].keys()
