@@ -209,10 +209,11 @@ def test_a_folder_that_another_run_holds_is_refused_by_every_process_of_the_seco
     second = pair(tool, config, tmp_path / "run")
     try:
         for process in second:
-            printed, _ = process.communicate(timeout=120)
+            printed, _ = process.communicate(timeout=300)
             assert process.returncode == 2, printed
             assert f"is in use by another run (process {first.pid})" in printed
         assert first.poll() is None
     finally:
-        first.kill()
-        first.communicate()
+        for process in (first, *second):
+            process.kill()
+            process.communicate()

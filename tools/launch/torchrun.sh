@@ -4,10 +4,11 @@
 set -uo pipefail
 
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600} # seconds for the step, and its checkpoint
+stopped=0 torchrun=
+trap 'stopped=1; [ -z "$torchrun" ] || kill -TERM "$torchrun"' TERM
 torchrun --nproc-per-node="${PROCESSES:-gpu}" "$@" &
 torchrun=$!
-stopped=0
-trap 'stopped=1; kill -TERM "$torchrun"' TERM
+[ "$stopped" -eq 0 ] || kill -TERM "$torchrun" # it came in between
 while true; do
     wait "$torchrun"
     status=$?
