@@ -55,6 +55,7 @@ USERS_OWN = {
     "sampling/guidance_sweep.py": {"sweep_guidance": "the caller's metrics"},
     "caching/encoder.py": {"latent_statistics": "the training's config"},
     "training/alignment/objective.py": {"__init__": "the training's config"},
+    "training/memory.py": {"_state_bytes": "the training's config", "kept": "the same"},
     "training/builder.py": {"build_runner": "the training's config"},
     "training/alignment/__init__.py": dict.fromkeys(("build_data", "validation", "check"), "the training's config"),
     "published.py": {"_tokenizer": "written in the package"},

@@ -114,7 +114,7 @@ def print_memory(planned: Mapping[str, StageMemory], gigabytes: float, console: 
     rows += [
         None,
         [
-            "together, GiB",
+            "together",
             *(_gib(each.states + each.activations if each.course else None) for each in planned.values()),
         ],
         ["images of a micro-batch", *(str(each.images) for each in planned.values())],

@@ -207,7 +207,7 @@ class Objective(nn.Module):
 
 def _tell_of_eps(term: LossTerm, step: int, kept: Tensor) -> None:
     """Say, now and then as asking takes time, that the addition to a ratio's divisor is no small one."""
-    if step % 100 == 0 and 0 < (share := float(kept)) < 0.99:
+    if step % 100 == 0 and not kept.is_meta and 0 < (share := float(kept)) < 0.99:
         logger.warning(
             "loss '%s': its gradient is so small at the last layer that adaptive_weight.eps leaves %s of its weight; "
             "make eps smaller",

@@ -185,11 +185,9 @@ class GeneratorStage(Stage):
         train = DATASETS.build({"train": True, "seed": self.seed, **config})
         self._check_classes(train)
         statistics, shape = self._statistics(tokenizer, train)
-        names = tuple(getattr(train, "class_names", ()))
+        names, sampling = tuple(getattr(train, "class_names", ())), asdict(self.settings.sampling)
         seed_torch("weights", self.seed)  # the generator's first weights
-        diffusion = LatentDiffusion(
-            self.settings.generator, tokenizer, statistics, shape, names, asdict(self.settings.sampling)
-        )
+        diffusion = LatentDiffusion(self.settings.generator, tokenizer, statistics, shape, names, sampling)
         labels = labels_of(train)
         if len(labels) and diffusion.conditional:
             check_label_range(labels, diffusion.generator, DataError)
@@ -337,9 +335,9 @@ class GeneratorStage(Stage):
 
     def latent_input(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return x (1, C, h, w), t (1,) and y (1,) for the generator, at the latent size that it is made for."""
-        generator = self.settings.generator
-        takes = _keywords(generator)
-        sizes = {key: generator.get(key, takes[key].default) for key in ("input_size", "in_channels") if key in takes}
+        generator, takes = self.settings.generator, _keywords(self.settings.generator)
+        names = [name for name in ("input_size", "in_channels") if name in takes]
+        sizes = {name: generator.get(name, takes[name].default) for name in names}
         side = sizes.get("input_size", 16)
         height, width = (side, side) if isinstance(side, int) else side
         return torch.randn(1, sizes["in_channels"], height, width), torch.rand(1), torch.zeros(1, dtype=torch.int64)
