@@ -142,11 +142,9 @@ class CheckpointWriter:
             self._written.set()
             sums = _of_all_processes(sums, str(path))
             if is_first():
-                if missing := [name for name in sums if not (folder / name).exists()]:
-                    raise WriteError(
-                        f"{path} could not be written ({missing[0]}, which another process wrote, is not there); give "
-                        "every machine the same work_dir, on a disk that they share"
-                    )
+                with writing(path, "a shard is on another disk: give all machines one work_dir, which they share"):
+                    for name in sums:
+                        (folder / name).stat()
                 with writing(path, CURE):
                     write_checksums(folder, sums, CURE)
                     put_in_place(folder, path)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from aligntok.distributed import dcp
+from aligntok.engine import saving
 from aligntok.engine.checkpoints import checkpoint_path, finished_steps, list_checkpoints, read_checkpoint, read_newest
 from aligntok.engine.saving import CheckpointWriter, write_checkpoint
 from aligntok.errors import CheckpointError, WriteError
@@ -210,3 +211,14 @@ def test_only_what_is_asked_for_is_read(tmp_path, monkeypatch):
     assert taken == ["parts/decoder/weight", "parts/decoder/steps"]
     read_parts(tmp_path, "ema", 0.1)
     assert taken[4:] == ["ema/averages/0.1/decoder/weight"]
+
+
+def test_a_shard_that_another_machine_wrote_elsewhere_is_told(tmp_path, monkeypatch):
+    """Each machine has a disk of its own under the same name."""
+    write_checkpoint(tmp_path, 1, content(torch.ones(4)), keep=1)
+    monkeypatch.setattr(saving, "_of_all_processes", lambda sums, key: {**sums, "shard-00009.safetensors": "0"})
+    with pytest.raises(
+        WriteError, match=r"step_00000002 could not be written \(No such .*give all machines one work_dir"
+    ):
+        write_checkpoint(tmp_path, 2, content(torch.ones(4)), keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
