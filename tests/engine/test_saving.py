@@ -15,6 +15,7 @@ from aligntok.engine import saving
 from aligntok.engine.checkpoints import checkpoint_path, finished_steps, list_checkpoints, read_checkpoint, read_newest
 from aligntok.engine.saving import CheckpointWriter, write_checkpoint
 from aligntok.errors import CheckpointError, WriteError
+from aligntok.io.files import unseen
 from aligntok.io.folders import remove_leftovers
 
 
@@ -50,6 +51,16 @@ def test_training_goes_on_while_the_disk_works(tmp_path, gate):
     writer.finish()
     assert (writer.saved, steps(tmp_path)) == (1, [1])
     assert read_newest(tmp_path)["parts"]["decoder"]["weight"].tolist() == [1.0] * 4
+
+
+def test_what_a_killed_process_left_of_the_same_step_is_no_part_of_it(tmp_path):
+    begun = unseen(checkpoint_path(tmp_path, 1), f"{1:08x}")
+    begun.mkdir(parents=True)
+    (begun / "old.safetensors").write_bytes(b"half")
+    CheckpointWriter(tmp_path, keep=1).write(1, content(torch.ones(4)))
+    assert not begun.exists()
+    assert "old.safetensors" not in os.listdir(checkpoint_path(tmp_path, 1))
+    assert read_newest(tmp_path)["step"] == 1
 
 
 def test_a_second_checkpoint_waits_for_the_first_and_takes_its_memory(tmp_path, gate):
