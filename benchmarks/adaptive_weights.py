@@ -3,9 +3,10 @@
     python benchmarks/adaptive_weights.py [--image-size 96] [--batch 4] [--rounds 9] [--threads 2]
 
 One stage-2 step without the optimisers (encoder, adapter and decoder train; L1, LPIPS with a random trunk, GAN and
-semantic preservation). All three ways share the model, the batch and one discriminator pass over the reconstruction;
-they differ in how the weights are found. They take turns, so a noisy machine disturbs them alike; printed are medians
-of the ratios within a round. Gradients of the peers' way and ours are compared first.
+semantic preservation). All ways share the model, the batch and one discriminator pass over the reconstruction; they
+differ in how the weights are found: "ours" of the whole batch, "groups" of halves of it. They take turns, so a noisy
+machine disturbs them alike; printed are medians of the ratios within a round. Gradients of the peers' way and ours are
+compared first.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "gan": {"type": "gan", "weight": 0.5, "adaptive_weight": {"at": "decoder"}},
     "semantic": {"type": "semantic_preservation", "adaptive_weight": {"at": "encoder"}},
 }
+BALANCED = [(name, loss) for name, loss in LOSSES.items() if "adaptive_weight" in loss]
 FIXED = {"gan": 0.3, "semantic": 0.7}
 
 
@@ -99,7 +101,16 @@ WAYS: dict[str, Callable[[AlignmentModel, Tensor], None]] = {
     "fixed": lambda model, images: plain(model, images, fixed_weights),
     "peers": lambda model, images: plain(model, images, peers_weights),
     "ours": ours,
+    "groups": ours,
 }
+
+
+def in_halves(model: AlignmentModel, image_size: int, batch: int) -> AlignmentModel:
+    """Return the model with ratios of halves of the batch."""
+    weights = {name: {"at": loss["adaptive_weight"]["at"], "images": max(1, batch // 2)} for name, loss in BALANCED}
+    halves = build_model(image_size, {**LOSSES, **{k: {**LOSSES[k], "adaptive_weight": weights[k]} for k in weights}})
+    halves.load_state_dict(model.state_dict())
+    return halves
 
 
 def timed(way: str, model: AlignmentModel, images: Tensor) -> float:
@@ -137,9 +148,10 @@ def main() -> None:
     with torch.no_grad():  # away from the teacher, so that the semantic loss pulls
         for parameter in model.tokenizer.encoder.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    models = dict.fromkeys(WAYS, model) | {"groups": in_halves(model, given.image_size, given.batch)}
     images = torch.rand(given.batch, 3, given.image_size, given.image_size) * 2 - 1
     print(f"gradients, peers against ours: largest relative difference {largest_difference(model, images):.1e}")
-    rounds = [{way: timed(way, model, images) for way in WAYS} for _ in range(given.rounds + 1)][1:]
+    rounds = [{way: timed(way, models[way], images) for way in WAYS} for _ in range(given.rounds + 1)][1:]
     for way in WAYS:
         seconds = statistics.median(r[way] for r in rounds)
         ratios = sorted(r[way] / r["fixed"] for r in rounds)

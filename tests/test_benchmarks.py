@@ -53,7 +53,20 @@ def run(monkeypatch, capsys):
 def test_the_peers_way_and_ours_find_the_same_gradients(run):
     lines = run("adaptive_weights", "--image-size 32 --batch 2 --rounds 1 --threads 1").splitlines()
     assert float(lines[0].split()[-1]) < 1e-3
-    assert [line.split()[0] for line in lines[1:]] == ["fixed", "peers", "ours"]
+    assert [line.split()[0] for line in lines[1:]] == ["fixed", "peers", "ours", "groups"]
+
+
+@pytest.mark.nightly
+def test_groups_of_images_have_the_ratios_of_processes_that_have_these_alone(run):
+    printed = run("ratio_groups", "--batches 8 16 --processes 1 2 --image-size 32")
+    rows = [re.fullmatch(r" *(\d+) (.{32}) +([\d.]+) +([\d.]+)", line).groups() for line in printed.splitlines()[1:]]
+    found = {(int(batch), name.strip()): (float(gan), float(semantic)) for batch, name, gan, semantic in rows}
+    for batch in (8, 16):
+        alone = found[batch, "8 images alone, the mean"]
+        for name in ("groups of 8, 1 process", "groups of 8, 2 processes"):
+            assert found[batch, name] == pytest.approx(alone, rel=1e-3)
+    assert found[8, "the whole batch"] == pytest.approx(found[8, "8 images alone, the mean"], rel=1e-3)
+    assert found[16, "the whole batch"] != pytest.approx(found[16, "8 images alone, the mean"], rel=0.02)
 
 
 def test_a_checkpoint_is_written_hashed_and_read(run, tmp_path):

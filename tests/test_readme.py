@@ -230,7 +230,8 @@ def look_at_paths(words):
 
 
 BENCHMARKS = (
-    *("adaptive_weights", "training_step", "step_against", "kill_and_resume", "generator_step", "latent_reading"),
+    *("adaptive_weights", "ratio_groups", "training_step", "step_against"),
+    *("kill_and_resume", "generator_step", "latent_reading"),
 )
 RUNNERS = {
     "make": run_make,
