@@ -166,9 +166,7 @@ class Stager:
             self._planned = asked, plan
         plan = self._planned[1]
         threads = torch.get_num_threads()
-        torch.set_num_threads(
-            1
-        )  # to copy; where processors are busy several wait for one another much longer than that
+        torch.set_num_threads(1)  # where processors are busy, several wait for one another longer than one copies
         try:
             own = {name: self._to_write(name, tensors[name]) for name in plan.offsets}
         finally:
