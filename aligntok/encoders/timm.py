@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from aligntok.annotations import check_values, takes_keywords_of
 from aligntok.encoders import Encoder, last_weight
 from aligntok.errors import AlignTokError, ConfigError, first_line, unknown
+from aligntok.ops.attention import route_attention
 from aligntok.settings import ImageSize, Width
 from aligntok.weights.libraries import check_model_name, create_timm, meta_twin, pretrained_tensors
 from aligntok.weights.load import misfit
@@ -68,6 +69,7 @@ class LevelEncoder(Encoder):
         self.who = who
         self.out_index = index
         self.backbone = backbone
+        route_attention(backbone)
         sides = (own_size, own_size) if isinstance(own_size, int) else own_size
         self.own_size = tuple(-(-side // self.stride) * self.stride for side in sides)
         features = self._cut_and_try(final_norm)

@@ -22,6 +22,7 @@ from aligntok.engine.checkpoints import CURE, write_snapshot
 from aligntok.engine.ema import LEAST_DECAY
 from aligntok.io.files import write_json, writing
 from aligntok.io.pictures import image_grid, reconstruction_grid, save_picture, to_picture
+from aligntok.ops.attention import kernels_taken
 
 
 def is_due(runner: Any, every: int | None) -> bool:
@@ -35,6 +36,18 @@ def visualizing(runner: Any) -> Iterator[Any]:
     """Yield a run's visualizer; what it cannot write inside is a WriteError that names its folder."""
     with writing(Path(runner._log_dir, "vis_data"), CURE):
         yield runner.visualizer
+
+
+@HOOKS.register_module()
+class KernelsHook(Hook):
+    """Says, after the first step, by which kernels attention is computed: what can run is known when it did."""
+
+    said = False
+
+    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        if not self.said and (taken := kernels_taken()):
+            runner.logger.info(f"attention: {taken}")
+        self.said = True
 
 
 @HOOKS.register_module()

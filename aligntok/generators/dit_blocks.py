@@ -93,7 +93,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotations is not None:
             q, k = rotate(q, rotations), rotate(k, rotations)
-        out = attention(q.to(v.dtype), k.to(v.dtype), v)  # norms give float32 under autocast
+        out = attention(q.to(v.dtype), k.to(v.dtype), v, who="generator")  # norms give float32 under autocast
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

@@ -1,4 +1,7 @@
-"""Attention behind one function: xformers on CUDA when it can run, PyTorch's own otherwise."""
+"""Attention behind one function: xformers on CUDA when it can run, PyTorch's own otherwise.
+
+The layers of timm's and open_clip's models call PyTorch's function; :func:`route_attention` has them call this one.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,22 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from types import FunctionType, ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from aligntok.errors import ConfigError, unknown
+from aligntok.errors import ConfigError, first_line, unknown
 
 BACKENDS = ("xformers", "sdpa")
 ENVIRONMENT_VARIABLE = "ALIGNTOK_ATTENTION"
 
-# Head widths and dtypes that xformers has refused in this process, so that each is tried once.
-_refused: set[tuple[torch.dtype, int]] = set()
+# Head widths and dtypes that xformers has refused in this process, so that each is tried once, and why.
+_refused: dict[tuple[torch.dtype, int], str] = {}
+_taken: dict[str, dict[str, None]] = {}  # by who attends: the kernels, in words
 _forced: list[str] = []  # by force_backend, at most one
 
 
@@ -32,28 +39,65 @@ def force_backend(backend: str | None) -> None:
     _forced[:] = [] if backend is None else [backend]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None) -> Tensor:
-    """Softmax attention, scaled by 1/sqrt(dim): q, k, v (B, heads, tokens, dim) to (B, heads, tokens, dim).
+def kernels_taken() -> str:
+    """Say which kernels attention was computed by since the last time, by whom, and why by no other."""
+    by_kernel: dict[str, list[str]] = {}
+    for who, kernels in _taken.items():
+        by_kernel.setdefault(" and ".join(kernels), []).append(who)
+    _taken.clear()
+    return "; ".join(f"{', '.join(who)}: {kernel}" for kernel, who in by_kernel.items())
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, who: str = "others") -> Tensor:
+    """Softmax attention, scaled by 1/sqrt(dim): q, k, v (..., B, heads, tokens, dim) to the shape of q.
 
     backend: "xformers" or "sdpa" to force one; None takes what `force_backend` said, then the environment variable
-    ALIGNTOK_ATTENTION, and without either xformers on CUDA when it has an operator for these tensors. Raises
-    ConfigError for an unknown backend, and when xformers is forced where it cannot run.
+    ALIGNTOK_ATTENTION, and without either xformers on CUDA when it has an operator for these tensors. who: what
+    the log calls it (:func:`kernels_taken`). Raises ConfigError for an unknown backend, and when xformers is forced
+    where it cannot run.
     """
     forced = backend or (_forced[0] if _forced else os.environ.get(ENVIRONMENT_VARIABLE)) or None
     if _choose(forced, q) == "sdpa":
+        if not q.is_meta:
+            _taken.setdefault(who, {})[f"torch's, {_why_not(forced, q)}"] = None
         return F.scaled_dot_product_attention(q, k, v)
     fused = memory_efficient_attention()
     assert fused is not None
+    if torch.is_autocast_enabled(q.device.type):  # which casts what PyTorch's own is given
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     try:  # xformers wants (B, tokens, heads, dim)
-        return fused(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+        rows = (x.flatten(0, -4).transpose(1, 2) for x in (q, k, v))
+        found = fused(*rows).transpose(1, 2).unflatten(0, q.shape[:-3])
     except NotImplementedError as error:
         if forced:
             raise ConfigError(
                 f"attention backend 'xformers' was forced, but has no operator for {q.dtype} heads of width "
-                f"{q.shape[-1]} here: {str(error).strip().splitlines()[0]}\n  use 'sdpa', or leave the choice open"
+                f"{q.shape[-1]} here: {first_line(error)}\n  use 'sdpa', or leave the choice open"
             ) from error
-        _refused.add((q.dtype, q.shape[-1]))
-        return F.scaled_dot_product_attention(q, k, v)
+        _refused[q.dtype, q.shape[-1]] = first_line(error)
+        return attention(q, k, v, who=who)
+    _taken.setdefault(who, {})[f"xformers {_version()}"] = None
+    return found
+
+
+def _why_not(forced: str | None, q: Tensor) -> str:
+    """Say why xformers does not attend to a query."""
+    if forced:
+        return "as was asked"
+    if _device_type(q) != "cuda":
+        return "as xformers runs on CUDA alone"
+    if memory_efficient_attention() is None:
+        return "as xformers cannot be imported"
+    reason = _refused.get((q.dtype, q.shape[-1]), "")
+    return f"as xformers refuses {str(q.dtype).removeprefix('torch.')} heads of {q.shape[-1]} ({reason})"
+
+
+@cache
+def _version() -> str:
+    try:
+        return version("xformers")
+    except PackageNotFoundError:
+        return "of no known version"
 
 
 def _device_type(q: Tensor) -> str:
@@ -63,6 +107,8 @@ def _device_type(q: Tensor) -> str:
 def _choose(forced: str | None, q: Tensor) -> str:
     """Name the backend for a query, or raise ConfigError when the forced one is unknown or cannot run there."""
     device = _device_type(q)
+    if device == "meta":  # nothing is computed
+        return "sdpa"
     if forced is None:
         suits = device == "cuda" and (q.dtype, q.shape[-1]) not in _refused and memory_efficient_attention()
         return "xformers" if suits else "sdpa"
@@ -99,3 +145,85 @@ def memory_efficient_attention() -> Callable[[Tensor, Tensor, Tensor], Tensor] |
     finally:
         logger.setLevel(level)
     return found
+
+
+def route_attention(model: nn.Module) -> None:
+    """Have all layers of a library's model that call PyTorch's attention call :func:`attention`, in place.
+
+    Whatever masks, drops or scales otherwise still goes to PyTorch. Weights, names and results stay.
+    """
+    for layer in model.modules():
+        kind: Any = type(layer)
+        if (routed := _routed(kind)) is not kind:
+            layer.__class__ = routed
+
+
+def _as_pytorch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **others: Any,
+) -> Tensor:
+    """PyTorch's function of any arguments, by :func:`attention` where it is plain attention over heads."""
+    alike = query.shape[:-2] == key.shape[:-2] == value.shape[:-2] and query.shape[-1] == value.shape[-1]
+    plain = attn_mask is None and not dropout_p and not is_causal and not any(others.values())
+    if alike and plain and query.dim() > 3:
+        return attention(query, key, value, who="encoders")
+    return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **others)
+
+
+@cache
+def _routed(kind: Any) -> Any:
+    """Return a subclass whose methods see :func:`_as_pytorch` where PyTorch's function stood, or the class itself."""
+    own: dict[str, Any] = {}
+    for base in reversed(kind.__mro__[: kind.__mro__.index(nn.Module)]):
+        methods = {name: each for name, each in vars(base).items() if isinstance(each, FunctionType)}
+        own |= {name: _seeing_ours(each) for name, each in methods.items() if _NAMES & {*each.__code__.co_names}}
+    if not own:
+        return kind
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__qualname__": kind.__qualname__, **own})
+
+
+_NAMES = {"scaled_dot_product_attention", "multi_head_attention_forward"}
+
+
+def _seeing_ours(function: FunctionType) -> FunctionType:
+    """Return a function that finds our attention by PyTorch's name, however its module calls PyTorch."""
+    seen = {name: each for name, each in _ours().items() if name in function.__globals__}
+    own = FunctionType(
+        function.__code__,
+        {**function.__globals__, **seen},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    own.__kwdefaults__ = function.__kwdefaults__
+    return own
+
+
+@cache
+def _ours() -> dict[str, Any]:
+    """Return what a module may call PyTorch's attention by, with ours in its place."""
+    attends = {"scaled_dot_product_attention": _as_pytorch}
+    whole = F.multi_head_attention_forward
+    heads = FunctionType(whole.__code__, {**whole.__globals__, **attends}, whole.__name__, whole.__defaults__)
+    functional = _standing_for(F, **attends, multi_head_attention_forward=heads)
+    layers = _standing_for(nn, functional=functional)
+    # nn.MultiheadAttention in inference has a kernel of its own, which would not be the one that was asked for.
+    mha = _standing_for(torch.backends.mha, get_fastpath_enabled=lambda: not (_forced or torch.cuda.is_available()))
+    return {
+        **attends,
+        "F": functional,
+        "nn": layers,
+        "torch": _standing_for(torch, nn=layers, backends=_standing_for(torch.backends, mha=mha)),
+    }
+
+
+def _standing_for(module: ModuleType, **others: Any) -> ModuleType:
+    """Return a module like another but for some names."""
+    own = ModuleType(module.__name__)
+    own.__dict__.update({**vars(module), **others})
+    return own

@@ -75,6 +75,7 @@ def build_runner(
     validation = stage.validation(data)  # finds the held-out images' buckets, before the hooks take pictures
     log, ema, batch = stage.settings.log, stage.settings.ema, stage.settings.global_batch_size
     hooks: list[Any] = [
+        engine_hooks.KernelsHook(),
         engine_hooks.ScalarsHook(log.every, batch),
         engine_hooks.ProgressHook(stage.name, log.every, batch),
         engine_hooks.StepCheckpointHook(stage.settings.checkpoint.every),

@@ -1,6 +1,7 @@
 """Attention is the same by xformers and by torch, and says why when it cannot be had."""
 
 import logging
+import re
 import subprocess
 import sys
 import types
@@ -8,12 +9,15 @@ import warnings
 from importlib.util import find_spec
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import Transformer, VisionTransformer
 
+from aligntok.encoders.timm import TimmEncoder
 from aligntok.errors import ConfigError
 from aligntok.ops import attention as module
-from aligntok.ops.attention import attention
+from aligntok.ops.attention import attention, route_attention
 
 
 @pytest.fixture
@@ -24,7 +28,8 @@ def qkv():
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
     monkeypatch.delenv("ALIGNTOK_ATTENTION", raising=False)
-    monkeypatch.setattr(module, "_refused", set())
+    monkeypatch.setattr(module, "_refused", {})
+    monkeypatch.setattr(module, "_taken", {})
     monkeypatch.setattr(module, "_forced", [])
     module.memory_efficient_attention.cache_clear()
     yield
@@ -206,3 +211,127 @@ def test_importing_it_logs_and_warns_of_nothing_and_leaves_its_logger_as_it_was(
     finally:
         logger.setLevel(logging.NOTSET)
     assert heard[0] == [logging.ERROR]
+
+
+#: A small model of every way in which the libraries attend, and whether it has layers that do no more than attend.
+LIBRARIES = {
+    "vit_tiny_patch16_224": (dict(depth=2), True),
+    "eva02_tiny_patch14_224": (dict(depth=2), True),  # turns queries and keys, and norms of them
+    "vit_tiny_patch16_dinov3_qkvb": (dict(depth=2), True),
+    "beit_base_patch16_224": (dict(depth=1, embed_dim=48, num_heads=2), False),  # biases of relative positions
+    "swin_tiny_patch4_window7_224": (dict(depths=(1, 1, 1, 1)), False),
+    "hiera_tiny_224": (dict(stages=(1, 1, 1, 1)), True),
+    "pvt_v2_b0": (dict(depths=(1, 1, 1, 1)), True),
+    "twins_svt_small": (dict(depths=(2, 1, 1, 1)), True),  # in groups, too
+    "davit_tiny": (dict(depths=(1, 1, 1, 1)), True),
+    "xcit_nano_12_p16_224": (dict(depth=1, cls_attn_layers=0), False),  # over channels, in a scale of its own
+    "cait_xxs24_224": (dict(depth=1), True),
+    "samvit_base_patch16_224": (dict(depth=1, embed_dim=48, num_heads=2), False),
+    "maxvit_pico_rw_256": ({}, False),
+    "mobilenetv4_hybrid_medium": ({}, False),  # one head of keys for all
+}
+
+
+def seen(model, pixels):
+    with torch.random.fork_rng(), torch.no_grad():
+        return model.forward_features(pixels)
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_layers_of_timm_call_it_and_give_what_they_gave(name, calls, monkeypatch):
+    options, attends = LIBRARIES[name]
+    model = timm.create_model(name, num_classes=0, **options).eval()
+    side = model.default_cfg["input_size"][-1]
+    pixels, before = torch.randn(1, 3, side, side), {key: id(each) for key, each in model.state_dict().items()}
+    expected, names = seen(model, pixels), [type(each).__name__ for each in model.modules()]
+    route_attention(model)
+    assert torch.equal(seen(model, pixels), expected)
+    assert [type(each).__name__ for each in model.modules()] == names
+    assert model.state_dict().keys() == before.keys()
+    assert not calls
+    monkeypatch.setattr(module, "_device_type", lambda q: "cuda")
+    torch.testing.assert_close(seen(model, pixels), expected, rtol=1e-3, atol=1e-3)
+    assert bool(calls) == attends
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("options", [{}, dict(batch_first=False)], ids=["", "tokens first"])
+def test_layers_of_open_clip_call_it_too(calls, monkeypatch, options):
+    model = VisionTransformer(32, 8, 48, 2, 3, 4.0, output_dim=8, output_tokens=True).eval()
+    if options:
+        model.transformer = Transformer(48, 2, 3, 4.0, **options).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    expected = model(pixels)[1]
+    route_attention(model)
+    assert torch.equal(model(pixels)[1], expected)
+    assert not calls
+    monkeypatch.setattr(module, "_device_type", lambda q: "cuda")
+    torch.testing.assert_close(model(pixels)[1], expected)
+    assert len(calls) == 2
+    module.force_backend("xformers")
+    with torch.no_grad():  # where torch has a kernel of its own
+        torch.testing.assert_close(model(pixels)[1], expected)
+    assert len(calls) == 4
+
+
+def test_what_masks_or_drops_is_left_to_torch(qkv, monkeypatch):
+    monkeypatch.setattr(module, "attention", lambda *_: pytest.fail("asked for plain attention"))
+    q, k, v = qkv
+    mask = torch.zeros(5, 7)
+    mask[:, 3] = -torch.inf
+    for options in (dict(attn_mask=mask), dict(is_causal=True), dict(scale=0.5), dict(dropout_p=0.5)):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            found = module._as_pytorch(q, k, v, **options)
+            torch.manual_seed(0)
+            assert torch.equal(found, F.scaled_dot_product_attention(q, k, v, **options))
+
+
+def test_a_forced_kernel_that_cannot_run_is_refused_by_encoders_too():
+    encoder = TimmEncoder("vit_tiny_patch16_224", pretrained=False, model_args=dict(depth=1))
+    module.force_backend("xformers")
+    with pytest.raises(ConfigError, match="'xformers' was forced .* no operator for the device 'cpu'"):
+        encoder(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_kernel_is_not_asked_where_nothing_is_computed():
+    module.force_backend("xformers")
+    with torch.device("meta"):
+        x = torch.zeros(1, 2, 3, 4)
+    assert attention(x, x, x).is_meta
+
+
+@pytest.mark.usefixtures("on_cuda")
+def test_under_autocast_xformers_is_given_what_torchs_own_takes(qkv, monkeypatch):
+    given = []
+    _install(monkeypatch, lambda q, k, v: given.extend((q.dtype, k.dtype, v.dtype)) or q)
+    q, k, v = qkv
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(q, k.bfloat16(), v)
+    assert given == [torch.bfloat16] * 3
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_attends_is_told_with_why_not_by_another_kernel(qkv, monkeypatch):
+    attention(*qkv, who="encoders")
+    attention(*qkv, who="decoder")
+    assert module.kernels_taken() == "encoders, decoder: torch's, as xformers runs on CUDA alone"
+    assert module.kernels_taken() == ""
+    monkeypatch.setattr(module, "_device_type", lambda q: "cuda")
+    attention(*qkv, who="generator")
+    attention(*qkv, who="decoder", backend="sdpa")
+    assert re.fullmatch(r"generator: xformers \S.*; decoder: torch's, as was asked", module.kernels_taken())
+
+    def refuses(q, k, v):
+        raise NotImplementedError("No operator found for these inputs\nand many lines more")
+
+    _install(monkeypatch, refuses)
+    module.memory_efficient_attention.cache_clear()
+    for _ in range(2):
+        torch.testing.assert_close(attention(*qkv, who="generator"), F.scaled_dot_product_attention(*qkv))
+    said = "generator: torch's, as xformers refuses float32 heads of 8 (No operator found for these inputs)"
+    assert module.kernels_taken() == said
+    monkeypatch.setattr(module, "memory_efficient_attention", lambda: None)
+    attention(*qkv)
+    assert module.kernels_taken() == "others: torch's, as xformers cannot be imported"
