@@ -31,9 +31,8 @@ class ViTBlock(nn.Module):
 
     def forward(self, x: Tensor, rotations: Tensor) -> Tensor:  # (N, tokens, width), (2, tokens, width/heads)
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = attention(
-            rotate(q, rotations), rotate(k, rotations), v, who="decoder"
-        )  # (N, heads, tokens, width/heads)
+        q, k = rotate(q, rotations), rotate(k, rotations)
+        attended = attention(q, k, v, who="decoder")  # (N, heads, tokens, width/heads)
         x = x + self.dropout(self.proj(attended.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 

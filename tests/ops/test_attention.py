@@ -332,6 +332,7 @@ def test_what_attends_is_told_with_why_not_by_another_kernel(qkv, monkeypatch):
         torch.testing.assert_close(attention(*qkv, who="generator"), F.scaled_dot_product_attention(*qkv))
     said = "generator: torch's, as xformers refuses float32 heads of 8 (No operator found for these inputs)"
     assert module.kernels_taken() == said
-    monkeypatch.setattr(module, "memory_efficient_attention", lambda: None)
+    monkeypatch.setitem(sys.modules, "xformers.ops", None)
+    module.memory_efficient_attention.cache_clear()
     attention(*qkv)
     assert module.kernels_taken() == "others: torch's, as xformers cannot be imported"
