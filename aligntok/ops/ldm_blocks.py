@@ -78,7 +78,8 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        out = attention(_to_tokens(self.q(h)), _to_tokens(self.k(h)), _to_tokens(self.v(h)))  # (N, 1, h*w, C)
+        q, k, v = (_to_tokens(layer(h)) for layer in (self.q, self.k, self.v))  # (N, 1, h*w, C)
+        out = attention(q, k, v, who="convolutional blocks")
         return x + self.proj_out(out.squeeze(1).transpose(1, 2).reshape(x.shape))
 
 
