@@ -237,8 +237,8 @@ def add_towers(monkeypatch):
 @pytest.fixture
 def slow_steps(tmp_path):
     """An option that makes every step take a quarter of a second longer, and the environment that it needs."""
-    hook = "from mmengine.hooks import Hook\nimport time\n\n\nclass Slow(Hook):\n"
-    hook += "    def after_train_iter(self, *args, **kwargs):\n        time.sleep(0.25)\n"
+    hook = "from mmengine.hooks import Hook\nimport os, time\n\n\nclass Slow(Hook):\n"
+    hook += "    def after_train_iter(self, *args, **kwargs):\n        time.sleep(float(os.environ.get('SLOW', .25)))\n"
     (tmp_path / "slow_hook.py").write_text(hook)
     places = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     return "hooks=[{'type': 'slow_hook.Slow'}]", {"PYTHONPATH": os.pathsep.join(places)}

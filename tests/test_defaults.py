@@ -120,6 +120,8 @@ SETTINGS = {
     "evaluation.settings:ProbeSettings": dict(
         image_size=256, epochs=3, lr=1e-3, batch_size=256, seed=0, pool=False, standardize=False
     ),
+    "ops.attention:attention": dict(backend=None, who="others"),
+    "ops.attention:_as_pytorch": dict(attn_mask=None, dropout_p=0.0, is_causal=False),
     "distributed.parallel:traffic": dict(micro_batches=1),
     "training.alignment.gradient_ratio:ratio_at": dict(scale=1.0),
     "training.alignment.model:AlignmentModel": dict(seed=0),

@@ -7,7 +7,7 @@ import logging
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -168,6 +168,35 @@ class PartOptimizers(OptimWrapperDict):
         self.guard.load_state_dict(state["guard"])
         if self.scaler.is_enabled() and state["loss_scale"]:
             self.scaler.load_state_dict(state["loss_scale"])
+
+
+def optimizer_bytes(config: Mapping[str, Any], shapes: Iterable[tuple[int, ...]]) -> int:
+    """Return what an optimiser keeps, once it has taken a step, of float32 parameters of these shapes."""
+    counts: dict[tuple[int, ...], int] = {}
+    for shape in shapes:
+        counts[shape] = counts.get(shape, 0) + 1
+    return sum(number * _state_bytes(config, shape) for shape, number in counts.items())
+
+
+def _state_bytes(config: Mapping[str, Any], shape: tuple[int, ...]) -> int:
+    how = ("fused", "foreach", "capturable")  # which change what is kept by some single numbers
+    options = {key: value for key, value in config.items() if key not in how}
+
+    def kept(device: str) -> int:
+        parameter = nn.Parameter(torch.zeros(shape, device=device))
+        parameter.grad = torch.zeros_like(parameter)
+        optimizer = OPTIMIZERS.build({**options, "params": [parameter]})
+        optimizer.step()
+        return sum(
+            each.numel() * each.element_size()
+            for each in optimizer.state[parameter].values()
+            if isinstance(each, Tensor)
+        )
+
+    try:
+        return kept("meta")
+    except (RuntimeError, NotImplementedError):  # it looks at a value
+        return kept("cpu")
 
 
 class KeptBuffers:

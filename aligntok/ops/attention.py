@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aligntok.device import device
 from aligntok.errors import ConfigError, first_line, unknown
 
 BACKENDS = ("xformers", "sdpa")
@@ -106,20 +107,20 @@ def _device_type(q: Tensor) -> str:
 
 def _choose(forced: str | None, q: Tensor) -> str:
     """Name the backend for a query, or raise ConfigError when the forced one is unknown or cannot run there."""
-    device = _device_type(q)
-    if device == "meta":  # nothing is computed
+    where = _device_type(q)
+    if where == "meta":  # nothing is computed
         return "sdpa"
     if forced is None:
-        suits = device == "cuda" and (q.dtype, q.shape[-1]) not in _refused and memory_efficient_attention()
+        suits = where == "cuda" and (q.dtype, q.shape[-1]) not in _refused and memory_efficient_attention()
         return "xformers" if suits else "sdpa"
     if forced not in BACKENDS:
         raise ConfigError(unknown("attention backend", forced, BACKENDS))
     if forced == "sdpa":
         return forced
-    if device != "cuda":
+    if where != "cuda":
         raise ConfigError(
             f"attention backend 'xformers' was forced (argument or {ENVIRONMENT_VARIABLE}), but it has no operator for "
-            f"the device '{device}'; use 'sdpa', or leave the choice open"
+            f"the device '{where}'; use 'sdpa', or leave the choice open"
         )
     if memory_efficient_attention() is None:
         raise ConfigError(
@@ -213,7 +214,7 @@ def _ours() -> dict[str, Any]:
     functional = _standing_for(F, **attends, multi_head_attention_forward=heads)
     layers = _standing_for(nn, functional=functional)
     # nn.MultiheadAttention in inference has a kernel of its own, which would not be the one that was asked for.
-    mha = _standing_for(torch.backends.mha, get_fastpath_enabled=lambda: not (_forced or torch.cuda.is_available()))
+    mha = _standing_for(torch.backends.mha, get_fastpath_enabled=lambda: not (_forced or device().type == "cuda"))
     return {
         **attends,
         "F": functional,

@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from mmengine.registry import OPTIMIZERS
 from rich.console import Console
 from torch import Tensor, nn
 
 from aligntok.data.sampler import per_process_batch
 from aligntok.distributed.parallel import Unit, group_of, traffic
 from aligntok.engine.ema import WeightAverages
-from aligntok.engine.optim import side_of
+from aligntok.engine.optim import optimizer_bytes, side_of
 from aligntok.io.console import print_table
 from aligntok.training.rehearsal import Course, watch
 from aligntok.training.stages import Stage
@@ -203,28 +201,3 @@ def _frozen(model: Any, share: _Share) -> dict[str, int]:
         if own:
             found[name] = sum(map(share.bytes, own.values()))
     return found
-
-
-def optimizer_bytes(config: Mapping[str, Any], shapes: Iterable[tuple[int, ...]]) -> int:
-    """Return what an optimiser keeps, once it has taken a step, of float32 parameters of these shapes."""
-    counts: dict[tuple[int, ...], int] = {}
-    for shape in shapes:
-        counts[shape] = counts.get(shape, 0) + 1
-    return sum(number * _state_bytes(config, shape) for shape, number in counts.items())
-
-
-def _state_bytes(config: Mapping[str, Any], shape: tuple[int, ...]) -> int:
-    how = ("fused", "foreach", "capturable")  # which change what is kept by some single numbers
-    options = {key: value for key, value in config.items() if key not in how}
-
-    def kept(device: str) -> int:
-        parameter = nn.Parameter(torch.zeros(shape, device=device))
-        parameter.grad = torch.zeros_like(parameter)
-        optimizer = OPTIMIZERS.build({**options, "params": [parameter]})
-        optimizer.step()
-        return sum(_bytes(each) for each in optimizer.state[parameter].values() if isinstance(each, Tensor))
-
-    try:
-        return kept("meta")
-    except (RuntimeError, NotImplementedError):  # it looks at a value
-        return kept("cpu")

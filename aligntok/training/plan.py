@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from aligntok.data.sampler import per_process_batch
 from aligntok.distributed.parallel import check_group
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_parts, part_states, read_parts
-from aligntok.engine.optim import check_optimizer, side_of
+from aligntok.engine.optim import check_optimizer, optimizer_bytes, side_of
 from aligntok.engine.schedules import check_schedule
 from aligntok.errors import ConfigError, first_line, some_of
 from aligntok.io.console import print_table
 from aligntok.io.folders import check_space
 from aligntok.loading import check_there
 from aligntok.registry import DATASETS, HOOKS, check_keywords, keywords_in
-from aligntok.training.memory import optimizer_bytes
 from aligntok.training.stages import Stage
 from aligntok.weights.hub import check_named
 
@@ -104,7 +103,7 @@ def make_plan(stage: Stage, model: Any, processes: int, num_images: int | None =
     counted = {name: trainable_and_frozen(part) for name, part in model.parts().items()}
     batch, accumulation = stage.settings.global_batch_size, stage.settings.gradient_accumulation_steps
     each = per_process_batch(batch, processes, accumulation)
-    model.check_batch(batch // accumulation, stage.where)
+    stage.check_batch(model, batch // accumulation)
     weights = ((f"{name}.{key}", each) for name, part in model.parts().items() for key, each in part.named_parameters())
     if empty := [f"{key} {[*each.shape]}" for key, each in weights if not each.numel()]:
         raise ConfigError(f"{stage.where}: {some_of(empty)} would have no weights; enlarge its width or ratio")

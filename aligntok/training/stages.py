@@ -103,10 +103,6 @@ class TrainedModel(BaseModel):
         """Give what is trained the gradients of a micro-batch; return what to log."""
         raise NotImplementedError
 
-    def check_batch(self, images: int, where: str) -> None:
-        """Raise ConfigError unless it can be trained on micro-batches of so many images over all processes."""
-        return
-
     def train_step(self, data: StepBatch, optim_wrapper: Any) -> dict[str, Tensor]:
         """Do one optimiser step; every process calls it with its share of the same step.
 
@@ -226,6 +222,10 @@ class Stage(ABC):
     @abstractmethod
     def check(self, model: Any) -> None:
         """Raise ConfigError for what its model, on the meta device, does not check itself."""
+
+    def check_batch(self, model: Any, images: int) -> None:
+        """Raise ConfigError unless its model can be trained on micro-batches of so many images over all processes."""
+        return
 
     def check_follows(self, stages: list[Stage]) -> None:
         """Raise ConfigError where it does not fit what the `stages` before it make; nothing is read."""

@@ -35,7 +35,7 @@ def machine(tmp_path, slow_steps):
     started, (slow, slowly) = [], slow_steps
 
     def start(script, *words, processes=1, options=(), **env):
-        environment = {**os.environ, **slowly, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **env}
+        environment = {**os.environ, **slowly, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "SLOW": "1", **env}
         environment |= {"PROCESSES": str(processes), "PET_RDZV_CONF": "last_call_timeout=1,keep_alive_interval=1"}
         command = ["bash", str(ROOT / "tools/launch" / script), *map(str, words), *ONE]
         command += ["--cfg-options", "checkpoint.every=1", slow, *options]
@@ -133,7 +133,7 @@ def undisturbed(tool, config, folder, parallel):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_machine_is_lost_and_the_other_goes_on(machine, tool, config, tmp_path):
     start = elastic(machine, config, tmp_path / "run", "1:2", 1)
     first = start()

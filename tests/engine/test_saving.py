@@ -221,7 +221,7 @@ def test_only_what_is_asked_for_is_read(tmp_path, monkeypatch):
     read_parts(tmp_path)
     assert taken == ["parts/decoder/weight", "parts/decoder/steps"]
     read_parts(tmp_path, "ema", 0.1)
-    assert taken[4:] == ["ema/averages/0.1/decoder/weight"]
+    assert sorted(taken[2:]) == ["ema/averages/0.1/decoder/weight", "parts/decoder/steps"]  # no raw weight of it
 
 
 def test_a_shard_that_another_machine_wrote_elsewhere_is_told(tmp_path, monkeypatch):

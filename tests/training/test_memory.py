@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from aligntok.cli import train
+from aligntok.engine.optim import optimizer_bytes
 from aligntok.training.config import load_config
 from aligntok.training.generation.model import GenerationModel
-from aligntok.training.memory import GIB, USABLE, StageMemory, optimizer_bytes, print_memory, stage_memory
+from aligntok.training.memory import GIB, USABLE, StageMemory, print_memory, stage_memory
 from aligntok.training.rehearsal import IN_FLOAT32, IN_THE_WIDEST, Course, _as_on_a_gpu
 from aligntok.training.run import expand
 from aligntok.training.stages import MicroBatch

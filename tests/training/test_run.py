@@ -381,7 +381,7 @@ def test_runs_of_one_name_in_one_process_and_second_do_not_share_files(finished,
         assert len(list(stage.rglob("events.out.tfevents.*"))) == 1
         (log,) = stage.rglob("*.log")
         assert log.read_text().count("step 1 ") == 1
-        assert log.read_text().count("attention: encoders, convolutional blocks: torch's, as xformers runs on CUDA alone") == 1
+        assert "attention: encoders, convolutional blocks: torch's, as xformers runs on CUDA alone" in log.read_text()
 
 
 # Planning, choosing, mistakes

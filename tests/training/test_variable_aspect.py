@@ -164,8 +164,8 @@ model = dict(
     decoder=dict(ch=32, ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, attn_resolutions=()),
     latent_dim=4,
 )
-discriminator = dict(base_channels=8)
-losses = dict(lpips=None)
+discriminator = dict(base_channels=8, group_images=2)
+losses = dict(lpips=None, gan=dict(adaptive_weight=dict(images=2)))
 global_batch_size = 2
 data = dict(workers=0)
 checkpoint = dict(every=3)
@@ -173,6 +173,7 @@ stages = _base_.stages
 for stage in stages:
     stage["steps"] = 3
 stages[0]["losses"]["gan"]["start_step"] = 1
+stages[1]["losses"]["semantic"]["adaptive_weight"]["images"] = 2
 del stage
 """
 

@@ -154,6 +154,10 @@ class AlignmentStage(Stage):
         own = {key: value for key, value in val.items() if key not in ("split", "label")}
         return {**train, "fraction": fraction}, {**own, **same, "held_out": True}
 
+    def check_batch(self, model: AlignmentModel, images: int) -> None:
+        """Raise ConfigError unless the batch goes in the groups that losses and norms take."""
+        model.check_batch(images, self.where)
+
     def check(self, model: AlignmentModel) -> None:
         """Raise ConfigError for images of sizes that the tokenizer, its losses or the discriminator cannot take.
 
