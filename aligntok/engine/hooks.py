@@ -46,7 +46,7 @@ class KernelsHook(Hook):
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
         if not self.said and (taken := kernels_taken()):
-            runner.logger.info(f"attention: {taken}")
+            runner.logger.info("attention: %s", taken)
         self.said = True
 
 
