@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.distributed import Group, groups_of, mean_over_processes, total, world
+from aligntok.distributed import Group, groups_of, mean_over_processes, number_of_groups, total, world
 from aligntok.errors import ConfigError, at_least, unknown
 from aligntok.settings import Depth, Positive, Width
 
@@ -79,7 +79,8 @@ class GlobalBatchNorm2d(nn.SyncBatchNorm):
 
         nn.SyncBatchNorm has kernels for accelerators only, and knows no groups; this is the same in plain sums.
         """
-        x, number = input.float(), -(-world()[1] * len(input) // (self.group_images or world()[1] * len(input)))
+        x, images = input.float(), len(input)
+        number = number_of_groups(images, self.group_images) if self.group_images else 1
 
         def summed(own: Sequence[Tensor]) -> Tensor:  # (number, ...), of all processes
             before = groups[0].number
@@ -92,12 +93,9 @@ class GlobalBatchNorm2d(nn.SyncBatchNorm):
         means = sums[:, :-1] / count
         centred = [part - means[group.number][:, None, None] for part, group in zip(parts, groups, strict=True)]
         variances = summed([part.square().sum((0, 2, 3)) for part in centred]) / count
-        scales = (variances + self.eps).rsqrt()
-        if self.affine:
-            scales = scales * self.weight
+        scales = (variances + self.eps).rsqrt() * self.weight
         normed = torch.cat([c * scales[group.number][:, None, None] for c, group in zip(centred, groups, strict=True)])
-        if self.affine:
-            normed = normed + self.bias[:, None, None]
+        normed = normed + self.bias[:, None, None]
         unbiased = variances * count / (count - 1)
         return normed.to(input.dtype), means.detach().mean(dim=0), unbiased.detach().mean(dim=0)
 

@@ -238,6 +238,11 @@ def groups_of(images: int, each: int) -> list[Group]:
     return found
 
 
+def number_of_groups(images: int, each: int) -> int:
+    """Return how many groups of `each` images there are in a batch of which every process has `images`."""
+    return -(-world()[1] * images // each)
+
+
 def add_up(tensor: Tensor, processes: range) -> Tensor:
     """Return the sum of a tensor of some neighbouring processes in the first of them, in the others their own.
 

@@ -64,8 +64,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, wh
         return F.scaled_dot_product_attention(q, k, v)
     fused = memory_efficient_attention()
     assert fused is not None
+    dtype = _computed_in(q)
     if torch.is_autocast_enabled(q.device.type):  # which casts what PyTorch's own is given
-        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     try:  # xformers wants (B, tokens, heads, dim)
         rows = (x.flatten(0, -4).transpose(1, 2) for x in (q, k, v))
         found = fused(*rows).transpose(1, 2).unflatten(0, q.shape[:-3])
@@ -75,7 +76,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, wh
                 f"attention backend 'xformers' was forced, but has no operator for {q.dtype} heads of width "
                 f"{q.shape[-1]} here: {first_line(error)}\n  use 'sdpa', or leave the choice open"
             ) from error
-        _refused[q.dtype, q.shape[-1]] = first_line(error)
+        _refused[dtype, q.shape[-1]] = first_line(error)
         return attention(q, k, v, who=who)
     _taken.setdefault(who, {})[f"xformers {_version()}"] = None
     return found
@@ -89,8 +90,9 @@ def _why_not(forced: str | None, q: Tensor) -> str:
         return "as xformers runs on CUDA alone"
     if memory_efficient_attention() is None:
         return "as xformers cannot be imported"
-    reason = _refused.get((q.dtype, q.shape[-1]), "")
-    return f"as xformers refuses {str(q.dtype).removeprefix('torch.')} heads of {q.shape[-1]} ({reason})"
+    dtype, width = _computed_in(q), q.shape[-1]
+    reason = _refused.get((dtype, width), "")
+    return f"as xformers refuses {str(dtype).removeprefix('torch.')} heads of {width} ({reason})"
 
 
 @cache
@@ -105,13 +107,18 @@ def _device_type(q: Tensor) -> str:
     return q.device.type
 
 
+def _computed_in(q: Tensor) -> torch.dtype:
+    kind = q.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
+
+
 def _choose(forced: str | None, q: Tensor) -> str:
     """Name the backend for a query, or raise ConfigError when the forced one is unknown or cannot run there."""
     where = _device_type(q)
     if where == "meta":  # nothing is computed
         return "sdpa"
     if forced is None:
-        suits = where == "cuda" and (q.dtype, q.shape[-1]) not in _refused and memory_efficient_attention()
+        suits = where == "cuda" and (_computed_in(q), q.shape[-1]) not in _refused and memory_efficient_attention()
         return "xformers" if suits else "sdpa"
     if forced not in BACKENDS:
         raise ConfigError(unknown("attention backend", forced, BACKENDS))
@@ -173,7 +180,8 @@ def _as_pytorch(
     plain = attn_mask is None and not dropout_p and not is_causal and not any(others.values())
     if alike and plain and query.dim() > 3:
         return attention(query, key, value, who="encoders")
-    return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **others)
+    options = dict(attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **others)
+    return F.scaled_dot_product_attention(query, key, value, **options)
 
 
 @cache

@@ -18,6 +18,7 @@ from aligntok.encoders.timm import TimmEncoder
 from aligntok.errors import ConfigError
 from aligntok.ops import attention as module
 from aligntok.ops.attention import attention, route_attention
+from aligntok.training.rehearsal import _as_on_a_gpu
 
 
 @pytest.fixture
@@ -336,3 +337,29 @@ def test_what_attends_is_told_with_why_not_by_another_kernel(qkv, monkeypatch):
     module.memory_efficient_attention.cache_clear()
     attention(*qkv)
     assert module.kernels_taken() == "others: torch's, as xformers cannot be imported"
+
+
+@pytest.mark.usefixtures("on_cuda")
+def test_a_refusal_under_autocast_is_of_what_it_computes_in_and_asked_for_once(qkv, monkeypatch):
+    tried = []
+
+    def refuses(q, k, v):
+        tried.append(q.dtype)
+        raise NotImplementedError("no")
+
+    _install(monkeypatch, refuses)
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            attention(*qkv, who="generator")
+    assert tried == [torch.bfloat16]
+    assert module.kernels_taken() == "generator: torch's, as xformers refuses bfloat16 heads of 8 (no)"
+
+
+def test_masked_attention_is_rehearsed_as_plain_is(qkv):
+    """A rehearsal has a function of its own in PyTorch's place, which takes what PyTorch's takes."""
+    q, k, v = qkv
+    mask = torch.zeros(2, 3, 5, 7)
+    mask[..., 2] = -torch.inf
+    with _as_on_a_gpu():
+        found = module._as_pytorch(q, k, v, attn_mask=mask, dropout_p=0.0)
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from aligntok.distributed import add_up, groups_of, mean_over_processes, total, world
+from aligntok.distributed import add_up, groups_of, mean_over_processes, number_of_groups, total, world
 from aligntok.errors import ConfigError
 from aligntok.settings import Positive, settings
 
@@ -115,6 +115,7 @@ def last_layers_of(parts: Mapping[str, nn.Module], keep: Collection[str]) -> Ite
     Of the parts in `keep` with what their layers were given and gave.
     """
     found: dict[str, LastLayer] = {}
+    kept: dict[str, tuple[nn.Module, list[Any]]] = {}
     with ExitStack() as hooks:
         for name in keep:
             weight: Any = parts[name].last_layer
@@ -122,16 +123,15 @@ def last_layers_of(parts: Mapping[str, nn.Module], keep: Collection[str]) -> Ite
             layer = next(m for m in parts[name].modules() if any(p is weight for p in m._parameters.values()))
             hook = layer.register_forward_hook(lambda _, args, out, calls=calls: calls.append((args, out)))
             hooks.callback(hook.remove)  # what activation checkpointing calls again is not the step's graph
-            found[name] = LastLayer(weight, layer, {}, calls)
+            kept[name] = layer, calls
         yield found
     for name, part in parts.items():
-        # After the forward pass, when a weight that processes share out is whole.
-        whole: Any = part.last_layer
-        last = found.setdefault(name, LastLayer(whole))
-        last.weight = whole
-        if last.layer is not None:
-            own = last.layer.named_parameters()
-            last.copies = {key: p.detach().clone().requires_grad_(p is last.weight) for key, p in own}
+        whole: Any = part.last_layer  # as processes that share it out have it after the forward pass
+        found[name] = LastLayer(whole)
+        if name in kept:
+            layer, calls = kept[name]
+            copies = {key: p.detach().clone().requires_grad_(p is whole) for key, p in layer.named_parameters()}
+            found[name] = LastLayer(whole, layer, copies, calls)
 
 
 #: Tensors above a last layer, and the gradients arriving at them.
@@ -159,7 +159,7 @@ def ratio_at(
         mean, kept = _ratio(mean_over_processes(both), weight, scale)
         return Ratio(mean, mean.expand(of), kept)
     pulls, groups = [last.pulls(*reference), last.pulls(*other)], groups_of(of, weight.images)
-    found = torch.zeros(-(-world()[1] * of // weight.images), 2, device=last.weight.device)
+    found = torch.zeros(number_of_groups(of, weight.images), 2, device=last.weight.device)
     for group in groups:
         # Of a mean over the group's images, as a process with these alone has it.
         both = last.gradients(pulls, group.images, of) * (of / weight.images)

@@ -88,7 +88,7 @@ class AlignmentModel(TrainedModel):
         if settings.grad_checkpointing:
             self.tokenizer.encoder.set_grad_checkpointing(True)
             self.tokenizer.decoder.set_grad_checkpointing(True)
-        apart = [getattr(self.tokenizer, part).last_layer for part in self.objective.groups()]
+        apart = [getattr(self.tokenizer, part).last_layer for part in self.objective.parts_with_groups()]
         self.compile_parts(self.tokenizer, self.teacher, apart=apart)
         self.train()
 
@@ -204,8 +204,8 @@ class AlignmentModel(TrainedModel):
         self.seed_dropouts(place.numbers(len(images)))
         with computing(self.precision, images.device):
             noise = self.posterior_noise(images, place)
-            groups = self.objective.groups()
-            graph = run_forward(self.tokenizer, images, self.trainable, place.step, place.scale, noise, groups)
+            grouped = self.objective.parts_with_groups()
+            graph = run_forward(self.tokenizer, images, self.trainable, place.step, place.scale, noise, grouped)
             self._loss_inputs(graph)
             with record_function("losses"):
                 self.objective.backward_to_image(graph)

@@ -108,13 +108,9 @@ class Objective(nn.Module):
         """Return the loss module of a term."""
         return self.losses[term.name]
 
-    def groups(self) -> dict[str, set[int]]:
-        """Return, by the part at whose last layer they are found, the sizes of the groups of images with own ratios."""
-        found: dict[str, set[int]] = {}
-        for weight in (term.adaptive_weight for term in self.terms):
-            if weight is not None and weight.images is not None:
-                found.setdefault(weight.at, set()).add(weight.images)
-        return found
+    def parts_with_groups(self) -> set[str]:
+        """Return the parts at whose last layers groups of images have ratios of their own."""
+        return {term.adaptive_weight.at for term in self.terms if term.adaptive_weight and term.adaptive_weight.images}
 
     def needs(self, name: str, step: int | None = None) -> bool:
         """Tell whether a loss takes the input `name` at a step, or ever."""
