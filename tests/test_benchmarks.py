@@ -106,6 +106,15 @@ def test_a_killed_run_ends_as_one_that_was_not(run, config_source, tmp_path):
 
 
 @pytest.mark.nightly
+def test_a_process_reads_its_share_of_a_checkpoint(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    asked = [FOLDER / "resume_reading.py", "--gigabytes", "0.2", "--folder", tmp_path]
+    lines = subprocess.check_output([*torchrun, *asked], text=True).splitlines()
+    said = re.compile(r"process \d: read \d+ MB of .*, ([\d.]+) x its own share, .*; bit for bit what was written")
+    assert [float(said.fullmatch(line)[1]) for line in lines] == pytest.approx([1, 1], abs=0.2)
+
+
+@pytest.mark.nightly
 def test_a_step_is_held_against_that_of_another_state(run, config_source, tmp_path):
     (tmp_path / "tiny.py").write_text(config_source())
     options = f"{FOLDER.parent} --config {tmp_path}/tiny.py --stage 2 --rounds 2 --burst 1"
