@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,12 +12,30 @@ import torch
 
 from aligntok.errors import ConfigError
 
+# Of glibc's mallopt(3): how much free memory at the top of the heap, and of which size a piece, goes back to Linux.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def device() -> torch.device:
     """Return this process's device: its current GPU, or the CPU where there is none."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep the memory of tensors that are freed for the next ones, where it computes on a CPU.
+
+    glibc hands larger pieces back to Linux, which makes them anew, page by page, in each step. From then on a process
+    takes the most that it ever needed. Environment variables of glibc's that say otherwise are heeded; other C
+    libraries have no such habit, or no such switch.
+    """
+    told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if told or sys.platform != "linux" or device().type != "cpu":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_MMAP_THRESHOLD, 2**25)  # the highest that it takes
 
 
 @contextmanager

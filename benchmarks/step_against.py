@@ -41,6 +41,7 @@ def work(given: argparse.Namespace) -> None:
     import torch
 
     from aligntok.cli import parse_options
+    from aligntok.distributed.job import job
     from aligntok.evaluation.cost.steps import Step, for_measuring
     from aligntok.training.config import load_config
     from aligntok.training.run import expand
@@ -49,11 +50,12 @@ def work(given: argparse.Namespace) -> None:
     options = {**parse_options(given.options), "work_dir": str(given.worker)}
     stage = expand(load_config(given.config, options))[given.stage - 1]
     step = Step(for_measuring(stage, given.worker, 1))
-    for _ in sys.stdin:
-        began = time.process_time()
-        for _ in range(given.burst):
-            step()
-        print("seconds", (time.process_time() - began) / given.burst, flush=True)
+    with job():  # as a training has it
+        for _ in sys.stdin:
+            began = time.process_time()
+            for _ in range(given.burst):
+                step()
+            print("seconds", (time.process_time() - began) / given.burst, flush=True)
 
 
 class State:

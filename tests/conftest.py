@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, same_
 from aligntok.tokenizer import Tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), "compiled_by_tests")))
 # The same examples everywhere and each time, and as long as a busy machine takes.
 settings.register_profile("aligntok", derandomize=True, deadline=None)
 settings.load_profile("aligntok")

@@ -121,3 +121,25 @@ def test_a_step_is_held_against_that_of_another_state(run, config_source, tmp_pa
     lines = run("step_against", options).splitlines()
     assert re.fullmatch(r"stage 2: [\d.]+ s a step of one processor, [\d.]+ s before: [\d.]+ x", lines[0])
     assert re.fullmatch(r"ratio within a round, of 2: [\d.]+ \([\d.]+ to [\d.]+\)", lines[1])
+
+
+@pytest.mark.nightly
+def test_every_part_of_the_devices_table_runs_on_a_cpu_too():
+    command = [sys.executable, FOLDER / "device.py", "--small", "--seconds", "0.1", "--limit", "9"]
+    printed = subprocess.run(command, text=True, check=True, capture_output=True).stdout
+    assert "was ended" not in printed
+    assert "stands above" not in printed
+    parts = {part.split(":")[0]: part.splitlines()[1:-1] for part in printed.split("\n\n")[1:]}
+    assert set(parts) == {
+        *("stages", "ratios", "memory", "deterministic", "compiled", "generator", "sampling", "attention")
+    }
+    assert all(parts.values()), parts
+    for line in parts["deterministic"]:  # a CPU computes the same each time
+        equal, of = re.search(r"(\d+) of (\d+) tensors equal", line).groups()
+        assert equal == of
+
+
+def test_a_part_of_the_devices_table_that_takes_too_long_is_ended_and_the_next_begins():
+    command = [sys.executable, FOLDER / "device.py", "--small", "--only", "stages", "memory", "--limit", "0.001"]
+    printed = subprocess.run(command, text=True, check=True, capture_output=True).stdout
+    assert printed.count("and was ended") == 2

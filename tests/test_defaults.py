@@ -40,7 +40,7 @@ COMPUTED = {
         distance_margin=0.25, cosine_margin=0.5, distance_weight=1.0, cosine_weight=1.0
     ),
     "losses.adversarial:GANLoss": dict(kind="hinge"),
-    "losses.lpips:LPIPSLoss": dict(net="vgg", pretrained=True),
+    "losses.lpips:LPIPSLoss": dict(net="vgg", pretrained=True, slice_images=8),
     "training.alignment.gradient_ratio:gradient_ratio": dict(max=1e4, eps=1e-8),
     "generators.lightning_dit:LightningDiT": dict(
         size="XL",

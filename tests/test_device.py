@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -79,3 +82,34 @@ def test_the_device_is_the_current_gpu_of_several(monkeypatch):
 def test_the_device_is_a_gpu_with_its_number_or_the_cpu():
     assert device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert (device().index is None) is (device().type == "cpu")
+
+
+FAULTS = """
+import resource, sys
+import torch
+from aligntok.device import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+torch.set_num_threads(1)
+
+def step():
+    first = torch.zeros(4_000_000)
+    return [first + i for i in range(8)]
+
+for _ in range(4):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_memory_that_a_step_frees_is_there_for_the_next_one():
+    def faults(how, **said):
+        env = {**os.environ, **said}
+        return int(subprocess.check_output([sys.executable, "-c", FAULTS, how], text=True, env=env))
+
+    assert faults("keep") < 1000 < 10_000 < faults("leave")
+    assert faults("keep", MALLOC_TRIM_THRESHOLD_="131072") > 10_000  # who has said otherwise is heeded

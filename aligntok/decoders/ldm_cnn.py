@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.decoders import Decoder
-from aligntok.ops.ldm_blocks import BlockCheckpointing, Level, Middle, check_shape_options, group_norm, regroup
+from aligntok.ops.ldm_blocks import (
+    BlockCheckpointing,
+    Level,
+    Middle,
+    check_shape_options,
+    group_norm,
+    norm_silu,
+    regroup,
+)
 from aligntok.settings import Depth, Share, Width
 
 
@@ -66,7 +73,7 @@ class LDMDecoder(BlockCheckpointing, Decoder):
         x = self.mid(self.conv_in(self.post_quant_conv(latents)))  # (N, ch*ch_mult[-1], h, w)
         for level in reversed(self.up):
             x = level(x)
-        x = self.conv_out(F.silu(self.norm_out(x)))  # (N, out_ch, h*f, w*f)
+        x = self.conv_out(norm_silu(x, self.norm_out))  # (N, out_ch, h*f, w*f)
         return torch.tanh(x) if self.tanh_out else x
 
     @property

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from aligntok.device import keep_freed_memory
 from aligntok.distributed import (
     ORPHANED,
     abandon_process_group,
@@ -68,6 +69,7 @@ def job(timeout: float = SILENCE_SECONDS) -> Iterator[str]:
     process outlives another's failure, or its silence of `timeout` seconds.
     """
     launcher = start_processes()
+    keep_freed_memory()
     with catching_sigterm(), ending_together(timeout):
         yield launcher
 

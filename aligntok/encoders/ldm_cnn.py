@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.encoders import Encoder
 from aligntok.errors import ConfigError, WeightsError
-from aligntok.ops.ldm_blocks import BlockCheckpointing, Level, Middle, check_shape_options, group_norm, regroup
+from aligntok.ops.ldm_blocks import (
+    BlockCheckpointing,
+    Level,
+    Middle,
+    check_shape_options,
+    group_norm,
+    norm_silu,
+    regroup,
+)
 from aligntok.settings import Depth, Share, Width
 from aligntok.weights.load import load_into, read_tensors
 
@@ -79,7 +86,7 @@ class LDMEncoder(BlockCheckpointing, Encoder):
         x = self.conv_in(pixels)
         for level in self.down:
             x = level(x)
-        x = self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        x = self.conv_out(norm_silu(self.mid(x), self.norm_out))
         return self.quant_conv(x)  # (N, 2*d, H/f, W/f)
 
     @property

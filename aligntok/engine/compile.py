@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +14,12 @@ import torch._dynamo.config as dynamo_config
 import torch._functorch.config as functorch_config
 from torch import nn
 
+from aligntok.errors import ConfigError
 from aligntok.registry import check_keywords
 
+logger = logging.getLogger("aligntok.engine")
+#: The environment variable of torch's that says where compiled code is kept; torch itself keeps it in /tmp.
+FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 RECOMPILE_LIMIT = 64
 
 
@@ -24,9 +32,10 @@ def compile_blocks(
     compile faster than whole networks, equal ones once; and the last layers, where gradient ratios are found, stay
     outside or in a small graph of their own, so that finding a ratio does not walk a whole compiled network backward.
     Blocks with a weight that is set `apart` are left as they are: a compiled one does not say what its layers give.
-    Raises ConfigError for a keyword that torch.compile does not take.
+    Raises ConfigError for a keyword that torch.compile does not take, and as :func:`keep_compiled` does.
     """
     check_keywords(torch.compile, dict(options), who="compile")
+    keep_compiled()
     # The ratio is found first and the block walked after it, so a graph's saved tensors must outlive one walk. torch
     # 2.14 gives them away after the first unless this is off.
     functorch_config.donated_buffer = False
@@ -37,6 +46,34 @@ def compile_blocks(
             for block in blocks_of(module):
                 if not any(weight is each for weight in apart for each in block.parameters()):
                     block.compile(**options)
+
+
+def keep_compiled() -> Path | None:
+    """Have torch keep what it compiles for later runs, and return the folder; None: it cannot be kept for long.
+
+    It is the user's cache, a folder for each version of torch, unless the environment names another. Raises ConfigError
+    when that other one cannot be written.
+    """
+    named = os.environ.get(FOLDER)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(named) if named else home / "aligntok" / "compiled" / f"torch-{torch.__version__}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = f"compile: {folder}, where compiled code is kept, cannot be written ({error.strerror})"
+        if named:
+            raise ConfigError(f"{why}; correct {FOLDER}, or leave it out") from error
+        logger.warning("%s; every start compiles anew, unless %s names a folder that can", why, FOLDER)
+        return None
+    os.environ[FOLDER] = str(folder)
+    return folder
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Tell whether blocks of a model are compiled, or will be when they first run."""
+    return any(module._compiled_call_impl is not None for module in model.modules())
 
 
 def listed_blocks(module: nn.Module) -> list[nn.Module]:

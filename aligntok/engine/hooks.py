@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from aligntok.distributed import is_first, mean_over_processes, total
 from aligntok.distributed.job import batched
 from aligntok.engine.checkpoints import CURE, write_snapshot
+from aligntok.engine.compile import FOLDER, is_compiled
 from aligntok.engine.ema import LEAST_DECAY
 from aligntok.io.files import write_json, writing
 from aligntok.io.pictures import image_grid, reconstruction_grid, save_picture, to_picture
@@ -40,9 +42,17 @@ def visualizing(runner: Any) -> Iterator[Any]:
 
 @HOOKS.register_module()
 class KernelsHook(Hook):
-    """Says, after the first step, by which kernels attention is computed: what can run is known when it did."""
+    """Says before the first step that it compiles, and after it by which kernels attention is computed.
+
+    What can run is known when it did.
+    """
 
     said = False
+
+    def before_train(self, runner: Any) -> None:
+        if is_compiled(runner.trained_model):
+            kept = os.environ.get(FOLDER, "no folder")
+            runner.logger.info("compiling: the first steps take longer, this time; the code is kept in %s", kept)
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
         if not self.said and (taken := kernels_taken()):

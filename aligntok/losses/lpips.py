@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from aligntok.errors import ConfigError, WeightsError, check_same_shape, unknown
 from aligntok.losses import Loss
+from aligntok.settings import Width
 from aligntok.weights.hub import fetch
 from aligntok.weights.load import load_into, read_tensors
 
@@ -58,26 +59,32 @@ TRUNKS = {
 }
 
 
+_EPS = 1e-10
+_LIFT = 2.0**14  # gradients of a mean over places are too small for float16; a power of two changes no digit
+
+
 class LPIPSLoss(Loss):
     """Learned perceptual distance (Zhang et al. 2018, version 0.1), mean over the batch; 14.72 M frozen parameters.
 
     net: "vgg" (VGG-16) or "alex" (AlexNet). pretrained: True for torchvision's trunk, from the torch hub folder or, if
     it is not there, the network; a local file of the trunk, torchvision's or an lpips state dict; False leaves the
-    trunk random and asks for no file. Always in eval mode and without gradients of its own. Under autocast trunk and
-    heads run in its precision; lengths, means and the sum are float32 in any. Names are those of the lpips package,
-    whose calibrated heads are used. Raises WeightsError at once when the trunk cannot be had, and ConfigError for
-    images under 16 pixels a side (31 for "alex").
+    trunk random and asks for no file. slice_images: so many go through the trunk at once, forward and backward, before
+    the next; it bounds memory, and the loss is the same. Always in eval mode and without gradients of its own. Under
+    autocast the trunk runs in its precision; lengths, heads and means are float32 in any. Names are those of the lpips
+    package, whose calibrated heads are used. Raises WeightsError at once when the trunk cannot be had, and ConfigError
+    for images under 16 pixels a side (31 for "alex").
     """
 
     at = "reconstruction"
     inputs = ("images", "reconstruction")
 
-    def __init__(self, net: str = "vgg", pretrained: bool | str | Path = True) -> None:
+    def __init__(self, net: str = "vgg", pretrained: bool | str | Path = True, slice_images: Width = 8) -> None:
         if net not in TRUNKS:
             raise ConfigError(f"LPIPSLoss: {unknown('net', net, TRUNKS)}")
         super().__init__()
         shape = TRUNKS[net]
         self.min_size = shape.min_size
+        self.slice_images = slice_images
         self.scaling_layer = ScalingLayer()
         self.net = Trunk(shape.stages)
         self.lins = torch.nn.ModuleList(HeadLayer(stage[-1][1]) for stage in shape.stages)
@@ -101,23 +108,85 @@ class LPIPSLoss(Loss):
             raise ConfigError(
                 f"LPIPSLoss needs images of at least {self.min_size} pixels a side, was given {tuple(images.shape)}"
             )
-        with torch.no_grad():  # images are data: only the reconstruction is learned
-            targets = self.layers(images)
-        layers = zip(self.layers(reconstruction), targets, self.lins, strict=True)
-        return torch.stack([head((own - target).square()).float().mean() for own, target, head in layers]).sum()
+        value: Tensor = _BySlices.apply(reconstruction, images, self.distance, self.slice_images)
+        return value
 
-    def layers(self, images: Tensor) -> list[Tensor]:
-        """Activations of each trunk stage, of unit length over the channels: (N, width, h, w) each."""
-        return [_unit_length(x.float()) for x in self.net(self.scaling_layer(images))]
+    def distance(self, images: Tensor, reconstruction: Tensor) -> Tensor:
+        """Return the loss of some images, without slices."""
+        with torch.no_grad():  # images are data: only the reconstruction is learned
+            targets = self.net(self.scaling_layer(images))
+        found = self.net(self.scaling_layer(reconstruction))
+        layers = zip(found, targets, self.lins, strict=True)
+        return torch.stack([_Distance.apply(own, target, head.weight) for own, target, head in layers]).sum()
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: the metric is frozen."""
         return super().train(False)
 
 
-def _unit_length(x: Tensor, eps: float = 1e-10) -> Tensor:
-    """x / (|x| + eps) over the channels; its gradient is finite where every channel is 0."""
-    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + eps)
+class _BySlices(torch.autograd.Function):
+    """The mean of a value over images, slice by slice, each walked backward at once: one slice's activations live.
+
+    The gradient of a mean is the mean of gradients, times what arrives, so nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, reconstruction: Tensor, images: Tensor, value: Any, size: int) -> Tensor:
+        slices = [*zip(reconstruction.split(size), images.split(size), strict=True)]
+        if not ctx.needs_input_grad[0]:
+            return sum(value(image, own) * (len(own) / len(images)) for own, image in slices)
+        values, gradients = [], []
+        for own, image in slices:
+            leaf = own.detach().requires_grad_()
+            with torch.enable_grad():
+                found = value(image, leaf) * (len(own) / len(images))
+                (pull,) = torch.autograd.grad(found * _LIFT, leaf)
+            values.append(found.detach())
+            gradients.append(pull / _LIFT)
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.stack(values).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (pull,) = ctx.saved_tensors
+        return gradient * pull, None, None, None
+
+
+class _Distance(torch.autograd.Function):
+    """The mean over images and places of squared differences of activations of unit length, weighed by channel.
+
+    own, target: (N, C, h, w); weight: (1, C, 1, 1), or any shape of C. In float32, in one walk over the channels: as
+    layers on their own, which each go through memory, lengths and differences took as long as a convolution.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        own_rows, lengths = _of_unit_length(own)
+        difference = own_rows - _of_unit_length(target)[0]
+        pull = difference * weight.float().view(1, -1)
+        places = len(difference)
+        if ctx.needs_input_grad[0]:
+            along = (own_rows * pull).sum(1, keepdim=True)
+            # Where all is zero there is no direction, and the part along it is none.
+            along = along * ((lengths + _EPS) / lengths.clamp_min(torch.finfo(lengths.dtype).tiny))
+            own_gradient = torch.addcmul(pull, own_rows, along, value=-1).mul_(2 / places / (lengths + _EPS))
+            ctx.save_for_backward(own_gradient)
+            ctx.like = own.shape, own.dtype
+        return torch.dot(pull.flatten(), difference.flatten()) / places
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (pull,) = ctx.saved_tensors
+        (images, channels, height, width), dtype = ctx.like
+        pull = (gradient * pull).view(images, height, width, channels).permute(0, 3, 1, 2)
+        return pull.to(dtype), None, None
+
+
+def _of_unit_length(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x / (|x| + eps) over the channels of (N, C, h, w), and |x|: rows (N * h * w, C) and (N * h * w, 1)."""
+    rows = x.float().permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / (lengths + _EPS), lengths
 
 
 class Trunk(nn.Module):
@@ -160,16 +229,17 @@ class ScalingLayer(nn.Module):
 
 
 class HeadLayer(nn.Module):
-    """Weighs the channels of one stage: squared differences (N, width, h, w) to (N, 1, h, w)."""
+    """The weights of the channels of one stage, by their published name."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         # The place 0 of the published names is a dropout, which is off in this frozen metric.
         self.model = nn.Sequential(nn.Identity(), nn.Conv2d(width, 1, 1, bias=False))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the weighted sum over channels."""
-        return self.model(x)
+    @property
+    def weight(self) -> Tensor:
+        """They: (1, width, 1, 1)."""
+        return self.get_parameter("model.1.weight")
 
 
 def _trunk_names(trunk: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

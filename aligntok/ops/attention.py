@@ -64,7 +64,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, wh
         return F.scaled_dot_product_attention(q, k, v)
     fused = memory_efficient_attention()
     assert fused is not None
-    dtype = _computed_in(q)
+    dtype = computed_in(q)
     if torch.is_autocast_enabled(q.device.type):  # which casts what PyTorch's own is given
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     try:  # xformers wants (B, tokens, heads, dim)
@@ -90,7 +90,7 @@ def _why_not(forced: str | None, q: Tensor) -> str:
         return "as xformers runs on CUDA alone"
     if memory_efficient_attention() is None:
         return "as xformers cannot be imported"
-    dtype, width = _computed_in(q), q.shape[-1]
+    dtype, width = computed_in(q), q.shape[-1]
     reason = _refused.get((dtype, width), "")
     return f"as xformers refuses {str(dtype).removeprefix('torch.')} heads of {width} ({reason})"
 
@@ -107,9 +107,10 @@ def _device_type(q: Tensor) -> str:
     return q.device.type
 
 
-def _computed_in(q: Tensor) -> torch.dtype:
+def computed_in(q: Tensor) -> torch.dtype:
     kind = q.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
+    autocast = not q.is_meta and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if autocast else q.dtype
 
 
 def _choose(forced: str | None, q: Tensor) -> str:
@@ -118,7 +119,7 @@ def _choose(forced: str | None, q: Tensor) -> str:
     if where == "meta":  # nothing is computed
         return "sdpa"
     if forced is None:
-        suits = where == "cuda" and (_computed_in(q), q.shape[-1]) not in _refused and memory_efficient_attention()
+        suits = where == "cuda" and (computed_in(q), q.shape[-1]) not in _refused and memory_efficient_attention()
         return "xformers" if suits else "sdpa"
     if forced not in BACKENDS:
         raise ConfigError(unknown("attention backend", forced, BACKENDS))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.errors import ConfigError, at_least
-from aligntok.ops.attention import attention
+from aligntok.ops.attention import attention, computed_in
 from aligntok.ops.embeddings import run_block
 
 NORM_GROUPS = 32
@@ -45,6 +47,50 @@ def check_shape_options(who: str, ch_mult: Sequence[int], num_res_blocks: int, l
     at_least(1, who, num_res_blocks=num_res_blocks, latent_dim=latent_dim)
 
 
+def norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """Normalise (N, C, h, w) in groups, then SiLU, the result in the precision at hand; numbers are the two layers'.
+
+    Of both only what comes in is kept for the backward pass, which normalises once more: at full resolution that is
+    less than half of what a decoder's step held.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or norm.weight.requires_grad):
+        found: Tensor = _NormSiLU.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+        return found
+    return F.silu(norm(x), inplace=True)
+
+
+class _NormSiLU(torch.autograd.Function):
+    """Group norm and SiLU, in float32 at least, as autocast has them on a GPU; what is normalised is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        ctx.groups, ctx.eps = groups, eps
+        normed, mean, rstd = _normalise(x, weight, bias, groups, eps)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        return F.silu(normed, inplace=True).to(computed_in(x))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        normed = _normalise(x, weight, bias, ctx.groups, ctx.eps)[0]
+        gradient = torch.ops.aten.silu_backward(gradient.to(normed.dtype), normed)
+        sizes = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], ctx.groups, [*ctx.needs_input_grad[:3]])
+        found = torch.ops.aten.native_group_norm_backward(gradient, _wide(x), mean, rstd, _wide(weight), *sizes)
+        given = zip(found, (x, weight, bias), strict=True)
+        return *(own if own is None else own.to(each.dtype) for own, each in given), None, None
+
+
+def _normalise(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias = map(_wide, (x, weight, bias))
+    sizes = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3])
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm(x, weight, bias, *sizes, groups, eps)
+    return found
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+
+
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions with a residual path: (N, in, h, w) to (N, out, h, w)."""
 
@@ -60,8 +106,8 @@ class ResnetBlock(nn.Module):
         self.changes_width = in_channels != out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv1(norm_silu(x, self.norm1))
+        h = self.conv2(self.dropout(norm_silu(h, self.norm2)))
         return h + (self.nin_shortcut(x) if self.changes_width else x)
 
 

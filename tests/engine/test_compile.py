@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
+import torch
 from torch import nn
 
-from aligntok.engine.compile import blocks_of, compile_blocks
+from aligntok.engine.compile import FOLDER, blocks_of, compile_blocks, keep_compiled
+from aligntok.errors import ConfigError
 from aligntok.tokenizer import Tokenizer
 
 
@@ -38,3 +43,49 @@ def test_the_last_layers_where_ratios_are_found_stay_small():
     compile_blocks([tokenizer, None], {"backend": "eager"})
     assert list(tokenizer.state_dict()) == names
     assert all(block._compiled_call_impl is not None for block in blocks)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, on its way
+def test_alike_blocks_are_compiled_once():
+    encoder = dict(type="timm", model_name="vit_tiny_patch16_224", pretrained=False, model_args=dict(depth=8))
+    decoder = dict(type="vit_cnn", width=64, depth=8, num_heads=2, ch=32, ch_mult=(1,) * 5, num_res_blocks=1)
+    tokenizer = Tokenizer(encoder=encoder, decoder=decoder, latent_dim=4)
+    compiled = []
+    compile_blocks([tokenizer], {"backend": lambda graph, _: compiled.append(graph) or graph.forward})
+    features = tokenizer.encoder(torch.randn(2, 3, 32, 32))
+    assert len(compiled) <= 3  # a block, and what embeds patches
+    before = len(compiled)
+    tokenizer.decoder(tokenizer.adapter(features)).sum().backward()
+    assert len(compiled) - before <= 7  # the transformer's, and of the convolutional part the middle and five sizes
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield tmp_path
+    os.environ.pop(FOLDER, None)  # what was set inside
+
+
+def test_compiled_code_is_kept_in_the_users_cache_by_version(cache):
+    folder = keep_compiled()
+    assert folder == cache / "aligntok" / "compiled" / f"torch-{torch.__version__}"
+    assert folder.is_dir()
+    assert os.environ[FOLDER] == str(folder)
+
+
+def test_a_folder_that_is_named_is_taken_or_refused(cache, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(cache / "named" / "here"))
+    assert keep_compiled() == cache / "named" / "here"
+    (cache / "file").touch()
+    monkeypatch.setenv(FOLDER, str(cache / "file" / "here"))
+    with pytest.raises(ConfigError, match=f"cannot be written .Not a directory.; correct {FOLDER}, or leave it out"):
+        keep_compiled()
+
+
+def test_without_a_cache_of_the_users_compiling_goes_on(cache, monkeypatch, caplog):
+    (cache / "aligntok").touch()
+    with caplog.at_level("WARNING"):
+        assert keep_compiled() is None
+    assert "every start compiles anew" in caplog.text
+    assert FOLDER not in os.environ

@@ -6,10 +6,11 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from aligntok.errors import ConfigError, WeightsError
-from aligntok.losses.lpips import LPIPSLoss, _unit_length
+from aligntok.losses.lpips import LPIPSLoss, _BySlices, _Distance
 from aligntok.losses.reconstruction import L1Loss
 from aligntok.weights import hub
 
@@ -139,10 +140,49 @@ def test_lpips_is_zero_for_equal_images_and_gradients_are_finite(lpips_loss):
     assert y.grad.isfinite().all()
 
 
+def in_plain_layers(own, target, weight):
+    """The distance as it is written down."""
+    own, target = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in (own, target))
+    return F.conv2d((own - target).square(), weight).mean()
+
+
+def test_the_distance_of_activations_is_that_of_plain_layers():
+    own = images(2, 5, 3, 4).double().requires_grad_()
+    target, weight = images(2, 5, 3, 4, seed=1).double(), images(1, 5, 1, 1, seed=2).double()
+    found, expected = _Distance.apply(own, target, weight), in_plain_layers(own, target, weight)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    (gradient,), (plain,) = (torch.autograd.grad(3 * value, own) for value in (found, expected))
+    torch.testing.assert_close(gradient, plain, rtol=1e-5, atol=1e-7)
+
+
 def test_a_position_without_activations_has_a_finite_gradient():
-    x = torch.zeros(1, 4, 2, 2, requires_grad=True)
-    _unit_length(x).sum().backward()
+    x, target = torch.zeros(1, 4, 2, 2, requires_grad=True), images(1, 4, 2, 2)
+    _Distance.apply(x, target, torch.ones(1, 4, 1, 1)).backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_slices_of_a_batch_have_the_loss_and_the_gradient_of_all_of_it(size):
+    whole, cut = LPIPSLoss("alex", pretrained=False, slice_images=99), LPIPSLoss("alex", False, slice_images=size)
+    cut.load_state_dict(whole.state_dict())
+    x, y = images(5, 3, 32, 40), images(5, 3, 32, 40, seed=1).requires_grad_()
+    seen = []
+    cut.net.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    own, plain = cut(x, y), whole(x, y)
+    assert max(seen) == size
+    assert sum(seen) == 2 * len(x)
+    torch.testing.assert_close(own, plain)
+    (found,), (expected,) = (torch.autograd.grad(0.3 * value, y) for value in (own, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-8)
+    with torch.no_grad():
+        torch.testing.assert_close(cut(x, y), own)
+
+
+def test_gradients_too_small_for_float16_are_not_lost_on_the_way():
+    x, y = images(2, 3, 64, 64), images(2, 3, 64, 64, seed=1).requires_grad_()
+    value = _BySlices.apply(y, x, lambda image, own: 1e-4 * (own - image).half().float().mean(), 2)
+    (found,) = torch.autograd.grad(value, y)
+    torch.testing.assert_close(found, torch.full_like(y, 1e-4 / y.numel()), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize(("net", "smallest"), [("vgg", 16), ("alex", 31)])

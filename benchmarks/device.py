@@ -1,0 +1,285 @@
+"""What one GPU makes of the recipe: training, memory, compilation, a generator, sampling, the same bits twice.
+
+    python benchmarks/device.py                                # all parts, at most 10 minutes, as they come
+    python benchmarks/device.py --only compiled deterministic  # some of them
+    python benchmarks/device.py --reference ../LightningDiT    # the published model's step beside ours
+
+Each part runs in a process of its own, with a limit of its own, and prints its lines when it is done; one that fails or
+takes too long says so, and the next begins. Weights and images are random, and lie in memory. `--small` takes models of
+a few thousand weights, to see on a CPU that everything runs; its numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPE, GENERATOR = "aligntok_dinov2_f16d32.py", "generator/lightningdit_xl_aligntok_f16d32_64ep.py"
+TINY_VIT = dict(type="timm", model_name="vit_tiny_patch16_224", pretrained=False, model_args=dict(depth=2))
+SMALL_RECIPE = {
+    "model.encoder": {**TINY_VIT, "_delete_": True},
+    "model.decoder.ch": 32,
+    "losses.lpips.net": "alex",
+    "losses.gan.adaptive_weight.images": 2,
+    "stages.1.losses.semantic.adaptive_weight.images": 2,
+    "discriminator.group_images": 2,
+    "data.train.image_size": 64,
+}
+SMALL_GENERATOR = {"generator.size": "S", "generator.depth": 2, "generator.input_size": 4}
+FIXED = {"losses.gan.adaptive_weight": None, "stages.1.losses.semantic.adaptive_weight": None}
+Lines = Iterator[str]
+
+
+class Setting(NamedTuple):
+    """What all parts are told: where configs and the published code are, how large everything is, and how long."""
+
+    small: bool
+    seconds: float  # of steps that are timed
+    configs: Path
+    folder: Path
+    reference: Path | None
+
+    @property
+    def precision(self) -> str:
+        """The precision of trainings; a CPU may take a minute for a step in bf16."""
+        return "bf16" if torch.cuda.is_available() else "fp32"
+
+    def images(self, number: int) -> int:
+        """Return so many, or two where everything is small."""
+        return 2 if self.small else number
+
+
+def take_steps(it: Setting, config: str, stage: str, images: int, **options: Any) -> dict[str, float]:
+    """Train a stage of a config with random weights; return images a second, peak GiB, and the first step's seconds."""
+    from aligntok.evaluation.cost.measure import synchronise
+    from aligntok.evaluation.cost.steps import Step
+
+    began = time.perf_counter()
+    step = Step(ready(it, config, stage, images, **options))
+    synchronise()
+    built = time.perf_counter()
+    step()
+    synchronise()
+    first = time.perf_counter()
+    for _ in range(3):
+        step()
+    synchronise()
+    start, number = time.perf_counter(), 0
+    while time.perf_counter() - start < it.seconds or number < 2:
+        step()
+        synchronise()
+        number += 1
+    rate = number * it.images(images) / (time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
+    return dict(rate=rate, gib=peak, build=built - began, first=first - built)
+
+
+def ready(it: Setting, config: str, stage: str, images: int, **options: Any) -> Any:
+    """Return a stage as it is measured, from random weights."""
+    from aligntok.evaluation.cost.steps import for_measuring
+    from aligntok.training.config import load_config
+    from aligntok.training.run import expand
+
+    small = (SMALL_GENERATOR if config == GENERATOR else SMALL_RECIPE) if it.small else {}
+    own = {
+        "global_batch_size": it.images(images),
+        "precision": it.precision,
+        "work_dir": str(it.folder),
+        **small,
+        **options,
+    }
+    stages = expand(load_config(it.configs / config, own))
+    return for_measuring(next(each for each in stages if each.name == stage), it.folder, 1)
+
+
+def told(found: dict[str, float]) -> str:
+    """Say what steps took."""
+    return f"{found['rate']:8.1f} images/s, {found['gib']:5.1f} GiB, first step {found['first']:.1f} s"
+
+
+def stages(it: Setting) -> Lines:
+    """The three stages at 8 images; paper, an H100: 38, 20, 37 images/s; goal three times that."""
+    for name in ("latent_alignment", "perceptual_alignment", "decoder_refinement"):
+        yield f"{name:24s} {told(take_steps(it, RECIPE, name, 8))}"
+        clean_up()
+
+
+def ratios(it: Setting) -> Lines:
+    """Stage 2 with adaptive weights over stage 2 with fixed ones; goal at most 1.05."""
+    seconds = [1 / take_steps(it, RECIPE, "perceptual_alignment", 8, **own)["rate"] for own in ({}, FIXED)]
+    yield f"adaptive over fixed weights: {seconds[0] / seconds[1]:.3f} x"
+
+
+def memory(it: Setting) -> Lines:
+    """Stage 2 at 64 images, beside what a dry run says of it; goal 60 GiB."""
+    from aligntok.training.memory import stage_memory
+
+    planned = stage_memory(ready(it, RECIPE, "perceptual_alignment", 64), 1)
+    yield f"planned: {(planned.states + planned.activations) / 2**30:.1f} GiB"
+    yield f"64 images                {told(take_steps(it, RECIPE, 'perceptual_alignment', 64))}"
+
+
+def compiled(it: Setting) -> Lines:
+    """Stage 2, compiled, in two processes one after the other; goal 60 s to the first step, then 20 s."""
+    for start in ("first", "second"):
+        words = [sys.executable, __file__, "--part", "compiled_start", *sys.argv[sys.argv.index("--part") + 2 :]]
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(it.folder / "compiled"), "TRITON_CACHE_DIR": str(it.folder / "triton")}
+        said = subprocess.check_output(words, text=True, env={**os.environ, **cache})
+        yield f"{start} start:            {said.splitlines()[-1].strip()}"
+
+
+def compiled_start(it: Setting) -> Lines:
+    """One start of it."""
+    yield told(take_steps(it, RECIPE, "perceptual_alignment", 8, compile=True))
+
+
+def generator(it: Setting) -> Lines:
+    """LightningDiT-XL/1 at 128 images; paper's 237, goal 400 images/s."""
+    for how, own in (("eager", {}), ("compiled", {"compile": True})):
+        yield f"{how:24s} {told(take_steps(it, GENERATOR, 'generation', 128, **own))}"
+        clean_up()
+    if it.reference is not None:
+        words = [sys.executable, Path(__file__).with_name("generator_step.py"), "--reference", it.reference]
+        words += ["--size", "S" if it.small else "XL", "--rounds", "2", "--steps", "1"]
+        yield from subprocess.check_output(list(map(str, words)), text=True).splitlines()
+
+
+def sampling(it: Setting) -> Lines:
+    """32 guided images of 15 steps, decoded; goal 45 images/s."""
+    from aligntok.decoders.ldm_cnn import LDMDecoder
+    from aligntok.device import computing, device
+    from aligntok.diffusion.guidance import classifier_free
+    from aligntok.diffusion.samplers import sample
+    from aligntok.diffusion.times import time_grid
+    from aligntok.engine.compile import compile_blocks
+    from aligntok.generators.lightning_dit import LightningDiT
+
+    side = 4 if it.small else 16
+    own = dict(depth=2) if it.small else {}
+    model = LightningDiT("S" if it.small else "XL", input_size=side, in_channels=32, **own).to(device()).eval()
+    decoder = LDMDecoder(ch=32 if it.small else 128).to(device()).eval()
+    images = it.images(32)
+    noise, labels = torch.randn(images, 32, side, side, device=device()), torch.arange(images, device=device())
+    grid = time_grid(16)
+
+    @torch.inference_mode()
+    def draw(precision: str, scale: float) -> Any:
+        with computing(precision, whole=True):
+            drift = classifier_free(model, labels, model.null_class, scale)
+            return decoder(sample(drift, noise, grid)).float().cpu()
+
+    for how in ("eager", "compiled"):
+        if how == "compiled":
+            compile_blocks([model, decoder], {})
+        for precision, scale in ((it.precision, 4.0), ("tf32", 4.0), (it.precision, 1.0)):
+            draw(precision, scale)
+            began, number = time.perf_counter(), 0
+            while time.perf_counter() - began < it.seconds or number < 1:
+                draw(precision, scale)
+                number += 1
+            rate = number * images / (time.perf_counter() - began)
+            yield f"{how}, {precision}, {'guided' if scale > 1 else 'unguided'}: {rate:.1f} images/s"
+
+
+def deterministic(it: Setting) -> Lines:
+    """Three steps of stage 2, twice from one seed, with and without deterministic=True; goal: all tensors equal."""
+    from aligntok.device import repeatable
+    from aligntok.evaluation.cost.steps import Step
+
+    for asked in (False, True):
+        found = []
+        for _ in range(2):
+            stage = ready(it, RECIPE, "perceptual_alignment", 8)
+            with repeatable(asked):
+                torch.manual_seed(0)
+                step = Step(stage)
+                for _ in range(3):
+                    step()
+            state = step.runner.trained_model.state_dict()
+            found.append([hashlib.sha256(bytes_of(each)).digest() for each in state.values()])
+            del step, state
+            clean_up()
+        equal = sum(a == b for a, b in zip(*found, strict=True))
+        yield f"deterministic={asked}: {equal} of {len(found[0])} tensors equal"
+
+
+def bytes_of(tensor: torch.Tensor) -> Any:
+    """Return a tensor's bytes."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def attention(it: Setting) -> Lines:
+    """The kernels of attention at the product's shapes."""
+    words = [sys.executable, str(Path(__file__).with_name("attention.py")), *(["--small"] if it.small else [])]
+    yield from subprocess.check_output(words, text=True).splitlines()
+
+
+def clean_up() -> None:
+    """Let go of what a measurement held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+#: Parts, and the seconds that each may take: together less than 10 minutes.
+PARTS: dict[str, tuple[Callable[[Setting], Lines], float]] = {
+    "stages": (stages, 90),
+    "ratios": (ratios, 45),
+    "memory": (memory, 60),
+    "deterministic": (deterministic, 75),
+    "compiled": (compiled, 120),
+    "generator": (generator, 100),
+    "sampling": (sampling, 70),
+    "attention": (attention, 35),
+}
+
+
+def main() -> None:
+    """Run what is asked for, part by part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of steps that are timed, each time")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="default: those beside this file's folder")
+    parser.add_argument("--reference", type=Path, help="a clone of the published LightningDiT")
+    parser.add_argument("--limit", type=float, default=1.0, help="times the seconds that a part may take")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.part:
+        part = compiled_start if given.part == "compiled_start" else PARTS[given.part][0]
+        with tempfile.TemporaryDirectory() as folder:
+            it = Setting(given.small, given.seconds, given.configs, Path(folder), given.reference)
+            for line in part(it):
+                print(f"  {line}", flush=True)
+        return
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: a CPU, whose numbers mean nothing"
+    print(f"{where}; torch {torch.__version__}", flush=True)
+    for name in given.only:
+        print(f"\n{name}: {PARTS[name][0].__doc__}", flush=True)
+        began = time.perf_counter()
+        options = [word for word in sys.argv[1:] if word not in ("--only", *given.only)]
+        words = [sys.executable, "-W", "ignore", __file__, "--part", name, *options]
+        try:
+            subprocess.run(words, check=True, timeout=given.limit * PARTS[name][1])
+        except subprocess.TimeoutExpired as error:
+            print(f"  took longer than {error.timeout:.0f} s, and was ended", flush=True)
+        except subprocess.CalledProcessError as error:
+            print(f"  ended with {error.returncode}; what it said stands above", flush=True)
+        print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
