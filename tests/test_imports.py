@@ -42,6 +42,7 @@ OTHERS = {
     "aligntok/caching/__init__.py": "our own modules, by name",
     "aligntok/sampling/__init__.py": "our own modules, by name",
     "aligntok/imports.py": "the words themselves",
+    "aligntok/environment.py": "passes the words on; tests/test_environment.py",
     "aligntok/registry.py:import_from_location": "our own module, by name",
     "aligntok/data/sources/tables.py:_read_labels": "what datasets, which is here by then, requires",
 }
