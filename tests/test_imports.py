@@ -231,6 +231,17 @@ def test_what_a_library_itself_lacks_is_named(place, library, caplog):
     assert "No module named 'a_module_of_none'; install the package that has 'a_module_of_none'" in work(caplog)
 
 
+def test_xformers_logs_nothing_when_diffusers_imports_it(library, caplog):
+    library("xformers").fails("import logging; logging.getLogger('xformers').warning('six lines')")
+    library("diffusers").patch.delitem(sys.modules, "xformers", raising=False)
+    (library("diffusers").folder / "diffusers.py").write_text("import xformers\nAutoencoderKL = 3\n")
+    assert diffusers._class() == 3
+    assert "xformers" in sys.modules
+    assert not caplog.records
+    logging.getLogger("xformers").warning("of others")
+    assert [record.getMessage() for record in caplog.records] == ["of others"]
+
+
 FAILING = {
     "import cv2_of_none": "No module named 'cv2_of_none'; install the package that has 'cv2_of_none'",
     "import sklearn": 'ModuleNotFoundError: import of sklearn halted; None in sys.modules; pip install "scikit-learn',
