@@ -13,14 +13,14 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import aligntok
 from aligntok.errors import AlignTokError, first_line
-from aligntok.imports import FAILURES, import_failure, installing, is_here, version_of
+from aligntok.imports import FAILURES, folder_of, import_failure, installing, is_here, version_of
 
 #: Distributions whose versions are told, by a module of each.
 PACKAGES = {
@@ -93,10 +93,11 @@ def _packages() -> dict[str, str]:
 
 
 def _xformers_built_for() -> str | None:
-    spec = find_spec("xformers") if is_here("xformers") else None
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (told := Path(folder, "cpp_lib.json")).is_file():
-            return str(json.loads(told.read_text())["version"]["torch"])
+    with suppress(
+        AlignTokError, OSError, ValueError, LookupError, TypeError
+    ):  # older releases say it elsewhere, or not
+        told = folder_of("xformers", "its kernels") / "cpp_lib.json"
+        return str(json.loads(told.read_bytes())["version"]["torch"])
     return None
 
 

@@ -122,6 +122,19 @@ def test_it_says_which_kernel_attends_and_why_not_another(monkeypatch, forced):
     assert found["packages"]["xformers"].endswith("without its module xformers: reinstall it")
 
 
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"version": {}}', '{"version": {"torch": "2.99.0+cu200"}}'])
+def test_the_torch_that_xformers_was_built_for_is_told_where_its_file_says_so(monkeypatch, tmp_path, text):
+    (tmp_path / "xformers").mkdir()
+    (tmp_path / "xformers" / "__init__.py").touch()
+    if text:
+        (tmp_path / "xformers" / "cpp_lib.json").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "xformers", raising=False)
+    monkeypatch.setattr(environment, "version_of", lambda name: "1.2")
+    told = "1.2, built for torch 2.99.0+cu200" if text and "2.99" in text else "1.2"
+    assert environment._packages()["xformers"] == told
+
+
 def test_the_cache_of_compiled_code_is_told_with_whether_it_can_be_written(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "new" / "cache"))
     assert describe()["compile_cache"] == {"folder": str(tmp_path / "new" / "cache"), "state": "can be written"}

@@ -102,7 +102,8 @@ def test_this_environment_is_of_one_of_the_constraint_files_or_says_so():
 
 
 def test_the_environment_that_make_makes_is_of_a_constraint_file_and_each_is_tested_before_a_release():
-    assert "--constraint constraints/torch-2.14.txt torch torchvision\n" in (ROOT / "tools/make_environment.sh").read_text()
+    made = (ROOT / "tools/make_environment.sh").read_text()
+    assert "--constraint constraints/torch-2.14.txt torch torchvision\n" in made
     (recipe,) = re.findall(r"^test-release:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert "$(wildcard constraints/*.txt)" in recipe
     assert "tests/wheels/check.py" in recipe
