@@ -2,19 +2,20 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.aligntok-$(shell cat pyproject.toml plugins/*/pyproject.toml | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.aligntok-$(shell cat pyproject.toml plugins/*/pyproject.toml constraints/*.txt | cksum | cut -d' ' -f1)
 PLUGINS := $(wildcard plugins/aligntok-*)
 export HF_HUB_OFFLINE ?= 1
 
 SEED ?= 0
 EACH ?= 8
 
-.PHONY: help demo test test-slow mutants check golden docs install clean
+.PHONY: help demo test test-slow test-release mutants check golden docs install clean
 
 help:
 	@echo "make demo      install, train a tokenizer on real photographs, then a generator, write samples"
 	@echo "make test      install, then everything CI runs: lint, types, layers, tests, docs"
 	@echo "make test-slow what \`make test\` leaves out for its length: every fault, every model"
+	@echo "make test-release wheels into empty environments, one for each of constraints/: 8 GB, what is tested there"
 	@echo "make mutants   break the code in EACH places a file, drawn from SEED, and see whether a test fails"
 	@echo "make check     the quick part of it: lint, types, layers"
 	@echo "make golden    compute anew what must not change by itself: tests/golden/golden.json"
@@ -22,7 +23,7 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml)
+$(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml constraints/*.txt)
 	tools/make_environment.sh $(PYTHON) $(VENV) $(PLUGINS)
 	rm -f $(VENV)/.aligntok-*
 	touch $@
@@ -36,6 +37,12 @@ test: $(STAMP) check
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n auto -m nightly
+
+test-release: $(STAMP)
+	set -e; for constraint in $(wildcard constraints/*.txt); do \
+	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	  $(BIN)/python tests/wheels/check.py "$$folder" --constraint $$constraint; \
+	  rm -rf "$$folder"; done
 
 mutants: $(STAMP)
 	nice -n 10 $(BIN)/python tests/mutation/run.py --seed $(SEED) --each $(EACH)

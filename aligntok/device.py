@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,19 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_MMAP_THRESHOLD, 2**25)  # the highest that it takes
+
+
+def devices() -> dict[str, str]:
+    """Return what this machine can compute on, in words: kind, memory, and what matters to a choice of precision."""
+    wide = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    slow = "" if wide else "; without avx512_bf16: bf16 is slower than fp32"
+    found = {"cpu": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}{slow}"}
+    for number in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(number)
+        with torch.cuda.device(number):
+            bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+        found[f"cuda:{number}"] = f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, {gpu.major}.{gpu.minor}, {bf16}"
+    return found
 
 
 @contextmanager

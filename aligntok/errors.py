@@ -54,8 +54,8 @@ class Preempted(AlignTokError):
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
-class UnknownComponentError(AlignTokError, LookupError):
-    """A registry has no component of that name."""
+class UnknownComponentError(ConfigError, LookupError):
+    """A registry has no component of that name, or none that can be imported."""
 
 
 class PluginError(AlignTokError):

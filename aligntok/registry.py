@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,10 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import Registry
-from mmengine.utils import get_object_from_string
 
 from aligntok.annotations import check_values
 from aligntok.errors import ConfigError, UnknownComponentError, unknown
+from aligntok.imports import FAILURES, import_failure, import_object
 
 
 @dataclass
@@ -93,22 +94,24 @@ class ComponentRegistry(Registry):
             raise UnknownComponentError(self._missing(str(key)))
         found = self._module_dict.get(key)
         if isinstance(found, str):
-            path, origin = found, self.origins.get(key)
-            if (found := get_object_from_string(path)) is None:
-                cure = f"; reinstall {origin.distribution} {origin.version}" if origin else ""
+            origin = self.origins.get(key)
+            try:
+                self._module_dict[key] = found = import_object(path := found)
+            except FAILURES as error:
+                reason = import_failure(error, f"{origin.distribution} {origin.version}" if origin else "")
                 raise UnknownComponentError(
-                    f"{self.kind} '{key}' is registered as {path}, which cannot be imported{cure}"
-                )
-            self._module_dict[key] = found
+                    f"{self.kind} '{key}' is registered as {path}, which cannot be imported: {reason}"
+                ) from error
         if found is None:
-            found = find_class(self, key, self.contract)
+            found = find_class(self, key, self.contract, self.kind)
         if not callable(found):  # nothing, or a module
             raise UnknownComponentError(self._missing(key))
         return found
 
     def find(self, name: str, components: Mapping[str, Any] | None = None) -> Any:
         """Return the class that `components` has under a name, else what :meth:`get` returns."""
-        return components[name] if components and name in components else self.get(name)
+        given = (components or {}).get(name)
+        return self.get(name) if given is None else given
 
     def _missing(self, key: str) -> str:
         failed = "; ".join(str(record) for record in PLUGIN_RECORDS if record.error)
@@ -248,11 +251,12 @@ def keywords_in(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from keywords_in(each)
 
 
-def find_class(registry: Registry, name: Any, contract: str) -> Any:
+def find_class(registry: Registry, name: Any, contract: str, kind: str) -> Any:
     """Return the class that an mmengine registry, or one above it, has under a name, else what a dotted name imports.
 
     That must be a subclass of `contract`, an import string too. None for all else. Nothing is imported for a name
-    without a dot, nor for a scope before it, as mmengine's own look-up does.
+    without a dot, nor for a scope before it, as mmengine's own look-up does. kind: of what is looked for, in errors.
+    Raises UnknownComponentError, which says why, when what the name is of cannot be imported.
     """
     above = registry if isinstance(name, str) else None
     while above is not None:
@@ -262,8 +266,11 @@ def find_class(registry: Registry, name: Any, contract: str) -> Any:
     parts = name.split(".") if isinstance(name, str) else []
     if len(parts) < 2 or not all(map(str.isidentifier, parts)):
         return None
-    found = imported(name)
-    return found if isinstance(found, type) and issubclass(found, get_object_from_string(contract)) else None
+    try:
+        found = import_object(name)
+    except FAILURES as error:
+        raise UnknownComponentError(f"{kind} '{name}' cannot be imported: {import_failure(error)}") from error
+    return found if isinstance(found, type) and issubclass(found, import_object(contract)) else None
 
 
 def dotted_components(config: Any) -> list[str]:
@@ -272,17 +279,16 @@ def dotted_components(config: Any) -> list[str]:
     return sorted(name for name in named if "." in name and not any(name in shelf for shelf in shelves().values()))
 
 
-def imported(path: str) -> Any:
-    """Return what a dotted path of a user's config names; None where it is none, or cannot be imported."""
-    try:
-        return get_object_from_string(path) if "." in path else None
-    except Exception:  # of a path that is none, or of the module's own code
-        return None
-
-
 def import_components(names: Sequence[str]) -> dict[str, Any]:
-    """Import classes by their paths, for `components` of a loader: those of a user's own config."""
-    return {name: imported(name) for name in names}
+    """Import classes by their paths, for `components` of a loader: those of a user's own config that can be imported.
+
+    Whoever builds one of the others says why it cannot.
+    """
+    found: dict[str, Any] = {}
+    for name in names:
+        with suppress(*FAILURES):
+            found[name] = import_object(name)
+    return found
 
 
 def loading_line(loader: str, names: Sequence[str]) -> str:

@@ -59,7 +59,10 @@ def test_crops_are_of_the_training_photographs_and_cover_them(monkeypatch, tmp_p
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(SystemExit):
         make(monkeypatch, tmp_path)
-    assert "skimage is not installed; install them with: pip install" in capsys.readouterr().err
+    assert (
+        'the demo\'s photographs are in the package skimage, which is not here: pip install "aligntok[demo]"'
+        in capsys.readouterr().err
+    )

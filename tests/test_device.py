@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from aligntok.device import PRECISIONS, computing, device, explaining_out_of_memory, is_out_of_memory, multiplying
+from aligntok.device import (
+    PRECISIONS,
+    computing,
+    device,
+    devices,
+    explaining_out_of_memory,
+    is_out_of_memory,
+    multiplying,
+)
 from aligntok.errors import ConfigError
 
 
@@ -113,3 +122,20 @@ def test_memory_that_a_step_frees_is_there_for_the_next_one():
 
     assert faults("keep") < 1000 < 10_000 < faults("leave")
     assert faults("keep", MALLOC_TRIM_THRESHOLD_="131072") > 10_000  # who has said otherwise is heeded
+
+
+def test_what_can_be_computed_on_is_told_in_words(monkeypatch):
+    assert list(devices()) == ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    gpu = SimpleNamespace(name="A card", total_memory=85 * 2**30, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: gpu)
+    monkeypatch.setattr(torch.cuda, "device", lambda number: nullcontext())
+    answers = iter([True, False])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: next(answers))
+    for wide, said in ((lambda: True, ""), (lambda: False, "; without avx512_bf16: bf16 is slower than fp32")):
+        answers = iter([True, False])
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", wide, raising=False)
+        found = devices()
+        assert found["cpu"].endswith(torch.backends.cpu.get_cpu_capability() + said)
+        assert found["cuda:0"] == "A card, 85.0 GiB, 9.0, bf16"
+        assert found["cuda:1"] == "A card, 85.0 GiB, 9.0, no bf16"

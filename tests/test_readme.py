@@ -59,6 +59,7 @@ def clone(tmp_path_factory):
         "aligntok",
         "benchmarks",
         "configs",
+        "constraints",
         "docs",
         "plugins",
         "tests",

@@ -189,7 +189,7 @@ def no_imports(monkeypatch):
     def import_what_is_there(name, *_):
         return sys.modules[name] if name in sys.modules else stop(name)  # huggingface_hub's own names come late
 
-    monkeypatch.setattr(registry, "get_object_from_string", stop)
+    monkeypatch.setattr(registry, "import_object", stop)
     monkeypatch.setattr(importlib, "import_module", import_what_is_there)
     monkeypatch.setattr(subprocess, "Popen", stop)
     monkeypatch.setattr(os, "system", stop)

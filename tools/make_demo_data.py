@@ -9,11 +9,12 @@ OUT/train/*.png and OUT/val/*.png, the same files each time. Four photographs un
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 from PIL import Image
 
+from aligntok.errors import AlignTokError
+from aligntok.imports import folder_of, installing
 from aligntok.io.files import replacing
 
 # Left out of what scikit-image ships: drawings, binary images, texture swatches, the second view of a stereo pair.
@@ -26,27 +27,24 @@ SUFFIXES = (".png", ".jpg")
 CROP, CROPPED_SIDE = 64, 160  # pixels of a crop, and of the short side of the photograph that it is cut from
 SHORT_SIDE = 256  # larger ones are shrunk: decoding them at every step would cost more than training on them
 
-_INSTALL = "install them with: pip install 'scikit-image>=0.25' foolbox==3.3.4"
-
 
 def shipped_photographs() -> list[Path]:
     """Find the photographs inside the installed packages, without importing these (foolbox takes seconds).
 
-    Raises FileNotFoundError naming what to install.
+    Raises WeightsError naming what to install, FileNotFoundError for versions without some of them.
     """
     found = [path for path in _data_folder("skimage").iterdir() if path.stem in SKIMAGE and path.suffix in SUFFIXES]
     found += [path for path in _data_folder("foolbox").glob("imagenet_*") if path.suffix in SUFFIXES]
     missing = (SKIMAGE | HELD_OUT) - {path.stem for path in found}
     if missing:
-        raise FileNotFoundError(f"not shipped with these versions: {', '.join(sorted(missing))}; {_INSTALL}")
+        raise FileNotFoundError(
+            f"not shipped with these versions: {', '.join(sorted(missing))}; {installing('skimage')}"
+        )
     return sorted(found, key=lambda path: path.stem)
 
 
 def _data_folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"{package} is not installed; {_INSTALL}")
-    return Path(spec.submodule_search_locations[0]) / "data"
+    return folder_of(package, "the demo's photographs") / "data"
 
 
 def write_photograph(source: Path, out: Path) -> None:
@@ -86,7 +84,7 @@ def main() -> None:
         parser.error(f"--crops {args.crops} must be at least 0")
     try:
         photographs = shipped_photographs()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, AlignTokError) as error:
         parser.error(str(error))
     for path in photographs:
         write_photograph(path, args.out)

@@ -12,6 +12,6 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 
 echo "Installing into $venv (about 7 GB, most of it PyTorch; some minutes) ..."
 # torch and torchvision first: they must come from one release, and everything else accepts what is there.
-"${pip[@]}" "torch==2.14.1" "torchvision==0.29.1"
-"${pip[@]}" --editable ".[demo,docs,dev]"
+"${pip[@]}" --constraint constraints/torch-2.14.txt torch torchvision
+"${pip[@]}" --constraint constraints/torch-2.14.txt --editable ".[demo,docs,dev]"
 for plugin in "$@"; do "${pip[@]}" --no-deps --editable "$plugin"; done

@@ -161,6 +161,25 @@ def check(asked: CheckRequest) -> int:
 
 
 @settings
+class _Environment:
+    """Versions, plugins, devices, kernels: what to send along when you report that something is wrong."""
+
+    json: bool = False
+    """For programs."""
+
+
+@verb("aligntok env")
+def env(asked: _Environment) -> None:
+    """Say what is installed here, which devices there are, and which kernels attend."""
+    import json
+
+    from aligntok.environment import as_text, describe
+
+    found = describe()
+    print(json.dumps(found, indent=2) if asked.json else as_text(found))
+
+
+@settings
 class _Listing:
     """Plugins, their versions and components; failed ones with the reason."""
 
@@ -210,6 +229,7 @@ VERBS: dict[str, Command] = {
     "measure-cost": measure_cost,
     "report": report,
     "check": check,
+    "env": env,
     "plugins": plugins,
 }
 

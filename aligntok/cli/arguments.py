@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from aligntok.annotations import alternatives, parts
 from aligntok.ends import INTERRUPTED, Terminated, end_children, heeding_sigterm, keeping_on_without_terminal
 from aligntok.errors import AlignTokError, ConfigError, Preempted, WriteError
+from aligntok.imports import import_failure
 from aligntok.settings import ChangesTo, Option, fields_of, read
 
 Command = Callable[[Sequence[str] | None], int]
@@ -47,6 +48,10 @@ def _status(command: Command, arguments: Sequence[str] | None) -> int:
             raise
     except AlignTokError as error:
         told: AlignTokError = error
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "aligntok":
+            raise
+        told = ConfigError(f"what this needs is not installed: {import_failure(error)}")
     except Terminated:
         told = Preempted(
             "stopped by SIGTERM at once; what is written stays, and the same command goes on or begins anew"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -17,10 +18,13 @@ from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, UnidentifiedImageErr
 from torch import Tensor
 
 from aligntok.errors import ConfigError, ImageError, first_line
+from aligntok.imports import FAILURES, import_failure
 from aligntok.io.pictures import from_uint8
 
 if TYPE_CHECKING:
     from aligntok.data.sources.base import ImageSource
+
+logger = logging.getLogger("aligntok.data")
 
 #: What is opened, whatever a file is called: Pillow's names. It may have no AVIF; the last two are of its plugins.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JXL")
@@ -193,9 +197,12 @@ def _load_plugins() -> None:
     Image.init()
     for name, package in _PLUGINS.items():
         if name not in Image.OPEN and find_spec(package) is not None:
-            register = getattr(import_module(package), f"register_{name.lower()}_opener", None)
-            if register is not None:
-                register()
+            try:
+                register = getattr(import_module(package), f"register_{name.lower()}_opener", None)
+                if register is not None:
+                    register()
+            except FAILURES as error:  # others than these are read all the same
+                logger.warning("images of format %s cannot be opened: %s", name, import_failure(error))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def check_optimizer(config: Mapping[str, Any], where: str) -> None:
     It takes a step of parameters of one, two and four dimensions, one of them without a gradient to speak of.
     """
     name = config.get("type")
-    optimizer = find_class(OPTIMIZERS, name, "torch.optim.Optimizer")
+    optimizer = find_class(OPTIMIZERS, name, "torch.optim.Optimizer", f"{where}: optimiser")
     if not (inspect.isclass(optimizer) and issubclass(optimizer, torch.optim.Optimizer)):
         raise ConfigError(f"{where}: {unknown('optimiser', name, _known_optimizers())}")
     options = {key: value for key, value in config.items() if key != "type"}

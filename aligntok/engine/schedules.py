@@ -76,7 +76,7 @@ def _check_counted(one: Any, where: str) -> None:
 
 def _build(one: Mapping[str, Any], where: str, optimizer: Any = None) -> Any:
     """Build a scheduler. Raises ConfigError for what is none, or cannot go on from a checkpoint."""
-    kind = find_class(PARAM_SCHEDULERS, one["type"], "mmengine.optim._ParamScheduler")
+    kind = find_class(PARAM_SCHEDULERS, one["type"], "mmengine.optim._ParamScheduler", f"{where}, schedule:")
     options = {key: value for key, value in one.items() if key not in ("type", "convert_to_iter_based")}
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0) if optimizer is None else optimizer
     try:

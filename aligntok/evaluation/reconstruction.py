@@ -15,6 +15,7 @@ from aligntok.evaluation.images import EvaluationImages, frozen
 from aligntok.evaluation.metrics.online import ImageRow, ReconstructionMetric
 from aligntok.evaluation.results import Result, evaluating, identity, publish, result_folder
 from aligntok.evaluation.settings import ReconstructionSettings
+from aligntok.imports import FAILURES, import_failure
 from aligntok.io.files import replacing
 from aligntok.io.pictures import reconstruction_grid, save_picture, to_picture
 from aligntok.loading import load_tokenizer
@@ -37,8 +38,8 @@ def evaluate_reconstruction(asked: ReconstructionSettings) -> Result:
     if asked.table == "parquet":
         try:
             import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise ConfigError("table 'parquet' needs pyarrow: pip install aligntok[parquet], or take csv") from error
+        except FAILURES as error:
+            raise ConfigError(f"table 'parquet' needs pyarrow, or take csv: {import_failure(error)}") from error
     name = f"reconstruction_{Path(str(asked.data)).stem}" + (f"_{asked.split}" if asked.split else "")
     folder = result_folder(asked.out, asked.tokenizer, name)
     with evaluating(folder, asked.precision):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from aligntok.errors import ConfigError, WeightsError, check_same_shape, unknown
+from aligntok.errors import ConfigError, check_same_shape, unknown
+from aligntok.imports import folder_of
 from aligntok.losses import Loss
 from aligntok.settings import Width
 from aligntok.weights.hub import fetch
@@ -94,10 +94,7 @@ class LPIPSLoss(Loss):
             path = fetch(shape.url, "LPIPSLoss", sha256=shape.sha256) if pretrained is True else pretrained
             load_into(self.net, _trunk_names(self.net, read_tensors(path, "LPIPSLoss")), "LPIPSLoss", path)
         if not self.scaling_layer.shift.is_meta:  # the calibrated channel weights, version 0.1
-            spec = find_spec("lpips")
-            if spec is None or spec.origin is None:
-                raise WeightsError("LPIPSLoss takes its calibrated heads from the package lpips: pip install lpips")
-            path = Path(spec.origin).parent / "weights" / "v0.1" / f"{net}.pth"
+            path = folder_of("lpips", "LPIPSLoss: its calibrated heads") / "weights" / "v0.1" / f"{net}.pth"
             heads = {key.removeprefix("lin"): value for key, value in read_tensors(path, "LPIPSLoss").items()}
             load_into(self.lins, heads, "LPIPSLoss", path)
 

@@ -5,12 +5,9 @@ The layers of timm's and open_clip's models call PyTorch's function; :func:`rout
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 
 from aligntok.device import device
 from aligntok.errors import ConfigError, first_line, unknown
+from aligntok.imports import FAILURES, import_failure, quietly, version_of
 
 BACKENDS = ("xformers", "sdpa")
 ENVIRONMENT_VARIABLE = "ALIGNTOK_ATTENTION"
@@ -28,6 +26,7 @@ ENVIRONMENT_VARIABLE = "ALIGNTOK_ATTENTION"
 _refused: dict[tuple[torch.dtype, int], str] = {}
 _taken: dict[str, dict[str, None]] = {}  # by who attends: the kernels, in words
 _forced: list[str] = []  # by force_backend, at most one
+_unimported: list[str] = []  # why xformers cannot be imported, once that was tried
 
 
 def force_backend(backend: str | None) -> None:
@@ -78,7 +77,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, wh
             ) from error
         _refused[dtype, q.shape[-1]] = first_line(error)
         return attention(q, k, v, who=who)
-    _taken.setdefault(who, {})[f"xformers {_version()}"] = None
+    _taken.setdefault(who, {})[f"xformers {version_of('xformers') or 'of no known version'}"] = None
     return found
 
 
@@ -89,18 +88,10 @@ def _why_not(forced: str | None, q: Tensor) -> str:
     if _device_type(q) != "cuda":
         return "as xformers runs on CUDA alone"
     if memory_efficient_attention() is None:
-        return "as xformers cannot be imported"
+        return f"as xformers cannot be imported ({''.join(_unimported)})"
     dtype, width = computed_in(q), q.shape[-1]
     reason = _refused.get((dtype, width), "")
     return f"as xformers refuses {str(dtype).removeprefix('torch.')} heads of {width} ({reason})"
-
-
-@cache
-def _version() -> str:
-    try:
-        return version("xformers")
-    except PackageNotFoundError:
-        return "of no known version"
 
 
 def _device_type(q: Tensor) -> str:
@@ -133,7 +124,7 @@ def _choose(forced: str | None, q: Tensor) -> str:
     if memory_efficient_attention() is None:
         raise ConfigError(
             f"attention backend 'xformers' was forced (argument or {ENVIRONMENT_VARIABLE}), but xformers cannot be "
-            "imported; install it (pip install xformers), or use 'sdpa'"
+            f"imported: {''.join(_unimported)}\n  or use 'sdpa'"
         )
     return forced
 
@@ -141,18 +132,12 @@ def _choose(forced: str | None, q: Tensor) -> str:
 @cache
 def memory_efficient_attention() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     """Return xformers' attention function, or None when it cannot be imported. Imported at the first call only."""
-    # xformers 0.0.35 logs six lines at import when it was built for another torch; its operators may still run.
-    logger = logging.getLogger("xformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             from xformers.ops import memory_efficient_attention as found
-    except Exception:  # a build for another torch can fail in any way; SDPA does the same work
+    except FAILURES as error:  # a build for another torch can fail in any way; SDPA does the same work
+        _unimported[:] = [import_failure(error)]
         return None
-    finally:
-        logger.setLevel(level)
     return found
 
 

@@ -13,6 +13,7 @@ import pluggy
 
 import aligntok
 from aligntok.errors import AlignTokError, ConfigError, PluginError
+from aligntok.imports import FAILURES, import_failure
 from aligntok.registry import PLUGIN_RECORDS, ComponentRegistry, PluginRecord, Registries, shelves
 
 GROUP = "aligntok"
@@ -56,8 +57,10 @@ def register_plugin(manager: pluggy.PluginManager, load: Callable[[], Any], reco
         if not called.get_hookimpls():
             raise PluginError("it implements no aligntok_register hook; decorate the function with @aligntok.hookimpl")
         called(registries=Registries(**held))
-    except Exception as error:  # whatever a plugin does wrong must not keep the others out
-        record.error = f"{type(error).__name__}: {error}"
+    except FAILURES as error:  # whatever a plugin does wrong must not keep the others out
+        unimported = isinstance(error, ImportError)
+        known = f"{record.distribution} {record.version}"
+        record.error = import_failure(error, known) if unimported else f"{type(error).__name__}: {error}"
         return record
     for shelf, registration in held.items():
         for name, component in registration.held.items():
@@ -102,6 +105,6 @@ def check_components() -> list[str]:
         for name in registry:
             try:
                 registry.get(name)
-            except (AlignTokError, ImportError) as error:
+            except AlignTokError as error:
                 problems.append(f"{registry.kind} '{name}': {error}")
     return problems

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aligntok.errors import ConfigError, WeightsError, first_line
+from aligntok.imports import FAILURES, import_failure, quietly
 from aligntok.weights.load import load_into
 
 CLASS = "AutoencoderKL"
@@ -168,9 +169,10 @@ def read_autoencoder(source: str | os.PathLike[str], subfolder: str, **options: 
 
 def _class() -> Any:
     try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
+        with quietly():  # diffusers imports xformers
+            from diffusers import AutoencoderKL
+    except FAILURES as error:
         raise ConfigError(
-            f'this tokenizer is a diffusers model, and needs diffusers ({error}): pip install "aligntok[diffusers]"'
+            f"this tokenizer is a diffusers model, and needs diffusers: {import_failure(error)}"
         ) from error
     return AutoencoderKL

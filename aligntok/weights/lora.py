@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from aligntok.errors import ConfigError
+from aligntok.imports import FAILURES, import_failure
 from aligntok.io.files import names_of_one_tensor
 from aligntok.settings import AboveZero, Share, Width, settings
 
@@ -57,8 +58,8 @@ def add_lora(encoder: nn.Module, trainable: Sequence[str], lora: LoRASettings) -
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ConfigError(f'lora needs peft ({error}): pip install "aligntok[lora]"') from error
+    except FAILURES as error:
+        raise ConfigError(f"lora needs peft: {import_failure(error)}") from error
     updates: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     config = LoraConfig(**updates, target_modules=lora.targets)
     inject_adapter_in_model(config, encoder)

@@ -34,6 +34,7 @@ OTHERS = {
     ("data/latent_shards.py", "__init__"): "the header of a .safetensors file",
     ("evaluation/references.py", "_read_own"): "in the header of a .safetensors file, under its checksum",
     ("evaluation/report/collect.py", "_read_records"): "lines of mmengine's log, the damaged ones counted",
+    ("environment.py", "_xformers_built_for"): "xformers' file, which may be there or not",
     ("weights/diffusers.py", "find_autoencoder"): "diffusers' file, which may be there or not",
 }
 

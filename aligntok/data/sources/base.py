@@ -22,6 +22,7 @@ import numpy.typing as npt
 from aligntok.data.transforms import SUFFIXES, holds_image, image_suffixes
 from aligntok.distributed import is_first
 from aligntok.errors import DataError, some_of, unknown
+from aligntok.imports import FAILURES, import_failure
 from aligntok.io.files import check_size, regular
 
 if TYPE_CHECKING:
@@ -258,14 +259,12 @@ class FilePart(io.RawIOBase):
         return True
 
 
-def optional_library(name: str, who: str, extra: str) -> Any:
-    """Import a library that `extra` installs. Raises DataError, which tells `who` need it, when it is not installed."""
+def optional_library(name: str, who: str) -> Any:
+    """Import a library of an extra. Raises DataError, which tells that `who` need it, when that cannot be done."""
     try:
         return import_module(name)
-    except ImportError as error:
-        raise DataError(
-            f'{who} need the library {name.split(".")[0]}, which is not here: pip install "aligntok[{extra}]"'
-        ) from error
+    except FAILURES as error:
+        raise DataError(f"{who} need the library {name.split('.')[0]}: {import_failure(error)}") from error
 
 
 #: Names that a split usually has; those of one row mean the same.

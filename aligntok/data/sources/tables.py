@@ -202,7 +202,7 @@ def _downloaded(name: str) -> tuple[Path, Path]:
 
 
 def _library() -> Any:
-    return optional_library("datasets", "parquet files and Hugging Face data sets", "parquet")
+    return optional_library("datasets", "parquet files and Hugging Face data sets")
 
 
 def _load(where: str, advice: str, load: Callable[[], Any]) -> Any:

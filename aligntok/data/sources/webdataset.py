@@ -119,7 +119,7 @@ def expand_pattern(pattern: str) -> list[Path]:
 
 
 def _webdataset(module: str) -> Any:
-    return optional_library(f"webdataset.{module}", "WebDataset shards", "shards")
+    return optional_library(f"webdataset.{module}", "WebDataset shards")
 
 
 class _Listing(NamedTuple):

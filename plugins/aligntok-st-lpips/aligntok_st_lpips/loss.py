@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from aligntok.errors import ConfigError, WeightsError, check_same_shape
+from aligntok.errors import ConfigError, check_same_shape
+from aligntok.imports import folder_of
 from aligntok.losses import Loss
 from aligntok.weights.load import load_into, read_tensors
 from aligntok_st_lpips.trunks import Trunk, alex, vgg
@@ -90,7 +90,5 @@ def _unit_length(x: Tensor, eps: float = 1e-10) -> Tensor:
 
 def _packaged_file(net: str) -> Path:
     # Found without importing the package, whose code needs IPython and torchsummary.
-    spec = find_spec("stlpips_pytorch")
-    if spec is None or spec.origin is None:
-        raise WeightsError("st_lpips takes its weights from the package stlpips-pytorch: pip install stlpips-pytorch")
-    return Path(spec.origin).parent / "weights" / "vST0.0" / f"{net}_shift_tolerant.pth"
+    folder = folder_of("stlpips_pytorch", "st_lpips: its weights")
+    return folder / "weights" / "vST0.0" / f"{net}_shift_tolerant.pth"

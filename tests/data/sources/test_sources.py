@@ -225,6 +225,7 @@ def test_what_cannot_be_sought_is_refused(address):
 )
 def test_a_missing_library_is_named_with_its_extra(kind, module, extra, request, monkeypatch):
     root = request.getfixturevalue(f"as_{'shards' if kind == 'pattern' else kind}")()
-    monkeypatch.setitem(__import__("sys").modules, module, None)
-    with pytest.raises(DataError, match=rf'not here: pip install "aligntok\[{extra}\]"'):
+    for name in {module, module.partition(".")[0]}:
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    with pytest.raises(DataError, match=rf'None in sys.modules; pip install "aligntok\[{extra}\]"'):
         open_source(f"{root}/photos-train-{{0000..0002}}.tar" if kind == "pattern" else root)
