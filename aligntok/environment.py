@@ -6,12 +6,10 @@ without importing anything.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import entry_points
@@ -139,8 +137,9 @@ def _attention() -> dict[str, str]:
 
 def _compile_cache() -> dict[str, str]:
     """Say where torch.compile keeps what it made, and whether it can."""
-    own = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    folder = Path(own or Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}"))
+    from aligntok.engine.compile import compiled_folder
+
+    folder = compiled_folder()
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     can = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     return {"folder": str(folder), "state": "can be written" if can else f"cannot be written: {there} refuses"}

@@ -51,24 +51,27 @@ def compile_blocks(
 def keep_compiled() -> Path | None:
     """Have torch keep what it compiles for later runs, and return the folder; None: it cannot be kept for long.
 
-    It is the user's cache, a folder for each version of torch, unless the environment names another. Raises ConfigError
-    when that other one cannot be written.
+    Raises ConfigError when the environment names a folder that cannot be written.
     """
-    named = os.environ.get(FOLDER)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(named) if named else home / "aligntok" / "compiled" / f"torch-{torch.__version__}"
+    folder = compiled_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         why = f"compile: {folder}, where compiled code is kept, cannot be written ({error.strerror})"
-        if named:
+        if FOLDER in os.environ:
             raise ConfigError(f"{why}; correct {FOLDER}, or leave it out") from error
         logger.warning("%s; every start compiles anew, unless %s names a folder that can", why, FOLDER)
         return None
     os.environ[FOLDER] = str(folder)
     return folder
+
+
+def compiled_folder() -> Path:
+    """Return where compiled code is kept: in the user's cache, by version of torch, unless the environment says."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get(FOLDER) or home / "aligntok" / "compiled" / f"torch-{torch.__version__}")
 
 
 def is_compiled(model: nn.Module) -> bool:
