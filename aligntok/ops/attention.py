@@ -40,6 +40,11 @@ def force_backend(backend: str | None) -> None:
     _forced[:] = [] if backend is None else [backend]
 
 
+def note(who: str, kernel: str) -> None:
+    """Note by which kernel somebody's attention was computed, for :func:`kernels_taken`."""
+    _taken.setdefault(who, {})[kernel] = None
+
+
 def kernels_taken() -> str:
     """Say which kernels attention was computed by since the last time, by whom, and why by no other."""
     by_kernel: dict[str, list[str]] = {}
@@ -57,14 +62,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, wh
     the log calls it (:func:`kernels_taken`). Raises ConfigError for an unknown backend, and when xformers is forced
     where it cannot run.
     """
-    forced = backend or (_forced[0] if _forced else os.environ.get(ENVIRONMENT_VARIABLE)) or None
+    forced = asked_for(backend)
     if _choose(forced, q) == "sdpa":
         if not q.is_meta:
-            _taken.setdefault(who, {})[f"torch's, {_why_not(forced, q)}"] = None
+            note(who, f"torch's, {_why_not(forced, q)}")
         return F.scaled_dot_product_attention(q, k, v)
     fused = memory_efficient_attention()
     assert fused is not None
-    dtype = _computed_in(q)
+    dtype = computed_in(q)
     if torch.is_autocast_enabled(q.device.type):  # which casts what PyTorch's own is given
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     try:  # xformers wants (B, tokens, heads, dim)
@@ -78,8 +83,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, wh
             ) from error
         _refused[dtype, q.shape[-1]] = first_line(error)
         return attention(q, k, v, who=who)
-    _taken.setdefault(who, {})[f"xformers {_version()}"] = None
+    note(who, f"xformers {_version()}")
     return found
+
+
+def asked_for(backend: str | None) -> str | None:
+    """Return the kernel that is forced: by the argument, by `force_backend`, or by the environment; None: none is."""
+    return backend or (_forced[0] if _forced else os.environ.get(ENVIRONMENT_VARIABLE)) or None
 
 
 def _why_not(forced: str | None, q: Tensor) -> str:
@@ -90,7 +100,7 @@ def _why_not(forced: str | None, q: Tensor) -> str:
         return "as xformers runs on CUDA alone"
     if memory_efficient_attention() is None:
         return "as xformers cannot be imported"
-    dtype, width = _computed_in(q), q.shape[-1]
+    dtype, width = computed_in(q), q.shape[-1]
     reason = _refused.get((dtype, width), "")
     return f"as xformers refuses {str(dtype).removeprefix('torch.')} heads of {width} ({reason})"
 
@@ -107,7 +117,8 @@ def _device_type(q: Tensor) -> str:
     return q.device.type
 
 
-def _computed_in(q: Tensor) -> torch.dtype:
+def computed_in(q: Tensor) -> torch.dtype:
+    """Return the type that a query's attention is computed in, that of an autocast around it."""
     kind = q.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
 
@@ -118,7 +129,7 @@ def _choose(forced: str | None, q: Tensor) -> str:
     if where == "meta":  # nothing is computed
         return "sdpa"
     if forced is None:
-        suits = where == "cuda" and (_computed_in(q), q.shape[-1]) not in _refused and memory_efficient_attention()
+        suits = where == "cuda" and (computed_in(q), q.shape[-1]) not in _refused and memory_efficient_attention()
         return "xformers" if suits else "sdpa"
     if forced not in BACKENDS:
         raise ConfigError(unknown("attention backend", forced, BACKENDS))

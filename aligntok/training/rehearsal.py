@@ -205,5 +205,7 @@ def _fused_attention(
     """Attention by whichever fused kernel: of it stay what goes in, what comes out, and a number for each query."""
     if torch.is_autocast_enabled("cpu"):
         q, k, v = (each.to(torch.get_autocast_dtype("cpu")) for each in (q, k, v))
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # of what is there
+        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill_(~attn_mask, -math.inf)
     output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=attn_mask)[0]
     return output
