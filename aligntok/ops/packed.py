@@ -43,8 +43,8 @@ def packed_attention(
     if forced not in (None, *BACKENDS):
         raise ConfigError(unknown("backend of packed attention", forced, BACKENDS))
     if len({*lengths}) == 1 and forced in (None, *plain.BACKENDS):
-        rows = (x.unflatten(0, (len(lengths), -1)).transpose(1, 2) for x in (q, k, v))
-        return plain.attention(*rows, backend=backend, who=who).transpose(1, 2).flatten(0, 1)
+        q, k, v = (x.unflatten(0, (len(lengths), -1)).transpose(1, 2) for x in (q, k, v))
+        return plain.attention(q, k, v, backend=backend, who=who).transpose(1, 2).flatten(0, 1)
     if (dtype := plain.computed_in(q)) != q.dtype:  # of autocast, which casts what PyTorch's own are given
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     reasons: dict[str, list[str]] = {}
@@ -121,8 +121,9 @@ def _blocks(lengths: tuple[int, ...], device: torch.device) -> Any:
 def _by_varlen(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # torch 2.10
 
+    attend: Any = varlen_attn  # gives more only where more is asked for
     ends, longest = _ends(lengths, q.device), max(lengths)
-    found: Tensor = varlen_attn(q, k, v, ends, ends, longest, longest)
+    found: Tensor = attend(q, k, v, ends, ends, longest, longest)
     return found
 
 
@@ -163,9 +164,9 @@ def _block_mask(lengths: tuple[int, ...], device: torch.device) -> Any:
 
 def _by_padding(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """By PyTorch's attention over sequences as long as the longest, of which padding is masked as keys."""
-    rows = (pad_sequence(list(x.split(lengths)), batch_first=True).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (pad_sequence(list(x.split(lengths)), batch_first=True).transpose(1, 2) for x in (q, k, v))
     there = torch.arange(max(lengths), device=q.device) < torch.tensor(lengths, device=q.device)[:, None]
-    found = F.scaled_dot_product_attention(*rows, attn_mask=there[:, None, None]).transpose(1, 2)
+    found = F.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None]).transpose(1, 2)
     return torch.cat([row[:length] for row, length in zip(found, lengths, strict=True)])
 
 
