@@ -21,9 +21,14 @@ from aligntok.device import is_out_of_memory
 from aligntok.errors import ConfigError, at_least, first_line, unknown
 from aligntok.ops import attention as plain
 
-#: By name, what else the log calls it: xformers' block-diagonal mask, torch.nn.attention.varlen, FlexAttention's mask
-#: of blocks, and PyTorch's attention over what is padded.
-BACKENDS = ("xformers", "varlen", "flex", "sdpa")
+#: In the order in which they are tried, and what the log calls each: xformers' block-diagonal mask,
+#: torch.nn.attention.varlen, FlexAttention's mask of blocks, and PyTorch's attention of what is padded.
+BACKENDS = {
+    "xformers": "xformers",
+    "varlen": "torch's varlen",
+    "flex": "FlexAttention",
+    "sdpa": "torch's of what is padded",
+}
 
 _refused: dict[tuple[str, torch.dtype, int], str] = {}  # as in plain attention: each kind is tried once
 
@@ -53,7 +58,7 @@ def packed_attention(
         if found is not None:
             others = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
             because = "as was asked" if forced else others
-            plain.note(who, f"packed by {_KERNELS[name][0]}" + f" ({because})" * bool(because))
+            plain.note(who, f"packed by {BACKENDS[name]}" + f" ({because})" * bool(because))
             return found
         if forced:
             raise ConfigError(
@@ -78,12 +83,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> None:
 def _tried(name: str, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> tuple[Tensor | None, str]:
     """Return what a backend computes, or None and why it does not."""
     kind = (name, q.dtype, q.shape[-1])
-    if (why := _refused.get(kind) or _why_not(name, q)) or name == "sdpa":
-        return (None, why) if why else (_by_padding(q, k, v, lengths), "")
+    if why := _refused.get(kind) or _why_not(name, q):
+        return None, why
     try:
-        return _KERNELS[name][1](q, k, v, lengths), ""
+        return _KERNELS[name](q, k, v, lengths), ""
     except Exception as error:  # a kernel or its compiler for another torch or GPU can fail in any way
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or name == "sdpa":
             raise
         _refused[kind] = first_line(error)
         return None, _refused[kind]
@@ -170,9 +175,5 @@ def _by_padding(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Te
     return torch.cat([row[:length] for row, length in zip(found, lengths, strict=True)])
 
 
-_KERNELS: dict[str, tuple[str, Callable[[Tensor, Tensor, Tensor, tuple[int, ...]], Tensor]]] = {
-    "xformers": ("xformers", _by_xformers),
-    "varlen": ("torch's varlen", _by_varlen),
-    "flex": ("FlexAttention", _by_flex),
-    "sdpa": ("torch's of what is padded", _by_padding),
-}
+_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, tuple[int, ...]], Tensor]]
+_KERNELS = {"xformers": _by_xformers, "varlen": _by_varlen, "flex": _by_flex, "sdpa": _by_padding}

@@ -125,7 +125,7 @@ def test_the_first_that_runs_is_taken_and_each_is_tried_once(stand_ins, monkeypa
     said = "others: packed by FlexAttention (xformers: No operator; varlen: it has no kernel for float32)"
     assert plain.kernels_taken() == said
     for name in ("_by_varlen", "_by_flex"):
-        kernels = {**packed._KERNELS, name[4:]: (name, refuses)}
+        kernels = {**packed._KERNELS, name[4:]: refuses}
         monkeypatch.setattr(packed, "_KERNELS", kernels)
     torch.testing.assert_close(packed_attention(*qkv, LENGTHS), one_by_one(*qkv, LENGTHS), rtol=0.05, atol=0.05)
     said = "others: packed by torch's of what is padded (xformers, varlen, flex: No operator)"
@@ -171,7 +171,7 @@ def test_a_full_memory_is_no_refusal(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(packed, "_why_not", lambda *_: "")
-    monkeypatch.setattr(packed, "_KERNELS", {**packed._KERNELS, "xformers": ("xformers", full)})
+    monkeypatch.setattr(packed, "_KERNELS", {**packed._KERNELS, "xformers": full})
     with pytest.raises(torch.OutOfMemoryError):
         packed_attention(*random(), LENGTHS)
     assert not packed._refused
