@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from aligntok.cli import train
+from aligntok.engine.checkpoints import finished_steps
 from aligntok.errors import ConfigError
 from aligntok.evaluation import cost
 from aligntok.evaluation.settings import CostRequest
@@ -64,6 +65,27 @@ def test_a_training_is_the_same_with_and_without_on_a_cpu_and_undone(tool, write
     steps = [[json.loads(line) for line in file.read_text().splitlines()] for (file,) in scalars]
     losses = [[{key: value for key, value in each.items() if key.startswith("loss/")} for each in own] for own in steps]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.nightly
+def test_four_replicas_that_are_stopped_and_go_on_end_as_others_do(tool, write_config, slow_steps, tmp_path):
+    """With all losses, ratios and a discriminator; without the word they differ by rounding: see test_machines."""
+    losses = dict(semantic=dict(type="semantic_preservation", adaptive_weight=dict(at="encoder", eps=0.1)))
+    stage = dict(name="only", teacher="start", steps=8, losses={**losses, "gan": dict(start_step=2)})
+    config, (slow, slowly) = write_config(stages=[stage], seed=1, global_batch_size=8), slow_steps
+    options = ["--cfg-options", "deterministic=True", "checkpoint.every=1", slow]
+    four = dict(torchrun=("--standalone", "--nproc_per_node=4"))
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    undisturbed = tool.launch(config, whole, *options, env={**slowly, "SLOW": "0"}, **four)
+    assert "step 8/8" in undisturbed.communicate(timeout=300)[0]
+    stopped = tool.launch(config, run, *options, env=slowly, **four)
+    assert "step 3/" in tool.until(stopped, "step 3/")
+    stopped.terminate()
+    stopped.communicate(timeout=300)
+    assert 3 <= finished_steps(run / "1_only") < 8
+    printed = tool.launch(config, run, *options, env={**slowly, "SLOW": "0"}, **four).communicate(timeout=300)[0]
+    assert "step 8/8" in printed
+    assert tool.same(tool.newest(run / "1_only"), tool.newest(whole / "1_only"))
 
 
 def test_an_operation_that_varies_ends_the_step_by_its_name(write_config, tmp_path, monkeypatch, capsys):
