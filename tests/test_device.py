@@ -199,6 +199,14 @@ def test_resampling_goes_back_by_products_as_it_does_in_torch(mode, size):
         assert torch.equal(gradient(**how), expected)
 
 
+def test_on_a_gpu_they_are_there_only_inside():
+    before = torch._C._dispatch_dump("aten::reflection_pad2d_backward")
+    with going_back_repeatably():
+        inside = torch._C._dispatch_dump("aten::reflection_pad2d_backward").splitlines()
+        assert any(line.startswith("CUDA: ") and "torch/library.py" in line for line in inside)
+    assert torch._C._dispatch_dump("aten::reflection_pad2d_backward") == before
+
+
 OPERATIONS = {
     "resampled by factors": lambda x: F.interpolate(x, scale_factor=(1.7, 0.6), mode="bicubic", antialias=True),
     "pooled": lambda x: F.adaptive_avg_pool2d(x, (4, 3)),

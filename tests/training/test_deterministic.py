@@ -109,6 +109,17 @@ def test_a_dry_run_tells_what_a_gpu_refuses_and_a_gpu_does(write_config, tmp_pat
     assert f"ConfigError: {said}" in capsys.readouterr().err
 
 
+def test_several_processes_rehearse_each_for_itself(write_config, monkeypatch, reflecting):
+    reflecting["gan"] = dict(type="gan", weight=0.1, adaptive_weight=dict(at="decoder"))
+    (stage,) = expand(load_config(write_config(losses=reflecting, stages=[dict(name="only", steps=1)])))
+    for name, found in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, found=found: found)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: 1 / 0)
+    with pytest.raises(ConfigError, match="reflection_pad1d_backward"):
+        check_repeatable(stage)
+    assert torch.distributed.is_initialized()
+
+
 def test_of_a_component_that_cannot_be_rehearsed_nothing_is_known(write_config, monkeypatch, reflecting):
     (stage,) = expand(load_config(write_config(losses=reflecting, stages=[dict(name="only", steps=1)])))
     with pytest.raises(ConfigError, match="reflection_pad1d_backward"):
