@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from aligntok.device import varying
+from aligntok.distributed import alone
 from aligntok.errors import ConfigError, first_line
 from aligntok.ops import attention
 from aligntok.training.stages import MicroBatch, Stage
@@ -185,8 +186,7 @@ def check_repeatable(stage: Stage) -> None:
     with suppress(Exception):  # whatever a component does with values that are not there
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         _without_values(model, mode)
-        alone = mock.patch.object(torch.distributed, "is_initialized", return_value=False)  # what has no values stays
-        with mode, _as_on_a_gpu(), alone, names:
+        with mode, _as_on_a_gpu(), alone(), names:
             _go(stage, model, _SAMPLES[0])
     for name in names.seen:
         if name in VARIES:
