@@ -1,20 +1,28 @@
-"""The device and its arithmetic: where this process computes, what a precision means, what a full memory says."""
+"""The device and its arithmetic: where it is, what a precision means, the same bits again, what a full memory says."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from aligntok.errors import ConfigError
 
 # Of glibc's mallopt(3): how much free memory at the top of the heap, and of which size a piece, goes back to Linux.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+#: What libraries read once, when a process first uses them, and what adds up in one order: room of its own for each of
+#: cuBLAS's streams, and no sums in the switch between GPUs.
+_REPEATABLE = {"CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"), "NCCL_NVLS_ENABLE": ("0",)}
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -83,6 +91,132 @@ def multiplying(precision: str, whole: bool = False) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@contextmanager
+def repeatable(asked: bool = True) -> Iterator[None]:
+    """Compute to the same bits each time, on GPUs too, if that is `asked`; inside of it, and as before afterwards.
+
+    torch takes the form of each operation that adds up in one order, cuDNN, cuBLAS, NCCL and Inductor with it, and
+    some that have no such form on GPUs go backward in ours. On the CPU nothing changes. To be entered
+    before the process uses a GPU. Raises ConfigError for an environment that says otherwise, and inside of it for an
+    operation that has no such form, by its name.
+    """
+    if not asked:
+        yield
+        return
+    told = {name: os.environ.get(name) for name in _REPEATABLE}
+    for name, allowed in _REPEATABLE.items():
+        if told[name] not in (None, *allowed):
+            raise ConfigError(
+                f"deterministic=True, but the environment says {name}={told[name]}, with which sums differ from run to "
+                f"run; unset it, or set it to {' or '.join(allowed)}"
+            )
+    mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    try:
+        os.environ.update({name: allowed[0] for name, allowed in _REPEATABLE.items() if told[name] is None})
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        with ExitStack() as inside:
+            if device().type == "cuda":
+                inside.enter_context(going_back_repeatably())
+            yield
+    except RuntimeError as error:
+        if "use_deterministic_algorithms" not in str(error):  # torch's and xformers' errors of this kind all name it
+            raise
+        raise ConfigError(_what_varies(str(error))) from error
+    finally:
+        torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        for name, value in told.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+
+
+def _what_varies(message: str) -> str:
+    """Say what has no deterministic form, and what to do, by an error of torch's or xformers'."""
+    if named := re.search(r"(\S+) does not have a deterministic implementation", message):
+        return varying(named[1])
+    if "CUBLAS_WORKSPACE_CONFIG" in message:
+        return (
+            "deterministic=True, but cuBLAS was used in this process before; set CUBLAS_WORKSPACE_CONFIG=:4096:8 "
+            "before it starts"
+        )
+    return (
+        "deterministic=True, but xformers has no attention here whose backward pass is deterministic; set "
+        "attention='sdpa'"
+    )
+
+
+def varying(operation: str) -> str:
+    """Say that an operation has no deterministic form."""
+    return (
+        f"deterministic=True, but '{operation}' has no deterministic form on a GPU; take a component without it, or "
+        "deterministic=False"
+    )
+
+
+@contextmanager
+def going_back_repeatably(key: str = "CUDA") -> Iterator[None]:
+    """Have the gradients of what torch adds up in any order on GPUs computed by products of matrices and by slices.
+
+    Of antialiased resampling, as of tables of positions, of pooling to a given size, and of reflected edges. key:
+    torch's, of the device.
+    """
+    aten = torch.ops.aten
+    bicubic, bilinear = aten._upsample_bicubic2d_aa.default, aten._upsample_bilinear2d_aa.default
+    forms = {
+        "_upsample_bicubic2d_aa_backward": partial(_resampled_back, bicubic),
+        "_upsample_bilinear2d_aa_backward": partial(_resampled_back, bilinear),
+        "_adaptive_avg_pool2d_backward": _pooled_back,
+        "reflection_pad2d_backward": _reflected_back,
+    }
+    with torch.library._scoped_library("aten", "IMPL") as library, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
+        for name, form in forms.items():
+            library.impl(name, form, key)
+        yield
+
+
+def _resampled_back(
+    resample: Callable[..., Tensor],
+    gradient: Tensor,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    align_corners: bool,
+    scale_h: float | None = None,
+    scale_w: float | None = None,
+) -> Tensor:
+    """Return the gradient (N, C, h, w) of what was resampled, of that of the result: rows and columns are apart."""
+
+    def weights(side: int, into: int, scale: float | None) -> Tensor:  # (side, into): what each pixel alone becomes
+        alone = torch.eye(side, device=gradient.device)[:, None, None]
+        return resample(alone, [1, into], align_corners, None, scale)[:, 0, 0]
+
+    rows, columns = map(weights, input_size[-2:], output_size, (scale_h, scale_w))
+    return (rows @ gradient.float() @ columns.mT).to(gradient.dtype)
+
+
+def _pooled_back(gradient: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of x (..., h, w), of that of its means over as many parts as the gradient has."""
+
+    def pool(alone: Tensor, size: Sequence[int], *_: Any) -> Tensor:
+        return torch.ops.aten._adaptive_avg_pool2d(alone, size)
+
+    return _resampled_back(pool, gradient, gradient.shape[-2:], x.shape, False)
+
+
+def _reflected_back(gradient: Tensor, x: Tensor, padding: Sequence[int]) -> Tensor:
+    """Return the gradient of x (..., h, w), of that of x with so many pixels reflected at its left, right, ..."""
+    left, right, top, bottom = padding
+    for before, after in ((left, right), (top, bottom)):
+        end = gradient.shape[-1] - after
+        own = gradient[..., before:end].clone()
+        own[..., 1 : before + 1] += gradient[..., :before].flip(-1)
+        own[..., own.shape[-1] - after - 1 : -1] += gradient[..., end:].flip(-1)
+        gradient = own.mT  # rows next, and back
+    return gradient
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,35 @@ def test_the_peers_way_and_ours_find_the_same_gradients(run):
     lines = run("adaptive_weights", "--image-size 32 --batch 2 --rounds 1 --threads 1").splitlines()
     assert float(lines[0].split()[-1]) < 1e-3
     assert [line.split()[0] for line in lines[1:]] == ["fixed", "peers", "ours", "groups"]
+
+
+def test_each_kernel_of_attention_is_timed_or_says_why_not_and_the_products_is_marked(run):
+    options = "--shapes 17x2x8 9x1x16 --packed 5 1 9 --packed-heads 2x8 --images 2 --rounds 2 --limit 30"
+    first, *parts = run("attention", options).split("\n\n")
+    assert "torch" in first
+    assert [len(part.splitlines()) for part in parts] == [8, 8, 6]
+    for part in parts:
+        _, *lines, said = part.splitlines()
+        (taken,) = (line for line in lines if line.startswith("*"))
+        timed = [line for line in lines if "cannot run: " not in line]
+        assert taken in timed
+        for line in timed:
+            found = re.fullmatch(r"[* ] \S.{24} +([\d.]+) ms +([\d.]+) ms backward  off by (\S+), 2 rounds", line)
+            assert float(found[1]) > 0
+            assert float(found[2]) > 0
+            assert float(found[3]) < 1e-5
+        assert said.startswith("  taken: ")
+    if not torch.cuda.is_available():
+        assert parts[2].count("on CUDA alone") == 4
+        assert "does not support backward on CPU" in parts[0]
+
+
+def test_a_kernel_that_takes_too_long_is_ended_and_the_others_are_timed(run, monkeypatch):
+    monkeypatch.setattr("torch.nn.attention.flex_attention.flex_attention", lambda *_: time.sleep(60))
+    printed = run("attention", "--shapes 5x1x8 --packed --images 1 --rounds 1 --limit 3")
+    assert re.search(r"FlexAttention +cannot run: its first pass took longer than [\d.]+ s", printed)
+    assert "SDPA math  " in printed
+    assert printed.count(", 1 rounds") == printed.count("off by")
 
 
 @pytest.mark.nightly

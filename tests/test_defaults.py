@@ -106,7 +106,7 @@ SETTINGS = {
     ),
     "training.settings:LatentDataSettings": dict(statistics_images=10_000, posterior="mean"),
     "training.settings:ValidationSettings": dict(perceptual={"type": "lpips"}, num_images=None),
-    "training.settings:RunSettings": dict(seed=0),
+    "training.settings:RunSettings": dict(seed=0, deterministic=False),
     "caching.settings:CacheRequest": dict(
         image_size=256, hflip=True, dtype="fp32", precision="fp32", shard_size=4096, posterior="mean", seed=0
     ),
@@ -121,6 +121,9 @@ SETTINGS = {
         image_size=256, epochs=3, lr=1e-3, batch_size=256, seed=0, pool=False, standardize=False
     ),
     "ops.attention:attention": dict(backend=None, who="others"),
+    "ops.packed:packed_attention": dict(backend=None, who="others"),
+    "device:repeatable": dict(asked=True),
+    "device:going_back_repeatably": dict(key="CUDA"),
     "ops.attention:_as_pytorch": dict(attn_mask=None, dropout_p=0.0, is_causal=False),
     "distributed.parallel:traffic": dict(micro_batches=1),
     "training.alignment.gradient_ratio:ratio_at": dict(scale=1.0),

@@ -1,4 +1,4 @@
-"""What a precision means, inside of its context and after it."""
+"""What a precision means, and what is computed to the same bits again, inside of its context and after it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from aligntok.device import (
     PRECISIONS,
@@ -17,8 +18,10 @@ from aligntok.device import (
     device,
     devices,
     explaining_out_of_memory,
+    going_back_repeatably,
     is_out_of_memory,
     multiplying,
+    repeatable,
 )
 from aligntok.errors import ConfigError
 
@@ -139,3 +142,140 @@ def test_what_can_be_computed_on_is_told_in_words(monkeypatch):
         assert found["cpu"].endswith(torch.backends.cpu.get_cpu_capability() + said)
         assert found["cuda:0"] == "A card, 85.0 GiB, 9.0, bf16"
         assert found["cuda:1"] == "A card, 85.0 GiB, 9.0, no bf16"
+
+
+CUBLAS, NCCL = "CUBLAS_WORKSPACE_CONFIG", "NCCL_NVLS_ENABLE"
+
+
+def modes():
+    flags = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    return *flags, *cudnn, os.environ.get(CUBLAS), os.environ.get(NCCL)
+
+
+@pytest.fixture
+def as_before(monkeypatch):
+    for name in (CUBLAS, NCCL):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+
+
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize("workspace", [None, ":16:8"])
+def test_all_that_makes_results_repeatable_is_set_inside_and_as_before_afterwards(workspace, monkeypatch):
+    if workspace:
+        monkeypatch.setenv(CUBLAS, workspace)
+    before = modes()
+    assert before == (False, False, False, True, workspace, None)
+    with repeatable(False):
+        assert modes() == before
+    with suppress(KeyError), repeatable():
+        assert modes() == (True, False, True, False, workspace or ":4096:8", "0")
+        with repeatable(False):
+            assert modes()[0]
+        raise KeyError
+    assert modes() == before
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with repeatable():
+            assert modes()[:2] == (True, False)
+        assert modes()[:2] == (True, True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize(("name", "value", "right"), [(CUBLAS, ":0:0", ":4096:8 or :16:8"), (NCCL, "1", "0")])
+def test_an_environment_in_which_sums_vary_is_refused_and_left_as_it_is(monkeypatch, name, value, right):
+    monkeypatch.setenv(name, value)
+    before = modes()
+    said = f"environment says {name}={value}, .*; unset it, or set it to {right}$"
+    with pytest.raises(ConfigError, match=said), repeatable():
+        pytest.fail("entered")
+    assert modes() == before
+
+
+@pytest.mark.usefixtures("as_before")
+def test_an_operation_without_a_deterministic_form_is_refused_by_its_name():
+    before = modes()
+    said = "^deterministic=True, but 'put_' has no deterministic form on a GPU; take a component without it, or"
+    with pytest.raises(ConfigError, match=said), repeatable():
+        torch.zeros(3).put_(torch.tensor([1, 1]), torch.ones(2))  # one that torch has none of on a CPU, either
+    assert modes() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or otherwise, "
+            "but this operation is not deterministic because it uses CuBLAS: CUBLAS_WORKSPACE_CONFIG=:4096:8",
+            "cuBLAS was used in this process before; set CUBLAS_WORKSPACE_CONFIG=:4096:8 before it starts",
+        ),
+        (
+            "operator is non-deterministic, but `torch.use_deterministic_algorithms` is set",
+            "xformers has no attention here whose backward pass is deterministic; set attention='sdpa'",
+        ),
+    ],
+)
+def test_what_libraries_say_of_results_that_vary_is_one_sentence(error, said):
+    with pytest.raises(ConfigError, match=f"^deterministic=True, but {said}$"), repeatable():
+        raise NotImplementedError(error)
+    with pytest.raises(NotImplementedError), repeatable(False):
+        raise NotImplementedError(error)
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="^sizes differ$"), repeatable():
+        raise RuntimeError("sizes differ")
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(16, 16), (5, 9), (30, 44), (7, 20), (1, 1)])
+def test_resampling_goes_back_by_products_as_it_does_in_torch(mode, size):
+    """Registered for the CPU, whose own is the measure: in GPUs' place."""
+    source = torch.Generator().manual_seed(1)
+    along, x = torch.randn(2, 3, *size, generator=source), torch.randn(2, 3, 14, 11, generator=source)
+
+    def gradient(**how):
+        own = x.clone().requires_grad_()
+        F.interpolate(own, mode=mode, antialias=True, **how).backward(along)
+        return own.grad
+
+    for how in (dict(size=size), dict(size=size, align_corners=True)):
+        expected = gradient(**how)
+        with going_back_repeatably("CPU"):
+            found = gradient(**how)
+        assert size == (1, 1) or not torch.equal(found, expected)  # ours, not the same code twice
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(gradient(**how), expected)
+
+
+def test_on_a_gpu_they_are_there_only_inside():
+    before = torch._C._dispatch_dump("aten::reflection_pad2d_backward")
+    with going_back_repeatably():
+        inside = torch._C._dispatch_dump("aten::reflection_pad2d_backward").splitlines()
+        assert any(line.startswith("CUDA: ") and "torch/library.py" in line for line in inside)
+    assert torch._C._dispatch_dump("aten::reflection_pad2d_backward") == before
+
+
+OPERATIONS = {
+    "resampled by factors": lambda x: F.interpolate(x, scale_factor=(1.7, 0.6), mode="bicubic", antialias=True),
+    "pooled": lambda x: F.adaptive_avg_pool2d(x, (4, 3)),
+    "pooled to more": lambda x: F.adaptive_avg_pool2d(x, (13, 11)),
+    "reflected": lambda x: F.pad(x, (2, 0, 1, 4), mode="reflect"),
+    "reflected as far as can be": lambda x: F.pad(x, (7, 7, 8, 8), mode="reflect"),
+    "reflected, without a batch": lambda x: F.pad(x[0], (0, 3, 0, 0), mode="reflect"),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_is_pooled_and_reflected_goes_back_as_it_does_in_torch(name):
+    x, found = torch.randn(2, 2, 9, 8), []
+    for key in ("Meta", "CPU"):
+        own = x.clone().requires_grad_()
+        with going_back_repeatably(key):
+            y = OPERATIONS[name](own)
+            y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(2)))
+        found.append(own.grad)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)

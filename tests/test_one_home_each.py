@@ -149,6 +149,14 @@ def test_devices_and_their_arithmetic_are_settled_in_one_module():
         "device.py:multiplying",
     }
     assert named("allow_tf32", "fp32_precision") == {"device.py:multiplying"}
+    assert calls("use_deterministic_algorithms") == {"device.py:repeatable"}
+    assert named("cudnn") == {"device.py:repeatable", "device.py:multiplying"}
+    assert calls("are_deterministic_algorithms_enabled") == {
+        "device.py:repeatable",
+        "distributed/parallel.py:begin",  # sums over processes
+        "ops/packed.py:_why_not",  # a kernel that does not ask
+        "training/run.py:_train",
+    }
     assert named("PRECISIONS") == {"device.py", "device.py:computing"}
     assert named("OutOfMemoryError") == {"device.py:explaining_out_of_memory", "device.py:is_out_of_memory"}
     asked = found(lambda node: isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.cuda.is_available")

@@ -232,7 +232,7 @@ def look_at_paths(words):
 
 BENCHMARKS = (
     *("adaptive_weights", "ratio_groups", "training_step", "step_against"),
-    *("kill_and_resume", "generator_step", "latent_reading"),
+    *("kill_and_resume", "generator_step", "latent_reading", "attention"),
 )
 RUNNERS = {
     "make": run_make,

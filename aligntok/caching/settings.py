@@ -36,6 +36,18 @@ class CacheContent:
 
 
 @settings
+class LatentCacheSettings(CacheContent):
+    """A cache of latents that is made before the training."""
+
+    split: str | None = None
+    """Which part of `data_root` is encoded, as `tools/cache_latents.py --split`."""
+    batch_size: BatchSize = 32
+    """Images at once, of one process."""
+    workers: Workers = 4
+    """Processes that read images, for each that encodes."""
+
+
+@settings
 class CacheSettings(CacheContent):
     """What fixes the content of a cache, beside tokenizer and images."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from aligntok.device import computing, device
@@ -87,6 +88,9 @@ def _replicate(part: nn.Module) -> None:
 
     Only then it is seen whether the output depends on all of its weights, some of which may be left out of the features
     that are asked for. DDP looks for those in every step if there are any, and complains if there are none.
+
+    DDP adds up buckets of gradients, which it makes anew after the first step of each start; of more than two addends
+    the order depends on the place in a bucket. Where results are to be the same to the bit, it is a sum a gradient.
     """
     from torch.distributed._composable.replicate import replicate
 
@@ -97,10 +101,21 @@ def _replicate(part: nn.Module) -> None:
         trained = {p for p in part.parameters() if p.requires_grad}
         replicate(part, find_unused_parameters=not trained <= _leaves(output), **_NO_SYNC)
         state = replicate.state(part)
+        if torch.are_deterministic_algorithms_enabled():
+            state._comm_hook_args.append(((None, lambda _, bucket: _one_by_one(bucket)), {}))  # DDP reads annotations
         state.forward_pre_hook(part, args, kwargs)
         return state.forward_post_hook(part, args, output)
 
     hook = part.register_forward_hook(begin, with_kwargs=True)
+
+
+def _one_by_one(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Average a bucket over processes, each gradient in it by itself."""
+    mean = bucket.buffer().div_(world()[1])
+    sums = [dist.all_reduce(gradient, async_op=True) for gradient in bucket.gradients()]  # views of it
+    together = torch.futures.collect_all([each.get_future() for each in sums])
+    found: torch.futures.Future[Tensor] = together.then(lambda _: mean)
+    return found
 
 
 def _leaves(output: Tensor) -> set[Any]:

@@ -39,6 +39,11 @@ def force_backend(backend: str | None) -> None:
     _forced[:] = [] if backend is None else [backend]
 
 
+def note(who: str, kernel: str) -> None:
+    """Note by which kernel somebody's attention was computed, for :func:`kernels_taken`."""
+    _taken.setdefault(who, {})[kernel] = None
+
+
 def kernels_taken() -> str:
     """Say which kernels attention was computed by since the last time, by whom, and why by no other."""
     by_kernel: dict[str, list[str]] = {}
@@ -56,10 +61,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, wh
     the log calls it (:func:`kernels_taken`). Raises ConfigError for an unknown backend, and when xformers is forced
     where it cannot run.
     """
-    forced = backend or (_forced[0] if _forced else os.environ.get(ENVIRONMENT_VARIABLE)) or None
+    forced = asked_for(backend)
     if _choose(forced, q) == "sdpa":
         if not q.is_meta:
-            _taken.setdefault(who, {})[f"torch's, {_why_not(forced, q)}"] = None
+            note(who, f"torch's, {_why_not(forced, q)}")
         return F.scaled_dot_product_attention(q, k, v)
     fused = memory_efficient_attention()
     assert fused is not None
@@ -77,8 +82,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, wh
             ) from error
         _refused[dtype, q.shape[-1]] = first_line(error)
         return attention(q, k, v, who=who)
-    _taken.setdefault(who, {})[f"xformers {version_of('xformers') or 'of no known version'}"] = None
+    note(who, f"xformers {version_of('xformers') or 'of no known version'}")
     return found
+
+
+def asked_for(backend: str | None) -> str | None:
+    """Return the kernel that is forced: by the argument, by `force_backend`, or by the environment; None: none is."""
+    return backend or (_forced[0] if _forced else os.environ.get(ENVIRONMENT_VARIABLE)) or None
 
 
 def _why_not(forced: str | None, q: Tensor) -> str:
@@ -99,6 +109,7 @@ def _device_type(q: Tensor) -> str:
 
 
 def computed_in(q: Tensor) -> torch.dtype:
+    """Return the type that a query's attention is computed in, that of an autocast around it."""
     kind = q.device.type
     autocast = not q.is_meta and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if autocast else q.dtype

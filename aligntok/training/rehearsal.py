@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
@@ -18,7 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from aligntok.errors import first_line
+from aligntok.device import varying
+from aligntok.distributed import alone
+from aligntok.errors import ConfigError, first_line
 from aligntok.ops import attention
 from aligntok.training.stages import MicroBatch, Stage
 
@@ -31,6 +33,15 @@ IN_FLOAT32 = (
     "cosine_similarity",
 )
 IN_THE_WIDEST = ("addcmul", "addcdiv")
+#: What adds up in any order on a GPU, and has no other form there: of torch's own list, under the names of ATen.
+VARIES = {
+    *("_adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward"),
+    *("adaptive_max_pool3d_backward", "avg_pool3d_backward", "fractional_max_pool2d_backward"),
+    *("fractional_max_pool3d_backward", "max_pool3d_with_indices_backward", "max_unpool2d", "max_unpool3d"),
+    *("upsample_linear1d_backward", "upsample_trilinear3d_backward", "grid_sampler_2d_backward"),
+    *("grid_sampler_3d_backward", "reflection_pad1d_backward", "reflection_pad3d_backward"),
+    *("nll_loss2d_forward", "_ctc_loss_backward", "put", "put_", "histc"),
+}
 _SAMPLES = (2, 3)  # images of the two micro-batches that are looked at; of one image torch makes fewer copies
 
 
@@ -139,14 +150,47 @@ def watch(stage: Stage, model: Any) -> tuple[Course | None, str]:
 
 def _held(stage: Stage, model: Any, images: int) -> Any:
     """Return the bytes (moments, 2) of activations and of gradients, at every moment of a micro-batch."""
-    batch = {key: torch.as_tensor(value)[None].repeat_interleave(images, 0) for key, value in stage.an_item().items()}
     model.zero_grad()
     with LiveTensors([*model.parameters(), *model.buffers()]) as live:
-        model.backward(batch, MicroBatch(stage.settings.steps - 1, 0, 1))
+        _go(stage, model, images)
         course = np.array(live.course, dtype=np.int64)
         numbers = [live.number(p.grad) for p in model.parameters() if p.grad is not None]
     are_gradients = np.isin(course[:, 0], numbers)
     return np.where(np.stack([~are_gradients, are_gradients], 1), course[:, 1:], 0).cumsum(axis=0)
+
+
+def _go(stage: Stage, model: Any, images: int) -> None:
+    """Take a micro-batch of so many images forward and backward, all losses active."""
+    batch = {key: torch.as_tensor(value)[None].repeat_interleave(images, 0) for key, value in stage.an_item().items()}
+    model.backward(batch, MicroBatch(stage.settings.steps - 1, 0, 1))
+
+
+class _Names(TorchDispatchMode):
+    """The names of the operations that are computed, each once, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen[func.overloadpacket.__name__] = None
+        return func(*args, **(kwargs or {}))
+
+
+def check_repeatable(stage: Stage) -> None:
+    """Raise ConfigError for an operation of a stage's step that has no deterministic form on a GPU, as far as is known.
+
+    The step goes forward and backward without values; where a component cannot, nothing is known before the first.
+    """
+    names, model = _Names(), stage.build_model()
+    with suppress(Exception):  # whatever a component does with values that are not there
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        _without_values(model, mode)
+        with mode, _as_on_a_gpu(), alone(), names:
+            _go(stage, model, _SAMPLES[0])
+    for name in names.seen:
+        if name in VARIES:
+            raise ConfigError(stage.where + ": " + varying(name))
 
 
 def _without_values(model: nn.Module, mode: FakeTensorMode) -> None:
@@ -205,5 +249,7 @@ def _fused_attention(
     """Attention by whichever fused kernel: of it stay what goes in, what comes out, and a number for each query."""
     if torch.is_autocast_enabled("cpu"):
         q, k, v = (each.to(torch.get_autocast_dtype("cpu")) for each in (q, k, v))
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # of what is there
+        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill_(~attn_mask, -math.inf)
     output: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=attn_mask)[0]
     return output

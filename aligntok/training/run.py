@@ -8,8 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aligntok.data.listing import report_changes
-from aligntok.device import multiplying
+from aligntok.device import device, multiplying, repeatable
 from aligntok.distributed import agree, barrier, is_first, world
 from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.distributed.parallel import check_group
@@ -24,6 +26,7 @@ from aligntok.training.config import dotted_models, report_config_diff
 from aligntok.training.generation import expand_generation
 from aligntok.training.memory import print_memory, stage_memory
 from aligntok.training.plan import StagePlan, check_before_training, check_weights, plan_stage, print_plan
+from aligntok.training.rehearsal import check_repeatable
 from aligntok.training.request import Hardware
 from aligntok.training.run_info import print_summary, read_result, write_run_info
 from aligntok.training.stages import Stage
@@ -50,11 +53,17 @@ def run(
     chosen = [stage for stage in stages if only_stage in (None, stage.name)]
     if not chosen:
         raise ConfigError(unknown("stage", only_stage, [stage.name for stage in stages]))
+    deterministic = config.get("deterministic", False)
     if dry_run:
         _tell(stages, chosen, hardware)
+        for stage in chosen if deterministic else ():
+            try:
+                check_repeatable(stage.completed())
+            except ConfigError as error:
+                _say(f"refused where there is a GPU: {error}")
         return None
     folder: Path | None = None
-    with logging_the_end(), job(config["process_timeout"]) as launcher:
+    with logging_the_end(), job(config["process_timeout"]) as launcher, repeatable(deterministic):
         check_links(config["work_dir"], *(stage.folder for stage in stages))
         for stage in chosen:
             check_group(stage.settings.parallel, world()[1], stage.where)
@@ -146,6 +155,9 @@ def _train(
     if is_first() and plans:
         print_plan(plans)
     check_before_training(left, plans)
+    if torch.are_deterministic_algorithms_enabled() and device().type == "cuda":
+        for stage in left:
+            check_repeatable(stage)
     with lock_folder(config["work_dir"], wanted=is_first()):
         if is_first():
             remove_leftovers(config["work_dir"])

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from aligntok.annotations import check_values
-from aligntok.caching.settings import CacheContent, Posterior
+from aligntok.caching.settings import LatentCacheSettings, Posterior
 from aligntok.diffusion.settings import Sampling, TransportSettings
 from aligntok.distributed.parallel import Parallel
 from aligntok.engine.ema import EMASettings
@@ -247,18 +247,6 @@ class StageSettings(TrainingSettings):
 
 
 @settings
-class LatentCacheSettings(CacheContent):
-    """A cache of latents that is made before the training."""
-
-    split: str | None = None
-    """Which part of `data_root` is encoded, as `tools/cache_latents.py --split`."""
-    batch_size: BatchSize = 32
-    """Images at once, of one process."""
-    workers: Workers = 4
-    """Processes that read images, for each that encodes."""
-
-
-@settings
 class LatentDataSettings(LoadingSettings):
     """What is trained on, and its loading."""
 
@@ -321,6 +309,8 @@ class RunSettings:
     """Where everything is written; None: work_dirs/<the config's name>."""
     seed: Count = 0
     """Source of every random choice."""
+    deterministic: bool = False
+    """Compute to the same bits each time on GPUs, too, where that costs speed; on a CPU it is so anyway."""
     data_root: str | None = None
     """Where the images are: a folder, a zip, WebDataset shards, parquet files, hf://owner/name."""
     process_timeout: AboveZero = 120

@@ -1,7 +1,7 @@
 """A few seeded steps of every kind of training, held by processes in every way: what the tests of `parallel` compare.
 
-As a program, one of several processes: RANK WORLD STORE OUT, then words KIND:POLICY:MICRO, or KIND:POLICY:held for
-what it holds; the first one writes OUT.
+As a program, one of several processes: RANK WORLD STORE OUT, then words KIND:POLICY:MICRO, KIND:POLICY:held for what it
+holds, or KIND:POLICY:again and :repeatable for whether one batch has one gradient; the first one writes OUT.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aligntok.data.latent_shards import LatentStatistics
+from aligntok.device import repeatable
 from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import mean_over_processes, total, world
 from aligntok.distributed.parallel import Sharding, parallelise, to_shares, whole
@@ -235,6 +236,22 @@ def held(kind: str, policy: str) -> dict[str, float]:
     }
 
 
+def again(kind: str, policy: str, asked: bool) -> list[bool]:
+    """Tell of the second, third, ... backward pass of one batch whether its gradients are the first's; collective."""
+    with repeatable(asked):
+        model, first, same = build(kind), list[torch.Tensor](), []
+        parallelise(model, POLICIES[policy])
+        source, each = torch.Generator().manual_seed(7 + world()[0]), BATCH // world()[1]
+        batch = dict(images=torch.rand(each, 3, 32, 32, generator=source) * 2 - 1)
+        for _ in range(4):
+            model.zero_grad()
+            model.backward(batch, MicroBatch(STEPS - 1, 0, 1))
+            found = [whole(p.grad).clone() for p in model.parameters() if p.grad is not None]
+            first = first or found
+            same.append(all(map(torch.equal, first, found)))
+    return same[1:]
+
+
 def most_allocated(call: Any) -> int:
     """Return the most bytes that torch's allocator gave out at once while something is called."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
@@ -251,7 +268,10 @@ if __name__ == "__main__":
     found = {}
     for word in words:
         kind, policy, micro = word.split(":")
-        found[word] = held(kind, policy) if micro == "held" else train(kind, policy, int(micro))
+        if micro in ("again", "repeatable"):
+            found[word] = again(kind, policy, micro == "repeatable")
+        else:
+            found[word] = held(kind, policy) if micro == "held" else train(kind, policy, int(micro))
     if number == "0":
         with open(out, "w") as file:
             json.dump(found, file)

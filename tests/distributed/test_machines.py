@@ -125,10 +125,10 @@ def assert_near(run, whole, tool, atol):
     torch.testing.assert_close(found["ema"]["averages"], expected["ema"]["averages"], rtol=0, atol=atol)
 
 
-def undisturbed(tool, config, folder, parallel):
+def undisturbed(tool, config, folder, *options):
     """A run of four processes that nothing happens to."""
-    options = (*ONE, "--cfg-options", f"parallel={parallel}")
-    codes, printed = finish(tool.launch(config, folder, *options, torchrun=("--standalone", "--nproc_per_node=4")))
+    words, four = (*ONE, "--cfg-options", *options), ("--standalone", "--nproc_per_node=4")
+    codes, printed = finish(tool.launch(config, folder, *words, torchrun=four))
     assert codes == [0], printed
     return folder
 
@@ -158,24 +158,29 @@ def test_of_two_machines_one_is_lost_and_the_end_is_the_same(machine, tool, conf
     ends(second)
     codes, printed = finish(first)
     assert codes == [0], printed
-    assert_near(tmp_path / "run", undisturbed(tool, config, tmp_path / "whole", parallel), tool, 1e-6)
+    assert_near(tmp_path / "run", undisturbed(tool, config, tmp_path / "whole", f"parallel={parallel}"), tool, 1e-6)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("parallel", "atol"), [("replicate", 1e-6), ("shard", 0)])
-def test_a_machine_takes_the_place_of_one_lost_and_the_end_is_the_same(machine, tool, config, tmp_path, parallel, atol):
+@pytest.mark.parametrize(
+    ("options", "atol"),
+    [(["parallel=replicate"], 1e-6), (["parallel=replicate", "deterministic=True"], 0), (["parallel=shard"], 0)],
+    ids=["replicate", "deterministic", "shard"],
+)
+def test_a_machine_takes_the_place_of_one_lost_and_the_end_is_the_same(machine, tool, config, tmp_path, options, atol):
     """Its torchrun counts restarts from 0, the other's has counted one.
 
-    Of more than two replicas DDP adds up gradients in another order in the first step after a start: rounding.
+    Of more than two replicas DDP adds up gradients in another order in the first step after a start: rounding, but
+    where all is to be repeatable.
     """
-    start = elastic(machine, config, tmp_path / "run", "2", 2, f"parallel={parallel}")
+    start = elastic(machine, config, tmp_path / "run", "2", 2, *options)
     first = start()
     second = start()
     assert "step 3/" in tool.until(first, "step 3/")
     os.kill(torchrun_of(second), signal.SIGKILL)
     codes, printed = finish(first, start())
     assert codes == [0, 0], printed
-    assert_near(tmp_path / "run", undisturbed(tool, config, tmp_path / "whole", parallel), tool, atol)
+    assert_near(tmp_path / "run", undisturbed(tool, config, tmp_path / "whole", *options), tool, atol)
 
 
 @pytest.mark.nightly

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import aligntok
+from aligntok.distributed import parallel
 from aligntok.distributed.parallel import Sharding, Unit, check_group, load_state, parallelise, traffic, whole
 from aligntok.errors import ConfigError
 from aligntok.training.alignment.gradient_ratio import gradient_at
@@ -108,6 +110,39 @@ def test_two_processes_hold_and_send_what_was_planned(tmp_path):
     # Gradient ratios gather what waits for them anew.
     assert stage_memory(spread.stage_of("generator", "shard"), 2).sent == found["generator:shard:held"]["sent"]
     assert stage_memory(spread.stage_of("alignment", "shard"), 2).sent <= found["alignment:shard:held"]["sent"]
+
+
+def test_each_gradient_of_a_bucket_is_averaged_by_itself(monkeypatch):
+    class Done:
+        def __init__(self, gradient):
+            self.future = torch.futures.Future()
+            self.future.set_result([gradient])
+
+        def get_future(self):
+            return self.future
+
+    def all_reduce(gradient, async_op):
+        assert async_op
+        summed.append(gradient.clone())
+        return Done(gradient.add_(1))
+
+    buffer, summed = torch.arange(6.0), []
+    bucket = SimpleNamespace(buffer=lambda: buffer, gradients=lambda: [buffer[:2], buffer[2:].view(2, 2)])
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(parallel, "world", lambda: (0, 2))
+    found = parallel._one_by_one(bucket).wait()
+    assert found is buffer
+    torch.testing.assert_close(summed, [torch.tensor([0, 0.5]), torch.tensor([[1, 1.5], [2, 2.5]])])
+    torch.testing.assert_close(found, torch.arange(6.0) / 2 + 1)
+
+
+@pytest.mark.nightly
+def test_one_batch_has_one_gradient_of_four_processes_where_it_is_to_be_repeatable(tmp_path):
+    """Also in the step after a start, when DDP makes its buckets anew: of two addends the order would not matter."""
+    words = ["alignment:replicate:again", "alignment:replicate:repeatable"]
+    found = together(4, tmp_path, words)
+    assert not all(found[words[0]]), "DDP has stopped to; all is repeatable without our sums a gradient"
+    assert all(found[words[1]])
 
 
 def test_micro_batches_of_one_process_are_one_batch(one):

@@ -66,6 +66,7 @@ MODULES: dict[str, tuple[list[str], list[str]]] = {
         ["training/test_posterior", "caching/test_latent_cache"],
     ),
     "ops/attention": (["ops/test_attention"], []),
+    "ops/packed": (["ops/test_packed"], []),
     "ops/dropout": (["ops/test_dropout"], ["distributed/test_parallel"]),
     "rng": (["test_rng"], []),
     "device": (["test_device"], []),

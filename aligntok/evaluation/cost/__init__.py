@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from aligntok.device import device as this_device
-from aligntok.device import multiplying
+from aligntok.device import multiplying, repeatable
 from aligntok.errors import DataError
 from aligntok.evaluation.cost.count import Counted, build_encoder, count_config, count_encoder, parts_of
 from aligntok.evaluation.cost.measure import Row, measure_part
@@ -63,6 +63,8 @@ def measure_cost(asked: CostRequest, console: Console | None = None) -> Result:
         count_config(name, expand_stages(config), expand_generation(config), asked.resolutions)
         for name, config in zip(names, loaded, strict=True)
     ]
+    for known, config in zip(counted, loaded, strict=True):
+        known.deterministic = config["deterministic"]
     for stage in (each.stage for c in counted for each in c.stages if "training" in asked.measured):
         for_measuring(stage, Path(), asked.devices)  # raises what measuring it would
     factors = (c.tokenizer.settings.model.get("downsample_factor", 16) for c in counted if c.tokenizer is not None)
@@ -106,7 +108,8 @@ def _measure(
         for number, known in enumerate(counted if "training" in asked.measured else ()):
             for each in known.stages:
                 console.print(f"{known.name}: measuring training steps of {each.stage.name}", highlight=False)
-                row, rows = measure_step(known.name, each, asked, device, Path(folder) / str(number))
+                with repeatable(known.deterministic):
+                    row, rows = measure_step(known.name, each, asked, device, Path(folder) / str(number))
                 tables[STEPS].append(row)
                 tables[STEP_PARTS] += rows
     return tables

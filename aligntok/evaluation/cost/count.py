@@ -64,6 +64,7 @@ class Counted:
     stages: list[CountedStage] = field(default_factory=list)
     operations: dict[tuple[str, str], Operations] = field(default_factory=dict)
     not_counted: list[str] = field(default_factory=list)
+    deterministic: bool = False
 
     def count(self, part: Part, size: Any) -> None:
         """Count the operations of a part on the meta device, or note why that cannot be."""

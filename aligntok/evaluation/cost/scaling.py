@@ -12,7 +12,7 @@ from rich.console import Console
 
 from aligntok.data.sampler import per_process_batch
 from aligntok.device import device as this_device
-from aligntok.device import multiplying
+from aligntok.device import multiplying, repeatable
 from aligntok.distributed.parallel import Unit, group_of, traffic
 from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.cost.count import CountedStage
@@ -60,7 +60,8 @@ def scale(units: Sequence[Unit], one: Scaled, gpus: int, images: int, asked: Sca
 def cost_scaling(asked: ScalingRequest, console: Console | None = None) -> dict[str, list[Scaled]]:
     """Print, and return by stage, what a step of 1, 2, 4, ... GPUs takes. Raises ConfigError before any measurement."""
     console = console or Console()
-    stages = expand(load_config(Path(asked.config), asked.cfg_options))
+    config = load_config(Path(asked.config), asked.cfg_options)
+    stages = expand(config)
     chosen = [stage for stage in stages if asked.stage in (None, stage.name)]
     if not chosen:
         raise ConfigError(unknown("stage", asked.stage, [stage.name for stage in stages]))
@@ -70,7 +71,8 @@ def cost_scaling(asked: ScalingRequest, console: Console | None = None) -> dict[
     each = [_images(stage, asked) for stage in chosen]
     found: dict[str, list[Scaled]] = {}
     for number, (stage, images) in enumerate(zip(chosen, each, strict=True)):
-        seconds = asked.step_seconds[number] if asked.step_seconds else _measured(stage, images, console)
+        with repeatable(config["deterministic"]):
+            seconds = asked.step_seconds[number] if asked.step_seconds else _measured(stage, images, console)
         one = Scaled(1, images, 0.0, 0.0, seconds)
         found[stage.name] = _rows(stage, one, asked)
         _print(stage, found[stage.name], one, console)

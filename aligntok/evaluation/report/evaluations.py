@@ -47,7 +47,7 @@ _NEVER = {
 #: Keys of a config, or beginnings of them, that a run of the paper's may set otherwise: no number depends on them.
 FREE = {
     *("work_dir", "data_root", "seed", "checkpoint", "log", "validation", "compile", "grad_checkpointing", "attention"),
-    *("data.workers", "data.timeout", "data.nominal_images"),
+    *("deterministic", "data.workers", "data.timeout", "data.nominal_images"),
 }
 #: The same of a generator, without batch norm to see micro-batches; tokenizer, steps and scale are compared themselves.
 FREE_FOR_GENERATORS = FREE | {"gradient_accumulation_steps", "tokenizer", "sampling.steps", "sampling.cfg_scale"}
