@@ -18,7 +18,7 @@ from aligntok.errors import ConfigError
 from aligntok.registry import check_keywords
 
 logger = logging.getLogger("aligntok.engine")
-#: The environment variable of torch's that says where compiled code is kept; torch itself keeps it in /tmp.
+#: The environment variable of torch's that says where compiled code is kept; torch by itself takes a temporary folder.
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 RECOMPILE_LIMIT = 64
 
@@ -59,10 +59,18 @@ def keep_compiled() -> Path | None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        why = f"compile: {folder}, where compiled code is kept, cannot be written ({error.strerror})"
         if FOLDER in os.environ:
-            raise ConfigError(f"{why}; correct {FOLDER}, or leave it out") from error
-        logger.warning("%s; every start compiles anew, unless %s names a folder that can", why, FOLDER)
+            raise ConfigError(
+                f"compile: {folder}, where compiled code is kept, cannot be written ({error.strerror}); correct "
+                f"{FOLDER}, or leave it out"
+            ) from error
+        logger.warning(
+            "%s cannot be written (%s), so compiled code is not kept: every start compiles anew, unless %s names a "
+            "folder that can",
+            folder,
+            error.strerror,
+            FOLDER,
+        )
         return None
     os.environ[FOLDER] = str(folder)
     return folder

@@ -41,7 +41,7 @@ def test_a_micro_batch_takes_what_torchs_allocator_gives_out(kind):
 def test_recomputed_activations_are_not_kept():
     stage = spread.stage_of("checkpointing")
     kept = replace(stage, settings=replace(stage.settings, grad_checkpointing=False))
-    assert stage_memory(stage, 1).activations < 0.6 * stage_memory(kept, 1).activations
+    assert stage_memory(stage, 1).activations < 0.7 * stage_memory(kept, 1).activations
 
 
 def test_micro_batches_that_wait_for_others_hold_whole_gradients():
