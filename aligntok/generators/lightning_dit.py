@@ -95,8 +95,11 @@ class LightningDiT(Generator):
         tokens = self.x_embedder(x) + positions  # (N, height*width, hidden_size)
         c = F.silu(self.t_embedder(t) + self.y_embedder(y))  # (N, hidden_size), for all blocks
         rows = _rows_at_once(tokens)
-        found = [self._velocities(*own, rotations) for own in zip(tokens.split(rows), c.split(rows), strict=True)]
-        patches = found[0] if len(found) == 1 else torch.cat(found)
+        if rows < len(tokens):
+            few = zip(tokens.split(rows), c.split(rows), strict=True)
+            patches = torch.cat([self._velocities(*own, rotations) for own in few])
+        else:  # no views of a whole, for which compiled blocks would be compiled once more
+            patches = self._velocities(tokens, c, rotations)
         return from_patches(patches, self.patch_size, height, width)  # (N, C, h, w)
 
     def _velocities(self, tokens: Tensor, c: Tensor, rotations: Tensor | None) -> Tensor:

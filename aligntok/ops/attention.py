@@ -40,6 +40,12 @@ def force_backend(backend: str | None) -> None:
     _forced[:] = [] if backend is None else [backend]
 
 
+@torch.compiler.assume_constant_result  # called as a block is compiled; else a compiled block holds for this note alone
+def note(who: str, kernel: str) -> None:
+    """Note by which kernel somebody's attention was computed, for :func:`kernels_taken`."""
+    _taken.setdefault(who, {})[kernel] = None
+
+
 def kernels_taken() -> str:
     """Say which kernels attention was computed by since the last time, by whom, and why by no other."""
     by_kernel: dict[str, list[str]] = {}
@@ -60,7 +66,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, wh
     forced = backend or (_forced[0] if _forced else os.environ.get(ENVIRONMENT_VARIABLE)) or None
     if _choose(forced, q) == "sdpa":
         if not q.is_meta:
-            _taken.setdefault(who, {})[f"torch's, {_why_not(forced, q)}"] = None
+            note(who, f"torch's, {_why_not(forced, q)}")
         return F.scaled_dot_product_attention(q, k, v)
     fused = memory_efficient_attention()
     assert fused is not None
@@ -78,7 +84,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, wh
             ) from error
         _refused[dtype, q.shape[-1]] = first_line(error)
         return attention(q, k, v, who=who)
-    _taken.setdefault(who, {})[f"xformers {_version()}"] = None
+    note(who, f"xformers {_version()}")
     return found
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
 from torch import nn
 
 from aligntok.engine.compile import blocks_of, compile_blocks
+from aligntok.generators.lightning_dit import LightningDiT
+from aligntok.ops.attention import kernels_taken
 from aligntok.tokenizer import Tokenizer
 
 
@@ -38,3 +42,21 @@ def test_the_last_layers_where_ratios_are_found_stay_small():
     compile_blocks([tokenizer, None], {"backend": "eager"})
     assert list(tokenizer.state_dict()) == names
     assert all(block._compiled_call_impl is not None for block in blocks)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks at it
+def test_equal_blocks_are_compiled_once_and_for_another_batch_once_more():
+    """Twelve blocks of a transformer; what the log asks for after the first step changes nothing."""
+    torch.compiler.reset()
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(str(graph.code).count("scaled_dot_product_attention"))
+        return graph.forward
+
+    model = LightningDiT(depth=12, hidden_size=48, num_heads=3, in_channels=6, input_size=4, num_classes=7)
+    compile_blocks([model], {"backend": backend})
+    for count in (3, 3, 6, 9):
+        model(torch.randn(count, 6, 4, 4), torch.rand(count), torch.arange(count) % 7).sum().backward()
+        kernels_taken()
+        assert sum(compiled) == (1 if count == 3 else 2)
