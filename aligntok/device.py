@@ -17,6 +17,12 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def precision_on(where: torch.device) -> str:
+    """Return the precision of what is drawn on a device if none is asked for: "bf16" on GPUs that compute in it."""
+    native = where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"
+
+
 @contextmanager
 def computing(precision: str, where: torch.device | None = None, whole: bool = False) -> Iterator[None]:
     """Compute in a precision on `where` (None: this process's device); inside of it, and as before afterwards.
