@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from aligntok.errors import ConfigError
 
@@ -15,6 +16,11 @@ PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.
 def device() -> torch.device:
     """Return this process's device: its current GPU, or the CPU where there is none."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def on_plain_cpu(tensor: Tensor) -> bool:
+    """Tell whether a tensor is computed with by a CPU, one operation after the other, not by a compiled block."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def precision_on(where: torch.device) -> str:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from aligntok import device
 from aligntok.ops.attention import attention
 from aligntok.ops.embeddings import embed_times, rotate, split_rotated, to_patches
 
@@ -62,7 +63,7 @@ class ModulatedNorm(nn.Module):
         gain = 1 + scale
         if self.weight is not None:
             gain = gain * self.weight  # on (N, 1, width): one pass over the tokens less than on the norm's result
-            if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+            if device.on_plain_cpu(x) and x.dtype == torch.float32:
                 return _ModulatedRMSNorm.apply(x, gain, shift)
             x = F.rms_norm(x, x.shape[-1:], eps=EPS)
         else:

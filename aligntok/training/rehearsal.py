@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
+from aligntok import device
 from aligntok.errors import first_line
 from aligntok.ops import attention
 from aligntok.training.stages import MicroBatch, Stage
@@ -172,6 +173,7 @@ def _as_on_a_gpu() -> Iterator[None]:
     with (
         torch.library._scoped_library("aten", "IMPL") as library,
         mock.patch.object(attention, "_choose", return_value="sdpa"),
+        mock.patch.object(device, "on_plain_cpu", return_value=False),
         mock.patch.object(F, "scaled_dot_product_attention", _fused_attention),
     ):
         for name in (*IN_FLOAT32, *IN_THE_WIDEST):
