@@ -275,7 +275,7 @@ def print_goals(found: dict[str, Measured], given: argparse.Namespace) -> None:
     else:
         once = {TRAINING: given.published_step, SAMPLED: given.published_sampling}
         theirs = {name: [seconds] * given.rounds for name, seconds in once.items()}
-    for name in theirs:
+    for name in filter(theirs.__contains__, GOALS):
         drawn = [] if name == TRAINING else [s[AGAINST[name][0]][WHOLE] for s in found["ours"].samplings]
         ratios = [a / b for a, b in zip(drawn or steps["ours"], theirs[name], strict=True)]
         met = "met" if statistics.median(ratios) <= GOALS[name] else "not met"
