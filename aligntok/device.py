@@ -60,6 +60,17 @@ def devices() -> dict[str, str]:
     return found
 
 
+def on_plain_cpu(tensor: Tensor) -> bool:
+    """Tell whether a tensor is computed with by a CPU, one operation after the other, not by a compiled block."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def precision_on(where: torch.device) -> str:
+    """Return the precision of what is drawn on a device if none is asked for: "bf16" on GPUs that compute in it."""
+    native = where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"
+
+
 @contextmanager
 def computing(precision: str, where: torch.device | None = None, whole: bool = False) -> Iterator[None]:
     """Compute in a precision on `where` (None: this process's device); inside of it, and as before afterwards.

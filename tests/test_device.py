@@ -21,6 +21,7 @@ from aligntok.device import (
     going_back_repeatably,
     is_out_of_memory,
     multiplying,
+    precision_on,
     repeatable,
 )
 from aligntok.errors import ConfigError
@@ -60,6 +61,14 @@ def test_autocast_is_on_for_half_precisions_alone_and_ended_by_the_others(precis
         assert (x @ x).dtype == (PRECISIONS[precision] or torch.float32)
     with computing(precision):  # on this process's device
         assert (x @ x).dtype == (PRECISIONS[precision] or torch.float32) or device().type == "cuda"
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_samples_are_drawn_in_bf16_where_a_gpu_computes_in_it(monkeypatch, native, precision):
+    """Not where it is merely emulated, which `is_bf16_supported` calls support too."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    assert precision_on(torch.device("cuda", 0)) == precision
+    assert precision_on(torch.device("cpu")) == "fp32"
 
 
 def test_a_full_memory_is_told_with_its_cure():

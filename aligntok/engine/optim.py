@@ -119,11 +119,14 @@ class PartOptimizers(OptimWrapperDict):
         norms = {name: _total_norm(gradients[name], part) for name, part in parts.items()}
         values = torch.stack([*norms.values(), *(loss.to(next(iter(norms.values()))) for loss in losses)]).tolist()
         finite = not any_process(not all(math.isfinite(value) for value in values[len(norms) :]))
-        self.took_step = self.guard.passes(dict(zip(norms, values, strict=False)), finite)
+        seen = dict(zip(norms, values, strict=False))
+        self.took_step = self.guard.passes(seen, finite)
         if self.took_step:
             for side in stepping:
                 if self.clip_grad_norm is not None:
-                    factor = self.clip_grad_norm / (torch.stack([norms[name] for name in sides[side]]).norm() + 1e-6)
+                    # Of what has been waited for already: to ask a GPU once more would take as long again.
+                    norm = torch.tensor([seen[name] for name in sides[side]], dtype=norms[sides[side][0]].dtype).norm()
+                    factor = self.clip_grad_norm / (norm + 1e-6)
                     all_of_side = [gradient for name in sides[side] for gradient in gradients[name]]
                     torch._foreach_mul_(all_of_side, float(factor.clamp(max=1.0)))
                 self[side].step()

@@ -27,6 +27,7 @@ SIZES = {
 }
 #: Position tables that published checkpoints carry; here they are computed.
 TABLES = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
+NUMBERS_AT_ONCE = 2**19  # of tokens, on CPUs without gradients: 4 rows of 256 tokens of width 384
 TABLE_TOLERANCE = 0.01  # admits tables that were saved in bfloat16
 
 
@@ -93,9 +94,18 @@ class LightningDiT(Generator):
         positions, rotations = self.tables(height, width)
         tokens = self.x_embedder(x) + positions  # (N, height*width, hidden_size)
         c = F.silu(self.t_embedder(t) + self.y_embedder(y))  # (N, hidden_size), for all blocks
+        rows = _rows_at_once(tokens)
+        if rows < len(tokens):
+            few = zip(tokens.split(rows), c.split(rows), strict=True)
+            patches = torch.cat([self._velocities(*own, rotations) for own in few])
+        else:  # no views of a whole, for which compiled blocks would be compiled once more
+            patches = self._velocities(tokens, c, rotations)
+        return from_patches(patches, self.patch_size, height, width)  # (N, C, h, w)
+
+    def _velocities(self, tokens: Tensor, c: Tensor, rotations: Tensor | None) -> Tensor:
         for block in self.blocks:
             tokens = run_block(block, tokens, self.grad_checkpointing, c, rotations)
-        return from_patches(self.final_layer(tokens, c), self.patch_size, height, width)  # (N, C, h, w)
+        return self.final_layer(tokens, c)
 
     def tables(self, height: int, width: int) -> tuple[Tensor, Tensor | None]:
         """Return the positions (tokens, hidden_size) and the rotations (2, tokens, dim) of a grid of patches.
@@ -182,6 +192,16 @@ class LightningDiT(Generator):
                 nn.init.normal_(parameter, std=0.02)
             elif parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter.flatten(1))
+
+
+def _rows_at_once(tokens: Tensor) -> int:
+    """Return how many rows of tokens (N, tokens, width) pass the blocks at once: all; on CPUs, without gradients, few.
+
+    What a few rows need stays in a processor's cache, and in memory that the allocator keeps.
+    """
+    if torch.is_grad_enabled() or tokens.device.type != "cpu" or not tokens.numel():
+        return max(len(tokens), 1)
+    return math.ceil(len(tokens) / math.ceil(tokens.numel() / NUMBERS_AT_ONCE))
 
 
 def _shape(size: str, *given: int | None) -> tuple[int, int, int]:

@@ -39,6 +39,7 @@ def force_backend(backend: str | None) -> None:
     _forced[:] = [] if backend is None else [backend]
 
 
+@torch.compiler.assume_constant_result  # called as a block is compiled; else a compiled block holds for this note alone
 def note(who: str, kernel: str) -> None:
     """Note by which kernel somebody's attention was computed, for :func:`kernels_taken`."""
     _taken.setdefault(who, {})[kernel] = None

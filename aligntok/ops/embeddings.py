@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
@@ -29,10 +31,61 @@ def axial_rotations(
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """Turn neighbouring pairs of channels of x (B, heads, tokens, dim) by the rotations of :func:`axial_rotations`."""
-    cos, sin = rotations
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return (x * cos + turned * sin).to(x.dtype)  # turned in float32: half precision would blur large angles
+    pairs = _wide(x).unflatten(-1, (-1, 2))  # turned in float32: half precision would blur large angles
+    if torch.compiler.is_compiling():  # torch.compile makes one pass of this, and none of complex numbers
+        (cos, sin), (even, odd) = rotations[..., ::2], pairs.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * _as_complex(rotations))
+    return turned.flatten(-2).to(x.dtype)
+
+
+def split_rotated(qkv: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split qkv (N, tokens, 3, heads, dim) into q, k, v (N, heads, tokens, dim) each, q and k as :func:`rotate` does.
+
+    They stay where they are: qkv itself is overwritten, so that no second copy is kept for the backward pass, which
+    puts the three gradients into one tensor. Nothing else may need qkv's values.
+    """
+    return _SplitRotated.apply(qkv, _as_complex(rotations))
+
+
+class _SplitRotated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, rotations: Tensor) -> tuple[Tensor, ...]:  # (tokens, dim/2), complex
+        ctx.save_for_backward(rotations)
+        q, k, v = qkv.detach().permute(2, 0, 3, 1, 4)
+        _turn(q, rotations, q)
+        _turn(k, rotations, k)
+        return q, k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (rotations,) = ctx.saved_tensors
+        n, heads, tokens, dim = gradients[0].shape
+        whole = gradients[0].new_empty(n, tokens, 3, heads, dim)
+        q, k, v = whole.permute(2, 0, 3, 1, 4)
+        _turn(gradients[0].contiguous(), rotations.conj(), q)
+        _turn(gradients[1].contiguous(), rotations.conj(), k)
+        v.copy_(gradients[2])
+        return whole, None
+
+
+def _turn(x: Tensor, rotations: Tensor, out: Tensor) -> None:
+    """Write x, turned, into `out`; both (..., dim), the same tensor perhaps."""
+    pairs = torch.view_as_complex(_wide(x).unflatten(-1, (-1, 2)))
+    if out.dtype == pairs.real.dtype:
+        torch.mul(pairs, rotations, out=torch.view_as_complex(out.unflatten(-1, (-1, 2))))
+    else:
+        out.copy_(torch.view_as_real(pairs * rotations).flatten(-2))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _as_complex(rotations: Tensor) -> Tensor:
+    return torch.complex(*rotations[..., ::2].contiguous())  # each angle stands there twice
 
 
 MAX_PERIOD = 1e4

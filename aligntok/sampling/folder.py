@@ -44,7 +44,7 @@ DISK_BLOCK = 4096
 
 
 #: What may differ when a folder is gone on with: where things are, how many are wanted, how many at once.
-FREE = {"source", "weights", "average", "num", "batch_size", "finished", "aligntok_version"}
+FREE = {"source", "weights", "average", "num", "batch_size", "compile", "finished", "aligntok_version"}
 Pixels = npt.NDArray[np.uint8]
 
 

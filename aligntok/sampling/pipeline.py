@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 import aligntok
 from aligntok.data.transforms import parse_image_size
-from aligntok.device import computing, device, explaining_out_of_memory, multiplying
+from aligntok.device import computing, device, explaining_out_of_memory, multiplying, precision_on
 from aligntok.diffusion.sampling import draw_samples
 from aligntok.diffusion.settings import Sampling
+from aligntok.engine.compile import compile_blocks
 from aligntok.errors import ConfigError, DivergenceError, first_line, multiples_of
 from aligntok.io.pictures import to_uint8
 from aligntok.latent_diffusion import LatentDiffusion, check_null_class
@@ -28,6 +30,7 @@ from aligntok.weights.load import weights_hash
 
 LABELS = ("random", "balanced")
 SEEDS = 2**32  # torch's generator on the CPU takes a seed's lowest 32 bits, and leaves the others out
+DECODED_AT_ONCE = 2**20  # pixels: 16 pictures of 256 x 256, whatever the batch; a decoder needs a GiB for a few
 SAME_STATISTICS = 1e-3  # of a channel's deviation: by how much two generators' latents may be normalised differently
 
 
@@ -94,6 +97,9 @@ class SamplePipeline:
         multiples_of(unit, "size", self.image_size, "the tokenizer's factor times the generator's patch size")
         self.latent_size = (self.image_size[0] // f, self.image_size[1] // f)
         self.device = device()
+        self.precision = request.precision or precision_on(self.device)
+        if request.compile:
+            compile_blocks([self.model.generator, self.weak], {})
 
     def labels(self, numbers: Sequence[int]) -> list[int]:
         """Return the labels of these samples."""
@@ -134,24 +140,30 @@ class SamplePipeline:
         Raises DivergenceError when one is not finite, ConfigError when memory does not suffice.
         """
         seeds, labels = [self.request.seed + i for i in numbers], self.labels(numbers)
-        chosen, precision = sampling or self.sampling, self.request.precision
+        chosen, precision = sampling or self.sampling, self.precision
         what = f"{len(numbers)} samples of {' x '.join(map(str, self.image_size))}"
         with explaining_out_of_memory(what, "lower --batch-size"), multiplying(precision, whole=True):
             with computing(precision, whole=True):
                 latents = self.model.sample_latents(labels, seeds, chosen, self.latent_size, self.weak)
-            images = self.model.decode(latents)
-        self._check_finite(latents, images, numbers, chosen)
-        pixels = to_uint8(images).permute(0, 2, 3, 1)
+            rows = max(1, DECODED_AT_ONCE // math.prod(self.image_size))
+            decoded = [self._decode(few) for few in latents.split(rows)]
+        pixels, finite = (torch.cat(each) for each in zip(*decoded, strict=True))
+        self._check_finite(latents, finite, numbers, chosen)
         return SampleBatch(latents, pixels.cpu().numpy())
 
-    def _check_finite(self, latents: Tensor, images: Tensor, numbers: Sequence[int], chosen: Sampling) -> None:
+    def _decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pictures (N, H, W, 3), uint8, and of each whether it and its latents are finite, (N,)."""
+        images = self.model.decode(latents)
         finite = latents.isfinite().flatten(1).all(1) & images.isfinite().flatten(1).all(1)
+        return to_uint8(images).permute(0, 2, 3, 1), finite
+
+    def _check_finite(self, latents: Tensor, finite: Tensor, numbers: Sequence[int], chosen: Sampling) -> None:
         if not finite.all():
             place = int(finite.logical_not().nonzero()[0])
             what = "picture" if latents[place].isfinite().all() else "latents"
             raise DivergenceError(
                 f"the {what} of sample {numbers[place]} (seed {self.request.seed + numbers[place]}) came out as NaN or "
-                f"infinite, with --precision {self.request.precision} and --cfg-scale {chosen.cfg_scale:g}; try "
+                f"infinite, with --precision {self.precision} and --cfg-scale {chosen.cfg_scale:g}; try "
                 "--precision fp32 and --cfg-scale 1. If it is not finite then either, the generator diverged in "
                 "training: take weights of an earlier step"
             )
@@ -170,7 +182,8 @@ class SamplePipeline:
             "autoguidance": weak,
             "sampling": json.loads(json.dumps(asdict(self.sampling))),
             "image_size": list(self.image_size),
-            "precision": request.precision,
+            "precision": self.precision,
+            "compile": request.compile,
             "labels": self.rule.as_json(),
             "seed": request.seed,
             "aligntok_version": aligntok.__version__,

@@ -46,8 +46,10 @@ class SampleRequest:
     """Of sample 0; sample i has seed + i."""
     size: ImageSize | None = None
     """Pixels: a side, or height and width; None: those of the training images."""
-    precision: Precision = "fp32"
-    """Of the generator's arithmetic; pictures are decoded in float32."""
+    precision: Precision | None = None
+    """Of the generator's arithmetic; None: bf16 on GPUs that have it, else fp32. Pictures are decoded in float32."""
+    compile: bool = False
+    """Compile the generator's blocks, which pays for many samples; their rounding becomes another."""
     sampling: Annotated[dict[str, Any], ChangesTo(Sampling)] = dataclasses.field(default_factory=dict)
     """What is to differ from the generator's own; another sampler begins with its own options."""
     autoguidance: str | Path | None = None

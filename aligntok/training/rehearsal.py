@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from aligntok.device import varying
+from aligntok import device
 from aligntok.distributed import alone
 from aligntok.errors import ConfigError, first_line
 from aligntok.ops import attention
@@ -190,7 +190,7 @@ def check_repeatable(stage: Stage) -> None:
             _go(stage, model, _SAMPLES[0])
     for name in names.seen:
         if name in VARIES:
-            raise ConfigError(stage.where + ": " + varying(name))
+            raise ConfigError(stage.where + ": " + device.varying(name))
 
 
 def _without_values(model: nn.Module, mode: FakeTensorMode) -> None:
@@ -216,6 +216,7 @@ def _as_on_a_gpu() -> Iterator[None]:
     with (
         torch.library._scoped_library("aten", "IMPL") as library,
         mock.patch.object(attention, "_choose", return_value="sdpa"),
+        mock.patch.object(device, "on_plain_cpu", return_value=False),
         mock.patch.object(F, "scaled_dot_product_attention", _fused_attention),
     ):
         for name in (*IN_FLOAT32, *IN_THE_WIDEST):

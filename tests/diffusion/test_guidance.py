@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from aligntok.diffusion.guidance import autoguidance, classifier_free, guide, rescale_energy
-from aligntok.diffusion.samplers import sample
+from aligntok.diffusion.samplers import SAMPLERS, generators_from_seeds, sample
 from aligntok.diffusion.times import time_grid
 from aligntok.errors import ConfigError
 
@@ -99,6 +99,22 @@ def test_the_recipes_interval_saves_a_sixth_of_the_work(points):
     saved = 1 - sum(model.sizes) / (8 * (points - 1))
     assert saved == pytest.approx(0.16, abs=0.01)
     assert set(model.sizes) == {4, 8}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_solver_pays_for_guidance_outside_the_interval(sampler):
+    passes = []
+
+    def model(x, t, y):
+        passes.append((float(t[0]), len(x)))
+        return toy(x, t, y)
+
+    options = {"randomness": generators_from_seeds(range(4))} if sampler == "euler_maruyama" else {}
+    sample(
+        classifier_free(model, LABELS, NULL, 3.0, interval=(0.25, 0.65)), latents(), time_grid(11), sampler, **options
+    )
+    assert [rows for _, rows in passes] == [8 if 0.25 < t < 0.65 else 4 for t, _ in passes]
+    assert {rows for _, rows in passes} == {4, 8}
 
 
 def test_rows_of_different_times_are_guided_each_by_its_own():

@@ -10,6 +10,8 @@ from torch import nn
 
 from aligntok.engine.compile import FOLDER, blocks_of, compile_blocks, keep_compiled
 from aligntok.errors import ConfigError
+from aligntok.generators.lightning_dit import LightningDiT
+from aligntok.ops.attention import kernels_taken
 from aligntok.tokenizer import Tokenizer
 
 
@@ -89,3 +91,21 @@ def test_without_a_cache_of_the_users_compiling_goes_on(cache, monkeypatch, capl
         assert keep_compiled() is None
     assert "every start compiles anew" in caplog.text
     assert FOLDER not in os.environ
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks at it
+def test_equal_blocks_are_compiled_once_and_for_another_batch_once_more():
+    """Twelve blocks of a transformer; what the log asks for after the first step changes nothing."""
+    torch.compiler.reset()
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(str(graph.code).count("scaled_dot_product_attention"))
+        return graph.forward
+
+    model = LightningDiT(depth=12, hidden_size=48, num_heads=3, in_channels=6, input_size=4, num_classes=7)
+    compile_blocks([model], {"backend": backend})
+    for count in (3, 3, 6, 9):
+        model(torch.randn(count, 6, 4, 4), torch.rand(count), torch.arange(count) % 7).sum().backward()
+        kernels_taken()
+        assert sum(compiled) == (1 if count == 3 else 2)

@@ -10,6 +10,7 @@ from torch import nn
 
 from aligntok.engine.compile import blocks_of
 from aligntok.errors import ConfigError, WeightsError
+from aligntok.generators import lightning_dit
 from aligntok.generators.dit_blocks import HeadNorm, ModulatedNorm
 from aligntok.generators.lightning_dit import SIZES, TABLES, LightningDiT
 from aligntok.ops.embeddings import axial_rotations, embed_grid
@@ -206,6 +207,37 @@ def test_the_norms_add_a_millionth_to_the_mean_square():
     weighted = ModulatedNorm(4, use_rmsnorm=True)
     nn.init.constant_(weighted.weight, 3.0)
     assert weighted(small, none + 1, none + 5).flatten().tolist() == pytest.approx([5 + 6 * x for x in expected])
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_the_norms_gradients_are_those_of_its_formula(shifted):
+    """Of the norm as it is written, in float64."""
+    torch.manual_seed(0)
+    norm = ModulatedNorm(6, use_rmsnorm=True)
+    nn.init.normal_(norm.weight)
+    x, scale, shift = (torch.randn(2, n, 6, requires_grad=True) for n in (5, 1, 1))
+    given = [x, scale, norm.weight, *[shift] * shifted]
+    weights = torch.randn(2, 5, 6)
+    found = torch.autograd.grad((norm(x, scale, shift if shifted else None) * weights).sum(), given)
+    wide = [each.detach().double().requires_grad_() for each in given]
+    plain = wide[0] / (wide[0].square().mean(-1, keepdim=True) + 1e-6).sqrt() * wide[2] * (1 + wide[1])
+    plain = plain + wide[3] if shifted else plain
+    expected = torch.autograd.grad((plain * weights).sum(), wide)
+    for own, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(own.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_large_batch_passes_the_blocks_few_rows_at_a_time_where_nothing_is_kept(monkeypatch):
+    """Seven rows of 16 tokens of width 48, with room for three of them: 3, 3 and 1. With gradients all at once."""
+    monkeypatch.setattr(lightning_dit, "NUMBERS_AT_ONCE", 3 * 16 * 48)
+    model, (x, t, y) = tiny(), inputs(count=1)
+    x, t, y = torch.randn(7, *x.shape[1:]), torch.rand(7), torch.arange(7)
+    rows = []
+    model.blocks[-1].register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    whole = model(x, t, y)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, t, y), whole)
+    assert rows == [7, 3, 3, 1]
 
 
 def test_no_latents_have_no_velocity():

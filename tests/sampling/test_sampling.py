@@ -27,9 +27,11 @@ from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.transforms import open_image
 from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import job, output_folder
+from aligntok.engine import compile as engine_compile
 from aligntok.engine.checkpoints import write_frozen
 from aligntok.engine.saving import write_checkpoint
 from aligntok.errors import CheckpointError, ConfigError, DataError, DivergenceError, Preempted, WeightsError
+from aligntok.evaluation.metrics.fid import RunningMoments, frechet_distance
 from aligntok.io import files
 from aligntok.io.files import write_json
 from aligntok.latent_diffusion import LatentDiffusion
@@ -160,6 +162,7 @@ TOOL = str(ROOT / "tools/sample.py")
 SLOW_DISK = """
 import os, time
 from aligntok.cli import sample
+from aligntok.evaluation.metrics.fid import RunningMoments, frechet_distance
 from aligntok.io import files
 from aligntok.sampling.pipeline import SamplePipeline
 flush, draw = files._flush, SamplePipeline.draw
@@ -374,6 +377,62 @@ def test_lower_precision_changes_little(run, whole, tmp_path, precision, monkeyp
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize(("asked", "precision"), [(None, "bf16"), ("fp32", "fp32")])
+def test_the_device_chooses_a_precision_that_is_not_asked_for(run, tmp_path, monkeypatch, asked, precision):
+    """As on a GPU that computes in bf16; the record has it, and without a folder so does the folder's name."""
+    monkeypatch.setattr(pipeline, "precision_on", lambda where: "bf16")
+    drawn = sample_images(SampleRequest(run=run, precision=asked, num_samples=1, out=tmp_path / "out", npz=False))
+    assert described(drawn)["precision"] == precision
+    seen = []
+    drawer = SamplePipeline(SampleRequest(run=run, precision=asked))
+    drawer.model.generator.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    drawer.draw([0])
+    assert set(seen) == {precision == "bf16"}
+    assert ("bf16" in sampling.default_folder(drawer, drawer.describe()).name) == (precision == "bf16")
+
+
+def test_bf16_moves_samples_by_less_than_their_noise(run):
+    """The Frechet distance of bf16's latents from fp32's of the same seeds, against that of other seeds'."""
+
+    def gaussian(precision, seed):
+        drawer = SamplePipeline(SampleRequest(run=run, precision=precision, seed=seed))
+        latents = drawer.draw(range(96)).latents.flatten(2)
+        found = RunningMoments()
+        found.add(torch.cat([latents.mean(2), latents.std(2)], dim=1))
+        return found.combine()
+
+    own = gaussian("fp32", 0)
+    rounding, noise = (frechet_distance(own, gaussian(*other)) for other in (("bf16", 0), ("fp32", 1000)))
+    assert 0 < rounding < 0.1 * noise
+
+
+def test_a_compiled_generator_draws_the_same_up_to_rounding(run, whole, tmp_path, monkeypatch):
+    """And goes on with a folder that one begun that was not; compiled without a C++ compiler here."""
+    compiled = []
+
+    def compile_blocks(modules, options):
+        engine_compile.compile_blocks(modules, {"backend": "aot_eager", **options})
+        compiled.extend(modules)
+
+    monkeypatch.setattr(pipeline, "compile_blocks", compile_blocks)
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out/images/000002.png").unlink()
+    sample_images(SampleRequest(run=run, num_samples=NUM, out=tmp_path / "out", batch_size=4, compile=True))
+    assert [type(each).__name__ for each in compiled] == ["LightningDiT", "NoneType"]
+    assert all(block._compiled_call_impl is not None for block in compiled[0].blocks)
+    assert grey_levels_apart(whole, tmp_path / "out") <= 1
+    assert described(tmp_path / "out")["compile"]
+
+
+def test_pictures_are_decoded_few_at_a_time_to_the_same_bits(run, whole, monkeypatch):
+    monkeypatch.setattr(pipeline, "DECODED_AT_ONCE", 3 * 8 * 12)
+    drawer, rows = SamplePipeline(SampleRequest(run=run)), []
+    drawer.model.tokenizer.decoder.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    few = drawer.draw(range(4)).pixels
+    assert rows == [3, 1]
+    assert np.array_equal(few, pixels(whole)[:4])
+
+
 def test_other_sizes_are_drawn_in_pixels(run, tmp_path):
     assert command(words(run, tmp_path / "out", "--size", "10", "4", num=2)) == 0
     assert pixels(tmp_path / "out").shape == (2, 10, 4, 3)
@@ -534,6 +593,7 @@ def test_sigterm_while_the_array_is_written_leaves_none(run, whole, tmp_path, mo
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
+from aligntok.evaluation.metrics.fid import RunningMoments, frechet_distance
 from aligntok.io import files
 from aligntok.cli import sample
 flush = files._flush
