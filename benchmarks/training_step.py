@@ -246,6 +246,7 @@ def measure(options: dict[str, Any], index: int, rounds: int, threads: int) -> N
     began = time.perf_counter()
     step.runner.save_step(step.number)
     parts = [{**p, CHECKPOINT.format(every): (time.perf_counter() - began) / every} for p in parts[1:]]
+    step.runner.checkpoints.finish()  # it is written while the next steps are taken, into a folder that is going to go
     print(f"\nStage {index + 1}, {stage.name}: trains {', '.join(stage.settings.trainable)}")
     print_parts(parts)
     del step
