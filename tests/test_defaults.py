@@ -110,7 +110,7 @@ SETTINGS = {
     "caching.settings:CacheRequest": dict(
         image_size=256, hflip=True, dtype="fp32", precision="fp32", shard_size=4096, posterior="mean", seed=0
     ),
-    "sampling.settings:SampleRequest": dict(num_samples=64, seed=0, labels=None, precision="fp32", sampling={}),
+    "sampling.settings:SampleRequest": dict(num_samples=64, seed=0, labels=None, precision=None, sampling={}),
     "evaluation.settings:LatentAnalysis": dict(num_images=10_000, topk=10, tsne_points=5000, seeds=(0, 1, 2)),
     "evaluation.settings:ReconstructionSettings": dict(
         image_size=256, extractor="inception_v3", perceptual=("lpips",), precision="fp32"

@@ -78,10 +78,22 @@ def dispatch(prog: str, verbs: Mapping[str, Command], arguments: Sequence[str] |
     return 0 if words in (["--help"], ["-h"], []) else 2
 
 
+class _AsLiterals(ast.NodeTransformer):
+    """Writes ``dict(a=1)`` as ``{"a": 1}``; nothing is called."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        is_dict = isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args
+        if not is_dict or any(each.arg is None for each in node.keywords):
+            return node
+        names = [ast.Constant(each.arg) for each in node.keywords]
+        return ast.copy_location(ast.Dict([*names], [each.value for each in node.keywords]), node)
+
+
 def parse_options(pairs: Sequence[str], option: str = "--cfg-options") -> dict[str, Any]:
     """Turn the ``key=value`` words of an option into a dict; values are Python literals, or text where they are none.
 
-    Raises ConfigError for a word without '='.
+    ``dict(shard=8)`` is one, as configs and messages write it. Raises ConfigError for a word without '='.
     """
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -91,7 +103,7 @@ def parse_options(pairs: Sequence[str], option: str = "--cfg-options") -> dict[s
         if value == "...":  # as the configs' own docstrings write it
             raise ConfigError(f"{pair}: put a real value in place of the dots, such as {key}=/path/to/it")
         try:
-            options[key] = ast.literal_eval(value)
+            options[key] = ast.literal_eval(_AsLiterals().visit(ast.parse(value.strip(), mode="eval")))
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval may raise
             options[key] = value
     return options

@@ -105,6 +105,22 @@ def test_a_defect_of_ours_keeps_its_traceback():
         command([])
 
 
+def test_a_dict_is_written_as_in_configs_and_nothing_is_called():
+    words = [
+        *("parallel=dict(shard=8)", "a=[dict(type='x', inner=dict(b=(1, None)))]", "empty=dict()"),
+        *("call=dict(a=open('x'))", "other=list(a=1)", "pairs=dict([(1, 2)])", "spread=dict(**{'a': 1})"),
+    ]
+    assert cli.parse_options(words) == {
+        "parallel": {"shard": 8},
+        "a": [{"type": "x", "inner": {"b": (1, None)}}],
+        "empty": {},
+        "call": "dict(a=open('x'))",
+        "other": "list(a=1)",
+        "pairs": "dict([(1, 2)])",
+        "spread": "dict(**{'a': 1})",
+    }
+
+
 def test_options_are_literals_where_they_can_be():
     words = [
         "seed=3",
