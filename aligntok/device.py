@@ -239,6 +239,13 @@ def explaining_out_of_memory(what: str, cure: str) -> Iterator[None]:
         raise ConfigError(f"{what} at once do not fit into the memory of this device; {cure}") from error
 
 
+def memory_bytes() -> int:
+    """Return the size of this process's device's memory: a GPU's, or the machine's."""
+    if device().type == "cuda":
+        return int(torch.cuda.get_device_properties(device()).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error is memory that there was not: of a GPU, or of the machine."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

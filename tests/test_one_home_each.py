@@ -150,7 +150,11 @@ def test_devices_and_their_arithmetic_are_settled_in_one_module():
     }
     assert named("allow_tf32", "fp32_precision") == {"device.py:multiplying"}
     assert calls("use_deterministic_algorithms") == {"device.py:repeatable"}
-    assert named("cudnn") == {"device.py:repeatable", "device.py:multiplying"}
+    assert named("cudnn") == {
+        "device.py:repeatable",
+        "device.py:multiplying",
+        "environment.py:_torch",  # its version
+    }
     assert calls("are_deterministic_algorithms_enabled") == {
         "device.py:repeatable",
         "distributed/parallel.py:begin",  # sums over processes

@@ -15,9 +15,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from aligntok.data.sampler import per_process_batch
+from aligntok.device import is_out_of_memory, memory_bytes
+from aligntok.distributed import world
 from aligntok.distributed.parallel import Unit, group_of, traffic
 from aligntok.engine.ema import WeightAverages
 from aligntok.engine.optim import optimizer_bytes, side_of
+from aligntok.errors import AlignTokError, ConfigError, first_line
 from aligntok.io.console import print_table
 from aligntok.training.rehearsal import Course, watch
 from aligntok.training.stages import Stage
@@ -145,6 +148,24 @@ def _remark(name: str, memory: StageMemory, largest: int, gigabytes: float) -> s
     return (
         asked + f"the largest that does is {largest}: gradient_accumulation_steps={times} times as many, or more GPUs"
     )
+
+
+def explain_full_memory(stage: Stage, error: BaseException) -> None:
+    """Raise ConfigError for an error in a stage's training that is a device's full memory; others are left alone.
+
+    It names the largest micro-batch that would fit, planned as :func:`stage_memory` does, for this device.
+    """
+    if not is_out_of_memory(error):
+        return
+    try:
+        planned, size = stage_memory(stage, world()[1]), memory_bytes()
+        said = _remark(stage.where, planned, planned.largest(size), round(size / GIB, 1))
+        images = f"micro-batches of {planned.images}"
+    except (AlignTokError, RuntimeError, MemoryError):  # what explains a failure is not to hide it
+        said, images = "", "a micro-batch"
+    cure = "gradient_accumulation_steps=2 times as many, grad_checkpointing=True, or a smaller global_batch_size"
+    said = said or f"{stage.where}: {images} should fit, but do not beside what else there is; {cure}"
+    raise ConfigError(f"the device's memory is full ({first_line(error)}). {said}") from error
 
 
 class _Share:

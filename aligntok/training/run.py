@@ -24,7 +24,7 @@ from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
 from aligntok.training.config import dotted_models, report_config_diff
 from aligntok.training.generation import expand_generation
-from aligntok.training.memory import print_memory, stage_memory
+from aligntok.training.memory import explain_full_memory, print_memory, stage_memory
 from aligntok.training.plan import StagePlan, check_before_training, check_weights, plan_stage, print_plan
 from aligntok.training.rehearsal import check_repeatable
 from aligntok.training.request import Hardware
@@ -168,7 +168,11 @@ def _train(
                 Preempted(f"stopped by SIGTERM before stage '{stage.name}'; the same command goes on with it")
             )
             with multiplying(stage.settings.precision):
-                train(stage, data[stage.name], launcher)
+                try:
+                    train(stage, data[stage.name], launcher)
+                except (RuntimeError, MemoryError) as error:
+                    explain_full_memory(stage, error)
+                    raise
         if is_first():
             print_summary([stage for stage in group if stage.results_title])
         last = group[-1]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
 
 from aligntok.cli import train
 from aligntok.decoders import ldm_cnn as ldm_decoder
@@ -17,6 +18,8 @@ from aligntok.engine.optim import optimizer_bytes
 from aligntok.generators import dit_blocks
 from aligntok.losses import lpips
 from aligntok.ops import embeddings, ldm_blocks
+from aligntok.training import memory
+from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.config import load_config
 from aligntok.training.generation.model import GenerationModel
 from aligntok.training.memory import GIB, USABLE, StageMemory, print_memory, stage_memory
@@ -218,3 +221,29 @@ def test_64_images_of_the_second_stage_are_planned_to_take_less_than_60_gib():
     config = load_config(CONFIGS / "aligntok_dinov2_f16d32.py", dict(global_batch_size=64, precision="bf16"))
     held = stage_memory(next(s for s in expand(config) if s.name == "perceptual_alignment"), 1)
     assert (held.states + held.activations) / GIB < 60
+
+
+@pytest.mark.parametrize(
+    ("error", "size", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 9e6, "largest that does is"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 1e3, "not even one image does"),
+        (RuntimeError("not enough memory: you tried to allocate 8 bytes"), 1e15, "should fit, but do not beside what"),
+    ],
+)
+def test_a_full_memory_is_told_with_the_largest_micro_batch_that_fits(
+    write_config, monkeypatch, capsys, error, size, said
+):
+    backward = AlignmentModel.backward
+
+    def full(self, batch, place):
+        if isinstance(batch["images"], FakeTensor):  # the plan's
+            return backward(self, batch, place)
+        raise error
+
+    monkeypatch.setattr(AlignmentModel, "backward", full)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: int(size))
+    assert train([write_config()]) == 2
+    told = capsys.readouterr().err
+    assert "the device's memory is full" in told
+    assert said in told
