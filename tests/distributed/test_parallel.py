@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import spread
 
 NIGHTLY = ("references", "checkpointing", "compile", "refinement", "constant weights")
-HALVES = {"bf16": 300, "fp16": 10}  # by how much more their rounding parts two runs
+HALVES = {"bf16": 300, "fp16": 20}  # by how much more their rounding parts two runs
 SPLIT = ("constant weights", "ratios of groups")  # also in two micro-batches: of a group two processes have a half each
 QUICK = [kind for kind in (*spread.KINDS, "generator") if kind not in (*NIGHTLY, "plain")]
 
