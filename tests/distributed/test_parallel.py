@@ -30,6 +30,9 @@ HALVES = {"bf16": 300, "fp16": 20}  # by how much more their rounding parts two 
 SPLIT = ("constant weights", "ratios of groups")  # also in two micro-batches: of a group two processes have a half each
 QUICK = [kind for kind in (*spread.KINDS, "generator") if kind not in (*NIGHTLY, "plain")]
 
+IN_GROUPS = ("alignment", "lora", "variational", "generator")
+OTHERS = tuple(kind for kind in spread.KINDS if kind not in (*IN_GROUPS, "compile"))
+
 
 @pytest.fixture(scope="module")
 def one():
@@ -82,9 +85,10 @@ def test_two_processes_that_replicate_or_share_are_one(one, tmp_path, kinds):
         assert_alike(found[word], one(word.split(":")[0]), word)
 
 
-@pytest.mark.nightly
-def test_four_processes_in_groups_of_two_are_one(one, tmp_path):
-    words = [f"{kind}:groups:1" for kind in (*spread.KINDS, "generator") if kind != "compile"]
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [IN_GROUPS, pytest.param(OTHERS, marks=pytest.mark.nightly)], ids=["quick", "all"])
+def test_four_processes_in_groups_of_two_are_one(one, tmp_path, kinds):
+    words = [f"{kind}:groups:1" for kind in kinds]
     found = together(4, tmp_path, words)
     for word in words:
         assert_alike(found[word], one(word.split(":")[0]), word)
