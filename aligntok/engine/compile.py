@@ -59,7 +59,7 @@ def keep_compiled() -> Path | None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        if FOLDER in os.environ:
+        if _named():
             raise ConfigError(
                 f"compile: {folder}, where compiled code is kept, cannot be written ({error.strerror}); correct "
                 f"{FOLDER}, or leave it out"
@@ -78,8 +78,17 @@ def keep_compiled() -> Path | None:
 
 def compiled_folder() -> Path:
     """Return where compiled code is kept: in the user's cache, by version of torch, unless the environment says."""
+    if named := _named():
+        return Path(named)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get(FOLDER) or home / "aligntok" / "compiled" / f"torch-{torch.__version__}")
+    return home / "aligntok" / "compiled" / f"torch-{torch.__version__}"
+
+
+def _named() -> str | None:
+    """Return the folder that somebody has named; torch writes its own choice into the environment, too."""
+    named = os.environ.get(FOLDER) or None
+    own = Path(tempfile.gettempdir(), "torchinductor_")
+    return None if named is not None and named.startswith(str(own)) else named
 
 
 def is_compiled(model: nn.Module) -> bool:

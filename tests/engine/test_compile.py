@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from aligntok.engine.compile import FOLDER, blocks_of, compile_blocks, keep_compiled
+from aligntok.engine.compile import FOLDER, blocks_of, compile_blocks, compiled_folder, keep_compiled
 from aligntok.errors import ConfigError
 from aligntok.generators.lightning_dit import LightningDiT
 from aligntok.ops.attention import kernels_taken
@@ -74,6 +74,14 @@ def test_compiled_code_is_kept_in_the_users_cache_by_version(cache):
     assert folder == cache / "aligntok" / "compiled" / f"torch-{torch.__version__}"
     assert folder.is_dir()
     assert os.environ[FOLDER] == str(folder)
+
+
+def test_what_torch_writes_into_the_environment_names_nothing(cache):
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    assert cache_dir() == os.environ[FOLDER]
+    assert compiled_folder() == cache / "aligntok" / "compiled" / f"torch-{torch.__version__}"
+    assert keep_compiled() == compiled_folder()
 
 
 def test_a_folder_that_is_named_is_taken_or_refused(cache, monkeypatch):
