@@ -117,10 +117,10 @@ def step():
     first = torch.zeros(4_000_000)
     return [first + i for i in range(8)]
 
-for _ in range(4):
+for _ in range(10):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(40):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -132,8 +132,9 @@ def test_memory_that_a_step_frees_is_there_for_the_next_one():
         env = {**os.environ, **said}
         return int(subprocess.check_output([sys.executable, "-c", FAULTS, how], text=True, env=env))
 
-    assert faults("keep") < 1000 < 10_000 < faults("leave")
-    assert faults("keep", MALLOC_TRIM_THRESHOLD_="131072") > 10_000  # who has said otherwise is heeded
+    kept, left = faults("keep"), faults("leave")
+    assert kept < left / 4, (kept, left)
+    assert faults("keep", MALLOC_TRIM_THRESHOLD_="131072") > 4 * kept  # who has said otherwise is heeded
 
 
 def test_what_can_be_computed_on_is_told_in_words(monkeypatch):
