@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligntok.diffusion.times import sample_times, shift_times, time_grid
+from aligntok.diffusion.times import SAMPLINGS, sample_times, shift_times, time_grid
 from aligntok.errors import ConfigError
 
 shifts = st.floats(0.05, 20)
@@ -141,3 +141,11 @@ def test_the_ends_of_the_random_numbers_are_times(sampling):
 def test_samplings_that_cannot_be_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         sample_times(torch.rand(3), **options)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_times_are_float32_of_whatever_numbers(sampling):
+    numbers = torch.tensor([0.25, 0.5], dtype=torch.float64)
+    found = sample_times(numbers, sampling)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, sample_times(numbers.float(), sampling))
