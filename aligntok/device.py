@@ -55,7 +55,7 @@ def devices() -> dict[str, str]:
     for number in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(number)
         with torch.cuda.device(number):
-            bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+            bf16 = "bf16" if precision_on(torch.device("cuda", number)) == "bf16" else "no bf16"
         found[f"cuda:{number}"] = f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, {gpu.major}.{gpu.minor}, {bf16}"
     return found
 

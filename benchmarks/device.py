@@ -2,7 +2,6 @@
 
     python benchmarks/device.py                                # all parts, at most 10 minutes, as they come
     python benchmarks/device.py --only compiled deterministic  # some of them
-    python benchmarks/device.py --reference ../LightningDiT    # the published model's step beside ours
 
 Each part runs in a process of its own, with a limit of its own, and prints its lines when it is done; one that fails or
 takes too long says so, and the next begins. Weights and images are random, and lie in memory. `--small` takes models of
@@ -43,13 +42,12 @@ Lines = Iterator[str]
 
 
 class Setting(NamedTuple):
-    """What all parts are told: where configs and the published code are, how large everything is, and how long."""
+    """What all parts are told: how large everything is, how long, and where configs and what is written are."""
 
     small: bool
     seconds: float  # of steps that are timed
     configs: Path
     folder: Path
-    reference: Path | None
 
     @property
     def precision(self) -> str:
@@ -134,7 +132,7 @@ def memory(it: Setting) -> Lines:
 def compiled(it: Setting) -> Lines:
     """Stage 2, compiled, in two processes one after the other; goal 60 s to the first step, then 20 s."""
     for start in ("first", "second"):
-        words = [sys.executable, __file__, "--part", "compiled_start", *sys.argv[sys.argv.index("--part") + 2 :]]
+        words = words_of("compiled_start", it.small, it.seconds, it.configs)
         cache = {"TORCHINDUCTOR_CACHE_DIR": str(it.folder / "compiled"), "TRITON_CACHE_DIR": str(it.folder / "triton")}
         said = subprocess.check_output(words, text=True, env={**os.environ, **cache})
         yield f"{start} start:            {said.splitlines()[-1].strip()}"
@@ -150,10 +148,6 @@ def generator(it: Setting) -> Lines:
     for how, own in (("eager", {}), ("compiled", {"compile": True})):
         yield f"{how:24s} {told(take_steps(it, GENERATOR, 'generation', 128, **own))}"
         clean_up()
-    if it.reference is not None:
-        words = [sys.executable, Path(__file__).with_name("generator_step.py"), "--reference", it.reference]
-        words += ["--size", "S" if it.small else "XL", "--rounds", "2", "--steps", "1"]
-        yield from subprocess.check_output(list(map(str, words)), text=True).splitlines()
 
 
 def sampling(it: Setting) -> Lines:
@@ -229,6 +223,12 @@ def attention(it: Setting) -> Lines:
     yield from subprocess.check_output(words, text=True).splitlines()
 
 
+def words_of(part: str, small: bool, seconds: float, configs: Path) -> list[str]:
+    """Return the command of a process that runs one part."""
+    words = [sys.executable, "-W", "ignore", __file__, "--part", part, "--seconds", str(seconds)]
+    return [*words, "--configs", str(configs), *(["--small"] if small else [])]
+
+
 def clean_up() -> None:
     """Let go of what a measurement held."""
     gc.collect()
@@ -257,14 +257,13 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--seconds", type=float, default=5.0, help="of steps that are timed, each time")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="default: those beside this file's folder")
-    parser.add_argument("--reference", type=Path, help="a clone of the published LightningDiT")
     parser.add_argument("--limit", type=float, default=1.0, help="times the seconds that a part may take")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part:
         part = compiled_start if given.part == "compiled_start" else PARTS[given.part][0]
         with tempfile.TemporaryDirectory() as folder:
-            it = Setting(given.small, given.seconds, given.configs, Path(folder), given.reference)
+            it = Setting(given.small, given.seconds, given.configs, Path(folder))
             for line in part(it):
                 print(f"  {line}", flush=True)
         return
@@ -273,8 +272,7 @@ def main() -> None:
     for name in given.only:
         print(f"\n{name}: {PARTS[name][0].__doc__}", flush=True)
         began = time.perf_counter()
-        options = [word for word in sys.argv[1:] if word not in ("--only", *given.only)]
-        words = [sys.executable, "-W", "ignore", __file__, "--part", name, *options]
+        words = words_of(name, given.small, given.seconds, given.configs)
         try:
             subprocess.run(words, check=True, timeout=given.limit * PARTS[name][1])
         except subprocess.TimeoutExpired as error:
