@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ class Generator(nn.Module):
     draws which, so that it does not depend on processes. With 0 there is no null class. Raises ConfigError when a
     number is below 1, or the probability outside [0, 1).
     """
+
+    #: What y is: "classes", labels (N,); or "prompts", encoded text by name, see :mod:`aligntok.condition`.
+    conditioned_on: ClassVar[str] = "classes"
 
     def __init__(self, *, in_channels: int, num_classes: int, class_dropout_prob: float = 0.0) -> None:
         super().__init__()

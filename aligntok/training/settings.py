@@ -126,6 +126,8 @@ class GeneratorLogSettings(LogSettings):
     """More steps at which a grid is drawn."""
     pictures: Pictures = 16
     """Samples in a grid, of seeds 0, 1, ...; 0 for none."""
+    prompts: list[str] = field(default_factory=list)
+    """Prompts that are drawn, of a generator that takes them; []: captions of training images, evenly spaced."""
 
 
 @settings
@@ -156,6 +158,8 @@ class GeneratorValidationSettings:
     """Samples at once in each process."""
     labels: Literal["random", "balanced"] = "random"
     """Random: a sample's seed gives its label."""
+    prompts: str | None = None
+    """A file of prompts to draw, as `aligntok sample --prompts`; None: captions of training images, evenly spaced."""
     metrics: list[Any] = field(default_factory=list)
     """Metrics of the samples, such as dict(type='generation', reference='...')."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -239,6 +239,10 @@ class Stage(ABC):
         """Read the weights that it begins from; None: as its model is built."""
         return None
 
+    def collate(self, data: StageData) -> Any:
+        """Return what puts a batch together in the loader's processes; None: torch's own way."""
+        return getattr(data.train, "collate", None)
+
     @abstractmethod
     def validation(self, data: StageData) -> dict[str, Any]:
         """Return mmengine's keywords of its validation; none without one."""

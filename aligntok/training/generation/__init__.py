@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,23 @@ from typing_extensions import Self
 from aligntok.caching.cache import LatentCache
 from aligntok.caching.encoder import LatentEncoder, check_posterior, latent_statistics
 from aligntok.caching.settings import CacheContent, CacheSettings, Posterior
+from aligntok.condition import split_text
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
-from aligntok.data.loader import labels_of, number_of_classes
-from aligntok.data.sampler import evenly_spaced
+from aligntok.data.loader import number_of_classes
 from aligntok.data.sources import open_source
 from aligntok.distributed import world
 from aligntok.engine.hooks import PictureHook, TimeBinsHook, draw_samples
-from aligntok.errors import ConfigError, DataError
-from aligntok.generators import check_label_range
-from aligntok.io.places import with_places
-from aligntok.latent_diffusion import LatentDiffusion, check_null_class, described_fields
+from aligntok.errors import ConfigError
+from aligntok.io.places import with_places, without_places
+from aligntok.latent_diffusion import LatentDiffusion, described_fields
 from aligntok.loading import GENERATION, UNKNOWN, load_latent_diffusion, load_tokenizer, read_stage_file, saved_size
 from aligntok.registry import DATASETS, GENERATORS, import_components
 from aligntok.rng import seed_torch
 from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import dotted_models
+from aligntok.training.generation import validation as held_to
 from aligntok.training.generation.model import GenerationModel
-from aligntok.training.generation.validation import (
-    check_sampling,
-    check_size,
-    check_validation,
-    check_variants,
-    validation_options,
-)
 from aligntok.training.plan import plan_stage
 from aligntok.training.settings import GeneratorSettings, RunSettings
 from aligntok.training.stages import RandomItems, Stage, StageData, merge
@@ -188,9 +180,7 @@ class GeneratorStage(Stage):
         names, sampling = tuple(getattr(train, "class_names", ())), asdict(self.settings.sampling)
         seed_torch("weights", self.seed)  # the generator's first weights
         diffusion = LatentDiffusion(self.settings.generator, tokenizer, statistics, shape, names, sampling)
-        labels = labels_of(train)
-        if len(labels) and diffusion.conditional:
-            check_label_range(labels, diffusion.generator, DataError)
+        diffusion.condition.check_data(train)
         return StageData(train, made_with=diffusion)
 
     def open_tokenizer(self) -> Tokenizer:
@@ -244,18 +234,18 @@ class GeneratorStage(Stage):
     def check(self, model: GenerationModel) -> None:
         """Raise ConfigError for sampling that cannot work with the generator."""
         sampling, generator = self.settings.sampling, model.generator
-        check_null_class(sampling.cfg_scale, generator, f"{self.where}, sampling")
-        check_sampling(self.settings, generator.in_channels, self.where)
+        model.diffusion.condition.check_guidance(sampling.cfg_scale, f"{self.where}, sampling")
+        held_to.check_sampling(self.settings, generator.in_channels, self.where)
         classes = self.settings.generator.get("num_classes", 1)  # of the data, once they are known
-        check_variants(self.settings.validation, sampling, self.where, classes)
+        held_to.check_variants(self.settings.validation, sampling, self.where, classes)
         source = self.settings.tokenizer
         if source is not None and not self.description.is_file():  # a run that has begun has its own copy
-            check_size(self.settings, generator.in_channels, saved_size(source), "the tokenizer", self.name)
+            held_to.check_size(self.settings, generator.in_channels, saved_size(source), "the tokenizer", self.name)
 
     def check_beforehand(self, stages: list[Stage]) -> None:
         """Check settings, validation, images, and whether it fits the tokenizer of the stages. Raises our errors."""
         plan_stage(self, world()[1])
-        check_validation(self.settings.validation, self.settings.sampling, self.where)
+        held_to.check_validation(self.settings.validation, self.settings.sampling, self.where)
         self.check_follows(stages)
         cache = self.settings.latent_cache
         if self.stages_tokenizer is not None and cache is not None and self.data_root is not None:
@@ -268,20 +258,21 @@ class GeneratorStage(Stage):
         tokenizer, generator = stages[-1].build_model().tokenizer, self.build_model().generator
         check_posterior(self.posterior, tokenizer)
         size = tokenizer.latent_dim, tokenizer.downsample_factor
-        check_size(self.settings, generator.in_channels, size, "the stages' tokenizer", self.name)
+        held_to.check_size(self.settings, generator.in_channels, size, "the stages' tokenizer", self.name)
 
     def validation(self, data: StageData) -> dict[str, Any]:
         """Return how samples are drawn and measured on the way."""
-        return validation_options(self.settings.validation, data.made_with)
+        return held_to.validation_options(self.settings.validation, data)
 
     def hooks(self, data: StageData) -> list[Any]:
         """Return those that log the loss by time and, if pictures are wanted, draw samples."""
         log, ema = self.settings.log, self.settings.ema
         hooks: list[Any] = [TimeBinsHook(log.every)]
         if log.pictures:
-            classes, inference = data.made_with.generator.num_classes, ema.inference if ema else None
-            every = range(classes) if log.pictures >= classes else evenly_spaced(classes, log.pictures)
-            draw = partial(draw_samples, labels=[*islice(cycle(every), log.pictures)])
+            condition, inference = data.made_with.condition, ema.inference if ema else None
+            words = list(log.prompts) or condition.examples(log.pictures, data.train)
+            seeds = [condition.seed(0, place, 0) for place in range(len(words))]
+            draw = partial(draw_samples, words=words, seeds=seeds, captions=condition.captions(words))
             hooks.append(PictureHook("samples", draw, log.pictures_every, inference, log.pictures_at))
         return hooks
 
@@ -293,7 +284,7 @@ class GeneratorStage(Stage):
             "tokenizer_identity": diffusion.tokenizer.identity,
             "statistics": asdict(diffusion.statistics),
             "latent_shape": list(diffusion.latent_shape),
-            "class_names": list(diffusion.class_names),
+            **without_places(diffusion.condition.describe(), self.folder),
         }
 
     def export(self) -> Path:
@@ -304,6 +295,10 @@ class GeneratorStage(Stage):
         if pictures := sorted((self.folder / "pictures").glob("*.png")):
             print(f"Samples: {pictures[-1]}")
         return folder
+
+    def collate(self, data: StageData) -> Any:
+        """Return what puts a batch together, and prepares its captions where prompts are trained on."""
+        return data.made_with.condition.collate(super().collate(data))
 
     def without_pretrained(self) -> Self:
         """Return it without validation: a generator begins with random weights."""
@@ -318,8 +313,8 @@ class GeneratorStage(Stage):
         return StageData(train, made_with=self._beside_nothing(train[0]["latents"].shape))
 
     def an_item(self) -> dict[str, Any]:
-        """Return a random latent of the size that the config is made for, and a label."""
-        return {"latents": self.latent_input()[0][0], "label": 0}
+        """Return a random latent of the size that the config is made for, and what it is conditioned on."""
+        return {"latents": self.latent_input()[0][0], **self.build_model().diffusion.condition.item()}
 
     def _beside_nothing(self, shape: Sequence[int]) -> LatentDiffusion:
         """Return the generator with statistics of normalised latents (C, h, w), and nothing in place of a tokenizer."""
@@ -327,22 +322,29 @@ class GeneratorStage(Stage):
         tokenizer: Any = nn.Module()
         tokenizer.latent_dim, tokenizer.variational = channels, True  # whichever posterior is asked for
         normal = LatentStatistics((0.0,) * channels, (1.0,) * channels)
-        return LatentDiffusion(dict(self.settings.generator), tokenizer, normal, (channels, height, width))
+        diffusion = LatentDiffusion(dict(self.settings.generator), tokenizer, normal, (channels, height, width))
+        diffusion.condition.without_encoders()
+        return diffusion
 
     def rehearse(self, model: GenerationModel) -> None:
         """Take one latent of the size that the config is made for through the generator."""
-        model.generator.eval()(*(each.to("meta") for each in self.latent_input()))
+        model.generator.eval()(*self.meta_inputs(model))
 
-    def latent_input(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x (1, C, h, w), t (1,) and y (1,) for the generator, at the latent size that it is made for."""
+    def meta_inputs(self, model: GenerationModel) -> list[Any]:
+        """Return what a model's generator takes, one row, at the latent size that the config is made for."""
+        meta = torch.device("meta")
+        return [*(each.to(meta) for each in self.latent_input()), model.diffusion.condition.blank(1, meta)]
+
+    def latent_input(self) -> tuple[Tensor, Tensor]:
+        """Return x (1, C, h, w) and t (1,) for the generator, at the latent size that it is made for."""
         generator, takes = self.settings.generator, _keywords(self.settings.generator)
         names = [name for name in ("input_size", "in_channels") if name in takes]
         sizes = {name: generator.get(name, takes[name].default) for name in names}
         side = sizes.get("input_size", 16)
         height, width = (side, side) if isinstance(side, int) else side
-        return torch.randn(1, sizes["in_channels"], height, width), torch.rand(1), torch.zeros(1, dtype=torch.int64)
+        return torch.randn(1, sizes["in_channels"], height, width), torch.rand(1)
 
 
 def _keywords(generator: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
-    GENERATORS.check(generator, GENERATION)
+    GENERATORS.check(split_text(generator)[0], GENERATION)
     return inspect.signature(GENERATORS.get(generator["type"])).parameters
