@@ -110,7 +110,7 @@ SETTINGS = {
     "caching.settings:CacheRequest": dict(
         image_size=256, hflip=True, dtype="fp32", precision="fp32", shard_size=4096, posterior="mean", seed=0
     ),
-    "sampling.settings:SampleRequest": dict(num_samples=64, seed=0, labels=None, precision=None, sampling={}),
+    "sampling.settings:SampleRequest": dict(num_samples=None, seed=0, labels=None, precision=None, sampling={}),
     "evaluation.settings:LatentAnalysis": dict(num_images=10_000, topk=10, tsne_points=5000, seeds=(0, 1, 2)),
     "evaluation.settings:ReconstructionSettings": dict(
         image_size=256, extractor="inception_v3", perceptual=("lpips",), precision="fp32"
@@ -161,7 +161,7 @@ SETTINGS = {
     "latent_diffusion:LatentDiffusion": dict(class_names=(), sampling=None, trusted=True),
     "tokenizer:Tokenizer.latents_from": dict(sample=False, noise=None),
     "tokenizer:Tokenizer.encode": dict(sample=False, noise=None),
-    "sampling.pipeline:LabelRule": dict(listed=()),
+    "sampling.words:LabelRule": dict(listed=()),
     "caching.encoder:LatentEncoder.__call__": dict(indices=()),
     "caching.encoder:latent_statistics": dict(posterior="mean", seed=0),
     "rng:rng": dict(device="cpu"),

@@ -16,6 +16,7 @@ FIRST_NUMPY = {
     "posterior": (7, 11, 13),
     "dropout": (3, 7, 11),
     "label": 7,
+    "prompt": (4, 7, 11, 13),
 }
 FIRST_TORCH = {
     "noise": 7,

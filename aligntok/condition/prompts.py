@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from aligntok.condition.base import Condition, Given
 from aligntok.data.sampler import evenly_spaced
+from aligntok.distributed.job import batched
 from aligntok.errors import ConfigError, DataError, WeightsError, unknown
 from aligntok.registry import TEXT_ENCODERS, default_of
 from aligntok.rng import rng
@@ -149,8 +150,8 @@ class PromptCondition(Condition):
         """Return prompts encoded, padded to the longest. The last ones are kept, and not encoded again."""
         self._check_words(words)
         new = [word for word in dict.fromkeys(words) if word not in self._known]
-        for first in range(0, len(new), _AT_ONCE):
-            self._keep(new[first : first + _AT_ONCE], device)
+        for few in batched(new, _AT_ONCE):
+            self._keep(few, device)
         rows = [self._known[word] for word in words]
         while sum(map(_bytes, self._known.values())) > _KEPT_BYTES and len(self._known) > 1:
             self._known.popitem(last=False)

@@ -143,13 +143,13 @@ def word_rule(
     """Return the rule of a set of samples. Raises ConfigError for what a generator does not take, or lacks."""
     condition = model.condition
     if not isinstance(condition, ClassCondition):
-        if labels not in (None, "random") or classes:
+        if labels or classes:
             raise ConfigError("labels or classes were given, but this generator takes prompts: give those instead")
         return PromptRule(condition, prompts, seed)
     if prompts:
         raise ConfigError("prompts were given, but this generator was trained on classes: leave them out")
     if not condition.conditional:
-        if classes or labels not in (None, "random"):
+        if labels or classes:
             raise ConfigError("labels or classes were given, but this generator is unconditional: leave them out")
         return LabelRule("none", 1, first_seed=seed)
     listed = tuple(condition.class_index(name) for name in classes)

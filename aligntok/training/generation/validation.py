@@ -92,7 +92,8 @@ def validation_options(settings: GeneratorValidationSettings, data: StageData) -
         return {}
     diffusion = data.made_with
     variants, metrics = _variants_and_metrics(settings, diffusion.sampling)
-    rule = word_rule(diffusion, settings.labels, prompts=_prompts(settings, data))
+    labels = None if settings.labels == "random" else settings.labels
+    rule = word_rule(diffusion, labels, prompts=_prompts(settings, data))
     numbers = [[*batch] for batch in batched(range(settings.num_samples), settings.batch_size)]
     rank, processes = world()
     # Whole rounds of each variant: processes that share out the generator ask it as often, all for one variant.
