@@ -32,6 +32,7 @@ def aligntok_register(registries: Registries) -> None:
     registries.discriminators.add("patchgan", "aligntok.discriminators.PatchGAN")
 
     registries.generators.add("lightning_dit", "aligntok.generators.lightning_dit.LightningDiT")
+    registries.generators.add("flux_dit", "aligntok.generators.flux_dit.FluxDiT")
 
     registries.extractors.add("inception_v3", "aligntok.extractors.inception.InceptionV3")
     registries.extractors.add("timm", "aligntok.extractors.libraries.TimmExtractor")

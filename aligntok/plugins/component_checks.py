@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,7 @@ class ComponentCheck:
         if not kept:  # not an assert statement, which python -O would take out
             raise AssertionError(f"{self.who}: {broken}")
 
-    def module(self, module: nn.Module, *inputs: Tensor, reached: Sequence[int] = (0,)) -> None:
+    def module(self, module: nn.Module, *inputs: Any, reached: Sequence[int] = (0,)) -> None:
         self.deterministic(module, inputs)
         self.round_trip(module, inputs)
         self.freeze(self.build(), inputs)
@@ -51,13 +51,13 @@ class ComponentCheck:
             f"{of}it must return one finite number, a tensor without dimensions; it returns {value!r}",
         )
 
-    def deterministic(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def deterministic(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         module.eval()
         with torch.no_grad():
             same = torch.equal(module(*inputs), module(*inputs))
         self.promise(same, "two evaluations of the same input differ; in eval mode nothing may be drawn at random")
 
-    def round_trip(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def round_trip(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         wake(module)
         with seeded(1):
             other = self.build()
@@ -72,7 +72,7 @@ class ComponentCheck:
             same = torch.equal(module(*inputs), other(*inputs))
         self.promise(same, "a second instance with the same state dict gives another output; something is not saved")
 
-    def freeze(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def freeze(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         module.requires_grad_(False).eval()
         before = {key: value.clone() for key, value in tensors(module).items()}
         output = module(*inputs)
@@ -81,10 +81,10 @@ class ComponentCheck:
         changed = [key for key, value in before.items() if not torch.equal(value, after[key])]
         self.promise(not changed, f"frozen and in eval mode, a forward pass still changes {some_of(changed)}")
 
-    def gradients(self, module: nn.Module, inputs: tuple[Tensor, ...], reached: Sequence[int]) -> None:
+    def gradients(self, module: nn.Module, inputs: tuple[Any, ...], reached: Sequence[int]) -> None:
         wake(module)
         module.train()
-        leaves = tuple(x.clone().requires_grad_(i in reached) for i, x in enumerate(inputs))
+        leaves = tuple(x.clone().requires_grad_() if i in reached else x for i, x in enumerate(inputs))
         output = module(*leaves)
         self.promise(output.requires_grad, "no gradient reaches any input or parameter; something detaches them")
         pull(output)
@@ -117,7 +117,7 @@ class ComponentCheck:
         self.promise(own, "last_layer must be one of its parameters")
         self.checkpointing(module, given)
 
-    def checkpointing(self, module: Any, *given: Tensor) -> None:
+    def checkpointing(self, module: Any, *given: Any) -> None:
         """Check that recomputing activations leaves the gradients as they are."""
         wake(module)
         module.train().requires_grad_(True)
@@ -128,11 +128,11 @@ class ComponentCheck:
         other = [key for key, value in plain.items() if not alike(value, recomputed[key])]
         self.promise(not other, f"with gradient checkpointing the gradient of {some_of(other)} is another one")
 
-    def independent(self, module: nn.Module, broken: str, *inputs: Tensor) -> None:
+    def independent(self, module: nn.Module, broken: str, *inputs: Any) -> None:
         """Check that the first row of the output is that of the first row of the inputs alone."""
         module.train()
         with torch.no_grad():
-            together, alone = module(*inputs)[:1], module(*(each[:1] for each in inputs))
+            together, alone = module(*inputs)[:1], module(*map(first_row, inputs))
         self.promise(alike(together, alone, tolerance=1e-3), broken)
 
     def features(self, found: Any, count: int) -> None:
@@ -186,6 +186,19 @@ def random_tensor(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
+def random_prompts(generator: Any, tokens: int = 5) -> dict[str, Tensor]:
+    """Return what a prompted generator takes beside latents and times; the second prompt has padding."""
+    mask = torch.ones(BATCH, tokens, dtype=torch.bool)
+    mask[1, 2:] = False
+    found = {"text": random_tensor(BATCH, tokens, generator.context_in_dim), "mask": mask}
+    pooled = {"pooled": random_tensor(BATCH, generator.vec_in_dim)} if generator.vec_in_dim else {}
+    return {**found, **pooled, **({"guidance": torch.full((BATCH,), 3.5)} if generator.guidance_embed else {})}
+
+
+def first_row(given: Any) -> Any:
+    return {name: each[:1] for name, each in given.items()} if isinstance(given, Mapping) else given[:1]
+
+
 def random_images(size: tuple[int, int], seed: int = 0) -> Tensor:
     return random_tensor(BATCH, 3, *size, seed=seed).mul(0.5).clamp(-1, 1)
 
@@ -215,7 +228,7 @@ def pull(output: Tensor) -> None:
     (output * random_tensor(*output.shape)).sum().backward()
 
 
-def gradients(module: nn.Module, *given: Tensor) -> dict[str, Tensor]:
+def gradients(module: nn.Module, *given: Any) -> dict[str, Tensor]:
     module.zero_grad(set_to_none=True)
     with seeded(3):
         pull(module(given[0].clone().requires_grad_(), *given[1:]))

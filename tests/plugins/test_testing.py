@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from aligntok.extractors import Extractor, Features
+from aligntok.generators.flux_dit import FluxDiT
 from aligntok.generators.lightning_dit import LightningDiT
 from aligntok.plugins import testing
 from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, EXTRACTORS, LOSSES, Registry
@@ -267,9 +268,24 @@ def test_the_other_kinds_are_held_to_their_shapes(monkeypatch, registry, check, 
 
 def test_the_built_in_generator_passes():
     testing.check_generator("lightning_dit", hidden_size=32, depth=2, num_heads=2, input_size=4)
+    testing.check_generator("flux_dit", **TINY_FLUX)
+    testing.check_generator("flux_dit", **TINY_FLUX, patch_size=2, text_padding="attend", guidance_embed=True)
     testing.check_generator(
         "lightning_dit", hidden_size=32, depth=1, num_heads=2, num_classes=1, class_dropout_prob=0.0, use_qknorm=True
     )
+
+
+TINY_FLUX = dict(hidden_size=32, num_heads=2, depth=1, depth_single_blocks=1, context_in_dim=12, vec_in_dim=6)
+
+
+def test_a_generator_that_looks_at_padding_is_caught(monkeypatch):
+    class Attending(FluxDiT):
+        def forward(self, x, t, y):
+            return super().forward(x, t, {**y, "mask": None})
+
+    monkeypatch.setattr(testing, "GENERATORS", Only(Attending))
+    with pytest.raises(AssertionError, match="its velocity must not depend on padding, but does"):
+        testing.check_generator("attending", **TINY_FLUX)
 
 
 class Only:
@@ -279,6 +295,9 @@ class Only:
 
     def __init__(self, component):
         self.component = component
+
+    def get(self, name):
+        return self.component
 
     def build(self, config):
         return self.component(**{key: value for key, value in config.items() if key != "type"})
