@@ -15,6 +15,7 @@ FIRST_NUMPY = {
     "buckets": (2, 7, 11),
     "posterior": (7, 11, 13),
     "dropout": (3, 7, 11),
+    "caption": (4, 7, 11),
     "label": 7,
 }
 FIRST_TORCH = {
