@@ -94,6 +94,7 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
         "check.py:check_folder",  # one process
         "data/images.py:assign_buckets",  # nothing is exchanged
         "data/latent_shards.py:damaged",  # likewise
+        "data/sources/captions.py:_read_beside",  # likewise
         "data/sources/webdataset.py:__init__",  # of shards; likewise
         "evaluation/linear_probe.py:go_through",
         "sampling/folder.py:write_npz",

@@ -114,7 +114,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
     """Images at `root`: a folder (class folders or flat, any depth), a .zip of the same, WebDataset shards, parquet
     files, or a Hugging Face data set, ``hf://owner/name`` among them; see :func:`aligntok.data.sources.open_source`.
 
-    An item is ``dict(images=float32 (3, H, W) in [-1, 1], label=class index or -1, index=place in the data set)``.
+    An item is ``dict(images=float32 (3, H, W) in [-1, 1], label=class index or -1, index=place in the data set)``. With
+    a `caption`, which says where captions are ("auto": at the one place that there is; None: none are looked for; see
+    :func:`aligntok.data.sources.open_source`), it has ``caption``, a text: of several, the one that `seed` and the
+    sample number draw when `train`, else the first; for a plain integer the first.
     The image is resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped: at random
     and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. With `short_side` the image's short
     side is resized to that instead, so that crops are parts of a larger picture. `split` chooses a subfolder, or the
@@ -151,6 +154,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         label: str | None = None,
         fraction: float | None = None,
         held_out: bool = False,
+        caption: str | None = None,
     ) -> None:
         self.shapes = AspectBuckets(image_size)
         self.short_side = short_side
@@ -162,7 +166,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.train = train
         self.hflip = hflip
         self.seed = seed
-        self.source = open_source(root, split, label, fraction, held_out)
+        self.source = open_source(root, split, label, fraction, held_out, caption)
         self.class_names = self.source.class_names
         self.max_unreadable = math.ceil(len(self) / 100) if max_unreadable is None else max_unreadable
         at_least(0, max_unreadable=max_unreadable, seed=seed)
@@ -215,7 +219,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         image = cover_and_crop(image, cover, size, own)
         if own is not None and self.hflip:
             image = random_hflip(image, own)
-        return {"images": to_tensor(image), "label": int(self.source.labels[shown]), "index": shown}
+        item = {"images": to_tensor(image), "label": int(self.source.labels[shown]), "index": shown}
+        if self.source.captions is not None:
+            item["caption"] = self.source.captions.pick(shown, self.seed, sample_number if self.train else None)
+        return item
 
     def assign_buckets(self, indices: Sequence[int] | None = None, progress: bool = True) -> BucketIndices:
         """Return the bucket of each image of `indices`, as :func:`assign_buckets` does."""
