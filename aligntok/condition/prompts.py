@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from aligntok.condition.base import Condition, Given
+from aligntok.data.loader import captions_of
 from aligntok.data.sampler import evenly_spaced
 from aligntok.distributed.job import batched
 from aligntok.errors import ConfigError, DataError, WeightsError, unknown
 from aligntok.registry import TEXT_ENCODERS, default_of
 from aligntok.rng import rng
-from aligntok.settings import Share, read, settings
+from aligntok.settings import AboveZero, Share, read, settings
 
 #: The generator's keyword for the width of what each text encoder gives.
 ROLES = {"tokens": "context_in_dim", "pooled": "vec_in_dim"}
@@ -36,6 +37,8 @@ class TextSettings:
     """The one whose vector of the whole prompt joins the time; None: none."""
     dropout: Share = 0.1
     """How often training puts the empty prompt in a caption's place, for both encoders at once."""
+    guidance: AboveZero | None = None
+    """What weights that were distilled with guidance are told of it, with guidance_embed=True, such as 3.5."""
 
 
 class PromptCondition(Condition):
@@ -128,9 +131,9 @@ class PromptCondition(Condition):
 
     def of(self, batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
         """Return the encoded captions of a batch: from a cache, from tokens, or from words."""
-        if (ready := batch.get("encoded")) is not None:
-            return {name: tensor.to(device, non_blocking=True) for name, tensor in ready.items()}
-        return self._encode(batch["tokens"] if "tokens" in batch else self._tokens(batch["caption"]), device)
+        if (ready := batch.get("encoded")) is None:
+            return self._encode(batch["tokens"] if "tokens" in batch else self._tokens(batch["caption"]), device)
+        return self._with_guidance({name: tensor.to(device, non_blocking=True) for name, tensor in ready.items()})
 
     def null(self, number: int, device: torch.device) -> dict[str, Tensor]:
         """Return the empty prompt, so many rows."""
@@ -170,9 +173,9 @@ class PromptCondition(Condition):
                 for encoder in self.encoders.values():
                     encoder.to("cpu")
         for row, text in enumerate(texts):
-            length = encoded["mask"].shape[1] if self._full else int(encoded["mask"][row].sum())
             whole = {name: tensor[row].to("cpu", copy=True) for name, tensor in encoded.items()}
-            self._known[text] = whole | {name: whole[name][:length].clone() for name in ("text", "mask")}
+            there = torch.ones_like(whole["mask"]) if self._full else whole["mask"]
+            self._known[text] = whole | {name: whole[name][there] for name in ("text", "mask")}
 
     def seed(self, seed: int, place: int, image: int) -> int:
         """Return the seed of an image of the prompt at a place: another one for each, whatever comes beside it."""
@@ -186,8 +189,7 @@ class PromptCondition(Condition):
             raise ConfigError(f"this generator takes prompts, was given {wrong[0]!r}; give text")
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        encoders = self.encoders
-        return {name: encoders[name].tokenize(texts, full=self._full) for name in encoders}
+        return tokens_of({name: encoder.tokenize for name, encoder in self.encoders.items()}, texts, self._full)
 
     @torch.no_grad()
     def _encode(self, tokens: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
@@ -196,19 +198,18 @@ class PromptCondition(Condition):
             same = next((other for other in found if self.encoders[other] is encoder), None)
             own = {key: tensor.to(device, non_blocking=True) for key, tensor in tokens[name].items()}
             found[name] = encoder.to(device)(**own) if same is None else found[same]
-        states = found["tokens"]
-        given = {"text": states["text"], "mask": states["mask"]}
-        return {**given, "pooled": found["pooled"]["pooled"]} if "pooled" in found else given
+        given = {"text": found["tokens"]["text"], "mask": found["tokens"]["mask"]}
+        pooled = {"pooled": found["pooled"]["pooled"]} if "pooled" in found else {}
+        return self._with_guidance({**given, **pooled})
+
+    def _with_guidance(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        rows = given["text"].new_full((len(given["text"]),), self.text.guidance or 0.0)
+        return given if self.text.guidance is None else {**given, "guidance": rows}
 
     def collate(self, collate: Callable[..., Any] | None) -> Callable[..., Any]:
         """Return what puts items together and turns their captions into tokens, or takes them from the cache."""
-        return PromptCollate(collate or default_collate, self)
-
-    def prepared(self, captions: Sequence[str]) -> dict[str, Any]:
-        """Return what of captions can be prepared in a loader's process."""
-        if self.cache is not None:
-            return {"encoded": self.cache.get(captions, self._full)}
-        return {"tokens": self._tokens(captions)}
+        tokenize = {} if self.cache is not None else {name: each.tokenize for name, each in self.encoders.items()}
+        return PromptCollate(collate or default_collate, tokenize, self._full, self.cache)
 
     def blank(self, number: int, device: torch.device) -> dict[str, Tensor]:
         """Return zeros for prompts that are as long as the text encoder takes them."""
@@ -235,7 +236,8 @@ class PromptCondition(Condition):
 
     def examples(self, number: int, data: Any) -> list[str]:
         """Return captions of the data, evenly spaced."""
-        return [str(data[place]["caption"]) for place in evenly_spaced(len(data), min(number, len(data)))]
+        places, captions = evenly_spaced(len(data), min(number, len(data))), captions_of(data)
+        return [data[i]["caption"] if captions is None else captions[i][0] for i in places]
 
     def captions(self, words: Sequence[Any]) -> list[str]:
         """Return the prompts."""
@@ -243,7 +245,7 @@ class PromptCondition(Condition):
 
     def check_data(self, data: Any) -> None:
         """Raise DataError unless the data bring captions."""
-        if not getattr(data, "has_captions", False):
+        if captions_of(data) is None and "caption" not in data[0]:
             raise DataError(
                 "the generator takes prompts, but the data bring no captions; set data.train.caption, or give data "
                 "with some: captions.csv or captions.jsonl in a folder or zip, .txt beside images in shards, a column"
@@ -266,14 +268,31 @@ class PromptCondition(Condition):
 
 
 class PromptCollate:
-    """Puts items with captions together, and prepares these; it works in a loader's processes."""
+    """Puts items with captions together, and these into tokens, or their rows of a cache; in a loader's processes.
 
-    def __init__(self, collate: Callable[..., Any], condition: PromptCondition) -> None:
-        self.collate, self.condition = collate, condition
+    tokenize: of each text encoder, without its weights.
+    """
+
+    def __init__(
+        self, collate: Callable[..., Any], tokenize: Mapping[str, Callable[..., Any]], full: bool, cache: Any = None
+    ) -> None:
+        self.collate, self.tokenize, self.full, self.cache = collate, dict(tokenize), full, cache
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = dict(self.collate(items))
         captions = [item["caption"] for item in items if "caption" in item]
-        return {**self.collate(items), **(self.condition.prepared(captions) if captions else {})}
+        if captions and self.cache is not None:
+            batch["encoded"] = self.cache.get(captions, self.full)
+        elif captions:
+            batch["tokens"] = tokens_of(self.tokenize, captions, self.full)
+        return batch
+
+
+def tokens_of(
+    tokenize: Mapping[str, Callable[..., dict[str, Tensor]]], texts: Sequence[str], full: bool
+) -> dict[str, dict[str, Tensor]]:
+    """Return the tokens of texts for each encoder; all of its longest length for the one whose padding counts."""
+    return {name: each(texts, full=full and name == "tokens") for name, each in tokenize.items()}
 
 
 def _bytes(row: Mapping[str, Tensor]) -> int:

@@ -30,7 +30,9 @@ def weak(x, t, y):
 
 def draw(which, sampling, **options):
     labels, seeds = [LABELS[i] for i in which], [SEEDS[i] for i in which]
-    return draw_samples(model, torch.tensor(labels), seeds, SHAPE, sampling, torch.full((len(labels),), NULL), **options)
+    return draw_samples(
+        model, torch.tensor(labels), seeds, SHAPE, sampling, torch.full((len(labels),), NULL), **options
+    )
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))

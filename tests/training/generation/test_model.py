@@ -214,7 +214,9 @@ def test_samples_are_drawn_in_eval_mode(make):
 
 def test_validations_samples_are_the_pictures_of_their_seeds(make):
     model = make()
-    asked = dict(numbers=[5, 9], words=[2, 0], seeds=[5, 9], sampling=dataclasses.replace(model.diffusion.sampling, steps=3))
+    asked = dict(
+        numbers=[5, 9], words=[2, 0], seeds=[5, 9], sampling=dataclasses.replace(model.diffusion.sampling, steps=3)
+    )
     found = model.val_step({**asked, "variant": "raw"})
     assert [(each["index"], each["variant"]) for each in found] == [(5, "raw"), (9, "raw")]
     expected = model.diffusion.sample([2, 0], [5, 9], sampling=asked["sampling"])
