@@ -95,7 +95,7 @@ SETTINGS = {
         steps=30, sampler="euler", shift=1.0, cfg_scale=1.0, cfg_interval=None, cfg_channels=None, preserve_energy=False
     ),
     "engine.ema:EMASettings": dict(sigma_rel=[0.05, 0.10], decays=[], inference=0.05, snapshot_every=None),
-    "training.settings:GeneratorEMASettings": dict(sigma_rel=[], decays=[0.9999], inference=0.9999),
+    "training.generator_settings:GeneratorEMASettings": dict(sigma_rel=[], decays=[0.9999], inference=0.9999),
     "training.alignment.gradient_ratio:AdaptiveWeight": dict(max=1e4, eps=1e-8, images=None, reference=None),
     "training.alignment.objective:LossTerm": dict(weight=1.0, start_step=0, adaptive_weight=None),
     "weights.lora:LoRASettings": dict(rank=16, alpha=32, dropout=0.1),
@@ -112,7 +112,7 @@ SETTINGS = {
         optimizer={"type": "Adam", "lr": 1e-4, "betas": (0.5, 0.9)},
         discriminator_optimizer={"type": "Adam", "lr": 1e-4, "betas": (0.5, 0.9)},
     ),
-    "training.settings:GeneratorSettings": dict(
+    "training.generator_settings:GeneratorSettings": dict(
         global_batch_size=256,
         gradient_accumulation_steps=1,
         precision="fp32",
@@ -121,7 +121,7 @@ SETTINGS = {
         max_skipped_steps=20,
         optimizer={"type": "AdamW", "lr": 2e-4, "betas": (0.9, 0.95), "weight_decay": 0.0},
     ),
-    "training.settings:LatentDataSettings": dict(statistics_images=10_000, posterior="mean"),
+    "training.generator_settings:LatentDataSettings": dict(statistics_images=10_000, posterior="mean"),
     "training.settings:ValidationSettings": dict(perceptual={"type": "lpips"}, num_images=None),
     "training.settings:RunSettings": dict(seed=0, deterministic=False),
     "caching.settings:CacheRequest": dict(

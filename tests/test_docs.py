@@ -19,7 +19,8 @@ from aligntok.registry import ENCODERS, LOSSES, shelves
 from aligntok.settings import check_given, fields_of
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
-from aligntok.training.settings import GeneratorConfig, StagesConfig
+from aligntok.training.generator_settings import GeneratorConfig
+from aligntok.training.settings import StagesConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

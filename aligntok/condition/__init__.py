@@ -10,7 +10,16 @@ from aligntok.condition.classes import ClassCondition
 from aligntok.condition.prompts import PromptCondition, same_length
 from aligntok.errors import ConfigError
 
-__all__ = ["ClassCondition", "Condition", "Given", "PromptCondition", "condition_of", "same_length", "split_text"]
+__all__ = [
+    "ClassCondition",
+    "Condition",
+    "Given",
+    "PromptCondition",
+    "asked_of_data",
+    "condition_of",
+    "same_length",
+    "split_text",
+]
 
 
 def split_text(generator: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
@@ -18,6 +27,13 @@ def split_text(generator: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[st
     own = dict(generator)
     text = own.pop("text", None)
     return own, text
+
+
+def asked_of_data(generator: Any) -> dict[str, Any]:
+    """Return the keywords of a data set that brings what a class of generators is conditioned on."""
+    return {each.conditioned_on: each.asked_of_data for each in (ClassCondition, PromptCondition)}[
+        generator.conditioned_on
+    ]
 
 
 def condition_of(

@@ -27,6 +27,8 @@ class Condition(ABC):
     conditioned_on: ClassVar[str]
     dropout: float = 0.0
     class_names: tuple[str, ...] = ()
+    #: Keywords of a data set that brings what is conditioned on, if nobody says otherwise.
+    asked_of_data: ClassVar[dict[str, Any]] = {}
 
     @abstractmethod
     def of(self, batch: Mapping[str, Any], device: torch.device) -> Given:

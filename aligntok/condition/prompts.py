@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from aligntok.condition.base import Condition, Given
+from aligntok.data.captions import AUTO
 from aligntok.data.loader import captions_of
 from aligntok.data.sampler import evenly_spaced
 from aligntok.distributed.job import batched
@@ -50,6 +51,7 @@ class PromptCondition(Condition):
     """
 
     conditioned_on = "prompts"
+    asked_of_data = {"caption": AUTO}
 
     def __init__(
         self,

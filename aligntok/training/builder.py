@@ -94,6 +94,7 @@ def build_runner(
         },
         custom_hooks=[*hooks, *stage.hooks(data)],
         start=stage.read_start,
+        taken=stage.taken,
         **_runner_options(stage, launcher),
         **validation,
     )

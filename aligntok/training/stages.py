@@ -235,6 +235,11 @@ class Stage(ABC):
         """Check what it needs of the `stages` before it, and elsewhere, before any is trained. Raises our errors."""
         return
 
+    @property
+    def taken(self) -> tuple[Path, Collection[str]] | None:
+        """Whose averages and optimiser's state it begins with, and which of these; None: it begins them itself."""
+        return None
+
     def read_start(self) -> PartStates | None:
         """Read the weights that it begins from; None: as its model is built."""
         return None

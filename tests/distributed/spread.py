@@ -37,7 +37,8 @@ from aligntok.training.alignment import AlignmentStage
 from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.generation import GeneratorStage
 from aligntok.training.generation.model import GenerationModel
-from aligntok.training.settings import GeneratorSettings, StageSettings
+from aligntok.training.generator_settings import GeneratorSettings
+from aligntok.training.settings import StageSettings
 from aligntok.training.stages import MicroBatch
 
 STEPS, BATCH = 3, 8

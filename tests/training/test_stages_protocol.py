@@ -27,8 +27,8 @@ from aligntok.registry import HOOKS
 from aligntok.training import run as run_module
 from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
+from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.plan import plan_stage
-from aligntok.training.settings import GeneratorSettings
 from aligntok.training.stages import RandomItems, Stage, StageData
 
 PACKAGE = Path(__file__).parents[2] / "aligntok"

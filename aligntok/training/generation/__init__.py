@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,37 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from aligntok.caching.cache import LatentCache
-from aligntok.caching.encoder import LatentEncoder, check_posterior, latent_statistics
-from aligntok.caching.settings import CacheContent, CacheSettings, Posterior
-from aligntok.condition import split_text
-from aligntok.data.latent_shards import LatentStatistics, read_manifest
+from aligntok.caching.encoder import check_posterior
+from aligntok.caching.settings import Posterior
+from aligntok.condition import asked_of_data, split_text
+from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.loader import number_of_classes
 from aligntok.data.sources import open_source
 from aligntok.distributed import world
+from aligntok.engine.checkpoints import PartStates, read_parts
 from aligntok.engine.hooks import PictureHook, TimeBinsHook, draw_samples
 from aligntok.errors import ConfigError
-from aligntok.io.places import with_places, without_places
-from aligntok.latent_diffusion import LatentDiffusion, described_fields
-from aligntok.loading import GENERATION, UNKNOWN, load_latent_diffusion, load_tokenizer, read_stage_file, saved_size
+from aligntok.io.places import without_places
+from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.loading import (
+    GENERATION,
+    UNKNOWN,
+    generation_folder,
+    load_latent_diffusion,
+    load_tokenizer,
+    read_stage_file,
+    saved_size,
+)
 from aligntok.registry import DATASETS, GENERATORS, import_components
-from aligntok.rng import seed_torch
 from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import dotted_models
+from aligntok.training.generation import data as trained_on
 from aligntok.training.generation import validation as held_to
 from aligntok.training.generation.model import GenerationModel
+from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.plan import plan_stage
-from aligntok.training.settings import GeneratorSettings, RunSettings
+from aligntok.training.settings import RunSettings
 from aligntok.training.stages import RandomItems, Stage, StageData, merge
 
 
@@ -53,7 +62,7 @@ def expand_generation(config: Mapping[str, Any]) -> GeneratorStage | None:
             f"without a root, not {train!r}; leave one of the two out"
         )
     root = config["data_root"] if settings.latent_cache is None else str(work_dir / "latents")
-    train = {**({} if root is None else {"root": root}), **train}
+    train = {**({} if root is None else {"root": root}), **_data_options(settings.generator, train), **train}
     settings = replace(settings, data=replace(settings.data, train=train))
     return GeneratorStage(
         index=before,
@@ -109,6 +118,22 @@ class GeneratorStage(Stage):
         return data["type"] == "latents" and "root" in data and self.settings.latent_cache is None
 
     @property
+    def start_folder(self) -> Path | None:
+        """The folder of the training that it goes on from, if any. Raises WeightsError where there is none."""
+        start = self.settings.init_from
+        return None if start is None else generation_folder(Path(start.folder))
+
+    @property
+    def taken(self) -> tuple[Path, Sequence[str]] | None:
+        """Whose averages and optimiser's state it begins with."""
+        start, folder = self.settings.init_from, self.start_folder
+        return None if start is None or folder is None else (folder, start.take)
+
+    def read_start(self) -> PartStates | None:
+        """Read the weights that it goes on from."""
+        return None if self.start_folder is None else read_parts(self.start_folder)
+
+    @property
     def posterior(self) -> Posterior:
         """What is taken of the posterior of a variational tokenizer: "mean" or "sample"."""
         cache = self.settings.latent_cache
@@ -131,8 +156,8 @@ class GeneratorStage(Stage):
             data: Any = open_source(str(self.data_root), cache.split, cache.label, cache.val_fraction)
         else:
             data = DATASETS.build({"train": True, "seed": self.seed, **train})
-        self._check_classes(data)
-        self._tokenizers_source()
+        trained_on.check_classes(self, data)
+        trained_on.tokenizers_source(self)
         own = self.latent_input()[0].shape[1]
         if (channels := getattr(data, "latent_shape", (own,))[0]) != own:
             where = f"{self.name}: generator.in_channels={own}"
@@ -149,87 +174,19 @@ class GeneratorStage(Stage):
         known = {} if number is None else {"num_classes": number}
         return replace(self, settings=replace(self.settings, generator={**generator, **known}))
 
-    def _check_classes(self, data: Any) -> None:
-        """Raise ConfigError where the data have another number of classes than a generator that is told of them."""
-        given, number = self.settings.generator.get("num_classes", 1), number_of_classes(data)
-        if given != 1 and number not in (None, given):
-            raise ConfigError(
-                f"the data has {number} classes, the generator's num_classes is {given}; leave generator.num_classes "
-                "out to have the data's, or set it to 1 for an unconditional generator"
-            )
-
     def build_data(self) -> StageData:
         """Load the tokenizer, make the cache if there is to be one, and open the data; collective.
 
         Its model is made with generator, tokenizer and statistics. Raises DataError, ConfigError and WeightsError.
         """
-        if "root" not in self.settings.data.train:
-            raise ConfigError(
-                "data_root is not set, so there is nothing to train on; add --cfg-options data_root=... (a folder that "
-                "tools/cache_latents.py wrote; or, with latent_cache or data.train.type=images, a folder of images)"
-            )
-        tokenizer = self.open_tokenizer()
-        if self.settings.latent_cache is not None:
-            self._make_cache(tokenizer)
-        config = dict(self.settings.data.train)
-        if config["type"] == "latents":
-            config["tokenizer_identity"] = tokenizer.identity
-        train = DATASETS.build({"train": True, "seed": self.seed, **config})
-        self._check_classes(train)
-        statistics, shape = self._statistics(tokenizer, train)
-        names, sampling = tuple(getattr(train, "class_names", ())), asdict(self.settings.sampling)
-        seed_torch("weights", self.seed)  # the generator's first weights
-        diffusion = LatentDiffusion(self.settings.generator, tokenizer, statistics, shape, names, sampling)
-        diffusion.condition.check_data(train)
-        return StageData(train, made_with=diffusion)
+        return trained_on.build(self)
 
     def open_tokenizer(self) -> Tokenizer:
         """Load the tokenizer: the run's own copy once it has begun, else that of the config, or of its cache."""
         kept = self.folder / "tokenizer"
         if (kept / "config.json").is_file() and self.description.is_file():
             return load_tokenizer(kept, components=self.components)
-        return load_tokenizer(self._tokenizers_source(), components=self.components)
-
-    def _tokenizers_source(self) -> str | Path:
-        source: str | Path | None = self.settings.tokenizer or self.stages_tokenizer
-        if source is None and self.reads_data:
-            root = self.settings.data.train["root"]
-            source = str(with_places(read_manifest(root).encoding["tokenizer"]["source"], root))
-        if source is None:
-            raise ConfigError(
-                "no tokenizer is known: set tokenizer to a work folder, a saved tokenizer, a published checkpoint or a "
-                "hub id (a finished cache of latents names its own)"
-            )
-        return source
-
-    def _make_cache(self, tokenizer: Tokenizer) -> None:
-        settings = self.settings.latent_cache
-        assert settings is not None  # it is made where the config has one
-        if self.data_root is None:
-            raise ConfigError(
-                "latent_cache encodes the images at data_root, which is not set; "
-                "add --cfg-options data_root=/path/to/images"
-            )
-        content = {field.name: getattr(settings, field.name) for field in fields(CacheContent)}
-        encoder = LatentEncoder(tokenizer, CacheSettings(**content, seed=self.seed))
-        images = open_source(self.data_root, settings.split, settings.label, settings.val_fraction)
-        source = str(self.settings.tokenizer or self.stages_tokenizer)
-        LatentCache(self.folder.parent / "latents", images, encoder, source).fill(settings.batch_size, settings.workers)
-
-    def _statistics(self, tokenizer: Tokenizer, train: Any) -> tuple[LatentStatistics, tuple[int, int, int]]:
-        """Return the latents' statistics and shape: the cache's; those a run has begun with; or new ones."""
-        data = self.settings.data
-        if data.train["type"] == "latents":
-            return train.statistics, train.latent_shape
-        if self.description.is_file():
-            begun = read_stage_file(self.folder, UNKNOWN, described_fields)
-            return begun["statistics"], tuple(begun["latent_shape"])
-        number, workers = data.statistics_images, data.workers
-        statistics = latent_statistics(
-            tokenizer, data.train, number, self.settings.precision, workers, data.posterior, self.seed
-        )
-        height, width = (side // tokenizer.downsample_factor for side in train[0]["images"].shape[1:])
-        return statistics, (tokenizer.latent_dim, height, width)
+        return load_tokenizer(trained_on.tokenizers_source(self), components=self.components)
 
     def check(self, model: GenerationModel) -> None:
         """Raise ConfigError for sampling that cannot work with the generator."""
@@ -249,7 +206,7 @@ class GeneratorStage(Stage):
         self.check_follows(stages)
         cache = self.settings.latent_cache
         if self.stages_tokenizer is not None and cache is not None and self.data_root is not None:
-            self._check_classes(open_source(self.data_root, cache.split, cache.label, cache.val_fraction))
+            trained_on.check_classes(self, open_source(self.data_root, cache.split, cache.label, cache.val_fraction))
 
     def check_follows(self, stages: list[Stage]) -> None:
         """Raise ConfigError where it does not fit the tokenizer that the `stages` make."""
@@ -343,6 +300,13 @@ class GeneratorStage(Stage):
         side = sizes.get("input_size", 16)
         height, width = (side, side) if isinstance(side, int) else side
         return torch.randn(1, sizes["in_channels"], height, width), torch.rand(1)
+
+
+def _data_options(generator: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a data set is asked for by a generator that is conditioned as this one is, if it takes that."""
+    wanted = {} if generator["type"] not in GENERATORS else asked_of_data(GENERATORS.get(generator["type"]))
+    takes = inspect.signature(DATASETS.get(data["type"])).parameters if wanted else {}
+    return {name: value for name, value in wanted.items() if name in takes}
 
 
 def _keywords(generator: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:

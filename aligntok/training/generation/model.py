@@ -17,12 +17,13 @@ from aligntok.device import computing, multiplying
 from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, velocity_mse
 from aligntok.diffusion.times import sample_times
 from aligntok.distributed.parallel import Unit
+from aligntok.engine.checkpoints import load_parts
 from aligntok.engine.compile import listed_blocks
 from aligntok.errors import DivergenceError
 from aligntok.io.pictures import to_uint8
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng
-from aligntok.training.settings import GeneratorSettings
+from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.stages import MicroBatch, TrainedModel
 
 
@@ -75,7 +76,9 @@ class GenerationModel(TrainedModel):
         return [Unit(part, listed_blocks(part)) for part in (self.generator, *self.diffusion.tokenizer.children())]
 
     def load_start(self, states: Any) -> None:
-        """Begin as the generator was built."""
+        """Begin with the weights of another training, or as the generator was built. Raises CheckpointError."""
+        if states is not None:
+            load_parts(self.trained_parts(), states, "what the generator starts from")
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; the tokenizer stays in eval mode."""

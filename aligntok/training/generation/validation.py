@@ -18,7 +18,7 @@ from aligntok.errors import ConfigError, multiples_of
 from aligntok.registry import DATASETS, METRICS, default_of
 from aligntok.sampling.words import check_balanced, read_prompts, word_rule
 from aligntok.settings import read
-from aligntok.training.settings import GeneratorSettings, GeneratorValidationSettings
+from aligntok.training.generator_settings import GeneratorSettings, GeneratorValidationSettings
 from aligntok.training.stages import StageData
 
 

@@ -20,7 +20,7 @@ from aligntok.rng import rng
 from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.generation.model import Draws, GenerationModel
-from aligntok.training.settings import GeneratorSettings
+from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.stages import MicroBatch
 
 SMALL = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4, num_classes=3)
