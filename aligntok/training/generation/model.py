@@ -14,7 +14,7 @@ from typing_extensions import Self
 from aligntok.caching.encoder import check_posterior, latent_shape, posterior_noise
 from aligntok.device import computing, multiplying
 from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, velocity_mse
-from aligntok.diffusion.times import sample_times
+from aligntok.diffusion.times import sample_times, shift_of
 from aligntok.distributed.parallel import Unit
 from aligntok.engine.compile import listed_blocks
 from aligntok.errors import DataError, DivergenceError
@@ -101,8 +101,8 @@ class GenerationModel(TrainedModel):
         latents (N, C, h, w) normalised, labels (N,).
         """
         transport = self.settings.transport
-        named = {name: getattr(transport, name) for name in ("mean", "scale", "shift")}
-        t = sample_times(draws.times, transport.times, **named)
+        shift = shift_of(transport.shift, latents.shape[-2:], self.generator)
+        t = sample_times(draws.times, transport.times, mean=transport.mean, scale=transport.scale, shift=shift)
         if self.generator.null_class is not None:
             dropped = draws.drops < self.generator.class_dropout_prob
             labels = torch.where(dropped, self.generator.null_class, labels)
