@@ -20,7 +20,7 @@ COMPUTED = {
     "diffusion.samplers:dopri5": dict(rtol=1e-3, atol=1e-6),
     # SiT's: diffusion sigma, norm 1, the last step by the mean
     "diffusion.samplers:euler_maruyama": dict(randomness=None, diffusion="sigma", diffusion_norm=1.0, last_step="mean"),
-    "diffusion.samplers:ddim": dict(eta=0.0, randomness=None),
+    "diffusion.samplers:ddim": dict(eta=0.0, noise="posterior", randomness=None),
     "diffusion.samplers:sample": dict(sampler="euler"),
     "diffusion.times:time_grid": dict(shift=1.0, start=0.0, end=1.0),
     "diffusion.times:sample_times": dict(sampling="logit_normal", mean=0.0, scale=1.0, shift=1.0),

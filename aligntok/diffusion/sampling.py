@@ -12,7 +12,7 @@ from aligntok.diffusion.flow import Velocity
 from aligntok.diffusion.guidance import Condition, Model, autoguidance, classifier_free, rows_of
 from aligntok.diffusion.samplers import generators_from_seeds, options_of, sample
 from aligntok.diffusion.settings import Sampling
-from aligntok.diffusion.times import time_grid
+from aligntok.diffusion.times import shift_of, time_grid
 from aligntok.rng import batch_noise
 
 #: Samplers whose steps follow from the whole batch: samples that must not depend on one another are drawn one by one.
@@ -22,13 +22,13 @@ COUPLING = ("dopri5",)
 def check_sampling(sampling: Sampling) -> None:
     """Raise ConfigError for settings that cannot work."""
     options_of(sampling.sampler, sampling.options, without="randomness")
-    times(sampling)
+    times(sampling, (1, 1), None)
     guided_velocity(sampling, _nothing, torch.zeros(1, dtype=torch.long), 0)
 
 
-def times(sampling: Sampling) -> Tensor:
-    """Return the grid (steps + 1,)."""
-    return time_grid(sampling.steps + 1, sampling.shift)
+def times(sampling: Sampling, size: Sequence[int] = (16, 16), model: object = None) -> Tensor:
+    """Return the grid (steps + 1,), which with shift="length" follows from the latents' `size` (h, w) and the model."""
+    return time_grid(sampling.steps + 1, shift_of(sampling.shift, size, model))
 
 
 def guided_velocity(
@@ -72,7 +72,7 @@ def draw_samples(
     if "randomness" in options_of(sampling.sampler):
         options["randomness"] = generators
     velocity = guided_velocity(sampling, model, y, null, weak_model)
-    return sample(velocity, noise, times(sampling), sampling.sampler, **options)
+    return sample(velocity, noise, times(sampling, shape[-2:], model), sampling.sampler, **options)
 
 
 def _nothing(x: Tensor, t: Tensor, y: Any) -> Tensor:

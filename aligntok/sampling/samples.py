@@ -98,7 +98,8 @@ def default_folder(drawer: SamplePipeline, settings: Mapping[str, Any], *first: 
         words.append("interval-{:g}-{:g}".format(*sampling.cfg_interval))
     words += [f"channels-{sampling.cfg_channels}"] * (sampling.cfg_channels is not None)
     words += ["energy"] * sampling.preserve_energy
-    words += [f"shift-{sampling.shift:g}"] * (sampling.shift != plain.shift)
+    if sampling.shift != plain.shift:
+        words.append(f"shift-{sampling.shift}" if isinstance(sampling.shift, str) else f"shift-{sampling.shift:g}")
     words += [f"{key}-{value}" for key, value in sorted(sampling.options.items())]
     words.append("x".join(map(str, drawer.image_size)))
     words += drawer.rule.name()

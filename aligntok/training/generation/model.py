@@ -15,7 +15,7 @@ from aligntok.caching.encoder import check_posterior, latent_shape, posterior_no
 from aligntok.condition import Given
 from aligntok.device import computing, multiplying
 from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, velocity_mse
-from aligntok.diffusion.times import sample_times
+from aligntok.diffusion.times import sample_times, shift_of
 from aligntok.distributed.parallel import Unit
 from aligntok.engine.checkpoints import load_parts
 from aligntok.engine.compile import listed_blocks
@@ -106,8 +106,8 @@ class GenerationModel(TrainedModel):
         latents (N, C, h, w) normalised, given: what they are conditioned on, N rows.
         """
         transport = self.settings.transport
-        named = {name: getattr(transport, name) for name in ("mean", "scale", "shift")}
-        t = sample_times(draws.times, transport.times, **named)
+        shift = shift_of(transport.shift, latents.shape[-2:], self.generator)
+        t = sample_times(draws.times, transport.times, mean=transport.mean, scale=transport.scale, shift=shift)
         condition = self.diffusion.condition
         given = condition.drop(given, draws.drops < condition.dropout)
         x, target = interpolate(draws.noise, latents, t), path_velocity(draws.noise, latents)

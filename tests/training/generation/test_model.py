@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -75,6 +76,17 @@ def test_the_loss_is_that_of_the_straight_path_with_dropped_labels_as_null_class
     expected = flow_matching_loss(model.generator(x, t, labels), data["latents"] - draws.noise, 0.5)
     torch.testing.assert_close(losses["total"], expected)
     torch.testing.assert_close(losses["total"], losses["velocity"] + 0.5 * losses["direction"])
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "mu"), [(1, 0.5 + 0.65 * (16 - 256) / 3840), (2, 0.5 + 0.65 * (4 - 256) / 3840)]
+)
+def test_times_may_be_shifted_by_the_length_of_what_is_trained_on(make, patch_size, mu):
+    """4 x 4 latents of 16 tokens, or of 4 in patches: s t / (1 + (s - 1) t) with s = exp(-mu)."""
+    model, data = make(dict(times="uniform", shift="length"), dict(patch_size=patch_size)), batch()
+    even, shift = torch.linspace(0.1, 0.9, 6), math.exp(-mu)
+    _, t = model.losses(data["latents"], data["label"], Draws(even, torch.ones(6), torch.randn(6, 4, 4, 4)))
+    torch.testing.assert_close(t, shift * even / (1 + (shift - 1) * even))
 
 
 def test_without_a_weight_there_is_no_direction_loss(make):
