@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from aligntok.caching.cache import LatentCache
+from aligntok.caching.cache import LatentCache, images_to_cache
 from aligntok.caching.encoder import LatentEncoder, check_posterior, latent_statistics
 from aligntok.caching.settings import CacheContent, CacheSettings, Posterior
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.loader import labels_of, number_of_classes
 from aligntok.data.sampler import evenly_spaced
-from aligntok.data.sources import open_source
 from aligntok.distributed import world
 from aligntok.engine.hooks import PictureHook, TimeBinsHook, draw_samples
 from aligntok.errors import ConfigError, DataError
@@ -136,7 +135,7 @@ class GeneratorStage(Stage):
         if "root" not in train or (cache is not None and self.data_root is None):
             return None
         if cache is not None:
-            data: Any = open_source(str(self.data_root), cache.split, cache.label, cache.val_fraction)
+            data: Any = images_to_cache(str(self.data_root), cache)
         else:
             data = DATASETS.build({"train": True, "seed": self.seed, **train})
         self._check_classes(data)
@@ -222,7 +221,7 @@ class GeneratorStage(Stage):
             )
         content = {field.name: getattr(settings, field.name) for field in fields(CacheContent)}
         encoder = LatentEncoder(tokenizer, CacheSettings(**content, seed=self.seed))
-        images = open_source(self.data_root, settings.split, settings.label, settings.val_fraction)
+        images = images_to_cache(self.data_root, settings)
         source = str(self.settings.tokenizer or self.stages_tokenizer)
         LatentCache(self.folder.parent / "latents", images, encoder, source).fill(settings.batch_size, settings.workers)
 
@@ -259,7 +258,7 @@ class GeneratorStage(Stage):
         self.check_follows(stages)
         cache = self.settings.latent_cache
         if self.stages_tokenizer is not None and cache is not None and self.data_root is not None:
-            self._check_classes(open_source(self.data_root, cache.split, cache.label, cache.val_fraction))
+            self._check_classes(images_to_cache(self.data_root, cache))
 
     def check_follows(self, stages: list[Stage]) -> None:
         """Raise ConfigError where it does not fit the tokenizer that the `stages` make."""
