@@ -190,7 +190,9 @@ def _encode_share(
                 labels[rows], index[rows] = batch.labels, batch.indices
             filled = rows.stop
             if filled + len(skipped) == most:
-                write_shard(job.path, latents[:filled], labels[:filled], index[:filled], skipped)
+                kept = index[:filled]
+                captions = None if images.captions is None else images.captions.of(kept.numpy())
+                write_shard(job.path, latents[:filled], labels[:filled], kept, skipped, captions)
             yield len(batch.skipped)
 
 

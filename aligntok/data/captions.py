@@ -20,6 +20,8 @@ AUTO = "auto"
 MOST_BYTES = 64 << 10
 #: Captions of an image, and bytes of them, on an average: more are no captions, but an archive that unpacks for ever.
 _MOST_EACH, _MOST_BYTES_EACH = 1000, 1 << 20
+#: What a file keeps of captions: their text, where each ends in it, and how many each image has.
+KEPT = {"captions": np.uint8, "caption_ends": np.int64, "caption_counts": np.int64}
 _DRAWN_AT_ONCE = 4096  # samples whose choices come from one random stream: to seed one for each takes long
 Int64s = npt.NDArray[np.int64]
 
@@ -86,7 +88,7 @@ class Captions:
         )
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what a file keeps of them: the text of all, where each ends in it, and how many each image has."""
+        """Return what a file keeps of them, by the names of KEPT."""
         pieces = [self.text[begin:end] for begin, end in zip(self.begins.tolist(), self.ends.tolist(), strict=True)]
         ends = np.cumsum(self.ends - self.begins, dtype=np.int64)
         return {
@@ -98,7 +100,9 @@ class Captions:
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
         """Return what `arrays` gave, once it is checked. Raises ValueError for what it cannot have given."""
-        text, ends, counts = (arrays[name] for name in ("captions", "caption_ends", "caption_counts"))
+        text, ends, counts = (arrays[name] for name in KEPT)
+        if [text.dtype, ends.dtype, counts.dtype] != [*KEPT.values()]:
+            raise ValueError(f"its captions are {text.dtype}, {ends.dtype} and {counts.dtype}")
         begins = np.concatenate([np.zeros(1, dtype=np.int64), ends])
         lengths = np.diff(begins)
         if (lengths < 0).any() or (lengths > MOST_BYTES).any() or begins[-1] != len(text):

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from aligntok.caching.cache import images_to_cache
 from aligntok.caching.encoder import check_posterior
 from aligntok.caching.settings import Posterior
 from aligntok.condition import asked_of_data, split_text
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.loader import number_of_classes
-from aligntok.data.sources import open_source
 from aligntok.distributed import world
 from aligntok.engine.checkpoints import PartStates, read_parts
 from aligntok.engine.hooks import PictureHook, TimeBinsHook, draw_samples
@@ -153,7 +153,7 @@ class GeneratorStage(Stage):
         if "root" not in train or (cache is not None and self.data_root is None):
             return None
         if cache is not None:
-            data: Any = open_source(str(self.data_root), cache.split, cache.label, cache.val_fraction)
+            data: Any = images_to_cache(str(self.data_root), cache)
         else:
             data = DATASETS.build({"train": True, "seed": self.seed, **train})
         trained_on.check_classes(self, data)
@@ -206,7 +206,7 @@ class GeneratorStage(Stage):
         self.check_follows(stages)
         cache = self.settings.latent_cache
         if self.stages_tokenizer is not None and cache is not None and self.data_root is not None:
-            trained_on.check_classes(self, open_source(self.data_root, cache.split, cache.label, cache.val_fraction))
+            trained_on.check_classes(self, images_to_cache(self.data_root, cache))
 
     def check_follows(self, stages: list[Stage]) -> None:
         """Raise ConfigError where it does not fit the tokenizer that the `stages` make."""

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from aligntok.caching.cache import LatentCache
+from aligntok.caching.cache import LatentCache, images_to_cache
 from aligntok.caching.encoder import LatentEncoder, latent_statistics
 from aligntok.caching.settings import CacheContent, CacheSettings
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.loader import number_of_classes
-from aligntok.data.sources import open_source
 from aligntok.errors import ConfigError
 from aligntok.io.places import with_places
 from aligntok.latent_diffusion import LatentDiffusion, described_fields
@@ -86,7 +85,7 @@ def _make_cache(stage: GeneratorStage, tokenizer: Tokenizer) -> None:
         )
     content = {field.name: getattr(settings, field.name) for field in fields(CacheContent)}
     encoder = LatentEncoder(tokenizer, CacheSettings(**content, seed=stage.seed))
-    images = open_source(stage.data_root, settings.split, settings.label, settings.val_fraction)
+    images = images_to_cache(stage.data_root, settings)
     source = str(stage.settings.tokenizer or stage.stages_tokenizer)
     LatentCache(stage.folder.parent / "latents", images, encoder, source).fill(settings.batch_size, settings.workers)
 
