@@ -61,6 +61,7 @@ def expand_generation(config: Mapping[str, Any]) -> GeneratorStage | None:
             f"{GENERATION} of a generator: latent_cache makes the data, so data.train must be dict(type='latents') "
             f"without a root, not {train!r}; leave one of the two out"
         )
+    wanted = asked_of_data(GENERATORS.get(settings.generator["type"]))
     root = config["data_root"] if settings.latent_cache is None else str(work_dir / "latents")
     train = {**({} if root is None else {"root": root}), **_data_options(settings.generator, train), **train}
     settings = replace(settings, data=replace(settings.data, train=train))
