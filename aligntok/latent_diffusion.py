@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import aligntok
-from aligntok.condition import condition_of, same_length, split_text
+from aligntok.condition import check_text_registered, condition_of, same_length, split_text
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.diffusion.sampling import draw_samples
 from aligntok.diffusion.settings import Sampling
@@ -178,7 +178,9 @@ class LatentDiffusion(nn.Module):
 
 def check_registered(fields: Mapping[str, Any], components: Mapping[str, Any] | None) -> None:
     """Raise UnknownComponentError unless what a file describes names registered parts only, or some of `components`."""
-    GENERATORS.check_registered({**fields["generator"], "text": fields.get("text")}, components)
+    GENERATORS.check_registered(split_text(fields["generator"])[0], components)
+    if fields.get("text") is not None:
+        check_text_registered(fields["text"], components)
 
 
 def described_fields(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from aligntok.condition.base import Condition, Given
 from aligntok.condition.classes import ClassCondition
-from aligntok.condition.prompts import PromptCondition, same_length
+from aligntok.condition.prompts import PromptCondition, check_text_registered, same_length
 from aligntok.errors import ConfigError
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Given",
     "PromptCondition",
     "asked_of_data",
+    "check_text_registered",
     "condition_of",
     "same_length",
     "split_text",

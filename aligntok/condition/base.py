@@ -70,6 +70,10 @@ class Condition(ABC):
     def check_guidance(self, cfg_scale: float, where: str, weak: Any = None) -> None:
         """Raise ConfigError for guidance away from nothing: no `weak` generator, no null condition that is trained."""
 
+    def check_encoders(self) -> None:
+        """Raise WeightsError or ConfigError for encoders that are not there, or do not fit; no weights are read."""
+        return
+
     @abstractmethod
     def differences(self, other: Condition) -> dict[str, tuple[Any, Any]]:
         """Return in what `other` asks for other things, by name: its and ours."""

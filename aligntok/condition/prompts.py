@@ -17,7 +17,7 @@ from aligntok.data.loader import captions_of
 from aligntok.data.sampler import evenly_spaced
 from aligntok.distributed.job import batched
 from aligntok.errors import ConfigError, DataError, WeightsError, unknown
-from aligntok.registry import TEXT_ENCODERS, default_of
+from aligntok.registry import TEXT_ENCODERS, default_of, without_weights
 from aligntok.rng import rng
 from aligntok.settings import AboveZero, Share, read, settings
 
@@ -61,9 +61,11 @@ class PromptCondition(Condition):
         trusted: bool = True,
         components: Mapping[str, Any] | None = None,
     ) -> None:
+        if not trusted:
+            check_text_registered(text, components)
         self.text = read(TextSettings, text, "generator.text")
         self.dropout = self.text.dropout
-        self.components, self.trusted = components, trusted
+        self.components = components
         #: Texts that were encoded before the training, if any: a caption's rows come from it.
         self.cache: Any = None
         self._widths = {"tokens": generator.context_in_dim, "pooled": generator.vec_in_dim}
@@ -82,8 +84,6 @@ class PromptCondition(Condition):
                 f"{self.text.pooled}; give an encoder that pools, such as dict(type='clip_text', path=...), or "
                 "vec_in_dim=0 without one"
             )
-        for config in self._configs.values():
-            TEXT_ENCODERS.check_registered(config, components) if not trusted else None
 
     @property
     def encoders(self) -> dict[str, Any]:
@@ -95,27 +95,33 @@ class PromptCondition(Condition):
             found: dict[str, Any] = {}
             for name, config in self._configs.items():
                 same = next((other for other in found if self._configs[other] == config), None)
-                found[name] = self._load(name, dict(config)) if same is None else found[same]
+                found[name] = self._load(name, config) if same is None else found[same]
                 self._check_width(name, found[name])
             self._encoders = found
         return self._encoders
 
-    def _load(self, name: str, config: dict[str, Any]) -> Any:
-        identity = config.pop("identity", None)
+    def _load(self, name: str, config: Mapping[str, Any], check: bool = True) -> Any:
+        identity, config = config.get("identity"), {key: each for key, each in config.items() if key != "identity"}
         if not config.get("path"):
             raise WeightsError(
                 f"generator.text.{name}: the '{config.get('type')}' text encoder has no path; give its folder or hub "
                 f"id, as generator.text.{name}.path=... in a config or text_encoders=dict({name}=...) to "
                 "load_latent_diffusion"
             )
-        encoder = TEXT_ENCODERS.build(config, trusted=self.trusted, components=self.components)
-        if identity not in (None, encoder.identity):
+        encoder = TEXT_ENCODERS.build(config, components=self.components)
+        if check and identity not in (None, encoder.identity):
             raise WeightsError(
                 f"generator.text.{name}: the text encoder at {config['path']} is another one (identity "
                 f"{encoder.identity[:12]}) than the generator was trained with ({str(identity)[:12]}); give the folder "
                 "or hub id of that one"
             )
         return encoder.eval().requires_grad_(False)
+
+    def check_encoders(self) -> None:
+        """Raise WeightsError or ConfigError for text encoders that are not there, or do not fit; no weights are read."""
+        for name, config in self._configs.items():
+            with torch.device("meta"):
+                self._check_width(name, self._load(name, without_weights(TEXT_ENCODERS, config), check=False))
 
     def _check_width(self, name: str, encoder: Any) -> None:
         own = encoder.dim if name == "tokens" else encoder.pooled_dim
@@ -267,6 +273,20 @@ class PromptCondition(Condition):
             return {"condition": (other.conditioned_on, self.conditioned_on)}
         named = [{name: each.identity for name, each in one.encoders.items()} for one in (other, self)]
         return {} if named[0] == named[1] else {"text encoders": (named[0], named[1])}
+
+
+def check_text_registered(text: Mapping[str, Any], components: Mapping[str, Any] | None) -> None:
+    """Raise UnknownComponentError unless a `text` that a file brings names registered encoders, or some of `components`.
+
+    Their paths may stand there: content is what `identity` says, or refused, and of files none but weights, tokenizer
+    and config is read.
+    """
+    for name in ROLES:
+        if isinstance(config := text.get(name), Mapping):
+            own = {key: value for key, value in config.items() if key != "path"}
+            TEXT_ENCODERS.check_registered(own, components)
+            if not isinstance(config.get("identity"), str):
+                raise ConfigError(f"generator.text.{name} stands in a file without an identity; save the model again")
 
 
 class PromptCollate:

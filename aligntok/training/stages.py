@@ -231,6 +231,10 @@ class Stage(ABC):
         """Raise ConfigError where it does not fit what the `stages` before it make; nothing is read."""
         return
 
+    def check_encoders(self) -> None:
+        """Raise WeightsError or ConfigError for models that it is given without weights in its settings; none is read."""
+        return
+
     def check_beforehand(self, stages: list[Stage]) -> None:
         """Check what it needs of the `stages` before it, and elsewhere, before any is trained. Raises our errors."""
         return

@@ -61,10 +61,12 @@ def expand_generation(config: Mapping[str, Any]) -> GeneratorStage | None:
             f"{GENERATION} of a generator: latent_cache makes the data, so data.train must be dict(type='latents') "
             f"without a root, not {train!r}; leave one of the two out"
         )
-    wanted = asked_of_data(GENERATORS.get(settings.generator["type"]))
     root = config["data_root"] if settings.latent_cache is None else str(work_dir / "latents")
-    train = {**({} if root is None else {"root": root}), **_data_options(settings.generator, train), **train}
-    settings = replace(settings, data=replace(settings.data, train=train))
+    wanted = asked_of_data(GENERATORS.get(settings.generator["type"]))
+    takes = inspect.signature(DATASETS.get(train["type"])).parameters if wanted else {}
+    train = {**({} if root is None else {"root": root}), **{k: v for k, v in wanted.items() if k in takes}, **train}
+    cache = settings.latent_cache and replace(settings.latent_cache, **wanted)
+    settings = replace(settings, data=replace(settings.data, train=train), latent_cache=cache)
     return GeneratorStage(
         index=before,
         name=GENERATION,
@@ -200,6 +202,10 @@ class GeneratorStage(Stage):
         if source is not None and not self.description.is_file():  # a run that has begun has its own copy
             held_to.check_size(self.settings, generator.in_channels, saved_size(source), "the tokenizer", self.name)
 
+    def check_encoders(self) -> None:
+        """Check the text encoders, their files but for the weights, and their widths."""
+        self.build_model().diffusion.condition.check_encoders()
+
     def check_beforehand(self, stages: list[Stage]) -> None:
         """Check settings, validation, images, and whether it fits the tokenizer of the stages. Raises our errors."""
         plan_stage(self, world()[1])
@@ -301,13 +307,6 @@ class GeneratorStage(Stage):
         side = sizes.get("input_size", 16)
         height, width = (side, side) if isinstance(side, int) else side
         return torch.randn(1, sizes["in_channels"], height, width), torch.rand(1)
-
-
-def _data_options(generator: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a data set is asked for by a generator that is conditioned as this one is, if it takes that."""
-    wanted = {} if generator["type"] not in GENERATORS else asked_of_data(GENERATORS.get(generator["type"]))
-    takes = inspect.signature(DATASETS.get(data["type"])).parameters if wanted else {}
-    return {name: value for name, value in wanted.items() if name in takes}
 
 
 def _keywords(generator: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:

@@ -1,0 +1,89 @@
+"""A generator of prompts: trained on captioned images, gone on with, exported, drawn from in words."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import aligntok
+from aligntok.cli import sample, train
+from aligntok.data.transforms import open_image
+from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint
+
+FLUX = dict(
+    type="flux_dit",
+    in_channels=4,
+    hidden_size=32,
+    num_heads=2,
+    depth=1,
+    depth_single_blocks=1,
+    context_in_dim=32,
+    vec_in_dim=32,
+)
+
+
+@pytest.fixture(scope="module")
+def captioned(classes, tmp_path_factory):
+    """Those photographs with a caption each, in captions.csv."""
+    root = tmp_path_factory.mktemp("captioned") / "photos"
+    shutil.copytree(classes / "train", root)
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    with (root / "captions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "caption"])
+        writer.writerows([name, f"a photo of a {name.split('/')[0]}"] for name in names)
+    return root
+
+
+@pytest.fixture
+def prompted(captioned, tiny_tokenizer, text_model, write_generation):
+    """Write the config of a small training on captions, and return its path."""
+
+    def write(name="prompted", **changes):
+        bert = str(text_model("bert"))
+        text = dict(
+            tokens=dict(type="hf_text", path=bert, max_tokens=32),
+            pooled=dict(type="hf_text", path=bert, max_tokens=32, pool="mean"),
+            dropout=0.5,
+        )
+        config = dict(
+            data_root=str(captioned),
+            tokenizer=str(tiny_tokenizer),
+            generator=dict(FLUX, text=text),
+            data=dict(train=dict(type="images", image_size=32)),
+            global_batch_size=4,
+            log=dict(every=1, pictures=2, prompts=["a red apple", "a cat on a dog"]),
+        )
+        return write_generation(name, **{**config, **changes})
+
+    return write
+
+
+def test_a_generator_learns_from_captions_and_draws_from_words(prompted, tmp_path):
+    run = tmp_path / "run"
+    assert train([prompted(), "--cfg-options", f"work_dir={run}"]) == 0
+    assert (run / "generation/pictures/step_00000004.png").is_file()
+    out = tmp_path / "samples"
+    words = ["--prompt", "a red apple", "a cat", "--num-samples", "4", "--out", str(out)]
+    assert sample([str(run), *words]) == 0
+    lines = [json.loads(line) for line in (out / "prompts.jsonl").read_text().splitlines()]
+    assert [(line["prompt"], line["place"], line["image"]) for line in lines] == [
+        ("a red apple", 0, 0),
+        ("a cat", 1, 0),
+        ("a red apple", 0, 1),
+        ("a cat", 1, 1),
+    ]
+    assert len({line["seed"] for line in lines}) == 4
+    model = aligntok.load_latent_diffusion(run)
+    drawn = model(["a red apple", "a cat"])
+    for picture, line in zip(drawn, lines, strict=False):
+        written = np.asarray(open_image((out / line["file"]).read_bytes())).astype(int)
+        mine = ((picture.permute(1, 2, 0) + 1) * 127.5).round().numpy()
+        assert np.abs(written - mine).max() <= 1
+    assert torch.equal(model("a red apple"), model(["a red apple"]))
+    assert not torch.equal(model(["a red apple"], [3]), model(["a dog"], [3]))
