@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import aligntok
-from aligntok.condition import check_text_registered, condition_of, same_length, split_text
+from aligntok.condition import check_text_registered, condition_of, paths_of, same_length, split_text
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.diffusion.sampling import draw_samples
 from aligntok.diffusion.settings import Sampling
@@ -56,8 +56,9 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         self.generator_config, own = split_text(generator)
         self.generator = GENERATORS.build(self.generator_config, trusted=trusted, components=components)
-        how: dict[str, Any] = {"trusted": trusted, "components": components, "paths": text_encoders}
-        self.condition = condition_of(self.generator, class_names, own if text is None else text, **how)
+        paths = {**paths_of(own if text else None), **(text_encoders or {})}
+        how: dict[str, Any] = {"trusted": trusted, "components": components, "paths": paths}
+        self.condition = condition_of(self.generator, class_names, text or own, **how)
         self.tokenizer = tokenizer
         self.statistics = statistics
         self.latent_shape = tuple(latent_shape)

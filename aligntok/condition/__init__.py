@@ -7,7 +7,7 @@ from typing import Any
 
 from aligntok.condition.base import Condition, Given
 from aligntok.condition.classes import ClassCondition
-from aligntok.condition.prompts import PromptCondition, check_text_registered, same_length
+from aligntok.condition.prompts import ROLES, PromptCondition, check_text_registered, same_length
 from aligntok.errors import ConfigError
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "asked_of_data",
     "check_text_registered",
     "condition_of",
+    "paths_of",
     "same_length",
     "split_text",
 ]
@@ -28,6 +29,12 @@ def split_text(generator: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[st
     own = dict(generator)
     text = own.pop("text", None)
     return own, text
+
+
+def paths_of(text: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return where a generator's text encoders are, by "tokens" and "pooled", as far as its `text` says."""
+    named = {name: (text or {}).get(name) for name in ROLES}
+    return {name: each["path"] for name, each in named.items() if isinstance(each, Mapping) and "path" in each}
 
 
 def asked_of_data(generator: Any) -> dict[str, Any]:

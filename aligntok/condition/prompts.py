@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -118,7 +119,7 @@ class PromptCondition(Condition):
         return encoder.eval().requires_grad_(False)
 
     def check_encoders(self) -> None:
-        """Raise WeightsError or ConfigError for text encoders that are not there, or do not fit; no weights are read."""
+        """Raise WeightsError or ConfigError for text encoders that are missing or do not fit; no weights are read."""
         for name, config in self._configs.items():
             with torch.device("meta"):
                 self._check_width(name, self._load(name, without_weights(TEXT_ENCODERS, config), check=False))
@@ -238,9 +239,13 @@ class PromptCondition(Condition):
         self._known[""] = self.item()["encoded"]
 
     def describe(self) -> dict[str, Any]:
-        """Return the text encoders by type, keywords and identity."""
-        named = {name: {**self._configs[name], "identity": encoder.identity} for name, encoder in self.encoders.items()}
-        return {"text": {"tokens": None, "pooled": None, **named, "dropout": self.dropout}}
+        """Return the text encoders by type, hub id, keywords and identity; of no place of this machine."""
+        named: dict[str, Any] = {"tokens": None, "pooled": None}
+        for name, config in self._configs.items():
+            local = _is_local(config.get("path"))
+            shared = {key: value for key, value in config.items() if not (local and key == "path")}
+            named[name] = {**shared, "identity": config.get("identity") or self.encoders[name].identity}
+        return {"text": {**named, "dropout": self.dropout, "guidance": self.text.guidance}}
 
     def examples(self, number: int, data: Any) -> list[str]:
         """Return captions of the data, evenly spaced."""
@@ -276,7 +281,7 @@ class PromptCondition(Condition):
 
 
 def check_text_registered(text: Mapping[str, Any], components: Mapping[str, Any] | None) -> None:
-    """Raise UnknownComponentError unless a `text` that a file brings names registered encoders, or some of `components`.
+    """Raise UnknownComponentError unless the `text` of a file names registered encoders, or some of `components`.
 
     Their paths may stand there: content is what `identity` says, or refused, and of files none but weights, tokenizer
     and config is read.
@@ -315,6 +320,11 @@ def tokens_of(
 ) -> dict[str, dict[str, Tensor]]:
     """Return the tokens of texts for each encoder; all of its longest length for the one whose padding counts."""
     return {name: each(texts, full=full and name == "tokens") for name, each in tokenize.items()}
+
+
+def _is_local(path: Any) -> bool:
+    """Tell whether a text encoder's path is a place of this machine, and no hub id."""
+    return path is None or os.path.isabs(path) or path.startswith((".", "~")) or os.path.exists(path)
 
 
 def _bytes(row: Mapping[str, Tensor]) -> int:

@@ -232,7 +232,7 @@ class Stage(ABC):
         return
 
     def check_encoders(self) -> None:
-        """Raise WeightsError or ConfigError for models that it is given without weights in its settings; none is read."""
+        """Raise WeightsError or ConfigError for encoders that are missing or do not fit; no weights are read."""
         return
 
     def check_beforehand(self, stages: list[Stage]) -> None:

@@ -23,7 +23,6 @@ from aligntok.distributed import world
 from aligntok.engine.checkpoints import PartStates, read_parts
 from aligntok.engine.hooks import PictureHook, TimeBinsHook, draw_samples
 from aligntok.errors import ConfigError
-from aligntok.io.places import without_places
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import (
     GENERATION,
@@ -248,7 +247,7 @@ class GeneratorStage(Stage):
             "tokenizer_identity": diffusion.tokenizer.identity,
             "statistics": asdict(diffusion.statistics),
             "latent_shape": list(diffusion.latent_shape),
-            **without_places(diffusion.condition.describe(), self.folder),
+            **diffusion.condition.describe(),
         }
 
     def export(self) -> Path:

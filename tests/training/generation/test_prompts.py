@@ -14,6 +14,7 @@ import aligntok
 from aligntok.cli import sample, train
 from aligntok.data.transforms import open_image
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint
+from aligntok.errors import ConfigError, WeightsError
 
 FLUX = dict(
     type="flux_dit",
@@ -87,3 +88,34 @@ def test_a_generator_learns_from_captions_and_draws_from_words(prompted, tmp_pat
         assert np.abs(written - mine).max() <= 1
     assert torch.equal(model("a red apple"), model(["a red apple"]))
     assert not torch.equal(model(["a red apple"], [3]), model(["a dog"], [3]))
+
+
+def test_an_export_names_its_text_encoders_and_has_none(prompted, tmp_path, text_model):
+    run = tmp_path / "run"
+    assert train([prompted(steps=1), "--cfg-options", f"work_dir={run}"]) == 0
+    export = run / "latent_diffusion"
+    said = json.loads((export / "latent_diffusion.json").read_text())
+    assert str(tmp_path) not in json.dumps(said)
+    assert "path" not in said["text"]["tokens"]
+    assert len(said["text"]["tokens"]["identity"]) == 64
+    with pytest.raises(WeightsError, match=r"generator.text.tokens: the 'hf_text' text encoder has no path; give its"):
+        aligntok.load_latent_diffusion(export)("a red apple")
+    bert = text_model("bert")
+    model = aligntok.load_latent_diffusion(export, text_encoders=dict(tokens=bert, pooled=bert))
+    assert torch.equal(model("a red apple"), aligntok.load_latent_diffusion(run)("a red apple"))
+    model = aligntok.load_latent_diffusion(export, text_encoders=dict(tokens=text_model("qwen3"), pooled=bert))
+    with pytest.raises(WeightsError, match=r"is another one \(identity \w{12}\) than the generator was trained with"):
+        model("a red apple")
+    with pytest.raises(ConfigError, match="no part named 'token'"):
+        aligntok.load_latent_diffusion(export, text_encoders=dict(token=bert))
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(prompted, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    config = prompted(steps=4)
+    assert train([config, "--cfg-options", f"work_dir={whole}"]) == 0
+    assert train([config, "--cfg-options", f"work_dir={parts}", "steps=2"]) == 0
+    assert train([config, "--cfg-options", f"work_dir={parts}"]) == 0
+    ends = [read_checkpoint(list_checkpoints(run / "generation")[-1][1])["parts"] for run in (whole, parts)]
+    for name, tensor in ends[0]["generator"].items():
+        assert torch.equal(tensor, ends[1]["generator"][name]), name
