@@ -91,6 +91,7 @@ def build_runner(
             "clip_grad_norm": stage.settings.clip_grad_norm,
             "max_skipped": stage.settings.max_skipped_steps,
             "spike_factor": stage.settings.spike_factor,
+            "skip": None if stage.settings.skip_norm is None else (stage.settings.skip_norm, stage.settings.skip_after),
         },
         custom_hooks=[*hooks, *stage.hooks(data)],
         start=stage.read_start,

@@ -129,8 +129,12 @@ class TrainingSettings:
     """Largest gradient norm of a side; None: no clipping."""
     spike_factor: Annotated[float, Field(ge=1, le=1e9)] | None = 30.0
     """Leave a step out when a part's gradient norm is over so many times its median of 100 steps; None: never."""
+    skip_norm: Annotated[float, Field(ge=1e-9, le=1e9)] | None = None
+    """Leave a step out when a part's gradient norm is over this; None: never."""
+    skip_after: Count = 1000
+    """Steps of a training before `skip_norm` holds."""
     max_skipped_steps: Count = 20
-    """Steps left out in a row, for a spike or for what is not finite, before training stops."""
+    """Steps left out in a row, for a spike, a norm or what is not finite, before training stops."""
     ema: EMASettings | None = field(default_factory=EMASettings)
     """Weight averages; None: none."""
     global_batch_size: BatchSize = 64

@@ -93,6 +93,12 @@ def test_a_finished_run_is_skipped_and_a_longer_one_goes_on(whole, tmp_path, cap
     assert finished_steps(tmp_path / "run" / "generation") == STEPS + 1
 
 
+def test_steps_of_a_norm_that_a_config_forbids_are_left_out_after_its_first(write_generation, tmp_path):
+    config = write_generation(steps=4, skip_norm=1e-9, skip_after=3)
+    assert train([config, "--work-dir", str(tmp_path / "run")]) == 0
+    assert [line["skipped_steps"] for _, line in sorted(scalars(tmp_path / "run").items())] == [0, 0, 0, 1]
+
+
 @pytest.mark.nightly
 def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tool, tmp_path):
     rng = random.Random(4)
