@@ -17,6 +17,7 @@ from typing_extensions import Self
 from aligntok.caching.cache import LatentCache, images_to_cache
 from aligntok.caching.encoder import LatentEncoder, check_posterior, latent_statistics
 from aligntok.caching.settings import CacheContent, CacheSettings, Posterior
+from aligntok.data.images import find_buckets, square_size
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.loader import labels_of, number_of_classes
 from aligntok.data.sampler import evenly_spaced
@@ -234,10 +235,10 @@ class GeneratorStage(Stage):
             begun = read_stage_file(self.folder, UNKNOWN, described_fields)
             return begun["statistics"], tuple(begun["latent_shape"])
         number, workers = data.statistics_images, data.workers
-        statistics = latent_statistics(
-            tokenizer, data.train, number, self.settings.precision, workers, data.posterior, self.seed
-        )
-        height, width = (side // tokenizer.downsample_factor for side in train[0]["images"].shape[1:])
+        how = self.settings.precision, workers, data.posterior, self.seed, find_buckets(train, self.folder.parent)
+        statistics = latent_statistics(tokenizer, data.train, number, *how)
+        size = square_size(train) or train[0]["images"].shape[1:]
+        height, width = (side // tokenizer.downsample_factor for side in size)
         return statistics, (tokenizer.latent_dim, height, width)
 
     def check(self, model: GenerationModel) -> None:
@@ -247,9 +248,9 @@ class GeneratorStage(Stage):
         check_sampling(self.settings, generator.in_channels, self.where)
         classes = self.settings.generator.get("num_classes", 1)  # of the data, once they are known
         check_variants(self.settings.validation, sampling, self.where, classes)
-        source = self.settings.tokenizer
-        if source is not None and not self.description.is_file():  # a run that has begun has its own copy
-            check_size(self.settings, generator.in_channels, saved_size(source), "the tokenizer", self.name)
+        source = None if self.description.is_file() else self.settings.tokenizer  # what has begun has its own copy
+        size = None if source is None else saved_size(source)
+        check_size(self.settings, generator.in_channels, size, "the tokenizer", self.name)
 
     def check_beforehand(self, stages: list[Stage]) -> None:
         """Check settings, validation, images, and whether it fits the tokenizer of the stages. Raises our errors."""
