@@ -201,9 +201,7 @@ def train(kind: str, policy: str = "replicate", micro: int = 1) -> dict[str, Any
             model.eval()
             for part in model.averaged_parts().values():
                 sum(float(whole(p.detach()).sum()) for p in part.parameters())
-            asked = dict(
-                images=torch.zeros(1, 3, 32, 32), sampling=SAMPLING, numbers=[3], seeds=[3], variant="its own"
-            )
+            asked = dict(images=torch.zeros(1, 3, 32, 32), sampling=SAMPLING, numbers=[3], seeds=[3], variant="its own")
             asked["words"] = ["a cat"] if kind == "prompts" else [1]
             for shown in model.val_step(asked):
                 logged[-1] |= {f"mean {key}": float(shown[key].double().mean()) for key in SHOWN & shown.keys()}

@@ -197,9 +197,9 @@ class GeneratorStage(Stage):
         held_to.check_sampling(self.settings, generator.in_channels, self.where)
         classes = self.settings.generator.get("num_classes", 1)  # of the data, once they are known
         held_to.check_variants(self.settings.validation, sampling, self.where, classes)
-        source = self.settings.tokenizer
-        if source is not None and not self.description.is_file():  # a run that has begun has its own copy
-            held_to.check_size(self.settings, generator.in_channels, saved_size(source), "the tokenizer", self.name)
+        source = None if self.description.is_file() else self.settings.tokenizer  # what has begun has its own copy
+        size = None if source is None else saved_size(source)
+        held_to.check_size(self.settings, generator.in_channels, size, "the tokenizer", self.name)
 
     def check_encoders(self) -> None:
         """Check the text encoders, their files but for the weights, and their widths."""

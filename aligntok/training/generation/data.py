@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aligntok.caching.cache import LatentCache, images_to_cache
 from aligntok.caching.encoder import LatentEncoder, latent_statistics
 from aligntok.caching.settings import CacheContent, CacheSettings
+from aligntok.data.images import find_buckets, square_size
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.loader import number_of_classes
 from aligntok.errors import ConfigError
@@ -102,15 +103,14 @@ def _statistics(
     if stage.description.is_file():
         begun = read_stage_file(stage.folder, UNKNOWN, described_fields)
         return begun["statistics"], tuple(begun["latent_shape"])
-    height, width = (side // tokenizer.downsample_factor for side in train[0]["images"].shape[1:])
+    size = square_size(train) or train[0]["images"].shape[1:]
+    height, width = (side // tokenizer.downsample_factor for side in size)
     shape = (tokenizer.latent_dim, height, width)
     if start:
         return start["statistics"], shape
-    number, workers = settings.statistics_images, settings.workers
-    precision = stage.settings.precision
-    return latent_statistics(
-        tokenizer, settings.train, number, precision, workers, settings.posterior, stage.seed
-    ), shape
+    buckets = find_buckets(train, stage.folder.parent)
+    how = stage.settings.precision, settings.workers, settings.posterior, stage.seed, buckets
+    return latent_statistics(tokenizer, settings.train, settings.statistics_images, *how), shape
 
 
 def _start(stage: GeneratorStage, tokenizer: Tokenizer) -> Mapping[str, Any]:

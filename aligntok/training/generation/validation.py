@@ -64,7 +64,13 @@ def check_sampling(settings: GeneratorSettings, in_channels: int, where: str) ->
 def check_size(
     settings: GeneratorSettings, in_channels: int, tokenizers: tuple[int, int] | None, whose: str, where: str
 ) -> None:
-    """Raise ConfigError where generator or images do not fit a tokenizer's latent dimension and factor, if known."""
+    """Raise ConfigError for sizes of images that there cannot be, and where generator or images do not fit a
+    tokenizer's latent dimension and factor, if known.
+    """
+    sizes = {} if settings.latent_cache is None else {"latent_cache.image_size": settings.latent_cache.image_size}
+    if (train := settings.data.train)["type"] == "images":
+        sizes["data.train.image_size"] = train.get("image_size", default_of(DATASETS.get("images"), "image_size"))
+    buckets = {name: AspectBuckets(given).sizes for name, given in sizes.items()}
     if tokenizers is None:
         return
     latent_dim, factor = tokenizers
@@ -73,11 +79,8 @@ def check_size(
             f"{where}: generator.in_channels={in_channels}, but {whose} has latent_dim {latent_dim}; set one to the "
             "other"
         )
-    sizes = {} if settings.latent_cache is None else {"latent_cache.image_size": settings.latent_cache.image_size}
-    if (train := settings.data.train)["type"] == "images":
-        sizes["data.train.image_size"] = train.get("image_size", default_of(DATASETS.get("images"), "image_size"))
-    for name, given in sizes.items():
-        for each in AspectBuckets(given).sizes:
+    for name, several in buckets.items():
+        for each in several:
             multiples_of(factor, f"{where}: {name}", each)
 
 
