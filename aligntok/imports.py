@@ -24,7 +24,9 @@ EXTRAS = {
     "foolbox": "demo",
     "peft": "lora",
     "pyarrow": "parquet",
+    "sentencepiece": "text",
     "skimage": "demo",
+    "transformers": "text",
     "webdataset": "shards",
 }
 #: Modules that a distribution of another name has.

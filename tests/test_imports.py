@@ -31,7 +31,7 @@ from aligntok.losses.lpips import LPIPSLoss
 from aligntok.ops import attention
 from aligntok.plugins import load_plugins
 from aligntok.registry import ENCODERS, PLUGIN_RECORDS, PluginRecord, import_components, shelves
-from aligntok.weights import diffusers
+from aligntok.weights import diffusers, transformers
 from aligntok.weights.lora import LoRASettings, add_lora
 
 ROOT = Path(__file__).parents[1]
@@ -153,6 +153,11 @@ def of_a_command(capture):
 LIBRARIES = {
     "aligntok/weights/lora.py:add_lora": ("peft", of_lora, '"aligntok[lora]"'),
     "aligntok/weights/diffusers.py:_class": ("diffusers", lambda _: raised(diffusers._class), '"aligntok[diffusers]"'),
+    "aligntok/weights/transformers.py:library": (
+        "transformers",
+        lambda _: raised(transformers.library),
+        '"aligntok[text]"',
+    ),
     "aligntok/evaluation/reconstruction.py:evaluate_reconstruction": ("pyarrow", of_a_table, '"aligntok[parquet]"'),
     "aligntok/data/sources/base.py:optional_library": (
         "webdataset",
