@@ -303,7 +303,7 @@ class GeneratorStage(Stage):
         generator, takes = self.settings.generator, _keywords(self.settings.generator)
         names = [name for name in ("input_size", "in_channels") if name in takes]
         sizes = {name: generator.get(name, takes[name].default) for name in names}
-        side = sizes.get("input_size", 16)
+        side = sizes.get("input_size") or held_to.latent_side(self.settings)
         height, width = (side, side) if isinstance(side, int) else side
         return torch.randn(1, sizes["in_channels"], height, width), torch.rand(1)
 

@@ -15,6 +15,7 @@ from aligntok.distributed import world
 from aligntok.distributed.job import batched, in_full_rounds
 from aligntok.engine.runner import ShareValLoop
 from aligntok.errors import ConfigError, multiples_of
+from aligntok.loading import saved_size
 from aligntok.registry import DATASETS, METRICS, default_of
 from aligntok.sampling.words import check_balanced, read_prompts, word_rule
 from aligntok.settings import read
@@ -82,6 +83,20 @@ def check_size(
     for name, several in buckets.items():
         for each in several:
             multiples_of(factor, f"{where}: {name}", each)
+
+
+def latent_side(settings: GeneratorSettings) -> tuple[int, int]:
+    """Return (h, w) of the latents of the square that a generator of any size is trained on, as far as that is known.
+
+    Of a tokenizer that is not there yet the factor is taken to be 16, and images to have 256 pixels.
+    """
+    given = settings.data.train.get("image_size", 256)
+    if settings.latent_cache is not None:
+        given = settings.latent_cache.image_size
+    size = None if settings.tokenizer is None else saved_size(settings.tokenizer)
+    buckets, factor = AspectBuckets(given), 16 if size is None else size[1]
+    height, width = buckets.sizes[buckets.nearest(1, 1)]
+    return max(1, height // factor), max(1, width // factor)
 
 
 def validation_options(settings: GeneratorValidationSettings, data: StageData) -> dict[str, Any]:
