@@ -243,9 +243,9 @@ def load_latent_diffusion(
     has_ema, fields = read_stage_file(folder, UNKNOWN, lambda said: (bool(said["ema"]), described_fields(said)))
     check_registered(fields, components)  # before the tokenizer's parts are imported
     tokenizer = Tokenizer.from_pretrained(folder / "tokenizer", components=components)
-    how: dict[str, Any] = {"trusted": False, "components": components, "text_encoders": text_encoders}
     with reading(folder / STAGE_FILE, CheckpointError, UNKNOWN):
-        model = LatentDiffusion(tokenizer=tokenizer, **how, **with_places(fields, folder))
+        described = {**with_places(fields, folder), "tokenizer": tokenizer}
+        model = LatentDiffusion(trusted=False, components=components, text_encoders=text_encoders, **described)
     states = read_parts(folder, weights or ("ema" if has_ema else "raw"), average)
     load_parts({"generator": model.generator}, states, f"the newest checkpoint in {folder}")
     return model.eval()

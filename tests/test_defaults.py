@@ -169,6 +169,7 @@ SETTINGS = {
     "data.sampler:per_process_batch": dict(accumulation=1),
     "data.transforms:read_image": dict(draft_side=None, max_aspect_ratio=50.0),
     "data.transforms:read_upright_size": dict(max_aspect_ratio=50.0),
+    "data.images:EqualArea": dict(multiple_of=16, max_aspect_ratio=2.0),
     "data.images:assign_buckets": dict(progress=True, max_aspect_ratio=50.0),
     "data.images:ImageDataset": dict(
         image_size=256, train=True, hflip=True, max_unreadable=None, seed=0, max_aspect_ratio=50.0, held_out=False

@@ -74,14 +74,13 @@ class PromptCondition(Condition):
         self._configs = {name: dict(own) for name in ROLES if (own := getattr(self.text, name)) is not None}
         for name, path in (paths or {}).items():
             if name not in self._configs:
-                raise ConfigError(f"text_encoders: {unknown('part', name, self._configs)} of this generator's text")
+                raise ConfigError(f"text_encoders: {unknown('part', name, self._configs)}")
             self._configs[name] |= {"path": path}
         self._encoders: dict[str, Any] | None = None
         self._known: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
         if (self.text.pooled is None) != (generator.vec_in_dim == 0):
-            wanted = "wants a pooled prompt" if generator.vec_in_dim else "takes no pooled prompt"
             raise ConfigError(
-                f"{type(generator).__name__}: vec_in_dim={generator.vec_in_dim} {wanted}, but generator.text.pooled is "
+                f"{type(generator).__name__}: vec_in_dim={generator.vec_in_dim}, but generator.text.pooled is "
                 f"{self.text.pooled}; give an encoder that pools, such as dict(type='clip_text', path=...), or "
                 "vec_in_dim=0 without one"
             )
@@ -109,7 +108,8 @@ class PromptCondition(Condition):
                 f"id, as generator.text.{name}.path=... in a config or text_encoders=dict({name}=...) to "
                 "load_latent_diffusion"
             )
-        encoder = TEXT_ENCODERS.build(config, components=self.components)
+        # What a file brings was looked at when it came: names registered, content known by its identity.
+        encoder = TEXT_ENCODERS.build(config, trusted=True, components=self.components)
         if check and identity not in (None, encoder.identity):
             raise WeightsError(
                 f"generator.text.{name}: the text encoder at {config['path']} is another one (identity "
