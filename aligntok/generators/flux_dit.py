@@ -51,7 +51,7 @@ class FluxDiT(PromptedGenerator):
         mlp_ratio: AboveZero = 4.0,
         num_heads: Depth = 16,
         depth: Count = 7,
-        depth_single_blocks: Count = 14,
+        depth_single_blocks: Depth = 14,
         axes_dim: Sequence[int] | None = None,
         theta: AboveZero = 10_000,
         qkv_bias: bool = True,
@@ -86,7 +86,7 @@ class FluxDiT(PromptedGenerator):
     def forward(self, x: Tensor, t: Tensor, y: Mapping[str, Tensor]) -> Tensor:  # (N, C, h, w), (N,)
         self.check_inputs(x, t, y)
         height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
-        img, txt = self.img_in(to_patches(x, self.patch_size)), self.txt_in(y["text"])  # (N, h*w or L, hidden_size)
+        img, txt = self.img_in(to_patches(x, self.patch_size)), self.txt_in(y["text"].to(self.txt_in.weight.dtype))
         c, there = F.silu(self._condition(t, y)), self._present(y, img)
         turned = self._rotations(height, width, img.device)  # (2, h*w, dim)
         for block in self.double_blocks:
@@ -100,9 +100,9 @@ class FluxDiT(PromptedGenerator):
 
     def _condition(self, t: Tensor, y: Mapping[str, Tensor]) -> Tensor:
         """Return what all tokens are modulated by, (N, hidden_size), before its SiLU."""
-        c = self.time_in(embed_times(TIME_FACTOR * (1 - t), TIME_CHANNELS))  # of the noise level
+        c = self.time_in(embed_times(TIME_FACTOR * (1 - t.float()), TIME_CHANNELS))  # of the noise level
         if self.guidance_in is not None:
-            c = c + self.guidance_in(embed_times(TIME_FACTOR * y["guidance"], TIME_CHANNELS))
+            c = c + self.guidance_in(embed_times(TIME_FACTOR * y["guidance"].float(), TIME_CHANNELS))
         return c if self.vector_in is None else c + self.vector_in(y["pooled"])
 
     def _present(self, y: Mapping[str, Tensor], img: Tensor) -> Present | None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from aligntok.diffusion.guidance import classifier_free
 from aligntok.engine.compile import blocks_of, listed_blocks
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.generators import flux_blocks
@@ -125,7 +126,7 @@ def test_published_shapes_have_their_number_of_parameters(parameters, axes, opti
 def test_heads_of_any_even_width_have_axes_of_even_numbers():
     assert tiny().axes_dim == (4, 6, 6)
     for dim in range(2, 200, 2):
-        assert FluxDiT(**{**TINY, "hidden_size": 2 * dim, "num_heads": 2, "depth": 0, "depth_single_blocks": 0})
+        assert FluxDiT(**{**TINY, "hidden_size": 2 * dim, "num_heads": 2, "depth": 0, "depth_single_blocks": 1})
 
 
 def test_weights_are_drawn_within_two_deviations_and_blocks_start_unmodulated():
@@ -427,6 +428,23 @@ def test_compiled_blocks_compute_the_same_and_not_anew_for_other_lengths(packs, 
     assert made >= 2
     close(model(*inputs(model, lengths=(5, 7))), expected[1])
     assert len(graphs) == made
+
+
+def test_states_of_text_encoders_in_half_precision_are_taken():
+    model = tiny(guidance_embed=True)
+    x, t, y = inputs(model)
+    half = {name: each if name == "mask" else each.bfloat16() for name, each in y.items()}
+    wide = {name: each if name == "mask" else each.float() for name, each in half.items()}
+    assert torch.equal(model(x, t.bfloat16(), half), model(x, t.bfloat16().float(), wide))
+
+
+def test_a_prompt_is_guided_away_from_another_of_the_same_length():
+    model = tiny()
+    x, t, y = inputs(model)
+    null = {**row(y, 0), "mask": torch.arange(7)[None] < 2}
+    found = classifier_free(model, y, null, 3.0)(x, t)
+    weak = model(x, t, {name: torch.cat([each, each]) for name, each in null.items()})
+    close(found, weak + 3 * (model(x, t, y) - weak))
 
 
 def test_a_copy_is_independent():
