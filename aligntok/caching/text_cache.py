@@ -74,7 +74,7 @@ class TextCache:
         self._hashes = np.concatenate([hashes for *_, hashes in shards])
         self._keys = _keys(self._hashes)
         self._ends = np.cumsum([len(hashes) for *_, hashes in shards])
-        self._open: dict[int, Any] = {}
+        self._open: dict[int, dict[str, Tensor]] = {}
 
     @classmethod
     def open(cls, folder: str | Path, identities: Mapping[str, str | None] | None = None) -> TextCache:
@@ -118,8 +118,7 @@ class TextCache:
         Raises DataError for a text that is not in the cache, ConfigError for what are no texts.
         """
         places = [self._place(text) for text in check_prompts(texts, "TextCache")]
-        bounds = [(int(self._offsets[shard][at]), int(self._offsets[shard][at + 1])) for shard, at in places]
-        rows = [self._slice(shard, "rows", *each) for (shard, _), each in zip(places, bounds, strict=True)]
+        rows = [self._mapped(shard)["rows"][slice(*self._offsets[shard][[at, at + 1]])] for shard, at in places]
         length = self.max_tokens if full else max(map(len, rows))
         found = torch.zeros(len(rows), length, self.dim)
         mask = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -127,7 +126,7 @@ class TextCache:
             found[number, : len(each)], mask[number, : len(each)] = each, True
         if self.pooled_dim is None:
             return {"text": found, "mask": mask}
-        pooled = torch.cat([self._slice(shard, "pooled", at, at + 1) for shard, at in places])
+        pooled = torch.stack([self._mapped(shard)["pooled"][at] for shard, at in places])
         return {"text": found, "mask": mask, "pooled": pooled.float()}
 
     def _find(self, text: str) -> int | None:
@@ -146,14 +145,15 @@ class TextCache:
         shard = int(np.searchsorted(self._ends, at, side="right"))
         return shard, at - int(self._ends[shard]) + len(self._offsets[shard]) - 1
 
-    def _slice(self, shard: int, name: str, first: int, end: int) -> Tensor:
+    def _mapped(self, shard: int) -> dict[str, Tensor]:
+        """Return the rows of a shard, and what is pooled, where they lie: read from disk where they are used."""
         if shard not in self._open:
             if len(self._open) >= _MOST_OPEN:
                 self._open.clear()
             with _opened(self._paths[shard]) as file:
-                self._open[shard] = {each: file.get_slice(each) for each in file.keys()}  # noqa: SIM118
-        part: Tensor = self._open[shard][name][first:end]
-        return part
+                names = ("rows",) if self.pooled_dim is None else ("rows", "pooled")
+                self._open[shard] = {name: file.get_tensor(name) for name in names}
+        return self._open[shard]
 
 
 def _keys(hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
