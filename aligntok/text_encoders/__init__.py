@@ -92,15 +92,15 @@ def check_prompts(texts: Any, who: str) -> list[str]:
 def encode_both(
     texts: Sequence[str], tokens: TextEncoder, pooled: TextEncoder | None = None, full: bool = False
 ) -> dict[str, Tensor]:
-    """Return text and mask of one encoder, with the pooled row of another; without that, of the first, if it has one.
+    """Return text and mask of one encoder, with the pooled row of another, if there is one, which may be the same.
 
     Raises ConfigError where `pooled` has none, and for what are no prompts.
     """
     check_pooled(pooled)
     found = tokens.encode(texts, full)
-    if pooled is not None:
-        found["pooled"] = pooled.encode(texts)["pooled"].to(found["text"].device)
-    return found
+    row = found if pooled is tokens else {} if pooled is None else pooled.encode(texts)
+    kept = {"text": found["text"], "mask": found["mask"]}
+    return kept if pooled is None else {**kept, "pooled": row["pooled"].to(found["text"].device)}
 
 
 def check_pooled(pooled: TextEncoder | None) -> None:
