@@ -150,8 +150,16 @@ SETTINGS = {
     "data.transforms:read_upright_size": dict(max_aspect_ratio=50.0),
     "data.images:assign_buckets": dict(progress=True, max_aspect_ratio=50.0),
     "data.images:ImageDataset": dict(
-        image_size=256, train=True, hflip=True, max_unreadable=None, seed=0, max_aspect_ratio=50.0, held_out=False
+        image_size=256,
+        train=True,
+        hflip=True,
+        max_unreadable=None,
+        seed=0,
+        max_aspect_ratio=50.0,
+        held_out=False,
+        max_uncaptioned=0,
     ),
+    "data.images:EqualArea": dict(multiple_of=16, max_aspect_ratio=2.0),
     "data.images:ImageDataset.assign_buckets": dict(progress=True),
     "data.latents:LatentDataset": dict(train=True, hflip=None, normalise=True, seed=0),
     "data.latent_shards:LatentStatistics.tensors": dict(device="cpu"),
