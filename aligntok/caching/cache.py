@@ -63,7 +63,7 @@ def cache_latents(request: CacheRequest) -> Path:
 
 def images_to_cache(data: str | os.PathLike[str], how: CacheRequest | LatentCacheSettings) -> ImageSource:
     """Open the images that a cache is made of, with the captions that it keeps. Raises DataError."""
-    return open_source(data, how.split, how.label, how.val_fraction, caption=how.caption)
+    return open_source(data, how.split, how.label, how.val_fraction, False, how.caption, how.max_uncaptioned)
 
 
 class LatentCache:

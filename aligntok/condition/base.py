@@ -78,6 +78,10 @@ class Condition(ABC):
     def differences(self, other: Condition) -> dict[str, tuple[Any, Any]]:
         """Return in what `other` asks for other things, by name: its and ours."""
 
+    def to_encode(self, data: Any) -> dict[str, Any] | None:
+        """Return what is to be encoded before a training: keywords of `cache_texts`; None for nothing."""
+        return None
+
     @abstractmethod
     def blank(self, number: int, device: torch.device) -> Given:
         """Return what a generator is given, so many rows of no meaning, of the size that training has at most."""

@@ -140,7 +140,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
     An item is ``dict(images=float32 (3, H, W) in [-1, 1], label=class index or -1, index=place in the data set)``. With
     a `caption`, which says where captions are ("auto": at the one place that there is; None: none are looked for; see
     :func:`aligntok.data.sources.open_source`), it has ``caption``, a text: of several, the one that `seed` and the
-    sample number draw when `train`, else the first; for a plain integer the first.
+    sample number draw when `train`, else the first; for a plain integer the first. Up to `max_uncaptioned` images that
+    have none are left out; more are an error.
     The image is resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped: at random
     and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. With `short_side` the image's short
     side is resized to that instead, so that crops are parts of a larger picture. `split` chooses a subfolder, or the
@@ -179,6 +180,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         fraction: float | None = None,
         held_out: bool = False,
         caption: str | None = None,
+        max_uncaptioned: Count = 0,
     ) -> None:
         self.shapes = AspectBuckets(image_size)
         self.short_side = short_side
@@ -190,7 +192,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.train = train
         self.hflip = hflip
         self.seed = seed
-        self.source = open_source(root, split, label, fraction, held_out, caption)
+        self.source = open_source(root, split, label, fraction, held_out, caption, max_uncaptioned)
         self.class_names = self.source.class_names
         self.max_unreadable = math.ceil(len(self) / 100) if max_unreadable is None else max_unreadable
         at_least(0, max_unreadable=max_unreadable, seed=seed)

@@ -20,7 +20,7 @@ from aligntok.data.sources.base import (
     suffix_of,
     walk,
 )
-from aligntok.data.sources.captions import check_captions
+from aligntok.data.sources.captions import leave_out_uncaptioned
 from aligntok.data.sources.classes import say_lacking
 from aligntok.data.sources.files import FileTreeSource, FolderSource, ZipSource
 from aligntok.data.sources.held_out import hold_out
@@ -42,6 +42,7 @@ def open_source(
     fraction: float | None = None,
     held_out: bool = False,
     caption: str | None = None,
+    max_uncaptioned: int = 0,
 ) -> ImageSource:
     """List the images at `root`, or those of the `split` of it. `root` is one of
 
@@ -62,10 +63,11 @@ def open_source(
     the same: of a folder or zip a table (:data:`aligntok.data.sources.captions.TABLES`, such as ``captions.csv``), or a
     ``.txt``, or a ``.json`` with the key `caption`, beside each image; of shards such members; of parquet files and
     Hugging Face data sets a column `caption` or `text`. A choice is the table's name, perhaps with a column
-    (``metadata.csv:prompt``); ``txt``; another key of the JSON; or the column.
+    (``metadata.csv:prompt``); ``txt``; another key of the JSON; or the column. max_uncaptioned: so many images without
+    a caption are left out, which is said; more are an error.
 
     Raises DataError when `root` or `split` is missing, nothing is in it, files of two kinds are, a file is damaged,
-    a library is not installed, several splits are there and none was chosen, or an image has no caption, or one that
+    a library is not installed, several splits are there and none was chosen, images have no caption, or one that
     cannot be read; see the sources for what else.
     """
     if held_out and fraction is None:
@@ -83,7 +85,7 @@ def open_source(
     source.label, source.caption = label, caption
     say_lacking(source)
     if source.captions is not None:
-        check_captions(source.where, source.names, source.captions)
+        source = leave_out_uncaptioned(source, max_uncaptioned)
     return source if fraction is None else hold_out(source, fraction, held_out)
 
 

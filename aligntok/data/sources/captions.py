@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from aligntok.data.captions import AUTO, MOST_BYTES, CaptionList, Captions
-from aligntok.data.sources.base import PackedNames, say_once, suffix_of
+from aligntok.data.sources.base import ImageSource, PackedNames, say_once, suffix_of
+from aligntok.data.sources.held_out import PartSource
 from aligntok.distributed.job import progress_bar
 from aligntok.errors import DataError, first_line, unknown
 from aligntok.io.files import reading
@@ -100,17 +101,25 @@ def one_of(where: str, found: Mapping[str, Captions], caption: str, places: str)
     return first
 
 
-def check_captions(where: str, names: PackedNames, captions: Captions) -> None:
-    """Raise DataError for images without a caption; say how many captions are empty."""
-    lacking = np.flatnonzero(captions.counts == 0)
-    if len(lacking):
-        told = ", ".join(names[int(index)] for index in lacking[:4])
+def leave_out_uncaptioned(source: ImageSource, most: int) -> ImageSource:
+    """Return the images of a source that have captions: all, or all but `most` others; say how many captions are empty.
+
+    Raises DataError for more images without a caption than that.
+    """
+    assert source.captions is not None  # who asks for captions gets some
+    lacking, where = np.flatnonzero(source.captions.counts == 0), source.where
+    told = ", ".join(source.names[int(index)] for index in lacking[:4])
+    if len(lacking) > most:
         raise DataError(
-            f"{where}: {len(lacking):,} of {len(names):,} images have no caption, such as {told}; write them one, "
-            "perhaps an empty one, or move these images away"
+            f"{where}: {len(lacking):,} of {len(source):,} images have no caption, such as {told}; write them one, "
+            f"perhaps an empty one, move these images away, or leave them out with max_uncaptioned={len(lacking)}"
         )
-    if empty := int((captions.begins == captions.ends).sum()):
-        say_once(f"{where}: {empty:,} of {len(captions.ends):,} captions are empty, as without a prompt")
+    if empty := int((source.captions.begins == source.captions.ends).sum()):
+        say_once(f"{where}: {empty:,} of {len(source.captions.ends):,} captions are empty, as without a prompt")
+    if len(lacking):
+        say_once(f"{where}: left out {len(lacking):,} images that have no caption, such as {told}")
+        return PartSource(source, np.flatnonzero(source.captions.counts))
+    return source
 
 
 def captions_of_column(where: str, name: str, column: Any) -> Captions:

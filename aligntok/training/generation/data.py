@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aligntok.caching.cache import LatentCache, images_to_cache
 from aligntok.caching.encoder import LatentEncoder, latent_statistics
 from aligntok.caching.settings import CacheContent, CacheSettings
+from aligntok.caching.text_cache import cache_texts
 from aligntok.data.images import find_buckets, square_size
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.loader import number_of_classes
@@ -49,6 +50,8 @@ def build(stage: GeneratorStage) -> StageData:
     seed_torch("weights", stage.seed)  # the generator's first weights
     diffusion = LatentDiffusion(settings.generator, tokenizer, statistics, shape, names, sampling)
     diffusion.condition.check_data(train)
+    if (texts := diffusion.condition.to_encode(train)) is not None:
+        diffusion.condition.cache = cache_texts(stage.folder.parent / "texts", **texts)
     return StageData(train, made_with=diffusion)
 
 

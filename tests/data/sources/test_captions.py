@@ -350,6 +350,25 @@ def test_empty_captions_are_counted(tmp_path, caplog):
     assert "2 of 5 captions are empty" in caplog.text
 
 
+@pytest.mark.parametrize("pack", [folder, archive])
+def test_some_images_without_a_caption_can_be_left_out(tmp_path, pack, caplog):
+    some = {name: each for name, each in CAPTIONS.items() if name != "ant/1.png"}
+    root = pack(tmp_path / "set", {**IMAGES, "captions.csv": as_csv(captions=some)})
+    with pytest.raises(DataError, match=r"1 of 3 images have no caption, .* leave them out with max_uncaptioned=1"):
+        found(root)
+    assert found(root, max_uncaptioned=1) == some
+    assert "left out 1 images that have no caption, such as ant/1.png" in caplog.text
+    dataset = ImageDataset(root, 8, caption="auto", max_uncaptioned=2)
+    assert [(item["label"], item["caption"]) for item in map(dataset.__getitem__, range(2))] == [
+        (0, "a red ant"),
+        (1, CAPTIONS["bee/2.png"][0]),
+    ]
+    assert dataset.source.read(1) == IMAGES["bee/2.png"]
+    one = pack(tmp_path / "one", {**IMAGES, "captions.csv": as_csv(captions={"ant/0.png": ["x"]})})
+    with pytest.raises(DataError, match="leave them out with max_uncaptioned=2"):
+        found(one, max_uncaptioned=1)
+
+
 def test_a_split_has_its_own(tmp_path):
     for split in ("train", "val"):
         texts = {name: [f"{split} {each[0]}"] for name, each in CAPTIONS.items()}

@@ -15,6 +15,7 @@ from aligntok.cli import sample, train
 from aligntok.data.transforms import open_image
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint
 from aligntok.errors import ConfigError, WeightsError
+from aligntok.text_encoders.pretrained import PretrainedTextEncoder
 
 FLUX = dict(
     type="flux_dit",
@@ -119,3 +120,59 @@ def test_a_stopped_training_goes_on_bit_for_bit(prompted, tmp_path):
     ends = [read_checkpoint(list_checkpoints(run / "generation")[-1][1])["parts"] for run in (whole, parts)]
     for name, tensor in ends[0]["generator"].items():
         assert torch.equal(tensor, ends[1]["generator"][name]), name
+
+
+def test_texts_that_are_encoded_beforehand_give_the_same_training(prompted, tmp_path, monkeypatch):
+    online, cached = tmp_path / "online", tmp_path / "cached"
+    config = prompted(log=dict(every=1, pictures=0))
+    assert train([config, "--cfg-options", f"work_dir={online}"]) == 0
+    monkeypatch.setattr(PretrainedTextEncoder, "forward", counted := counting(PretrainedTextEncoder.forward))
+    assert train([config, "--cfg-options", f"work_dir={cached}", "generator.text.cache=True"]) == 0
+    assert counted.texts == 8  # three captions and "", of each of the two encoders, once; four steps of four later
+    ends = [read_checkpoint(list_checkpoints(run / "generation")[-1][1])["parts"] for run in (online, cached)]
+    for name, tensor in ends[0]["generator"].items():
+        torch.testing.assert_close(tensor, ends[1]["generator"][name], rtol=0, atol=2e-3)  # rows are kept in fp16
+
+
+def counting(forward):
+    def counted(self, input_ids, attention_mask):
+        counted.texts += len(input_ids)
+        return forward(self, input_ids, attention_mask)
+
+    counted.texts = 0
+    return counted
+
+
+def test_a_training_goes_on_at_twice_the_size(prompted, tmp_path):
+    small, large = tmp_path / "small", tmp_path / "large"
+    assert train([prompted(steps=3), "--cfg-options", f"work_dir={small}"]) == 0
+    wide = dict(train=dict(type="images", image_size=dict(side=64, multiple_of=8)))
+    config = prompted("large", steps=2, data=wide, init_from=dict(folder=str(small)), checkpoint=dict(every=1))
+    assert train([config, "--cfg-options", f"work_dir={large}", "optimizer.lr=1e-6"]) == 0
+    before = read_checkpoint(list_checkpoints(small / "generation")[-1][1])
+    after = read_checkpoint(list_checkpoints(large / "generation")[0][1])
+    for name, tensor in before["parts"]["generator"].items():
+        torch.testing.assert_close(after["parts"]["generator"][name], tensor, rtol=0, atol=1e-5)
+        average = before["ema"]["averages"]["0.9"]["generator"][name]
+        torch.testing.assert_close(after["ema"]["averages"]["0.9"]["generator"][name], average, rtol=0, atol=1e-2)
+    assert after["ema"]["step"] == before["ema"]["step"] + 1
+    moments = [next(iter(each["optimizers"]["sides"]["generator"]["state"].values())) for each in (before, after)]
+    assert (int(moments[0]["step"]), int(moments[1]["step"])) == (3, 4)
+    described = [json.loads((run / "generation/stage.json").read_text()) for run in (small, large)]
+    assert described[0]["statistics"] == described[1]["statistics"]
+    assert (described[0]["latent_shape"], described[1]["latent_shape"]) == ([4, 4, 4], [4, 8, 8])
+
+
+def test_what_cannot_be_gone_on_from_is_refused(prompted, tmp_path, capsys, text_model):
+    assert train([prompted(init_from=dict(folder=str(tmp_path)))]) == 2
+    assert "has no trained generator" in capsys.readouterr().err
+    assert train([prompted(init_from=dict(folder=str(tmp_path), take=["averages"]))]) == 2
+    assert "init_from.take=['averages'] lacks 'weights'" in capsys.readouterr().err
+    small = tmp_path / "small"
+    assert train([prompted(steps=1), "--cfg-options", f"work_dir={small}"]) == 0
+    wider = dict(
+        FLUX, hidden_size=48, text=json.loads((small / "generation/stage.json").read_text())["generator"]["text"]
+    )
+    capsys.readouterr()
+    assert train([prompted("wider", generator=wider, init_from=dict(folder=str(small)))]) == 2
+    assert "does not fit" in capsys.readouterr().err
