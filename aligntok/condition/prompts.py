@@ -70,8 +70,6 @@ class PromptCondition(Condition):
         self.text = read(TextSettings, text, "generator.text")
         self.dropout = self.text.dropout
         self.components = components
-        #: Texts that were encoded before the training, if any: a caption's rows come from it.
-        self.cache: Any = None
         self._widths = {"tokens": generator.context_in_dim, "pooled": generator.vec_in_dim}
         self._full = generator.text_padding == "attend"
         self._configs = {name: dict(own) for name in ROLES if (own := getattr(self.text, name)) is not None}
