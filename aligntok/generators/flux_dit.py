@@ -19,7 +19,7 @@ from aligntok.settings import AboveZero, Count, Depth, Width
 from aligntok.weights.flux import is_of_diffusers, with_bfl_names, write_for_diffusers
 
 #: Options that diffusers' class has no keywords for.
-FIXED_IN_DIFFUSERS = {"mlp_ratio": 4.0, "theta": 10_000, "qkv_bias": True}
+FIXED_IN_DIFFUSERS = {"mlp_ratio": 4.0, "theta": 10_000}
 TIME_FACTOR = 1000.0  # of noise levels and guidance scales, before they are embedded
 
 
@@ -135,8 +135,9 @@ class FluxDiT(PromptedGenerator):
     def export_diffusers(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that diffusers' ``FluxTransformer2DModel.from_pretrained`` loads: config and weights.
 
-        It attends to all text that it is given, as with text_padding="attend". Raises ConfigError for options that it
-        does not have, WriteError when the disk does not take it.
+        It attends to all text that it is given, as with text_padding="attend"; without pooled text here, it takes one
+        number, which has no effect. Raises ConfigError for options that it does not have, WriteError when the disk
+        does not take it.
         """
         for name, only in FIXED_IN_DIFFUSERS.items():
             if (own := getattr(self, name)) != only:
@@ -144,12 +145,13 @@ class FluxDiT(PromptedGenerator):
                     f"FluxDiT: diffusers' FluxTransformer2DModel has {name}={only} alone, this model {own}; "
                     "it cannot be exported for diffusers"
                 )
-        if not self.vec_in_dim:
-            raise ConfigError(
-                "FluxDiT: diffusers' FluxTransformer2DModel always takes pooled text, of which this has none "
-                "(vec_in_dim=0); it cannot be exported for diffusers"
-            )
-        patch = self.patch_size**2
+        patch, width = self.patch_size**2, self.txt_in.out_features
+        tensors = self.state_dict()
+        if self.vector_in is None:
+            tensors |= {f"vector_in.{name}": each * 0 for name, each in VectorEmbedder(1, width).state_dict().items()}
+        if not self.qkv_bias:
+            names = [name.replace("weight", "bias") for name in tensors if name.endswith("_attn.qkv.weight")]
+            tensors |= {name: torch.zeros(3 * width) for name in names}
         config = {
             "patch_size": 1,  # of latents that are packed already
             "in_channels": self.in_channels * patch,
@@ -159,11 +161,11 @@ class FluxDiT(PromptedGenerator):
             "attention_head_dim": sum(self.axes_dim),
             "num_attention_heads": self.num_heads,
             "joint_attention_dim": self.context_in_dim,
-            "pooled_projection_dim": self.vec_in_dim,
+            "pooled_projection_dim": self.vec_in_dim or 1,
             "guidance_embeds": self.guidance_embed,
             "axes_dims_rope": list(self.axes_dim),
         }
-        write_for_diffusers(folder, config, self.state_dict())
+        write_for_diffusers(folder, config, tensors)
 
     @torch.no_grad()
     def _initialise(self) -> None:

@@ -304,6 +304,9 @@ def test_the_folders_own_name_tells_the_settings(run, tmp_path):
     )
     name = f"ddim-4_cfg-6.7_eta-0.5_4x4_classes-0-1-2-3-and-2_tf32_seed-9_{tag}"
     assert sample_images(replace(other, num_samples=1, npz=False)).name == name
+    flow = replace(other, sampling={**changes, "shift": "length", "options": {"eta": 0.5, "noise": "flow"}})
+    name = name.replace("eta-0.5", "shift-length_eta-0.5_noise-flow")
+    assert sample_images(replace(flow, num_samples=1, npz=False)).name == name
     led = SampleRequest(run=tmp_path / "run", labels="balanced", autoguidance=run)
     assert sample_images(replace(led, num_samples=1, npz=False)).name.startswith(
         own.removesuffix(tag) + "balanced_weak-"
