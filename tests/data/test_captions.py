@@ -56,16 +56,18 @@ def test_a_caption_that_came_in_two_parts_counts_as_two():
         ("é" * 32_769, "65,538 bytes"),
         ("\ud800", "surrogates"),
         (["x"] * 1001, "1,001 for 1 images"),
+        (["x" * 65_000] * 17, "17 for 1 images"),  # over a MiB
     ],
 )
 def test_what_is_no_caption_is_refused(given, why):
     with pytest.raises(ValueError, match=why):
         CaptionList(1).add(0, given)
-    CaptionList(1).add(0, "x" * 65_536)
+    CaptionList(1).add(0, ["x" * 65_536] * 16)
 
 
 def test_hashes_tell_captions_apart():
     assert packed([["ab", "c"], ["a", "bc"], ["ab", "c"]]).hashes().tolist() != [0, 0, 0]
+    assert packed(GIVEN).hashes().dtype == np.int64
     one, two, three = packed([["ab", "c"], ["a", "bc"], ["ab", "c"]]).hashes().tolist()
     assert one == three != two
 

@@ -53,8 +53,8 @@ def captions_in(what: str, kind: str, content: bytes, caption: str) -> dict[str,
     if len(content) > MOST_READ:
         raise _no_caption(what, f"it has more than {MOST_READ:,} bytes")
     if kind == ".txt":
-        return {"txt": _decoded(content, what)}
-    key, text = _KEY if caption == AUTO else caption, _decoded(content, what)
+        return {"txt": _decoded(content, what, True)}
+    key, text = _KEY if caption == AUTO else caption, _decoded(content, what, True)
     value = _object(text, what).get(key)
     return {} if value is None else {key: value}
 
@@ -200,7 +200,7 @@ def _rows(
             line += 1
             if len(read) > MOST_READ:
                 raise _no_caption(f"{what}, line {line}", f"the line has more than {MOST_READ:,} bytes")
-            yield _decoded(read, f"{what}, line {line}", "utf-8-sig" if line == 1 else "utf-8")
+            yield _decoded(read, f"{what}, line {line}", line == 1)
 
     with _opening(what), open_file(name) as opened:
         if name.endswith(".jsonl"):
@@ -275,9 +275,10 @@ def add_caption(captions: CaptionList, image: int, given: Any, what: str) -> Non
         raise _no_caption(what, first_line(error)) from error
 
 
-def _decoded(content: bytes, what: str, encoding: str = "utf-8-sig") -> str:
+def _decoded(content: bytes, what: str, begins: bool) -> str:
+    """Return the text of a file, or of a line of one that it `begins`, which may have a mark of its order of bytes."""
     try:
-        return content.decode(encoding)
+        return content.decode("utf-8-sig" if begins else "utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         place = what if ", line " in what else f"{what}, line {line}"
