@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import aligntok
-from aligntok.condition import check_text_registered, condition_of, paths_of, same_length, split_text
+from aligntok.condition import check_text_registered, condition_of, paths_of, same_length, saved_encoders, split_text
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.diffusion.sampling import draw_samples
 from aligntok.diffusion.settings import Sampling
@@ -137,12 +137,15 @@ class LatentDiffusion(nn.Module):
             "aligntok_version": aligntok.__version__,
         }
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], include_text_encoders: bool = False) -> None:
         """Write ``generator.safetensors``, ``tokenizer/``, ``latent_diffusion.json`` and, last, their checksums.
 
-        Raises WriteError when the disk does not take them.
+        include_text_encoders: write ``text_encoders/``, too, of a generator of prompts; else whoever loads it brings
+        them. Raises WriteError when the disk does not take them.
         """
         path = Path(folder)
+        if include_text_encoders:
+            self.condition.save_encoders(path / "text_encoders")
         self.tokenizer.save_pretrained(path / "tokenizer")
         save_tensors(path / "generator.safetensors", self.generator.state_dict(), checksum=False)
         write_json(path / "latent_diffusion.json", self.config)
@@ -168,6 +171,8 @@ class LatentDiffusion(nn.Module):
         fields = read_json(described, WeightsError, cure, described_fields)
         check_registered(fields, components)  # before the tokenizer's parts are imported
         tokenizer = Tokenizer.from_pretrained(path / "tokenizer", components=components)
+        if fields.get("text"):
+            text_encoders = {**saved_encoders(path / "text_encoders", fields["text"]), **(text_encoders or {})}
         with reading(described, WeightsError, cure):
             model = cls(
                 tokenizer=tokenizer, trusted=False, components=components, text_encoders=text_encoders, **fields

@@ -200,14 +200,41 @@ def export_tokenizer(
     For a work folder, `weights` and `sigma_rel` choose; an EMA width that was not kept is rebuilt from the furthest
     stage's snapshots. Raises CheckpointError if there are none, ConfigError if it would overwrite another folder.
     """
-    target = Path(out)
-    if target.is_file():
-        raise ConfigError(f"{target} is a file; give a new folder, or a saved tokenizer's")
-    if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
-        raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or a saved tokenizer's")
+    target = _checked_target(out)
     tokenizer = load_tokenizer(source, components=components, weights=weights, sigma_rel=sigma_rel, rebuild=True)
     remove_leftovers(target, below=False)
     tokenizer.save_pretrained(target)
+    return target
+
+
+def export_for_diffusers(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    weights: str | None = None,
+    average: float | None = None,
+    components: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the generator of `source` as a folder that diffusers' class for it loads, and return the folder.
+
+    `source` and the others as in :func:`load_latent_diffusion`. Raises ConfigError for a generator that diffusers has
+    no class for, or if it would overwrite another folder, and what loading raises.
+    """
+    target = _checked_target(out)
+    generator = load_latent_diffusion(source, weights, average, components).generator
+    if not hasattr(generator, "export_diffusers"):
+        raise ConfigError(f"diffusers has no class for a {type(generator).__name__}; leave --format diffusers out")
+    remove_leftovers(target, below=False)
+    generator.export_diffusers(target)
+    return target
+
+
+def _checked_target(out: str | os.PathLike[str]) -> Path:
+    """Return the folder to export into. Raises ConfigError for a file, and for a folder of other things."""
+    target = Path(out)
+    if target.is_file():
+        raise ConfigError(f"{target} is a file; give a new folder, or one of an earlier export")
+    if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or an earlier export's")
     return target
 
 

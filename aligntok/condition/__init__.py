@@ -7,7 +7,7 @@ from typing import Any
 
 from aligntok.condition.base import Condition, Given
 from aligntok.condition.classes import ClassCondition
-from aligntok.condition.prompts import ROLES, PromptCondition, check_text_registered, same_length
+from aligntok.condition.prompts import ROLES, PromptCondition, check_text_registered, same_length, saved_encoders
 from aligntok.errors import ConfigError
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "condition_of",
     "paths_of",
     "same_length",
+    "saved_encoders",
     "split_text",
 ]
 

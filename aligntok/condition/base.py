@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -74,6 +75,10 @@ class Condition(ABC):
 
     def check_encoders(self) -> None:
         """Raise WeightsError or ConfigError for encoders that are not there, or do not fit; no weights are read."""
+        return
+
+    def save_encoders(self, folder: Path) -> None:
+        """Write what encodes the words, if anything does. Raises ConfigError for what cannot be written."""
         return
 
     @abstractmethod

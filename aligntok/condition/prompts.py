@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from aligntok.settings import AboveZero, Share, read, settings
 #: The generator's keyword for the width of what each text encoder gives.
 ROLES = {"tokens": "context_in_dim", "pooled": "vec_in_dim"}
 _KEPT_BYTES = 2**30  # of encoded prompts that stay in main memory while pictures are drawn
+_SHORT = 12  # digits of an identity that name a folder
 _LONGEST = 77  # tokens that are planned for, of a text encoder that does not say how many it takes
 _AT_ONCE = 64  # prompts that are encoded together for pictures
 
@@ -118,6 +120,16 @@ class PromptCondition(Condition):
                 "or hub id of that one"
             )
         return encoder.eval().requires_grad_(False)
+
+    def save_encoders(self, folder: Path) -> None:
+        """Write the text encoders, each into a folder of its identity's name."""
+        for encoder in {id(each): each for each in self.encoders.values()}.values():
+            if not hasattr(encoder, "save_pretrained"):
+                raise ConfigError(
+                    f"a {type(encoder).__name__} has no save_pretrained(folder); leave include_text_encoders out, and "
+                    "give its path to whoever loads the generator"
+                )
+            encoder.save_pretrained(folder / encoder.identity[:_SHORT])
 
     def check_encoders(self) -> None:
         """Raise WeightsError or ConfigError for text encoders that are missing or do not fit; no weights are read."""
@@ -288,6 +300,13 @@ class PromptCondition(Condition):
             return {"condition": (other.conditioned_on, self.conditioned_on)}
         named = [{name: each.identity for name, each in one.encoders.items()} for one in (other, self)]
         return {} if named[0] == named[1] else {"text encoders": (named[0], named[1])}
+
+
+def saved_encoders(folder: Path, text: Mapping[str, Any]) -> dict[str, Path]:
+    """Return where in a folder `save_encoders` wrote a `text`'s encoders, by "tokens" and "pooled"."""
+    named = {name: str(text[name]["identity"])[:_SHORT] for name in ROLES if text.get(name)}
+    places = {name: folder / short for name, short in named.items() if short.isalnum()}
+    return {name: place for name, place in places.items() if place.is_dir() and not place.is_symlink()}
 
 
 def check_text_registered(text: Mapping[str, Any], components: Mapping[str, Any] | None) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from aligntok.device import computing
 from aligntok.errors import ConfigError
+from aligntok.io.files import replacing, save_tensors, write_checksums, write_json
 from aligntok.settings import Positive
 from aligntok.text_encoders import TextEncoder, check_prompts
 from aligntok.weights.load import weights_hash
@@ -70,8 +72,18 @@ class PretrainedTextEncoder(TextEncoder):
         self.dim = int(getattr(config, "hidden_size", 0) or config.get_text_config().hidden_size)
         self.max_tokens = max_tokens
         self.tokenize = PromptTokenizer(load_tokenizer(held, config, at, self.who), max_tokens, config, self.who)
-        self._tokenizer_digest = digest_of(held)
+        self._tokenizer_files, self._tokenizer_digest = held, digest_of(held)
         self.freeze()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write config, weights and tokenizer as a folder that loads as this one. Raises WriteError."""
+        place = Path(folder)
+        write_json(place / CONFIG, self._config)
+        save_tensors(place / WEIGHTS[0], self.model.state_dict(), {"format": "pt"}, checksum=False)
+        for name, content in self._tokenizer_files.items():
+            with replacing(place / name) as temporary:
+                temporary.write_bytes(content)
+        write_checksums(place, [CONFIG, WEIGHTS[0], *self._tokenizer_files])
 
     def narrowed(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return the part of a model's config that is the text model's."""

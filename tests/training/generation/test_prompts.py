@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import aligntok
-from aligntok.cli import sample, train
+from aligntok.cli import export, sample, train
 from aligntok.data.transforms import open_image
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint
 from aligntok.errors import ConfigError, WeightsError
@@ -94,21 +94,44 @@ def test_a_generator_learns_from_captions_and_draws_from_words(prompted, tmp_pat
 def test_an_export_names_its_text_encoders_and_has_none(prompted, tmp_path, text_model):
     run = tmp_path / "run"
     assert train([prompted(steps=1), "--cfg-options", f"work_dir={run}"]) == 0
-    export = run / "latent_diffusion"
-    said = json.loads((export / "latent_diffusion.json").read_text())
+    exported = run / "latent_diffusion"
+    said = json.loads((exported / "latent_diffusion.json").read_text())
     assert str(tmp_path) not in json.dumps(said)
     assert "path" not in said["text"]["tokens"]
     assert len(said["text"]["tokens"]["identity"]) == 64
     with pytest.raises(WeightsError, match=r"generator.text.tokens: the 'hf_text' text encoder has no path; give its"):
-        aligntok.load_latent_diffusion(export)("a red apple")
+        aligntok.load_latent_diffusion(exported)("a red apple")
     bert = text_model("bert")
-    model = aligntok.load_latent_diffusion(export, text_encoders=dict(tokens=bert, pooled=bert))
+    model = aligntok.load_latent_diffusion(exported, text_encoders=dict(tokens=bert, pooled=bert))
     assert torch.equal(model("a red apple"), aligntok.load_latent_diffusion(run)("a red apple"))
-    model = aligntok.load_latent_diffusion(export, text_encoders=dict(tokens=text_model("qwen3"), pooled=bert))
+    model = aligntok.load_latent_diffusion(exported, text_encoders=dict(tokens=text_model("qwen3"), pooled=bert))
     with pytest.raises(WeightsError, match=r"is another one \(identity \w{12}\) than the generator was trained with"):
         model("a red apple")
     with pytest.raises(ConfigError, match="no part named 'token'"):
-        aligntok.load_latent_diffusion(export, text_encoders=dict(token=bert))
+        aligntok.load_latent_diffusion(exported, text_encoders=dict(token=bert))
+    whole = tmp_path / "whole"
+    aligntok.load_latent_diffusion(run).save_pretrained(whole, include_text_encoders=True)
+    assert torch.equal(aligntok.load_latent_diffusion(whole)("a cat"), aligntok.load_latent_diffusion(run)("a cat"))
+
+
+def test_a_generator_is_exported_for_diffusers(prompted, tmp_path):
+    flux = pytest.importorskip("diffusers").FluxTransformer2DModel
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert train([prompted(steps=1), "--cfg-options", f"work_dir={run}"]) == 0
+    assert export([str(run), str(out), "--format", "diffusers"]) == 0
+    generator, theirs = aligntok.load_latent_diffusion(run).generator, flux.from_pretrained(out)
+    x, t, text, pooled = torch.randn(2, 4, 3, 5), torch.tensor([0.2, 0.9]), torch.randn(2, 6, 32), torch.randn(2, 32)
+    ids = torch.cartesian_prod(torch.zeros(1), torch.arange(3.0), torch.arange(5.0))
+    found = theirs(
+        hidden_states=x.flatten(2).transpose(1, 2),
+        encoder_hidden_states=text,
+        pooled_projections=pooled,
+        timestep=1 - t,
+        img_ids=ids,
+        txt_ids=torch.zeros(6, 3),
+    ).sample
+    expected = generator(x, t, dict(text=text, pooled=pooled))
+    torch.testing.assert_close(-found.transpose(1, 2).unflatten(2, (3, 5)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(prompted, tmp_path):
