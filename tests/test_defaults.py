@@ -95,7 +95,7 @@ SETTINGS = {
         steps=30, sampler="euler", shift=1.0, cfg_scale=1.0, cfg_interval=None, cfg_channels=None, preserve_energy=False
     ),
     "engine.ema:EMASettings": dict(sigma_rel=[0.05, 0.10], decays=[], inference=0.05, snapshot_every=None),
-    "training.settings:GeneratorEMASettings": dict(sigma_rel=[], decays=[0.9999], inference=0.9999),
+    "training.generator_settings:GeneratorEMASettings": dict(sigma_rel=[], decays=[0.9999], inference=0.9999),
     "training.alignment.gradient_ratio:AdaptiveWeight": dict(max=1e4, eps=1e-8, images=None, reference=None),
     "training.alignment.objective:LossTerm": dict(weight=1.0, start_step=0, adaptive_weight=None),
     "weights.lora:LoRASettings": dict(rank=16, alpha=32, dropout=0.1),
@@ -114,7 +114,7 @@ SETTINGS = {
         optimizer={"type": "Adam", "lr": 1e-4, "betas": (0.5, 0.9)},
         discriminator_optimizer={"type": "Adam", "lr": 1e-4, "betas": (0.5, 0.9)},
     ),
-    "training.settings:GeneratorSettings": dict(
+    "training.generator_settings:GeneratorSettings": dict(
         global_batch_size=256,
         gradient_accumulation_steps=1,
         precision="fp32",
@@ -125,13 +125,13 @@ SETTINGS = {
         max_skipped_steps=20,
         optimizer={"type": "AdamW", "lr": 2e-4, "betas": (0.9, 0.95), "weight_decay": 0.0},
     ),
-    "training.settings:LatentDataSettings": dict(statistics_images=10_000, posterior="mean"),
+    "training.generator_settings:LatentDataSettings": dict(statistics_images=10_000, posterior="mean"),
     "training.settings:ValidationSettings": dict(perceptual={"type": "lpips"}, num_images=None),
     "training.settings:RunSettings": dict(seed=0, deterministic=False),
     "caching.settings:CacheRequest": dict(
         image_size=256, hflip=True, dtype="fp32", precision="fp32", shard_size=4096, posterior="mean", seed=0
     ),
-    "sampling.settings:SampleRequest": dict(num_samples=64, seed=0, labels=None, precision=None, sampling={}),
+    "sampling.settings:SampleRequest": dict(num_samples=None, seed=0, labels=None, precision=None, sampling={}),
     "evaluation.settings:LatentAnalysis": dict(num_images=10_000, topk=10, tsne_points=5000, seeds=(0, 1, 2)),
     "evaluation.settings:ReconstructionSettings": dict(
         image_size=256, extractor="inception_v3", perceptual=("lpips",), precision="fp32"
@@ -171,8 +171,16 @@ SETTINGS = {
     "data.transforms:read_upright_size": dict(max_aspect_ratio=50.0),
     "data.images:assign_buckets": dict(progress=True, max_aspect_ratio=50.0),
     "data.images:ImageDataset": dict(
-        image_size=256, train=True, hflip=True, max_unreadable=None, seed=0, max_aspect_ratio=50.0, held_out=False
+        image_size=256,
+        train=True,
+        hflip=True,
+        max_unreadable=None,
+        seed=0,
+        max_aspect_ratio=50.0,
+        held_out=False,
+        max_uncaptioned=0,
     ),
+    "data.images:EqualArea": dict(multiple_of=16, max_aspect_ratio=2.0),
     "data.images:ImageDataset.assign_buckets": dict(progress=True),
     "data.latents:LatentDataset": dict(train=True, hflip=None, normalise=True, seed=0),
     "data.latent_shards:LatentStatistics.tensors": dict(device="cpu"),
@@ -183,7 +191,7 @@ SETTINGS = {
     "latent_diffusion:LatentDiffusion": dict(class_names=(), sampling=None, trusted=True),
     "tokenizer:Tokenizer.latents_from": dict(sample=False, noise=None),
     "tokenizer:Tokenizer.encode": dict(sample=False, noise=None),
-    "sampling.pipeline:LabelRule": dict(listed=()),
+    "sampling.words:LabelRule": dict(listed=()),
     "caching.encoder:LatentEncoder.__call__": dict(indices=()),
     "caching.encoder:latent_statistics": dict(posterior="mean", seed=0),
     "rng:rng": dict(device="cpu"),

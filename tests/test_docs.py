@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from aligntok.cli import train
-from aligntok.registry import ENCODERS, LOSSES, shelves
+from aligntok.registry import ENCODERS, LOSSES, TEXT_ENCODERS, shelves
 from aligntok.settings import check_given, fields_of
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
-from aligntok.training.settings import GeneratorConfig, StagesConfig
+from aligntok.training.generator_settings import GeneratorConfig
+from aligntok.training.settings import StagesConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -36,6 +37,7 @@ EXECUTED = [
 CONFIGS = ["docs/configuration.md", "docs/resume.md"]
 OF_A_GENERATORS_CONFIG = "docs/evaluation.md"
 NEEDED = ((ENCODERS, "efficientnet_lite0"), (ENCODERS, "my_encoder"), (LOSSES, "st_lpips"), (LOSSES, "my_loss"))
+NEEDED += ((TEXT_ENCODERS, "my_text_encoder"),)
 TINY_RUN = """
 _base_ = ["configs/demo/photographs_f8d16.py"]
 model = dict(encoder=dict(pretrained=False), decoder=dict(attn_resolutions=()))

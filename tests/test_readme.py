@@ -132,12 +132,17 @@ def run_launch_script(words):
     return run_torchrun(asked.stdout.splitlines())
 
 
-def run_demo_data(arguments):
-    arguments = [{"6": "1"}.get(word, word) for word in arguments]  # a crop of each photograph is enough here
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["make_demo_data.py", *arguments])
-        runpy.run_path("tools/make_demo_data.py", run_name="__main__")
-    return 0
+def run_preparation(tool):
+    """Let a tool write what a demo trains on."""
+
+    def prepare(arguments):
+        arguments = [{"6": "1"}.get(word, word) for word in arguments]  # a crop of each photograph is enough here
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [tool, *arguments])
+            runpy.run_path(tool, run_name="__main__")
+        return 0
+
+    return prepare
 
 
 def look_at_options(tool):
@@ -239,7 +244,7 @@ RUNNERS = {
     "tools/train.py": run_train,
     "torchrun": run_torchrun,
     "bash": run_launch_script,
-    "tools/make_demo_data.py": run_demo_data,
+    **{tool: run_preparation(tool) for tool in ("tools/make_demo_data.py", "tools/prepare_emoji.py")},
     "tools/cache_latents.py": look_at_options("tools/cache_latents.py"),
     "tools/sample.py": run_sample,
     "tools/evaluate.py": run_evaluate,

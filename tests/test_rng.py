@@ -15,7 +15,9 @@ FIRST_NUMPY = {
     "buckets": (2, 7, 11),
     "posterior": (7, 11, 13),
     "dropout": (3, 7, 11),
+    "caption": (4, 7, 11),
     "label": 7,
+    "prompt": (5, 7, 11, 13),
 }
 FIRST_TORCH = {
     "noise": 7,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aligntok.caching.encoder import LatentEncoder, ShardJob, encode_shards
-from aligntok.caching.settings import CacheRequest
+from aligntok.caching.settings import CacheRequest, LatentCacheSettings
 from aligntok.data.latent_shards import (
     ENCODING,
     FORMAT,
@@ -54,11 +54,16 @@ def cache_latents(request: CacheRequest) -> Path:
     """
     with job():
         encoder = LatentEncoder(load_tokenizer(request.tokenizer, weights=request.weights), request)
-        images = open_source(request.data, request.split, request.label, request.val_fraction)
+        images = images_to_cache(request.data, request)
         source = os.fspath(request.tokenizer)
         cache = LatentCache(Path(request.out).expanduser(), images, encoder, source, request.max_unreadable)
         cache.fill(request.batch_size, request.workers)
     return cache.folder
+
+
+def images_to_cache(data: str | os.PathLike[str], how: CacheRequest | LatentCacheSettings) -> ImageSource:
+    """Open the images that a cache is made of, with the captions that it keeps. Raises DataError."""
+    return open_source(data, how.split, how.label, how.val_fraction, False, how.caption, how.max_uncaptioned)
 
 
 class LatentCache:
@@ -77,7 +82,7 @@ class LatentCache:
         self.jobs = [ShardJob(shard_path(folder, i), indices) for i, indices in enumerate(shards)]
         names = ["hflip", "dtype", "precision", "shard_size", "posterior"]
         names += ["seed"] * (encoder.encoding.posterior == "sample")  # nothing else depends on it
-        chosen = {} if images.label is None else {"label": images.label}
+        chosen = {name: getattr(images, name) for name in ("label", "caption") if getattr(images, name) is not None}
         source, where = without_places([source, images.where], folder)
         #: What encoding.json is to hold.
         self.settings = {
@@ -178,4 +183,5 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
         "tokenizer": settings["tokenizer"]["identity"][:16],
         "data": f"of {data['images']} images ({data['names'][:16]})",
         "label": data.get("label"),
+        "caption": data.get("caption"),
     }

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Subset
 from aligntok.caching.settings import CacheSettings, Posterior
 from aligntok.data.latent_shards import DTYPES, LatentStatistics, Moments, Skipped, write_shard
 from aligntok.data.loader import explaining_loader_errors, make_loader
-from aligntok.data.sampler import evenly_spaced
+from aligntok.data.sampler import BucketIndices, batches_in_buckets, evenly_spaced
 from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import cover_and_crop, parse_image_size, read_image, to_tensor
 from aligntok.device import computing, device, explaining_out_of_memory
@@ -121,7 +121,8 @@ class LatentEncoder:
             for copy, view in enumerate([images, images.flip(-1)] if self.encoding.hflip else [images]):
                 noise = None
                 if self.encoding.posterior == "sample":
-                    noise = posterior_noise(self.encoding.seed, indices, copy, self.latent_shape).to(self.device)
+                    shape = latent_shape(self.tokenizer, (images.shape[-2], images.shape[-1]))
+                    noise = posterior_noise(self.encoding.seed, indices, copy, shape).to(self.device)
                 latents.append(self.tokenizer.encode(view, noise=noise).to(self.dtype))
         return torch.stack(latents, dim=1).cpu()
 
@@ -190,7 +191,9 @@ def _encode_share(
                 labels[rows], index[rows] = batch.labels, batch.indices
             filled = rows.stop
             if filled + len(skipped) == most:
-                write_shard(job.path, latents[:filled], labels[:filled], index[:filled], skipped)
+                kept = index[:filled]
+                captions = None if images.captions is None else images.captions.of(kept.numpy())
+                write_shard(job.path, latents[:filled], labels[:filled], kept, skipped, captions)
             yield len(batch.skipped)
 
 
@@ -218,17 +221,23 @@ def latent_statistics(
     workers: int,
     posterior: Posterior = "mean",
     seed: int = 0,
+    buckets: BucketIndices | None = None,
 ) -> LatentStatistics:
     """Return the statistics of the latents of `images` images of a data set (None: all), evenly spaced; collective.
 
-    `data` is the training data's config; the images are cropped in the middle, and not mirrored. `posterior` "sample"
-    draws latents, from `seed` and the image's place. The result does not depend on the number of processes. Raises
-    DataError for latents that are not finite, or do not vary.
+    `data` is the training data's config; the images are cropped in the middle, and not mirrored, to the sizes that
+    `buckets` (n,) say, where there are several. `posterior` "sample" draws latents, from `seed` and the image's place.
+    The result does not depend on the number of processes. Raises DataError for latents that are not finite, or do not
+    vary.
     """
     dataset = DATASETS.build({**data, "train": False})
     indices = evenly_spaced(len(dataset), images or len(dataset))
     rank, processes = world()
-    batches = batched(range(len(indices)), BATCH)
+    batches: list[Any] = batched(range(len(indices)), BATCH)
+    if buckets is not None:  # found for the training, which reads no header twice
+        dataset.buckets = buckets
+    if (several := getattr(dataset, "buckets", None)) is not None:  # a batch has images of one size
+        batches = [*batches_in_buckets(several[indices], BATCH)]
     size = dataset[indices[0]]["images"].shape[1:]
     encoding = CacheSettings(image_size=tuple(size), hflip=False, precision=precision, posterior=posterior, seed=seed)
     encoder = LatentEncoder(tokenizer, encoding)

@@ -31,6 +31,10 @@ class CacheContent:
     """What is taken of a variational tokenizer's posterior."""
     label: str | None = None
     """Where the labels are, of several places: a column of a table, `cls` or a key of the JSON of shards."""
+    caption: str | None = None
+    """Keep captions: "auto" finds where they are, of several places one is named; None: keep none."""
+    max_uncaptioned: Count = 0
+    """So many images without a caption are left out, where captions are kept; more are an error."""
     val_fraction: float | None = None
     """Leave out the images that a tokenizer's training with this `data.val.fraction` holds out."""
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
@@ -37,7 +37,7 @@ from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, DataError, ImageError, at_least
 from aligntok.io.files import check_file, discard, reading, replacing
 from aligntok.rng import rng
-from aligntok.settings import Count, ImageSize, Width
+from aligntok.settings import Count, ImageSize, Width, read, settings
 
 logger = logging.getLogger("aligntok.data")
 #: In place of a bucket: the image's header cannot be read.
@@ -47,15 +47,38 @@ AspectRatio = Annotated[float, Field(ge=1, le=1e6)]
 _THREADS, _CHUNK = 16, 256
 
 
+@settings
+class EqualArea:
+    """Shapes of about the area of a square, so that steps of any of them take as long: for each height the nearest
+    width.
+    """
+
+    side: Width
+    """Pixels of the square's side."""
+    multiple_of: Width = 16
+    """Pixels of which every side is a multiple."""
+    max_aspect_ratio: AspectRatio = 2.0
+    """How many times as long as the other a side may be."""
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return them, (H, W), the lowest first."""
+        cells, unit = (self.side / self.multiple_of) ** 2, self.multiple_of
+        most = math.ceil(self.max_aspect_ratio / 2 + math.sqrt(cells * self.max_aspect_ratio))
+        found = ((height, round(cells / height)) for height in range(1, most + 1))
+        return [(h * unit, w * unit) for h, w in found if w and max(h, w) <= self.max_aspect_ratio * min(h, w)]
+
+
 class AspectBuckets:
     """The shapes that images may be cropped to: one, or several to choose from by aspect ratio.
 
-    `image_size` is a side, a pair (H, W), or a list of pairs; `sizes` are the pairs. Raises ConfigError for anything
-    else, for a pair given twice, and for more than 254 pairs.
+    `image_size` is a side, a pair (H, W), a list of pairs, or keywords of :class:`EqualArea`; `sizes` are the pairs.
+    Raises ConfigError for anything else, for a pair given twice, and for more than 254 pairs.
     """
 
-    def __init__(self, image_size: int | Sequence[int] | Sequence[Sequence[int]]) -> None:
+    def __init__(self, image_size: int | Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Any]) -> None:
         given: Any = image_size
+        if isinstance(given, Mapping):
+            given = read(EqualArea, given, "image_size").sizes()
         several = isinstance(given, (list, tuple)) and all(isinstance(size, (list, tuple)) for size in given)
         self.sizes = tuple(parse_image_size(size) for size in (given if several else [given]))
         if not 0 < len(self.sizes) < UNREADABLE or len(set(self.sizes)) < len(self.sizes):
@@ -114,7 +137,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
     """Images at `root`: a folder (class folders or flat, any depth), a .zip of the same, WebDataset shards, parquet
     files, or a Hugging Face data set, ``hf://owner/name`` among them; see :func:`aligntok.data.sources.open_source`.
 
-    An item is ``dict(images=float32 (3, H, W) in [-1, 1], label=class index or -1, index=place in the data set)``.
+    An item is ``dict(images=float32 (3, H, W) in [-1, 1], label=class index or -1, index=place in the data set)``. With
+    a `caption`, which says where captions are ("auto": at the one place that there is; None: none are looked for; see
+    :func:`aligntok.data.sources.open_source`), it has ``caption``, a text: of several, the one that `seed` and the
+    sample number draw when `train`, else the first; for a plain integer the first. Up to `max_uncaptioned` images that
+    have none are left out; more are an error.
     The image is resized to cover `image_size` (a side, or (H, W); Pillow's antialiased bicubic) and cropped: at random
     and mirrored half of the time (`hflip`) when `train`, in the middle otherwise. With `short_side` the image's short
     side is resized to that instead, so that crops are parts of a larger picture. `split` chooses a subfolder, or the
@@ -123,8 +150,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
     `seed` and the sample number of the :class:`SampleIndex` asked for; a plain integer asks for that image with the
     same integer as its sample number.
 
-    With a list of (H, W) pairs as `image_size`, each image is cropped to that of the nearest aspect ratio (`buckets`
-    says which), so batches must be of one bucket: give `buckets` to :class:`GlobalBatchSampler`.
+    With a list of (H, W) pairs as `image_size`, or ``dict(side=256)`` for those of its area (:class:`EqualArea`), each
+    image is cropped to that of the nearest aspect ratio (`buckets` says which), so batches must be of one bucket: give
+    `buckets` to :class:`GlobalBatchSampler`.
 
     An unreadable image is replaced by the next readable one of its bucket (its label and index come with it), logged
     once, and counted in `num_unreadable`, across the workers of this process. More than `max_unreadable` different
@@ -140,7 +168,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         root: str | os.PathLike[str],
-        image_size: ImageSize | Sequence[tuple[Width, Width]] = 256,
+        image_size: ImageSize | Sequence[tuple[Width, Width]] | dict[str, Any] = 256,
         train: bool = True,
         split: str | None = None,
         hflip: bool = True,
@@ -151,6 +179,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         label: str | None = None,
         fraction: float | None = None,
         held_out: bool = False,
+        caption: str | None = None,
+        max_uncaptioned: Count = 0,
     ) -> None:
         self.shapes = AspectBuckets(image_size)
         self.short_side = short_side
@@ -162,7 +192,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.train = train
         self.hflip = hflip
         self.seed = seed
-        self.source = open_source(root, split, label, fraction, held_out)
+        self.source = open_source(root, split, label, fraction, held_out, caption, max_uncaptioned)
         self.class_names = self.source.class_names
         self.max_unreadable = math.ceil(len(self) / 100) if max_unreadable is None else max_unreadable
         at_least(0, max_unreadable=max_unreadable, seed=seed)
@@ -215,7 +245,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         image = cover_and_crop(image, cover, size, own)
         if own is not None and self.hflip:
             image = random_hflip(image, own)
-        return {"images": to_tensor(image), "label": int(self.source.labels[shown]), "index": shown}
+        item = {"images": to_tensor(image), "label": int(self.source.labels[shown]), "index": shown}
+        if self.source.captions is not None:
+            item["caption"] = self.source.captions.pick(shown, self.seed, sample_number if self.train else None)
+        return item
 
     def assign_buckets(self, indices: Sequence[int] | None = None, progress: bool = True) -> BucketIndices:
         """Return the bucket of each image of `indices`, as :func:`assign_buckets` does."""
@@ -247,6 +280,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 f"{self.source.where}: {count} of {len(self)} images cannot be read, {name} the latest ({error}); "
                 f"{self.max_unreadable} are allowed: repair or remove the files, or raise `max_unreadable`"
             ) from error
+
+
+def square_size(dataset: Any) -> tuple[int, int] | None:
+    """Return (H, W) of the shape nearest to a square that a data set crops images to; None where it does not say."""
+    shapes = getattr(dataset, "shapes", None)
+    return shapes.sizes[shapes.nearest(1, 1)] if isinstance(shapes, AspectBuckets) else None
 
 
 def find_buckets(dataset: Any, folder: Path) -> BucketIndices | None:

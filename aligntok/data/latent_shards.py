@@ -9,6 +9,7 @@ A cache is a folder of plain files, of which none can run code::
         labels    (n,)                  int32; -1 without a class
         index     (n,)                  int64; the image's place in the data set
         mean, m2  (C,)                  float64; mean of each channel, and sum of squared deviations from it
+        captions, caption_ends, caption_counts   uint8 text, int64: where each ends, how many an image has; if asked for
         and, in the file's metadata, the images that could not be read and are left out
       shard_00000.safetensors.sha256   its checksum, as `sha256sum --check` reads it
       listing.npz                 which images they are: names, sizes, times or checksums, classes
@@ -24,7 +25,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +37,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aligntok.data.captions import KEPT, Captions
 from aligntok.distributed.job import progress_bar
 from aligntok.errors import DataError
+from aligntok.io.arrays import MappedRows
 from aligntok.io.files import check_file, read_json, reading, regular, save_tensors
 
 FORMAT = 1
@@ -48,8 +50,9 @@ Float64s = npt.NDArray[np.float64]
 
 
 # numpy has no bfloat16: what has 16 bits is read as bits, and torch is told what they are.
-_NUMPY_DTYPES = {"F32": "<f4", "F16": "<u2", "BF16": "<u2", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
+_NUMPY_DTYPES = {"F32": "<f4", "F16": "<u2", "BF16": "<u2", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "u1"}
 _TENSORS = ("latents", "labels", "index", "mean", "m2")
+_CURE = "copy the cache again, or start the command that made it: it encodes what is missing"
 _THREADS = 8
 _ROWS_AT_ONCE = 256  # of a shard, when its statistics are taken: a float64 copy of so many is made
 
@@ -135,10 +138,17 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard_{number:05d}.safetensors"
 
 
-def write_shard(path: Path, latents: Tensor, labels: Tensor, index: Tensor, skipped: Sequence[Skipped]) -> None:
+def write_shard(
+    path: Path,
+    latents: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    skipped: Sequence[Skipped],
+    captions: Captions | None = None,
+) -> None:
     """Write a shard, whole or not at all.
 
-    latents (n, copies, C, h, w) on the CPU; labels and index (n,). Raises WriteError.
+    latents (n, copies, C, h, w) on the CPU; labels, index and captions (n,). Raises WriteError.
     """
     flat = latents.flatten(0, 1)
     moments = Moments.merged([Moments.of(rows) for rows in flat.split(_ROWS_AT_ONCE)])
@@ -148,6 +158,7 @@ def write_shard(path: Path, latents: Tensor, labels: Tensor, index: Tensor, skip
         "index": index.to(torch.int64),
         "mean": torch.from_numpy(moments.mean),
         "m2": torch.from_numpy(moments.m2),
+        **({} if captions is None else {name: torch.from_numpy(each) for name, each in captions.arrays().items()}),
     }
     metadata = {"skipped": json.dumps(skipped)}  # one key: with several, their order in the file would be random
     save_tensors(
@@ -160,14 +171,16 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        cure = "copy the cache again, or start the command that made it: it encodes what is missing"
-        with reading(path, DataError, cure), open(path, "rb", opener=regular) as file:
+        with reading(path, DataError, _CURE), open(path, "rb", opener=regular) as file:
             self.bytes = path.stat().st_size
             self._begin = 8 + int.from_bytes(file.read(8), "little")
             if self._begin > self.bytes:
                 raise ValueError("its header is cut off")
             self._header = json.loads(file.read(self._begin - 8))
-            needed = self._begin + max(self._checked_end(name) for name in _TENSORS)
+            #: Whether it keeps captions.
+            self.captioned = "captions" in self._header
+            tensors = [*_TENSORS, *KEPT] if self.captioned else _TENSORS
+            needed = self._begin + max(self._checked_end(name) for name in tensors)
             if needed != self.bytes:
                 raise ValueError(f"{self.bytes} bytes of {needed}")
             self.images, self._copies, *self.latent_shape = self._header["latents"]["shape"]
@@ -197,6 +210,15 @@ class Shard:
     def index(self) -> npt.NDArray[np.int64]:
         """The place of each image in the data set that was encoded, (n,)."""
         return self._read("index")
+
+    @property
+    def captions(self) -> Captions:
+        """The captions of each image, where it keeps them. Raises DataError for what are none."""
+        with reading(self.path, DataError, _CURE):
+            found = Captions.of_arrays({name: self._read(name) for name in KEPT})
+            if len(found) != self.images:
+                raise ValueError(f"it has captions of {len(found)} images, not of {self.images}")
+            return found
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -235,26 +257,6 @@ def damaged(paths: Sequence[Path]) -> dict[Path, DataError]:
             bar.update()
             found |= {} if error is None else {path: error}
     return found
-
-
-class MappedRows:
-    """Rows of numbers in a file, mapped into memory: `array` is (rows, width), and is read from disk where it is used.
-
-    Floats of 16 bits come as their bits. Holds a file descriptor, as a mapping of Python does.
-    """
-
-    def __init__(self, path: Path, dtype: np.dtype[Any], begin: int, rows: int, width: int) -> None:
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.array = np.frombuffer(self._map, dtype, rows * width, begin).reshape(rows, width)
-        self._begin, self._stride = begin, width * dtype.itemsize
-
-    def will_need(self, row: int) -> None:
-        """Let the system read a row from disk in the background, together with others: ten times as fast when cold."""
-        begin = self._begin + row * self._stride
-        page = begin // mmap.PAGESIZE * mmap.PAGESIZE
-        if hasattr(mmap, "MADV_WILLNEED"):
-            self._map.madvise(mmap.MADV_WILLNEED, page, begin + self._stride - page)
 
 
 @dataclass(frozen=True)

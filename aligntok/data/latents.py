@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from aligntok.data.latent_shards import DTYPES, Manifest, MappedRows, Shard, damaged, read_manifest
+from aligntok.data.captions import Captions
+from aligntok.data.latent_shards import DTYPES, LatentStatistics, Manifest, Shard, damaged, read_manifest
 from aligntok.data.listing import Listing, hashes
 from aligntok.data.sampler import SampleIndex
 from aligntok.distributed import is_first_of_node
 from aligntok.errors import ConfigError, DataError, at_least
+from aligntok.io.arrays import MappedRows
 from aligntok.io.checksums import promised
 from aligntok.io.files import inside
 from aligntok.rng import rng
@@ -33,7 +35,7 @@ _MOST_MAPPED = 512  # shards; each holds a file descriptor, of which a process o
 class _Items(list[dict[str, Any]]):
     """The items of a batch, and the batch that they are views of."""
 
-    def __init__(self, batch: dict[str, Tensor], items: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, batch: dict[str, Any], items: Iterable[dict[str, Any]]) -> None:
         super().__init__(items)
         self.batch = batch
 
@@ -55,6 +57,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
     None takes any. Raises DataError when there is no cache, it is not finished, has no statistics, lacks a part of a
     shard, has one that is damaged (all are read once, to check), or is of another tokenizer; ConfigError for mirrored
     images it does not have, and a negative `seed`.
+
+    With `caption` "auto" an item has ``caption``, too, of a cache that was made with captions: of several, the one that
+    `seed` and the sample number draw when `train`, else, and for a plain integer, the first; ``captions[i]`` are all.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         normalise: bool = True,
         tokenizer_identity: str | None = None,
         seed: Count = 0,
+        caption: Literal["auto"] | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
         self.manifest = read_manifest(self.root)
@@ -91,6 +97,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.class_names = self.manifest.class_names
         self.seed = seed
         self._shards = _open_shards(self.root, self.manifest)
+        if caption is not None and not all(shard.captioned for shard in self._shards):
+            raise DataError(
+                f"{self.root} was made without captions; make it anew, in another folder, with tools/cache_latents.py "
+                "TOKENIZER DATA OUT --caption auto, or latent_cache.caption='auto' of a training that makes its own"
+            )
         if is_first_of_node():
             for error in damaged([shard.path for shard in self._shards]).values():
                 raise error
@@ -98,6 +109,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._begins = self._ends - [shard.images for shard in self._shards]
         self.labels = np.concatenate([shard.labels for shard in self._shards])
         self.source_index = np.concatenate([shard.index for shard in self._shards])
+        self.captions = None if caption is None else Captions.joined([shard.captions for shard in self._shards])
         self._mean, self._std = self.statistics.tensors()
         self._flips: dict[int, npt.NDArray[np.uint8]] = {}
         self._mapped: dict[int, MappedRows] = {}
@@ -125,6 +137,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
             unit="shards",
         )
 
+    def normalise_as(self, statistics: LatentStatistics) -> None:
+        """Normalise by other statistics than the cache's own: those a generator was trained with on other images."""
+        self.statistics = statistics
+        self._mean, self._std = statistics.tensors()
+
     def denormalise(self, latents: Tensor) -> Tensor:
         """Turn normalised latents (..., C, h, w) into those that the tokenizer decodes, float32."""
         return self.statistics.denormalise(latents)
@@ -135,16 +152,18 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def __getitems__(self, requests: Sequence[SampleIndex | int]) -> list[dict[str, Any]]:
         """Return the items of a batch, views of one tensor; a DataLoader asks for a batch this way."""
         batch = self.batch(requests)
-        rows = zip(batch["latents"].unbind(), batch["label"].tolist(), batch["index"].tolist(), strict=True)
-        return _Items(batch, ({"latents": latents, "label": label, "index": i} for latents, label, i in rows))
+        columns = {"latents": batch["latents"].unbind()}
+        columns |= {name: batch[name].tolist() for name in ("label", "index")}
+        columns |= {"caption": batch["caption"]} if "caption" in batch else {}
+        return _Items(batch, (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)))
 
     @staticmethod
-    def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch of items: what default_collate gives, without a copy where they came together."""
         return items.batch if isinstance(items, _Items) else default_collate(items)
 
-    def batch(self, requests: Sequence[SampleIndex | int]) -> dict[str, Tensor]:
-        """Return a collated batch: latents float32 (N, C, h, w), label and index int64 (N,)."""
+    def batch(self, requests: Sequence[SampleIndex | int]) -> dict[str, Any]:
+        """Return a collated batch: latents float32 (N, C, h, w), label and index int64 (N,), captions a list."""
         places = range(len(self))
         asked = [r if isinstance(r, SampleIndex) else SampleIndex(places[r], places[r]) for r in requests]
         index = np.array([places[request.index] for request in asked], dtype=np.int64)
@@ -152,7 +171,12 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if self.normalise:
             latents.sub_(self._mean).div_(self._std)  # its own memory: see LatentStatistics.normalise for the formula
         labels = torch.from_numpy(self.labels[index].astype(np.int64))
-        return {"latents": latents, "label": labels, "index": torch.from_numpy(index)}
+        batch: dict[str, Any] = {"latents": latents, "label": labels, "index": torch.from_numpy(index)}
+        if self.captions is not None:
+            drawn = [r.sample_number if self.train and isinstance(r, SampleIndex) else None for r in requests]
+            picked = zip(index.tolist(), drawn, strict=True)
+            batch["caption"] = [self.captions.pick(i, self.seed, sample) for i, sample in picked]
+        return batch
 
     def _gather(self, index: npt.NDArray[np.int64], mirrored: Sequence[int]) -> Tensor:
         shards = np.searchsorted(self._ends, index, side="right")

@@ -8,7 +8,7 @@ import logging
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,16 +30,20 @@ Int64s = npt.NDArray[np.int64]
 
 
 class Changes(NamedTuple):
-    """How many images are others under the same name, new, gone, or of another class; and the first of those here."""
+    """How many images are others under the same name, new, gone, of another class, or of another caption; and the first
+    of those here.
+    """
 
     changed: int
     added: int
     removed: int
     relabelled: int
     first: str
+    recaptioned: int = 0
 
     def __str__(self) -> str:
         told = {"changed": self.changed, "new": self.added, "gone": self.removed, "of another class": self.relabelled}
+        told["of another caption"] = self.recaptioned
         counts = ", ".join(f"{count:,} {what}" for what, count in told.items() if count)
         return counts + (f", {self.first} among them" if self.first else "")
 
@@ -49,7 +53,7 @@ class Listing:
     """The items of a data set: a hash of each name, its bytes and its mark, its class; (n,) each.
 
     Marks are the time of change, or, `by_content`, the CRC-32 of the bytes. Of items at `sampled` the bytes have
-    `digests`. `unit` is what messages call an item.
+    `digests`. `unit` is what messages call an item. `captions` are hashes of each item's, or none.
     """
 
     names: Int64s
@@ -61,6 +65,7 @@ class Listing:
     class_names: tuple[str, ...]
     by_content: bool
     unit: str = "images"
+    captions: Int64s = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @classmethod
     def of(cls, source: ImageSource) -> Listing:
@@ -69,13 +74,14 @@ class Listing:
         places = np.array(evenly_spaced(len(source), SAMPLED), dtype=np.int64)
         digests = marks[places] if by_content else _digests(source, places.tolist())
         labels, names = source.labels.astype(np.int64), hashes(source.names)
-        return cls(names, sizes, marks, labels, places, digests, tuple(source.class_names), by_content)
+        found = cls(names, sizes, marks, labels, places, digests, tuple(source.class_names), by_content)
+        return found if source.captions is None else replace(found, captions=source.captions.hashes())
 
     @property
     def digest(self) -> str:
-        """SHA-256 of names, sizes, marks and classes, 64 hexadecimal digits."""
+        """SHA-256 of names, sizes, marks, classes and captions, 64 hexadecimal digits."""
         text = json.dumps(self.class_names).encode()
-        arrays = (self.names, self.sizes, self.marks, self.labels)
+        arrays = (self.names, self.sizes, self.marks, self.labels, self.captions)
         return hashlib.sha256(text + b"".join(array.tobytes() for array in arrays)).hexdigest()
 
     def described(self) -> dict[str, Any]:
@@ -100,11 +106,15 @@ class Listing:
             if share is not None:
                 changed[np.flatnonzero(unknown)[int(np.ceil(share * unknown.sum())) :]] = False
         relabelled = self.labels[here] != now.labels[there]
+        recaptioned = np.zeros(len(here), dtype=bool)
+        if len(self.captions) and len(now.captions):  # else they were not asked for, at one of the two times
+            recaptioned = self.captions[here] != now.captions[there]
         added = np.setdiff1d(np.arange(len(now.names)), there)
-        found = np.sort(np.concatenate([there[changed | relabelled], added]))
+        found = np.sort(np.concatenate([there[changed | relabelled | recaptioned], added]))
         first = "" if source is None or not len(found) else source.names[int(found[0])]
         counts = int(changed.sum()), len(added), len(self.names) - len(here), int(relabelled.sum())
-        return Changes(*counts, first) if any(counts) else None
+        told = int(recaptioned.sum())
+        return Changes(*counts, first, told) if any(counts) or told else None
 
     def _same_bytes(
         self, here: Int64s, there: Int64s, remarked: npt.NDArray[np.bool_], source: ImageSource | None
@@ -139,6 +149,7 @@ class Listing:
         check_file(path, DataError, cure)
         with reading(path, DataError, cure), np.load(path, allow_pickle=False) as found:
             arrays = {name: found[name] for name in ("names", "sizes", "marks", "labels", "sampled", "digests")}
+            arrays |= {"captions": found["captions"]} if "captions" in found else {}  # of a version without, none
             *names, unit = json.loads(found["class_names"].tobytes())
             return cls(**arrays, class_names=tuple(names), by_content=bool(found["by_content"]), unit=unit)
 

@@ -25,8 +25,6 @@ CURES = {
 class Generator(nn.Module):
     """Base of all generators: latents (N, C, h, w), times (N,), labels (N,) to a velocity (N, C, h, w), h and w free.
 
-    conditioned_on: "classes", or "prompts" as :class:`PromptedGenerator` is.
-
     A subclass gives `forward` and `set_grad_checkpointing`. in_channels: C. num_classes: labels are 0 to
     num_classes - 1, and num_classes itself is the null class, "any of them"; 1 for an unconditional generator, whose
     labels are 0. class_dropout_prob: how often training puts the null class in a label's place; the one who trains
@@ -34,6 +32,7 @@ class Generator(nn.Module):
     number is below 1, or the probability outside [0, 1).
     """
 
+    #: What y is: "classes", labels (N,); or "prompts", as :class:`PromptedGenerator` has it.
     conditioned_on: ClassVar[str] = "classes"
 
     def __init__(self, *, in_channels: int, num_classes: int, class_dropout_prob: float = 0.0) -> None:

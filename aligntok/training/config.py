@@ -18,7 +18,8 @@ from aligntok.io.places import with_places, without_places
 from aligntok.loading import read_stage_file
 from aligntok.registry import dotted_components
 from aligntok.settings import check_given, check_name, flatten
-from aligntok.training.settings import GeneratorConfig, GeneratorSettings, OneStage, RunSettings, StagesConfig
+from aligntok.training.generator_settings import GeneratorConfig, GeneratorSettings
+from aligntok.training.settings import OneStage, RunSettings, StagesConfig
 
 if TYPE_CHECKING:
     from aligntok.training.stages import Stage
@@ -68,7 +69,7 @@ def read_config(path: str | Path, options: Mapping[str, Any], cls: Any = None) -
     for key in options:
         check_name(known, key.split(".")[0], "--cfg-options")
     try:
-        loaded.merge_from_dict(dict(options))
+        loaded.merge_from_dict({key: _replacing(value, _at(loaded, key)) for key, value in options.items()})
     except (KeyError, IndexError, TypeError, AssertionError) as error:
         given = " ".join(f"{key}={value}" for key, value in options.items())
         raise ConfigError(
@@ -76,6 +77,25 @@ def read_config(path: str | Path, options: Mapping[str, Any], cls: Any = None) -
             "(stages.0 is the first stage)"
         ) from error
     return loaded.to_dict()
+
+
+def _at(config: Any, key: str) -> Any:
+    """Return what a config has under a dotted name; an empty dict where it has nothing."""
+    for step in key.split("."):
+        try:
+            config = config[int(step) if isinstance(config, list | tuple) else step]
+        except (LookupError, TypeError, ValueError):
+            return {}
+    return config
+
+
+def _replacing(given: Any, old: Any) -> Any:
+    """Return an option's value, its dicts marked to take the place of what is no dict: mmengine merges only those."""
+    if not isinstance(given, dict):
+        return given
+    if not isinstance(old, Mapping):
+        return {**given, "_delete_": True}
+    return {key: _replacing(value, old.get(key, {})) for key, value in given.items()}
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:

@@ -72,6 +72,42 @@ def test_of_equally_near_buckets_the_first_is_taken():
         assert AspectBuckets(sizes).nearest(77, 77) == 0
 
 
+def test_shapes_of_equal_area_are_those_of_the_paper_s_sizes():
+    """Of every height that is a multiple of 16 the nearest width, as counted by hand: eleven at 256, 23 at 512."""
+    at_256 = [
+        (12, 21),
+        (13, 20),
+        (14, 18),
+        (15, 17),
+        (16, 16),
+        (17, 15),
+        (18, 14),
+        (19, 13),
+        (20, 13),
+        (21, 12),
+        (22, 12),
+    ]
+    assert AspectBuckets(dict(side=256)).sizes == tuple((16 * h, 16 * w) for h, w in at_256)
+    for side, count, least, most in [(256, 11, 247, 264), (512, 23, 1008, 1040)]:
+        sizes = AspectBuckets(dict(side=side, multiple_of=16, max_aspect_ratio=2.0)).sizes
+        tokens = [height * width // 256 for height, width in sizes]
+        assert (len(sizes), min(tokens), max(tokens)) == (count, least, most)
+        assert all(side % 16 == 0 for size in sizes for side in size)
+        assert max(max(size) / min(size) for size in sizes) <= 2
+        assert (side, side) in sizes
+
+
+@given(st.integers(1, 12), st.integers(1, 20), st.floats(1, 9))
+def test_shapes_of_equal_area_are_all_that_there_are(cells, unit, ratio):
+    side, area, slow = cells * unit, cells**2, []
+    for height in range(1, 20 * area):
+        width = min(range(2 * area), key=lambda w: (abs(w * height - area), w % 2))  # of two as near the even one
+        if width and max(height, width) <= ratio * min(height, width):
+            slow.append((height * unit, width * unit))
+    assert list(AspectBuckets(dict(side=side, multiple_of=unit, max_aspect_ratio=ratio)).sizes) == slow
+    assert (side, side) in slow
+
+
 @pytest.mark.parametrize("one", [16, (16, 24), [16, 24], [(16, 24)]])
 def test_one_size_is_one_bucket(one):
     assert len(AspectBuckets(one)) == 1

@@ -21,7 +21,6 @@ from aligntok.data.latent_shards import (
     DTYPES,
     LatentStatistics,
     Manifest,
-    MappedRows,
     Moments,
     Shard,
     Skipped,
@@ -32,6 +31,7 @@ from aligntok.data.latent_shards import (
 from aligntok.data.latents import LatentDataset
 from aligntok.data.sampler import GlobalBatchSampler, SampleIndex
 from aligntok.errors import ConfigError, DataError
+from aligntok.io.arrays import MappedRows
 from aligntok.registry import DATASETS
 
 SHAPE = (3, 4, 6)

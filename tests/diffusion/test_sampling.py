@@ -30,7 +30,9 @@ def weak(x, t, y):
 
 def draw(which, sampling, **options):
     labels, seeds = [LABELS[i] for i in which], [SEEDS[i] for i in which]
-    return draw_samples(model, torch.tensor(labels), seeds, SHAPE, sampling, NULL, **options)
+    return draw_samples(
+        model, torch.tensor(labels), seeds, SHAPE, sampling, torch.full((len(labels),), NULL), **options
+    )
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
@@ -47,7 +49,7 @@ def test_a_sample_depends_on_its_own_label_and_seed_alone(sampler, guidance):
     torch.testing.assert_close(draw([4, 1, 3], sampling, **options), together[[4, 1, 3]], rtol=1e-5, atol=1e-5)
     assert torch.equal(draw(range(5), sampling, **options), together)
     assert not torch.allclose(together[1], together[3], atol=0.1)
-    other = draw_samples(model, torch.tensor([1]), [SEEDS[0]], SHAPE, sampling, NULL, **options)
+    other = draw_samples(model, torch.tensor([1]), [SEEDS[0]], SHAPE, sampling, torch.tensor([NULL]), **options)
     assert not torch.allclose(other, together[:1], atol=1e-3)
 
 

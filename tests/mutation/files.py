@@ -43,6 +43,8 @@ MODULES: dict[str, tuple[list[str], list[str]]] = {
     "data/sampler": (["data/test_sampler", "data/test_buckets"], ["data/test_properties"]),
     "data/transforms": (["data/test_transforms"], ["data/test_buckets", "data/test_properties", "data/test_images"]),
     "data/images": (["data/test_buckets", "data/test_images"], ["training/test_variable_aspect"]),
+    "data/captions": (["data/test_captions"], ["data/sources/test_captions", "caching/test_captions"]),
+    "data/sources/captions": (["data/sources/test_captions"], []),
     "data/latents": (["data/test_latents"], ["data/test_properties", "caching/test_latent_cache"]),
     "data/latent_shards": (["data/test_latents"], ["caching/test_latent_cache", "data/test_properties"]),
     "diffusion/samplers": (["diffusion/test_samplers"], ["diffusion/test_sampling"]),

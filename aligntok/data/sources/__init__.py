@@ -20,6 +20,7 @@ from aligntok.data.sources.base import (
     suffix_of,
     walk,
 )
+from aligntok.data.sources.captions import leave_out_uncaptioned
 from aligntok.data.sources.classes import say_lacking
 from aligntok.data.sources.files import FileTreeSource, FolderSource, ZipSource
 from aligntok.data.sources.held_out import hold_out
@@ -40,6 +41,8 @@ def open_source(
     label: str | None = None,
     fraction: float | None = None,
     held_out: bool = False,
+    caption: str | None = None,
+    max_uncaptioned: int = 0,
 ) -> ImageSource:
     """List the images at `root`, or those of the `split` of it. `root` is one of
 
@@ -56,12 +59,22 @@ def open_source(
     no labels. fraction: leave out the images that are held out by name, about so many, or with `held_out` take them
     alone; see :func:`aligntok.data.sources.held_out.hold_out`. What is passed over or lacking is said once.
 
+    caption: where the captions are; None looks for none. "auto" finds the place, if there is one, or several that say
+    the same: of a folder or zip a table (:data:`aligntok.data.sources.captions.TABLES`, such as ``captions.csv``), or a
+    ``.txt``, or a ``.json`` with the key `caption`, beside each image; of shards such members; of parquet files and
+    Hugging Face data sets a column `caption` or `text`. A choice is the table's name, perhaps with a column
+    (``metadata.csv:prompt``); ``txt``; another key of the JSON; or the column. max_uncaptioned: so many images without
+    a caption are left out, which is said; more are an error.
+
     Raises DataError when `root` or `split` is missing, nothing is in it, files of two kinds are, a file is damaged,
-    a library is not installed, or several splits are there and none was chosen; see the sources for what else.
+    a library is not installed, several splits are there and none was chosen, images have no caption, or one that
+    cannot be read; see the sources for what else.
     """
     if held_out and fraction is None:
         raise ConfigError("held_out=True takes the images that a fraction holds out; give fraction=, such as 0.05")
-    source = _open(root, split, label)
+    if caption == "":
+        raise ConfigError("caption='' names no place of captions; 'auto' finds it, None looks for none")
+    source = _open(root, split, label, caption)
     if label == "":
         source.labels, source.class_names = np.full(len(source), -1, dtype=np.int32), ()
     elif label and isinstance(source, FileTreeSource):
@@ -69,30 +82,32 @@ def open_source(
             f"{source.where}: label='{label}' chooses a column of a table, or a member of shards; the classes of "
             "images in folders are the folders"
         )
-    source.label = label
+    source.label, source.caption = label, caption
     say_lacking(source)
+    if source.captions is not None:
+        source = leave_out_uncaptioned(source, max_uncaptioned)
     return source if fraction is None else hold_out(source, fraction, held_out)
 
 
-def _open(root: str | os.PathLike[str], split: str | None, label: str | None) -> ImageSource:
+def _open(root: str | os.PathLike[str], split: str | None, label: str | None, caption: str | None) -> ImageSource:
     given, split = os.fspath(root), (split or "").strip("/")
     path = Path(given).expanduser()
     if ".." in split.split("/"):
         raise DataError(f"{given} has no split named '{split}'; a split lies within it")
     if given.startswith(_HUB):
-        return open_hub(given.removeprefix(_HUB), split, label)
+        return open_hub(given.removeprefix(_HUB), split, label, caption)
     if path.is_dir():
-        return _open_folder(path, split, label)
+        return _open_folder(path, split, label, caption)
     if not path.exists():
-        return _open_pattern(given, path, split, label)
+        return _open_pattern(given, path, split, label, caption)
     if path.is_file() and (open_files := _PACKED.get(path.suffix.lower())):
-        return open_files(located(path, split), choose_files(str(path), [path], split), label)
+        return open_files(located(path, split), choose_files(str(path), [path], split), label, caption)
     if not path.is_file():
         raise DataError(f"{path} is neither a folder nor a regular file; set `data_root` to one that holds images")
-    return _with_split_chosen(ZipSource(path, split))
+    return _with_split_chosen(ZipSource(path, split, caption))
 
 
-def _open_pattern(given: str, path: Path, split: str, label: str | None) -> ShardSource:
+def _open_pattern(given: str, path: Path, split: str, label: str | None, caption: str | None) -> ShardSource:
     if _SCHEME.match(given):
         raise DataError(
             f"{given} is an address; images are read at any place, so they must lie on a disk: "
@@ -108,14 +123,14 @@ def _open_pattern(given: str, path: Path, split: str, label: str | None) -> Shar
             f"{given}: {len(missing)} of the {len(files)} shards it names are not there, {missing[0]} the first; "
             "correct the pattern, or fetch them"
         )
-    return ShardSource(located(given, split), choose_files(given, files, split), label)
+    return ShardSource(located(given, split), choose_files(given, files, split), label, caption)
 
 
-def _open_folder(path: Path, split: str, label: str | None) -> ImageSource:
+def _open_folder(path: Path, split: str, label: str | None, caption: str | None) -> ImageSource:
     by_name = bool(split) and not (path / split).is_dir()
     folder = path if by_name else path / split
     if any((folder / name).is_file() for name in _SAVED):
-        return open_saved(folder, split if by_name else "", label)
+        return open_saved(folder, split if by_name else "", label, caption)
     inner = sorted(child for child in path.iterdir() if child.is_dir() and not is_hidden(child.name))
     files = _packed_files(folder)
     if not files:
@@ -123,7 +138,7 @@ def _open_folder(path: Path, split: str, label: str | None) -> ImageSource:
             known := [child.name for child in inner if child.name in SPLIT_NAMES and _packed_files(child)]
         ):
             raise several_splits(str(path), known)
-        return _with_split_chosen(FolderSource(path, split))
+        return _with_split_chosen(FolderSource(path, split, caption))
     if by_name or not split:
         files = choose_files(str(path), files, split, [child.name for child in inner])
     # Which of two kinds of files, or a loose image beside them, was meant would be a guess.
@@ -137,7 +152,7 @@ def _open_folder(path: Path, split: str, label: str | None) -> ImageSource:
     beside = (child for child in folder.iterdir() if child.is_file() and not is_hidden(child.name))
     others = Counter(suffix_of(child.name) or "without suffix" for child in beside if child.suffix != files[0].suffix)
     say_passed_over(str(folder), others)
-    return _PACKED[files[0].suffix](located(path, split), files, label)
+    return _PACKED[files[0].suffix](located(path, split), files, label, caption)
 
 
 def _packed_files(folder: Path) -> list[Path]:

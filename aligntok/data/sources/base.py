@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from aligntok.data.captions import Captions
 from aligntok.data.transforms import SUFFIXES, holds_image, image_suffixes
 from aligntok.distributed import is_first
 from aligntok.errors import DataError, some_of, unknown
@@ -69,10 +70,13 @@ class ImageSource(ABC):
     ``where`` and ``names[i]`` say in messages where an image lies, ``labels[i]`` is its class index (None as the
     argument: -1 for all), and ``class_names[label]`` the name of a class, empty where the source does not know any.
     ``root`` is where a tree of files lies, absolute, with a slash at its end; ``label`` what was chosen for the labels.
+    ``captions[i]`` are an image's, None where they were not asked for; ``caption`` what was chosen for them.
     """
 
     root = ""
     label: str | None = None
+    captions: Captions | None = None
+    caption: str | None = None
 
     def __init__(
         self, where: str, names: PackedNames, labels: Labels | None = None, class_names: Sequence[str] = ()

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -26,8 +27,10 @@ from aligntok.data.sources.base import (
     missing_split,
     say_once,
     say_passed_over,
+    suffix_of,
     walk,
 )
+from aligntok.data.sources.captions import captions_of_files
 from aligntok.data.transforms import image_suffixes
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError, some_of
@@ -43,12 +46,17 @@ class FileTreeSource(ImageSource):
     Images are known by their endings, and by their content where they have none; what is passed over is said.
     ``class_names`` are the top-level folders that hold images, sorted by name. Images beside them, fewer than theirs,
     are left out, which is said; with as many or more, or all at the top level, the source is flat and has no classes.
-    Files and folders that begin with a dot are passed over. Raises DataError when there is no image, or none in one of
-    the `top_folders`.
+    Files and folders that begin with a dot are passed over. `caption` says where captions are; None: nowhere. Raises
+    DataError when there is no image, or none in one of the `top_folders`, and for wrong captions.
     """
 
     def __init__(
-        self, where: str, files: Sequence[str], top_folders: Iterable[str], open_file: Callable[[str], BinaryIO]
+        self,
+        where: str,
+        files: Sequence[str],
+        top_folders: Iterable[str],
+        open_file: Callable[[str], BinaryIO],
+        caption: str | None,
     ) -> None:
         images, others = find_images(files, open_file)
         if not images:
@@ -57,8 +65,12 @@ class FileTreeSource(ImageSource):
                 f"{where} holds no image ({len(files)} other files{told}); "
                 f"images end in {', '.join(image_suffixes())} and may lie in folders of any depth"
             )
-        say_passed_over(where, others)
         images = _in_class_folders(where, sorted(images, key=lambda name: name.split("/")))
+        packed = PackedNames(images)
+        if caption is not None:
+            self.captions, used = captions_of_files(where, packed, files, open_file, caption)
+            others.subtract(map(suffix_of, used))
+        say_passed_over(where, +others)
         tops = [name.split("/")[0] for name in images]
         classes: dict[str, int] = {}
         if all("/" in name for name in images):
@@ -75,7 +87,7 @@ class FileTreeSource(ImageSource):
                 f"{where}: one class, '{tops[0]}', in whose folder are {some_of(within)}; give that if they are classes"
             )
         labels = np.array([classes.get(top, -1) for top in tops], dtype=np.int32)
-        super().__init__(where, PackedNames(images), labels, tuple(classes))
+        super().__init__(where, packed, labels, tuple(classes))
 
     def places(self) -> Iterable[str]:
         """Return the absolute path of each image, links among its folders followed."""
@@ -106,7 +118,7 @@ class FolderSource(FileTreeSource):
     Raises DataError when the split is missing, there is no image, or a class folder is empty.
     """
 
-    def __init__(self, path: Path, split: str = "") -> None:
+    def __init__(self, path: Path, split: str = "", caption: str | None = None) -> None:
         self.folder = path / split
         if not self.folder.is_dir():
             raise _missing_split(path, split, (child.name for child in path.iterdir() if child.is_dir()))
@@ -116,7 +128,7 @@ class FolderSource(FileTreeSource):
             tops.add(inside.partition("/")[0])
             files += [f"{inside}/{name}" for name in names] if inside else names
         self.root = f"{self.folder.resolve()}/"
-        super().__init__(str(self.folder), files, tops - {""}, self._open)
+        super().__init__(str(self.folder), files, tops - {""}, self._open, caption)
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image. Raises OSError when its file cannot be read."""
@@ -154,7 +166,7 @@ class ZipSource(FileTreeSource):
     a missing split, an empty class folder.
     """
 
-    def __init__(self, path: Path, split: str = "") -> None:
+    def __init__(self, path: Path, split: str = "", caption: str | None = None) -> None:
         self.path = path
         self._files = OpenFiles()
         listed = _zip_entries(path)
@@ -164,9 +176,14 @@ class ZipSource(FileTreeSource):
             raise _missing_split(path, split, (e.filename.split("/")[0] for e in listed if "/" in e.filename))
         files = [name for name in entries if name and not name.endswith("/")]
         self.root = f"{path.resolve()}/{prefix}"
-        archive = cache(lambda: zipfile.ZipFile(path))  # for files without a suffix alone
         tops = (name.split("/")[0] for name in entries if "/" in name)
-        super().__init__(located(path, split), files, tops, lambda name: cast(BinaryIO, archive().open(entries[name])))
+        with ExitStack() as stack:  # for files without a suffix, and captions, alone
+            archive = cache(lambda: stack.enter_context(zipfile.ZipFile(path)))
+
+            def open_file(name: str) -> BinaryIO:
+                return cast(BinaryIO, archive().open(entries[name]))
+
+            super().__init__(located(path, split), files, tops, open_file, caption)
         chosen = (entries[name] for name in self.names)
         self._table: npt.NDArray[np.int64] = np.array(
             [(e.header_offset, e.compress_size, e.compress_type, e.CRC, e.file_size) for e in chosen], dtype=np.int64

@@ -46,11 +46,13 @@ def _number(key: str) -> int:
 
 
 class PartSource(ImageSource):
-    """Some images of a source, in its order; classes keep their numbers."""
+    """Some images of a source, in its order; classes keep their numbers, and images their captions."""
 
     def __init__(self, whole: ImageSource, indices: npt.NDArray[np.int64]) -> None:
         super().__init__(whole.where, _PartNames(whole.names, indices), whole.labels[indices], whole.class_names)
         self.whole, self.indices, self.root, self.label = whole, indices, whole.root, whole.label
+        self.captions = None if whole.captions is None else whole.captions.of(indices)
+        self.caption = whole.caption
 
     def places(self) -> Iterable[str]:
         """Return what the images are read from, as the whole source does: of shards and tables, all of it."""

@@ -27,6 +27,7 @@ from aligntok.data.sources.base import (
     several_splits,
     spellings,
 )
+from aligntok.data.sources.captions import caption_columns, captions_of_column, one_of
 from aligntok.data.sources.classes import LABEL_NAMES, several_labels
 from aligntok.data.transforms import holds_image
 from aligntok.errors import DataError, ImageError, first_line, some_of, unknown
@@ -49,11 +50,12 @@ class RowSource(ImageSource):
 
     Labels are those of the column `label`; without one given, of the only column that is called ``label`` or ``cls``
     or is a ClassLabel, or else of the only one with such a word in its name; else -1 ("" for that, too). They are
-    integers, ClassLabels or text: ``class_names`` are the names that a ClassLabel has, or the texts, sorted. Other
-    columns are not read, which is said. ``names[i]`` is ``row i of ...``; `files` are what the rows are read from.
+    integers, ClassLabels or text: ``class_names`` are the names that a ClassLabel has, or the texts, sorted. Captions
+    are in the column `caption`, of text or lists of it (None: none are read; "auto": called ``caption`` or ``text``).
+    Other columns are not read, which is said. ``names[i]`` is ``row i of ...``; `files` are what rows are read from.
 
-    Raises DataError when no column or several could be the images, or several the labels, there is no row, or a label
-    is below -1.
+    Raises DataError when no column or several could be the images, or several the labels or captions, there is no row,
+    a label is below -1, or a caption cannot be read.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class RowSource(ImageSource):
         label: str | None = None,
         files: Iterable[str] = (),
         folders: Sequence[Path] | None = None,
+        caption: str | None = None,
     ) -> None:
         self._folders = folders
         self.column = _image_column(where, dataset)
@@ -70,7 +73,13 @@ class RowSource(ImageSource):
             raise DataError(f"{where} holds no image: column '{self.column}' has no rows")
         label = _label_column(where, dataset, label)
         labels, class_names = _read_labels(where, dataset, label) if label else (None, ())
-        if others := [name for name in dataset.features if name not in (self.column, label)]:
+        if caption is not None:
+            columns = caption_columns(where, dataset.features.arrow_schema, caption)
+            found = {name: captions_of_column(where, name, _column(dataset, name)[:][name]) for name in columns}
+            self.captions = found[one_of(where, found, caption, f"column '{columns[0]}' is empty")]
+        else:
+            columns = []
+        if others := [name for name in dataset.features if name not in (self.column, label, *columns)]:
             say_once(f"{where}: columns that are not read: {some_of(others, shown=8)}")
         # Not the library's own fingerprint: it follows the files' times, in which the copies of two nodes may differ.
         stats = [Path(file["filename"]).stat() for file in dataset.cache_files]
@@ -137,7 +146,7 @@ class _RowNames(PackedNames):
         return self._stamp
 
 
-def open_parquet(where: str, files: Sequence[Path], label: str | None = None) -> RowSource:
+def open_parquet(where: str, files: Sequence[Path], label: str | None = None, caption: str | None = None) -> RowSource:
     """Open parquet files, their rows one after the other.
 
     The library `datasets` first writes all rows to an Arrow file in its cache (the environment's HF_DATASETS_CACHE),
@@ -149,10 +158,10 @@ def open_parquet(where: str, files: Sequence[Path], label: str | None = None) ->
     names = [escape(str(file)) for file in files]
     rows = _load(where, advice, lambda: load("parquet", data_files=names, split="train"))
     folders = sorted({file.parent for file in files})
-    return RowSource(where, rows, label, [str(file.resolve()) for file in files], folders)
+    return RowSource(where, rows, label, [str(file.resolve()) for file in files], folders, caption)
 
 
-def open_saved(folder: Path, split: str, label: str | None = None) -> RowSource:
+def open_saved(folder: Path, split: str, label: str | None = None, caption: str | None = None) -> RowSource:
     """Open what `save_to_disk` wrote: a data set, or the `split` of a dictionary of them.
 
     Raises DataError as :class:`RowSource` does, for a damaged folder, an unknown split, and when the library
@@ -162,16 +171,16 @@ def open_saved(folder: Path, split: str, label: str | None = None) -> RowSource:
     where = located(folder, split)
     loaded = _load(where, "save the data set again with `save_to_disk`", lambda: library.load_from_disk(str(folder)))
     if isinstance(loaded, dict):
-        return RowSource(where, _of_dictionary(str(folder), loaded, split), label, folders=[folder])
+        return RowSource(where, _of_dictionary(str(folder), loaded, split), label, (), [folder], caption)
     if split and str(loaded.split) not in spellings(split):
         raise DataError(
             f"{folder} has no split '{split}': one data set was saved there, not a dictionary of splits; "
             "leave `split` out, or save a DatasetDict"
         )
-    return RowSource(where, loaded, label, folders=[folder])
+    return RowSource(where, loaded, label, (), [folder], caption)
 
 
-def open_hub(name: str, split: str, label: str | None = None) -> RowSource:
+def open_hub(name: str, split: str, label: str | None = None, caption: str | None = None) -> RowSource:
     """Open the data set ``owner/name`` of the Hugging Face hub, downloading it unless it is in the local cache.
 
     Raises DataError as :class:`RowSource` does, for another kind of name, when the data set cannot be had, and when
@@ -190,7 +199,7 @@ def open_hub(name: str, split: str, label: str | None = None) -> RowSource:
     else:
         rows, spelling = _of_dictionary(where, _load(where, advice, lambda: load(name)), split), ""
     kept = f"{_HUB}{name}:{spelling or getattr(rows, 'split', None) or 'all'}"
-    return RowSource(where, rows, label, [kept], _downloaded(name))
+    return RowSource(where, rows, label, [kept], _downloaded(name), caption)
 
 
 def _downloaded(name: str) -> tuple[Path, Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from os.path import commonpath
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from aligntok.data.captions import CaptionList, Captions
 from aligntok.data.sources.base import (
     FilePart,
     ImageSource,
@@ -26,6 +27,7 @@ from aligntok.data.sources.base import (
     say_passed_over,
     suffix_of,
 )
+from aligntok.data.sources.captions import CAPTIONED, MOST_READ, add_caption, captions_in, one_of
 from aligntok.data.sources.classes import LABELLED, join_labels, labels_in
 from aligntok.data.transforms import holds_image, image_suffixes
 from aligntok.distributed.job import progress_bar
@@ -46,21 +48,24 @@ class ShardSource(ImageSource):
     A sample is the members of a shard that share a key, the path up to the first dot of the file name: one image, and
     perhaps a label: a ``.cls`` with a class index as a decimal number, or a class's name, or a ``.json`` with one of
     either as `label` or `cls`. `label` chooses "cls" or a key of the JSON; else all that there are must be the same.
-    Labels that are names are numbered in sorted order. Other members are passed over, which is said. ``names[i]`` is
-    ``shard.tar/path/of/member.jpg``.
+    Labels that are names are numbered in sorted order. With a `caption` its captions are read, too: "txt" for the
+    ``.txt``, a key of the ``.json``, or "auto" for that and the key `caption`. Other members are passed over, which is
+    said. ``names[i]`` is ``shard.tar/path/of/member.jpg``.
 
     Only the images' places are kept, and at most 64 shards open at a time. Raises DataError
     when a shard is damaged or compressed, when a sample has two images or a wrong label, when there is no image, when
-    labels are of two kinds, and when the library `webdataset` is not installed.
+    labels are of two kinds, for wrong captions, and when the library `webdataset` is not installed.
     """
 
-    def __init__(self, where: str, shards: Sequence[Path], label: str | None = None) -> None:
+    def __init__(
+        self, where: str, shards: Sequence[Path], label: str | None = None, caption: str | None = None
+    ) -> None:
         split_name = _webdataset("tariterators").base_plus_ext
         self.shards = tuple(shards)
         self._files = OpenFiles()
         found: list[_Listing] = []
         with ThreadPoolExecutor(_THREADS) as pool, progress_bar(len(shards), "listing shards", "shard") as bar:
-            for listed in pool.map(lambda shard: _list_shard(shard, split_name, label), shards):
+            for listed in pool.map(lambda shard: _list_shard(shard, split_name, label, caption), shards):
                 found.append(listed)
                 bar.update()
         sizes = [len(listed.names) for listed in found]
@@ -76,6 +81,8 @@ class ShardSource(ImageSource):
         self._table = np.concatenate([listed.places for listed in found])
         labels = join_labels(where, [(len(listed.names), listed.labels) for listed in found], label)
         super().__init__(where, PackedNames(names), *labels)
+        if caption is not None:
+            self.captions = _join_captions(where, found, caption)
         self._shard_of = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
 
     def places(self) -> Iterable[str]:
@@ -123,21 +130,33 @@ def _webdataset(module: str) -> Any:
 
 
 class _Listing(NamedTuple):
-    """A shard's images: names, (n, 2) where each begins and its bytes, its labels by what they are called, and how
-    many members are passed over.
+    """A shard's images: names, (n, 2) where each begins and its bytes, its labels and captions by what they are called,
+    and how many members are passed over.
     """
 
     names: list[str]
     places: npt.NDArray[np.int64]
     labels: dict[str, list[int | str | None]]
+    captions: dict[str, Captions]
     others: Counter[str]
 
 
-def _list_shard(path: Path, split_name: SplitName, label: str | None) -> _Listing:
+def _join_captions(where: str, found: Sequence[_Listing], caption: str) -> Captions:
+    """Return the captions of the images of all shards. Raises DataError for none, or for several that differ."""
+    none = {n: CaptionList(n).packed() for n in {len(listed.names) for listed in found}}
+    called = sorted({name for listed in found for name in listed.captions})
+    joined = {
+        name: Captions.joined([listed.captions.get(name, none[len(listed.names)]) for listed in found])
+        for name in called
+    }
+    return joined[one_of(where, joined, caption, "a sample has them in a .txt, or in a .json with the key caption")]
+
+
+def _list_shard(path: Path, split_name: SplitName, label: str | None, caption: str | None) -> _Listing:
     """List a shard. Raises DataError for one that is damaged."""
     try:
         with tarfile.open(path, "r:") as archive:
-            listed = _list_members(archive, path, split_name, label)
+            listed = _list_members(archive, path, split_name, label, caption)
             # A damaged header ends the listing just as quietly as the end mark.
             file = archive.fileobj
             assert file is not None
@@ -151,10 +170,13 @@ def _list_shard(path: Path, split_name: SplitName, label: str | None) -> _Listin
         ) from error
 
 
-def _list_members(archive: tarfile.TarFile, path: Path, split_name: SplitName, label: str | None) -> _Listing:
+def _list_members(
+    archive: tarfile.TarFile, path: Path, split_name: SplitName, label: str | None, caption: str | None
+) -> _Listing:
     suffixes, others = image_suffixes(), Counter[str]()
     images: dict[str, tarfile.TarInfo] = {}
     labels: defaultdict[str, dict[str, int | str | None]] = defaultdict(dict)
+    captions: defaultdict[str, dict[str, Any]] = defaultdict(dict)
     last = -1
     for member in archive:
         if member.offset <= last:  # a negative size leads back, round and round
@@ -166,11 +188,18 @@ def _list_members(archive: tarfile.TarFile, path: Path, split_name: SplitName, l
         key, extension = split_name(name)  # neither without a dot
         kind = "" if key is None else suffix_of(f".{extension}")
         key = name if key is None else key
-        found = {}
+        found, told = {}, {}
         if f".{extension}".lower() in LABELLED:
             found = labels_in(f"{path}: {member.name}", kind, _open_member(archive, member).read(_LARGEST_TEXT), label)
         for called, value in found.items():
             labels[called][key] = value
+        if caption is not None and f".{extension}".lower() in CAPTIONED:
+            text = _open_member(archive, member).read(MOST_READ + 1)
+            told = captions_in(f"{path}: {member.name}", kind, text, caption)
+        for called, given in told.items():
+            if key in captions[called]:
+                raise DataError(f"{path}: sample '{key}' has its caption twice, {member.name} the second; pack it once")
+            captions[called][key] = given
         is_image = kind in suffixes or (not kind and holds_image(partial(_open_member, archive, member)))
         if is_image and key in images:
             raise DataError(
@@ -179,13 +208,21 @@ def _list_members(archive: tarfile.TarFile, path: Path, split_name: SplitName, l
             )
         if is_image:
             images[key] = member
-        elif not found:
+        elif not found and not told:
             others[kind or "without suffix"] += 1
     others["labels without an image"] += len({key for values in labels.values() for key in values} - images.keys())
     names = [image.name.removeprefix("./") for image in images.values()]
     rows = [(image.offset_data, image.size) for image in images.values()]
     aligned = {called: [values.get(key) for key in images] for called, values in labels.items()}
-    return _Listing(names, np.array(rows, dtype=np.int64).reshape(-1, 2), aligned, +others)
+    packed = {called: _packed(path, images, given) for called, given in captions.items()}
+    return _Listing(names, np.array(rows, dtype=np.int64).reshape(-1, 2), aligned, packed, +others)
+
+
+def _packed(path: Path, images: Mapping[str, tarfile.TarInfo], given: Mapping[str, Any]) -> Captions:
+    captions = CaptionList(len(images))
+    for index, key in enumerate(images):
+        add_caption(captions, index, given.get(key), f"{path}: sample '{key}'")
+    return captions.packed()
 
 
 def _open_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:

@@ -21,7 +21,7 @@ from aligntok.rng import rng
 from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.generation.model import Draws, GenerationModel
-from aligntok.training.settings import GeneratorSettings
+from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.stages import MicroBatch
 
 SMALL = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4, num_classes=3)
@@ -114,9 +114,9 @@ def test_labels_are_in_range_or_an_error_and_ignored_without_classes(make):
             DataError,
             match=rf"labels from {min(wrong)} to {max(wrong)}, but with num_classes=3 .* allowed are 0 to 2; set",
         ):
-            model.labels(dict(label=torch.tensor(wrong)))
+            model.diffusion.condition.of(dict(label=torch.tensor(wrong)), model.device())
     free = make(generator=dict(num_classes=1, class_dropout_prob=0.0))
-    assert free.labels(dict(label=torch.tensor([-1, 7]))).tolist() == [0, 0]
+    assert free.diffusion.condition.of(dict(label=torch.tensor([-1, 7])), free.device()).tolist() == [0, 0]
 
 
 def test_what_layers_drop_follows_the_samples(make):
@@ -226,7 +226,9 @@ def test_samples_are_drawn_in_eval_mode(make):
 
 def test_validations_samples_are_the_pictures_of_their_seeds(make):
     model = make()
-    asked = dict(numbers=[5, 9], labels=[2, 0], sampling=dataclasses.replace(model.diffusion.sampling, steps=3))
+    asked = dict(
+        numbers=[5, 9], words=[2, 0], seeds=[5, 9], sampling=dataclasses.replace(model.diffusion.sampling, steps=3)
+    )
     found = model.val_step({**asked, "variant": "raw"})
     assert [(each["index"], each["variant"]) for each in found] == [(5, "raw"), (9, "raw")]
     expected = model.diffusion.sample([2, 0], [5, 9], sampling=asked["sampling"])
@@ -273,5 +275,5 @@ def test_what_a_step_makes_anew_lies_where_the_model_does(make, monkeypatch):
     assert asked == [latents.device] * 3
     assert model._binned(torch.empty(3, device="meta"), torch.empty(3, device="meta")).is_meta
     free = make(generator=dict(num_classes=1, class_dropout_prob=0.0)).to("meta")
-    assert free.labels(dict(label=torch.tensor([-1, 7]))).is_meta
+    assert free.diffusion.condition.of(dict(label=torch.tensor([-1, 7])), free.device()).is_meta
     assert free.latents(dict(latents=latents)).is_meta

@@ -63,7 +63,7 @@ def test_a_run_ends_with_samples_and_a_folder_that_loads(whole):
     assert [path.name for path in (run / "generation" / "pictures").iterdir()] == ["step_00000006.png"]
     for source in (run, run / "generation", run / "latent_diffusion"):
         model = aligntok.load_latent_diffusion(source)
-        assert model.class_names == ("ant", "bee", "zebra")
+        assert model.condition.class_names == ("ant", "bee", "zebra")
         assert model.sampling.cfg_scale == 2.0
     saved = LatentDiffusion.from_pretrained(run / "latent_diffusion").generator.state_dict()
     content = read_checkpoint(list_checkpoints(run / "generation")[-1][1])
