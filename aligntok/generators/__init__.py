@@ -139,8 +139,8 @@ class PromptedGenerator(Generator):
         """Raise ConfigError unless y has the tensors promised, one row for each of the latents x (N, C, h, w)."""
         who, n = type(self).__name__, len(x)
         text = y.get("text") if isinstance(y, Mapping) else None
-        if text is None or text.dim() != 3 or len(text) != n:
-            told = type(y).__name__ if text is None else f"text {tuple(text.shape)}"
+        if not isinstance(text, Tensor) or text.dim() != 3 or len(text) != n:
+            told = f"text {tuple(text.shape)}" if isinstance(text, Tensor) else type(y).__name__
             raise ConfigError(
                 f"{who} takes a prompt's tensors by name, text ({n}, L, {self.context_in_dim}) among them, was given "
                 f"{told}; give dict(text=..., mask=...), as text encoders do"

@@ -74,7 +74,7 @@ def diffusers_names(name: str) -> tuple[str, ...]:
 
 def is_of_diffusers(tensors: Iterable[str]) -> bool:
     """Tell whether names of tensors are diffusers'."""
-    return "x_embedder.weight" in tensors
+    return any(name.startswith(("x_embedder.", *(f"{theirs}." for theirs, _ in BLOCKS.values()))) for name in tensors)
 
 
 def with_bfl_names(tensors: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:

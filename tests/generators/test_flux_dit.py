@@ -325,8 +325,9 @@ def test_wrong_inputs_are_told_in_a_sentence():
     for said, changed in wrong.items():
         with pytest.raises(ConfigError, match=f"FluxDiT.* {said}"):
             model(x, t, {**y, **changed})
-    with pytest.raises(ConfigError, match="takes a prompt's tensors by name, .* was given Tensor"):
-        model(x, t, torch.zeros(2, dtype=torch.long))
+    for given, kind in ((torch.zeros(2, dtype=torch.long), "Tensor"), (dict(text=["a", "b"]), "dict"), (["a"], "list")):
+        with pytest.raises(ConfigError, match=f"takes a prompt's tensors by name, .* was given {kind};"):
+            model(x, t, given)
     with pytest.raises(ConfigError, match="takes no 'pooled' beside the text"):
         tiny(vec_in_dim=0)(x, t, y)
     with pytest.raises(ConfigError, match="takes 'guidance' \\(2,\\) beside the text, and there is none"):
