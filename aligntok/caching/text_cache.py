@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -41,7 +40,7 @@ from aligntok.distributed.job import batched, shares
 from aligntok.distributed.output_folder import found_by_first, output_folder
 from aligntok.errors import ConfigError, DataError, Preempted, at_least, first_line, unknown
 from aligntok.io.checksums import CHECKSUMS
-from aligntok.io.files import check_file, inside, read_json, reading, regular, save_tensors, write_checksums, write_json
+from aligntok.io.files import check_file, inside, read_json, reading, save_tensors, write_checksums, write_json
 from aligntok.io.folders import remove_leftovers
 from aligntok.text_encoders import TextEncoder, check_pooled, check_prompts, encode_both
 
@@ -169,7 +168,6 @@ def _short(identity: str | None) -> str:
 def _opened(path: Path) -> Iterator[Any]:
     """Open a shard, mapped. Raises DataError, naming it, for one that is missing or damaged."""
     with reading(path, DataError, _AGAIN):
-        os.close(regular(path))
         try:
             with safe_open(path, framework="pt") as file:
                 yield file

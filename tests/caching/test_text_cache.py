@@ -139,6 +139,7 @@ def test_processes_that_load_data_read_it(cache):
     loaded = list(make_loader(_Prompts(held), [[i, i + 1] for i in range(0, 20, 2)], workers=2))
     assert torch.equal(torch.cat(loaded), held.get(TEXTS[:20])["text"][:, :10])
     again = pickle.loads(pickle.dumps(held))
+    assert not again._open
     assert torch.equal(again.get(["é"])["text"], held.get(["é"])["text"])
 
 
@@ -203,6 +204,17 @@ def test_a_shard_that_is_missing_or_damaged_is_encoded_again_and_no_other(tmp_pa
     assert len(tokens.encoded) == 10
     assert "shard_00003.safetensors is encoded again: it is damaged (its SHA-256 is not the one" in caplog.text
     assert "shard_00001" not in caplog.text
+
+
+def test_one_that_lost_a_shard_is_not_finished_until_it_is_encoded_again(tmp_path):
+    folder, tokens = tmp_path / "cache", Letters()
+    made(folder)
+    (folder / "shard_00002.safetensors").unlink()
+    tokens.forward = None
+    with pytest.raises(TypeError):
+        made(folder, tokens=tokens)
+    with pytest.raises(DataError, match="is not finished"):
+        TextCache.open(folder)
 
 
 def test_sigterm_stops_it_after_a_shard_and_it_goes_on(tmp_path):
@@ -419,6 +431,13 @@ HOSTILE = {
 def test_a_shard_that_is_not_what_it_should_be_is_named(cache, name):
     HOSTILE[name](cache)
     with pytest.raises(DataError, match=r"shard_0000|shards in .* are not in their order"):
+        TextCache.open(cache)
+
+
+def test_no_process_waits_for_a_pipe(cache, monkeypatch):
+    HOSTILE["a pipe"](cache)
+    monkeypatch.setattr(text_cache, "is_first_of_node", lambda: False)
+    with pytest.raises(DataError, match=r"shard_00001\.safetensors.*no (regular )?file"):
         TextCache.open(cache)
 
 
