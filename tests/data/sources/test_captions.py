@@ -17,6 +17,7 @@ from aligntok.data.images import ImageDataset
 from aligntok.data.listing import Listing, must_not_change, report_changes
 from aligntok.data.sampler import SampleIndex
 from aligntok.data.sources import open_source
+from aligntok.data.sources.captions import caption_columns, captions_of_column
 from aligntok.errors import ConfigError, DataError
 
 CAPTIONS = {
@@ -137,6 +138,30 @@ def test_names_match_however_they_are_written(tmp_path):
         "Ka\u0308fer.png": ["ein Käfer"],
         "b.png": ["b"],
     }
+
+
+def test_what_editors_leave_in_files_is_no_part_of_a_caption(tmp_path, caplog):
+    texts = {name: b"\xef\xbb\xbf" + content for name, content in as_txt().items()}
+    root = folder(tmp_path / "txt", {**IMAGES, **texts, "ant/0.json": b"{}"})
+    assert found(root, "txt") == {name: each[:1] for name, each in CAPTIONS.items()}
+    assert "passed over 1 files: 1 .json" in caplog.text, "what is not taken is not read"
+    lines = b"\xef\xbb\xbf\n" + as_jsonl().replace(b"\n", b"\r\n\r\n")
+    assert found(folder(tmp_path / "jsonl", {**IMAGES, "captions.jsonl": lines})) == CAPTIONS
+
+
+def test_columns_of_every_arrow_type_of_text():
+    pa = pytest.importorskip("pyarrow")
+    texts = [["left out"], [" a ", "b"], [], ["c"], None]
+    for kind in (pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.string(), pa.large_string()):
+        nested = pa.types.is_nested(kind)
+        values = texts if nested else [each and each[0] if each else None for each in texts]
+        chunks = pa.chunked_array([pa.array(values, kind)[1:], pa.array(["z"] if not nested else [["z"]], kind)])
+        assert caption_columns("x", pa.schema([("caption", kind)]), "auto") == ["caption"]
+        several = [("a", "b"), (), ("c",), (), ("z",)] if nested else [("a",), (), ("c",), (), ("z",)]
+        assert [*captions_of_column("x", "caption", chunks)] == several
+    for kind in (pa.int64(), pa.binary(), pa.list_(pa.int64()), pa.struct([("en", pa.string())])):
+        with pytest.raises(DataError, match="no column of captions named 'caption or text'"):
+            caption_columns("x", pa.schema([("caption", kind)]), "auto")
 
 
 def test_another_column_of_a_table_can_be_chosen(tmp_path):
