@@ -34,7 +34,7 @@ class LatentDiffusion(nn.Module):
         sampling: keywords of :class:`aligntok.diffusion.sampling.Sampling`, the defaults of `sample`.
         trusted: False for a generator's config that a file brings: of those only registered names are taken.
         components: classes by name, taken beside the registered ones.
-        text: what encodes the prompts of a generator that takes them, :class:`aligntok.condition.prompts.TextSettings`.
+        text: what encodes a generator's prompts, :class:`aligntok.condition.text_models.TextSettings`.
         text_encoders: where they are, "tokens" and "pooled", if `text` does not say.
 
     Raises ConfigError when these do not fit one another.

@@ -7,7 +7,8 @@ from typing import Any
 
 from aligntok.condition.base import Condition, Given
 from aligntok.condition.classes import ClassCondition
-from aligntok.condition.prompts import ROLES, PromptCondition, check_text_registered, same_length, saved_encoders
+from aligntok.condition.prompts import PromptCondition, same_length
+from aligntok.condition.text_models import ROLES, check_text_registered, saved_encoders
 from aligntok.errors import ConfigError
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,38 +13,17 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from aligntok.condition.base import Condition, Given
+from aligntok.condition.text_models import TextModels, TextSettings, check_text_registered, tokens_of
 from aligntok.data.captions import AUTO
 from aligntok.data.loader import captions_of
 from aligntok.data.sampler import evenly_spaced
 from aligntok.distributed.job import batched
-from aligntok.errors import ConfigError, DataError, WeightsError, unknown
-from aligntok.registry import TEXT_ENCODERS, default_of, without_weights
+from aligntok.errors import ConfigError, DataError
 from aligntok.rng import rng
-from aligntok.settings import AboveZero, Share, read, settings
+from aligntok.settings import read
 
-#: The generator's keyword for the width of what each text encoder gives.
-ROLES = {"tokens": "context_in_dim", "pooled": "vec_in_dim"}
 _KEPT_BYTES = 2**30  # of encoded prompts that stay in main memory while pictures are drawn
-_SHORT = 12  # digits of an identity that name a folder
-_LONGEST = 77  # tokens that are planned for, of a text encoder that does not say how many it takes
 _AT_ONCE = 64  # prompts that are encoded together for pictures
-
-
-@settings
-class TextSettings:
-    """`generator.text`: what encodes the prompts of a generator that takes them."""
-
-    tokens: dict[str, Any]
-    """The text encoder whose states of tokens the generator attends to: a registry name and its keywords."""
-    pooled: dict[str, Any] | None = None
-    """The one whose vector of the whole prompt joins the time; None: none."""
-    dropout: Share = 0.1
-    """How often training puts the empty prompt in a caption's place, for both encoders at once."""
-    cache: bool = False
-    """Encode every caption once, into <work_dir>/texts, before the first step; else, as they come. For small sets: a
-    caption of 20 tokens by T5-XXL takes 164 kB."""
-    guidance: AboveZero | None = None
-    """What weights that were distilled with guidance are told of it, with guidance_embed=True, such as 3.5."""
 
 
 class PromptCondition(Condition):
@@ -71,90 +49,28 @@ class PromptCondition(Condition):
             check_text_registered(text, components)
         self.text = read(TextSettings, text, "generator.text")
         self.dropout = self.text.dropout
-        self.components = components
-        self._widths = {"tokens": generator.context_in_dim, "pooled": generator.vec_in_dim}
+        self.models = TextModels(generator, self.text, paths or {}, components)
         self._full = generator.text_padding == "attend"
-        self._configs = {name: dict(own) for name in ROLES if (own := getattr(self.text, name)) is not None}
-        for name, path in (paths or {}).items():
-            if name not in self._configs:
-                raise ConfigError(f"text_encoders: {unknown('part', name, self._configs)}")
-            self._configs[name] |= {"path": path}
-        self._encoders: dict[str, Any] | None = None
         self._known: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
-        if (self.text.pooled is None) != (generator.vec_in_dim == 0):
-            raise ConfigError(
-                f"{type(generator).__name__}: vec_in_dim={generator.vec_in_dim}, but generator.text.pooled is "
-                f"{self.text.pooled}; give an encoder that pools, such as dict(type='clip_text', path=...), or "
-                "vec_in_dim=0 without one"
-            )
 
     @property
     def encoders(self) -> dict[str, Any]:
-        """The text encoders by "tokens" and "pooled", loaded once; one and the same where both are of one config.
-
-        Raises WeightsError for ones that are not there or of another identity, ConfigError for one of another width.
-        """
-        if self._encoders is None:
-            found: dict[str, Any] = {}
-            for name, config in self._configs.items():
-                same = next((other for other in found if self._configs[other] == config), None)
-                found[name] = self._load(name, config) if same is None else found[same]
-                self._check_width(name, found[name])
-            self._encoders = found
-        return self._encoders
-
-    def _load(self, name: str, config: Mapping[str, Any], check: bool = True) -> Any:
-        identity, config = config.get("identity"), {key: each for key, each in config.items() if key != "identity"}
-        if not config.get("path"):
-            raise WeightsError(
-                f"generator.text.{name}: the '{config.get('type')}' text encoder has no path; give its folder or hub "
-                f"id, as generator.text.{name}.path=... in a config or text_encoders=dict({name}=...) to "
-                "load_latent_diffusion"
-            )
-        # What a file brings was looked at when it came: names registered, content known by its identity.
-        encoder = TEXT_ENCODERS.build(config, trusted=True, components=self.components)
-        if check and identity not in (None, encoder.identity):
-            raise WeightsError(
-                f"generator.text.{name}: the text encoder at {config['path']} is another one (identity "
-                f"{encoder.identity[:12]}) than the generator was trained with ({str(identity)[:12]}); give the folder "
-                "or hub id of that one"
-            )
-        return encoder.eval().requires_grad_(False)
-
-    def save_encoders(self, folder: Path) -> None:
-        """Write the text encoders, each into a folder of its identity's name."""
-        for encoder in {id(each): each for each in self.encoders.values()}.values():
-            if not hasattr(encoder, "save_pretrained"):
-                raise ConfigError(
-                    f"a {type(encoder).__name__} has no save_pretrained(folder); leave include_text_encoders out, and "
-                    "give its path to whoever loads the generator"
-                )
-            encoder.save_pretrained(folder / encoder.identity[:_SHORT])
+        """The text encoders by "tokens" and "pooled", loaded once. Raises as :attr:`TextModels.encoders` does."""
+        return self.models.encoders
 
     def check_encoders(self) -> None:
         """Raise WeightsError or ConfigError for text encoders that are missing or do not fit; no weights are read."""
-        for name, config in self._configs.items():
-            with torch.device("meta"):
-                self._check_width(name, self._load(name, without_weights(TEXT_ENCODERS, config), check=False))
+        self.models.check()
 
-    def _check_width(self, name: str, encoder: Any) -> None:
-        own = encoder.dim if name == "tokens" else encoder.pooled_dim
-        keyword = ROLES[name]
-        if own is None:
-            raise ConfigError(
-                f"generator.text.pooled: the '{self._configs[name]['type']}' text encoder gives no pooled vector; give "
-                "pool='mean' or 'last' where it takes that, or another encoder"
-            )
-        if own != self._widths[name]:
-            raise ConfigError(
-                f"generator.text.{name}: the text encoder gives vectors of width {own}, the generator takes "
-                f"{keyword}={self._widths[name]}; set generator.{keyword}={own}, or take the encoder it was made for"
-            )
+    def save_encoders(self, folder: Path) -> None:
+        """Write the text encoders, each into a folder of its identity's name."""
+        self.models.save(folder)
 
     def of(self, batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
         """Return the encoded captions of a batch: from a cache, from tokens, or from words."""
         if (ready := batch.get("encoded")) is None:
-            return self._encode(batch["tokens"] if "tokens" in batch else self._tokens(batch["caption"]), device)
+            tokens = batch["tokens"] if "tokens" in batch else self.models.tokens(batch["caption"], self._full)
+            return self._with_guidance(self.models.encode(tokens, device))
         return self._with_guidance({name: tensor.to(device, non_blocking=True) for name, tensor in ready.items()})
 
     def null(self, number: int, device: torch.device) -> dict[str, Tensor]:
@@ -190,7 +106,7 @@ class PromptCondition(Condition):
         if self.cache is not None and all(text in self.cache for text in texts):
             encoded = self.cache.get(texts, self._full)
         else:
-            encoded = self._encode(self._tokens(texts), device)
+            encoded = self.models.encode(self.models.tokens(texts, self._full), device)
             if device.type != "cpu":  # pictures need the memory; a training's captions come through `of`
                 for encoder in self.encoders.values():
                     encoder.to("cpu")
@@ -209,20 +125,6 @@ class PromptCondition(Condition):
             raise ConfigError("no prompt was given; give at least one, such as 'a red apple' ('' is any picture)")
         if wrong := [word for word in words if not isinstance(word, str)]:
             raise ConfigError(f"this generator takes prompts, was given {wrong[0]!r}; give text")
-
-    def _tokens(self, texts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        return tokens_of({name: encoder.tokenize for name, encoder in self.encoders.items()}, texts, self._full)
-
-    @torch.no_grad()
-    def _encode(self, tokens: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-        found: dict[str, dict[str, Tensor]] = {}
-        for name, encoder in self.encoders.items():
-            same = next((other for other in found if self.encoders[other] is encoder), None)
-            own = {key: tensor.to(device, non_blocking=True) for key, tensor in tokens[name].items()}
-            found[name] = encoder.to(device)(**own) if same is None else found[same]
-        given = {"text": found["tokens"]["text"], "mask": found["tokens"]["mask"]}
-        pooled = {"pooled": found["pooled"]["pooled"]} if "pooled" in found else {}
-        return self._with_guidance({**given, **pooled})
 
     def _with_guidance(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         rows = given["text"].new_full((len(given["text"]),), self.text.guidance or 0.0)
@@ -243,13 +145,10 @@ class PromptCondition(Condition):
 
     def blank(self, number: int, device: torch.device) -> dict[str, Tensor]:
         """Return zeros for prompts that are as long as the text encoder takes them."""
-        tokens = self._configs["tokens"]
-        default = default_of(TEXT_ENCODERS.find(tokens["type"], self.components), "max_tokens")
-        length = tokens.get("max_tokens") or default or _LONGEST
-        text = torch.zeros(number, length, self._widths["tokens"], device=device)
+        length, (width, pooled) = self.models.longest(), self.models.widths.values()
+        text = torch.zeros(number, length, width, device=device)
         mask = torch.ones(number, length, dtype=torch.bool, device=device)
-        width = self._widths["pooled"]
-        return {"text": text, "mask": mask} | ({"pooled": torch.zeros(number, width, device=device)} if width else {})
+        return {"text": text, "mask": mask} | ({"pooled": torch.zeros(number, pooled, device=device)} if pooled else {})
 
     def item(self) -> dict[str, Any]:
         """Return a label, and a blank prompt that is encoded."""
@@ -261,13 +160,8 @@ class PromptCondition(Condition):
 
     def describe(self) -> dict[str, Any]:
         """Return the text encoders by type, hub id, keywords and identity; of no place of this machine."""
-        named: dict[str, Any] = {"tokens": None, "pooled": None}
-        for name, config in self._configs.items():
-            local = _is_local(config.get("path"))
-            shared = {key: value for key, value in config.items() if not (local and key == "path")}
-            named[name] = {**shared, "identity": config.get("identity") or self.encoders[name].identity}
         told = {"dropout": self.dropout, "guidance": self.text.guidance}  # a cache belongs to a training
-        return {"text": {**named, **told}}
+        return {"text": {**self.models.describe(), **told}}
 
     def examples(self, number: int, data: Any) -> list[str]:
         """Return captions of the data, evenly spaced."""
@@ -302,27 +196,6 @@ class PromptCondition(Condition):
         return {} if named[0] == named[1] else {"text encoders": (named[0], named[1])}
 
 
-def saved_encoders(folder: Path, text: Mapping[str, Any]) -> dict[str, Path]:
-    """Return where in a folder `save_encoders` wrote a `text`'s encoders, by "tokens" and "pooled"."""
-    named = {name: str(text[name]["identity"])[:_SHORT] for name in ROLES if text.get(name)}
-    places = {name: folder / short for name, short in named.items() if short.isalnum()}
-    return {name: place for name, place in places.items() if place.is_dir() and not place.is_symlink()}
-
-
-def check_text_registered(text: Mapping[str, Any], components: Mapping[str, Any] | None) -> None:
-    """Raise UnknownComponentError unless the `text` of a file names registered encoders, or some of `components`.
-
-    Their paths may stand there: content is what `identity` says, or refused, and of files none but weights, tokenizer
-    and config is read.
-    """
-    for name in ROLES:
-        if isinstance(config := text.get(name), Mapping):
-            own = {key: value for key, value in config.items() if key != "path"}
-            TEXT_ENCODERS.check_registered(own, components)
-            if not isinstance(config.get("identity"), str):
-                raise ConfigError(f"generator.text.{name} stands in a file without an identity; save the model again")
-
-
 class PromptCollate:
     """Puts items with captions together, and these into tokens, or their rows of a cache; in a loader's processes.
 
@@ -342,18 +215,6 @@ class PromptCollate:
         elif captions:
             batch["tokens"] = tokens_of(self.tokenize, captions, self.full)
         return batch
-
-
-def tokens_of(
-    tokenize: Mapping[str, Callable[..., dict[str, Tensor]]], texts: Sequence[str], full: bool
-) -> dict[str, dict[str, Tensor]]:
-    """Return the tokens of texts for each encoder; all of its longest length for the one whose padding counts."""
-    return {name: each(texts, full=full and name == "tokens") for name, each in tokenize.items()}
-
-
-def _is_local(path: Any) -> bool:
-    """Tell whether a text encoder's path is a place of this machine, and no hub id."""
-    return path is None or os.path.isabs(path) or path.startswith((".", "~")) or os.path.exists(path)
 
 
 def _bytes(row: Mapping[str, Tensor]) -> int:

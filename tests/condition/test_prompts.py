@@ -97,9 +97,11 @@ def test_a_generator_that_attends_to_padding_gets_the_longest_text(text):
 
 def test_prompts_are_encoded_once(text, monkeypatch):
     made, seen = condition(text()), []
-    real = made._encode
+    real = made.models.encode
     monkeypatch.setattr(
-        made, "_encode", lambda tokens, device: seen.append(len(tokens["tokens"]["input_ids"])) or real(tokens, device)
+        made.models,
+        "encode",
+        lambda given, device: seen.append(len(given["tokens"]["input_ids"])) or real(given, device),
     )
     made.from_words(["a", "b", "a"], CPU)
     made.from_words(["b", "c"], CPU)
