@@ -123,7 +123,8 @@ def attention_without(q: Tensor, k: Tensor, v: Tensor, there: Present | None, *,
 
 @torch.compiler.disable  # whose code would be made anew for other lengths
 def _packed(q: Tensor, k: Tensor, v: Tensor, packing: Packing, who: str) -> Tensor:
-    a, b, c = (x.transpose(1, 2).flatten(0, 1)[packing.places] for x in (q, k, v))
+    # By index_select, whose way back adds; that of x[places] would sort the places first, in each layer.
+    a, b, c = (x.transpose(1, 2).flatten(0, 1).index_select(0, packing.places) for x in (q, k, v))
     found = packed_attention(a, b, c, packing.lengths, who=who)
     whole = found.new_zeros(len(q) * q.shape[2], *found.shape[1:])
     return whole.index_copy(0, packing.places, found).unflatten(0, (len(q), -1)).transpose(1, 2)
