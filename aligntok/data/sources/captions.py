@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import islice
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -128,16 +129,16 @@ def captions_of_column(where: str, name: str, column: Any) -> Captions:
     parts, rows = [], 0
     for chunk in column.chunks:
         place = f"{where}: column '{name}', rows {rows} to {rows + len(chunk) - 1}"
+        try:
+            chunk.validate(full=True)  # a file may say that its bytes are UTF-8, and its lists within them
+        except ValueError as error:
+            raise _no_caption(place, first_line(error)) from error
         if pyarrow.types.is_nested(chunk.type):
             counts = compute.fill_null(compute.list_value_length(chunk), 0)
             texts = compute.fill_null(chunk.flatten(), "")
         else:
             counts, texts = chunk.is_valid().cast("int64"), chunk.drop_null()
-        try:
-            texts.validate(full=True)  # a file may say that its bytes are UTF-8
-            trimmed = compute.utf8_trim_whitespace(texts).cast(pyarrow.large_binary())
-        except ValueError as error:
-            raise _no_caption(place, first_line(error)) from error
+        trimmed = compute.utf8_trim_whitespace(texts).cast(pyarrow.large_binary())
         _, ends, text = trimmed.buffers()
         bounds = np.frombuffer(ends, dtype=np.int64) if len(trimmed) else np.zeros(1, dtype=np.int64)
         own = bounds[trimmed.offset :][: len(trimmed) + 1]
@@ -226,9 +227,12 @@ def _rows(
 
 
 def _check_columns(what: str, columns: Iterable[str], known: Iterable[str]) -> None:
+    told = [name[:40] for name in islice(known, 100)]  # of a stranger's there may be a million
     for column in columns:
         if column not in known:
-            raise DataError(f"{what}: {unknown('column', column, known)}; `caption` chooses another place of captions")
+            raise DataError(
+                f"{what}: {unknown('column', column, told, 8)}; `caption` chooses another place of captions"
+            )
 
 
 def _beside(images: PackedNames, files: Sequence[str]) -> list[tuple[str, int]]:

@@ -164,6 +164,16 @@ def test_columns_of_every_arrow_type_of_text():
             caption_columns("x", pa.schema([("caption", kind)]), "auto")
 
 
+def test_lists_that_lead_out_of_their_text_are_refused():
+    pa = pytest.importorskip("pyarrow")
+    ends = np.array([0, 1, 2], dtype="<i4")
+    buffers = [None, pa.py_buffer(ends)]
+    lists = pa.Array.from_buffers(pa.list_(pa.string()), 2, buffers, children=[pa.array(["a", "b"])])
+    ends[2] = 2**30  # as a file may have it, of which Arrow believes what it says
+    with pytest.raises(DataError, match=r"column 'caption', rows 0 to 1 holds no caption that can be read"):
+        captions_of_column("x", "caption", pa.chunked_array([lists]))
+
+
 def test_another_column_of_a_table_can_be_chosen(tmp_path):
     root = folder(tmp_path, {**IMAGES, "metadata.csv": as_csv(("file_name", "prompt"))})
     assert found(root, "metadata.csv:prompt") == CAPTIONS
@@ -258,6 +268,10 @@ WRONG = {
         r"captions.csv: no column named 'caption'; did you mean 'captoin'\? kno",
     ),
     "file column": (jsonl(b'{"flie": "x"}'), r"captions.jsonl, line 3: no column named 'file'; did you mean 'flie'\?"),
+    "many columns": (
+        ",".join(f"c{i}{'x' * 100}" for i in range(9_000)).encode(),
+        r"no column named 'file'; .* and 92 mo",
+    ),
     "empty table": (b"", r"captions.csv: no column named 'file'; known: none"),
     "comma": (
         b"file,caption\nant/0.png,a red, small ant\n",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -123,7 +125,7 @@ def test_processes_agree_on_the_shape_of_every_step(mixed):
 
 
 @pytest.mark.parametrize("posterior", ["mean", "sample"])
-def test_statistics_are_of_every_shape(mixed, monkeypatch, posterior):
+def test_statistics_are_of_every_shape(mixed, monkeypatch, as_processes, posterior):
     torch.manual_seed(0)
     cnn = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, attn_resolutions=(), resolution=32)
     tokenizer = Tokenizer(cnn, dict(type="identity"), cnn, latent_dim=4, downsample_factor=8, variational=True).eval()
@@ -132,6 +134,12 @@ def test_statistics_are_of_every_shape(mixed, monkeypatch, posterior):
     images, values = ImageDataset(mixed, AREA, train=False), []
     found = latent_statistics(tokenizer, data, None, "fp32", 0, posterior, 7, images.buckets)
     assert latent_statistics(tokenizer, data, None, "fp32", 0, posterior, 7) == found
+    own = [copy.deepcopy(tokenizer) for _ in range(2)]
+    shared = as_processes(
+        lambda rank: latent_statistics(own[rank], data, None, "fp32", 0, posterior, 7, images.buckets)
+    )
+    for one in shared:
+        np.testing.assert_allclose([one.mean, one.std], [found.mean, found.std], rtol=1e-6)
     for place in range(12):
         image = images[place]["images"][None]
         assert image.shape[2:] == SIZES[place % 3]
@@ -174,8 +182,24 @@ def test_shapes_of_equal_area_come_from_the_command_line(write_mixed, seen, tmp_
     assert sorted(shape for ((shape, _),) in seen) == SIZES
 
 
+TRANSFORMER = dict(
+    type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4, num_classes=1
+)
+
+
 def test_a_transformer_with_a_grid_of_its_own_trains_on_every_shape(write_mixed, seen, tmp_path):
-    generator = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4)
-    config = write_mixed(generator={**generator, "num_classes": 1}, steps=3)
+    config = write_mixed(generator=TRANSFORMER, steps=3)
     assert train([config, "--work-dir", str(tmp_path / "run")]) == 0
     assert sorted(shape for ((shape, _),) in seen) == SIZES
+
+
+@pytest.mark.nightly
+def test_two_processes_train_the_same_generator_as_one(write_mixed, tool, tmp_path):
+    config, parts = write_mixed(generator=TRANSFORMER, optimizer=dict(type="AdamW", lr=1e-3, eps=1e-2)), []
+    for processes in (1, 2):
+        torchrun = ("--standalone", f"--nproc_per_node={processes}")
+        process = tool.launch(config, tmp_path / str(processes), torchrun=torchrun)
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+        parts.append(tool.newest(tmp_path / str(processes) / "generation")["parts"])
+    torch.testing.assert_close(parts[1], parts[0], rtol=0, atol=1e-5)
