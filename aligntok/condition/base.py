@@ -28,6 +28,8 @@ class Condition(ABC):
     conditioned_on: ClassVar[str]
     dropout: float = 0.0
     class_names: tuple[str, ...] = ()
+    #: Whether a batch's words have to be encoded, which takes time.
+    encodes: bool = False
     #: What was encoded before the training, if anything; rows of a batch come from it.
     cache: Any = None
     #: Keywords of a data set that brings what is conditioned on, if nobody says otherwise.

@@ -58,6 +58,11 @@ class PromptCondition(Condition):
         """The text encoders by "tokens" and "pooled", loaded once. Raises as :attr:`TextModels.encoders` does."""
         return self.models.encoders
 
+    @property
+    def encodes(self) -> bool:  # type: ignore[override]
+        """Whether captions are encoded as they come, and not from a cache."""
+        return self.cache is None
+
     def check_encoders(self) -> None:
         """Raise WeightsError or ConfigError for text encoders that are missing or do not fit; no weights are read."""
         self.models.check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -244,10 +244,11 @@ class StepLoop(IterBasedTrainLoop):
         if self._iter >= self._max_iters and self.runner.val_loop is not None:
             self.runner.val_loop.run()  # it was stopped between its last step and the validation after it
         with explaining_loader_errors():  # a worker's death interrupts whatever the process is doing
+            steps = self._ahead([next(batches) for _ in range(sampler.accumulation)] for _ in iter(int, 1))
             while self._iter < self._max_iters and not self.stop_training:
                 if not self.runner.model.training:  # a validation was in between
                     self.runner.model.train()
-                self.run_iter(StepBatch(self._iter, [next(batches) for _ in range(sampler.accumulation)]))
+                self.run_iter(StepBatch(self._iter, next(steps)))
                 if sigterm_was_sent():
                     runner: Any = self.runner
                     if runner.checkpoints.begun != self._iter:
@@ -264,6 +265,20 @@ class StepLoop(IterBasedTrainLoop):
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
+
+    def _ahead(self, steps: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+        """Give the micro-batches of each step; where the model prepares them, once those of the next are begun with."""
+        model: Any = self.runner.model
+        if not getattr(model, "prepares", False):
+            yield from steps
+            return
+        left = self._max_iters - self._iter
+        following = [model.prepare(each) for each in next(steps)] if left else []
+        for number in range(1, left + 1):
+            current, following = following, []
+            if number < left:
+                following = [model.prepare(each) for each in next(steps)]
+            yield current
 
 
 @LOOPS.register_module()

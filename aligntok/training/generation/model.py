@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from typing_extensions import Self
 
 from aligntok.caching.encoder import check_posterior, latent_shape, posterior_noise
 from aligntok.condition import Given
-from aligntok.device import computing, multiplying
+from aligntok.device import beside, computing, multiplying
 from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, velocity_mse
 from aligntok.diffusion.times import sample_times, shift_of
 from aligntok.distributed.parallel import Unit
@@ -52,7 +53,20 @@ class GenerationModel(TrainedModel):
         self.diffusion.tokenizer.requires_grad_(False)
         self.generator.set_grad_checkpointing(settings.grad_checkpointing)
         self.compile_parts(self.generator, diffusion.tokenizer)
+        self._encoding: ThreadPoolExecutor | None = None
         self.train()
+
+    @property
+    def prepares(self) -> bool:
+        """Whether there is something to compute of a batch before its step: prompts that are encoded as they come."""
+        return self.diffusion.condition.encodes
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Begin to encode a batch's prompts, beside the step before; return the batch, which has what comes of it."""
+        if self._encoding is None:
+            self._encoding = ThreadPoolExecutor(1)
+        where = self.device()
+        return {**batch, "given": self._encoding.submit(beside, where, self.diffusion.condition.of, batch, where)}
 
     @property
     def generator(self) -> Any:
@@ -86,12 +100,12 @@ class GenerationModel(TrainedModel):
         self.diffusion.tokenizer.eval()
         return self
 
-    def backward(self, batch: Mapping[str, Tensor], place: MicroBatch) -> dict[str, Tensor]:
+    def backward(self, batch: Mapping[str, Any], place: MicroBatch) -> dict[str, Tensor]:
         """Do one backward pass; among what it returns is `time_bins` (2, bins): the sum of losses, and their number, in
         each part of the time axis.
         """
         latents = self.latents(batch, self.posterior_noise(batch, place))
-        given = self.diffusion.condition.of(batch, self.device())
+        given = batch["given"].result()() if "given" in batch else self.diffusion.condition.of(batch, self.device())
         draws = self.draws(place, latents)
         self.seed_dropouts(place.numbers(len(latents)))
         with record_function("generator"), multiplying(self.precision):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import torch
 
 import aligntok
 from aligntok.cli import export, sample, train
+from aligntok.condition.text_models import TextModels
 from aligntok.data.transforms import open_image
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.text_encoders.pretrained import PretrainedTextEncoder
+from aligntok.training.generation.model import GenerationModel
 
 FLUX = dict(
     type="flux_dit",
@@ -198,3 +201,24 @@ def test_what_cannot_be_gone_on_from_is_refused(prompted, tmp_path, capsys, text
     capsys.readouterr()
     assert train([prompted("wider", generator=wider, init_from=dict(folder=str(small)))]) == 2
     assert "does not fit" in capsys.readouterr().err
+
+
+def test_the_next_steps_captions_are_encoded_beside_a_step(prompted, tmp_path, monkeypatch):
+    """Where a step waits for the encoding of the next, both end; one after the other they would not."""
+    begun, steps, backward = threading.Semaphore(0), [], GenerationModel.backward
+    encode = TextModels.encode
+
+    def encoding(self, *given):
+        begun.release()
+        return encode(self, *given)
+
+    def step(self, batch, place):
+        steps.append(place.step)
+        for _ in range(2 if place.step == 0 else place.step < 3):  # its own, and the next one's
+            assert begun.acquire(timeout=30), "the next step's captions were not begun with"
+        return backward(self, batch, place)
+
+    monkeypatch.setattr(TextModels, "encode", encoding)
+    monkeypatch.setattr(GenerationModel, "backward", step)
+    assert train([prompted(log=dict(every=1, pictures=0)), "--cfg-options", f"work_dir={tmp_path / 'run'}"]) == 0
+    assert steps == [0, 1, 2, 3]
