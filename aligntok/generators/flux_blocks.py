@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from aligntok import device
 from aligntok.generators.dit_blocks import EPS, ModulatedNorm
-from aligntok.ops.embeddings import as_complex, rotate, turn
+from aligntok.ops.embeddings import as_complex, rotate, turn, wide_type
 from aligntok.ops.packed import Present, attention_without
 
 
@@ -70,8 +69,7 @@ def joint_heads(streams: Sequence[Stream]) -> tuple[Tensor, Tensor, Tensor]:
 
     Queries and keys pass an RMS norm over dim, in float32, and are turned by the rotations (2, tokens, dim).
     """
-    qkv = streams[0][0]
-    if device.on_plain_cpu(qkv) and all(each.dtype == torch.float32 for each in (qkv, *streams[0][1].scales)):
+    if not torch.compiler.is_compiling():  # torch.compile makes passes of its own of what is below
         tables = [None if table is None else as_complex(table)[:, None] for *_, table in streams]
         return _JointHeads.apply(tables, *(x for qkv, norm, _ in streams for x in (qkv, *norm.scales)))
     parts = []
@@ -84,7 +82,10 @@ def joint_heads(streams: Sequence[Stream]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _JointHeads(torch.autograd.Function):
-    """The same in one pass over each, on a CPU; PyTorch's norm takes five there, and as many backward."""
+    """The same, of which queries and keys are kept once, as they came: PyTorch's own steps would keep them three times.
+
+    On a CPU it is faster, too: PyTorch's norm goes over them five times there, and as often backward.
+    """
 
     @staticmethod
     def forward(ctx: Any, tables: list[Tensor | None], *given: Tensor) -> tuple[Tensor, ...]:
@@ -95,12 +96,14 @@ class _JointHeads(torch.autograd.Function):
         parts = zip(joint.split(tokens, dim=2), tables, given[::3], given[1::3], given[2::3], strict=True)
         for own, table, qkv, *weights in parts:
             own[2].copy_(qkv[:, :, 2])
-            scales = torch.linalg.vector_norm(qkv[:, :, :2], dim=-1, keepdim=True)  # (N, tokens, 2, heads, 1)
-            scales.square_().div_(dim).add_(EPS).rsqrt_()
+            scales = torch.linalg.vector_norm(qkv[:, :, :2], dim=-1, keepdim=True, dtype=wide_type(qkv))
+            scales.square_().div_(dim).add_(EPS).rsqrt_()  # (N, tokens, 2, heads, 1)
             for i, weight in enumerate(weights):
-                torch.mul(qkv[:, :, i], scales[:, :, i], out=own[i]).mul_(weight)
-                if table is not None:
-                    turn(own[i], table, own[i])
+                x = (qkv[:, :, i] * scales[:, :, i]).mul_(weight)
+                if table is None:
+                    own[i].copy_(x)
+                else:
+                    turn(x, table, own[i])
             kept += [qkv, *weights, scales]
         ctx.save_for_backward(*kept)
         ctx.tables, ctx.tokens = tables, tokens
@@ -120,12 +123,13 @@ class _JointHeads(torch.autograd.Function):
             for i, weight in enumerate(weights):
                 gradient = own[i]
                 if table is not None:
-                    turn(gradient.contiguous(), table.conj(), gradient := torch.empty_like(inward[:, :, i]))
+                    gradient = gradient.new_empty(gradient.shape, dtype=scales.dtype)
+                    turn(own[i].contiguous(), table.conj(), gradient)
                 normed = qkv[:, :, i] * scales[:, :, i]
                 product = gradient * normed
-                of_weights.append(product.sum((0, 1, 2)))
-                along = (product @ weight[:, None]).div_(qkv.shape[-1])
-                torch.addcmul(gradient * weight, normed, along, value=-1, out=inward[:, :, i]).mul_(scales[:, :, i])
+                of_weights.append(product.sum((0, 1, 2)).to(weight.dtype))
+                along = (product @ weight.to(product.dtype)[:, None]).div_(qkv.shape[-1])
+                inward[:, :, i] = torch.addcmul(gradient * weight, normed, along, value=-1).mul_(scales[:, :, i])
             found += [inward, *of_weights]
         return tuple(found)
 

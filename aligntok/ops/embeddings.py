@@ -95,7 +95,12 @@ def turn(x: Tensor, rotations: Tensor, out: Tensor) -> None:
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(wide_type(x))
+
+
+def wide_type(x: Tensor) -> torch.dtype:
+    """Return the type that half precision is turned and normalised in: float32, or float64 where x is."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def as_complex(rotations: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def test_velocity_is_that_of_the_published_code_the_other_way_round(shared_dir, 
     model = GENERATORS.build(dict(type="flux_dit", **config, text_padding=text_padding)).eval()
     model.load_state_dict(weights, strict=True)
     close(model(*given), velocity)
-    monkeypatch.setattr(flux_blocks.device, "on_plain_cpu", lambda _: False)  # as on GPUs
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # by what a compiler is given
     close(model(*given), velocity)
 
 
@@ -288,7 +288,7 @@ def test_all_text_counts_where_it_is_attended_to():
     assert (model(*inputs(model, pad=5)) - model(x, t, y)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("way", ["masked", "packed", "not on a plain CPU"])
+@pytest.mark.parametrize("way", ["masked", "packed", "as a compiler is given it"])
 def test_gradients_of_masked_text_are_those_of_each_prompt_alone(way, monkeypatch):
     model = tiny()
     x, t, y = inputs(model, pad=2)
@@ -300,8 +300,8 @@ def test_gradients_of_masked_text_are_those_of_each_prompt_alone(way, monkeypatc
     expected = torch.autograd.grad(sum(alone), [*model.parameters()])
     if way == "packed":
         pack(monkeypatch)
-    if way == "not on a plain CPU":
-        monkeypatch.setattr(flux_blocks.device, "on_plain_cpu", lambda _: False)
+    if way == "as a compiler is given it":
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     found = torch.autograd.grad((model(x, t, y) * along).sum(), [*model.parameters()])
     for own, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-4)
@@ -409,6 +409,23 @@ def test_joint_heads_have_the_gradients_of_their_formula():
     wanted = torch.autograd.grad((expected * along).sum(), wide)
     for own, other in zip(gradients, wanted, strict=True):
         close(own.double(), other)
+
+
+def test_half_precisions_heads_are_normed_and_turned_in_float32_and_kept_as_they_came(monkeypatch):
+    """Rounded once on each way, by both ways; nothing of float32 is kept but a number a head."""
+    qkv = torch.randn(2, 5, 3, 2, 8).bfloat16().requires_grad_()
+    norm, table, along = flux_blocks.QKNorm(8), torch.ones(2, 5, 8).div(2**0.5), torch.randn(3, 2, 2, 5, 8)
+    kept, found = [], []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+            heads = torch.stack(flux_blocks.joint_heads([(qkv, norm, table)]))
+        if not compiling:
+            assert sum(each.numel() for each in kept if each.dtype == torch.float32) == 2 * 5 * 2 * 2 + 2 * 8
+        assert heads.dtype == torch.bfloat16
+        found.append([heads, *torch.autograd.grad((heads * along).sum(), [qkv, *norm.scales])])
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(own, other, rtol=0.02, atol=0.02)
 
 
 def test_its_blocks_are_units_of_compilation_and_shares():
