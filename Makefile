@@ -66,4 +66,4 @@ docs: $(STAMP)
 	@echo "docs/_build/html/index.html"
 
 clean:
-	rm -rf docs/_build docs/api/generated docs/components.md docs/configuration_keys.md work_dirs/demo
+	rm -rf docs/_build docs/api/generated docs/components.md docs/configuration_keys.md work_dirs/demo work_dirs/demo_t2i

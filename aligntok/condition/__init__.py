@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +28,9 @@ __all__ = [
 ]
 
 
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+([@/].*)?")
+
+
 def split_text(generator: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
     """Return a generator's config without its `text`, and that: what encodes its prompts, None without any."""
     own = dict(generator)
@@ -34,9 +39,13 @@ def split_text(generator: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[st
 
 
 def paths_of(text: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return where a generator's text encoders are, by "tokens" and "pooled", as far as its `text` says."""
+    """Return where a generator's text encoders are, by "tokens" and "pooled", as far as its `text` says.
+
+    What is neither a place that there is nor a hub id is a name that a file was left with, of a place far away.
+    """
     named = {name: (text or {}).get(name) for name in ROLES}
-    return {name: each["path"] for name, each in named.items() if isinstance(each, Mapping) and "path" in each}
+    paths = {name: each.get("path") for name, each in named.items() if isinstance(each, Mapping)}
+    return {name: path for name, path in paths.items() if path and (os.path.exists(path) or _HUB_ID.fullmatch(path))}
 
 
 def asked_of_data(generator: Any) -> dict[str, Any]:

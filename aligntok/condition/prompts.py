@@ -69,7 +69,7 @@ class PromptCondition(Condition):
 
     def save_encoders(self, folder: Path) -> None:
         """Write the text encoders, each into a folder of its identity's name."""
-        self.models.save(folder)
+        self.models.write(folder)
 
     def of(self, batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
         """Return the encoded captions of a batch: from a cache, from tokens, or from words."""

@@ -99,7 +99,7 @@ class TextModels:
             )
         return encoder.eval().requires_grad_(False)
 
-    def save(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
         """Write the text encoders, each into a folder of its identity's name."""
         for encoder in {id(each): each for each in self.encoders.values()}.values():
             if not hasattr(encoder, "save_pretrained"):
