@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+([@/].*)?")
+_ELSEWHERE = re.compile(r"(package:)?[\w-][\w.-]*/[\w.-]+([@/].*)?")  # a folder of a package, a hub id
 
 
 def split_text(generator: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
@@ -41,11 +41,11 @@ def split_text(generator: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[st
 def paths_of(text: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return where a generator's text encoders are, by "tokens" and "pooled", as far as its `text` says.
 
-    What is neither a place that there is nor a hub id is a name that a file was left with, of a place far away.
+    What is neither a place that there is nor a package or hub id is a name that a file was left with, of a place far away.
     """
     named = {name: (text or {}).get(name) for name in ROLES}
     paths = {name: each.get("path") for name, each in named.items() if isinstance(each, Mapping)}
-    return {name: path for name, path in paths.items() if path and (os.path.exists(path) or _HUB_ID.fullmatch(path))}
+    return {name: path for name, path in paths.items() if path and (os.path.exists(path) or _ELSEWHERE.fullmatch(path))}
 
 
 def asked_of_data(generator: Any) -> dict[str, Any]:

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from aligntok.errors import ConfigError, WeightsError, first_line
-from aligntok.imports import FAILURES, import_failure, installing, is_here, quietly
+from aligntok.imports import FAILURES, folder_of, import_failure, installing, is_here, quietly
 from aligntok.io.files import inside, read_bytes, read_json, reading, replacing, write_json
 from aligntok.weights.hub import Repository, check_named
 from aligntok.weights.load import misfit, read_tensors
 
+PACKAGE = "package:"  # begins a source that lies in an installed package
 CONFIG = "config.json"
 #: Files that hold a vocabulary, of which a tokenizer has one.
 VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json")
@@ -57,11 +58,13 @@ def library() -> Any:
 def find_files(source: str | os.PathLike[str], who: str, groups: Sequence[Sequence[str]], example: str) -> Path:
     """Return the folder of a model or tokenizer: `source`, or where a hub's repository is kept, fetched if need be.
 
-    source: a folder, or ``owner/name[@revision][/subfolder]``. groups: of each, the first file that there is. example:
+    source: a folder, ``package:name/folder`` of an installed package, or ``owner/name[@revision][/subfolder]``. groups: of each, the first file that there is. example:
     a repository that has them. Raises WeightsError, which names what is missing, where it was looked for and what has
     it.
     """
-    folder = Path(source).expanduser()
+    name, _, rest = os.fspath(source).removeprefix(PACKAGE).partition("/")
+    is_packaged = os.fspath(source).startswith(PACKAGE)
+    folder = folder_of(name, f"the files of {who}") / rest if is_packaged else Path(source).expanduser()
     if folder.is_dir():
         for names in groups:
             if not any((folder / name).exists() for name in names):

