@@ -35,6 +35,7 @@ from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import dotted_models
 from aligntok.training.generation.model import GenerationModel
 from aligntok.training.generation.validation import (
+    check_captions,
     check_sampling,
     check_size,
     check_validation,
@@ -246,6 +247,7 @@ class GeneratorStage(Stage):
         sampling, generator = self.settings.sampling, model.generator
         check_null_class(sampling.cfg_scale, generator, f"{self.where}, sampling")
         check_sampling(self.settings, generator.in_channels, self.where)
+        check_captions(self.settings, self.where)
         classes = self.settings.generator.get("num_classes", 1)  # of the data, once they are known
         check_variants(self.settings.validation, sampling, self.where, classes)
         source = None if self.description.is_file() else self.settings.tokenizer  # what has begun has its own copy
