@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 SEED ?= 0
 EACH ?= 8
 
-.PHONY: help demo test test-slow test-release mutants check golden docs install clean
+.PHONY: help demo demo-t2i test test-slow test-release mutants check golden docs install clean
 
 help:
 	@echo "make demo      install, train a tokenizer on real photographs, then a generator, write samples"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow what \`make test\` leaves out for its length: every fault, every model"
 	@echo "make test-release wheels into empty environments, one for each of constraints/: 8 GB, what is tested there"
 	@echo "make mutants   break the code in EACH places a file, drawn from SEED, and see whether a test fails"
+	@echo "make demo-t2i  install, train text to image on emoji and their names, draw names never seen, measure them"
 	@echo "make check     the quick part of it: lint, types, layers"
 	@echo "make golden    compute anew what must not change by itself: tests/golden/golden.json"
 	@echo "make docs      build the documentation into docs/_build/html"
@@ -30,6 +31,9 @@ $(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml constraints/*.txt)
 
 demo: $(STAMP)
 	tools/demo.sh $(BIN)
+
+demo-t2i: $(STAMP)
+	tools/demo_t2i.sh $(BIN)
 
 test: $(STAMP) check
 	$(BIN)/python -m pytest -n auto
@@ -62,4 +66,4 @@ docs: $(STAMP)
 	@echo "docs/_build/html/index.html"
 
 clean:
-	rm -rf docs/_build docs/api/generated docs/components.md docs/configuration_keys.md work_dirs/demo
+	rm -rf docs/_build docs/api/generated docs/components.md docs/configuration_keys.md work_dirs/demo work_dirs/demo_t2i

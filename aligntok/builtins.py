@@ -32,10 +32,15 @@ def aligntok_register(registries: Registries) -> None:
     registries.discriminators.add("patchgan", "aligntok.discriminators.PatchGAN")
 
     registries.generators.add("lightning_dit", "aligntok.generators.lightning_dit.LightningDiT")
+    registries.generators.add("flux_dit", "aligntok.generators.flux_dit.FluxDiT")
 
     registries.extractors.add("inception_v3", "aligntok.extractors.inception.InceptionV3")
     registries.extractors.add("timm", "aligntok.extractors.libraries.TimmExtractor")
     registries.extractors.add("open_clip", "aligntok.extractors.libraries.OpenCLIPExtractor")
+
+    registries.text_encoders.add("t5", "aligntok.text_encoders.t5.T5TextEncoder")
+    registries.text_encoders.add("clip_text", "aligntok.text_encoders.clip_text.CLIPTextEncoder")
+    registries.text_encoders.add("hf_text", "aligntok.text_encoders.hf_text.HFTextEncoder")
 
     registries.losses.add("l1", "aligntok.losses.reconstruction.L1Loss")
     registries.losses.add("lpips", "aligntok.losses.lpips.LPIPSLoss")

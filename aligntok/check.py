@@ -42,7 +42,7 @@ class CheckRequest:
     """Check the files of a folder, or a single file: checksums, formats, what is missing."""
 
     folder: str | Path
-    """A work folder, a stage, a cache of latents, an export, samples, references; or one file."""
+    """A work folder, a stage, a cache of latents or texts, an export, samples, references; or one file."""
 
 
 class Problem(NamedTuple):
@@ -219,7 +219,7 @@ def _missing_of_checkpoint(folder: Path) -> Iterator[Problem]:
 def _missing_of_cache(folder: Path) -> Iterator[Problem]:
     again = "start the command that makes it again: it encodes what is missing"
     if not (folder / "manifest.json").is_file():
-        yield Problem(folder, "this cache of latents is not finished", again)
+        yield Problem(folder, "this cache is not finished", again)
         return
     shards = {s["file"]: s["bytes"] for s in read_json(folder / "manifest.json", DataError, "")["shards"]}
     for name, size in shards.items():
@@ -256,6 +256,7 @@ _WHOLE = {
     "stage.json": _missing_of_stage,
     "state.json": _missing_of_checkpoint,
     "encoding.json": _missing_of_cache,
+    "texts.json": _missing_of_cache,
     "samples.json": _missing_of_samples,
     "latent_diffusion.json": _missing_of_export,
 }

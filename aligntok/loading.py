@@ -12,9 +12,9 @@ from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.io.files import read_json, reading
 from aligntok.io.folders import remove_leftovers
-from aligntok.latent_diffusion import LatentDiffusion, described_fields
+from aligntok.io.places import with_places
+from aligntok.latent_diffusion import LatentDiffusion, check_registered, described_fields
 from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
-from aligntok.registry import GENERATORS
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.weights.lora import lora_scaling, without_lora
 
@@ -200,14 +200,41 @@ def export_tokenizer(
     For a work folder, `weights` and `sigma_rel` choose; an EMA width that was not kept is rebuilt from the furthest
     stage's snapshots. Raises CheckpointError if there are none, ConfigError if it would overwrite another folder.
     """
-    target = Path(out)
-    if target.is_file():
-        raise ConfigError(f"{target} is a file; give a new folder, or a saved tokenizer's")
-    if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
-        raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or a saved tokenizer's")
+    target = _checked_target(out)
     tokenizer = load_tokenizer(source, components=components, weights=weights, sigma_rel=sigma_rel, rebuild=True)
     remove_leftovers(target, below=False)
     tokenizer.save_pretrained(target)
+    return target
+
+
+def export_for_diffusers(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    weights: str | None = None,
+    average: float | None = None,
+    components: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the generator of `source` as a folder that diffusers' class for it loads, and return the folder.
+
+    `source` and the others as in :func:`load_latent_diffusion`. Raises ConfigError for a generator that diffusers has
+    no class for, or if it would overwrite another folder, and what loading raises.
+    """
+    target = _checked_target(out)
+    generator = load_latent_diffusion(source, weights, average, components).generator
+    if not hasattr(generator, "export_diffusers"):
+        raise ConfigError(f"diffusers has no class for a {type(generator).__name__}; leave --format diffusers out")
+    remove_leftovers(target, below=False)
+    generator.export_diffusers(target)
+    return target
+
+
+def _checked_target(out: str | os.PathLike[str]) -> Path:
+    """Return the folder to export into. Raises ConfigError for a file, and for a folder of other things."""
+    target = Path(out)
+    if target.is_file():
+        raise ConfigError(f"{target} is a file; give a new folder, or one of an earlier export")
+    if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or an earlier export's")
     return target
 
 
@@ -219,6 +246,7 @@ def load_latent_diffusion(
     weights: str | None = None,
     average: float | None = None,
     components: Mapping[str, Any] | None = None,
+    text_encoders: Mapping[str, Any] | None = None,
 ) -> LatentDiffusion:
     """Load a generator with its tokenizer, in eval mode on the CPU.
 
@@ -226,7 +254,9 @@ def load_latent_diffusion(
     folder. Of the latter two the newest checkpoint is taken: `weights` "raw", or "ema" (None: where it is kept), of the
     width or decay `average` (None: that of the config's `ema.inference`).
 
-    `components` are classes by the names that its files give them, for parts that no plugin registers.
+    `components` are classes by the names that its files give them, for parts that no plugin registers. `text_encoders`
+    are folders or hub ids, such as ``dict(tokens="/path/to/t5")``, of those that encode prompts, which no export holds;
+    their content must be what the generator was trained with.
 
     Raises WeightsError or CheckpointError when there is none there, or it is damaged, UnknownComponentError for a part
     that is neither registered nor given.
@@ -235,13 +265,14 @@ def load_latent_diffusion(
     if (path / "latent_diffusion.json").is_file():
         if weights is not None or average is not None:
             raise ConfigError(f"--weights and --ema choose among a work folder's weights; {source} is none")
-        return LatentDiffusion.from_pretrained(path, components)
+        return LatentDiffusion.from_pretrained(path, components, text_encoders)
     folder = generation_folder(path)
     has_ema, fields = read_stage_file(folder, UNKNOWN, lambda said: (bool(said["ema"]), described_fields(said)))
-    GENERATORS.check_registered(fields["generator"], components)  # before the tokenizer's parts are imported
+    check_registered(fields, components)  # before the tokenizer's parts are imported
     tokenizer = Tokenizer.from_pretrained(folder / "tokenizer", components=components)
     with reading(folder / STAGE_FILE, CheckpointError, UNKNOWN):
-        model = LatentDiffusion(tokenizer=tokenizer, trusted=False, components=components, **fields)
+        described = {**with_places(fields, folder), "tokenizer": tokenizer}
+        model = LatentDiffusion(trusted=False, components=components, text_encoders=text_encoders, **described)
     states = read_parts(folder, weights or ("ema" if has_ema else "raw"), average)
     load_parts({"generator": model.generator}, states, f"the newest checkpoint in {folder}")
     return model.eval()

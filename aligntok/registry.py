@@ -238,7 +238,7 @@ def _configs_in(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 #: Keywords of components, ours and timm's, by which they read a file or ask a hub for one.
-_OPENING = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+_OPENING = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "path")
 
 
 def keywords_in(value: Any) -> Iterator[tuple[Any, Any]]:

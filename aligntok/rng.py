@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NumpyStream: TypeAlias = Literal["order", "sample", "buckets", "posterior", "label", "dropout", "caption"]
+NumpyStream: TypeAlias = Literal["order", "sample", "buckets", "posterior", "label", "dropout", "caption", "prompt"]
 TorchStream: TypeAlias = Literal["noise", "step", "layers", "weights", "probe", "points", "subsets", "shuffle"]
 
 #: The entropy of NumPy's default generator.
@@ -23,6 +23,7 @@ NUMPY: dict[str, Callable[..., int | tuple[int, ...]]] = {
     "buckets": lambda seed, epoch: (2, seed, epoch),  # their order in an epoch
     "posterior": lambda seed, number, copy: (seed, number, copy),  # an image's draw; copy 1 is mirrored
     "dropout": lambda seed, number: (3, seed, number),  # in layers, of a sample of a training
+    "prompt": lambda seed, place, image: (5, seed, place, image),  # the seed of an image of a prompt
     "caption": lambda seed, block: (4, seed, block),  # which of its own a sample takes, 4,096 samples at once
     "label": lambda seed: seed,  # of a sample to be drawn
 }

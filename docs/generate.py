@@ -22,7 +22,8 @@ from aligntok.annotations import in_words, keywords_checked
 from aligntok.io.files import replacing
 from aligntok.registry import ComponentRegistry, shelves
 from aligntok.settings import fields_of
-from aligntok.training.settings import GeneratorSettings, RunSettings, StageSettings
+from aligntok.training.generator_settings import GeneratorSettings
+from aligntok.training.settings import RunSettings, StageSettings
 
 DOCS = Path(__file__).parent
 API = DOCS / "api" / "generated"

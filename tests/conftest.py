@@ -372,6 +372,56 @@ def generation_source(tiny_cache):
     return source
 
 
+def _tiny_text_model(kind, folder):
+    """Save a text model of transformers with two layers and a tokenizer of letters, both as this kind has them."""
+    import transformers as library
+
+    letters = [chr(code) for code in range(33, 127)] + ["\u0120", "\u2581"]
+    words = ["a", "red", "green", "apple", "cat", "dog", "of", "on", "in", "photo"]
+    tokens = {
+        "t5": lambda: [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -2.0), *((each, -3.0) for each in letters)],
+        "clip": lambda: [*letters, *(f"{each}</w>" for each in letters), "<|startoftext|>", "<|endoftext|>"],
+        "bert": lambda: ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *letters, *(f"##{x}" for x in letters)],
+        "qwen3": lambda: [*letters, "<|endoftext|>"],
+        "gemma3": lambda: ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters],
+    }["t5" if kind == "umt5" else kind]()
+    vocabulary = tokens if kind in ("t5", "umt5") else {token: place for place, token in enumerate(tokens)}
+    wide = dict(vocab_size=len(tokens), hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    wide |= dict(num_attention_heads=4, max_position_embeddings=77)
+    deep = dict(vocab_size=len(tokens), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    ends = dict(bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1, pad_token_id=len(tokens) - 1)
+    grouped = {**wide, "num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+    sliding = dict(sliding_window=4, layer_types=["sliding_attention", "full_attention"])
+    tokenizer, model, config, options = {
+        "t5": ("T5Tokenizer", "T5EncoderModel", "T5Config", deep),
+        "umt5": ("T5Tokenizer", "UMT5EncoderModel", "UMT5Config", deep),
+        "clip": ("CLIPTokenizer", "CLIPTextModelWithProjection", "CLIPTextConfig", {**wide, **ends}),
+        "bert": ("BertTokenizer", "BertModel", "BertConfig", wide),
+        "qwen3": ("Qwen2Tokenizer", "Qwen3Model", "Qwen3Config", grouped),
+        "gemma3": ("GemmaTokenizer", "Gemma3TextModel", "Gemma3TextConfig", {**grouped, **sliding}),
+    }[kind]
+    more = {"extra_ids": 0} if "5" in kind else {} if kind == "bert" else {"merges": []}
+    made = getattr(library, tokenizer)(vocab=vocabulary, padding_side="left" if kind == "qwen3" else "right", **more)
+    made.save_pretrained(folder)
+    torch.manual_seed(len(kind))
+    getattr(library, model)(getattr(library, config)(**options)).eval().save_pretrained(folder)
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory):
+    """A function that gives the folder of a tiny text model: of kind t5, umt5, clip, bert, qwen3 or gemma3."""
+    pytest.importorskip("transformers")
+    made = {}
+
+    def folder(kind):
+        if kind not in made:
+            made[kind] = _tiny_text_model(kind, tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return folder
+
+
 @pytest.fixture
 def write_generation(tmp_path, generation_source):
     """Write such a config to a file and return its path."""

@@ -92,6 +92,7 @@ BASES = {
     "discriminators": ["Discriminator"],
     "generators": ["Generator"],
     "extractors": ["Extractor", "Features"],
+    "text_encoders": ["TextEncoder"],
 }
 
 

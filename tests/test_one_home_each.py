@@ -70,7 +70,6 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
     assert cut == {
         "distributed/job.py:shares",  # this process's part of a round
         "training/generation/model.py:draws",  # a process's numbers out of the global batch's
-        "diffusion/sampling.py:draw_samples",  # one by one
         "data/sources/base.py:_has_word",
         "evaluation/metrics/fid.py:density_coverage",
         "evaluation/report/blocks.py:write_seconds",  # the two largest units

@@ -17,6 +17,7 @@ FIRST_NUMPY = {
     "dropout": (3, 7, 11),
     "caption": (4, 7, 11),
     "label": 7,
+    "prompt": (5, 7, 11, 13),
 }
 FIRST_TORCH = {
     "noise": 7,

@@ -46,11 +46,11 @@ USERS_OWN = {
         "_build_teacher": "the same",
     },
     "training/generation/__init__.py": {
-        "build_data": "the training's config",
-        "look": "the same",
+        "look": "the training's config",
         "data_to_measure": "the same",
         "_beside_nothing": "the same",
     },
+    "training/generation/data.py": {"build": "the training's config"},
     "training/generation/validation.py": {"_variants_and_metrics": "the training's config"},
     "sampling/guidance_sweep.py": {"sweep_guidance": "the caller's metrics"},
     "caching/encoder.py": {"latent_statistics": "the training's config"},

@@ -38,8 +38,12 @@ def train(asked: TrainRequest) -> None:
 @verb("export", "source", "out")
 def export(asked: ExportRequest) -> None:
     """Write the tokenizer of a work folder, or any other that can be loaded, as a folder to share."""
-    from aligntok.loading import export_tokenizer
+    from aligntok.loading import export_for_diffusers, export_tokenizer
 
+    if asked.format == "diffusers":
+        export_for_diffusers(asked.source, asked.out, asked.weights, asked.ema)
+        print(f'Generator: {asked.out}   (diffusers.FluxTransformer2DModel.from_pretrained("{asked.out}"))')
+        return
     export_tokenizer(asked.source, asked.out, asked.weights, asked.ema)
     print(f"Tokenizer: {asked.out}")
 

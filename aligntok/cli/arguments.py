@@ -131,7 +131,7 @@ def verb(prog: str, *positional: str) -> Callable[[Callable[[Any], int | None]],
 
 
 def parse(cls: type[T], arguments: Sequence[str] | None, prog: str, positional: Sequence[str] = ()) -> T:
-    """Return settings from a command line (None: this process's), by tyro: ``--image-size 256 384``, ``--no-npz``.
+    """Return settings from a command line (None: this process's), by tyro: ``--image-size 256 384``, or 256x384.
 
     positional: the fields that are words without a flag, in order; one of them may take several. Fields of settings
     within have no prefix. A dict is written ``KEY=VALUE ...``, None ``None``. ``--help`` and unknown flags end the
@@ -292,6 +292,8 @@ def _value_of_one(kind: Any, words: list[str], flag: str) -> Any:
     if _is_dict(kind):
         return parse_options(words, flag)
     if origin in (tuple, list):
+        if origin is tuple and len(words) == 1 and ... not in inner:
+            words = words[0].split("x")  # 256x384
         kinds = [inner[0]] * len(words) if origin is list or ... in inner else inner
         return tuple(_value(each, [word], flag) for each, word in zip(kinds, words, strict=True))
     (word,) = words

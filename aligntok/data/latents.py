@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from aligntok.data.captions import Captions
-from aligntok.data.latent_shards import DTYPES, Manifest, Shard, damaged, read_manifest
+from aligntok.data.latent_shards import DTYPES, LatentStatistics, Manifest, Shard, damaged, read_manifest
 from aligntok.data.listing import Listing, hashes
 from aligntok.data.sampler import SampleIndex
 from aligntok.distributed import is_first_of_node
@@ -136,6 +136,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
             by_content=True,
             unit="shards",
         )
+
+    def normalise_as(self, statistics: LatentStatistics) -> None:
+        """Normalise by other statistics than the cache's own: those a generator was trained with on other images."""
+        self.statistics = statistics
+        self._mean, self._std = statistics.tensors()
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """Turn normalised latents (..., C, h, w) into those that the tokenizer decodes, float32."""

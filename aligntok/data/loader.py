@@ -125,6 +125,12 @@ def labels_of(data: Any) -> Any:
     return getattr(getattr(data, "source", None), "labels", ()) if labels is None else labels
 
 
+def captions_of(data: Any) -> Any:
+    """Return the captions of a data set, or of its source, (n,) of several each; None where it has none."""
+    captions = getattr(data, "captions", None)
+    return getattr(getattr(data, "source", None), "captions", None) if captions is None else captions
+
+
 def number_of_classes(data: Any) -> int | None:
     """Return how many classes a data set, or a source, has: its names, or up to the largest label; None: unknown."""
     if names := getattr(data, "class_names", ()):

@@ -75,7 +75,7 @@ def autoguidance(
         return lambda x, t: model(x, t, y)
 
     def pair(x: Tensor, t: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        return model(x, t, y), weak_model(x[rows], t[rows], _each(lambda own: own[rows], y))
+        return model(x, t, y), weak_model(x[rows], t[rows], rows_of(y, rows))
 
     return _led(lambda x, t: model(x, t, y), pair, scale, interval, channels, preserve_energy)
 
@@ -181,6 +181,11 @@ def _each(function: Callable[..., Tensor], *conditions: Condition) -> Condition:
     named = [_by_name(c) for c in conditions]
     made = {name: function(*(c[name] for c in named)) for name in named[0]}
     return made if isinstance(conditions[0], Mapping) else made[""]
+
+
+def rows_of(condition: Condition, rows: Rows) -> Condition:
+    """Return some rows of a condition."""
+    return _each(lambda own: own[rows], condition)
 
 
 def _by_name(condition: Condition) -> Mapping[str, Tensor]:

@@ -119,36 +119,61 @@ def euler_maruyama(
 
 
 def ddim(
-    velocity: Velocity, noise: Tensor, times: Tensor, *, eta: float = 0.0, randomness: Randomness | None = None
+    velocity: Velocity,
+    start: Tensor,
+    times: Tensor,
+    /,
+    *,
+    eta: float = 0.0,
+    noise: str = "posterior",
+    randomness: Randomness | None = None,
 ) -> Tensor:
     """Predict data and noise, and mix them for the next time (Song et al. 2020, DDIM); S - 1 evaluations.
 
-    eta: the share of fresh noise, from 0 (none: then the steps are Euler's) to 1 (the posterior's own, as DDPM's).
-    randomness, needed when eta is not 0: a generator a sample, or numbers (S - 1, N, ...). Raises ConfigError for
-    another eta, or randomness of another size.
+    eta: the share of fresh noise, from 0 (none: then the steps are Euler's) to 1: with `noise` "posterior" the
+    posterior's own, as DDPM's; with "flow" minFM's, a fifth of that in the first of 50 steps. randomness, needed when
+    eta is not 0: a generator a sample, or numbers (S - 1, N, ...). Raises ConfigError for another eta or noise, or
+    randomness of another size.
     """
     steps = _steps("ddim", times)
     if not 0 <= eta <= 1:
         raise ConfigError(f"ddim: eta={eta}; it must lie in [0, 1], 0 for no noise")
+    if noise not in NOISES:
+        raise ConfigError(f"ddim: {unknown('noise', noise, NOISES)}")
     if eta:
-        randomness = check_randomness("ddim", randomness, len(steps), noise)
-    x = noise
+        randomness = check_randomness("ddim", randomness, len(steps), start)
+    x = start
     for number, (t, t_next) in enumerate(steps):
         at = _at(t, x)
         v = _evaluate("ddim", velocity, x, at)
         data, old_noise = data_from_velocity(x, v, at), noise_from_velocity(x, v, at)
-        sigma, sigma_next = 1 - t, 1 - t_next
-        # s_next^2 / s^2 (s^2 - (a / a_next)^2 s_next^2) (Kingma et al. 2021, VDM, App. A), with a = t and s = 1 - t
-        deviation = sigma_next / sigma * math.sqrt(max(sigma**2 - (t / t_next * sigma_next) ** 2, 0))
-        spread = eta * deviation  # of the posterior: of x at t_next, given x at t and the data
+        kept, spread = NOISES[noise](t, t_next, eta)
         # x_s = s x_1 + sqrt((1 - s)^2 - sigma^2) x_0 + sigma z (DDIM, Eq. 12, with alpha = s and noise level 1 - s)
-        x = t_next * data + math.sqrt(max(sigma_next**2 - spread**2, 0)) * old_noise
+        x = t_next * data + kept * old_noise
         if eta:
             assert randomness is not None
             x = x + spread * step_noise(randomness, number, x)
     return x
 
 
+def _posterior_noise(t: float, t_next: float, eta: float) -> tuple[float, float]:
+    """Return how much of the old noise stays, and how much comes anew, in a step of :func:`ddim`."""
+    sigma, sigma_next = 1 - t, 1 - t_next
+    # s_next^2 / s^2 (s^2 - (a / a_next)^2 s_next^2) (Kingma et al. 2021, VDM, App. A), with a = t and s = 1 - t
+    deviation = sigma_next / sigma * math.sqrt(max(sigma**2 - (t / t_next * sigma_next) ** 2, 0))
+    spread = eta * deviation  # of the posterior: of x at t_next, given x at t and the data
+    return math.sqrt(max(sigma_next**2 - spread**2, 0)), spread
+
+
+def _flow_noise(t: float, t_next: float, eta: float) -> tuple[float, float]:
+    """The same, as minFM's sampler has it: eta of the old noise goes at the rate of the step, and comes anew."""
+    sigma, sigma_next = 1 - t, 1 - t_next
+    kept = sigma_next * (1 - eta * (1 - sigma_next / sigma))
+    return kept, math.sqrt(max(sigma_next**2 - kept**2, 0))
+
+
+NOISES: dict[str, Callable[[float, float, float], tuple[float, float]]]
+NOISES = {"posterior": _posterior_noise, "flow": _flow_noise}
 SAMPLERS: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (euler, heun, dopri5, euler_maruyama, ddim)}
 
 
@@ -167,7 +192,7 @@ def options_of(sampler: str, given: Iterable[str] = (), who: str = "sampling", w
 
 
 @torch.no_grad()
-def sample(velocity: Velocity, noise: Tensor, times: Tensor, sampler: str = "euler", **options: Any) -> Tensor:
+def sample(velocity: Velocity, noise: Tensor, times: Tensor, /, sampler: str = "euler", **options: Any) -> Tensor:
     """Integrate from `noise` (N, ...) over `times` (S,) with the sampler of that name, without gradients.
 
     options: keywords of that sampler. Raises ConfigError for a name or an option it does not know.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from aligntok.diffusion.flow import Velocity
-from aligntok.diffusion.guidance import Model, autoguidance, classifier_free
+from aligntok.diffusion.guidance import Condition, Model, autoguidance, classifier_free, rows_of
 from aligntok.diffusion.samplers import generators_from_seeds, options_of, sample
 from aligntok.diffusion.settings import Sampling
-from aligntok.diffusion.times import time_grid
+from aligntok.diffusion.times import shift_of, time_grid
 from aligntok.rng import batch_noise
 
 #: Samplers whose steps follow from the whole batch: samples that must not depend on one another are drawn one by one.
@@ -22,19 +22,19 @@ COUPLING = ("dopri5",)
 def check_sampling(sampling: Sampling) -> None:
     """Raise ConfigError for settings that cannot work."""
     options_of(sampling.sampler, sampling.options, without="randomness")
-    times(sampling)
+    times(sampling, (1, 1), None)
     guided_velocity(sampling, _nothing, torch.zeros(1, dtype=torch.long), 0)
 
 
-def times(sampling: Sampling) -> Tensor:
-    """Return the grid (steps + 1,)."""
-    return time_grid(sampling.steps + 1, sampling.shift)
+def times(sampling: Sampling, size: Sequence[int] = (16, 16), model: object = None) -> Tensor:
+    """Return the grid (steps + 1,), which with shift="length" follows from the latents' `size` (h, w) and the model."""
+    return time_grid(sampling.steps + 1, shift_of(sampling.shift, size, model))
 
 
 def guided_velocity(
-    sampling: Sampling, model: Model, y: Tensor, null: int | None, weak_model: Model | None = None
+    sampling: Sampling, model: Model, y: Condition, null: Condition | int | None, weak_model: Model | None = None
 ) -> Velocity:
-    """Return the guided velocity of `model` for labels y (N,): away from `null`, or from `weak_model` if given."""
+    """Return the guided velocity of `model` for y, N rows: away from `null`, or from `weak_model` if given."""
     how: dict[str, Any] = {
         "interval": sampling.cfg_interval,
         "channels": sampling.cfg_channels,
@@ -47,28 +47,32 @@ def guided_velocity(
 
 def draw_samples(
     model: Model,
-    y: Tensor,
+    y: Condition,
     seeds: Sequence[int],
     shape: Sequence[int],
     sampling: Sampling,
-    null: int | None = None,
+    null: Condition | None = None,
     weak_model: Model | None = None,
 ) -> Tensor:
-    """Draw a sample (C, h, w) = `shape` for each label of y (N,) and seed: float32 (N, C, h, w) on y's device.
+    """Draw a sample (C, h, w) = `shape` for each row of y and seed: float32 (N, C, h, w) on y's device.
 
-    A sample depends on its own label and seed alone, up to the rounding of a batch's arithmetic: all its random
-    numbers come from a generator of its own on the CPU, and samplers that couple a batch draw one sample at a time.
+    y: labels (N,), or tensors of N rows by name; null: N rows like y. A sample depends on its own row and seed alone,
+    up to the rounding of a batch's arithmetic: all its random numbers come from a generator of its own on the CPU, and
+    samplers that couple a batch draw one sample at a time.
     """
     if sampling.sampler in COUPLING and len(seeds) > 1:
-        one = [(y[i : i + 1], seeds[i : i + 1], shape, sampling, null, weak_model) for i in range(len(y))]
+        rows = [slice(i, i + 1) for i in range(len(seeds))]
+        none = [None if null is None else rows_of(null, row) for row in rows]
+        one = [(rows_of(y, row), seeds[row], shape, sampling, none[row.start], weak_model) for row in rows]
         return torch.cat([draw_samples(model, *each) for each in one])
     generators = generators_from_seeds(seeds)
-    noise = batch_noise(generators, shape).to(y.device)
+    where = next(iter(y.values())) if isinstance(y, Mapping) else y
+    noise = batch_noise(generators, shape).to(where.device)
     options = dict(sampling.options)
     if "randomness" in options_of(sampling.sampler):
         options["randomness"] = generators
     velocity = guided_velocity(sampling, model, y, null, weak_model)
-    return sample(velocity, noise, times(sampling), sampling.sampler, **options)
+    return sample(velocity, noise, times(sampling, shape[-2:], model), sampling.sampler, **options)
 
 
 def _nothing(x: Tensor, t: Tensor, y: Any) -> Tensor:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from aligntok.settings import AboveZero, NotNegative, Positive, settings
 
-Shift = Annotated[float, Field(ge=1e-3, le=1000)]
+Shift = Annotated[float, Field(ge=1e-3, le=1000)] | Literal["length"]
 
 
 @settings
@@ -23,7 +23,7 @@ class TransportSettings:
     scale: AboveZero = 1.0
     """Standard deviation of the logit."""
     shift: Shift = 1.0
-    """Shift of the times, below 1 towards noise; 1 for none."""
+    """Shift of the times, below 1 towards noise; 1 for none; "length": the more tokens the latents have, the lower."""
     direction_weight: NotNegative = 1.0
     """Weight of the velocity's direction (cosine) loss beside its squared error; 0 leaves it out."""
 
@@ -37,7 +37,7 @@ class Sampling:
     sampler: str = "euler"
     """euler, heun, dopri5, euler_maruyama or ddim."""
     shift: Shift = 1.0
-    """Of the time grid, below 1 towards noise."""
+    """Of the time grid, below 1 towards noise; "length": the more tokens a sample's latents have, the lower."""
     cfg_scale: Annotated[float, Field(ge=0, le=10_000)] = 1.0
     """Of guidance; 1 is none."""
     cfg_interval: tuple[float, float] | None = None

@@ -23,7 +23,7 @@ from aligntok.engine.checkpoints import CURE, write_snapshot
 from aligntok.engine.compile import FOLDER, is_compiled
 from aligntok.engine.ema import LEAST_DECAY
 from aligntok.io.files import write_json, writing
-from aligntok.io.pictures import image_grid, reconstruction_grid, save_picture, to_picture
+from aligntok.io.pictures import captioned, image_grid, reconstruction_grid, save_picture, to_picture
 from aligntok.ops.attention import kernels_taken
 
 
@@ -234,8 +234,8 @@ class TimeBinsHook(Hook):
 class PictureHook(Hook):
     """Draws a picture of the model every `every` steps (None: never), at the steps `at`, and after the last.
 
-    `draw` makes a (3, H, W) in [-1, 1] of the model. The PNG goes to ``pictures/``, the same under `name` to
-    TensorBoard. `inference` is the width or decay of the average that is drawn with, None for the weights as they are.
+    `draw` makes a (3, H, W) in [-1, 1] of the model, or a picture. The PNG goes to ``pictures/``, the same under `name`
+    to TensorBoard. `inference` is the width or decay of the average that is drawn with; None: the weights as they are.
     """
 
     priority = "LOW"
@@ -243,7 +243,7 @@ class PictureHook(Hook):
     def __init__(
         self,
         name: str,
-        draw: Callable[[Any], Tensor],
+        draw: Callable[[Any], Any],
         every: int | None,
         inference: float | None,
         at: Iterable[int] = (),
@@ -262,7 +262,7 @@ class PictureHook(Hook):
             drawn = self.draw(runner.trained_model)  # by all: where they share the weights, it takes all of them
         if not is_first():
             return
-        picture = to_picture(drawn)
+        picture = to_picture(drawn) if isinstance(drawn, Tensor) else drawn
         save_picture(runner.stage_dir / "pictures" / f"step_{step:08d}.png", picture)
         with visualizing(runner) as visualizer:
             visualizer.get_backend("TensorboardVisBackend").add_image(self.name, np.asarray(picture), step=step)
@@ -276,7 +276,10 @@ def draw_reconstructions(model: Any, images: Sequence[Tensor]) -> Tensor:
     return reconstruction_grid([p["images"].cpu() for p in pairs], [p["reconstruction"].cpu() for p in pairs])
 
 
-def draw_samples(model: Any, labels: Sequence[int], batch_size: int = 16) -> Tensor:
-    """Return samples of `labels`, from the seeds 0, 1, ..., in a grid."""
-    parts = batched(range(len(labels)), batch_size)
-    return image_grid([image for part in parts for image in model.sample([labels[i] for i in part], list(part)).cpu()])
+def draw_samples(
+    model: Any, words: Sequence[Any], seeds: Sequence[int], captions: Sequence[str] = (), batch_size: int = 16
+) -> Any:
+    """Return samples of `words`, labels or prompts, in a grid; with captions on a sheet, each above its own."""
+    parts = [slice(part.start, part.stop) for part in batched(range(len(words)), batch_size)]
+    images = [image for part in parts for image in model.sample(words[part], seeds[part]).cpu()]
+    return captioned(images, captions) if captions else image_grid(images)

@@ -190,11 +190,8 @@ def _state_bytes(config: Mapping[str, Any], shape: tuple[int, ...]) -> int:
         parameter.grad = torch.zeros_like(parameter)
         optimizer = OPTIMIZERS.build({**options, "params": [parameter]})
         optimizer.step()
-        return sum(
-            each.numel() * each.element_size()
-            for each in optimizer.state[parameter].values()
-            if isinstance(each, Tensor)
-        )
+        states = (each for each in optimizer.state[parameter].values() if isinstance(each, Tensor))
+        return sum(each.numel() * each.element_size() for each in states)
 
     try:
         return kept("meta")
@@ -257,7 +254,7 @@ class PartOptimizersConstructor:
     """mmengine's constructor protocol: builds :class:`PartOptimizers` for a model that has ``trained_parts()``.
 
     The config has an optimiser config for each side that the model has (see `SIDES`), `clip_grad_norm`, and the guard's
-    `max_skipped` and `spike_factor`. Losses are scaled where the model computes in float16.
+    keywords (:class:`SkippedSteps`). Losses are scaled where the model computes in float16.
     """
 
     def __init__(self, optim_wrapper_cfg: Mapping[str, Any], paramwise_cfg: Any = None) -> None:
@@ -275,7 +272,7 @@ class PartOptimizersConstructor:
                 if "fused" in takes and not config.get("foreach"):
                     config.setdefault("fused", True)  # one kernel for all of Adam's arithmetic
                 sides[side] = OptimWrapper(OPTIMIZERS.build({**config, "params": parameters}))
-        guard = SkippedSteps(self.config["max_skipped"], self.config["spike_factor"])
+        guard = SkippedSteps(self.config["max_skipped"], self.config["spike_factor"], self.config.get("skip"))
         device = next(p for part in parts.values() for p in part.parameters()).device.type
         scaling = torch.amp.GradScaler(device, enabled=getattr(model, "module", model).precision == "fp16")
         return PartOptimizers(guard, self.config["clip_grad_norm"], scaling, **sides)
@@ -289,14 +286,13 @@ class SkippedSteps:
     """Judges a step before it is taken, by what all processes see alike.
 
     `spike_factor`: a part whose gradient norm is more than so many times its median over the last 100 steps taken has
-    a spike (None: no such check). `max_skipped` steps left out in a row stop the training.
+    a spike (None: no such check). `skip`: a norm that none may be above, and after how many steps (None: no check).
+    `max_skipped` steps left out in a row stop the training.
     """
 
-    def __init__(self, max_skipped: int, spike_factor: float | None) -> None:
-        self.max_skipped = max_skipped
-        self.spike_factor = spike_factor
-        self.skipped = 0
-        self.skipped_in_a_row = 0
+    def __init__(self, max_skipped: int, spike_factor: float | None, skip: tuple[float, int] | None = None) -> None:
+        self.max_skipped, self.spike_factor, self.skip = max_skipped, spike_factor, skip or (math.inf, 0)
+        self.judged = self.skipped = self.skipped_in_a_row = 0
         self._norms: dict[str, deque[float]] = {}
 
     def passes(self, norms: Mapping[str, float], losses_are_finite: bool) -> bool:
@@ -306,6 +302,7 @@ class SkippedSteps:
         DivergenceError when more than `max_skipped` steps in a row should not.
         """
         fault = self._fault(norms, losses_are_finite)
+        self.judged += 1
         if fault is None:
             self.skipped_in_a_row = 0
             for name, norm in norms.items():
@@ -320,7 +317,7 @@ class SkippedSteps:
                 f"{self.skipped_in_a_row} steps in a row had to be left out, the latest for {fault}; max_skipped_steps "
                 f"allows {self.max_skipped}. Training stopped, and the checkpoints hold the weights from before. "
                 "Lower the learning rate, set clip_grad_norm, or train in fp32; if the gradients have good reason to "
-                "be so large, raise spike_factor or set it to None"
+                "be so large, raise spike_factor and skip_norm or set them to None"
             )
         return False
 
@@ -331,6 +328,8 @@ class SkippedSteps:
         if not losses_are_finite:
             return "a loss that is not finite"
         for name, norm in norms.items():
+            if norm > self.skip[0] and self.judged >= self.skip[1]:
+                return f"a gradient norm of {norm:.4g} in {name}, which is over skip_norm={self.skip[0]:g}"
             taken = self._norms.get(name, ())
             typical = statistics.median(taken) if len(taken) == WINDOW else math.inf
             if self.spike_factor is not None and norm > self.spike_factor * typical:
@@ -340,9 +339,11 @@ class SkippedSteps:
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists."""
         norms = {name: list(values) for name, values in self._norms.items()}
-        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row, "norms": norms}
+        counts = {name: getattr(self, name) for name in ("judged", "skipped", "skipped_in_a_row")}
+        return {**counts, "norms": norms}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.judged = state.get("judged", 0)  # of a checkpoint from before it was counted
         self._norms = {name: deque(values, maxlen=WINDOW) for name, values in state["norms"].items()}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from mmengine.logging import MMLogger
 from mmengine.registry import LOOPS
@@ -43,7 +43,8 @@ class StageRunner(Runner):
 
     The model has `trained_parts()`, `frozen_parts()` and `averaged_parts()`, each a dict of modules, and
     `load_start(states)`, called once. `model` builds it, once the run is seeded; `start` returns those states, of the
-    parts that the stage begins from (None: as the model was built). `ema` says which averages are kept, None
+    parts that the stage begins from (None: as the model was built); `taken`, a folder, and which of "averages" and
+    "optimizer" it begins with from there. `ema` says which averages are kept, None
     for none; `keep` is the number of checkpoints that stay, and `keep_every` the steps between those that stay for
     good; `asynchronous` ones are written while the training goes on. `parallel` says how processes hold the model.
     """
@@ -52,6 +53,7 @@ class StageRunner(Runner):
         self,
         *args: Any,
         start: Callable[[], PartStates | None],
+        taken: tuple[Path, Collection[str]] | None = None,
         ema: EMASettings | None = None,
         keep: int = 2,
         keep_every: int | None = None,
@@ -59,7 +61,7 @@ class StageRunner(Runner):
         parallel: Parallel = "replicate",
         **kwargs: Any,
     ) -> None:
-        self._start = start
+        self._start, self._taken = start, taken
         self._averages = ema
         self._parallel = parallel
         self.ema: WeightAverages | None = None
@@ -130,14 +132,38 @@ class StageRunner(Runner):
             self.ema = WeightAverages(model.averaged_parts(), *kept)
         if found is not None:
             self._go_on(model, found)
+        elif self._taken is not None:
+            self._take(*self._taken)
         self._has_loaded = True
 
-    def _go_on(self, model: Any, found: Checkpoint) -> None:
+    def _take(self, folder: Path, what: Collection[str]) -> None:
+        """Begin with averages and moments of another training of the same model; rates and steps are this one's."""
+        other = open_newest(folder)
+        assert other is not None  # its weights were read from it
+        content, optimizers = self._content(other), cast(Any, self.optim_wrapper)
+        if "averages" in what and self.ema is not None:
+            if content["ema"] is None:
+                raise CheckpointError(f"{folder} keeps no EMA; leave 'averages' out of init_from.take")
+            self.ema.load_state_dict(content["ema"])
+        if "optimizer" in what:
+            rates = [[group["lr"] for group in side.optimizer.param_groups] for side in optimizers.values()]
+            optimizers.load_state_dict({**content["optimizers"], "guard": optimizers.guard.state_dict()})
+            for side, own in zip(optimizers.values(), rates, strict=True):
+                for group, rate in zip(side.optimizer.param_groups, own, strict=True):
+                    group["lr"] = rate
+
+    def _content(self, found: Checkpoint) -> dict[str, Any]:
+        """Return what a checkpoint of this model has, shares of what is shared out."""
         optimizers: Any = self.optim_wrapper
         groups = {side: wrapper.optimizer.param_groups for side, wrapper in optimizers.items()}
         owners = {side: [p for group in own for p in group["params"]] for side, own in groups.items()}
         moments = {"sides": {side: {"state": dict(enumerate(own))} for side, own in owners.items()}}
-        content = found.load(found.content, sharded({**self._weights(), "optimizers": moments}))
+        content: dict[str, Any] = found.load(found.content, sharded({**self._weights(), "optimizers": moments}))
+        return content
+
+    def _go_on(self, model: Any, found: Checkpoint) -> None:
+        optimizers: Any = self.optim_wrapper
+        content = self._content(found)
         states = join(read_frozen(self.work_dir), content["parts"])
         source = f"the checkpoint of step {content['step']} in {self.work_dir}"
         load_parts({**model.frozen_parts(), **model.trained_parts()}, states, source)
@@ -218,10 +244,11 @@ class StepLoop(IterBasedTrainLoop):
         if self._iter >= self._max_iters and self.runner.val_loop is not None:
             self.runner.val_loop.run()  # it was stopped between its last step and the validation after it
         with explaining_loader_errors():  # a worker's death interrupts whatever the process is doing
+            steps = self._ahead([next(batches) for _ in range(sampler.accumulation)] for _ in iter(int, 1))
             while self._iter < self._max_iters and not self.stop_training:
                 if not self.runner.model.training:  # a validation was in between
                     self.runner.model.train()
-                self.run_iter(StepBatch(self._iter, [next(batches) for _ in range(sampler.accumulation)]))
+                self.run_iter(StepBatch(self._iter, next(steps)))
                 if sigterm_was_sent():
                     runner: Any = self.runner
                     if runner.checkpoints.begun != self._iter:
@@ -238,6 +265,20 @@ class StepLoop(IterBasedTrainLoop):
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
+
+    def _ahead(self, steps: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+        """Give the micro-batches of each step; where the model prepares them, once those of the next are begun with."""
+        model: Any = self.runner.model
+        if not getattr(model, "prepares", False):
+            yield from steps
+            return
+        left = self._max_iters - self._iter
+        following = [model.prepare(each) for each in next(steps)] if left else []
+        for number in range(1, left + 1):
+            current, following = following, []
+            if number < left:
+                following = [model.prepare(each) for each in next(steps)]
+            yield current
 
 
 @LOOPS.register_module()

@@ -60,6 +60,51 @@ def sheet(
     return drawn
 
 
+def captioned(images: Sequence[Tensor], captions: Sequence[str], columns: int | None = None) -> Image.Image:
+    """Lay out images (3, H, W) in [-1, 1] of one size row by row on white, each above its caption.
+
+    columns: None makes the sheet about square. Small images are enlarged; a caption has three lines at most.
+    """
+    letters, gap = 12, 8
+    font, tiles = _font(letters), [to_picture(image) for image in images]
+    times = math.ceil(TILE / min(tiles[0].size))
+    width, height = (side * times for side in tiles[0].size)
+    across = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
+    below = CAPTION_LINES * (letters + 3) + gap
+    rows = math.ceil(len(tiles) / across)
+    drawn = Image.new("RGB", (across * (width + gap) + gap, rows * (height + below + gap) + gap), "white")
+    pen = ImageDraw.Draw(drawn)
+    for number, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        x, y = gap + number % across * (width + gap), gap + number // across * (height + below + gap)
+        drawn.paste(tile.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        lines = "\n".join(_wrapped(caption, font, width))
+        pen.multiline_text((x, y + height + gap // 2), lines, "black", font, spacing=3)
+    return drawn
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Return a text's first lines, as wide as they may be, an ellipsis where there are more."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > CAPTION_LINES:
+        lines = [*lines[: CAPTION_LINES - 1], f"{lines[CAPTION_LINES - 1]} …"]
+    return [_cut(line, font, width) for line in lines]
+
+
+def _cut(line: str, font: Any, width: int) -> str:
+    """Return a line that fits, its end left out where it does not."""
+    if font.getlength(line) <= width:
+        return line
+    while len(line) > 1 and font.getlength(f"{line}…") > width:
+        line = line[:-1]
+    return f"{line.rstrip()}…"
+
+
 def _font(size: int) -> Any:
     import matplotlib
 
@@ -132,6 +177,7 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 TILE = 128  # pixels: smaller images are shown enlarged by a whole number
+CAPTION_LINES = 3  # of text below a picture
 OUTLIERS = (0.02, 0.98)  # quantiles of a component that become black and full colour
 
 

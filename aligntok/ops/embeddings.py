@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,19 @@ def axial_rotations(
     return torch.stack([angles.cos(), angles.sin()])
 
 
+def grid_rotations(height: int, width: int, axes: Sequence[int], *, theta: float = 1e4) -> Tensor:
+    """Return the rotations of a grid, (2, height*width, sum of axes), as FLUX has them: for :func:`rotate`.
+
+    axes: channels, even numbers, that turn by 0, by a token's row and by its column. Angles are found in float64.
+    """
+    places = torch.zeros(3, height, width, dtype=torch.float64, device="cpu")
+    places[1], places[2] = torch.arange(height, device="cpu")[:, None], torch.arange(width, device="cpu")
+    exponents = (torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim for dim in axes)
+    angles = torch.cat([place[..., None] * theta**-each for place, each in zip(places, exponents, strict=True)], dim=-1)
+    turned = angles.flatten(0, 1).repeat_interleave(2, dim=-1)  # (tokens, dim)
+    return torch.stack([turned.cos(), turned.sin()]).float()
+
+
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """Turn neighbouring pairs of channels of x (B, heads, tokens, dim) by the rotations of :func:`axial_rotations`."""
     pairs = _wide(x).unflatten(-1, (-1, 2))  # turned in float32: half precision would blur large angles
@@ -36,7 +50,7 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
         (cos, sin), (even, odd) = rotations[..., ::2], pairs.unbind(-1)
         turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * _as_complex(rotations))
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * as_complex(rotations))
     return turned.flatten(-2).to(x.dtype)
 
 
@@ -46,7 +60,7 @@ def split_rotated(qkv: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor, Tenso
     They stay where they are: qkv itself is overwritten, so that no second copy is kept for the backward pass, which
     puts the three gradients into one tensor. Nothing else may need qkv's values.
     """
-    return _SplitRotated.apply(qkv, _as_complex(rotations))
+    return _SplitRotated.apply(qkv, as_complex(rotations))
 
 
 class _SplitRotated(torch.autograd.Function):
@@ -54,8 +68,8 @@ class _SplitRotated(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, rotations: Tensor) -> tuple[Tensor, ...]:  # (tokens, dim/2), complex
         ctx.save_for_backward(rotations)
         q, k, v = qkv.detach().permute(2, 0, 3, 1, 4)
-        _turn(q, rotations, q)
-        _turn(k, rotations, k)
+        turn(q, rotations, q)
+        turn(k, rotations, k)
         return q, k, v
 
     @staticmethod
@@ -65,14 +79,14 @@ class _SplitRotated(torch.autograd.Function):
         n, heads, tokens, dim = gradients[0].shape
         whole = gradients[0].new_empty(n, tokens, 3, heads, dim)
         q, k, v = whole.permute(2, 0, 3, 1, 4)
-        _turn(gradients[0].contiguous(), rotations.conj(), q)
-        _turn(gradients[1].contiguous(), rotations.conj(), k)
+        turn(gradients[0].contiguous(), rotations.conj(), q)
+        turn(gradients[1].contiguous(), rotations.conj(), k)
         v.copy_(gradients[2])
         return whole, None
 
 
-def _turn(x: Tensor, rotations: Tensor, out: Tensor) -> None:
-    """Write x, turned, into `out`; both (..., dim), the same tensor perhaps."""
+def turn(x: Tensor, rotations: Tensor, out: Tensor) -> None:
+    """Write x, turned by complex `rotations`, into `out`; both (..., dim), the same tensor perhaps."""
     pairs = torch.view_as_complex(_wide(x).unflatten(-1, (-1, 2)))
     if out.dtype == pairs.real.dtype:
         torch.mul(pairs, rotations, out=torch.view_as_complex(out.unflatten(-1, (-1, 2))))
@@ -81,10 +95,16 @@ def _turn(x: Tensor, rotations: Tensor, out: Tensor) -> None:
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(wide_type(x))
 
 
-def _as_complex(rotations: Tensor) -> Tensor:
+def wide_type(x: Tensor) -> torch.dtype:
+    """Return the type that half precision is turned and normalised in: float32, or float64 where x is."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def as_complex(rotations: Tensor) -> Tensor:
+    """Return rotations (2, tokens, dim) as complex numbers (tokens, dim/2), for :func:`turn`."""
     return torch.complex(*rotations[..., ::2].contiguous())  # each angle stands there twice
 
 
@@ -119,6 +139,11 @@ def to_patches(x: Tensor, size: int) -> Tensor:
     return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
+def from_packed_patches(tokens: Tensor, size: int, height: int, width: int) -> Tensor:
+    """Put tokens of :func:`to_patches`, (N, height*width, C*size*size), together: (N, C, height*size, width*size)."""
+    return from_patches(tokens.unflatten(2, (-1, size * size)).mT.flatten(2), size, height, width)
+
+
 def from_patches(tokens: Tensor, size: int, height: int, width: int) -> Tensor:
     """Put tokens (N, height*width, size*size*C), channels last in each, together as (N, C, height*size, width*size)."""
     x = tokens.unflatten(2, (size, size, -1)).unflatten(1, (height, width))  # (N, height, width, size, size, C)
@@ -141,7 +166,7 @@ def resample_position_grid(
     return torch.cat([table[:prefix], places.flatten(2)[0].T.to(table.dtype)])
 
 
-def run_block(block: nn.Module, x: Tensor, checkpointing: bool, *args: Tensor | None) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, checkpointing: bool, *args: Any) -> Any:
     """Return ``block(x, *args)``; with checkpointing, its activations are recomputed in the backward pass, not kept."""
     if checkpointing and torch.is_grad_enabled():
         return checkpoint(block, x, *args, use_reentrant=False)

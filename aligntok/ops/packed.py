@@ -3,6 +3,8 @@
 Those who train on captions of different lengths, or on images of different sizes, compute nothing of what is not there:
 
     packed_attention(q, k, v, lengths)  # (tokens, heads, width) each, such as lengths=[77, 12, 256]
+
+Sequences that were padded to one length are attended to without their padding by :func:`attention_without`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import pad_sequence
 
 from aligntok.device import is_out_of_memory
@@ -67,6 +70,64 @@ def packed_attention(
             )
         reasons.setdefault(why, []).append(name)
     raise AssertionError("PyTorch's attention refuses nothing")
+
+
+class Packing:
+    """Where tokens that are there lie in (N T), and how many each sequence has."""
+
+    def __init__(self, places: Tensor, lengths: tuple[int, ...]) -> None:
+        self.places, self.lengths = places, lengths
+
+
+class Present:
+    """Which tokens of padded sequences are there, `mask` (N, T), and where they are packed how they lie.
+
+    Plain classes, of which a compiled block looks at what it touches alone: it is not compiled anew for other lengths.
+    """
+
+    def __init__(self, mask: Tensor, packing: Packing | None) -> None:
+        self.mask, self.packing = mask, packing
+
+
+def present(mask: Tensor, where: torch.device) -> Present | None:
+    """Look once, for all layers, at a mask (N, T), True where a token is there; None: none is padding.
+
+    where: the device that attends; a mask on the CPU is looked at without waiting for it. Each sequence has a token.
+    """
+    if mask.is_meta or isinstance(mask, FakeTensor):
+        return Present(mask, None)
+    lengths = tuple(mask.sum(1).tolist())
+    if min(lengths, default=mask.shape[1]) == mask.shape[1]:
+        return None
+    moved = mask.to(where, non_blocking=True)
+    if plain._device_type(moved) != "cuda":
+        return Present(moved, None)
+    return Present(moved, Packing(mask.flatten().nonzero()[:, 0].to(where, non_blocking=True), lengths))
+
+
+def attention_without(q: Tensor, k: Tensor, v: Tensor, there: Present | None, *, who: str) -> Tensor:
+    """Softmax attention of padded sequences, q, k, v (N, heads, T, width) to the shape of q, to what is there alone.
+
+    What padding itself attends to is not defined, but finite. On CUDA what is there is packed; elsewhere padding is
+    masked. who: what the log calls it. Raises ConfigError for a kernel that is forced where it cannot run.
+    """
+    if there is None:
+        return plain.attention(q, k, v, who=who)
+    if there.packing is not None:
+        return _packed(q, k, v, there.packing, who)
+    plain._choose(plain.asked_for(None), q)
+    if not q.is_meta:
+        plain.note(who, "torch's with padding masked, as packed kernels run on CUDA alone")
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=there.mask[:, None, None])
+
+
+@torch.compiler.disable  # whose code would be made anew for other lengths
+def _packed(q: Tensor, k: Tensor, v: Tensor, packing: Packing, who: str) -> Tensor:
+    # By index_select, whose way back adds; that of x[places] would sort the places first, in each layer.
+    a, b, c = (x.transpose(1, 2).flatten(0, 1).index_select(0, packing.places) for x in (q, k, v))
+    found = packed_attention(a, b, c, packing.lengths, who=who)
+    whole = found.new_zeros(len(q) * q.shape[2], *found.shape[1:])
+    return whole.index_copy(0, packing.places, found).unflatten(0, (len(q), -1)).transpose(1, 2)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> None:

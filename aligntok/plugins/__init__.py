@@ -24,7 +24,7 @@ hookspec = pluggy.HookspecMarker(GROUP)
 def aligntok_register(registries: Registries) -> None:
     """Add components. Called once per process, at the first registry look-up.
 
-    `registries` has one shelf a registry (encoders, adapters, decoders, losses, discriminators, generators,
+    `registries` has one shelf a registry (encoders, adapters, decoders, losses, discriminators, generators, extractors,
     text_encoders, datasets, metrics, hooks); ``registries.encoders.add("mynet", MyNetEncoder)`` adds a class, or the
     import string of one. A name that is taken is an error: the whole plugin is then skipped and reported.
     """

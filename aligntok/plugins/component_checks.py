@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +36,7 @@ class ComponentCheck:
         if not kept:  # not an assert statement, which python -O would take out
             raise AssertionError(f"{self.who}: {broken}")
 
-    def module(self, module: nn.Module, *inputs: Tensor, reached: Sequence[int] = (0,)) -> None:
+    def module(self, module: nn.Module, *inputs: Any, reached: Sequence[int] = (0,)) -> None:
         self.deterministic(module, inputs)
         self.round_trip(module, inputs)
         self.freeze(self.build(), inputs)
@@ -51,13 +53,13 @@ class ComponentCheck:
             f"{of}it must return one finite number, a tensor without dimensions; it returns {value!r}",
         )
 
-    def deterministic(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def deterministic(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         module.eval()
         with torch.no_grad():
             same = torch.equal(module(*inputs), module(*inputs))
         self.promise(same, "two evaluations of the same input differ; in eval mode nothing may be drawn at random")
 
-    def round_trip(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def round_trip(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         wake(module)
         with seeded(1):
             other = self.build()
@@ -72,7 +74,7 @@ class ComponentCheck:
             same = torch.equal(module(*inputs), other(*inputs))
         self.promise(same, "a second instance with the same state dict gives another output; something is not saved")
 
-    def freeze(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def freeze(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         module.requires_grad_(False).eval()
         before = {key: value.clone() for key, value in tensors(module).items()}
         output = module(*inputs)
@@ -81,10 +83,10 @@ class ComponentCheck:
         changed = [key for key, value in before.items() if not torch.equal(value, after[key])]
         self.promise(not changed, f"frozen and in eval mode, a forward pass still changes {some_of(changed)}")
 
-    def gradients(self, module: nn.Module, inputs: tuple[Tensor, ...], reached: Sequence[int]) -> None:
+    def gradients(self, module: nn.Module, inputs: tuple[Any, ...], reached: Sequence[int]) -> None:
         wake(module)
         module.train()
-        leaves = tuple(x.clone().requires_grad_(i in reached) for i, x in enumerate(inputs))
+        leaves = tuple(x.clone().requires_grad_() if i in reached else x for i, x in enumerate(inputs))
         output = module(*leaves)
         self.promise(output.requires_grad, "no gradient reaches any input or parameter; something detaches them")
         pull(output)
@@ -117,7 +119,7 @@ class ComponentCheck:
         self.promise(own, "last_layer must be one of its parameters")
         self.checkpointing(module, given)
 
-    def checkpointing(self, module: Any, *given: Tensor) -> None:
+    def checkpointing(self, module: Any, *given: Any) -> None:
         """Check that recomputing activations leaves the gradients as they are."""
         wake(module)
         module.train().requires_grad_(True)
@@ -128,11 +130,11 @@ class ComponentCheck:
         other = [key for key, value in plain.items() if not alike(value, recomputed[key])]
         self.promise(not other, f"with gradient checkpointing the gradient of {some_of(other)} is another one")
 
-    def independent(self, module: nn.Module, broken: str, *inputs: Tensor) -> None:
+    def independent(self, module: nn.Module, broken: str, *inputs: Any) -> None:
         """Check that the first row of the output is that of the first row of the inputs alone."""
         module.train()
         with torch.no_grad():
-            together, alone = module(*inputs)[:1], module(*(each[:1] for each in inputs))
+            together, alone = module(*inputs)[:1], module(*map(first_row, inputs))
         self.promise(alike(together, alone, tolerance=1e-3), broken)
 
     def features(self, found: Any, count: int) -> None:
@@ -181,9 +183,74 @@ class ComponentCheck:
             same = extractor(pixels), other(pixels)
         self.same_features(*same, "differs with the same state dict; not all is saved")
 
+    def tokens(self, encoder: Any, prompts: Sequence[str]) -> None:
+        """Check what a text encoder's `tokenize` makes of prompts, in this process and in another."""
+        for full, given in ((False, prompts), (False, prompts[:2]), (True, prompts[:2])):  # the last one is too long
+            found = encoder.tokenize(given, full=full)
+            again = pickle.loads(pickle.dumps(encoder.tokenize))(given, full=full)
+            self.promise(set(found) == {"input_ids", "attention_mask"}, f"tokenize gives {', '.join(found)}")
+            longest = int(found["attention_mask"].sum(1).max())
+            length = encoder.max_tokens if full else longest
+            self.promise(
+                0 < longest <= encoder.max_tokens, f"{longest} tokens of a prompt; it must cut to {encoder.max_tokens}"
+            )
+            for name, tokens in found.items():
+                told = f"{tokens.dtype} {tuple(tokens.shape)} on {tokens.device}"
+                good = (tokens.dtype, tuple(tokens.shape)) == (torch.int64, (len(given), length))
+                self.promise(good and tokens.device.type == "cpu", f"{name} of tokenize(full={full}) is {told}")
+                self.promise(torch.equal(tokens, again[name]), f"{name} is another once tokenize was pickled")
+
+    def text(self, encoder: Any, prompts: Sequence[str]) -> None:
+        """Check a text encoder's output: what it is, and that it follows from each prompt alone."""
+        found, tokens = encoder.encode(prompts), encoder.tokenize(prompts)
+        n, length = tokens["input_ids"].shape
+        wanted = {"text": (torch.float32, (n, length, encoder.dim)), "mask": (torch.bool, (n, length))}
+        if encoder.pooled_dim is not None:
+            wanted["pooled"] = (torch.float32, (n, encoder.pooled_dim))
+        told = {name: (each.dtype, tuple(each.shape)) for name, each in found.items()}
+        self.promise(told == wanted, f"of {n} prompts it must give {wanted}, it gives {told}")
+        self.promise(all(bool(each.isfinite().all()) for each in found.values()), "its output is not finite")
+        self.promise(not found["text"][~found["mask"]].any(), "text must be 0 where mask is False")
+        padded = {name: nn.functional.pad(each, (3, 0)) for name, each in tokens.items()}
+        moved, alone = encoder(**padded), [encoder.encode([prompt]) for prompt in prompts]
+        for place, one in enumerate(alone):
+            kept, own = found["mask"][place], one["mask"][0]
+            rows = found["text"][place][kept], one["text"][0][own], moved["text"][place][moved["mask"][place]]
+            for other, why in ((rows[1], "the other prompts, or on chance"), (rows[2], "where its padding is")):
+                same = len(rows[0]) > 0 and alike(rows[0], other)
+                self.promise(same, f"the text of prompt {place} depends on {why}")
+            same = "pooled" not in one or alike(found["pooled"][place], one["pooled"][0])
+            self.promise(same, f"the pooled row of prompt {place} depends on the others, on chance, or on padding")
+
+    def known_by(self, encoder: Any) -> None:
+        """Check a text encoder's identity: the same of equal weights and options, another of other weights."""
+        good = isinstance(encoder.identity, str) and re.fullmatch("[0-9a-f]{64}", encoder.identity)
+        self.promise(bool(good), f"identity must be 64 hexadecimal digits, is {encoder.identity!r}")
+        with seeded(1):
+            other, third = self.build(), self.build()
+        other.load_state_dict(encoder.state_dict())
+        self.promise(other.identity == encoder.identity, "the same weights and options must have the same identity")
+        with torch.no_grad():
+            for p in tensors(third).values():
+                p.add_(1)
+        self.promise(third.identity != encoder.identity, "other weights must have another identity")
+
 
 def random_tensor(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def random_prompts(generator: Any, tokens: int = 5) -> dict[str, Tensor]:
+    """Return what a prompted generator takes beside latents and times; the second prompt has padding."""
+    mask = torch.ones(BATCH, tokens, dtype=torch.bool)
+    mask[1, 2:] = False
+    found = {"text": random_tensor(BATCH, tokens, generator.context_in_dim), "mask": mask}
+    pooled = {"pooled": random_tensor(BATCH, generator.vec_in_dim)} if generator.vec_in_dim else {}
+    return {**found, **pooled, **({"guidance": torch.full((BATCH,), 3.5)} if generator.guidance_embed else {})}
+
+
+def first_row(given: Any) -> Any:
+    return {name: each[:1] for name, each in given.items()} if isinstance(given, Mapping) else given[:1]
 
 
 def random_images(size: tuple[int, int], seed: int = 0) -> Tensor:
@@ -215,7 +282,7 @@ def pull(output: Tensor) -> None:
     (output * random_tensor(*output.shape)).sum().backward()
 
 
-def gradients(module: nn.Module, *given: Tensor) -> dict[str, Tensor]:
+def gradients(module: nn.Module, *given: Any) -> dict[str, Tensor]:
     module.zero_grad(set_to_none=True)
     with seeded(3):
         pull(module(given[0].clone().requires_grad_(), *given[1:]))

@@ -17,18 +17,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligntok.errors import some_of
+from aligntok.errors import ConfigError, some_of
 from aligntok.plugins.component_checks import (
     BATCH,
     FEATURE_DIM,
     LATENT_DIM,
     ComponentCheck,
+    alike,
     random_images,
     random_pixels,
+    random_prompts,
     random_tensor,
     wake,
 )
-from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, EXTRACTORS, GENERATORS, LOSSES
+from aligntok.registry import (
+    ADAPTERS,
+    DECODERS,
+    DISCRIMINATORS,
+    ENCODERS,
+    EXTRACTORS,
+    GENERATORS,
+    LOSSES,
+    TEXT_ENCODERS,
+)
 
 LOSS_PLACES = ("reconstruction", "latents", "moments", "features")
 
@@ -150,30 +161,46 @@ def check_loss(
 def check_generator(
     name: str, in_channels: int = LATENT_DIM, size: tuple[int, int] = (4, 6), num_classes: int = 3, **options: Any
 ) -> None:
-    """Check a generator: latents (N, C, h, w), times (N,), labels (N,) to a velocity (N, C, h, w), what all promise.
+    """Check a generator: latents (N, C, h, w), times (N,), conditions to a velocity (N, C, h, w), what all promise.
 
-    Also that a sample's velocity does not depend on the rest of the batch, that the null class is taken where labels
-    are dropped in training, and that gradient checkpointing leaves gradients as they are.
+    Also that a sample's velocity does not depend on the rest of the batch, that gradient checkpointing leaves gradients
+    as they are; of classes, that the null class is taken where labels are dropped in training; of prompts, for which
+    num_classes has no meaning and tensors are drawn, that with text_padding="mask" nothing depends on padding.
     """
-    check = ComponentCheck(GENERATORS, name, {"in_channels": in_channels, "num_classes": num_classes, **options})
+    prompted = getattr(GENERATORS.get(name), "conditioned_on", "classes") == "prompts"
+    classes = {} if prompted else {"num_classes": num_classes}
+    check = ComponentCheck(GENERATORS, name, {"in_channels": in_channels, **classes, **options})
     generator = check.build()
     wake(generator)
-    x, t, y = random_tensor(BATCH, in_channels, *size), torch.tensor([0.2, 0.9]), torch.tensor([0, num_classes - 1])
+    x, t = random_tensor(BATCH, in_channels, *size), torch.tensor([0.2, 0.9])
+    y: Any = random_prompts(generator) if prompted else torch.tensor([0, num_classes - 1])
     with torch.no_grad():
         shape = tuple(generator(x, t, y).shape)
     check.promise(shape == x.shape, f"of latents {tuple(x.shape)} it must make as many, it makes {shape}")
     others = "a sample's velocity depends on the others in the batch, or on chance, in training mode"
     check.independent(generator, others, x, t, y)
+    (_check_padding if prompted else _check_null_class)(check, generator, x, t, y)
+    check.module(generator, x, t, y)
+    check.checkpointing(check.build(), x, t, y)
+    check.meta(check.build())
+
+
+def _check_null_class(check: ComponentCheck, generator: Any, x: Tensor, t: Tensor, y: Tensor) -> None:
     null = generator.null_class
     check.promise(
-        null == (num_classes if generator.class_dropout_prob > 0 else None),
+        null == (generator.num_classes if generator.class_dropout_prob > 0 else None),
         f"null_class must be num_classes where class_dropout_prob is above 0, else None; is {null!r}",
     )
     if null is not None:
         generator(x, t, torch.full_like(y, null))
-    check.module(generator, x, t, y)
-    check.checkpointing(check.build(), x, t, y)
-    check.meta(check.build())
+
+
+def _check_padding(check: ComponentCheck, generator: Any, x: Tensor, t: Tensor, y: dict[str, Tensor]) -> None:
+    other = {**y, "text": y["text"].where(y["mask"][..., None], 7.0)}
+    with torch.no_grad():
+        same = alike(generator(x, t, y), generator(x, t, other))
+    kept = same or generator.text_padding != "mask"
+    check.promise(kept, "with text_padding='mask' its velocity must not depend on padding, but does")
 
 
 def check_extractor(name: str, image_size: tuple[int, int] = (64, 96), **options: Any) -> None:
@@ -198,3 +225,33 @@ def check_extractor(name: str, image_size: tuple[int, int] = (64, 96), **options
         title = extractor.title
         check.promise("random" in title, f"of random weights the title must say so, is {title!r}")
         check.meta(extractor)
+
+
+def check_text_encoder(name: str, **options: Any) -> None:
+    """Check a text encoder: prompts to text (N, L, D) with its mask, and a pooled row where it says so.
+
+    Also that what a prompt gives follows from it alone, wherever its padding is; that prompts are cut and padded as
+    asked, by an object that other processes get; that it is frozen and stays in eval mode; that the identity follows
+    from weights and options; and that what are no prompts is refused with a ConfigError.
+    """
+    check = ComponentCheck(TEXT_ENCODERS, name, options)
+    encoder = check.build()
+    for what in ("dim", "max_tokens", "pooled_dim"):
+        value = getattr(encoder, what, None)
+        good = (isinstance(value, int) and value > 0) or (what == "pooled_dim" and value is None)
+        check.promise(good, f"{what} must be a positive int, is {value!r}")
+    trained = [key for key, p in encoder.named_parameters() if p.requires_grad]
+    check.promise(not trained, f"{some_of(trained)} is not frozen; call freeze() when it is built")
+    check.promise(
+        not any(m.training for m in encoder.train().modules()), "it must be in eval mode, and stay so after train()"
+    )
+    prompts = ["a red apple", "", "a photo of a cat on a dog " * encoder.max_tokens]
+    check.tokens(encoder, prompts)
+    check.text(encoder, prompts)
+    check.known_by(encoder)
+    for given in ([], "a red apple", [None]):
+        try:
+            encoder.encode(given)
+        except ConfigError:
+            continue
+        check.promise(False, f"{given!r} are no prompts, and must be refused with a ConfigError")

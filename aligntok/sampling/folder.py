@@ -4,6 +4,7 @@
 
     samples/
       images/000000.png ...   sample 0, 1, ...; each whole or absent
+      prompts.jsonl           of prompts: file, prompt, seed of each
       samples.json            how they are drawn, and whether all `num` are there ("finished")
       samples.npz             arr_0 (N, H, W, 3) uint8; with classes arr_1 (N,) int64 (the format of ADM's evaluation)
       grid.png                the first of them
@@ -11,6 +12,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -32,12 +34,13 @@ from aligntok.distributed.output_folder import found_by_first
 from aligntok.errors import DataError, ImageError, Preempted, first_line
 from aligntok.io.files import read_bytes, replacing, write_json
 from aligntok.io.folders import check_space, remove_leftovers
-from aligntok.io.pictures import image_grid, save_picture, to_picture
+from aligntok.io.pictures import captioned, image_grid, save_picture, to_picture
 from aligntok.io.places import without_places
 from aligntok.settings import flatten
 
 FORMAT = 1
 DESCRIPTION, PICTURES, ARRAYS, GRID = "samples.json", "images", "samples.npz", "grid.png"
+PROMPTS = "prompts.jsonl"
 THREADS = 8  # that write and read PNGs: the work is zlib's and the disk's, outside of Python's lock
 ROWS_AT_ONCE = 256  # pictures in memory while the arrays are written
 DISK_BLOCK = 4096
@@ -52,7 +55,7 @@ Pixels = npt.NDArray[np.uint8]
 class SampleFolder:
     """A folder of `num` samples of (H, W) pixels in the making; `settings` is what samples.json is to hold.
 
-    labels: (N,), or None for a generator without classes.
+    labels: (N,), or None for a generator without classes. records: what is to stand beside each picture, if anything.
     """
 
     path: Path
@@ -60,6 +63,7 @@ class SampleFolder:
     image_size: tuple[int, int]
     labels: Sequence[int] | None
     settings: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]] = ()
 
     def picture(self, number: int) -> Path:
         """Return where a sample's picture is."""
@@ -83,11 +87,21 @@ class SampleFolder:
             what = f"{missing} samples{' and samples.npz' if npz else ''}"
             check_space(self.path / DESCRIPTION, needed, what, "give another --out, or take --no-npz")
             self._describe(finished=False)
+            self._write_records()
             print(f"Drawing {missing} of {self.num} samples into {self.path}")
         return is_missing
 
     def _there(self) -> set[str]:
         return {path.name for path in (self.path / PICTURES).glob("*.png")}
+
+    def _write_records(self) -> None:
+        if self.records:
+            lines = [
+                json.dumps({"file": f"{PICTURES}/{self.picture(number).name}", **record}, ensure_ascii=False)
+                for number, record in enumerate(self.records)
+            ]
+            with replacing(self.path / PROMPTS) as temporary:
+                temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
     def _describe(self, finished: bool) -> None:
         settings = without_places(self.settings, self.path)
@@ -142,7 +156,8 @@ class SampleFolder:
         """Write the grid of the first samples, and that all are there; return a line about the folder."""
         if grid:
             first = [to_tensor(self.read(i)) for i in range(min(grid, self.num))]
-            save_picture(self.path / GRID, to_picture(image_grid(first)))
+            captions = [record["prompt"] for record in self.records[: len(first)]]
+            save_picture(self.path / GRID, captioned(first, captions) if captions else to_picture(image_grid(first)))
         self._describe(finished=True)
         size = " x ".join(map(str, self.image_size))
         more = len(self._there()) - self.num

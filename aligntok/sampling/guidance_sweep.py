@@ -88,9 +88,10 @@ def sweep_guidance(request: SampleRequest) -> Path:
     Raises ConfigError for options that cannot be, what drawing raises, and Preempted after SIGTERM: a sweep is not
     gone on with.
     """
-    num, batch_size = request.num_samples, request.batch_size
+    batch_size = request.batch_size
     with job():
         drawer = SamplePipeline(request)
+        num = drawer.num
         grid = combinations(drawer.sampling, request.guidance_sweep or (), request.sweep_steps)
         drawer.check(num, *grid)
         swept = {name: sorted({getattr(each, name) for each in grid}) for name in ("cfg_scale", "steps")}

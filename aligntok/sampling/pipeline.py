@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,56 +22,15 @@ from aligntok.diffusion.settings import Sampling
 from aligntok.engine.compile import compile_blocks
 from aligntok.errors import ConfigError, DivergenceError, first_line, multiples_of
 from aligntok.io.pictures import to_uint8
-from aligntok.latent_diffusion import LatentDiffusion, check_null_class
+from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import load_latent_diffusion
-from aligntok.rng import rng
 from aligntok.sampling.settings import SampleRequest
+from aligntok.sampling.words import read_prompts, word_rule
 from aligntok.weights.load import weights_hash
 
-LABELS = ("random", "balanced")
 SEEDS = 2**32  # torch's generator on the CPU takes a seed's lowest 32 bits, and leaves the others out
 DECODED_AT_ONCE = 2**20  # pixels: 16 pictures of 256 x 256, whatever the batch; a decoder needs a GiB for a few
 SAME_STATISTICS = 1e-3  # of a channel's deviation: by how much two generators' latents may be normalised differently
-
-
-@dataclass(frozen=True)
-class LabelRule:
-    """The label of each sample: "random", "balanced", those `listed` over and over, or "none" (0 for all)."""
-
-    rule: str
-    num_classes: int
-    listed: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, request: SampleRequest, model: LatentDiffusion) -> LabelRule:
-        """Return the rule of a request. Raises ConfigError for classes that there are not."""
-        if not model.conditional and (request.labels or request.classes):
-            raise ConfigError("labels or classes were given, but this generator is unconditional: leave them out")
-        listed = tuple(model.class_index(name) for name in request.classes)
-        rule = "listed" if listed else (request.labels or "random") if model.conditional else "none"
-        return cls(rule, model.generator.num_classes, listed)
-
-    def label(self, number: int, seed: int) -> int:
-        """Return the label of sample `number`, whose own seed is `seed`."""
-        if self.rule == "listed":
-            return self.listed[number % len(self.listed)]
-        if self.rule == "balanced":
-            return number % self.num_classes
-        if self.rule == "none":
-            return 0
-        return int(rng("label", seed).bit_generator.seed_seq.generate_state(1, np.uint64)[0] % self.num_classes)
-
-    def as_json(self) -> str | list[int]:
-        return list(self.listed) if self.rule == "listed" else self.rule
-
-
-def check_balanced(labels: str | None, num: int, num_classes: int, where: str) -> None:
-    """Raise ConfigError where so many samples are too few for one of each class, which balanced labels promise."""
-    if labels == "balanced" and num < num_classes:
-        raise ConfigError(
-            f"{where}labels=balanced with num_samples={num} misses {num_classes - num} of {num_classes} classes; draw "
-            f"{num_classes} or more, or take random labels"
-        )
 
 
 class SampleBatch(NamedTuple):
@@ -86,9 +45,13 @@ class SamplePipeline:
 
     def __init__(self, request: SampleRequest) -> None:
         self.request = request
-        self.model = load_latent_diffusion(request.run, request.weights, request.ema)
+        self.model = load_latent_diffusion(
+            request.run, request.weights, request.ema, text_encoders=request.text_encoders or None
+        )
         self.sampling = _changed(self.model.sampling, request.sampling)
-        self.rule = LabelRule.of(request, self.model)
+        prompts = request.prompt if request.prompts is None else read_prompts(request.prompts)
+        self.rule = word_rule(self.model, request.labels, request.classes, prompts, request.seed)
+        self.num = request.num_samples or self.rule.num
         self.weak = None if request.autoguidance is None else load_weaker(request.autoguidance, self.model)
         f, (_, *latent_size) = self.model.tokenizer.downsample_factor, self.model.latent_shape
         own = (latent_size[0] * f, latent_size[1] * f)
@@ -101,10 +64,6 @@ class SamplePipeline:
         if request.compile:
             compile_blocks([self.model.generator, self.weak], {})
 
-    def labels(self, numbers: Sequence[int]) -> list[int]:
-        """Return the labels of these samples."""
-        return [self.rule.label(i, self.request.seed + i) for i in numbers]
-
     def check(self, num: int, *several: Sampling) -> None:
         """Raise ConfigError unless `num` samples can be drawn with each of these settings.
 
@@ -115,12 +74,14 @@ class SamplePipeline:
                 f"seed {self.request.seed} with {num} samples: seeds end at 2^32 - 1, and sample i has seed + i; "
                 "give a lower seed"
             )
-        null, shape = self.model.generator.null_class, (self.model.latent_shape[0], 1, 1)
+        condition, shape = self.model.condition, (self.model.latent_shape[0], 1, 1)
+        blank = condition.blank(1, torch.device("cpu"))
         for sampling in several:
-            check_null_class(sampling.cfg_scale, self.model.generator, "sampling", self.weak)
+            if self.request.negative is None:
+                condition.check_guidance(sampling.cfg_scale, "sampling", self.weak)
             weak = None if self.weak is None else _nothing
             try:
-                draw_samples(_nothing, torch.zeros(1, dtype=torch.long), [0], shape, sampling, null, weak)
+                draw_samples(_nothing, blank, [0], shape, sampling, blank, weak)
             except TypeError as error:  # such as text where a number belongs
                 raise ConfigError(
                     f"sampler '{sampling.sampler}' cannot use its options {dict(sampling.options)} "
@@ -139,12 +100,13 @@ class SamplePipeline:
 
         Raises DivergenceError when one is not finite, ConfigError when memory does not suffice.
         """
-        seeds, labels = [self.request.seed + i for i in numbers], self.labels(numbers)
+        words, seeds = [self.rule.word(i) for i in numbers], [self.rule.seed(i) for i in numbers]
+        negative = None if self.request.negative is None else [self.request.negative] * len(words)
         chosen, precision = sampling or self.sampling, self.precision
         what = f"{len(numbers)} samples of {' x '.join(map(str, self.image_size))}"
         with explaining_out_of_memory(what, "lower --batch-size"), multiplying(precision, whole=True):
             with computing(precision, whole=True):
-                latents = self.model.sample_latents(labels, seeds, chosen, self.latent_size, self.weak)
+                latents = self.model.sample_latents(words, seeds, chosen, self.latent_size, self.weak, negative)
             rows = max(1, DECODED_AT_ONCE // math.prod(self.image_size))
             decoded = [self._decode(few) for few in latents.split(rows)]
         pixels, finite = (torch.cat(each) for each in zip(*decoded, strict=True))
@@ -162,7 +124,7 @@ class SamplePipeline:
             place = int(finite.logical_not().nonzero()[0])
             what = "picture" if latents[place].isfinite().all() else "latents"
             raise DivergenceError(
-                f"the {what} of sample {numbers[place]} (seed {self.request.seed + numbers[place]}) came out as NaN or "
+                f"the {what} of sample {numbers[place]} (seed {self.rule.seed(numbers[place])}) came out as NaN or "
                 f"infinite, with --precision {self.precision} and --cfg-scale {chosen.cfg_scale:g}; try "
                 "--precision fp32 and --cfg-scale 1. If it is not finite then either, the generator diverged in "
                 "training: take weights of an earlier step"
@@ -184,7 +146,8 @@ class SamplePipeline:
             "image_size": list(self.image_size),
             "precision": self.precision,
             "compile": request.compile,
-            "labels": self.rule.as_json(),
+            **self.rule.describe(),
+            **({} if request.negative is None else {"negative": request.negative}),
             "seed": request.seed,
             "aligntok_version": aligntok.__version__,
         }
@@ -193,10 +156,9 @@ class SamplePipeline:
 def load_weaker(source: str | os.PathLike[str], model: LatentDiffusion) -> nn.Module:
     """Load the generator at `source`, to guide `model` with. Raises ConfigError unless both see the same latents."""
     weak = load_latent_diffusion(source)
-    pairs = {
+    pairs: dict[str, tuple[Any, Any]] = {
         "latent channels": (weak.latent_shape[0], model.latent_shape[0]),
-        "classes": (weak.generator.num_classes, model.generator.num_classes),
-        "names of the classes": (weak.class_names or model.class_names, model.class_names or weak.class_names),
+        **model.condition.differences(weak.condition),
     }
     for what, (its, ours) in pairs.items():
         if its != ours:

@@ -1,6 +1,6 @@
 """A set of samples, drawn by one process or many into one folder, and beside real images in one picture to look at.
 
-Sample i follows from its seed, `seed` + i, and its label alone. A set is drawn in batches that are cut from the numbers
+Sample i follows from its seed and its label or prompt alone. A set is drawn in batches that are cut from the numbers
 0, 1, ... in order, the same whichever process draws them and whatever was there before: so its pictures do not depend
 on processes and interruptions, and on the batch size only as far as the rounding of the arithmetic does.
 """
@@ -38,26 +38,27 @@ def sample_images(request: SampleRequest) -> Path:
     """Draw samples into a folder, and return it: ``images/000000.png``, ..., ``samples.json``; see below.
 
     Without `out` it is a folder in the generator's own, named after the settings. In ``samples.npz`` is arr_0, uint8
-    (N, H, W, 3), and of a generator with classes arr_1, int64 (N,). Started again it draws only batches of which
+    (N, H, W, 3), and of a generator with classes arr_1, int64 (N,); in ``prompts.jsonl`` of one with prompts what each
+    picture is of. Started again it draws only batches of which
     something is missing, and with more samples goes on. Collective under torchrun.
 
     Raises ConfigError for options that cannot be, or differ from what the folder was begun with; DataError for a full
     disk; DivergenceError for samples that are not finite; what loading raises; Preempted after SIGTERM.
     """
-    num = request.num_samples
     with job():
         drawer = SamplePipeline(request)
+        num = drawer.num
         drawer.check(num, drawer.sampling)
         if drawer.weak is not None and drawer.sampling.cfg_scale == 1:
             raise ConfigError("autoguidance with cfg_scale=1 guides nothing; give --cfg-scale, such as 2")
         settings = {"format": FORMAT, "num": num, **drawer.describe(), "batch_size": request.batch_size}
         path = default_folder(drawer, settings) if request.out is None else Path(request.out).expanduser()
-        labels = drawer.labels(range(num)) if drawer.model.conditional else None
+        labels = drawer.rule.labels(num)
         real = None
         if request.real_images is not None:
             source = open_source(request.real_images, request.split, request.real_label)
-            real = paired(source, labels, drawer.model.class_names)
-        folder = SampleFolder(path, num, drawer.image_size, labels, settings)
+            real = paired(source, labels, drawer.model.condition.class_names)
+        folder = SampleFolder(path, num, drawer.image_size, labels, settings, drawer.rule.records(num))
         with output_folder(path, DESCRIPTION, settings, compared, "another generator"):
             draw_batches(drawer, folder, folder.begin_together(request.npz), request.batch_size)
             folder.write_npz_together(request.npz)
@@ -97,14 +98,12 @@ def default_folder(drawer: SamplePipeline, settings: Mapping[str, Any], *first: 
         words.append("interval-{:g}-{:g}".format(*sampling.cfg_interval))
     words += [f"channels-{sampling.cfg_channels}"] * (sampling.cfg_channels is not None)
     words += ["energy"] * sampling.preserve_energy
-    words += [f"shift-{sampling.shift:g}"] * (sampling.shift != plain.shift)
+    if sampling.shift != plain.shift:
+        words.append(f"shift-{sampling.shift}" if isinstance(sampling.shift, str) else f"shift-{sampling.shift:g}")
     words += [f"{key}-{value}" for key, value in sorted(sampling.options.items())]
     words.append("x".join(map(str, drawer.image_size)))
-    if drawer.rule.rule == "listed":
-        some, more = drawer.rule.listed[:4], len(drawer.rule.listed) - 4
-        words.append("-".join(["classes", *map(str, some), *([f"and-{more}"] if more > 0 else [])]))
-    elif drawer.rule.rule == "balanced":
-        words.append("balanced")
+    words += drawer.rule.name()
+    words += ["negative"] * (drawer.request.negative is not None)
     words += [settings["precision"]] * (settings["precision"] != "fp32")
     words += [f"seed-{settings['seed']}"] * (settings["seed"] != 0)
     words += [f"weak-{settings['autoguidance']['identity'][:8]}"] if settings["autoguidance"] else []

@@ -30,8 +30,8 @@ class SampleRequest:
 
     run: str | Path
     """A work folder with a trained generator, or a saved one."""
-    num_samples: Positive = 64
-    """Samples to draw."""
+    num_samples: Positive | None = None
+    """Samples to draw; None: 64, or one of each prompt."""
     out: str | Path | None = None
     """The folder to write; None: RUN/samples/<the settings>."""
     weights: Literal["raw", "ema"] | None = None
@@ -42,8 +42,16 @@ class SampleRequest:
     """Random by the sample's seed, or each class in turn; None: random where there are classes."""
     classes: tuple[str | int, ...] = ()
     """These, over and over, instead of labels: names, or numbers where classes have none; index:3 is a number."""
+    prompt: tuple[str, ...] = ()
+    """Prompts, of a generator that takes them: each once, then each again, until there are num_samples."""
+    prompts: str | Path | None = None
+    """A file of prompts instead: one a line, or .jsonl or .csv with prompt, caption or text."""
+    negative: str | None = None
+    """What guidance leads away from, a prompt or class; None: the empty prompt, or the null class."""
+    text_encoders: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Where the text encoders of a saved generator are: tokens=FOLDER, pooled=FOLDER."""
     seed: Seed = 0
-    """Of sample 0; sample i has seed + i."""
+    """Of sample 0; sample i has seed + i. Of prompts another for each prompt and image of it."""
     size: ImageSize | None = None
     """Pixels: a side, or height and width; None: those of the training images."""
     precision: Precision | None = None
@@ -80,6 +88,8 @@ class SampleRequest:
             raise ConfigError(f"ema {self.ema:g} is one of the averages; leave it, or --weights raw, out")
         if self.labels is not None and self.classes:
             raise ConfigError(f"both labels={self.labels} and a list of classes were given; give one of the two")
+        if self.prompt and self.prompts is not None:
+            raise ConfigError("both --prompt and --prompts were given; give one of the two")
         if self.guidance_sweep is None:
             if self.reference is not None:
                 raise ConfigError(

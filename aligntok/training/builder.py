@@ -84,16 +84,18 @@ def build_runner(
     ]
     return StageRunner(
         model=build,
-        train_dataloader=_training_batches(stage, data.train),
+        train_dataloader=_training_batches(stage, data),
         optim_wrapper={
             "constructor": PartOptimizersConstructor.__name__,
             **stage.optimizers,
             "clip_grad_norm": stage.settings.clip_grad_norm,
             "max_skipped": stage.settings.max_skipped_steps,
             "spike_factor": stage.settings.spike_factor,
+            "skip": None if stage.settings.skip_norm is None else (stage.settings.skip_norm, stage.settings.skip_after),
         },
         custom_hooks=[*hooks, *stage.hooks(data)],
         start=stage.read_start,
+        taken=stage.taken,
         **_runner_options(stage, launcher),
         **validation,
     )
@@ -130,8 +132,9 @@ def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
     }
 
 
-def _training_batches(stage: Stage, train: Any) -> DataLoader[Any]:
+def _training_batches(stage: Stage, data: StageData) -> DataLoader[Any]:
     """Return the loader of this process's share of every step's batch."""
+    train, loading = data.train, stage.settings.data
     rank, processes = world()
     sampler = GlobalBatchSampler(
         len(train),
@@ -143,5 +146,4 @@ def _training_batches(stage: Stage, train: Any) -> DataLoader[Any]:
         num_steps=stage.settings.steps,
         buckets=find_buckets(train, stage.folder.parent),
     )
-    data = stage.settings.data
-    return make_loader(train, sampler, data.workers, getattr(train, "collate", None), data.timeout)
+    return make_loader(train, sampler, loading.workers, stage.collate(data), loading.timeout)

@@ -18,7 +18,8 @@ from aligntok.io.places import with_places, without_places
 from aligntok.loading import read_stage_file
 from aligntok.registry import dotted_components
 from aligntok.settings import check_given, check_name, flatten
-from aligntok.training.settings import GeneratorConfig, GeneratorSettings, OneStage, RunSettings, StagesConfig
+from aligntok.training.generator_settings import GeneratorConfig, GeneratorSettings
+from aligntok.training.settings import OneStage, RunSettings, StagesConfig
 
 if TYPE_CHECKING:
     from aligntok.training.stages import Stage

@@ -84,7 +84,7 @@ def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> S
 
 
 def check_weights(stage: Stage) -> None:
-    """Raise WeightsError for weights that a stage's settings name by a path at which there is nothing.
+    """Raise WeightsError for weights that a stage's settings name by a path at which there is nothing, or other things.
 
     A plan needs none, so that a run can be planned before its weights are fetched; a run asks before it trains.
     """
@@ -93,6 +93,7 @@ def check_weights(stage: Stage) -> None:
             check_named(value, stage.where)
         elif key == "tokenizer" and value is not None and not stage.description.is_file():  # its own copy, once begun
             check_there(value)
+    stage.check_encoders()
 
 
 def make_plan(stage: Stage, model: Any, processes: int, num_images: int | None = None) -> StagePlan:

@@ -162,7 +162,7 @@ def _held(stage: Stage, model: Any, images: int) -> Any:
 
 def _go(stage: Stage, model: Any, images: int) -> None:
     """Take a micro-batch of so many images forward and backward, all losses active."""
-    batch = {key: torch.as_tensor(value)[None].repeat_interleave(images, 0) for key, value in stage.an_item().items()}
+    batch = tree_map(lambda value: torch.as_tensor(value)[None].repeat_interleave(images, 0), stage.an_item())
     model.backward(batch, MicroBatch(stage.settings.steps - 1, 0, 1))
 
 

@@ -65,7 +65,7 @@ class TrainRequest:
 
 @settings(renamed={"sigma_rel": "ema"})
 class ExportRequest:
-    """Write a tokenizer as a folder that anyone can load."""
+    """Write a tokenizer, or a generator for diffusers, as a folder that anyone can load."""
 
     source: str | Path
     """A work folder or stage, a saved tokenizer, a published checkpoint, a hub id."""
@@ -74,4 +74,6 @@ class ExportRequest:
     weights: Literal["raw", "ema"] | None = None
     """Of a work folder; None: averages where they are kept."""
     ema: Share | None = None
-    """Width of the average; one that was not kept is made from the snapshots."""
+    """Width of the average; one that was not kept is made from the snapshots. Of a generator, one that is kept."""
+    format: Literal["aligntok", "diffusers"] = "aligntok"
+    """diffusers: the generator of prompts in a work folder, for diffusers' FluxTransformer2DModel."""

@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from aligntok.annotations import check_values
-from aligntok.caching.settings import LatentCacheSettings, Posterior
-from aligntok.diffusion.settings import Sampling, TransportSettings
 from aligntok.distributed.parallel import Parallel
 from aligntok.engine.ema import EMASettings
 from aligntok.errors import ConfigError, unknown
@@ -29,9 +27,8 @@ from aligntok.settings import (
 from aligntok.tokenizer import Tokenizer
 from aligntok.weights.lora import LoRASettings
 
-_IMAGES, _LATENTS, _LPIPS, _PATCHGAN = ({"type": name} for name in ("images", "latents", "lpips", "patchgan"))
+_IMAGES, _LPIPS, _PATCHGAN = ({"type": name} for name in ("images", "lpips", "patchgan"))
 _ADAM = {"type": "Adam", "lr": 1e-4, "betas": (0.5, 0.9)}
-_ADAMW = {"type": "AdamW", "lr": 2e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
 
 
 @settings(renamed={"num_images": "nominal_images"})
@@ -69,18 +66,6 @@ class InitFrom:
 
 
 @settings
-class GeneratorEMASettings(EMASettings):
-    """Weight averages."""
-
-    sigma_rel: list[float] = field(default_factory=list)
-    """Relative widths that are kept (EDM2's power-function profile)."""
-    decays: list[float] = field(default_factory=lambda: [0.9999])
-    """Decays of plain averages that are kept."""
-    inference: float = 0.9999
-    """The width or decay used for validation, pictures, samples and what is exported."""
-
-
-@settings
 class CheckpointSettings:
     """When checkpoints are written and how many stay."""
 
@@ -115,20 +100,6 @@ class LogSettings:
 
 
 @settings
-class GeneratorLogSettings(LogSettings):
-    """Scalars and pictures."""
-
-    time_bins: Annotated[int, Field(ge=1, le=10_000)] = 10
-    """Equal parts of the time axis for which the loss is logged apart."""
-    pictures_every: Positive | None = None
-    """Steps between sample grids; None: only after the last step."""
-    pictures_at: list[Positive] = field(default_factory=list)
-    """More steps at which a grid is drawn."""
-    pictures: Pictures = 16
-    """Samples in a grid, of seeds 0, 1, ...; 0 for none."""
-
-
-@settings
 class ValidationSettings:
     """Held-out reconstruction quality."""
 
@@ -142,25 +113,6 @@ class ValidationSettings:
     """Loss, or a list of losses, that measure perceptual distances; None: none."""
     extractor: str | dict[str, Any] | None = None
     """Features for rFID (inception_v3) or rFD (any other), as `tools/evaluate.py --extractor`; None: neither."""
-
-
-@settings(renamed={"num": "num_samples"})
-class GeneratorValidationSettings:
-    """Samples that are measured on the way."""
-
-    num_samples: Count = 0
-    """Samples that are drawn, of seeds 0, 1, ..., as `tools/sample.py` does; 0: no validation."""
-    every: Positive | None = None
-    """Steps between validations; None: only after the last step."""
-    batch_size: BatchSize = 32
-    """Samples at once in each process."""
-    labels: Literal["random", "balanced"] = "random"
-    """Random: a sample's seed gives its label."""
-    metrics: list[Any] = field(default_factory=list)
-    """Metrics of the samples, such as dict(type='generation', reference='...')."""
-    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name -> settings that differ from `sampling`, such as dict(unguided=dict(cfg_scale=1.0)); every metric is taken
-    of each. {}: of one, 'generation', as `sampling` says."""
 
 
 @settings(renamed={"accumulation": "gradient_accumulation_steps"})
@@ -177,8 +129,12 @@ class TrainingSettings:
     """Largest gradient norm of a side; None: no clipping."""
     spike_factor: Annotated[float, Field(ge=1, le=1e9)] | None = 30.0
     """Leave a step out when a part's gradient norm is over so many times its median of 100 steps; None: never."""
+    skip_norm: Annotated[float, Field(ge=1e-9, le=1e9)] | None = None
+    """Leave a step out when a part's gradient norm is over this; None: never."""
+    skip_after: Count = 1000
+    """Steps of a training before `skip_norm` holds."""
     max_skipped_steps: Count = 20
-    """Steps left out in a row, for a spike or for what is not finite, before training stops."""
+    """Steps left out in a row, for a spike, a norm or what is not finite, before training stops."""
     ema: EMASettings | None = field(default_factory=EMASettings)
     """Weight averages; None: none."""
     global_batch_size: BatchSize = 64
@@ -247,61 +203,6 @@ class StageSettings(TrainingSettings):
 
 
 @settings
-class LatentDataSettings(LoadingSettings):
-    """What is trained on, and its loading."""
-
-    train: Annotated[dict[str, Any], FilledFrom(_LATENTS)] = field(default_factory=_LATENTS.copy)
-    """What to train on: 'latents', a cache, or 'images', encoded on the fly; `root` is `data_root`, or the cache that
-    `latent_cache` makes."""
-    workers: Workers = 0
-    """Data-loading processes of each training process. A cache is read fastest with none."""
-    statistics_images: Positive | None = 10_000
-    """Images whose latents' mean and deviation normalise those encoded on the fly; None: all. A cache has its own."""
-    posterior: Posterior = "mean"
-    """Of a variational tokenizer that encodes on the fly: the posterior's mean, or a sample drawn anew each time. Of a
-    cache, its own."""
-
-
-@settings
-class GeneratorSettings(TrainingSettings):
-    """A generator's training: at the top of a config without stages, in `generation` of one with stages."""
-
-    generator: dict[str, Any]
-    """The generator: a registry name and its keywords. It is what the config trains."""
-    tokenizer: str | None = None
-    """The tokenizer that made the latents, or encodes: a work folder, a saved folder, a published checkpoint, a hub id.
-    None: that of the stages, or the one that made the cache."""
-    latent_cache: LatentCacheSettings | None = None
-    """Encode `data_root` into <work_dir>/latents first, and train on that; None: do not."""
-    transport: TransportSettings = field(default_factory=TransportSettings)
-    """From noise to data: training times and loss."""
-    sampling: Sampling = field(default_factory=Sampling)
-    """How samples are drawn, here and by `tools/sample.py` unless it is told otherwise."""
-    optimizer: Annotated[dict[str, Any], FilledFrom(_ADAMW)] = field(default_factory=_ADAMW.copy)
-    """Optimiser of the generator (torch's name)."""
-    ema: GeneratorEMASettings | None = field(default_factory=GeneratorEMASettings)
-    """Weight averages; None: none."""
-    global_batch_size: BatchSize = 256
-    """Latents of one optimiser step, over all processes and micro-batches."""
-    data: LatentDataSettings = field(default_factory=LatentDataSettings)
-    """What is trained on, and its loading."""
-    log: GeneratorLogSettings = field(default_factory=GeneratorLogSettings)
-    """Scalars and pictures."""
-    validation: GeneratorValidationSettings = field(default_factory=GeneratorValidationSettings)
-    """Samples that are measured on the way."""
-
-    def __post_init__(self) -> None:
-        if "type" not in self.generator:
-            raise ConfigError(f"generator={self.generator!r} has no type; lightning_dit is one")
-        train = self.data.train
-        if train["type"] == "latents" and self.data.posterior != "mean":
-            raise ConfigError(
-                f"data.posterior='{self.data.posterior}' is for images that are encoded on the fly; a cache of latents "
-                "has its own: latent_cache.posterior, or tools/cache_latents.py --posterior"
-            )
-
-
-@settings
 class RunSettings:
     """A run, whatever it trains."""
 
@@ -324,11 +225,6 @@ class RunSettings:
 @settings
 class StagesConfig(RunSettings, StageSettings):
     """The top of a config with stages."""
-
-
-@settings
-class GeneratorConfig(RunSettings, GeneratorSettings):
-    """The top of a config without stages."""
 
 
 @settings

@@ -231,13 +231,26 @@ class Stage(ABC):
         """Raise ConfigError where it does not fit what the `stages` before it make; nothing is read."""
         return
 
+    def check_encoders(self) -> None:
+        """Raise WeightsError or ConfigError for encoders that are missing or do not fit; no weights are read."""
+        return
+
     def check_beforehand(self, stages: list[Stage]) -> None:
         """Check what it needs of the `stages` before it, and elsewhere, before any is trained. Raises our errors."""
         return
 
+    @property
+    def taken(self) -> tuple[Path, Collection[str]] | None:
+        """Whose averages and optimiser's state it begins with, and which of these; None: it begins them itself."""
+        return None
+
     def read_start(self) -> PartStates | None:
         """Read the weights that it begins from; None: as its model is built."""
         return None
+
+    def collate(self, data: StageData) -> Any:
+        """Return what puts a batch together in the loader's processes; None: torch's own way."""
+        return getattr(data.train, "collate", None)
 
     @abstractmethod
     def validation(self, data: StageData) -> dict[str, Any]:

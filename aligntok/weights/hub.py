@@ -109,6 +109,53 @@ def _from_hub(repo: str, filenames: Sequence[str], who: str) -> Path:
     raise _not_fetched(who, source, place, f"the repository has none of {', '.join(filenames)}")
 
 
+class Repository:
+    """A repository of the hub of which several files are wanted, each from the cache or fetched if need be.
+
+    name: ``owner/name[@revision][/subfolder]``. who: the component that wants them, in errors.
+    """
+
+    def __init__(self, name: str, who: str) -> None:
+        parts = name.split("/")
+        self.repo, _, revision = "/".join(parts[:2]).partition("@")
+        self.name, self.folder, self.who, self.revision = name, "/".join(parts[2:]), who, revision or None
+        self._unreachable: str | None = None
+        self._reason = ""
+
+    def find(self, *names: str) -> Path | None:
+        """Return the local path of the first of these files that it has; None where none can be had."""
+        from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError
+
+        wanted = [f"{self.folder}/{name}".lstrip("/") for name in names]
+        try:
+            known = [try_to_load_from_cache(self.repo, name, revision=self.revision) for name in wanted]
+            if cached := next((place for place in known if isinstance(place, str)), None):
+                return Path(cached)
+            if self._unreachable is None:  # asked once for all files
+                self._unreachable = _offline(constants.HF_HUB_OFFLINE) or unreachable(constants.ENDPOINT)
+            self._reason = self._unreachable or "it has none"
+            for name in wanted if not self._unreachable else ():
+                with suppress(EntryNotFoundError):
+                    return Path(hf_hub_download(self.repo, name, revision=self.revision))
+        except Exception as error:  # a name that none can have; gated or absent repositories; a lost connection
+            self._reason = f"{type(error).__name__}: {first_line(error)}"
+        return None
+
+    def file(self, *names: str) -> Path:
+        """Return what :meth:`find` does. Raises WeightsError, naming files, places and the reason, where it is None."""
+        from huggingface_hub import constants
+
+        if found := self.find(*names):
+            return found
+        raise WeightsError(
+            f"{self.who}: there is no folder {self.name}, and {' or '.join(names)} of the hub's repository of that "
+            f"name cannot be had: {self._reason}\n"
+            f"  looked for in {constants.HF_HUB_CACHE} and at {constants.ENDPOINT}/{self.repo}; fetch it where there "
+            f'is a network (hf download {self.repo}), and give path="/that/folder"'
+        )
+
+
 def _from_address(url: str, who: str, sha256: str | None) -> Path:
     place = placed_url(url)
     if place.is_file():

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from aligntok.errors import WeightsError, first_line, some_of
 from aligntok.io.arrays import check_stored
-from aligntok.io.files import names_of_one_tensor
+from aligntok.io.files import inside, names_of_one_tensor, read_json
 from aligntok.weights.hub import fetch
 
 #: Where a checkpoint keeps its weights, in the order of preference; the averaged ones are what models are released for.
@@ -28,10 +29,14 @@ _SIZES = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?tor
 def read_tensors(path: str | os.PathLike[str], who: str) -> dict[str, Tensor]:
     """Return tensors by name from a .safetensors file, or from a torch file (.bin, .pth, .pt, .ckpt) without its code.
 
+    A folder has one .safetensors file, or several with an index, as diffusers and transformers write them.
+
     A nested checkpoint gives its weights (`CONTAINERS`), and wrapper prefixes are taken off the names. `who` names
     the component that wants them in the error. Raises WeightsError when the file is missing, is damaged, holds
     objects other than tensors and plain data, or holds no tensors by name.
     """
+    if os.path.isdir(path):
+        return {name: tensor for file in _files_of(Path(path), who) for name, tensor in read_tensors(file, who).items()}
     file = fetch(path, who)
     try:
         tensors_only = file.suffix == ".safetensors"
@@ -49,6 +54,17 @@ def read_tensors(path: str | os.PathLike[str], who: str) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{who}: {file} holds no tensors by name; a state dict is needed")
     return tensors
+
+
+def _files_of(folder: Path, who: str) -> list[Path]:
+    cure = f"{who} takes a folder of one .safetensors file, or of shards with one index that names them"
+    indexes, files = sorted(folder.glob("*.safetensors.index.json")), sorted(folder.glob("*.safetensors"))
+    if len(indexes) == 1:
+        shards = read_json(indexes[0], WeightsError, cure, lambda content: {*content["weight_map"].values()})
+        return [inside(folder, shard, WeightsError, cure) for shard in sorted(shards)]
+    if len(files) != 1:
+        raise WeightsError(f"{folder} has {len(files)} .safetensors files and {len(indexes)} indexes; {cure}")
+    return files
 
 
 def _inner(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -107,7 +107,7 @@ def remove(path):
         (half, "samples/samples.json", "is damaged ("),
         (remove, "samples/images/000002.png", "1 of 3 samples are not there"),
         (remove, "latents/shard_00000.safetensors", "is gone, and"),
-        (remove, "latents/manifest.json", "this cache of latents is not finished"),
+        (remove, "latents/manifest.json", "this cache is not finished"),
         (remove, "tokenizer/model.safetensors", "is gone, and checksums.json names it"),
         (remove, "run/1_align/frozen.safetensors", "is gone"),
         (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+from aligntok.diffusion.guidance import classifier_free
 from aligntok.diffusion.samplers import (
     DIFFUSIONS,
     LAST_STEPS,
@@ -21,7 +24,7 @@ from aligntok.diffusion.samplers import (
     options_of,
     sample,
 )
-from aligntok.diffusion.times import time_grid
+from aligntok.diffusion.times import length_shift, time_grid
 from aligntok.errors import ConfigError
 from aligntok.rng import batch_noise
 
@@ -212,6 +215,59 @@ def test_a_step_of_ddim_is_equation_12_by_hand(eta):
     assert found == pytest.approx({0.5: 1.5716034, 1.0: 1.2055947}[eta], rel=1e-6)
 
 
+@pytest.mark.parametrize(("noise", "fresh"), [("flow", (0.195, 0.161)), ("posterior", (0.980, 0.281))])
+def test_one_eta_of_two_noises_is_not_the_same(noise, fresh):
+    """From noise levels of 1 to .98 and of .7 to .68. Of no data and no old noise nothing is left but what is fresh.
+
+    minFM's: .98 (1 - .02) = .9604 of the old noise stays, and .98^2 - .9604^2 = .195^2; .68 (1 - .02 / .7) = .6606.
+    """
+    for (t, t_next), expected in zip(((0.0, 0.02), (0.3, 0.32)), fresh, strict=True):
+        x, times = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([t, t_next], dtype=torch.float64)
+        number = torch.ones(1, 1, 1, dtype=torch.float64)
+        found = ddim(lambda x, t: 0 * x, x, times, eta=1.0, noise=noise, randomness=number).item()
+        assert found == pytest.approx(expected, abs=6e-4)
+
+
+def test_half_of_flows_noise_by_hand():
+    """From t = 0.5 to 0.75 with eta 0.5: .25 (1 - .25) of the old noise stays, .1875, and 0.1653595 comes anew."""
+    x, times = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([0.5, 0.75], dtype=torch.float64)
+    number = torch.ones(1, 1, 1, dtype=torch.float64)
+    found = ddim(lambda x, t: 2 + 0 * x, x, times, eta=0.5, noise="flow", randomness=number).item()
+    data, old_noise = 0 + 0.5 * 2, 0 - 0.5 * 2
+    assert found == pytest.approx(0.75 * data + 0.1875 * old_noise + 0.1653595, abs=1e-7)
+
+
+def per_position(matrix, wave):
+    """The velocity from noise to data of the published samplers' references: x A (1 - t) + sin(3 x) t, t of noise."""
+
+    def velocity(x, t):
+        level = (1 - t).view(-1, 1, 1, 1)
+        return -(torch.einsum("nchw,cd->ndhw", x, matrix) * (1 - level) + wave(x) * level)
+
+    return velocity
+
+
+@pytest.mark.parametrize("name", ["minfm_ddim_eta1", "minfm_ddim_epcfg"])
+def test_samples_are_those_of_minfm(shared_dir, name):
+    folder = shared_dir / "reference/parity"
+    if not (folder / f"{name}.safetensors").is_file():
+        pytest.skip(f"the reference of {name} is not at {folder}: parity with published code is not checked")
+    said = json.loads((folder / "index.json").read_text())[name]["config"]
+    tensors = load_file(folder / f"{name}.safetensors")
+    ours = per_position(tensors["A"], lambda x: (3 * x).sin()), per_position(tensors["B"], lambda x: (2 * x).cos())
+
+    def model(x, t, y):
+        return torch.where(y.view(-1, 1, 1, 1) == 0, ours[0](x, t), ours[1](x, t))
+
+    scale, energy = said["cfg_scale"], said["preserve_energy"]
+    label = torch.zeros(len(tensors["start"]), dtype=torch.long)
+    velocity = classifier_free(model, label, 1, scale, preserve_energy=energy)
+    grid = time_grid(said["steps"] + 1, length_shift(said["tokens_for_shift"]))
+    options = dict(eta=said["eta"], noise="flow", randomness=tensors["noises"])
+    found = sample(velocity, tensors["start"], grid, "ddim", **options)
+    torch.testing.assert_close(found, tensors["end"], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("diffusion", sorted(DIFFUSIONS))
 @pytest.mark.parametrize("last_step", LAST_STEPS)
 def test_the_sde_reaches_the_data_whatever_its_diffusion(diffusion, last_step):
@@ -356,6 +412,7 @@ def test_times_that_do_not_increase_are_refused(sampler, times, message):
         ("euler_maruyama", {"diffusion_norm": math.inf}, "diffusion_norm=inf; it must be finite, 0 or above"),
         ("euler_maruyama", {"randomness": torch.Generator()}, "randomness is 1 generators; give 2"),
         ("ddim", {"eta": -0.1}, r"eta=-0\.1; it must lie in \[0, 1\]"),
+        ("ddim", {"noise": "flw"}, "ddim: no noise named 'flw'; did you mean 'flow'\\? known: posterior, flow"),
         ("ddim", {"eta": 1.5}, r"eta=1\.5; it must lie in \[0, 1\]"),
         ("ddim", {"eta": 1.0}, r"randomness is None; give 2 generators, one a sample, or a tensor \(4, 2, 3\)"),
     ],
@@ -374,9 +431,11 @@ def test_a_velocity_of_another_shape_is_not_broadcast(sampler):
 def test_a_samplers_options_are_its_keywords_but_for_one():
     assert options_of("euler") == []
     assert options_of("dopri5") == ["rtol", "atol"]
-    assert options_of("ddim") == ["eta", "randomness"]
-    assert options_of("ddim", ["eta"], without="randomness") == ["eta"]
-    with pytest.raises(ConfigError, match="^sampling: sampler 'ddim' has no option named 'randomness'; known: eta$"):
+    assert options_of("ddim") == ["eta", "noise", "randomness"]
+    assert options_of("ddim", ["eta"], without="randomness") == ["eta", "noise"]
+    with pytest.raises(
+        ConfigError, match="^sampling: sampler 'ddim' has no option named 'randomness'; known: eta, noise$"
+    ):
         options_of("ddim", ["randomness", "eta"], without="randomness")
 
 

@@ -30,7 +30,9 @@ def weak(x, t, y):
 
 def draw(which, sampling, **options):
     labels, seeds = [LABELS[i] for i in which], [SEEDS[i] for i in which]
-    return draw_samples(model, torch.tensor(labels), seeds, SHAPE, sampling, NULL, **options)
+    return draw_samples(
+        model, torch.tensor(labels), seeds, SHAPE, sampling, torch.full((len(labels),), NULL), **options
+    )
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
@@ -47,8 +49,21 @@ def test_a_sample_depends_on_its_own_label_and_seed_alone(sampler, guidance):
     torch.testing.assert_close(draw([4, 1, 3], sampling, **options), together[[4, 1, 3]], rtol=1e-5, atol=1e-5)
     assert torch.equal(draw(range(5), sampling, **options), together)
     assert not torch.allclose(together[1], together[3], atol=0.1)
-    other = draw_samples(model, torch.tensor([1]), [SEEDS[0]], SHAPE, sampling, NULL, **options)
+    other = draw_samples(model, torch.tensor([1]), [SEEDS[0]], SHAPE, sampling, torch.tensor([NULL]), **options)
     assert not torch.allclose(other, together[:1], atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "shift"), [((16, 16), 0.6065307), ((32, 32), 0.5325871), ((16, 64), 0.5325871)])
+def test_a_samples_shift_may_follow_from_its_size(size, shift):
+    several = [Sampling(steps=4, shift=each) for each in ("length", shift, 0.9 * shift)]
+    draw = [draw_samples(model, torch.tensor([1]), [3], (4, *size), each, NULL) for each in several]
+    torch.testing.assert_close(draw[0], draw[1])
+    assert not torch.allclose(draw[0], draw[2], atol=1e-3)
+
+
+def test_a_shift_is_a_number_or_of_the_length():
+    with pytest.raises(ConfigError, match="shift"):
+        Sampling(shift="lenght")
 
 
 def test_the_adaptive_sampler_would_mix_the_samples_of_a_batch():

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligntok.diffusion.times import SAMPLINGS, sample_times, shift_times, time_grid
+from aligntok.diffusion.times import SAMPLINGS, length_shift, sample_times, shift_of, shift_times, time_grid
 from aligntok.errors import ConfigError
 
 shifts = st.floats(0.05, 20)
@@ -36,6 +36,24 @@ def test_a_shift_is_the_published_formula_and_below_1_it_goes_towards_noise():
     torch.testing.assert_close(shift_times(t, 0.3), 0.3 * t / (1 + (0.3 - 1) * t))
     assert (shift_times(t, 0.3)[1:-1] < t[1:-1]).all()
     assert (shift_times(t, 3.0)[1:-1] > t[1:-1]).all()
+
+
+def test_the_shift_of_a_length_is_the_published_line_through_256_and_4096_tokens():
+    assert [round(length_shift(tokens), 4) for tokens in (256, 1024, 4096)] == [0.6065, 0.5326, 0.3166]
+    assert length_shift(4096) == pytest.approx(math.exp(-1.15), rel=1e-12)
+    for tokens in (256, 1024, 4096):  # published, of noise levels: e^mu / (e^mu + 1/T - 1)
+        mu, level = 0.5 + 0.65 * (tokens - 256) / 3840, torch.linspace(1, 0, 51, dtype=torch.float64)[1:-1]
+        warped = math.exp(mu) / (math.exp(mu) + 1 / level - 1)
+        torch.testing.assert_close(shift_times(1 - level, length_shift(tokens)), 1 - warped)
+
+
+def test_a_length_is_of_patches():
+    class Patches:
+        patch_size = 2
+
+    assert shift_of("length", (16, 24), None) == length_shift(384)
+    assert shift_of("length", (16, 24), Patches()) == length_shift(96)
+    assert shift_of(0.3, (16, 24), Patches()) == 0.3
 
 
 @pytest.mark.parametrize("shift", [0, 0.0, 1, 1.0])

@@ -32,12 +32,14 @@ from aligntok.engine.optim import SIDES, PartOptimizersConstructor
 from aligntok.engine.runner import StepBatch
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.settings import read
+from aligntok.text_encoders import TextEncoder
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment import AlignmentStage
 from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.generation import GeneratorStage
 from aligntok.training.generation.model import GenerationModel
-from aligntok.training.settings import GeneratorSettings, StageSettings
+from aligntok.training.generator_settings import GeneratorSettings
+from aligntok.training.settings import StageSettings
 from aligntok.training.stages import MicroBatch
 
 STEPS, BATCH = 3, 8
@@ -91,14 +93,42 @@ SAMPLING, SHOWN = Sampling(sampler="euler", steps=2), {"pixels", "reconstruction
 DIT = dict(type="lightning_dit", hidden_size=32, depth=2, num_heads=2, input_size=4, in_channels=4, num_classes=3)
 
 
+FLUX = dict(type="flux_dit", hidden_size=32, num_heads=2, depth=1, depth_single_blocks=1, in_channels=4)
+FLUX |= dict(context_in_dim=8, vec_in_dim=0, text=dict(tokens=dict(type="spread.Letters", path="here"), dropout=0.5))
+GENERATORS = {"generator": DIT, "prompts": FLUX}
+CAPTIONS = ["a", "a red apple", "dog", "two cats on a mat", "", "sky and sea", "b", "an old photograph of a house"]
+
+
+class Letters(TextEncoder):
+    """A state of its own for each letter; processes with other captions pad to other lengths."""
+
+    dim, max_tokens, identity = 8, 40, "letters"
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(128, 8)
+        torch.nn.init.normal_(self.table.weight, generator=torch.Generator().manual_seed(2))
+
+    def tokenize(self, texts: Any, full: bool = False) -> dict[str, torch.Tensor]:
+        rows = [torch.tensor([1, *map(ord, text)]) for text in texts]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"text": self.table(input_ids), "mask": attention_mask.bool()}
+
+
 def build(kind: str) -> Any:
     torch.manual_seed(0)
-    if kind == "generator":
+    if kind in GENERATORS:
         tokenizer, statistics = Tokenizer(**MODEL), LatentStatistics((0.0,) * 4, (1.0,) * 4)
-        diffusion = LatentDiffusion(dict(DIT), tokenizer, statistics, (4, 4, 4), ("a", "b", "c"))
+        names = ("a", "b", "c") if kind == "generator" else ()
+        generator: dict[str, Any] = dict(GENERATORS[kind])
+        diffusion = LatentDiffusion(generator, tokenizer, statistics, (4, 4, 4), names)
         for parameter in diffusion.generator.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
-        return GenerationModel(diffusion, read(GeneratorSettings, dict(steps=STEPS, generator=DIT), kind), seed=3)
+        diffusion.condition.collate(None)  # as a loader does, before the first step: text encoders are there
+        return GenerationModel(diffusion, read(GeneratorSettings, dict(steps=STEPS, generator=generator), kind), seed=3)
     given = dict(trainable=["encoder", "adapter", "decoder"], discriminator=PATCHES, teacher="start", steps=STEPS)
     settings = read(StageSettings, {**given, **KINDS[kind], "model": {**MODEL, **KINDS[kind].get("model", {})}}, kind)
     model = AlignmentModel(settings, seed=3)
@@ -153,7 +183,8 @@ def train(kind: str, policy: str = "replicate", micro: int = 1) -> dict[str, Any
     averages, source = WeightAverages(model.averaged_parts(), [0.05], [0.9]), torch.Generator().manual_seed(1)
     logged, each = [], BATCH // processes // micro
     for step in range(STEPS):
-        whole_batch = dict(images=torch.rand(BATCH, 3, 32, 32, generator=source) * 2 - 1, label=torch.arange(BATCH) % 3)
+        whole_batch: dict[str, Any] = dict(images=torch.rand(BATCH, 3, 32, 32, generator=source) * 2 - 1)
+        whole_batch |= dict(label=torch.arange(BATCH) % 3, caption=CAPTIONS)
         if kind == "left out" and step == 1:
             whole_batch["images"][-1] = torch.nan  # the last process's alone
         overflows = kind == "fp16" and step == 1 and rank == processes - 1
@@ -170,9 +201,8 @@ def train(kind: str, policy: str = "replicate", micro: int = 1) -> dict[str, Any
             model.eval()
             for part in model.averaged_parts().values():
                 sum(float(whole(p.detach()).sum()) for p in part.parameters())
-            asked = dict(
-                images=torch.zeros(1, 3, 32, 32), sampling=SAMPLING, numbers=[3], labels=[1], variant="its own"
-            )
+            asked = dict(images=torch.zeros(1, 3, 32, 32), sampling=SAMPLING, numbers=[3], seeds=[3], variant="its own")
+            asked["words"] = ["a cat"] if kind == "prompts" else [1]
             for shown in model.val_step(asked):
                 logged[-1] |= {f"mean {key}": float(shown[key].double().mean()) for key in SHOWN & shown.keys()}
             model.train()

@@ -28,7 +28,7 @@ import spread
 NIGHTLY = ("references", "checkpointing", "compile", "refinement", "constant weights")
 HALVES = {"bf16": 300, "fp16": 20}  # by how much more their rounding parts two runs
 SPLIT = ("constant weights", "ratios of groups")  # also in two micro-batches: of a group two processes have a half each
-QUICK = [kind for kind in (*spread.KINDS, "generator") if kind not in (*NIGHTLY, "plain")]
+QUICK = [kind for kind in (*spread.KINDS, *spread.GENERATORS) if kind not in (*NIGHTLY, "plain")]
 
 IN_GROUPS = ("alignment", "lora", "variational", "generator")
 OTHERS = tuple(kind for kind in spread.KINDS if kind not in (*IN_GROUPS, "compile"))
@@ -233,7 +233,7 @@ def test_a_last_layers_block_is_gathered_once_and_what_is_frozen_sends_no_gradie
 
 
 def test_every_weight_is_in_one_unit_and_every_block_in_its_part():
-    for kind in ("alignment", "generator"):
+    for kind in ("alignment", *spread.GENERATORS):
         model = spread.build(kind)
         units = model.units()
         held = [p for unit in units for p in unit.part.parameters()]

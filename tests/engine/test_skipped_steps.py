@@ -73,6 +73,27 @@ def test_without_a_factor_only_what_is_not_finite_is_left_out(caplog):
     assert "a loss that is not finite" in caplog.text
 
 
+def test_a_norm_above_a_fixed_one_is_left_out_after_the_first_steps_of_a_training(caplog):
+    """minFM's: above 2, after the first 1,000, which those before an interruption count among."""
+    guard, other = (SkippedSteps(3, None, (2.0, 1000)) for _ in range(2))
+    for _ in range(998):
+        assert guard.passes({"generator": 2.5}, True)
+    assert not guard.passes({"generator": 2.5}, False)  # for its loss; the 999th
+    other.load_state_dict(guard.state_dict())
+    assert other.passes({"generator": 2.5}, True)
+    assert not other.passes({"generator": 2.001}, True)
+    assert "step left out (1 in a row): a gradient norm of 2.001 in generator, which is over skip_norm=2" in caplog.text
+    assert other.passes({"generator": 2.0}, True)
+
+
+def test_a_state_from_before_steps_were_counted_goes_on():
+    state = settled().state_dict()
+    del state["judged"]
+    guard = SkippedSteps(3, 10.0)
+    guard.load_state_dict(state)
+    assert guard.passes({"decoder": 1.0}, True)
+
+
 def test_too_many_in_a_row_stop_the_training():
     guard = settled(max_skipped=2)
     for _ in range(2):

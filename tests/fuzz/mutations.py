@@ -14,7 +14,8 @@ from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from aligntok.registry import shelves
 from aligntok.settings import fields_of
 from aligntok.training.alignment.objective import LossTerm
-from aligntok.training.settings import GeneratorConfig, GeneratorSettings, OneStage, StagesConfig
+from aligntok.training.generator_settings import GeneratorConfig, GeneratorSettings
+from aligntok.training.settings import OneStage, StagesConfig
 
 HUGE = 99_999_999_999
 #: What is put in the place of a value: by kind of mutation.

@@ -59,6 +59,8 @@ MODULES: dict[str, tuple[list[str], list[str]]] = {
     "losses/reconstruction": (["losses/test_reconstruction_losses", "losses/test_kl_loss"], []),
     "losses/adversarial": (["losses/test_adversarial_loss"], []),
     "generators/lightning_dit": (["generators/test_lightning_dit"], ["generators/test_generator_contract"]),
+    "generators/flux_dit": (["generators/test_flux_dit"], []),
+    "generators/flux_blocks": (["generators/test_flux_dit"], []),
     "generators/dit_blocks": (["generators/test_lightning_dit"], []),
     "latent_diffusion": (["test_latent_diffusion"], ["sampling/test_sampling"]),
     "tokenizer": (["test_tokenizer"], ["training/test_posterior", "caching/test_latent_cache"]),

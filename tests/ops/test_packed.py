@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from aligntok.errors import ConfigError
 from aligntok.ops import attention as plain
 from aligntok.ops import packed
-from aligntok.ops.packed import packed_attention
+from aligntok.ops.packed import attention_without, packed_attention, present
 from aligntok.training.rehearsal import _as_on_a_gpu
 
 LENGTHS = [5, 1, 9, 1, 3]
@@ -213,3 +213,62 @@ def test_it_is_rehearsed_as_it_is():
     qkv = random()
     with _as_on_a_gpu():
         torch.testing.assert_close(packed_attention(*qkv, LENGTHS), one_by_one(*qkv, LENGTHS))
+
+
+PADDED = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 1, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()
+
+
+def assert_padding_is_left_out(mask=PADDED, dtype=torch.float32):
+    q, k, v = (torch.randn(len(mask), 2, mask.shape[1], 8, dtype=dtype, requires_grad=True) for _ in range(3))
+    found = attention_without(q, k, v, present(mask, q.device), who="generator")
+    assert found.isfinite().all()
+    assert found.shape == q.shape
+    along = torch.randn_like(q) * mask[:, None, :, None]  # nobody needs what padding attends to
+    gradients = torch.autograd.grad(found, (q, k, v), along)
+    scores = torch.einsum("nhqd,nhkd->nhqk", q, k) / 8**0.5
+    expected = scores.where(mask[:, None, None], -1e9).softmax(-1) @ v
+    kept = mask[:, None, :, None].expand_as(q)
+    torch.testing.assert_close(found[kept], expected[kept], rtol=1e-5, atol=1e-5)
+    for own, wanted in zip(gradients, torch.autograd.grad(expected, (q, k, v), along), strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_is_masked_on_a_cpu_and_told():
+    assert_padding_is_left_out()
+    assert plain.kernels_taken() == "generator: torch's with padding masked, as packed kernels run on CUDA alone"
+
+
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize("backend", ["xformers", "varlen", "flex", "sdpa"])
+def test_what_is_there_is_packed_on_a_gpu(stand_ins, backend, monkeypatch):
+    monkeypatch.setattr(packed, "_why_not", lambda *_: "")
+    pytest.importorskip("xformers.ops.fmha.attn_bias")
+    monkeypatch.setenv("ALIGNTOK_ATTENTION", backend)
+    if backend in plain.BACKENDS:
+        assert_padding_is_left_out()
+        assert plain.kernels_taken() == f"generator: packed by {packed.BACKENDS[backend]} (as was asked)"
+        assert stand_ins == ["xformers"] * (backend == "xformers")
+    else:
+        assert_padding_is_left_out(PADDED[:2])
+        assert stand_ins == [backend]
+
+
+def test_nothing_is_masked_where_there_is_no_padding(monkeypatch):
+    everything = torch.ones(2, 5, dtype=torch.bool)
+    assert present(everything, torch.device("cpu")) is None
+    assert present(everything[:0], torch.device("cpu")) is None
+    qkv = [torch.randn(2, 1, 5, 8) for _ in range(3)]
+    assert torch.equal(attention_without(*qkv, None, who="generator"), plain.attention(*qkv))
+
+
+def test_masks_without_values_are_taken_as_they_are():
+    there = present(torch.ones(2, 5, dtype=torch.bool, device="meta"), torch.device("meta"))
+    qkv = [torch.randn(2, 1, 5, 8, device="meta") for _ in range(3)]
+    assert attention_without(*qkv, there, who="generator").shape == (2, 1, 5, 8)
+
+
+def test_a_kernel_that_is_forced_where_it_cannot_run_is_refused_with_padding_too(monkeypatch):
+    monkeypatch.setenv("ALIGNTOK_ATTENTION", "xformers")
+    qkv = [torch.randn(3, 1, 6, 8) for _ in range(3)]
+    with pytest.raises(ConfigError, match="it has no operator for the device 'cpu'"):
+        attention_without(*qkv, present(PADDED, torch.device("cpu")), who="generator")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from aligntok.ops.embeddings import axial_rotations, rotate, split_rotated
+from aligntok.ops.embeddings import axial_rotations, grid_rotations, rotate, split_rotated
 
 
 def test_turning_keeps_lengths_and_starts_at_no_turn():
@@ -13,6 +13,14 @@ def test_turning_keeps_lengths_and_starts_at_no_turn():
     turned = rotate(x, axial_rotations(3, 5, 8))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(turned[:, :, 0], x[:, :, 0])
+
+
+def test_a_grids_rotations_are_of_no_turn_then_the_row_then_the_column():
+    """Of axes of 2, 4 and 2 channels at base 100: row and column once, and the row at a tenth."""
+    cos, sin = grid_rotations(3, 5, (2, 4, 2), theta=100.0).view(2, 3, 5, 8)
+    angles = torch.tensor([0.0, 2.0, 0.2, 3.0]).repeat_interleave(2)
+    torch.testing.assert_close(cos[2, 3], angles.cos())
+    torch.testing.assert_close(sin[2, 3], angles.sin())
 
 
 def test_a_product_depends_on_the_offset_only():

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from aligntok.extractors import Extractor, Features
+from aligntok.generators.flux_dit import FluxDiT
 from aligntok.generators.lightning_dit import LightningDiT
 from aligntok.plugins import testing
-from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, EXTRACTORS, LOSSES, Registry
+from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, EXTRACTORS, LOSSES, TEXT_ENCODERS, Registry
+from aligntok.text_encoders import TextEncoder, check_prompts
+from aligntok.weights.load import weights_hash
 
 
 class Sound(nn.Module):
@@ -267,9 +270,24 @@ def test_the_other_kinds_are_held_to_their_shapes(monkeypatch, registry, check, 
 
 def test_the_built_in_generator_passes():
     testing.check_generator("lightning_dit", hidden_size=32, depth=2, num_heads=2, input_size=4)
+    testing.check_generator("flux_dit", **TINY_FLUX)
+    testing.check_generator("flux_dit", **TINY_FLUX, patch_size=2, text_padding="attend", guidance_embed=True)
     testing.check_generator(
         "lightning_dit", hidden_size=32, depth=1, num_heads=2, num_classes=1, class_dropout_prob=0.0, use_qknorm=True
     )
+
+
+TINY_FLUX = dict(hidden_size=32, num_heads=2, depth=1, depth_single_blocks=1, context_in_dim=12, vec_in_dim=6)
+
+
+def test_a_generator_that_looks_at_padding_is_caught(monkeypatch):
+    class Attending(FluxDiT):
+        def forward(self, x, t, y):
+            return super().forward(x, t, {**y, "mask": None})
+
+    monkeypatch.setattr(testing, "GENERATORS", Only(Attending))
+    with pytest.raises(AssertionError, match="its velocity must not depend on padding, but does"):
+        testing.check_generator("attending", **TINY_FLUX)
 
 
 class Only:
@@ -279,6 +297,9 @@ class Only:
 
     def __init__(self, component):
         self.component = component
+
+    def get(self, name):
+        return self.component
 
     def build(self, config):
         return self.component(**{key: value for key, value in config.items() if key != "type"})
@@ -406,3 +427,163 @@ def test_a_broken_extractor_is_caught_at_the_promise_it_breaks(monkeypatch, comp
 
 def test_a_sound_extractor_passes(monkeypatch):
     testing.check_extractor(registered(monkeypatch, EXTRACTORS, Colours))
+
+
+class Words(TextEncoder):
+    """A text encoder that keeps every promise: a vector a character, and their mean."""
+
+    dim = pooled_dim = 4
+
+    def __init__(self, max_tokens: int = 16) -> None:
+        super().__init__()
+        self.max_tokens = max_tokens
+        self.tokenize = Characters(max_tokens)
+        self.table = nn.Embedding(200, 4)
+        self.freeze()
+
+    @property
+    def identity(self):
+        return weights_hash(str(self.max_tokens), self)
+
+    def forward(self, input_ids, attention_mask):
+        mask = attention_mask.bool()
+        text = self.table(input_ids) * mask[..., None]
+        return {"text": text, "mask": mask, "pooled": text.sum(1) / mask.sum(1, keepdim=True)}
+
+
+class Characters:
+    dtype = torch.int64
+
+    def __init__(self, max_tokens):
+        self.max_tokens = max_tokens
+
+    def rows(self, texts):
+        return [[1, *map(ord, text)][: self.max_tokens] for text in check_prompts(texts, "Characters")]
+
+    def __call__(self, texts, full=False):
+        rows = self.rows(texts)
+        length = self.max_tokens if full else max(map(len, rows))
+        ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], dtype=self.dtype)
+        return {"input_ids": ids, "attention_mask": (ids > 0).to(self.dtype)}
+
+
+class Uncut(Characters):
+    def rows(self, texts):
+        return [[1, *map(ord, text)] for text in check_prompts(texts, "Uncut")]
+
+
+class Short(Characters):
+    dtype = torch.int32
+
+
+class Never(Characters):
+    def __call__(self, texts, full=False):
+        return super().__call__(texts)
+
+
+class Anything(Characters):
+    def rows(self, texts):
+        return [[1, *map(ord, text)][: self.max_tokens] for text in map(str, texts or ["x"])]
+
+
+class Forgetful(Characters):
+    def __getstate__(self):
+        return {"max_tokens": 5}
+
+
+def speaking(tokenize):
+    class Speaking(Words):
+        def __init__(self, max_tokens=16):
+            super().__init__(max_tokens)
+            self.tokenize = tokenize(max_tokens)
+
+    return Speaking
+
+
+class Trained(Words):
+    def freeze(self):
+        self.eval()
+
+
+class Awake(Words):
+    def train(self, mode=True):
+        return nn.Module.train(self, mode)
+
+
+class Unmasked(Words):
+    def forward(self, input_ids, attention_mask):
+        return {**super().forward(input_ids, attention_mask), "text": self.table(input_ids)}
+
+
+class Padded(Words):
+    def forward(self, input_ids, attention_mask):
+        found = super().forward(input_ids, attention_mask)
+        return {**found, "pooled": found["text"].mean(1)}
+
+
+class Placed(Words):
+    def forward(self, input_ids, attention_mask):
+        found = super().forward(input_ids, attention_mask)
+        places = torch.arange(input_ids.shape[1])[:, None]
+        return {**found, "text": (found["text"] + places) * found["mask"][..., None]}
+
+
+class Crowd(Words):
+    def forward(self, input_ids, attention_mask):
+        found = super().forward(input_ids, attention_mask)
+        return {**found, "text": found["text"] * len(input_ids)}
+
+
+class Unpooled(Words):
+    def forward(self, input_ids, attention_mask):
+        return {name: each for name, each in super().forward(input_ids, attention_mask).items() if name != "pooled"}
+
+
+class Half(Words):
+    def forward(self, input_ids, attention_mask):
+        found = super().forward(input_ids, attention_mask)
+        return {**found, "text": found["text"].half()}
+
+
+class Nameless(Words):
+    identity = "words"
+
+
+class Everyones(Words):
+    identity = "0" * 64
+
+
+class Noones(Words):
+    @property
+    def identity(self):
+        return f"{id(self):064x}"
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [
+        (Trained, "table.weight is not frozen"),
+        (Awake, "must be in eval mode, and stay so"),
+        (speaking(Uncut), "417 tokens of a prompt; it must cut to 16"),
+        (speaking(Short), r"input_ids of tokenize\(full=False\) is torch.int32"),
+        (speaking(Never), r"input_ids of tokenize\(full=True\) is torch.int64 \(2, 12\) on cpu"),
+        (speaking(Anything), r"\[\] are no prompts"),
+        (speaking(Forgetful), "input_ids is another once tokenize was pickled|tokens"),
+        (Unmasked, "text must be 0 where mask is False"),
+        (Padded, "the pooled row of prompt 0 depends on"),
+        (Placed, "the text of prompt 0 depends on where its padding is"),
+        (Crowd, "the text of prompt 0 depends on the other prompts"),
+        (Unpooled, "of 3 prompts it must give"),
+        (Half, "of 3 prompts it must give"),
+        (Nameless, "identity must be 64 hexadecimal digits, is 'words'"),
+        (Everyones, "other weights must have another identity"),
+        (Noones, "the same weights and options must have the same identity"),
+    ],
+)
+def test_a_broken_text_encoder_is_caught_at_the_promise_it_breaks(monkeypatch, component, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.check_text_encoder(registered(monkeypatch, TEXT_ENCODERS, component))
+
+
+def test_a_sound_text_encoder_passes(monkeypatch):
+    testing.check_text_encoder(registered(monkeypatch, TEXT_ENCODERS, Words))

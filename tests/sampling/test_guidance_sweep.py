@@ -88,7 +88,7 @@ def test_a_sweep_leaves_a_table_a_plot_and_a_picture(run, swept):
 
 def test_its_numbers_are_those_of_the_samples(run, swept):
     model, drawer = LatentDiffusion.from_pretrained(run), SamplePipeline(SampleRequest(run=run))
-    labels = drawer.labels(range(6))
+    labels = drawer.rule.labels(6)
     for steps in (2, 4):
         unguided = grey_levels(model.sample(labels, range(6), sampling=Sampling(steps=steps)))
         for scale in (1.0, 2.0, 4.0):

@@ -39,9 +39,10 @@ from aligntok.loading import STAGE_FORMAT
 from aligntok.sampling import folder, pipeline
 from aligntok.sampling import samples as sampling
 from aligntok.sampling.folder import write_npz
-from aligntok.sampling.pipeline import LabelRule, SamplePipeline, generator_identity
+from aligntok.sampling.pipeline import SamplePipeline, generator_identity
 from aligntok.sampling.samples import sample_images
 from aligntok.sampling.settings import SampleRequest
+from aligntok.sampling.words import LabelRule
 from aligntok.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +118,7 @@ def described(folder):
 def test_samples_are_those_of_the_generator_for_their_labels_and_seeds(run, whole):
     model = LatentDiffusion.from_pretrained(run)
     found = arrays(whole)
-    assert found["arr_1"].tolist() == SamplePipeline(SampleRequest(run=run)).labels(range(NUM))
+    assert found["arr_1"].tolist() == SamplePipeline(SampleRequest(run=run)).rule.labels(NUM)
     for i in range(NUM):
         picture = model.sample([int(found["arr_1"][i])], [i])[0]
         expected = ((picture + 1) * 127.5).permute(1, 2, 0).numpy()
@@ -199,9 +200,8 @@ def test_the_array_waits_for_the_pictures_of_every_process(run, tmp_path, monkey
 
 
 def test_random_labels_follow_from_the_seed_alone_and_are_even():
-    rule = LabelRule("random", 10)
-    labels = [rule.label(i, 100 + i) for i in range(5000)]
-    assert labels[7:20] == [rule.label(i, 107 + i) for i in range(13)]
+    labels = LabelRule("random", 10, first_seed=100).labels(5000)
+    assert labels[7:20] == LabelRule("random", 10, first_seed=107).labels(13)
     assert all(430 <= count <= 570 for count in Counter(labels).values())
     assert labels[:8] == [7, 7, 2, 6, 7, 3, 9, 1]  # those of every version, or old samples have other labels
 
@@ -304,6 +304,9 @@ def test_the_folders_own_name_tells_the_settings(run, tmp_path):
     )
     name = f"ddim-4_cfg-6.7_eta-0.5_4x4_classes-0-1-2-3-and-2_tf32_seed-9_{tag}"
     assert sample_images(replace(other, num_samples=1, npz=False)).name == name
+    flow = replace(other, sampling={**changes, "shift": "length", "options": {"eta": 0.5, "noise": "flow"}})
+    name = name.replace("eta-0.5", "shift-length_eta-0.5_noise-flow")
+    assert sample_images(replace(flow, num_samples=1, npz=False)).name == name
     led = SampleRequest(run=tmp_path / "run", labels="balanced", autoguidance=run)
     assert sample_images(replace(led, num_samples=1, npz=False)).name.startswith(
         own.removesuffix(tag) + "balanced_weak-"
@@ -936,7 +939,7 @@ def loaded(monkeypatch):
 
     def load(*models):
         left = list(models)
-        monkeypatch.setattr(pipeline, "load_latent_diffusion", lambda *given: left.pop(0))
+        monkeypatch.setattr(pipeline, "load_latent_diffusion", lambda *given, **how: left.pop(0))
 
     return load
 

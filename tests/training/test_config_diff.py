@@ -15,7 +15,8 @@ from aligntok.errors import CheckpointError
 from aligntok.loading import STAGE_FORMAT
 from aligntok.settings import fields_of
 from aligntok.training.config import FIXED, FREE, FREE_BELOW, config_diff
-from aligntok.training.settings import GeneratorSettings, StageSettings
+from aligntok.training.generator_settings import GeneratorSettings
+from aligntok.training.settings import StageSettings
 
 FIRST = "1_latent_alignment"
 ONE = ("--stage", "latent_alignment", "--cfg-options")

@@ -165,7 +165,7 @@ def test_a_generator_trains_on_samples_that_are_encoded_on_the_fly(variational, 
 
 def test_samples_on_the_fly_do_not_depend_on_how_a_step_is_split(variational, classes):
     from aligntok.training.generation.model import GenerationModel
-    from aligntok.training.settings import GeneratorSettings
+    from aligntok.training.generator_settings import GeneratorSettings
     from aligntok.training.stages import MicroBatch
 
     tokenizer = copy.deepcopy(variational[0])

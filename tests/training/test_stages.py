@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from aligntok.errors import AlignTokError, ConfigError
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import check_config, load_config
+from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.plan import plan_stage
-from aligntok.training.settings import EMASettings, GeneratorSettings, StageSettings
+from aligntok.training.settings import EMASettings, StageSettings
 from aligntok.training.stages import merge
 
 

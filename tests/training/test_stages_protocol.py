@@ -27,8 +27,8 @@ from aligntok.registry import HOOKS
 from aligntok.training import run as run_module
 from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
+from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.plan import plan_stage
-from aligntok.training.settings import GeneratorSettings
 from aligntok.training.stages import RandomItems, Stage, StageData
 
 PACKAGE = Path(__file__).parents[2] / "aligntok"
@@ -158,7 +158,7 @@ def test_tokenizers_and_generators_are_told_apart_by_what_their_stages_say(write
         load_tokenizer(tmp_path / "drawn/generation")
     with pytest.raises(WeightsError, match="no trained generator"):
         load_latent_diffusion(tmp_path / "aligned/3_decoder_refinement")
-    assert load_latent_diffusion(tmp_path / "drawn").conditional
+    assert load_latent_diffusion(tmp_path / "drawn").condition.conditional
     assert load_tokenizer(tmp_path / "aligned").latent_dim == 4
 
 

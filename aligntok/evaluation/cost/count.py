@@ -98,8 +98,9 @@ def count_config(
         for part in parts_of(models[-1].tokenizer):
             counted.count(part, size)
     if generator is not None:
-        inputs = [each.to("meta") for each in generator.latent_input()]
-        part = Part("generator", add(generator, "generator").generator, lambda *_: inputs)
+        model = add(generator, "generator")
+        inputs = generator.meta_inputs(model)
+        part = Part("generator", model.generator, lambda *_: inputs)
         counted.count(part, "x".join(map(str, inputs[0].shape[2:])))
     return counted
 

@@ -99,6 +99,7 @@ def for_measuring(stage: Stage, folder: Path, devices: int) -> Stage:
         steps=own.steps + MORE_STEPS,
         hooks=[],
         spike_factor=None,
+        skip_norm=None,
         log=replace(own.log, pictures=0),
         data=own.data if stage.reads_data else replace(own.data, workers=0),
     )

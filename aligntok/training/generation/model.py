@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -12,17 +13,18 @@ from torch.profiler import record_function
 from typing_extensions import Self
 
 from aligntok.caching.encoder import check_posterior, latent_shape, posterior_noise
-from aligntok.device import computing, multiplying
+from aligntok.condition import Given
+from aligntok.device import beside, computing, multiplying
 from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, velocity_mse
-from aligntok.diffusion.times import sample_times
+from aligntok.diffusion.times import sample_times, shift_of
 from aligntok.distributed.parallel import Unit
+from aligntok.engine.checkpoints import load_parts
 from aligntok.engine.compile import listed_blocks
-from aligntok.errors import DataError, DivergenceError
-from aligntok.generators import check_label_range
+from aligntok.errors import DivergenceError
 from aligntok.io.pictures import to_uint8
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng
-from aligntok.training.settings import GeneratorSettings
+from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.stages import MicroBatch, TrainedModel
 
 
@@ -40,7 +42,8 @@ class GenerationModel(TrainedModel):
 
     diffusion: generator, tokenizer and statistics. Only the generator is trained; its weights, optimiser and averages
     stay float32 in any precision. A batch has `latents` (N, C, h, w), normalised, or `images` (N, 3, H, W) to encode;
-    and `label` (N,). Raises ConfigError for settings, DataError for labels, that do not fit.
+    and what the condition is made of: `label` (N,), or captions. Raises ConfigError for settings, DataError for labels,
+    that do not fit.
     """
 
     def __init__(self, diffusion: LatentDiffusion, settings: GeneratorSettings, seed: int = 0) -> None:
@@ -50,7 +53,20 @@ class GenerationModel(TrainedModel):
         self.diffusion.tokenizer.requires_grad_(False)
         self.generator.set_grad_checkpointing(settings.grad_checkpointing)
         self.compile_parts(self.generator, diffusion.tokenizer)
+        self._encoding: ThreadPoolExecutor | None = None
         self.train()
+
+    @property
+    def prepares(self) -> bool:
+        """Whether there is something to compute of a batch before its step: prompts that are encoded as they come."""
+        return self.diffusion.condition.encodes
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Begin to encode a batch's prompts, beside the step before; return the batch, which has what comes of it."""
+        if self._encoding is None:
+            self._encoding = ThreadPoolExecutor(1)
+        where = self.device()
+        return {**batch, "given": self._encoding.submit(beside, where, self.diffusion.condition.of, batch, where)}
 
     @property
     def generator(self) -> Any:
@@ -74,7 +90,9 @@ class GenerationModel(TrainedModel):
         return [Unit(part, listed_blocks(part)) for part in (self.generator, *self.diffusion.tokenizer.children())]
 
     def load_start(self, states: Any) -> None:
-        """Begin as the generator was built."""
+        """Begin with the weights of another training, or as the generator was built. Raises CheckpointError."""
+        if states is not None:
+            load_parts(self.trained_parts(), states, "what the generator starts from")
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; the tokenizer stays in eval mode."""
@@ -82,33 +100,33 @@ class GenerationModel(TrainedModel):
         self.diffusion.tokenizer.eval()
         return self
 
-    def backward(self, batch: Mapping[str, Tensor], place: MicroBatch) -> dict[str, Tensor]:
+    def backward(self, batch: Mapping[str, Any], place: MicroBatch) -> dict[str, Tensor]:
         """Do one backward pass; among what it returns is `time_bins` (2, bins): the sum of losses, and their number, in
         each part of the time axis.
         """
-        latents, labels = self.latents(batch, self.posterior_noise(batch, place)), self.labels(batch)
+        latents = self.latents(batch, self.posterior_noise(batch, place))
+        given = batch["given"].result()() if "given" in batch else self.diffusion.condition.of(batch, self.device())
         draws = self.draws(place, latents)
         self.seed_dropouts(place.numbers(len(latents)))
         with record_function("generator"), multiplying(self.precision):
-            losses, t = self.losses(latents, labels, draws)
+            losses, t = self.losses(latents, given, draws)
             (losses["total"].mean() * place.scale).backward()
         logs = {f"loss/{name}": value.detach().mean() for name, value in losses.items()}
         return {**logs, "time_bins": self._binned(losses["total"].detach(), t)}
 
-    def losses(self, latents: Tensor, labels: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, latents: Tensor, given: Given, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
         """Return the losses of each sample, (N,) by name with their `total`, and the times (N,) they were taken at.
 
-        latents (N, C, h, w) normalised, labels (N,).
+        latents (N, C, h, w) normalised, given: what they are conditioned on, N rows.
         """
         transport = self.settings.transport
-        named = {name: getattr(transport, name) for name in ("mean", "scale", "shift")}
-        t = sample_times(draws.times, transport.times, **named)
-        if self.generator.null_class is not None:
-            dropped = draws.drops < self.generator.class_dropout_prob
-            labels = torch.where(dropped, self.generator.null_class, labels)
+        shift = shift_of(transport.shift, latents.shape[-2:], self.generator)
+        t = sample_times(draws.times, transport.times, mean=transport.mean, scale=transport.scale, shift=shift)
+        condition = self.diffusion.condition
+        given = condition.drop(given, draws.drops < condition.dropout)
         x, target = interpolate(draws.noise, latents, t), path_velocity(draws.noise, latents)
         with computing(self.precision, x.device):
-            velocity = self.generator(x, t, labels).float()
+            velocity = self.generator(x, t, given).float()
         found = {"velocity": velocity_mse(velocity, target)}  # paper, Eq. 3
         weight = transport.direction_weight
         if weight:
@@ -153,14 +171,6 @@ class GenerationModel(TrainedModel):
             encoded = self.diffusion.tokenizer.encode(images, noise=noise)
         return self.diffusion.statistics.normalise(encoded)
 
-    def labels(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the labels (N,) of a batch; 0 for all where there are no classes. DataError for one out of range."""
-        given = batch["label"]
-        if not self.diffusion.conditional:
-            return torch.zeros(len(given), dtype=torch.long, device=self.device())
-        check_label_range(given, self.generator, DataError)
-        return given.to(self.device(), non_blocking=True)
-
     def _binned(self, losses: Tensor, t: Tensor) -> Tensor:
         number = self.settings.log.time_bins
         places = (t * number).long().clamp(max=number - 1)
@@ -169,14 +179,14 @@ class GenerationModel(TrainedModel):
 
     @torch.no_grad()
     def val_step(self, data: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Draw a batch of samples, sample i from seed i; returns ``dict(pixels, index, variant)`` for each.
+        """Draw a batch of samples, each from its word and seed; returns ``dict(pixels, index, variant)`` for each.
 
         Pixels are uint8 (3, H, W), the very ones that ``tools/sample.py`` saves. Raises DivergenceError when one is
         not finite.
         """
         numbers, sampling = data["numbers"], data["sampling"]
         with computing(self.precision, self.device()):
-            latents = self.diffusion.sample_latents(data["labels"], numbers, sampling)
+            latents = self.diffusion.sample_latents(data["words"], data["seeds"], sampling)
         images = self.diffusion.decode(latents).float()
         if not images.isfinite().all():
             raise DivergenceError(
@@ -190,11 +200,11 @@ class GenerationModel(TrainedModel):
         ]
 
     @torch.no_grad()
-    def sample(self, labels: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    def sample(self, words: Sequence[Any], seeds: Sequence[int]) -> Tensor:
         """Draw images (N, 3, H, W) in [-1, 1] with the weights as they are, in eval mode, and go on training."""
         self.generator.eval()
         with computing(self.precision, self.device()):
-            images = self.diffusion.sample(labels, seeds).float()
+            images = self.diffusion.sample(words, seeds).float()
         self.generator.train()
         return images
 

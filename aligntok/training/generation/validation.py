@@ -15,11 +15,12 @@ from aligntok.distributed import world
 from aligntok.distributed.job import batched, in_full_rounds
 from aligntok.engine.runner import ShareValLoop
 from aligntok.errors import ConfigError, multiples_of
-from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.loading import saved_size
 from aligntok.registry import DATASETS, METRICS, default_of
-from aligntok.sampling.pipeline import LabelRule, check_balanced
+from aligntok.sampling.words import check_balanced, read_prompts, word_rule
 from aligntok.settings import read
-from aligntok.training.settings import GeneratorSettings, GeneratorValidationSettings
+from aligntok.training.generator_settings import GeneratorSettings, GeneratorValidationSettings
+from aligntok.training.stages import StageData
 
 
 def check_validation(settings: GeneratorValidationSettings, own: Sampling, where: str) -> None:
@@ -94,16 +95,33 @@ def check_size(
             multiples_of(factor, f"{where}: {name}", each)
 
 
-def validation_options(settings: GeneratorValidationSettings, diffusion: LatentDiffusion) -> dict[str, Any]:
+def latent_side(settings: GeneratorSettings) -> tuple[int, int]:
+    """Return (h, w) of the latents of the square that a generator of any size is trained on, as far as that is known.
+
+    Of a tokenizer that is not there yet the factor is taken to be 16, and images to have 256 pixels.
+    """
+    given = settings.data.train.get("image_size", 256)
+    if settings.latent_cache is not None:
+        given = settings.latent_cache.image_size
+    size = None if settings.tokenizer is None else saved_size(settings.tokenizer)
+    buckets, factor = AspectBuckets(given), 16 if size is None else size[1]
+    height, width = buckets.sizes[buckets.nearest(1, 1)]
+    return max(1, height // factor), max(1, width // factor)
+
+
+def validation_options(settings: GeneratorValidationSettings, data: StageData) -> dict[str, Any]:
     """Return the keywords of mmengine's Runner for a validation by samples; none where the config has no samples.
 
-    Samples 0, 1, ... of each variant are drawn, sample i with seed i, in batches of one variant, cut as `sample.py`
-    cuts them. A batch is what `val_step` of the model takes: variant and sampling, and of each sample number and label.
+    Samples 0, 1, ... of each variant are drawn as `sample.py` draws them with seed 0, in batches of one variant, cut as
+    it cuts them. A batch is what `val_step` of the model takes: variant and sampling, and of each sample number, word
+    and seed.
     """
     if not settings.num_samples:
         return {}
+    diffusion = data.made_with
     variants, metrics = _variants_and_metrics(settings, diffusion.sampling)
-    rule = LabelRule(settings.labels if diffusion.conditional else "none", diffusion.generator.num_classes)
+    labels = None if settings.labels == "random" else settings.labels
+    rule = word_rule(diffusion, labels, prompts=_prompts(settings, data))
     numbers = [[*batch] for batch in batched(range(settings.num_samples), settings.batch_size)]
     rank, processes = world()
     # Whole rounds of each variant: processes that share out the generator ask it as often, all for one variant.
@@ -114,7 +132,8 @@ def validation_options(settings: GeneratorValidationSettings, diffusion: LatentD
             "variant": name,
             "sampling": variants[name],
             "numbers": batch,
-            "labels": [rule.label(number, seed=number) for number in batch],
+            "words": [rule.word(number) for number in batch],
+            "seeds": [rule.seed(number) for number in batch],
         }
         for name, batch in own
     ]
@@ -127,6 +146,13 @@ def validation_options(settings: GeneratorValidationSettings, diffusion: LatentD
         },
         "val_evaluator": metrics,
     }
+
+
+def _prompts(settings: GeneratorValidationSettings, data: StageData) -> list[str]:
+    """Return the prompts to draw, if any: the config's, or captions of what is trained on."""
+    if settings.prompts is not None:
+        return read_prompts(settings.prompts)
+    return data.made_with.condition.captions(data.made_with.condition.examples(settings.num_samples, data.train))
 
 
 def _variants_and_metrics(

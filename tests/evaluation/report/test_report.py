@@ -32,8 +32,9 @@ from aligntok.settings import fields_of
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.generation import expand_generation
+from aligntok.training.generator_settings import GeneratorConfig
 from aligntok.training.run_info import run_info_of
-from aligntok.training.settings import GeneratorConfig, StagesConfig
+from aligntok.training.settings import StagesConfig
 
 ROOT = Path(__file__).parents[3]
 STEPS = (40, 80, 60)

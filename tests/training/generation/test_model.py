@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from aligntok.rng import rng
 from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.generation.model import Draws, GenerationModel
-from aligntok.training.settings import GeneratorSettings
+from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.stages import MicroBatch
 
 SMALL = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=4, in_channels=4, num_classes=3)
@@ -77,6 +78,17 @@ def test_the_loss_is_that_of_the_straight_path_with_dropped_labels_as_null_class
     torch.testing.assert_close(losses["total"], losses["velocity"] + 0.5 * losses["direction"])
 
 
+@pytest.mark.parametrize(
+    ("patch_size", "mu"), [(1, 0.5 + 0.65 * (16 - 256) / 3840), (2, 0.5 + 0.65 * (4 - 256) / 3840)]
+)
+def test_times_may_be_shifted_by_the_length_of_what_is_trained_on(make, patch_size, mu):
+    """4 x 4 latents of 16 tokens, or of 4 in patches: s t / (1 + (s - 1) t) with s = exp(-mu)."""
+    model, data = make(dict(times="uniform", shift="length"), dict(patch_size=patch_size)), batch()
+    even, shift = torch.linspace(0.1, 0.9, 6), math.exp(-mu)
+    _, t = model.losses(data["latents"], data["label"], Draws(even, torch.ones(6), torch.randn(6, 4, 4, 4)))
+    torch.testing.assert_close(t, shift * even / (1 + (shift - 1) * even))
+
+
 def test_without_a_weight_there_is_no_direction_loss(make):
     losses, _ = make(transport=dict(direction_weight=0.0)).losses(
         torch.randn(2, 4, 4, 4), torch.zeros(2, dtype=torch.long), Draws(*torch.rand(2, 2), torch.randn(2, 4, 4, 4))
@@ -102,9 +114,9 @@ def test_labels_are_in_range_or_an_error_and_ignored_without_classes(make):
             DataError,
             match=rf"labels from {min(wrong)} to {max(wrong)}, but with num_classes=3 .* allowed are 0 to 2; set",
         ):
-            model.labels(dict(label=torch.tensor(wrong)))
+            model.diffusion.condition.of(dict(label=torch.tensor(wrong)), model.device())
     free = make(generator=dict(num_classes=1, class_dropout_prob=0.0))
-    assert free.labels(dict(label=torch.tensor([-1, 7]))).tolist() == [0, 0]
+    assert free.diffusion.condition.of(dict(label=torch.tensor([-1, 7])), free.device()).tolist() == [0, 0]
 
 
 def test_what_layers_drop_follows_the_samples(make):
@@ -214,7 +226,9 @@ def test_samples_are_drawn_in_eval_mode(make):
 
 def test_validations_samples_are_the_pictures_of_their_seeds(make):
     model = make()
-    asked = dict(numbers=[5, 9], labels=[2, 0], sampling=dataclasses.replace(model.diffusion.sampling, steps=3))
+    asked = dict(
+        numbers=[5, 9], words=[2, 0], seeds=[5, 9], sampling=dataclasses.replace(model.diffusion.sampling, steps=3)
+    )
     found = model.val_step({**asked, "variant": "raw"})
     assert [(each["index"], each["variant"]) for each in found] == [(5, "raw"), (9, "raw")]
     expected = model.diffusion.sample([2, 0], [5, 9], sampling=asked["sampling"])
@@ -261,5 +275,5 @@ def test_what_a_step_makes_anew_lies_where_the_model_does(make, monkeypatch):
     assert asked == [latents.device] * 3
     assert model._binned(torch.empty(3, device="meta"), torch.empty(3, device="meta")).is_meta
     free = make(generator=dict(num_classes=1, class_dropout_prob=0.0)).to("meta")
-    assert free.labels(dict(label=torch.tensor([-1, 7]))).is_meta
+    assert free.diffusion.condition.of(dict(label=torch.tensor([-1, 7])), free.device()).is_meta
     assert free.latents(dict(latents=latents)).is_meta

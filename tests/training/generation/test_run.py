@@ -63,7 +63,7 @@ def test_a_run_ends_with_samples_and_a_folder_that_loads(whole):
     assert [path.name for path in (run / "generation" / "pictures").iterdir()] == ["step_00000006.png"]
     for source in (run, run / "generation", run / "latent_diffusion"):
         model = aligntok.load_latent_diffusion(source)
-        assert model.class_names == ("ant", "bee", "zebra")
+        assert model.condition.class_names == ("ant", "bee", "zebra")
         assert model.sampling.cfg_scale == 2.0
     saved = LatentDiffusion.from_pretrained(run / "latent_diffusion").generator.state_dict()
     content = read_checkpoint(list_checkpoints(run / "generation")[-1][1])
@@ -91,6 +91,12 @@ def test_a_finished_run_is_skipped_and_a_longer_one_goes_on(whole, tmp_path, cap
     more = ["--cfg-options", f"steps={STEPS + 1}"]
     assert train([str(whole[1]), "--work-dir", str(tmp_path / "run"), *more]) == 0
     assert finished_steps(tmp_path / "run" / "generation") == STEPS + 1
+
+
+def test_steps_of_a_norm_that_a_config_forbids_are_left_out_after_its_first(write_generation, tmp_path):
+    config = write_generation(steps=4, skip_norm=1e-9, skip_after=3)
+    assert train([config, "--work-dir", str(tmp_path / "run")]) == 0
+    assert [line["skipped_steps"] for _, line in sorted(scalars(tmp_path / "run").items())] == [0, 0, 0, 1]
 
 
 @pytest.mark.nightly

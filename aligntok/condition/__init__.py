@@ -1,0 +1,75 @@
+"""What pictures are asked for by: classes or prompts, behind one object, :class:`aligntok.condition.base.Condition`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aligntok.condition.base import Condition, Given
+from aligntok.condition.classes import ClassCondition
+from aligntok.condition.prompts import PromptCondition, same_length
+from aligntok.condition.text_models import ROLES, check_text_registered, saved_encoders
+from aligntok.errors import ConfigError
+
+__all__ = [
+    "ClassCondition",
+    "Condition",
+    "Given",
+    "PromptCondition",
+    "asked_of_data",
+    "check_text_registered",
+    "condition_of",
+    "paths_of",
+    "same_length",
+    "saved_encoders",
+    "split_text",
+]
+
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+([@/].*)?")
+
+
+def split_text(generator: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """Return a generator's config without its `text`, and that: what encodes its prompts, None without any."""
+    own = dict(generator)
+    text = own.pop("text", None)
+    return own, text
+
+
+def paths_of(text: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return where a generator's text encoders are, by "tokens" and "pooled", as far as its `text` says.
+
+    What is neither a place that there is nor a hub id is a name that a file was left with, of a place far away.
+    """
+    named = {name: (text or {}).get(name) for name in ROLES}
+    paths = {name: each.get("path") for name, each in named.items() if isinstance(each, Mapping)}
+    return {name: path for name, path in paths.items() if path and (os.path.exists(path) or _HUB_ID.fullmatch(path))}
+
+
+def asked_of_data(generator: Any) -> dict[str, Any]:
+    """Return the keywords of a data set that brings what a class of generators is conditioned on."""
+    return {each.conditioned_on: each.asked_of_data for each in (ClassCondition, PromptCondition)}[
+        generator.conditioned_on
+    ]
+
+
+def condition_of(
+    generator: Any, class_names: Sequence[str] = (), text: Mapping[str, Any] | None = None, **how: Any
+) -> Condition:
+    """Return what a generator is conditioned on; `how` as in :class:`PromptCondition`.
+
+    Raises ConfigError for prompts without `text`, and for `text` that a generator has no use for.
+    """
+    who = type(generator).__name__
+    if generator.conditioned_on == ClassCondition.conditioned_on:
+        if text is not None or how.get("paths"):
+            raise ConfigError(f"{who} is conditioned on classes, and has no use for text; leave generator.text out")
+        return ClassCondition(generator, class_names)
+    if text is None:
+        raise ConfigError(
+            f"{who} takes prompts, and generator.text says what encodes them: give it, such as "
+            "text=dict(tokens=dict(type='t5', path='google/t5-v1_1-xxl'), pooled=dict(type='clip_text', path=...))"
+        )
+    return PromptCondition(generator, text, **how)

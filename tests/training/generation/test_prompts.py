@@ -1,0 +1,224 @@
+"""A generator of prompts: trained on captioned images, gone on with, exported, drawn from in words."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import aligntok
+from aligntok.cli import export, sample, train
+from aligntok.condition.text_models import TextModels
+from aligntok.data.transforms import open_image
+from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint
+from aligntok.errors import ConfigError, WeightsError
+from aligntok.text_encoders.pretrained import PretrainedTextEncoder
+from aligntok.training.generation.model import GenerationModel
+
+FLUX = dict(
+    type="flux_dit",
+    in_channels=4,
+    hidden_size=32,
+    num_heads=2,
+    depth=1,
+    depth_single_blocks=1,
+    context_in_dim=32,
+    vec_in_dim=32,
+)
+
+
+@pytest.fixture(scope="module")
+def captioned(classes, tmp_path_factory):
+    """Those photographs with a caption each, in captions.csv."""
+    root = tmp_path_factory.mktemp("captioned") / "photos"
+    shutil.copytree(classes / "train", root)
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    with (root / "captions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "caption"])
+        writer.writerows([name, f"a photo of a {name.split('/')[0]}"] for name in names)
+    return root
+
+
+@pytest.fixture
+def prompted(captioned, tiny_tokenizer, text_model, write_generation):
+    """Write the config of a small training on captions, and return its path."""
+
+    def write(name="prompted", **changes):
+        bert = str(text_model("bert"))
+        text = dict(
+            tokens=dict(type="hf_text", path=bert, max_tokens=32),
+            pooled=dict(type="hf_text", path=bert, max_tokens=32, pool="mean"),
+            dropout=0.5,
+        )
+        config = dict(
+            data_root=str(captioned),
+            tokenizer=str(tiny_tokenizer),
+            generator=dict(FLUX, text=text),
+            data=dict(train=dict(type="images", image_size=32)),
+            global_batch_size=4,
+            log=dict(every=1, pictures=2, prompts=["a red apple", "a cat on a dog"]),
+        )
+        return write_generation(name, **{**config, **changes})
+
+    return write
+
+
+def test_a_generator_learns_from_captions_and_draws_from_words(prompted, tmp_path):
+    run = tmp_path / "run"
+    assert train([prompted(), "--cfg-options", f"work_dir={run}"]) == 0
+    assert (run / "generation/pictures/step_00000004.png").is_file()
+    out = tmp_path / "samples"
+    words = ["--prompt", "a red apple", "a cat", "--num-samples", "4", "--out", str(out)]
+    assert sample([str(run), *words]) == 0
+    lines = [json.loads(line) for line in (out / "prompts.jsonl").read_text().splitlines()]
+    assert [(line["prompt"], line["place"], line["image"]) for line in lines] == [
+        ("a red apple", 0, 0),
+        ("a cat", 1, 0),
+        ("a red apple", 0, 1),
+        ("a cat", 1, 1),
+    ]
+    assert len({line["seed"] for line in lines}) == 4
+    model = aligntok.load_latent_diffusion(run)
+    drawn = model(["a red apple", "a cat"])
+    for picture, line in zip(drawn, lines, strict=False):
+        written = np.asarray(open_image((out / line["file"]).read_bytes())).astype(int)
+        mine = ((picture.permute(1, 2, 0) + 1) * 127.5).round().numpy()
+        assert np.abs(written - mine).max() <= 1
+    assert torch.equal(model("a red apple"), model(["a red apple"]))
+    assert not torch.equal(model(["a red apple"], [3]), model(["a dog"], [3]))
+
+
+def test_an_export_names_its_text_encoders_and_has_none(prompted, tmp_path, text_model):
+    run = tmp_path / "run"
+    assert train([prompted(steps=1), "--cfg-options", f"work_dir={run}"]) == 0
+    exported = run / "latent_diffusion"
+    said = json.loads((exported / "latent_diffusion.json").read_text())
+    assert str(tmp_path) not in json.dumps(said)
+    assert "path" not in said["text"]["tokens"]
+    assert len(said["text"]["tokens"]["identity"]) == 64
+    with pytest.raises(WeightsError, match=r"generator.text.tokens: the 'hf_text' text encoder has no path; give its"):
+        aligntok.load_latent_diffusion(exported)("a red apple")
+    bert = text_model("bert")
+    model = aligntok.load_latent_diffusion(exported, text_encoders=dict(tokens=bert, pooled=bert))
+    assert torch.equal(model("a red apple"), aligntok.load_latent_diffusion(run)("a red apple"))
+    model = aligntok.load_latent_diffusion(exported, text_encoders=dict(tokens=text_model("qwen3"), pooled=bert))
+    with pytest.raises(WeightsError, match=r"is another one \(identity \w{12}\) than the generator was trained with"):
+        model("a red apple")
+    with pytest.raises(ConfigError, match="no part named 'token'"):
+        aligntok.load_latent_diffusion(exported, text_encoders=dict(token=bert))
+    whole = tmp_path / "whole"
+    aligntok.load_latent_diffusion(run).save_pretrained(whole, include_text_encoders=True)
+    assert torch.equal(aligntok.load_latent_diffusion(whole)("a cat"), aligntok.load_latent_diffusion(run)("a cat"))
+
+
+def test_a_generator_is_exported_for_diffusers(prompted, tmp_path):
+    flux = pytest.importorskip("diffusers").FluxTransformer2DModel
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert train([prompted(steps=1), "--cfg-options", f"work_dir={run}"]) == 0
+    assert export([str(run), str(out), "--format", "diffusers"]) == 0
+    generator, theirs = aligntok.load_latent_diffusion(run).generator, flux.from_pretrained(out)
+    x, t, text, pooled = torch.randn(2, 4, 3, 5), torch.tensor([0.2, 0.9]), torch.randn(2, 6, 32), torch.randn(2, 32)
+    ids = torch.cartesian_prod(torch.zeros(1), torch.arange(3.0), torch.arange(5.0))
+    found = theirs(
+        hidden_states=x.flatten(2).transpose(1, 2),
+        encoder_hidden_states=text,
+        pooled_projections=pooled,
+        timestep=1 - t,
+        img_ids=ids,
+        txt_ids=torch.zeros(6, 3),
+    ).sample
+    expected = generator(x, t, dict(text=text, pooled=pooled))
+    torch.testing.assert_close(-found.transpose(1, 2).unflatten(2, (3, 5)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(prompted, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    config = prompted(steps=4)
+    assert train([config, "--cfg-options", f"work_dir={whole}"]) == 0
+    assert train([config, "--cfg-options", f"work_dir={parts}", "steps=2"]) == 0
+    assert train([config, "--cfg-options", f"work_dir={parts}"]) == 0
+    ends = [read_checkpoint(list_checkpoints(run / "generation")[-1][1])["parts"] for run in (whole, parts)]
+    for name, tensor in ends[0]["generator"].items():
+        assert torch.equal(tensor, ends[1]["generator"][name]), name
+
+
+def test_texts_that_are_encoded_beforehand_give_the_same_training(prompted, tmp_path, monkeypatch):
+    online, cached = tmp_path / "online", tmp_path / "cached"
+    config = prompted(log=dict(every=1, pictures=0))
+    assert train([config, "--cfg-options", f"work_dir={online}"]) == 0
+    monkeypatch.setattr(PretrainedTextEncoder, "forward", counted := counting(PretrainedTextEncoder.forward))
+    assert train([config, "--cfg-options", f"work_dir={cached}", "generator.text.cache=True"]) == 0
+    assert counted.texts == 2 * (1 + 4)  # each encoder tries itself once; three captions and "", and nothing in a step
+    ends = [read_checkpoint(list_checkpoints(run / "generation")[-1][1])["parts"] for run in (online, cached)]
+    for name, tensor in ends[0]["generator"].items():
+        torch.testing.assert_close(tensor, ends[1]["generator"][name], rtol=0, atol=2e-3)  # rows are kept in fp16
+
+
+def counting(forward):
+    def counted(self, input_ids, attention_mask):
+        counted.texts += len(input_ids)
+        return forward(self, input_ids, attention_mask)
+
+    counted.texts = 0
+    return counted
+
+
+def test_a_training_goes_on_at_twice_the_size(prompted, tmp_path):
+    small, large = tmp_path / "small", tmp_path / "large"
+    assert train([prompted(steps=3), "--cfg-options", f"work_dir={small}"]) == 0
+    wide = dict(train=dict(type="images", image_size=dict(side=64, multiple_of=8)))
+    config = prompted("large", steps=2, data=wide, init_from=dict(folder=str(small)), checkpoint=dict(every=1))
+    assert train([config, "--cfg-options", f"work_dir={large}", "optimizer.lr=1e-6"]) == 0
+    before = read_checkpoint(list_checkpoints(small / "generation")[-1][1])
+    after = read_checkpoint(list_checkpoints(large / "generation")[0][1])
+    for name, tensor in before["parts"]["generator"].items():
+        torch.testing.assert_close(after["parts"]["generator"][name], tensor, rtol=0, atol=1e-5)
+        average = before["ema"]["averages"]["0.9"]["generator"][name]
+        torch.testing.assert_close(after["ema"]["averages"]["0.9"]["generator"][name], average, rtol=0, atol=1e-2)
+    assert after["ema"]["step"] == before["ema"]["step"] + 1
+    moments = [next(iter(each["optimizers"]["sides"]["generator"]["state"].values())) for each in (before, after)]
+    assert (int(moments[0]["step"]), int(moments[1]["step"])) == (3, 4)
+    described = [json.loads((run / "generation/stage.json").read_text()) for run in (small, large)]
+    assert described[0]["statistics"] == described[1]["statistics"]
+    assert (described[0]["latent_shape"], described[1]["latent_shape"]) == ([4, 4, 4], [4, 8, 8])
+
+
+def test_what_cannot_be_gone_on_from_is_refused(prompted, tmp_path, capsys, text_model):
+    assert train([prompted(init_from=dict(folder=str(tmp_path)))]) == 2
+    assert "has no trained generator" in capsys.readouterr().err
+    assert train([prompted(init_from=dict(folder=str(tmp_path), take=["averages"]))]) == 2
+    assert "init_from.take=['averages'] lacks 'weights'" in capsys.readouterr().err
+    small = tmp_path / "small"
+    assert train([prompted(steps=1), "--cfg-options", f"work_dir={small}"]) == 0
+    bert = dict(type="hf_text", path=str(text_model("bert")), max_tokens=32, pool="mean")
+    wider = dict(FLUX, hidden_size=48, text=dict(tokens=bert, pooled=bert))
+    capsys.readouterr()
+    assert train([prompted("wider", generator=wider, init_from=dict(folder=str(small)))]) == 2
+    assert "does not fit" in capsys.readouterr().err
+
+
+def test_the_next_steps_captions_are_encoded_beside_a_step(prompted, tmp_path, monkeypatch):
+    """Where a step waits for the encoding of the next, both end; one after the other they would not."""
+    begun, steps, backward = threading.Semaphore(0), [], GenerationModel.backward
+    encode = TextModels.encode
+
+    def encoding(self, *given):
+        begun.release()
+        return encode(self, *given)
+
+    def step(self, batch, place):
+        steps.append(place.step)
+        for _ in range(2 if place.step == 0 else place.step < 3):  # its own, and the next one's
+            assert begun.acquire(timeout=30), "the next step's captions were not begun with"
+        return backward(self, batch, place)
+
+    monkeypatch.setattr(TextModels, "encode", encoding)
+    monkeypatch.setattr(GenerationModel, "backward", step)
+    assert train([prompted(log=dict(every=1, pictures=0)), "--cfg-options", f"work_dir={tmp_path / 'run'}"]) == 0
+    assert steps == [0, 1, 2, 3]
