@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from aligntok.cli import train
+from aligntok.training import generation
 from aligntok.training.generation.model import GenerationModel
 
 
@@ -68,3 +69,11 @@ def test_captions_that_a_cache_would_not_keep_are_missed_before_it_is_made(
         said = "data.train.caption='auto', but latent_cache keeps no captions; set latent_cache.caption='auto', too"
         assert said in capsys.readouterr().err
     assert not (tmp_path / "run" / "latents").exists()
+
+
+def test_a_cache_of_prompts_keeps_captions_from_where_it_is_told(monkeypatch):
+    monkeypatch.setattr(generation, "asked_of_data", lambda generator: {"caption": "auto"})
+    shared = dict(generator=dict(type="lightning_dit"), steps=1, stages=[], data_root="x", work_dir="w", seed=0)
+    for given, kept in [({}, "auto"), (dict(caption="captions.csv"), "captions.csv")]:
+        stage = generation.expand_generation({**shared, "latent_cache": given})
+        assert (stage.settings.latent_cache.caption, stage.settings.data.train["caption"]) == (kept, "auto")
