@@ -64,7 +64,8 @@ def expand_generation(config: Mapping[str, Any]) -> GeneratorStage | None:
     wanted = asked_of_data(GENERATORS.get(settings.generator["type"]))
     takes = inspect.signature(DATASETS.get(train["type"])).parameters if wanted else {}
     train = {**({} if root is None else {"root": root}), **{k: v for k, v in wanted.items() if k in takes}, **train}
-    cache = settings.latent_cache and replace(settings.latent_cache, **wanted)
+    if (cache := settings.latent_cache) is not None:  # where it says of which place, that one
+        cache = replace(cache, **{key: value for key, value in wanted.items() if getattr(cache, key) is None})
     settings = replace(settings, data=replace(settings.data, train=train), latent_cache=cache)
     return GeneratorStage(
         index=before,
@@ -195,6 +196,7 @@ class GeneratorStage(Stage):
         sampling, generator = self.settings.sampling, model.generator
         model.diffusion.condition.check_guidance(sampling.cfg_scale, f"{self.where}, sampling")
         held_to.check_sampling(self.settings, generator.in_channels, self.where)
+        held_to.check_captions(self.settings, self.where)
         classes = self.settings.generator.get("num_classes", 1)  # of the data, once they are known
         held_to.check_variants(self.settings.validation, sampling, self.where, classes)
         source = None if self.description.is_file() else self.settings.tokenizer  # what has begun has its own copy

@@ -62,6 +62,16 @@ def check_sampling(settings: GeneratorSettings, in_channels: int, where: str) ->
         )
 
 
+def check_captions(settings: GeneratorSettings, where: str) -> None:
+    """Raise ConfigError where captions are asked for of a cache that the training itself makes without them."""
+    cache = settings.latent_cache
+    if cache is not None and cache.caption is None and settings.data.train.get("caption") is not None:
+        raise ConfigError(
+            f"{where}: data.train.caption={settings.data.train['caption']!r}, but latent_cache keeps no captions; set "
+            "latent_cache.caption='auto', too"
+        )
+
+
 def check_size(
     settings: GeneratorSettings, in_channels: int, tokenizers: tuple[int, int] | None, whose: str, where: str
 ) -> None:

@@ -1,0 +1,79 @@
+"""Captions reach the steps of a generator's training, out of images and out of a cache that it makes."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from aligntok.cli import train
+from aligntok.training import generation
+from aligntok.training.generation.model import GenerationModel
+
+
+@pytest.fixture(scope="module")
+def captioned(classes, tmp_path_factory):
+    """The photographs of the classes, each with a caption beside it that names its file."""
+    root = tmp_path_factory.mktemp("captioned") / "set"
+    shutil.copytree(classes, root)
+    for path in root.rglob("*.png"):
+        path.with_suffix(".txt").write_text(f"photograph {path.stem}")
+    return root
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The captions of each micro-batch, and its labels."""
+    batches = []
+    inner = GenerationModel.backward
+
+    def backward(self, batch, place):
+        batches.append((batch["caption"], batch["label"].tolist()))
+        return inner(self, batch, place)
+
+    monkeypatch.setattr(GenerationModel, "backward", backward)
+    return batches
+
+
+def config_of(write_generation, captioned, tokenizer, cache, **data):
+    log = dict(every=1, pictures=0)
+    shared = dict(data_root=str(captioned), tokenizer=str(tokenizer), log=log, steps=3, global_batch_size=5)
+    made = {} if cache is None else dict(latent_cache=dict(image_size=32, split="train", workers=0, **cache))
+    return write_generation(**shared, **made, data=dict(train=data, workers=0))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_every_image_brings_its_own_caption(write_generation, captioned, tiny_tokenizer, seen, tmp_path, kept):
+    images = dict(type="images", split="train", image_size=32)
+    data = dict(type="latents") if kept else images
+    cache = dict(caption="auto") if kept else None
+    config = config_of(write_generation, captioned, tiny_tokenizer, cache, **data, caption="auto")
+    assert train([config, "--work-dir", str(tmp_path / "run")]) == 0
+    assert sorted(caption for batch, _ in seen for caption in batch) == [f"photograph {i:02d}" for i in range(15)]
+    for captions, labels in seen:
+        assert [int(caption[-2:]) % 3 for caption in captions] == labels
+    (captioned / "train" / "ant" / "00.txt").write_text("another")
+    try:
+        longer = train([config, "--work-dir", str(tmp_path / "run"), "--cfg-options", "steps=4"])
+    finally:
+        (captioned / "train" / "ant" / "00.txt").write_text("photograph 00")
+    assert longer == (2 if kept else 0)  # a cache would mix old and new
+
+
+def test_captions_that_a_cache_would_not_keep_are_missed_before_it_is_made(
+    write_generation, captioned, tiny_tokenizer, tmp_path, capsys
+):
+    config = config_of(write_generation, captioned, tiny_tokenizer, {}, type="latents", caption="auto")
+    for more in (["--dry-run"], ["--work-dir", str(tmp_path / "run")]):
+        assert train([config, *more]) == 2
+        said = "data.train.caption='auto', but latent_cache keeps no captions; set latent_cache.caption='auto', too"
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "latents").exists()
+
+
+def test_a_cache_of_prompts_keeps_captions_from_where_it_is_told(monkeypatch):
+    monkeypatch.setattr(generation, "asked_of_data", lambda generator: {"caption": "auto"})
+    shared = dict(generator=dict(type="lightning_dit"), steps=1, stages=[], data_root="x", work_dir="w", seed=0)
+    for given, kept in [({}, "auto"), (dict(caption="captions.csv"), "captions.csv")]:
+        stage = generation.expand_generation({**shared, "latent_cache": given})
+        assert (stage.settings.latent_cache.caption, stage.settings.data.train["caption"]) == (kept, "auto")
