@@ -142,6 +142,7 @@ def test_a_png_is_written_and_labelled_in_one_place():
         ("evaluation/report/figures.py", "embed"),  # into memory, for a page
         ("evaluation/report/figures.py", "plot"),  # the same, as SVG
         ("io/pictures.py", "_font"),
+        ("io/pictures.py", "captioned"),
         ("io/pictures.py", "save_picture"),
         ("io/pictures.py", "sheet"),
     ]

@@ -40,7 +40,7 @@ from aligntok.distributed.job import batched, shares
 from aligntok.distributed.output_folder import found_by_first, output_folder
 from aligntok.errors import ConfigError, DataError, Preempted, at_least, first_line, unknown
 from aligntok.io.checksums import CHECKSUMS
-from aligntok.io.files import check_file, inside, read_json, reading, save_tensors, write_checksums, write_json
+from aligntok.io.files import check_file, inside, read_json, reading, save_tensors, write_checksums, write_json, writing
 from aligntok.io.folders import remove_leftovers
 from aligntok.text_encoders import TextEncoder, check_pooled, check_prompts, encode_both
 
@@ -292,7 +292,8 @@ def _compared(made: Mapping[str, Any]) -> dict[str, Any]:
 
 def _begin(folder: Path, jobs: Sequence[_Shard], made: Mapping[str, Any]) -> list[int]:
     """Return of each shard whether it is left to be encoded; a damaged one is, and told."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     left = []
     for job in jobs:

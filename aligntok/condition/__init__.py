@@ -41,7 +41,7 @@ def split_text(generator: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[st
 def paths_of(text: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return where a generator's text encoders are, by "tokens" and "pooled", as far as its `text` says.
 
-    What is neither a place that there is nor a package or hub id is a name that a file was left with, of a place far away.
+    What is neither a place that there is nor a package or hub id is a name that a file was left with, of one far away.
     """
     named = {name: (text or {}).get(name) for name in ROLES}
     paths = {name: each.get("path") for name, each in named.items() if isinstance(each, Mapping)}

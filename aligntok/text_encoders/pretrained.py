@@ -40,7 +40,8 @@ class PretrainedTextEncoder(TextEncoder):
     """A text model of transformers, frozen, with its tokenizer; a subclass says which models it takes.
 
     path: the folder of a model (config.json, weights, tokenizer), one in an installed package, ``package:name/folder``,
-    or its id on the hub, ``owner/name``, with ``@revision`` and ``/subfolder`` behind if wanted. tokenizer: the same, of the tokenizer, where that is elsewhere.
+    or its id on the hub, ``owner/name``, with ``@revision`` and ``/subfolder`` behind if wanted. tokenizer: the same,
+    of the tokenizer, where that is elsewhere.
     max_tokens: what is longer is cut. precision: of weights and arithmetic. pretrained: False for random weights.
     """
 

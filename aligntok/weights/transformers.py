@@ -58,9 +58,9 @@ def library() -> Any:
 def find_files(source: str | os.PathLike[str], who: str, groups: Sequence[Sequence[str]], example: str) -> Path:
     """Return the folder of a model or tokenizer: `source`, or where a hub's repository is kept, fetched if need be.
 
-    source: a folder, ``package:name/folder`` of an installed package, or ``owner/name[@revision][/subfolder]``. groups: of each, the first file that there is. example:
-    a repository that has them. Raises WeightsError, which names what is missing, where it was looked for and what has
-    it.
+    source: a folder, ``package:name/folder`` of an installed package, or ``owner/name[@revision][/subfolder]``.
+    groups: of each, the first file that there is. example: a repository that has them. Raises WeightsError, which names
+    what is missing, where it was looked for and what has it.
     """
     name, _, rest = os.fspath(source).removeprefix(PACKAGE).partition("/")
     is_packaged = os.fspath(source).startswith(PACKAGE)

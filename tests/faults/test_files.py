@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
+from aligntok.caching.text_cache import TextCache, cache_texts
 from aligntok.data.latent_shards import Shard, shard_path, write_shard
 from aligntok.engine.checkpoints import (
     read_checkpoint,
@@ -28,10 +29,12 @@ from aligntok.engine.saving import write_checkpoint
 from aligntok.errors import AlignTokError, WriteError
 from aligntok.evaluation.comparison.summary import write_markdown
 from aligntok.evaluation.results import Result, read_result
+from aligntok.generators.flux_dit import FluxDiT
 from aligntok.io import files
 from aligntok.io.files import write_json
 from aligntok.io.pictures import save_picture
 from aligntok.sampling.folder import write_npz
+from aligntok.text_encoders import TextEncoder
 from aligntok.tokenizer import Tokenizer
 from aligntok.training.run_info import read_result as read_stage_result
 from aligntok.training.run_info import write_run_info
@@ -82,13 +85,34 @@ def result(folder):
     Result("reconstruction", "it", {"psnr": 20.0}, {"of": "it"}).write(folder)
 
 
+class Letters(TextEncoder):
+    """A text encoder of nothing."""
+
+    dim, max_tokens, identity = 2, 8, "letters"
+
+    def tokenize(self, texts, full=False):
+        return {"input_ids": torch.ones(len(texts), 3), "attention_mask": torch.ones(len(texts), 3)}
+
+    def forward(self, input_ids, attention_mask):
+        return {"text": input_ids[..., None].expand(-1, -1, 2), "mask": attention_mask.bool()}
+
+
+def texts(folder):
+    cache_texts(folder / "texts", ["a", "b"], Letters())
+
+
+def for_diffusers(folder):
+    shape = dict(hidden_size=32, num_heads=2, depth=1, depth_single_blocks=1, in_channels=4)
+    FluxDiT(**shape, context_in_dim=8, vec_in_dim=4).export_diffusers(folder)
+
+
 WRITERS = {
     "json": lambda folder: write_json(folder / "a.json", {"a": list(range(99))}),
     "run.json": lambda folder: write_run_info(folder, {"config": "a" * 99}),
     "result": result,
     "table": lambda folder: write_markdown(folder / "a.md", {"A table": [{"arm": "a" * 99}]}),
     **dict(picture=picture, figure=figure, tokenizer=tokenizer, frozen=frozen, snapshot=snapshot),
-    **dict(checkpoint=checkpoint, latents=latents, archive=archive),
+    **dict(checkpoint=checkpoint, latents=latents, archive=archive, texts=texts, for_diffusers=for_diffusers),
 }
 
 
@@ -163,6 +187,8 @@ READERS = {
     "frozen": (frozen, read_frozen, "frozen.safetensors"),
     "snapshot": (snapshot, read_snapshots, "*.safetensors"),
     "latents": (latents, lambda folder: Shard(shard_path(folder, 0)), "*.safetensors"),
+    "texts": (texts, lambda folder: TextCache.open(folder / "texts"), "shard_00000.safetensors"),
+    "texts' manifest": (texts, lambda folder: TextCache.open(folder / "texts"), "manifest.json"),
     "tokenizer": (tokenizer, Tokenizer.from_pretrained, "model.safetensors"),
     "tokenizer's config": (tokenizer, Tokenizer.from_pretrained, "config.json"),
     "result": (result, lambda folder: read_result(folder / "reconstruction.json"), "reconstruction.json"),
@@ -221,6 +247,7 @@ KNOWN = {
     "evaluation/reconstruction.py",
     "evaluation/references.py",
     "evaluation/report/__init__.py",
+    "caching/text_cache.py",
     "evaluation/report/blocks.py",
     "evaluation/report/collect.py",
     "evaluation/report/evaluations.py",
@@ -232,9 +259,13 @@ KNOWN = {
     "sampling/folder.py",
     "sampling/guidance_sweep.py",
     "sampling/samples.py",
+    "text_encoders/pretrained.py",
     "tokenizer.py",
     "training/builder.py",
     "training/run_info.py",
+    "weights/flux.py",
+    "weights/load.py",
+    "weights/transformers.py",
 }
 
 
