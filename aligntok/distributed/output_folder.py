@@ -12,7 +12,7 @@ import torch
 
 from aligntok.distributed import barrier, broadcast, is_first, must_agree
 from aligntok.errors import ConfigError, DataError
-from aligntok.io.files import read_json
+from aligntok.io.files import read_json, writing
 from aligntok.io.folders import check_links, lock_folder
 
 Compared = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -31,13 +31,14 @@ def output_folder(
     """
     must_agree(compared(settings), what)
     if is_first():
-        check_links(path, *(child for child in path.glob("*") if child.is_dir()))
-        begun = path / description
-        if not begun.is_file():
-            if path.is_file() or (path.is_dir() and {*os.listdir(path)} - {".lock"}):
-                raise ConfigError(f"{path} has other things in it, and no {description}; give a new folder")
-        elif goes_on:
-            _check_begun(begun, compared(settings), compared)
+        with writing(path):  # it may not even be looked at
+            check_links(path, *(child for child in path.glob("*") if child.is_dir()))
+            begun = path / description
+            if not begun.is_file():
+                if path.is_file() or (path.is_dir() and {*os.listdir(path)} - {".lock"}):
+                    raise ConfigError(f"{path} has other things in it, and no {description}; give a new folder")
+            elif goes_on:
+                _check_begun(begun, compared(settings), compared)
     with lock_folder(path, wanted=is_first()):
         yield
         barrier()
