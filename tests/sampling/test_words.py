@@ -1,0 +1,98 @@
+"""Which word each sample of a set has, and prompts out of files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from aligntok.errors import ConfigError, DataError
+from aligntok.sampling.words import LabelRule, PromptRule, read_prompts
+
+
+class Seeds:
+    """A condition that gives what it was asked for."""
+
+    def seed(self, seed, place, image):
+        return (seed, place, image)
+
+
+def test_each_prompt_comes_once_then_each_again_and_its_seed_is_of_place_and_turn():
+    rule = PromptRule(Seeds(), ["a", "b", "c"], seed=7)
+    assert rule.num == 3
+    assert [rule.word(i) for i in range(7)] == ["a", "b", "c", "a", "b", "c", "a"]
+    assert [rule.seed(i) for i in range(4)] == [(7, 0, 0), (7, 1, 0), (7, 2, 0), (7, 0, 1)]
+    longer = PromptRule(
+        Seeds(), ["a", "b", "c", "d"], seed=7
+    )  # more prompts at the end change no picture of the others
+    assert [longer.seed(i) for i in (0, 1, 2, 4)] == [rule.seed(i) for i in (0, 1, 2, 3)]
+    assert rule.labels(3) is None
+    assert rule.records(4)[3] == dict(prompt="a", place=0, image=1, seed=(7, 0, 1))
+
+
+def test_a_set_of_prompts_is_known_by_all_of_them_in_order():
+    told = {json.dumps(PromptRule(Seeds(), words).describe()) for words in (["a", "b"], ["b", "a"], ["a"], ["a b"])}
+    assert len(told) == 4
+    assert len({*(name for words in (["a"], ["b"]) for name in PromptRule(Seeds(), words).name())}) == 2
+
+
+def test_no_prompts_are_refused():
+    with pytest.raises(ConfigError, match="this generator takes prompts, and none was given; give --prompt"):
+        PromptRule(Seeds(), [])
+
+
+def test_labels_of_a_set_are_those_of_its_samples():
+    rule = LabelRule("listed", 5, (3, 1))
+    assert rule.labels(5) == [3, 1, 3, 1, 3]
+    assert rule.describe() == dict(labels=[3, 1])
+    assert LabelRule("none", 1).labels(4) is None
+    assert LabelRule("balanced", 3, first_seed=5).seed(2) == 7
+
+
+FORMS = {
+    "a.txt": "a red apple\n  two cats \n",
+    "a.jsonl": '"a red apple"\n{"caption": "two cats", "id": 3}\n',
+    "b.jsonl": '{"prompt": "a red apple", "text": "x"}\r\n{"text": "two cats"}\r\n',
+    "a.csv": 'id,prompt\n1,a red apple\n2,"two cats"\n',
+    "b.csv": "\ufefffile,caption\nx.png,a red apple\ny.png,two cats\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_prompts_are_read_in_every_form(tmp_path, name):
+    (tmp_path / name).write_bytes(FORMS[name].encode())
+    assert read_prompts(tmp_path / name) == ["a red apple", "two cats"]
+
+
+def test_a_caption_of_several_lines_in_a_table_is_one_prompt(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt\n"two\ncats"\ndog\n')
+    assert read_prompts(tmp_path / "a.csv") == ["two\ncats", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.txt", b"", "a.txt has no prompts; write one in each line"),
+        ("a.txt", b"a\n\nb\n", "line 2 of .*a.txt is empty; write a prompt there, or remove the line"),
+        ("a.txt", b"a\nb\xff\n", "line 2 of .*a.txt is not UTF-8"),
+        ("a.jsonl", b'"a"\n{"prompt": \n', "line 2 of .*a.jsonl is no JSON"),
+        (
+            "a.jsonl",
+            b'"a"\n{"words": "b"}\n',
+            "line 2 of .*a.jsonl has no prompt; write a text, or an object with one of",
+        ),
+        ("a.jsonl", b'"a"\n{"prompt": 3}\n', "line 2 of .*a.jsonl has no prompt"),
+        ("a.csv", b"name,words\nx,y\n", "a.csv has no column prompt, caption, text, only name, words; name one so"),
+        ("a.csv", b"prompt,x\na,1\n,2\n", "line 3 of .*a.csv is empty"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_its_line(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        read_prompts(tmp_path / name)
+
+
+def test_a_file_that_is_not_there_or_no_file_is_refused(tmp_path):
+    for path in (tmp_path / "a.txt", tmp_path):
+        with pytest.raises(DataError, match=f"prompts: {path} cannot be read"):
+            read_prompts(path)
