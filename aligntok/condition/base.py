@@ -22,12 +22,13 @@ class Condition(ABC):
     """What a generator is conditioned on, and how words become what it is given.
 
     `conditioned_on` is the generator's own word for it; `dropout` how often training puts the null condition in place;
-    `class_names` the names of classes, where there are such.
+    `class_names` the names of classes, where there are such; `conditional` whether it is of more classes than one.
     """
 
     conditioned_on: ClassVar[str]
     dropout: float = 0.0
     class_names: tuple[str, ...] = ()
+    conditional: bool = False
     #: Whether a batch's words have to be encoded, which takes time.
     encodes: bool = False
     #: What was encoded before the training, if anything; rows of a batch come from it.

@@ -36,7 +36,7 @@ class ClassCondition(Condition):
             )
 
     @property
-    def conditional(self) -> bool:
+    def conditional(self) -> bool:  # type: ignore[override]
         """Whether it takes classes at all."""
         return bool(self.generator.num_classes > 1)
 

@@ -149,8 +149,7 @@ def _train(
     for stage in left:
         if is_first() and finished_steps(stage.folder):
             given = data[stage.name]
-            conditional = bool(getattr(given.made_with, "conditional", False))
-            report_changes(stage.folder, stage.name, given.train, conditional)
+            report_changes(stage.folder, stage.name, given.train, stage.is_of_classes(given))
     plans = [plan_stage(stage, world()[1], len(data[stage.name].train)) for stage in wanted if left]
     if is_first() and plans:
         print_plan(plans)

@@ -248,6 +248,10 @@ class Stage(ABC):
         """Read the weights that it begins from; None: as its model is built."""
         return None
 
+    def is_of_classes(self, data: StageData) -> bool:
+        """Tell whether what it trains is given the classes of its data, which may then not change on the way."""
+        return False
+
     def collate(self, data: StageData) -> Any:
         """Return what puts a batch together in the loader's processes; None: torch's own way."""
         return getattr(data.train, "collate", None)

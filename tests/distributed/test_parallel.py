@@ -30,7 +30,7 @@ HALVES = {"bf16": 300, "fp16": 20}  # by how much more their rounding parts two 
 SPLIT = ("constant weights", "ratios of groups")  # also in two micro-batches: of a group two processes have a half each
 QUICK = [kind for kind in (*spread.KINDS, *spread.GENERATORS) if kind not in (*NIGHTLY, "plain")]
 
-IN_GROUPS = ("alignment", "lora", "variational", "generator")
+IN_GROUPS = ("alignment", "generator")
 OTHERS = tuple(kind for kind in spread.KINDS if kind not in (*IN_GROUPS, "compile"))
 
 

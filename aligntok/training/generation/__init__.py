@@ -261,6 +261,10 @@ class GeneratorStage(Stage):
             print(f"Samples: {pictures[-1]}")
         return folder
 
+    def is_of_classes(self, data: StageData) -> bool:
+        """Tell whether the generator is conditioned on classes."""
+        return bool(data.made_with.condition.conditional)
+
     def collate(self, data: StageData) -> Any:
         """Return what puts a batch together, and prepares its captions where prompts are trained on."""
         return data.made_with.condition.collate(super().collate(data))
