@@ -36,8 +36,7 @@ demo-t2i: $(STAMP)
 	tools/demo_t2i.sh $(BIN)
 
 test: $(STAMP) check
-	$(BIN)/python -m pytest -n auto
-	$(MAKE) docs
+	$(BIN)/python -m pytest -n auto  # which builds the documentation, too
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n auto -m nightly

@@ -95,7 +95,7 @@ def test_any_number_of_processes_logs_the_losses_of_one_and_ends_at_its_weights(
 TWO, FOUR = (("--standalone", f"--nproc_per_node={processes}") for processes in (2, 4))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # of the steps tests/distributed/test_parallel.py asks in each run
 def test_processes_that_share_out_the_model_are_one(one, tool, tmp_path):
     """Weights, moments and averages in shares: three stages, with pictures and validations."""
     finish(tool.launch(one[1], tmp_path / "many", "--cfg-options", "parallel=shard", torchrun=TWO))

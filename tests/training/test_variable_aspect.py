@@ -178,6 +178,7 @@ del stage
 """
 
 
+@pytest.mark.nightly  # its shapes, and a short training of several, are asked in each run
 def test_the_laion_config_trains_images_that_are_not_square_in_all_three_stages(shown, tmp_path):
     """Its own sizes, stages, teacher and balance, with networks small enough for a test."""
     config = Path(__file__).parents[2] / "configs" / "aligntok_dinov2reg_laion_f16d32.py"
