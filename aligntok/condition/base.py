@@ -52,6 +52,10 @@ class Condition(ABC):
     def from_words(self, words: Sequence[Any], device: torch.device) -> Given:
         """Return what the words ask for, a row each. Raises ConfigError for words that there are not."""
 
+    @abstractmethod
+    def check_words(self, words: Sequence[Any]) -> None:
+        """Raise ConfigError for words that there are not; nothing is encoded."""
+
     def seed(self, seed: int, place: int, image: int) -> int:
         """Return the seed of an image: that many after others of the word at a place, of a set with seed `seed`."""
         return seed + place

@@ -63,6 +63,11 @@ class ClassCondition(Condition):
         """Return labels (N,) of classes by number or name; an unconditional generator takes no heed of them."""
         return torch.tensor([self.class_index(word) if self.conditional else 0 for word in words], device=device)
 
+    def check_words(self, words: Sequence[int | str]) -> None:
+        """Raise ConfigError for a class that there is not; an unconditional generator takes no heed of them."""
+        for word in words if self.conditional else ():
+            self.class_index(word)
+
     def class_index(self, name: str | int) -> int:
         """Return the class of a name, in any case, or of a number: text is a name where classes have names, and
         ``index:3`` a number anywhere. Raises ConfigError for one that there is not.

@@ -21,6 +21,7 @@ from aligntok.distributed.job import batched
 from aligntok.errors import ConfigError, DataError
 from aligntok.rng import rng
 from aligntok.settings import read
+from aligntok.text_encoders import check_prompts
 
 _KEPT_BYTES = 2**30  # of encoded prompts that stay in main memory while pictures are drawn
 _AT_ONCE = 64  # prompts that are encoded together for pictures
@@ -50,6 +51,12 @@ class PromptCondition(Condition):
         self.text = read(TextSettings, text, "generator.text")
         self.dropout = self.text.dropout
         self.models = TextModels(generator, self.text, paths or {}, components)
+        if (self.text.guidance is not None) != generator.guidance_embed:
+            raise ConfigError(
+                f"{type(generator).__name__}: guidance_embed={generator.guidance_embed}, but generator.text.guidance "
+                f"is {self.text.guidance}; give a number to weights that were distilled with guidance, such as 3.5, "
+                "and none to others"
+            )
         self._full = generator.text_padding == "attend"
         self._known: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
@@ -94,7 +101,7 @@ class PromptCondition(Condition):
 
     def from_words(self, words: Sequence[Any], device: torch.device) -> dict[str, Tensor]:
         """Return prompts encoded, padded to the longest. The last ones are kept, and not encoded again."""
-        self._check_words(words)
+        self.check_words(words)
         new = [word for word in dict.fromkeys(words) if word not in self._known]
         for few in batched(new, _AT_ONCE):
             self._keep(few, device)
@@ -102,9 +109,9 @@ class PromptCondition(Condition):
         while sum(map(_bytes, self._known.values())) > _KEPT_BYTES and len(self._known) > 1:
             self._known.popitem(last=False)
         longest = max(len(row["mask"]) for row in rows)
-        return {
-            name: torch.stack([_lengthened(name, row[name], longest) for row in rows]).to(device) for name in rows[0]
-        }
+        return self._with_guidance(
+            {name: torch.stack([_lengthened(name, row[name], longest) for row in rows]).to(device) for name in rows[0]}
+        )
 
     def _keep(self, texts: Sequence[str], device: torch.device) -> None:
         """Encode texts, and keep the rows of each without padding, in main memory."""
@@ -124,12 +131,13 @@ class PromptCondition(Condition):
         """Return the seed of an image of the prompt at a place: another one for each, whatever comes beside it."""
         return int(rng("prompt", seed, place, image).integers(2**32))
 
-    def _check_words(self, words: Sequence[Any]) -> None:
-        """Raise ConfigError for no prompts at all, and for what is no text."""
+    def check_words(self, words: Sequence[Any]) -> None:
+        """Raise ConfigError for no prompts at all, and for what is no text, or has no UTF-8."""
         if not len(words):
             raise ConfigError("no prompt was given; give at least one, such as 'a red apple' ('' is any picture)")
         if wrong := [word for word in words if not isinstance(word, str)]:
             raise ConfigError(f"this generator takes prompts, was given {wrong[0]!r}; give text")
+        check_prompts(words, "generator.text")
 
     def _with_guidance(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         rows = given["text"].new_full((len(given["text"]),), self.text.guidance or 0.0)
@@ -151,9 +159,9 @@ class PromptCondition(Condition):
     def blank(self, number: int, device: torch.device) -> dict[str, Tensor]:
         """Return zeros for prompts that are as long as the text encoder takes them."""
         length, (width, pooled) = self.models.longest(), self.models.widths.values()
-        text = torch.zeros(number, length, width, device=device)
-        mask = torch.ones(number, length, dtype=torch.bool, device=device)
-        return {"text": text, "mask": mask} | ({"pooled": torch.zeros(number, pooled, device=device)} if pooled else {})
+        zero, one = torch.zeros((), device=device), torch.ones((), dtype=torch.bool, device=device)
+        given = {"text": zero.expand(number, length, width), "mask": one.expand(number, length)}
+        return self._with_guidance(given | ({"pooled": zero.expand(number, pooled)} if pooled else {}))
 
     def item(self) -> dict[str, Any]:
         """Return a label, and a blank prompt that is encoded."""
@@ -197,7 +205,9 @@ class PromptCondition(Condition):
         """Return whether the text encoders differ, by their identities."""
         if not isinstance(other, PromptCondition):
             return {"condition": (other.conditioned_on, self.conditioned_on)}
-        named = [{name: each.identity for name, each in one.encoders.items()} for one in (other, self)]
+        # What a file says of its own will do: the other's prompts are never encoded.
+        told = [one.models.describe() for one in (other, self)]
+        named = [{name: each and each["identity"] for name, each in one.items()} for one in told]
         return {} if named[0] == named[1] else {"text encoders": (named[0], named[1])}
 
 
@@ -238,7 +248,7 @@ def same_length(*given: Given | None) -> list[Any]:
 
 
 def _lengthened(name: str, tensor: Tensor, length: int, dim: int = 0) -> Tensor:
-    missing = length - tensor.shape[dim] if name != "pooled" else 0
+    missing = length - tensor.shape[dim] if name in ("text", "mask") else 0
     if not missing:
         return tensor
     return F.pad(tensor, (0, 0) * (tensor.dim() - 1 - dim) + (0, missing))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aligntok.annotations import check_values
 from aligntok.errors import ConfigError, WeightsError, unknown
 from aligntok.registry import TEXT_ENCODERS, default_of, without_weights
 from aligntok.settings import AboveZero, Share, settings
@@ -58,6 +59,10 @@ class TextModels:
             if name not in self._configs:
                 raise ConfigError(f"text_encoders: {unknown('part', name, self._configs)}")
             self._configs[name] |= {"path": path}
+        for name, config in self._configs.items():
+            if "type" not in config:
+                known = ", ".join(TEXT_ENCODERS)
+                raise ConfigError(f"generator.text.{name} is {config!r}; it must be dict(type=..., ...), of {known}")
         self._encoders: dict[str, Any] | None = None
         if (text.pooled is None) != (self.widths["pooled"] == 0):
             raise ConfigError(
@@ -132,8 +137,10 @@ class TextModels:
     def longest(self) -> int:
         """Return how many tokens a prompt may have, as far as that is known without loading anything."""
         config = self._configs["tokens"]
-        default = default_of(TEXT_ENCODERS.find(config["type"], self.components), "max_tokens")
-        return int(config.get("max_tokens") or default or _LONGEST)
+        encoder = TEXT_ENCODERS.find(config["type"], self.components)
+        given = {key: value for key, value in config.items() if key == "max_tokens"}
+        check_values(encoder, given, f"generator.text.tokens: text encoder '{config['type']}'")
+        return int(given.get("max_tokens") or default_of(encoder, "max_tokens") or _LONGEST)
 
     def describe(self) -> dict[str, Any]:
         """Return them by type, hub id, keywords and identity; of no place of this machine."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import aligntok
+from aligntok.condition import ClassCondition
 from aligntok.data.transforms import parse_image_size
 from aligntok.device import computing, device, explaining_out_of_memory, multiplying, precision_on
 from aligntok.diffusion.sampling import draw_samples
@@ -51,6 +52,7 @@ class SamplePipeline:
         self.sampling = _changed(self.model.sampling, request.sampling)
         prompts = request.prompt if request.prompts is None else read_prompts(request.prompts)
         self.rule = word_rule(self.model, request.labels, request.classes, prompts, request.seed)
+        self._check_negative()
         self.num = request.num_samples or self.rule.num
         self.weak = None if request.autoguidance is None else load_weaker(request.autoguidance, self.model)
         f, (_, *latent_size) = self.model.tokenizer.downsample_factor, self.model.latent_shape
@@ -63,6 +65,20 @@ class SamplePipeline:
         self.precision = request.precision or precision_on(self.device)
         if request.compile:
             compile_blocks([self.model.generator, self.weak], {})
+
+    def _check_negative(self) -> None:
+        """Raise ConfigError for a word to lead away from that there is not, or that would change nothing."""
+        negative, condition = self.request.negative, self.model.condition
+        if negative is None:
+            return
+        if isinstance(condition, ClassCondition) and not condition.conditional:
+            raise ConfigError("negative was given, but this generator is unconditional: leave it out")
+        condition.check_words([negative])
+        if self.sampling.cfg_scale == 1 and self.request.guidance_sweep is None:
+            raise ConfigError(
+                f"negative '{negative[:40]}' with cfg_scale=1 guides nothing; give --cfg-scale, such as 5, or leave it "
+                "out"
+            )
 
     def check(self, num: int, *several: Sampling) -> None:
         """Raise ConfigError unless `num` samples can be drawn with each of these settings.

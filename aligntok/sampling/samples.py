@@ -7,6 +7,7 @@ on processes and interruptions, and on the batch size only as far as the roundin
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,7 +104,8 @@ def default_folder(drawer: SamplePipeline, settings: Mapping[str, Any], *first: 
     words += [f"{key}-{value}" for key, value in sorted(sampling.options.items())]
     words.append("x".join(map(str, drawer.image_size)))
     words += drawer.rule.name()
-    words += ["negative"] * (drawer.request.negative is not None)
+    if drawer.request.negative is not None:
+        words.append(f"negative-{hashlib.sha256(drawer.request.negative.encode()).hexdigest()[:8]}")
     words += [settings["precision"]] * (settings["precision"] != "fp32")
     words += [f"seed-{settings['seed']}"] * (settings["seed"] != 0)
     words += [f"weak-{settings['autoguidance']['identity'][:8]}"] if settings["autoguidance"] else []

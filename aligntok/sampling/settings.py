@@ -90,6 +90,10 @@ class SampleRequest:
             raise ConfigError(f"both labels={self.labels} and a list of classes were given; give one of the two")
         if self.prompt and self.prompts is not None:
             raise ConfigError("both --prompt and --prompts were given; give one of the two")
+        if self.negative is not None and self.autoguidance is not None:
+            raise ConfigError(
+                "--negative and --autoguidance were both given; guidance leads away from one of them: leave one out"
+            )
         if self.guidance_sweep is None:
             if self.reference is not None:
                 raise ConfigError(

@@ -145,7 +145,9 @@ def word_rule(
     if not isinstance(condition, ClassCondition):
         if labels or classes:
             raise ConfigError("labels or classes were given, but this generator takes prompts: give those instead")
-        return PromptRule(condition, prompts, seed)
+        rule = PromptRule(condition, prompts, seed)
+        condition.check_words(rule.prompts)
+        return rule
     if prompts:
         raise ConfigError("prompts were given, but this generator was trained on classes: leave them out")
     if not condition.conditional:
@@ -201,8 +203,9 @@ def _decoded(path: str | Path, number: int, line: bytes) -> str:
 
 def _json_line(path: str | Path, number: int, line: str) -> str:
     try:
-        said = json.loads(line)
-    except ValueError as error:
+        said = json.loads(line, object_pairs_hook=_unique)
+        str(said).encode()  # half of a surrogate pair, which JSON can write, is no text
+    except (ValueError, RecursionError) as error:
         raise DataError(f"prompts: line {number} of {path} is no JSON ({first_line(error)}); correct it") from error
     if isinstance(said, dict):
         said = next((said[key] for key in KEYS if key in said), None)
@@ -213,12 +216,29 @@ def _json_line(path: str | Path, number: int, line: str) -> str:
     return said
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(named := dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return named
+
+
 def _rows(path: str | Path, text: str) -> list[tuple[int, str]]:
-    reader = csv.DictReader(io.StringIO(text))
-    columns = reader.fieldnames or []
-    key = next((key for key in KEYS if key in columns), None)
-    if key is None:
+    reader = csv.reader(io.StringIO(text), strict=True)
+    try:
+        rows = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
         raise DataError(
-            f"prompts: {path} has no column {', '.join(KEYS)}, only {', '.join(columns) or 'none'}; name one so"
-        )
-    return [(reader.line_num, row[key] or "") for row in reader]
+            f"prompts: line {reader.line_num} of {path} is no CSV ({first_line(error)}); correct it"
+        ) from error
+    columns = rows.pop(0)[1] if rows else []
+    key = next((key for key in KEYS if columns.count(key) == 1), None)
+    if key is None:
+        told = ", ".join(columns[:8]) or "none"
+        raise DataError(f"prompts: {path} has no column {', '.join(KEYS)}, only {told}; name one so")
+    for line, row in rows:
+        if len(row) != len(columns):
+            raise DataError(
+                f"prompts: line {line} of {path} has {len(row)} fields, and the first line {len(columns)}; put a "
+                "prompt with a comma into quotes"
+            )
+    return [(line, row[columns.index(key)]) for line, row in rows]

@@ -182,3 +182,31 @@ def test_text_is_taken_off_a_generators_config():
     given = dict(type="flux_dit", depth=1, text=dict(tokens=1))
     assert split_text(given) == (dict(type="flux_dit", depth=1), dict(tokens=1))
     assert "text" in given
+
+
+def test_what_weights_distilled_with_guidance_are_told_is_in_whatever_they_are_given(text):
+    made = condition(text(guidance=3.5), guidance_embed=True)
+    given = made.of({"caption": CAPTIONS}, CPU)
+    dropped = made.drop(given, torch.tensor([True, False, False, True]))
+    for found in (
+        given,
+        dropped,
+        made.from_words(CAPTIONS, CPU),
+        made.blank(4, CPU),
+        *same_length(given, made.null(4, CPU)),
+    ):
+        assert found["guidance"].tolist() == [3.5] * 4
+    with pytest.raises(ConfigError, match=r"guidance_embed=False, but generator.text.guidance is 3.5; give a number"):
+        condition(text(guidance=3.5))
+    with pytest.raises(ConfigError, match=r"guidance_embed=True, but generator.text.guidance is None; give a number"):
+        condition(text(), guidance_embed=True)
+
+
+def test_an_encoder_is_looked_at_before_anything_is_planned_for_it(text):
+    tokens = text()["tokens"]
+    with pytest.raises(ConfigError, match=r"generator.text.tokens is {'path': 'x'}; it must be dict\(type=..., ...\)"):
+        condition(text(tokens=dict(path="x")))
+    with pytest.raises(ConfigError, match=r"generator.text.tokens: text encoder 'hf_text': max_tokens='abc' is str"):
+        condition(text(tokens=dict(tokens, max_tokens="abc"))).blank(1, CPU)
+    blank = condition(text(tokens=dict(tokens, max_tokens=10**9))).blank(1, CPU)  # of no memory, until it is used
+    assert blank["text"].shape == (1, 10**9, 32)

@@ -84,6 +84,13 @@ def test_a_caption_of_several_lines_in_a_table_is_one_prompt(tmp_path):
         ("a.jsonl", b'"a"\n{"prompt": 3}\n', "line 2 of .*a.jsonl has no prompt"),
         ("a.csv", b"name,words\nx,y\n", "a.csv has no column prompt, caption, text, only name, words; name one so"),
         ("a.csv", b"prompt,x\na,1\n,2\n", "line 3 of .*a.csv is empty"),
+        ("a.jsonl", b'{"prompt": "a", "prompt": "b"}\n', "line 1 of .*a.jsonl is no JSON .a key is there twice"),
+        ("a.jsonl", b'"a"\n"\\ud800"\n', "line 2 of .*a.jsonl is no JSON .*surrogates not allowed"),
+        ("a.jsonl", b"[" * 100_000, "line 1 of .*a.jsonl is no JSON .maximum recursion depth"),
+        ("a.csv", b"prompt\na red apple, on a table\n", "line 2 of .*a.csv has 2 fields, and the first line 1; put a"),
+        ("a.csv", b'prompt\n"a red\nb\n', "line 3 of .*a.csv is no CSV .unexpected end of data"),
+        ("a.csv", b"prompt\n" + b"a" * 200_000, "line 2 of .*a.csv is no CSV .field larger than field limit"),
+        ("a.csv", b"prompt,prompt\na,b\n", "a.csv has no column prompt, caption, text, only prompt, prompt"),
     ],
 )
 def test_a_file_of_another_form_is_refused_with_its_line(tmp_path, name, content, told):

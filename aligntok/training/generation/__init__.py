@@ -197,6 +197,7 @@ class GeneratorStage(Stage):
         model.diffusion.condition.check_guidance(sampling.cfg_scale, f"{self.where}, sampling")
         held_to.check_sampling(self.settings, generator.in_channels, self.where)
         held_to.check_captions(self.settings, self.where)
+        held_to.check_words(self.settings, model.diffusion.condition, self.where)
         classes = self.settings.generator.get("num_classes", 1)  # of the data, once they are known
         held_to.check_variants(self.settings.validation, sampling, self.where, classes)
         source = None if self.description.is_file() else self.settings.tokenizer  # what has begun has its own copy

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from operator import itemgetter
 from typing import Any
 
+from aligntok.condition import ClassCondition, Condition
 from aligntok.data.images import AspectBuckets
 from aligntok.data.loader import make_loader
 from aligntok.diffusion.settings import Sampling
@@ -30,6 +31,8 @@ def check_validation(settings: GeneratorValidationSettings, own: Sampling, where
     """
     check_variants(settings, own, where)
     if settings.num_samples:
+        if settings.prompts is not None:
+            read_prompts(settings.prompts)
         _variants_and_metrics(settings, own)
 
 
@@ -70,6 +73,25 @@ def check_captions(settings: GeneratorSettings, where: str) -> None:
             f"{where}: data.train.caption={settings.data.train['caption']!r}, but latent_cache keeps no captions; set "
             "latent_cache.caption='auto', too"
         )
+
+
+def check_words(settings: GeneratorSettings, condition: Condition, where: str) -> None:
+    """Raise ConfigError for words to draw while training that the generator's condition does not take."""
+    log, validation = settings.log, settings.validation
+    if isinstance(condition, ClassCondition):
+        if log.prompts or validation.prompts is not None:
+            raise ConfigError(
+                f"{where}: log.prompts or validation.prompts were given, but the generator is conditioned on classes; "
+                "leave them out"
+            )
+        return
+    if validation.labels != "random":
+        raise ConfigError(
+            f"{where}: validation.labels='{validation.labels}', but the generator takes prompts; leave it out, or give "
+            "validation.prompts"
+        )
+    if log.prompts:
+        condition.check_words(log.prompts)
 
 
 def check_size(

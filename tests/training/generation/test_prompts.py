@@ -117,6 +117,48 @@ def test_an_export_names_its_text_encoders_and_has_none(prompted, tmp_path, text
     assert torch.equal(aligntok.load_latent_diffusion(whole)("a cat"), aligntok.load_latent_diffusion(run)("a cat"))
 
 
+def test_words_that_cannot_be_are_refused_before_anything_is_drawn(prompted, write_generation, tmp_path, capsys):
+    runs = {"prompts": prompted(steps=1), "classes": write_generation("classes", steps=1)}
+    for name, config in runs.items():
+        assert train([config, "--cfg-options", f"work_dir={tmp_path / name}"]) == 0
+    for name, told, *options in [
+        ("prompts", "generator.text: prompt 0, 'a\\udcff', is no UTF-8", "--prompt", "a\udcff"),
+        ("prompts", "prompt 0, 'b\\udcff', is no UTF-8", "--prompt", "a", "--cfg-scale=2", "--negative", "b\udcff"),
+        ("prompts", "negative 'b' with cfg_scale=1 guides nothing", "--prompt=a", "--negative=b", "--cfg-scale=1"),
+        ("classes", "no class named 'no'", "--negative", "no", "--cfg-scale=2"),
+        ("classes", "--negative and --autoguidance were both given", "--negative=ant", "--autoguidance=x"),
+    ]:
+        capsys.readouterr()
+        assert sample([str(tmp_path / name), *options, "--out", str(tmp_path / "out")]) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_to_draw_while_training_are_looked_at_before_it(prompted, write_generation, tmp_path, capsys):
+    metrics = [dict(type="generation", reference="x")]
+    for told, config in [
+        ("log.prompts or validation.prompts were given, but the", write_generation("a", log=dict(prompts=["dog"]))),
+        ("prompt 0, 'a\\ud800', is no UTF-8", prompted("b", log=dict(prompts=["a\ud800"]))),
+        ("validation.labels='balanced', but the generator takes", prompted("c", validation=dict(labels="balanced"))),
+        (
+            "nowhere.txt cannot be read",
+            prompted("d", validation=dict(num_samples=2, prompts="nowhere.txt", metrics=metrics)),
+        ),
+    ]:
+        capsys.readouterr()
+        assert train([config, "--cfg-options", f"work_dir={tmp_path / 'run'}"]) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_weaker_generator_needs_no_encoders_of_its_own(prompted, tmp_path, text_model):
+    run = tmp_path / "run"
+    assert train([prompted(steps=1), "--cfg-options", f"work_dir={run}"]) == 0
+    exported, bert = str(run / "latent_diffusion"), text_model("bert")
+    given = ["--prompt", "a", "--cfg-scale", "2", "--text-encoders", f"tokens={bert}", f"pooled={bert}"]
+    assert sample([exported, *given, "--autoguidance", exported, "--out", str(tmp_path / "out")]) == 0
+
+
 def test_a_generator_is_exported_for_diffusers(prompted, tmp_path):
     flux = pytest.importorskip("diffusers").FluxTransformer2DModel
     run, out = tmp_path / "run", tmp_path / "out"
