@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import aligntok
-from aligntok.condition import check_text_registered, condition_of, paths_of, same_length, saved_encoders, split_text
+from aligntok.condition import (
+    check_described_text,
+    check_text_registered,
+    condition_of,
+    paths_of,
+    same_length,
+    saved_encoders,
+    split_text,
+)
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.diffusion.sampling import draw_samples
 from aligntok.diffusion.settings import Sampling
@@ -195,5 +203,7 @@ def described_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     Raises KeyError, TypeError or ValueError for a file that does not.
     """
     named = "text" if "text" in content else "class_names"
+    if named == "text":
+        check_described_text(content["text"])
     fields = {key: content[key] for key in ("generator", "latent_shape", "sampling", named)}
     return {**fields, "statistics": LatentStatistics(**content["statistics"])}

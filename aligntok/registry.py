@@ -148,7 +148,7 @@ class ComponentRegistry(Registry):
     def _refusal(self, name: Any) -> str:
         if isinstance(name, str) and "." not in name:
             return self._missing(name)
-        loader = "load_latent_diffusion" if self.kind == "generator" else "load_tokenizer"
+        loader = "load_latent_diffusion" if self.kind in ("generator", "text encoder") else "load_tokenizer"
         return (
             f"{self.kind} {name!r} stands in a file, of which only registered names are taken ({', '.join(self)}), and "
             "dotted names are for configs that you wrote yourself: load it with "

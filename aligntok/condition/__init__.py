@@ -10,7 +10,7 @@ from typing import Any
 from aligntok.condition.base import Condition, Given
 from aligntok.condition.classes import ClassCondition
 from aligntok.condition.prompts import PromptCondition, same_length
-from aligntok.condition.text_models import ROLES, check_text_registered, saved_encoders
+from aligntok.condition.text_models import ROLES, check_described_text, check_text_registered, saved_encoders
 from aligntok.errors import ConfigError
 
 __all__ = [
@@ -19,9 +19,11 @@ __all__ = [
     "Given",
     "PromptCondition",
     "asked_of_data",
+    "check_described_text",
     "check_text_registered",
     "condition_of",
     "paths_of",
+    "pinned",
     "same_length",
     "saved_encoders",
     "split_text",
@@ -36,6 +38,18 @@ def split_text(generator: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[st
     own = dict(generator)
     text = own.pop("text", None)
     return own, text
+
+
+def pinned(generator: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a generator's config whose text encoders must have the content that a description names, if it does."""
+    own, text = split_text(generator)
+    said = described.get("text") or {}
+    if text is None:
+        return own
+    held = {
+        name: {**text[name], "identity": said[name]["identity"]} for name in ROLES if text.get(name) and said.get(name)
+    }
+    return {**own, "text": {**text, **held}}
 
 
 def paths_of(text: Mapping[str, Any] | None) -> dict[str, Any]:

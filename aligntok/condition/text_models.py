@@ -182,6 +182,13 @@ def saved_encoders(folder: Path, text: Mapping[str, Any]) -> dict[str, Path]:
     return {name: place for name, place in places.items() if place.is_dir() and not place.is_symlink()}
 
 
+def check_described_text(text: Any) -> None:
+    """Raise KeyError, TypeError or ValueError unless it is what `describe` gives, as far as files are found by it."""
+    for name in ROLES:
+        if (config := text[name]) is not None and not isinstance(config["identity"], str):
+            raise ValueError(f"the identity of text.{name} is {type(config['identity']).__name__}")
+
+
 def check_text_registered(text: Mapping[str, Any], components: Mapping[str, Any] | None) -> None:
     """Raise UnknownComponentError unless the `text` of a file names registered encoders, or some of `components`.
 

@@ -73,6 +73,12 @@ def find_files(source: str | os.PathLike[str], who: str, groups: Sequence[Sequen
                     f"or give a repository of the hub as path, such as {example!r}"
                 )
         return folder
+    if is_packaged or os.fspath(source).startswith((".", "~")) or folder.is_absolute():
+        wanted = ", ".join(" or ".join(names) for names in groups)
+        raise WeightsError(
+            f"{who}: there is no folder {source}; give the one that has {wanted}, or a repository of the hub as path, "
+            f"such as {example!r}"
+        )
     check_named(source, who)
     repository = Repository(os.fspath(source), who)
     found = [repository.file(*names) for names in groups]

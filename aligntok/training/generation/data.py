@@ -10,6 +10,7 @@ from aligntok.caching.cache import LatentCache, images_to_cache
 from aligntok.caching.encoder import LatentEncoder, latent_statistics
 from aligntok.caching.settings import CacheContent, CacheSettings
 from aligntok.caching.text_cache import cache_texts
+from aligntok.condition import pinned
 from aligntok.data.images import find_buckets, square_size
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.data.loader import number_of_classes
@@ -48,7 +49,8 @@ def build(stage: GeneratorStage) -> StageData:
     statistics, shape = _statistics(stage, tokenizer, train)
     names, sampling = tuple(getattr(train, "class_names", ())), asdict(settings.sampling)
     seed_torch("weights", stage.seed)  # the generator's first weights
-    diffusion = LatentDiffusion(settings.generator, tokenizer, statistics, shape, names, sampling)
+    begun = read_stage_file(stage.folder, UNKNOWN, described_fields) if stage.description.is_file() else {}
+    diffusion = LatentDiffusion(pinned(settings.generator, begun), tokenizer, statistics, shape, names, sampling)
     diffusion.condition.check_data(train)
     if (texts := diffusion.condition.to_encode(train)) is not None:
         diffusion.condition.cache = cache_texts(stage.folder.parent / "texts", **texts)
@@ -128,5 +130,9 @@ def _start(stage: GeneratorStage, tokenizer: Tokenizer) -> Mapping[str, Any]:
         raise ConfigError(
             f"init_from: the generator in {stage.start_folder} is on latents of another tokenizer (identity "
             f"{str(theirs)[:12]}) than this training's ({tokenizer.identity[:12]}); set tokenizer to that one's"
+        )
+    if (kind := said["generator"].get("type")) != (own := stage.settings.generator["type"]):
+        raise ConfigError(
+            f"init_from: the generator in {stage.start_folder} is a '{kind}', this one a '{own}'; give one"
         )
     return described_fields(said)

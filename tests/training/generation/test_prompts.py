@@ -264,3 +264,43 @@ def test_the_next_steps_captions_are_encoded_beside_a_step(prompted, tmp_path, m
     monkeypatch.setattr(GenerationModel, "backward", step)
     assert train([prompted(log=dict(every=1, pictures=0)), "--cfg-options", f"work_dir={tmp_path / 'run'}"]) == 0
     assert steps == [0, 1, 2, 3]
+
+
+def test_a_run_is_not_taken_up_again_with_another_text_encoder(prompted, tmp_path, text_model, capsys):
+    run, bert, other = tmp_path / "run", tmp_path / "encoder", text_model("qwen3")
+    shutil.copytree(text_model("bert"), bert)
+
+    def text(path, **more):
+        tokens = dict(type="hf_text", path=str(path), max_tokens=32, pool="mean")
+        return dict(FLUX, text=dict(tokens=tokens, pooled=tokens, **more))
+
+    assert train([prompted(steps=1, generator=text(bert)), "--cfg-options", f"work_dir={run}"]) == 0
+    described = (run / "generation/stage.json").read_bytes()
+    changed = prompted("changed", steps=2, generator=text(other))
+    cached = prompted("cached", steps=2, generator=text(other, cache=True))
+    for config in (changed, cached, None):
+        if config is None:  # another content where it was
+            shutil.rmtree(bert)
+            shutil.copytree(other, bert)
+        capsys.readouterr()
+        config = config or prompted("same", steps=2, generator=text(bert))
+        assert train([config, "--cfg-options", f"work_dir={run}"]) == 2
+        assert "is another one (identity" in capsys.readouterr().err
+    assert (run / "generation/stage.json").read_bytes() == described
+
+
+@pytest.mark.parametrize("saved", ["generation/stage.json", "latent_diffusion/latent_diffusion.json"])
+def test_a_file_that_describes_no_text_encoders_is_refused(prompted, tmp_path, capsys, saved):
+    run = tmp_path / "run"
+    assert train([prompted(steps=1), "--cfg-options", f"work_dir={run}"]) == 0
+    (run / saved).with_name("checksums.json").unlink(missing_ok=True)
+    said = json.loads((run / saved).read_text())
+    folder = run if saved.startswith("generation") else (run / saved).parent
+    tokens = said["text"]["tokens"]
+    wrong = [dict(identity=5), dict(identity=None), dict(type="os.system"), dict(layer=dict(type="os.system"))]
+    parts = ["x", [], 5, {}, None, *({**tokens, **each} for each in wrong)]
+    for text in ["x", [1], 5, True, None, {}, *({**said["text"], "tokens": part} for part in parts)]:
+        (run / saved).write_text(json.dumps({**said, "text": text}))
+        capsys.readouterr()
+        assert sample([str(folder), "--prompt", "a", "--out", str(tmp_path / "out")]) == 2, text
+        assert "Error: " in capsys.readouterr().err
