@@ -119,9 +119,7 @@ class PromptCondition(Condition):
             encoded = self.cache.get(texts, self._full)
         else:
             encoded = self.models.encode(self.models.tokens(texts, self._full), device)
-            if device.type != "cpu":  # pictures need the memory; a training's captions come through `of`
-                for encoder in self.encoders.values():
-                    encoder.to("cpu")
+            self.models.leave(device)  # pictures need the memory; a training's captions come through `of`
         for row, text in enumerate(texts):
             whole = {name: tensor[row].to("cpu", copy=True) for name, tensor in encoded.items()}
             there = torch.ones_like(whole["mask"]) if self._full else whole["mask"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from aligntok.settings import AboveZero, Share, settings
 
 #: The generator's keyword for the width of what each text encoder gives.
 ROLES = {"tokens": "context_in_dim", "pooled": "vec_in_dim"}
+#: Encoders are asked and moved by one thread at a time: a training's, and that of its next step's captions.
+_ALONE = threading.RLock()
 _SHORT = 12  # digits of an identity that name a folder
 _LONGEST = 77  # tokens that are planned for, of a text encoder that does not say how many it takes
 
@@ -159,13 +162,24 @@ class TextModels:
     def encode(self, tokens: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
         """Return text, mask and, with an encoder for it, the pooled prompt of tokens, on a device."""
         found: dict[str, dict[str, Tensor]] = {}
-        for name, encoder in self.encoders.items():
-            same = next((other for other in found if self.encoders[other] is encoder), None)
-            own = {key: tensor.to(device, non_blocking=True) for key, tensor in tokens[name].items()}
-            found[name] = encoder.to(device)(**own) if same is None else found[same]
+        with _ALONE:
+            for name, encoder in self.encoders.items():
+                same = next((other for other in found if self.encoders[other] is encoder), None)
+                own = {key: tensor.to(device, non_blocking=True) for key, tensor in tokens[name].items()}
+                found[name] = encoder.to(device)(**own) if same is None else found[same]
         given = {"text": found["tokens"]["text"], "mask": found["tokens"]["mask"]}
         pooled = {"pooled": found["pooled"]["pooled"]} if "pooled" in found else {}
         return {**given, **pooled}
+
+    def leave(self, device: torch.device) -> None:
+        """Make room on a device: move the encoders from there, once another thread's captions are encoded."""
+        if device.type == "cpu":
+            return
+        with _ALONE:
+            if device.type == "cuda":  # what a thread has asked for in a stream of its own may still read the weights
+                torch.cuda.synchronize(device)
+            for encoder in self.encoders.values():
+                encoder.to("cpu")
 
 
 def tokens_of(

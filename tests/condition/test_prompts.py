@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from aligntok.condition import condition_of, same_length, split_text
 from aligntok.errors import ConfigError, DataError, UnknownComponentError, WeightsError
 from aligntok.generators.flux_dit import FluxDiT
 from aligntok.generators.lightning_dit import LightningDiT
+from aligntok.training.generation.model import GenerationModel
 
 CPU = torch.device("cpu")
 SHAPE = dict(in_channels=4, hidden_size=32, num_heads=2, depth=1, depth_single_blocks=1, context_in_dim=32)
@@ -210,3 +214,30 @@ def test_an_encoder_is_looked_at_before_anything_is_planned_for_it(text):
         condition(text(tokens=dict(tokens, max_tokens="abc"))).blank(1, CPU)
     blank = condition(text(tokens=dict(tokens, max_tokens=10**9))).blank(1, CPU)  # of no memory, until it is used
     assert blank["text"].shape == (1, 10**9, 32)
+
+
+def test_encoders_are_not_moved_while_another_thread_asks_them(text, monkeypatch):
+    models, told, begun = condition(text()).models, [], threading.Event()
+    encoder, tokens = models.encoders["tokens"], models.tokens(["dog"], False)
+
+    def states(*given):
+        begun.set()
+        told.append("asked")
+        time.sleep(0.3)
+        told.append("answered")
+        return type(encoder).states(encoder, *given)
+
+    monkeypatch.setattr(encoder, "states", states)
+    thread = threading.Thread(target=models.encode, args=(tokens, CPU))
+    thread.start()
+    assert begun.wait(30)
+    monkeypatch.setattr(encoder, "to", lambda where: told.append(where))
+    models.leave(torch.device("mps"))
+    thread.join()
+    assert told == ["asked", "answered", "cpu", "cpu"]
+
+
+@pytest.mark.parametrize(("precision", "ahead"), [("fp32", True), ("bf16", True), ("tf32", False)])
+def test_nothing_is_encoded_beside_a_step_that_rounds_otherwise(precision, ahead):
+    training = SimpleNamespace(diffusion=SimpleNamespace(condition=SimpleNamespace(encodes=True)), precision=precision)
+    assert GenerationModel.prepares.fget(training) is ahead

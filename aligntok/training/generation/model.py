@@ -58,8 +58,11 @@ class GenerationModel(TrainedModel):
 
     @property
     def prepares(self) -> bool:
-        """Whether there is something to compute of a batch before its step: prompts that are encoded as they come."""
-        return self.diffusion.condition.encodes
+        """Whether there is something to compute of a batch beside the step before: prompts, encoded as they come.
+
+        Not with "tf32": that is a setting of the whole process, and encoders are to compute without it.
+        """
+        return self.diffusion.condition.encodes and self.precision != "tf32"
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Begin to encode a batch's prompts, beside the step before; return the batch, which has what comes of it."""

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,3 +209,51 @@ def test_two_processes_train_the_same_generator_as_one(write_mixed, tool, tmp_pa
         assert process.returncode == 0, printed
         parts.append(tool.newest(tmp_path / str(processes) / "generation")["parts"])
     torch.testing.assert_close(parts[1], parts[0], rtol=0, atol=1e-5)
+
+
+def below(process):
+    """A process, those that it has started, and so on."""
+    lists = [path.read_text().split() for path in Path(f"/proc/{process}/task").glob("*/children")]
+    return [process, *(each for own in lists for child in own for each in below(int(child)))]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_of_prompts_on_several_shapes_that_is_killed_ends_bit_identical(
+    mixed, text_model, tiny_tokenizer, write_generation, tool, tmp_path, processes
+):
+    """Captions, two an image, become tokens in loading processes, and are encoded a step ahead; SIGKILL ends all."""
+    shutil.copytree(mixed, images := tmp_path / "images", ignore=shutil.ignore_patterns("*.txt"))
+    names = sorted(path.name for path in images.iterdir())
+    lines = [dict(file=name, caption=[f"a dog {name}", f"a cat on a red apple {name}"]) for name in names]
+    (images / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    encoder = dict(type="hf_text", path=str(text_model("bert")), max_tokens=32, pool="mean")
+    config = write_generation(
+        steps=6,
+        data_root=str(images),
+        tokenizer=str(tiny_tokenizer),
+        generator=dict(
+            **dict(type="flux_dit", in_channels=4, hidden_size=32, num_heads=2, depth=1, depth_single_blocks=1),
+            **dict(context_in_dim=32, vec_in_dim=32, text=dict(tokens=encoder, pooled=encoder, dropout=0.5)),
+        ),
+        data=dict(train=dict(type="images", image_size=AREA), workers=2),
+        global_batch_size=4,
+        checkpoint=dict(every=1),
+        log=dict(every=1, pictures=0),
+    )
+    torchrun = ("--standalone", f"--nproc_per_node={processes}") if processes > 1 else ()
+    rng, runs = random.Random(processes), [tmp_path / "whole", tmp_path / "killed"]
+    for step in [rng.randint(2, 3), rng.randint(4, 5)]:
+        process = tool.launch(config, runs[1], torchrun=torchrun, start_new_session=True)
+        assert f"step {step}/6" in (printed := tool.until(process, f"step {step}/6")), printed
+        for each in below(process.pid):
+            os.kill(each, signal.SIGKILL)
+        process.communicate()
+    for run in runs:
+        process = tool.launch(config, run, torchrun=torchrun)
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+    assert any(
+        "going on after step" in path.read_text() for path in runs[1].rglob("*rank0.log" if torchrun else "*.log")
+    )
+    assert tool.same(*(tool.newest(run / "generation") for run in runs))
