@@ -255,8 +255,8 @@ def load_latent_diffusion(
     width or decay `average` (None: that of the config's `ema.inference`).
 
     `components` are classes by the names that its files give them, for parts that no plugin registers. `text_encoders`
-    are folders or hub ids, such as ``dict(tokens="/path/to/t5")``, of those that encode prompts, which no export holds;
-    their content must be what the generator was trained with.
+    are folders or hub ids, such as ``dict(tokens="/path/to/t5")``, of those that encode prompts, which no export holds,
+    or ``dict(path=, tokenizer=)`` of these; their content must be what the generator was trained with.
 
     Raises WeightsError or CheckpointError when there is none there, or it is damaged, UnknownComponentError for a part
     that is neither registered nor given.

@@ -10,7 +10,7 @@ from typing import Any
 from aligntok.condition.base import Condition, Given
 from aligntok.condition.classes import ClassCondition
 from aligntok.condition.prompts import PromptCondition, same_length
-from aligntok.condition.text_models import ROLES, check_described_text, check_text_registered, saved_encoders
+from aligntok.condition.text_models import PLACES, ROLES, check_described_text, check_text_registered, saved_encoders
 from aligntok.errors import ConfigError
 
 __all__ = [
@@ -53,13 +53,17 @@ def pinned(generator: Mapping[str, Any], described: Mapping[str, Any]) -> dict[s
 
 
 def paths_of(text: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return where a generator's text encoders are, by "tokens" and "pooled", as far as its `text` says.
+    """Return where a generator's text encoders are, `path` and `tokenizer` of each, as far as its `text` says.
 
     What is neither a place that there is nor a package or hub id is a name that a file was left with, of one far away.
     """
     named = {name: (text or {}).get(name) for name in ROLES}
-    paths = {name: each.get("path") for name, each in named.items() if isinstance(each, Mapping)}
-    return {name: path for name, path in paths.items() if path and (os.path.exists(path) or _ELSEWHERE.fullmatch(path))}
+    given = {name: {key: each.get(key) for key in PLACES} for name, each in named.items() if isinstance(each, Mapping)}
+    there = {
+        name: {key: at for key, at in each.items() if at and (os.path.exists(at) or _ELSEWHERE.fullmatch(at))}
+        for name, each in given.items()
+    }
+    return {name: places for name, places in there.items() if "path" in places}
 
 
 def asked_of_data(generator: Any) -> dict[str, Any]:

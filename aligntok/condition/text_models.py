@@ -21,6 +21,8 @@ ROLES = {"tokens": "context_in_dim", "pooled": "vec_in_dim"}
 #: Encoders are asked and moved by one thread at a time: a training's, and that of its next step's captions.
 _ALONE = threading.RLock()
 _SHORT = 12  # digits of an identity that name a folder
+#: Their keywords that say where files are, which belong to a machine if it has such a place.
+PLACES = ("path", "tokenizer")
 _LONGEST = 77  # tokens that are planned for, of a text encoder that does not say how many it takes
 
 
@@ -44,8 +46,8 @@ class TextSettings:
 class TextModels:
     """The text encoders that `text` names, for what a generator takes: its `context_in_dim` and `vec_in_dim`.
 
-    paths: where they are, by "tokens" and "pooled", where `text` does not say. Raises ConfigError for a pooled prompt
-    that the generator has no use for, or lacks.
+    paths: where they are, by "tokens" and "pooled", where `text` does not say: a path, or dict(path=, tokenizer=).
+    Raises ConfigError for a pooled prompt that the generator has no use for, or lacks.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class TextModels:
         for name, path in paths.items():
             if name not in self._configs:
                 raise ConfigError(f"text_encoders: {unknown('part', name, self._configs)}")
-            self._configs[name] |= {"path": path}
+            self._configs[name] |= path if isinstance(path, Mapping) else {"path": path}
         for name, config in self._configs.items():
             if "type" not in config:
                 known = ", ".join(TEXT_ENCODERS)
@@ -149,8 +151,7 @@ class TextModels:
         """Return them by type, hub id, keywords and identity; of no place of this machine."""
         named: dict[str, Any] = dict.fromkeys(ROLES)
         for name, config in self._configs.items():
-            local = _is_local(config.get("path"))
-            shared = {key: value for key, value in config.items() if not (local and key == "path")}
+            shared = {key: value for key, value in config.items() if key not in PLACES or not _is_local(value)}
             named[name] = {**shared, "identity": config.get("identity") or self.encoders[name].identity}
         return named
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 
 from aligntok.cli import train
+from aligntok.loading import load_latent_diffusion
 from aligntok.training import generation
 from aligntok.training.generation.model import GenerationModel
 
@@ -77,3 +79,38 @@ def test_a_cache_of_prompts_keeps_captions_from_where_it_is_told(monkeypatch):
     for given, kept in [({}, "auto"), (dict(caption="captions.csv"), "captions.csv")]:
         stage = generation.expand_generation({**shared, "latent_cache": given})
         assert (stage.settings.latent_cache.caption, stage.settings.data.train["caption"]) == (kept, "auto")
+
+
+def test_a_tokenizer_that_lies_elsewhere_is_told_of_no_export(
+    write_generation, captioned, tiny_tokenizer, text_model, tmp_path
+):
+    bert, encoder, run = text_model("bert"), tmp_path / "encoder", tmp_path / "run"
+    apart = tmp_path / "apart"
+    shutil.copytree(bert, encoder)
+    apart.mkdir()
+    for path in encoder.glob("*token*"):
+        shutil.move(path, apart / path.name)
+    tokens = dict(type="hf_text", path=str(encoder), tokenizer=str(apart), max_tokens=32)
+    config = write_generation(
+        steps=1,
+        data_root=str(captioned),
+        tokenizer=str(tiny_tokenizer),
+        generator=dict(
+            **dict(type="flux_dit", in_channels=4, hidden_size=32, num_heads=2, depth=1, depth_single_blocks=1),
+            **dict(context_in_dim=32, vec_in_dim=0, text=dict(tokens=tokens)),
+        ),
+        data=dict(train=dict(type="images", split="train", image_size=32)),
+        log=dict(every=1, pictures=0),
+    )
+    assert train([config, "--work-dir", str(run)]) == 0
+    assert str(tmp_path) not in (run / "latent_diffusion/latent_diffusion.json").read_text()
+    model = load_latent_diffusion(run)
+    drawn = model("a cat")
+    model.save_pretrained(tmp_path / "whole", include_text_encoders=True)
+    given = dict(tokens=dict(path=encoder, tokenizer=apart))
+    for other in (
+        load_latent_diffusion(tmp_path / "whole"),
+        load_latent_diffusion(run / "latent_diffusion", text_encoders=given),
+        load_latent_diffusion(run / "latent_diffusion", text_encoders=dict(tokens=bert)),
+    ):
+        assert torch.equal(other("a cat"), drawn)
