@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 SEED ?= 0
 EACH ?= 8
 
-.PHONY: help demo demo-t2i test test-slow test-release mutants check golden docs install clean
+.PHONY: help demo demo-t2i demo-t2i-measure test test-slow test-release mutants check golden docs install clean
 
 help:
 	@echo "make demo      install, train a tokenizer on real photographs, then a generator, write samples"
@@ -34,6 +34,9 @@ demo: $(STAMP)
 
 demo-t2i: $(STAMP)
 	tools/demo_t2i.sh $(BIN)
+
+demo-t2i-measure: demo-t2i
+	tools/demo_t2i_measure.sh $(BIN)
 
 test: $(STAMP) check
 	$(BIN)/python -m pytest -n auto  # which builds the documentation, too

@@ -76,7 +76,7 @@ def run(
             together = [*group]
             if i and not any(stage in chosen for stage in together):
                 break
-            if i and folder is None:
+            if i and folder is None and any(stage.needs_stages for stage in together):
                 raise ConfigError("the generator's tokenizer is not finished; train all stages first, without --stage")
             folder = _train(config, together, chosen, launcher, None if i else run_info)
     return folder

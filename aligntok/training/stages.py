@@ -240,6 +240,11 @@ class Stage(ABC):
         return
 
     @property
+    def needs_stages(self) -> bool:
+        """Whether it cannot begin before the stages before it are exported."""
+        return self.waits
+
+    @property
     def taken(self) -> tuple[Path, Collection[str]] | None:
         """Whose averages and optimiser's state it begins with, and which of these; None: it begins them itself."""
         return None

@@ -127,6 +127,11 @@ class GeneratorStage(Stage):
         return None if start is None else generation_folder(Path(start.folder))
 
     @property
+    def needs_stages(self) -> bool:
+        """Whether its tokenizer is that of the config's stages."""
+        return self.stages_tokenizer is not None
+
+    @property
     def taken(self) -> tuple[Path, Sequence[str]] | None:
         """Whose averages and optimiser's state it begins with."""
         start, folder = self.settings.init_from, self.start_folder

@@ -202,6 +202,10 @@ def test_one_config_trains_tokenizer_cache_and_generator(config_source, classes,
     capsys.readouterr()
     assert train([str(tmp_path / "chain.py"), "--work-dir", str(run)]) == 0
     assert capsys.readouterr().out.count("finished already, skipped") == 4
+    another = ["--work-dir", str(tmp_path / "another"), "--stage", "generation"]  # on the tokenizer of that run
+    own = f"generation.tokenizer={run / 'tokenizer'}"
+    assert train([str(tmp_path / "chain.py"), *another, "--cfg-options", own, "seed=1"]) == 0
+    assert aligntok.load_latent_diffusion(tmp_path / "another").tokenizer.identity == model.tokenizer.identity
 
 
 @pytest.mark.parametrize(
