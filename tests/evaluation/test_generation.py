@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -231,3 +232,34 @@ def test_a_validation_that_cannot_be_is_refused_before_training(
     assert train([write_generation(validation=validation), "--work-dir", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "generation" / "checkpoints").exists()
+
+
+def test_of_prompts_online_and_offline_are_the_same_numbers(
+    generation_source, classes, tiny_tokenizer, text_model, reference, tiny_extractor, tmp_path
+):
+    shutil.copytree(classes, images := tmp_path / "images")
+    for path in images.rglob("*.png"):
+        path.with_suffix(".txt").write_text(f"a photo of {path.parent.name}")
+    (tmp_path / "prompts.txt").write_text("a red apple\na cat on a dog\ndog\n")
+    encoder = dict(type="hf_text", path=str(text_model("bert")), max_tokens=32)
+    generator = dict(type="flux_dit", in_channels=4, hidden_size=32, num_heads=2, depth=1, depth_single_blocks=1)
+    metric = dict(type="generation", reference=str(reference), extractor=tiny_extractor)
+    source = generation_source(
+        data_root=str(images),
+        tokenizer=str(tiny_tokenizer),
+        generator=dict(generator, context_in_dim=32, vec_in_dim=0, text=dict(tokens=encoder)),
+        data=dict(train=dict(type="images", split="train", image_size=32)),
+        validation=dict(num_samples=7, batch_size=4, prompts=str(tmp_path / "prompts.txt"), metrics=[metric]),
+        log=dict(every=1, pictures=0),
+    )
+    (tmp_path / "tiny.py").write_text(source)
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert train([str(tmp_path / "tiny.py"), "--work-dir", str(run)]) == 0
+    online = json.loads((run / "generation" / "result.json").read_text())["metrics"]
+    words = ["--prompts", str(tmp_path / "prompts.txt"), "--num-samples", "7", "--batch-size", "4", "--out", str(out)]
+    assert sample([str(run), *words]) == 0
+    offline = evaluate_generation(
+        GenerationSettings(samples=out, reference=reference, extractor=tiny_extractor, workers=0)
+    )
+    own = {name.removeprefix("generation/"): value for name, value in online.items()}
+    assert offline.metrics == pytest.approx({**own, "images": 7}, rel=1e-5)
