@@ -370,7 +370,11 @@ def test_a_reachable_hub_is_asked_for_what_is_not_in_the_cache(text_model, cache
     assert "pytorch_model.bin" not in asked
 
 
-@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "nowhere.safetensors"])
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "~/nowhere", "/dev/zero", "package:aligntok/nowhere"])
 def test_a_folder_that_is_not_there_is_no_repository(cache, path):
-    with pytest.raises(WeightsError, match="no weights at .*nowhere"):
+    with pytest.raises(
+        WeightsError, match=rf"there is no folder {path}; give the one that has config.json, model.safet"
+    ):
         built("bert", path)
+    with pytest.raises(WeightsError, match="no weights at nowhere.safetensors"):
+        built("bert", "nowhere.safetensors")
