@@ -37,7 +37,7 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
     Raises ConfigError when the stage that it starts from has no checkpoint, and what training raises.
     """
     folder = stage.start_folder
-    if folder is not None and not finished_steps(folder):
+    if folder is not None and not finished_steps(folder) and not finished_steps(stage.folder):
         raise ConfigError(f"stage '{stage.name}' starts from {folder}, which has no checkpoint; train that stage first")
     described: dict[str, Any] = {}
     runner = build_runner(stage, data, launcher, lambda model: described.update(stage.describe(model)))

@@ -20,7 +20,7 @@ from aligntok.condition import asked_of_data, split_text
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.loader import number_of_classes
 from aligntok.distributed import world
-from aligntok.engine.checkpoints import PartStates, read_parts
+from aligntok.engine.checkpoints import PartStates, finished_steps, read_parts
 from aligntok.engine.hooks import PictureHook, TimeBinsHook, draw_samples
 from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import LatentDiffusion
@@ -122,8 +122,11 @@ class GeneratorStage(Stage):
 
     @property
     def start_folder(self) -> Path | None:
-        """The folder of the training that it goes on from, if any. Raises WeightsError where there is none."""
-        start = self.settings.init_from
+        """The folder of the training that it goes on from, if any, until its own first checkpoint.
+
+        Raises WeightsError where there is none.
+        """
+        start = None if finished_steps(self.folder) else self.settings.init_from
         return None if start is None else generation_folder(Path(start.folder))
 
     @property

@@ -100,14 +100,14 @@ def _statistics(
     stage: GeneratorStage, tokenizer: Tokenizer, train: Any
 ) -> tuple[LatentStatistics, tuple[int, int, int]]:
     """Return the latents' statistics and shape: of the training that it goes on from; the cache's; new ones."""
-    settings, start = stage.settings.data, _start(stage, tokenizer)
+    settings, has_begun = stage.settings.data, stage.description.is_file()
+    start = read_stage_file(stage.folder, UNKNOWN, described_fields) if has_begun else _start(stage, tokenizer)
     if settings.train["type"] == "latents":
-        if start:
+        if stage.settings.init_from is not None:
             train.normalise_as(start["statistics"])
         return train.statistics, train.latent_shape
-    if stage.description.is_file():
-        begun = read_stage_file(stage.folder, UNKNOWN, described_fields)
-        return begun["statistics"], tuple(begun["latent_shape"])
+    if has_begun:
+        return start["statistics"], tuple(start["latent_shape"])
     size = square_size(train) or train[0]["images"].shape[1:]
     height, width = (side // tokenizer.downsample_factor for side in size)
     shape = (tokenizer.latent_dim, height, width)

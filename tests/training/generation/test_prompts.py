@@ -226,6 +226,8 @@ def test_a_training_goes_on_at_twice_the_size(prompted, tmp_path):
     assert after["ema"]["step"] == before["ema"]["step"] + 1
     moments = [next(iter(each["optimizers"]["sides"]["generator"]["state"].values())) for each in (before, after)]
     assert (int(moments[0]["step"]), int(moments[1]["step"])) == (3, 4)
+    shutil.rmtree(small / "generation/checkpoints")  # which nothing needs any more, once the other has begun
+    assert train([config, "--cfg-options", f"work_dir={large}", "optimizer.lr=1e-6", "steps=3"]) == 0
     described = [json.loads((run / "generation/stage.json").read_text()) for run in (small, large)]
     assert described[0]["statistics"] == described[1]["statistics"]
     assert (described[0]["latent_shape"], described[1]["latent_shape"]) == ([4, 4, 4], [4, 8, 8])
