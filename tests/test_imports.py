@@ -187,6 +187,7 @@ NEVER_IMPORTED = (
 )  # their files alone are wanted
 #: Places at which a class, a module or a plugin is imported by its name.
 BY_NAME = {
+    "aligntok/weights/transformers.py:find_files",
     "aligntok/registry.py:get",
     "aligntok/registry.py:find_class",
     "aligntok/registry.py:import_components",

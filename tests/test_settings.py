@@ -263,7 +263,7 @@ def test_a_command_line_gives_what_python_does():
             "run: --cfg-scale nan; it must be finite, int or float of at least 0",
         ),
         ("a b --sampler eulr", "run: --sampler eulr; did you mean 'euler'? it must be"),
-        ("a b --image-size 64x96", "run: --image-size 64x96; it must be int of at least 1 or (int"),
+        ("a b --image-size 64x96x3", "run: --image-size 64x96x3; it must be int of at least 1 or (int"),
         ("a b --seeds 1 x", "run: --seeds 1 x; it must be list of int"),
         ("a b --options x", "--options takes key=value, not 'x'"),
         ("a", "run: tokenizers is not given; it must be list of str, 1 or more of them"),
