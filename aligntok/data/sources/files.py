@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -178,10 +179,14 @@ class ZipSource(FileTreeSource):
         self.root = f"{path.resolve()}/{prefix}"
         tops = (name.split("/")[0] for name in entries if "/" in name)
         with ExitStack() as stack:  # for files without a suffix, and captions, alone
-            archive = cache(lambda: stack.enter_context(zipfile.ZipFile(path)))
+            # The file is ours to close: threads may miscount zipfile's own readers, and leave it open (Python 3.11).
+            archive = cache(lambda: stack.enter_context(zipfile.ZipFile(stack.enter_context(path.open("rb")))))
+            opening = threading.Lock()
 
             def open_file(name: str) -> BinaryIO:
-                return cast(BinaryIO, archive().open(entries[name]))
+                with opening:  # once, by whichever thread comes first
+                    opened = archive()
+                return cast(BinaryIO, opened.open(entries[name]))
 
             super().__init__(located(path, split), files, tops, open_file, caption)
         chosen = (entries[name] for name in self.names)
