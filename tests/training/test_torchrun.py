@@ -125,7 +125,7 @@ def test_a_training_goes_on_with_another_number_of_processes_and_held_otherwise(
         assert_close(found["ema"]["averages"], gone_on["ema"]["averages"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # shares in files: tests/distributed/test_sharded_checkpoints.py in each run
 def test_a_training_in_shares_goes_on_with_shares(one, tool, tmp_path):
     """A step more of the first stage, the shortest; weights, moments and averages are read back into shares."""
     stage = ("--stage", "latent_alignment", "--cfg-options", "parallel=shard")
