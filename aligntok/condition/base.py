@@ -9,13 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-#: What a generator is given: labels (N,), or tensors of N rows by name.
-Given: TypeAlias = Tensor | Mapping[str, Tensor]
+from aligntok.diffusion.guidance import Given
 
 
 class Condition(ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ _ALONE = threading.RLock()
 _SHORT = 12  # digits of an identity that name a folder
 #: Their keywords that say where files are, which belong to a machine if it has such a place.
 PLACES = ("path", "tokenizer")
+_ELSEWHERE = re.compile(r"(package:)?[\w-][\w.-]*/[\w.-]+([@/].*)?")  # a folder of a package, a hub id
 _LONGEST = 77  # tokens that are planned for, of a text encoder that does not say how many it takes
 
 
@@ -162,15 +164,14 @@ class TextModels:
     @torch.no_grad()
     def encode(self, tokens: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
         """Return text, mask and, with an encoder for it, the pooled prompt of tokens, on a device."""
-        found: dict[str, dict[str, Tensor]] = {}
+        found: dict[Any, dict[str, Tensor]] = {}  # by encoder: one may have both parts
         with _ALONE:
             for name, encoder in self.encoders.items():
-                same = next((other for other in found if self.encoders[other] is encoder), None)
-                own = {key: tensor.to(device, non_blocking=True) for key, tensor in tokens[name].items()}
-                found[name] = encoder.to(device)(**own) if same is None else found[same]
-        given = {"text": found["tokens"]["text"], "mask": found["tokens"]["mask"]}
-        pooled = {"pooled": found["pooled"]["pooled"]} if "pooled" in found else {}
-        return {**given, **pooled}
+                if encoder not in found:
+                    own = {key: tensor.to(device, non_blocking=True) for key, tensor in tokens[name].items()}
+                    found[encoder] = encoder.to(device)(**own)
+        given = {name: found[self.encoders["tokens"]][name] for name in ("text", "mask")}
+        return given | ({"pooled": found[self.encoders["pooled"]]["pooled"]} if "pooled" in self.encoders else {})
 
     def leave(self, device: torch.device) -> None:
         """Make room on a device: move the encoders from there, once another thread's captions are encoded."""
@@ -181,6 +182,39 @@ class TextModels:
                 torch.cuda.synchronize(device)
             for encoder in self.encoders.values():
                 encoder.to("cpu")
+
+
+def split_text(generator: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """Return a generator's config without its `text`, and that: what encodes its prompts, None without any."""
+    own = dict(generator)
+    text = own.pop("text", None)
+    return own, text
+
+
+def pinned(generator: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a generator's config whose text encoders must have the content that a description names, if it does."""
+    own, text = split_text(generator)
+    said = described.get("text") or {}
+    if text is None:
+        return own
+    held = {
+        name: {**text[name], "identity": said[name]["identity"]} for name in ROLES if text.get(name) and said.get(name)
+    }
+    return {**own, "text": {**text, **held}}
+
+
+def paths_of(text: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return where a generator's text encoders are, `path` and `tokenizer` of each, as far as its `text` says.
+
+    What is neither a place that there is nor a package or hub id is a name that a file was left with, of one far away.
+    """
+    named = {name: (text or {}).get(name) for name in ROLES}
+    given = {name: {key: each.get(key) for key in PLACES} for name, each in named.items() if isinstance(each, Mapping)}
+    there = {
+        name: {key: at for key, at in each.items() if at and (os.path.exists(at) or _ELSEWHERE.fullmatch(at))}
+        for name, each in given.items()
+    }
+    return {name: places for name, places in there.items() if "path" in places}
 
 
 def tokens_of(

@@ -15,17 +15,17 @@ from aligntok.diffusion.flow import Velocity
 from aligntok.errors import ConfigError
 
 #: What a model is conditioned on: labels (N,), text states (N, L, D), or several such tensors by name.
-Condition = Tensor | Mapping[str, Tensor]
+Given = Tensor | Mapping[str, Tensor]
 #: model(x, t, y) -> velocity: x (N, C, ...), t (N,), y of N rows.
-Model = Callable[[Tensor, Tensor, Condition], Tensor]
+Model = Callable[[Tensor, Tensor, Given], Tensor]
 Rows = slice | Tensor
 Pair = Callable[[Tensor, Tensor, Rows], tuple[Tensor, Tensor]]
 
 
 def classifier_free(
     model: Model,
-    y: Condition,
-    null: Condition | int | None = None,
+    y: Given,
+    null: Given | int | None = None,
     scale: float = 1.0,
     *,
     interval: tuple[float, float] | None = None,
@@ -58,7 +58,7 @@ def classifier_free(
 def autoguidance(
     model: Model,
     weak_model: Model,
-    y: Condition,
+    y: Given,
     scale: float = 1.0,
     *,
     interval: tuple[float, float] | None = None,
@@ -157,7 +157,7 @@ def _check_channels(x: Tensor, channels: int | None) -> None:
         )
 
 
-def _null_condition(y: Condition, null: Condition | int) -> Condition:
+def _null_condition(y: Given, null: Given | int) -> Given:
     if isinstance(null, int):
         if isinstance(y, Mapping) or y.is_floating_point():
             raise ConfigError(f"classifier_free: null={null} is a label, y is {_told(y)}; give a null condition like y")
@@ -176,22 +176,22 @@ def _as_rows(own: Tensor, none: Tensor) -> Tensor:
     return none.to(own).expand_as(own)
 
 
-def _each(function: Callable[..., Tensor], *conditions: Condition) -> Condition:
+def _each(function: Callable[..., Tensor], *conditions: Given) -> Given:
     """Apply `function` to the conditions' tensors, name by name where they have names."""
     named = [_by_name(c) for c in conditions]
     made = {name: function(*(c[name] for c in named)) for name in named[0]}
     return made if isinstance(conditions[0], Mapping) else made[""]
 
 
-def rows_of(condition: Condition, rows: Rows) -> Condition:
+def rows_of(condition: Given, rows: Rows) -> Given:
     """Return some rows of a condition."""
     return _each(lambda own: own[rows], condition)
 
 
-def _by_name(condition: Condition) -> Mapping[str, Tensor]:
+def _by_name(condition: Given) -> Mapping[str, Tensor]:
     """Return a condition's tensors by name; a single tensor's name is empty."""
     return condition if isinstance(condition, Mapping) else {"": condition}
 
 
-def _told(condition: Condition) -> str:
+def _told(condition: Given) -> str:
     return ", ".join(f"{name} {tuple(x.shape)}".strip() for name, x in sorted(_by_name(condition).items()))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aligntok.diffusion.flow import Velocity
-from aligntok.diffusion.guidance import Condition, Model, autoguidance, classifier_free, rows_of
+from aligntok.diffusion.guidance import Given, Model, autoguidance, classifier_free, rows_of
 from aligntok.diffusion.samplers import generators_from_seeds, options_of, sample
 from aligntok.diffusion.settings import Sampling
 from aligntok.diffusion.times import shift_of, time_grid
@@ -32,7 +32,7 @@ def times(sampling: Sampling, size: Sequence[int] = (16, 16), model: object = No
 
 
 def guided_velocity(
-    sampling: Sampling, model: Model, y: Condition, null: Condition | int | None, weak_model: Model | None = None
+    sampling: Sampling, model: Model, y: Given, null: Given | int | None, weak_model: Model | None = None
 ) -> Velocity:
     """Return the guided velocity of `model` for y, N rows: away from `null`, or from `weak_model` if given."""
     how: dict[str, Any] = {
@@ -47,11 +47,11 @@ def guided_velocity(
 
 def draw_samples(
     model: Model,
-    y: Condition,
+    y: Given,
     seeds: Sequence[int],
     shape: Sequence[int],
     sampling: Sampling,
-    null: Condition | None = None,
+    null: Given | None = None,
     weak_model: Model | None = None,
 ) -> Tensor:
     """Draw a sample (C, h, w) = `shape` for each row of y and seed: float32 (N, C, h, w) on y's device.

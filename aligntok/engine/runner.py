@@ -244,7 +244,8 @@ class StepLoop(IterBasedTrainLoop):
         if self._iter >= self._max_iters and self.runner.val_loop is not None:
             self.runner.val_loop.run()  # it was stopped between its last step and the validation after it
         with explaining_loader_errors():  # a worker's death interrupts whatever the process is doing
-            steps = self._ahead([next(batches) for _ in range(sampler.accumulation)] for _ in iter(int, 1))
+            left = range(self._iter, self._max_iters)
+            steps = self._ahead([next(batches) for _ in range(sampler.accumulation)] for _ in left)
             while self._iter < self._max_iters and not self.stop_training:
                 if not self.runner.model.training:  # a validation was in between
                     self.runner.model.train()
@@ -272,13 +273,12 @@ class StepLoop(IterBasedTrainLoop):
         if not getattr(model, "prepares", False):
             yield from steps
             return
-        left = self._max_iters - self._iter
-        following = [model.prepare(each) for each in next(steps)] if left else []
-        for number in range(1, left + 1):
-            current, following = following, []
-            if number < left:
-                following = [model.prepare(each) for each in next(steps)]
+        prepared = ([model.prepare(each) for each in step] for step in steps)
+        current = next(prepared, None)
+        while current is not None:
+            following = next(prepared, None)
             yield current
+            current = following
 
 
 @LOOPS.register_module()

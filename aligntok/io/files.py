@@ -179,6 +179,13 @@ def write_checksums(
     write_json(place / CHECKSUMS, {"sha256": sums}, cure)
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, as `object_pairs_hook`. Raises ValueError for a key that is there twice."""
+    if len(named := dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return named
+
+
 @overload
 def read_json(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) -> dict[str, Any]: ...
 @overload

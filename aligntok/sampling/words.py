@@ -16,11 +16,10 @@ import numpy as np
 
 from aligntok.condition import ClassCondition, Condition
 from aligntok.errors import ConfigError, DataError, first_line
-from aligntok.io.files import read_bytes
+from aligntok.io.files import read_bytes, unique_keys
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng
 
-LABELS = ("random", "balanced")
 SAMPLES = 64  # of a generator with classes, if nobody says how many
 MOST_BYTES = 2**30  # of a file of prompts
 KEYS = ("prompt", "caption", "text")  # under which a line has its prompt
@@ -203,7 +202,7 @@ def _decoded(path: str | Path, number: int, line: bytes) -> str:
 
 def _json_line(path: str | Path, number: int, line: str) -> str:
     try:
-        said = json.loads(line, object_pairs_hook=_unique)
+        said = json.loads(line, object_pairs_hook=unique_keys)
         str(said).encode()  # half of a surrogate pair, which JSON can write, is no text
     except (ValueError, RecursionError) as error:
         raise DataError(f"prompts: line {number} of {path} is no JSON ({first_line(error)}); correct it") from error
@@ -214,12 +213,6 @@ def _json_line(path: str | Path, number: int, line: str) -> str:
             f"prompts: line {number} of {path} has no prompt; write a text, or an object with one of {', '.join(KEYS)}"
         )
     return said
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(named := dict(pairs)) < len(pairs):
-        raise ValueError("a key is there twice")
-    return named
 
 
 def _rows(path: str | Path, text: str) -> list[tuple[int, str]]:

@@ -21,7 +21,7 @@ from aligntok.data.sources.base import ImageSource, PackedNames, say_once, suffi
 from aligntok.data.sources.held_out import PartSource
 from aligntok.distributed.job import progress_bar
 from aligntok.errors import DataError, first_line, unknown
-from aligntok.io.files import reading
+from aligntok.io.files import reading, unique_keys
 
 #: Files of a folder or zip that list captions, and their columns: the image's path, and the caption.
 TABLES = {
@@ -291,14 +291,8 @@ def _decoded(content: bytes, what: str, begins: bool) -> str:
 
 def _object(text: str, what: str) -> dict[str, Any]:
     """Return the object of JSON in a text. Raises DataError where it is none, or has a key twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) < len(pairs):
-            raise ValueError("a key is there twice")
-        return dict(pairs)
-
     try:
-        read = json.loads(text, object_pairs_hook=unique)
+        read = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise _no_caption(what, f"it is no JSON: {first_line(error)}") from error
     if not isinstance(read, dict):
