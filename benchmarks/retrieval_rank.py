@@ -1,12 +1,12 @@
 """Whether a picture drawn of a name is like the picture of that name: its rank among all pictures of a captioned set.
 
-    python benchmarks/retrieval_rank.py SAMPLES DATA [--extractor efficientnet_lite0] [--out FILE]
+    python benchmarks/retrieval_rank.py SAMPLES... DATA [--extractor efficientnet_lite0] [--out FILE]
 
-SAMPLES is a folder of `aligntok sample --prompts`, DATA one of tools/prepare_emoji.py, whose train/ and val/ together
+SAMPLES are folders of `aligntok sample --prompts`, DATA one of tools/prepare_emoji.py, whose train/ and val/ together
 are the set. Each sample and each picture, at the samples' size, goes through an image network that was trained
 elsewhere; the pictures are ordered by the cosine of their features to the sample's, and the rank of the one with the
 sample's prompt as its caption is 1 when it is first. Drawn at random, the median rank would be half of the set. Prints
-the median rank, and the share of samples whose picture is among the first 10, as a line of JSON.
+the median rank, and the share of samples whose picture is among the first 10, as a line of JSON a folder.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,28 +66,34 @@ def ranks(drawn: Tensor, known: Tensor, right: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("samples", type=Path)
+    parser.add_argument("samples", type=Path, nargs="+")
     parser.add_argument("data", type=Path)
     parser.add_argument("--extractor", default="efficientnet_lite0")
     parser.add_argument("--out", type=Path, default=None, help="write the numbers here, too")
     args = parser.parse_args()
-    prompts, drawn = samples_of(args.samples)
-    captions, known = pictures_of(args.data, (drawn.shape[-2], drawn.shape[-1]))
-    if lacking := [prompt for prompt in prompts if prompt not in captions]:
+    drawn = {folder: samples_of(folder) for folder in args.samples}
+    height, width = next(iter(drawn.values()))[1].shape[-2:]
+    captions, known = pictures_of(args.data, (height, width))
+    if lacking := [prompt for prompts, _ in drawn.values() for prompt in prompts if prompt not in captions]:
         raise DataError(f"{args.data} has no picture of {lacking[0]!r}; give the data whose captions were drawn")
     extractor = build_extractor(args.extractor)
-    right = torch.tensor([captions.index(prompt) for prompt in prompts])
-    found = ranks(features_of(extractor, drawn), features_of(extractor, known), right)
-    told = {
-        "samples": len(prompts),
-        "pictures": len(captions),
-        "median_rank": float(found.quantile(0.5)),
-        f"among_the_first_{FIRST}": round(float((found <= FIRST).double().mean()), 4),
-        "extractor": extractor.title,
-    }
+    features, told = features_of(extractor, known), list[dict[str, Any]]()
+    for folder, (prompts, pictures) in drawn.items():
+        right = torch.tensor([captions.index(prompt) for prompt in prompts])
+        found = ranks(features_of(extractor, pictures), features, right)
+        told.append(
+            {
+                "folder": str(folder),
+                "samples": len(prompts),
+                "pictures": len(captions),
+                "median_rank": float(found.quantile(0.5)),
+                f"among_the_first_{FIRST}": round(float((found <= FIRST).double().mean()), 4),
+                "extractor": extractor.title,
+            }
+        )
+        print(json.dumps(told[-1]), flush=True)
     if args.out is not None:
-        write_json(args.out, told)
-    print(json.dumps(told))
+        write_json(args.out, {"ranks": told})
 
 
 if __name__ == "__main__":

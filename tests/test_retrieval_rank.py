@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -61,7 +62,11 @@ def test_a_rank_is_the_place_of_the_right_picture_by_likeness(emoji, tmp_path, m
         lines.append(json.dumps({"file": f"images/{number}.png", "prompt": prompt}))
     (tmp_path / "samples/prompts.jsonl").write_text("\n".join(lines))
     monkeypatch.setattr("aligntok.evaluation.metrics.features.build_extractor", lambda given: Corner())
-    told = json.loads(run(monkeypatch, capsys, "retrieval_rank", tmp_path / "samples", emoji))
+    folders = [tmp_path / "samples", tmp_path / "again"]
+    shutil.copytree(*folders)
+    lines = run(monkeypatch, capsys, "retrieval_rank", *folders, emoji).splitlines()
+    told, again = map(json.loads, lines)
+    assert again == {**told, "folder": str(folders[1])}
     assert (told["samples"], told["pictures"], told["median_rank"]) == (3, 5, 1.0)
     assert told["among_the_first_10"] == 1.0
     ranks = runpy.run_path(str(BENCHMARKS / "retrieval_rank.py"))["ranks"]

@@ -12,7 +12,6 @@ for seed in 0 1; do
     run=$data/measured/${captions}_$seed
     "$python" tools/train.py configs/demo/emoji_t2i.py --stage generation --work-dir $run --cfg-options generation.tokenizer=$data/run/tokenizer data_root=$data/$captions seed=$seed
     "$python" tools/sample.py $run --prompts $data/emoji/val/captions.csv --out $run/held_out --no-npz
-    "$python" benchmarks/retrieval_rank.py $run/held_out $data/emoji --out $run/rank.json
   done
 done
-head $data/measured/*/rank.json
+"$python" benchmarks/retrieval_rank.py $data/measured/*/held_out $data/emoji --out $data/measured/ranks.json
