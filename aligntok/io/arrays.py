@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -60,10 +60,28 @@ def read_npz(
 def _header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
     """Return where an array's numbers begin, its shape, whether it is in Fortran's order, and its type."""
     with archive.open(entry) as file:
-        head = io.BytesIO(file.read(_HEADER))
+        return _read_header(file)
+
+
+def _read_header(file: IO[bytes]) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
+    head = io.BytesIO(file.read(_HEADER))
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     shape, fortran, dtype = read[np.lib.format.read_magic(head)](head)
     return head.tell(), shape, fortran, dtype
+
+
+def map_column(path: str | os.PathLike[str], dtype: str, rows: int) -> np.memmap[Any, Any]:
+    """Return the numbers of an .npy file where they lie, (rows,) of a `dtype` such as "i8", not to be written.
+
+    Raises OSError or ValueError, before anything is mapped, for a file of another type, shape or number of bytes.
+    """
+    with open(path, "rb", opener=regular) as file:
+        begin, shape, _, found = _read_header(file)
+        size = os.fstat(file.fileno()).st_size
+    wanted = np.dtype(dtype)
+    if found != wanted or shape != (rows,) or size != begin + rows * wanted.itemsize:
+        raise ValueError(f"it is {found} {shape} in {size:,} bytes; it must be {wanted} {(rows,)}")
+    return np.memmap(path, wanted, "r", begin, (rows,))
 
 
 def check_stored(path: str | os.PathLike[str]) -> None:

@@ -9,6 +9,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -16,7 +17,11 @@ from PIL import Image
 from torch import nn
 
 from aligntok.caching.text_cache import TextCache, cache_texts
-from aligntok.data.latent_shards import Shard, shard_path, write_shard
+from aligntok.data.index import Index
+from aligntok.data.index.format import FIXED
+from aligntok.data.index.write import Shard, write_index
+from aligntok.data.latent_shards import Shard as LatentShard
+from aligntok.data.latent_shards import shard_path, write_shard
 from aligntok.engine.checkpoints import (
     read_checkpoint,
     read_frozen,
@@ -106,13 +111,20 @@ def for_diffusers(folder):
     FluxDiT(**shape, context_in_dim=8, vec_in_dim=4).export_diffusers(folder)
 
 
+def index(folder):
+    columns = dict.fromkeys(("offset", "size", "height", "width"), np.ones(99))
+    write_index(folder / "index", "tar", None, FIXED["tar"], [Shard(f"{folder}/0.tar", 99, "", 99)], lambda _: columns)
+
+
 WRITERS = {
     "json": lambda folder: write_json(folder / "a.json", {"a": list(range(99))}),
     "run.json": lambda folder: write_run_info(folder, {"config": "a" * 99}),
     "result": result,
     "table": lambda folder: write_markdown(folder / "a.md", {"A table": [{"arm": "a" * 99}]}),
     **dict(picture=picture, figure=figure, tokenizer=tokenizer, frozen=frozen, snapshot=snapshot),
-    **dict(checkpoint=checkpoint, latents=latents, archive=archive, texts=texts, for_diffusers=for_diffusers),
+    **dict(
+        checkpoint=checkpoint, latents=latents, archive=archive, texts=texts, for_diffusers=for_diffusers, index=index
+    ),
 }
 
 
@@ -186,9 +198,12 @@ READERS = {
     "file of before": (file_of_before, lambda folder: read_checkpoint(folder / "checkpoints/step_00000003.pt"), "*.pt"),
     "frozen": (frozen, read_frozen, "frozen.safetensors"),
     "snapshot": (snapshot, read_snapshots, "*.safetensors"),
-    "latents": (latents, lambda folder: Shard(shard_path(folder, 0)), "*.safetensors"),
+    "latents": (latents, lambda folder: LatentShard(shard_path(folder, 0)), "*.safetensors"),
     "texts": (texts, lambda folder: TextCache.open(folder / "texts"), "shard_00000.safetensors"),
     "texts' manifest": (texts, lambda folder: TextCache.open(folder / "texts"), "manifest.json"),
+    "index": (index, lambda folder: Index.open(folder / "index"), "index.json"),
+    "index's shards": (index, lambda folder: Index.open(folder / "index"), "shards.json"),
+    "index's column": (index, lambda folder: Index.open(folder / "index"), "size.npy"),
     "tokenizer": (tokenizer, Tokenizer.from_pretrained, "model.safetensors"),
     "tokenizer's config": (tokenizer, Tokenizer.from_pretrained, "config.json"),
     "result": (result, lambda folder: read_result(folder / "reconstruction.json"), "reconstruction.json"),
@@ -232,6 +247,8 @@ KNOWN = {
     "caching/cache.py",
     "check.py",
     "data/images.py",
+    "data/index/format.py",
+    "data/index/write.py",
     "data/latent_shards.py",
     "data/listing.py",
     "data/sources/captions.py",  # a stranger's: see its own test
