@@ -92,6 +92,8 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
     assert calls("progress_bar") == {
         "distributed/job.py:shares",
         "check.py:check_folder",  # one process
+        "data/check.py:look_at",  # one process
+        "data/check.py:_decode",
         "data/images.py:assign_buckets",  # nothing is exchanged
         "data/latent_shards.py:damaged",  # likewise
         "data/sources/captions.py:_read_beside",  # likewise
@@ -177,3 +179,15 @@ def test_random_streams_begin_in_one_table():
         "plugins/component_checks.py",  # stands below, and checks components with numbers of its own
     }
     assert calls("standard_normal") == {"rng.py:_normal"}
+
+
+def test_texts_come_to_the_terminal_in_one_way():
+    """rich takes what stands in brackets or between colons for markup, names of files among it."""
+    assert {
+        place.partition(":")[0] for place in found(lambda node: called(node) == "print" and prints_with_rich(node))
+    } == {"io/console.py"}
+
+
+def prints_with_rich(node):
+    """A call of print on anything: of a Console, or of what one is called."""
+    return isinstance(node.func, ast.Attribute)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "aligntok"
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
-IMAGE_READERS = {"open_image", "read_image", "upright_size", "read_upright_size"}
+IMAGE_READERS = {"open_image", "read_image", "upright_size", "read_upright_size", "read_header"}
 
 
 def called(node):
@@ -89,6 +89,9 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
     ]
     assert reading_attempts() == [
         ("caching/encoder.py", "__getitem__", ["ImageError"]),
+        ("data/check.py", "_look", ["ImageError"]),
+        ("data/check.py", "_decode", ["ImageError"]),
+        ("data/check.py", "decode", ["ImageError"]),
         ("data/images.py", "assign_buckets", ["ImageError"]),
         ("data/images.py", "assign", ["ImageError"]),  # the same one
         ("data/images.py", "_read_or_next", ["ImageError"]),

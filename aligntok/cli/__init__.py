@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from aligntok.caching.settings import CacheRequest
 from aligntok.check import CheckRequest
 from aligntok.cli.arguments import Command, dispatch, parse_options, reporting_errors, verb
+from aligntok.data.settings import DataCheck
 from aligntok.evaluation.settings import (
     ComparisonRequest,
     CostRequest,
@@ -164,6 +165,20 @@ def check(asked: CheckRequest) -> int:
     return check_folder(asked)
 
 
+@verb("aligntok data check", "data")
+def _data_check(asked: DataCheck) -> int:
+    """Look at images before a training is paid for."""
+    from aligntok.data.check import check_data
+
+    return check_data(asked)
+
+
+@reporting_errors
+def data(arguments: Sequence[str] | None = None) -> int:
+    """Look at data sets."""
+    return dispatch("aligntok data", {"check": _data_check}, arguments)
+
+
 @settings
 class _Environment:
     """Versions, plugins, devices, kernels: what to send along when you report that something is wrong."""
@@ -233,6 +248,7 @@ VERBS: dict[str, Command] = {
     "measure-cost": measure_cost,
     "report": report,
     "check": check,
+    "data": data,
     "env": env,
     "plugins": plugins,
 }

@@ -276,15 +276,24 @@ def _share_out(
 
 def _value(annotation: Any, words: list[str], flag: str) -> Any:
     """Return the value that words are for a field; what they cannot be they stay, for the check to refuse."""
+    try:
+        return _first_that_fits(annotation, words, flag)
+    except (LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):  # of a dict's words
+            raise
+    return words[0] if len(words) == 1 else tuple(words)
+
+
+def _first_that_fits(annotation: Any, words: list[str], flag: str) -> Any:
     kinds = _written(annotation)
     named = any(get_origin(kind) is Literal for kind in kinds)  # one word may be a misspelt name, no dict
     for kind in kinds:
         try:
             return _value_of_one(kind, words, flag)
         except (LookupError, TypeError, ValueError) as error:
-            if isinstance(error, ConfigError) and not named:  # of a dict's words
+            if isinstance(error, ConfigError) and not named:
                 raise
-    return words[0] if len(words) == 1 else tuple(words)
+    raise ValueError(f"{flag} is none of {kinds}")
 
 
 def _value_of_one(kind: Any, words: list[str], flag: str) -> Any:
@@ -295,7 +304,7 @@ def _value_of_one(kind: Any, words: list[str], flag: str) -> Any:
         if origin is tuple and len(words) == 1 and ... not in inner:
             words = words[0].split("x")  # 256x384
         kinds = [inner[0]] * len(words) if origin is list or ... in inner else inner
-        return tuple(_value(each, [word], flag) for each, word in zip(kinds, words, strict=True))
+        return tuple(_first_that_fits(each, [word], flag) for each, word in zip(kinds, words, strict=True))
     (word,) = words
     if kind is type(None) and word == "none":
         return None

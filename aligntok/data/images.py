@@ -11,20 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 from torch.utils.data import Dataset, Subset
 
 from aligntok.data.listing import Listing
 from aligntok.data.sampler import BucketIndices, SampleIndex
+from aligntok.data.settings import MAX_ASPECT_RATIO, AspectRatio
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import (
-    MAX_ASPECT_RATIO,
     cover_and_crop,
     parse_image_size,
     random_hflip,
@@ -42,8 +41,6 @@ from aligntok.settings import Count, ImageSize, Width, read, settings
 logger = logging.getLogger("aligntok.data")
 #: In place of a bucket: the image's header cannot be read.
 UNREADABLE = 255
-#: Of images whose sides are as many times as long as each other; no format has more pixels in a row.
-AspectRatio = Annotated[float, Field(ge=1, le=1e6)]
 _THREADS, _CHUNK = 16, 256
 
 

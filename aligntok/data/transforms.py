@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from aligntok.data.settings import MAX_ASPECT_RATIO
 from aligntok.errors import ConfigError, ImageError, first_line
 from aligntok.imports import FAILURES, import_failure
 from aligntok.io.pictures import from_uint8
@@ -28,8 +29,6 @@ logger = logging.getLogger("aligntok.data")
 
 #: What is opened, whatever a file is called: Pillow's names. It may have no AVIF; the last two are of its plugins.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JXL")
-#: How many times longer than wide, or wider than long, an image of a data set may be; a strip is counted as unreadable.
-MAX_ASPECT_RATIO = 50.0
 #: Times the pixels of what it covers: so large an image is made to be cropped, of larger ones the crop alone.
 _WHOLE = 50
 #: How names of such files end, in any case.
@@ -46,7 +45,8 @@ SUFFIXES = {
     "JXL": (".jxl",),
 }
 _PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # packages of the last two
-_QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_TURNS = range(2, 9)  # EXIF orientations of images that are turned or mirrored
+_QUARTER_TURNS = (5, 6, 7, 8)  # those that swap height and width
 _STORED_SIZE = (256, 257)  # TIFF's tags ImageWidth and ImageLength
 _BITS, _PHOTOMETRIC = 258, 262  # BitsPerSample; PhotometricInterpretation, 0 where the lowest number is white
 _PROFILES = (b"Raw profile type", b"XML:com.adobe.xmp")  # keywords of a PNG's texts in which Pillow finds EXIF
@@ -75,7 +75,7 @@ def open_image(
     numbers is 8-bit where none is above 255, else 16-bit; colour profiles are not applied. Raises ImageError for all
     else, images of floating-point numbers or of numbers above 65,535 among it, whose range is unknown.
     """
-    with _reading(), _opened(io.BytesIO(data), max_aspect_ratio) as opened:
+    with reading_image(), _opened(io.BytesIO(data), max_aspect_ratio) as opened:
         _scale_transparency(opened)
         if draft_side is not None:
             opened.draft("RGB", (draft_side, draft_side))
@@ -88,37 +88,54 @@ def read_image(
     source: ImageSource, index: int, draft_side: int | None = None, max_aspect_ratio: float = MAX_ASPECT_RATIO
 ) -> Image.Image:
     """Read an image of a source as `open_image` does. Raises ImageError when it cannot be had, too."""
-    with _reading():
+    with reading_image():
         return open_image(source.read(index), draft_side=draft_side, max_aspect_ratio=max_aspect_ratio)
 
 
 def read_upright_size(source: ImageSource, index: int, max_aspect_ratio: float = MAX_ASPECT_RATIO) -> tuple[int, int]:
     """Return (H, W) of an image as `read_image` would give it, from its header. Raises ImageError as that does."""
-    with _reading(), source.open(index) as file:
+    with reading_image(), source.open(index) as file:
         return upright_size(file, max_aspect_ratio=max_aspect_ratio)
 
 
+class Header(NamedTuple):
+    """What an image's header says: its upright size, Pillow's names of its format and mode, whether EXIF turns it."""
+
+    height: int
+    width: int
+    format: str
+    mode: str
+    turned: bool
+
+
 def upright_size(file: BinaryIO, limit: int | None = None, max_aspect_ratio: float | None = None) -> tuple[int, int]:
-    """Return (H, W) of an image as `open_image` would give it, from its header. Raises ImageError as that does.
+    """Return (H, W) of an image as `open_image` would give it, from its header. Raises ImageError as that does."""
+    return read_header(file, limit, max_aspect_ratio)[:2]
+
+
+def read_header(file: BinaryIO, limit: int | None = None, max_aspect_ratio: float | None = None) -> Header:
+    """Return what the header of an image says. Raises ImageError as `open_image` does.
 
     Only a PNG that says how it is turned behind its pixels is decoded. A JPEG that is too large but for a draft has a
     size.
     """
-    with _reading(), _opened(file, max_aspect_ratio) as image:
+    with reading_image(), _opened(file, max_aspect_ratio) as image:
         if limit is not None:
             _check_pixels(image, limit)
         # TIFF's size is upright in some versions of Pillow, and stored in others.
         width, height = (image.tag_v2[tag] for tag in _STORED_SIZE) if hasattr(image, "tag_v2") else image.size
         if image.format == "PNG" and _turned_behind_pixels(file):
             image.load()
-        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _QUARTER_TURNS  # not a PNG's: it decodes
-        return (width, height) if turned else (height, width)
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # not a PNG's: it decodes
+        if orientation in _QUARTER_TURNS:
+            width, height = height, width
+        return Header(height, width, image.format, image.mode, orientation in _TURNS)
 
 
 def holds_image(open_file: Callable[[], BinaryIO]) -> bool:
     """Tell whether a file begins like an image that can be opened, whatever it is called."""
     try:
-        with _reading(), open_file() as file:
+        with reading_image(), open_file() as file:
             upright_size(file)
     except ImageError:
         return False
@@ -206,7 +223,7 @@ def _load_plugins() -> None:
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def reading_image() -> Iterator[None]:
     """Raise ImageError for whatever goes wrong inside."""
     try:
         yield

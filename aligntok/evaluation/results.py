@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
 
 import aligntok
 from aligntok.device import multiplying
@@ -18,7 +17,7 @@ from aligntok.distributed import barrier, is_first
 from aligntok.distributed.job import job
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.settings import ReportSettings
-from aligntok.io.console import print_table
+from aligntok.io.console import print_line, print_table
 from aligntok.io.files import hide_host, read_json, write_json, writing
 from aligntok.io.folders import check_writable
 from aligntok.io.places import with_places, without_places
@@ -144,7 +143,7 @@ def publish(result: Result, folder: Path, write: Callable[[Path], object] | None
         if write is not None:
             write(folder)
         path = result.write(folder)
-        Console().print(f"{result.kind.replace('_', ' ').capitalize()} of {result.subject}", soft_wrap=True)
+        print_line(f"{result.kind.replace('_', ' ').capitalize()} of {result.subject}")
         rows = [
             [name, f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.5g}"]
             for name, value in result.metrics.items()

@@ -21,7 +21,7 @@ from aligntok.distributed.parallel import Unit, group_of, traffic
 from aligntok.engine.ema import WeightAverages
 from aligntok.engine.optim import optimizer_bytes, side_of
 from aligntok.errors import AlignTokError, ConfigError, first_line
-from aligntok.io.console import print_table
+from aligntok.io.console import print_line, print_table
 from aligntok.training.rehearsal import Course, watch
 from aligntok.training.stages import Stage
 
@@ -128,7 +128,7 @@ def print_memory(planned: Mapping[str, StageMemory], gigabytes: float, console: 
     print_table("What a GPU holds, GiB", ["", *planned], rows, console=console)
     for name, each in planned.items():
         if line := _remark(name, each, found[name], gigabytes):
-            (console or Console()).print(line, markup=False, highlight=False, soft_wrap=True)
+            print_line(line, console)
 
 
 def _gib(size: int | None) -> str:

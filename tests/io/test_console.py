@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from aligntok.io.console import print_table
+from aligntok.io.console import print_line, print_table
 
 
 def printed(width, *arguments, **options):
@@ -25,3 +25,12 @@ def test_what_is_too_wide_is_folded_not_cut_off():
     text = "".join(printed(24, None, ["", "x"], [["a_name_of_thirty_letters_or_so", "1"]]))
     assert "…" not in text
     assert "".join(c for c in text if c.isalpha() or c == "_").replace("x", "", 1) == "a_name_of_thirty_letters_or_so"
+
+
+def test_nothing_in_a_text_is_markup():
+    name = "[bold]data:train:[/bold]"
+    lines = printed(80, name, ["", name], [[name, name]], left=[name])
+    assert "".join(lines).count(name) == 4
+    stream = io.StringIO()
+    print_line(f"{name} {'x' * 100}", Console(file=stream, width=40))
+    assert stream.getvalue() == f"{name} {'x' * 100}\n"

@@ -42,7 +42,7 @@ def open_source(
     fraction: float | None = None,
     held_out: bool = False,
     caption: str | None = None,
-    max_uncaptioned: int = 0,
+    max_uncaptioned: int | None = 0,
 ) -> ImageSource:
     """List the images at `root`, or those of the `split` of it. `root` is one of
 
@@ -64,7 +64,7 @@ def open_source(
     ``.txt``, or a ``.json`` with the key `caption`, beside each image; of shards such members; of parquet files and
     Hugging Face data sets a column `caption` or `text`. A choice is the table's name, perhaps with a column
     (``metadata.csv:prompt``); ``txt``; another key of the JSON; or the column. max_uncaptioned: so many images without
-    a caption are left out, which is said; more are an error.
+    a caption are left out, which is said; more are an error; None: all stay.
 
     Raises DataError when `root` or `split` is missing, nothing is in it, files of two kinds are, a file is damaged,
     a library is not installed, several splits are there and none was chosen, images have no caption, or one that
@@ -84,7 +84,7 @@ def open_source(
         )
     source.label, source.caption = label, caption
     say_lacking(source)
-    if source.captions is not None:
+    if source.captions is not None and max_uncaptioned is not None:
         source = leave_out_uncaptioned(source, max_uncaptioned)
     return source if fraction is None else hold_out(source, fraction, held_out)
 
@@ -152,7 +152,9 @@ def _open_folder(path: Path, split: str, label: str | None, caption: str | None)
     beside = (child for child in folder.iterdir() if child.is_file() and not is_hidden(child.name))
     others = Counter(suffix_of(child.name) or "without suffix" for child in beside if child.suffix != files[0].suffix)
     say_passed_over(str(folder), others)
-    return _PACKED[files[0].suffix](located(path, split), files, label, caption)
+    source = _PACKED[files[0].suffix](located(path, split), files, label, caption)
+    source.passed_over = others + Counter(source.passed_over)
+    return source
 
 
 def _packed_files(folder: Path) -> list[Path]:

@@ -71,12 +71,14 @@ class ImageSource(ABC):
     argument: -1 for all), and ``class_names[label]`` the name of a class, empty where the source does not know any.
     ``root`` is where a tree of files lies, absolute, with a slash at its end; ``label`` what was chosen for the labels.
     ``captions[i]`` are an image's, None where they were not asked for; ``caption`` what was chosen for them.
+    ``passed_over`` counts the files beside the images that are not read, by how they end.
     """
 
     root = ""
     label: str | None = None
     captions: Captions | None = None
     caption: str | None = None
+    passed_over: Mapping[str, int] = {}
 
     def __init__(
         self, where: str, names: PackedNames, labels: Labels | None = None, class_names: Sequence[str] = ()
@@ -320,9 +322,17 @@ def missing_split(where: str, split: str, known: Iterable[str], why: str = "") -
     )
 
 
-def several_splits(where: str, known: Iterable[str]) -> DataError:
+class SeveralSplits(DataError):
+    """A source with several splits, their names `known`, of which none was chosen."""
+
+    known: tuple[str, ...] = ()
+
+
+def several_splits(where: str, known: Iterable[str]) -> SeveralSplits:
     """Return the error of a source with several splits of which none was chosen."""
-    return DataError(f"{where} holds the splits {', '.join(known)}; choose one with `split`")
+    error = SeveralSplits(f"{where} holds the splits {', '.join(known := tuple(known))}; choose one with `split`")
+    error.known = known
+    return error
 
 
 def _by_split(files: Sequence[Path], splits: Sequence[str]) -> dict[str, list[Path]]:

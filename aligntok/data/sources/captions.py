@@ -43,6 +43,10 @@ _PLACES = (
 )
 
 
+class NoCaptions(DataError):
+    """Images have no captions at all."""
+
+
 def captions_in(what: str, kind: str, content: bytes, caption: str) -> dict[str, Any]:
     """Return the captions that the file `what` beside an image holds, by what they are called in a choice.
 
@@ -95,7 +99,7 @@ def one_of(where: str, found: Mapping[str, Captions], caption: str, places: str)
     """
     there = {called: captions for called, captions in found.items() if len(captions.ends)}
     if not there:
-        raise DataError(f"{where}: no captions{'' if caption == AUTO else f' {caption!r}'}; {places}")
+        raise NoCaptions(f"{where}: no captions{'' if caption == AUTO else f' {caption!r}'}; {places}")
     first, *others = there
     if others and len({there[called].hashes().tobytes() for called in there}) > 1:
         raise DataError(f"{where}: captions are in {' and in '.join(there)}; choose one with `caption`")

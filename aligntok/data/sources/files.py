@@ -71,7 +71,8 @@ class FileTreeSource(ImageSource):
         if caption is not None:
             self.captions, used = captions_of_files(where, packed, files, open_file, caption)
             others.subtract(map(suffix_of, used))
-        say_passed_over(where, +others)
+        self.passed_over = +others
+        say_passed_over(where, self.passed_over)
         tops = [name.split("/")[0] for name in images]
         classes: dict[str, int] = {}
         if all("/" in name for name in images):

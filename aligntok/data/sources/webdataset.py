@@ -74,7 +74,8 @@ class ShardSource(ImageSource):
                 f"{where}: no sample with an image in {len(shards)} shard{'s' * (len(shards) > 1)}; "
                 f"images are members that end in {', '.join(image_suffixes())}"
             )
-        say_passed_over(where, sum((listed.others for listed in found), Counter()))
+        self.passed_over = sum((listed.others for listed in found), Counter())
+        say_passed_over(where, self.passed_over)
         top = commonpath([shard.parent for shard in self.shards])
         titles = [shard.relative_to(top).as_posix() for shard in self.shards]
         names = (f"{title}/{name}" for title, listed in zip(titles, found, strict=True) for name in listed.names)

@@ -19,7 +19,7 @@ from aligntok.evaluation.cost.measure import Row, measure_part
 from aligntok.evaluation.cost.steps import DATA, for_measuring, measure_step
 from aligntok.evaluation.results import Result
 from aligntok.evaluation.settings import CostRequest, CostSettings
-from aligntok.io.console import print_table
+from aligntok.io.console import print_line, print_table
 from aligntok.io.files import read_json
 from aligntok.io.folders import check_writable
 from aligntok.ops.attention import force_backend
@@ -83,7 +83,7 @@ def measure_cost(asked: CostRequest, console: Console | None = None) -> Result:
     result = Result("cost", ", ".join(names), _metrics(counted, tables), settings, tables)
     print_tables(tables, settings["notes"], console)
     path = result.write(folder)
-    console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
+    print_line(f"Written: {path}", console)
     return result
 
 
@@ -96,18 +96,18 @@ def _measure(
         at_the_end.callback(force_backend, None)  # chosen anew afterwards, whatever configs set
         for known in counted if "inference" in asked.measured else ():
             if known.tokenizer is not None:
-                console.print(f"{known.name}: measuring encoder and decoder", highlight=False)
+                print_line(f"{known.name}: measuring encoder and decoder", console)
                 force_backend(known.tokenizer.settings.attention)
                 parts = parts_of(Tokenizer(**known.tokenizer.without_pretrained().settings.model))
             elif not known.stages:
-                console.print(f"{known.name}: measuring the encoder", highlight=False)
+                print_line(f"{known.name}: measuring the encoder", console)
                 parts = [build_encoder(known.name, factor)]
             else:
                 continue
             tables[INFERENCE] += [row for part in parts for row in measure_part(part, known, asked, device)]
         for number, known in enumerate(counted if "training" in asked.measured else ()):
             for each in known.stages:
-                console.print(f"{known.name}: measuring training steps of {each.stage.name}", highlight=False)
+                print_line(f"{known.name}: measuring training steps of {each.stage.name}", console)
                 with repeatable(known.deterministic):
                     row, rows = measure_step(known.name, each, asked, device, Path(folder) / str(number))
                 tables[STEPS].append(row)
@@ -186,4 +186,4 @@ def print_tables(tables: Mapping[str, Sequence[Row]], notes: Sequence[str], cons
         words = [heading for heading, form in forms.values() if not form]
         print_table(title, [heading for heading, _ in forms.values()], cells, words, console)
     for note in notes:
-        console.print(note, markup=False, highlight=False)
+        print_line(note, console)

@@ -18,7 +18,7 @@ from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.cost.count import CountedStage
 from aligntok.evaluation.cost.steps import measure_step
 from aligntok.evaluation.settings import CostSettings, ScalingRequest
-from aligntok.io.console import print_table
+from aligntok.io.console import print_line, print_table
 from aligntok.ops.attention import force_backend
 from aligntok.training.config import load_config
 from aligntok.training.plan import make_plan
@@ -76,12 +76,11 @@ def cost_scaling(asked: ScalingRequest, console: Console | None = None) -> dict[
         one = Scaled(1, images, 0.0, 0.0, seconds)
         found[stage.name] = _rows(stage, one, asked)
         _print(stage, found[stage.name], one, console)
-    console.print(
+    print_line(
         f"Arithmetic, nothing of it measured{'' if asked.step_seconds else ' but the step of one GPU'}: "
         f"{asked.node_bandwidth:g} GB/s a GPU within a node of {asked.gpus_per_node}, {asked.network_bandwidth:g} GB/s "
         f"between nodes; {asked.overlap:.0%} of the backward pass hides exchanges.",
-        markup=False,
-        highlight=False,
+        console,
     )
     return found
 
@@ -108,7 +107,7 @@ def _rows(stage: Stage, one: Scaled, asked: ScalingRequest) -> list[Scaled]:
 
 def _measured(stage: Stage, images: int, console: Console) -> float:
     """Return the seconds of a step of one GPU on this machine."""
-    console.print(f"measuring a training step of {stage.name}", highlight=False)
+    print_line(f"measuring a training step of {stage.name}", console)
     alone = replace(stage, settings=replace(stage.settings, global_batch_size=images))
     counted = CountedStage(alone, make_plan(alone, alone.build_model(), 1), 0)
     with multiplying(stage.settings.precision), tempfile.TemporaryDirectory() as folder:
