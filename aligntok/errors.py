@@ -28,6 +28,10 @@ class ImageError(DataError):
     """One image that cannot be read; its text is a short reason, for a message that names the image."""
 
 
+class ShardError(DataError):
+    """A shard that is gone, stays away, or is another file than when it was listed."""
+
+
 class WeightsError(AlignTokError):
     """Pretrained weights that cannot be reached, or that do not fit the model."""
 

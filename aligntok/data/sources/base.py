@@ -206,7 +206,7 @@ def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
 class _File(io.FileIO):
     """A regular file that is closed once nobody reads it any more."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         super().__init__(path, opener=regular)
 
     def __del__(self) -> None:
@@ -226,7 +226,7 @@ class OpenFiles:
     def __reduce__(self) -> tuple[Any, ...]:
         return OpenFiles, (self.limit,)
 
-    def read(self, path: Path, offset: int, size: int) -> bytes:
+    def read(self, path: Path | str, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset` on, fewer where the file ends.
 
         Raises OSError when it cannot be opened, and for more bytes than may be read at once.
@@ -237,9 +237,12 @@ class OpenFiles:
 
 
 class FilePart(io.RawIOBase):
-    """`size` bytes of a file from `offset` on, as a file of their own, which is read as far as it is asked for."""
+    """`size` bytes of a file from `offset` on, as a file of their own, which is read as far as it is asked for.
 
-    def __init__(self, files: OpenFiles, path: Path, offset: int, size: int) -> None:
+    files: OpenFiles, or what reads ranges of other files as that does.
+    """
+
+    def __init__(self, files: Any, path: Path | str, offset: int, size: int) -> None:
         self._read = partial(files.read, path)
         self._offset = offset
         self._size = size
