@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field
 
 from aligntok.data.sources.base import FilePart, OpenFiles, optional_library
-from aligntok.errors import ConfigError, DataError, ShardError, first_line, unknown
+from aligntok.errors import AlignTokError, ConfigError, ShardError, first_line, unknown
 from aligntok.io.files import check_size, reading
 from aligntok.settings import AboveZero, NotNegative, Positive, settings
 
@@ -165,7 +165,7 @@ class RemoteFiles:
                 return attempt()
             except (_Missing, FileNotFoundError):
                 raise _Missing from None
-            except DataError:
+            except AlignTokError:
                 raise
             except Exception as error:  # aiohttp, botocore and others raise nearly anything
                 reason = _told(error)
