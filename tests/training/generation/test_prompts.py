@@ -69,6 +69,19 @@ def prompted(captioned, tiny_tokenizer, text_model, write_generation):
     return write
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept") / "run"
+
+
+@pytest.fixture
+def trained(kept, prompted, tmp_path):
+    """The folder of a training of one step: made once, and a copy for each test."""
+    if not kept.exists():
+        assert train([prompted(steps=1), "--cfg-options", f"work_dir={kept}"]) == 0
+    return shutil.copytree(kept, tmp_path / "run")
+
+
 def test_a_generator_learns_from_captions_and_draws_from_words(prompted, tmp_path):
     run = tmp_path / "run"
     assert train([prompted(), "--cfg-options", f"work_dir={run}"]) == 0
@@ -94,12 +107,11 @@ def test_a_generator_learns_from_captions_and_draws_from_words(prompted, tmp_pat
     assert not torch.equal(model(["a red apple"], [3]), model(["a dog"], [3]))
 
 
-def test_an_export_names_its_text_encoders_and_has_none(prompted, tmp_path, text_model):
-    run = tmp_path / "run"
-    assert train([prompted(steps=1), "--cfg-options", f"work_dir={run}"]) == 0
+def test_an_export_names_its_text_encoders_and_has_none(trained, kept, tmp_path, text_model):
+    run = trained
     exported = run / "latent_diffusion"
     said = json.loads((exported / "latent_diffusion.json").read_text())
-    assert str(tmp_path) not in json.dumps(said)
+    assert str(kept) not in json.dumps(said)
     assert "path" not in said["text"]["tokens"]
     assert len(said["text"]["tokens"]["identity"]) == 64
     with pytest.raises(WeightsError, match=r"generator.text.tokens: the 'hf_text' text encoder has no path; give its"):
@@ -151,18 +163,16 @@ def test_words_to_draw_while_training_are_looked_at_before_it(prompted, write_ge
     assert not (tmp_path / "run").exists()
 
 
-def test_a_weaker_generator_needs_no_encoders_of_its_own(prompted, tmp_path, text_model):
-    run = tmp_path / "run"
-    assert train([prompted(steps=1), "--cfg-options", f"work_dir={run}"]) == 0
+def test_a_weaker_generator_needs_no_encoders_of_its_own(trained, tmp_path, text_model):
+    run = trained
     exported, bert = str(run / "latent_diffusion"), text_model("bert")
     given = ["--prompt", "a", "--cfg-scale", "2", "--text-encoders", f"tokens={bert}", f"pooled={bert}"]
     assert sample([exported, *given, "--autoguidance", exported, "--out", str(tmp_path / "out")]) == 0
 
 
-def test_a_generator_is_exported_for_diffusers(prompted, tmp_path):
+def test_a_generator_is_exported_for_diffusers(trained, tmp_path):
     flux = pytest.importorskip("diffusers").FluxTransformer2DModel
-    run, out = tmp_path / "run", tmp_path / "out"
-    assert train([prompted(steps=1), "--cfg-options", f"work_dir={run}"]) == 0
+    run, out = trained, tmp_path / "out"
     assert export([str(run), str(out), "--format", "diffusers"]) == 0
     generator, theirs = aligntok.load_latent_diffusion(run).generator, flux.from_pretrained(out)
     x, t, text, pooled = torch.randn(2, 4, 3, 5), torch.tensor([0.2, 0.9]), torch.randn(2, 6, 32), torch.randn(2, 32)
@@ -233,17 +243,15 @@ def test_a_training_goes_on_at_twice_the_size(prompted, tmp_path):
     assert (described[0]["latent_shape"], described[1]["latent_shape"]) == ([4, 4, 4], [4, 8, 8])
 
 
-def test_what_cannot_be_gone_on_from_is_refused(prompted, tmp_path, capsys, text_model):
+def test_what_cannot_be_gone_on_from_is_refused(prompted, trained, tmp_path, capsys, text_model):
     assert train([prompted(init_from=dict(folder=str(tmp_path)))]) == 2
     assert "has no trained generator" in capsys.readouterr().err
     assert train([prompted(init_from=dict(folder=str(tmp_path), take=["averages"]))]) == 2
     assert "init_from.take=['averages'] lacks 'weights'" in capsys.readouterr().err
-    small = tmp_path / "small"
-    assert train([prompted(steps=1), "--cfg-options", f"work_dir={small}"]) == 0
     bert = dict(type="hf_text", path=str(text_model("bert")), max_tokens=32, pool="mean")
     wider = dict(FLUX, hidden_size=48, text=dict(tokens=bert, pooled=bert))
     capsys.readouterr()
-    assert train([prompted("wider", generator=wider, init_from=dict(folder=str(small)))]) == 2
+    assert train([prompted("wider", generator=wider, init_from=dict(folder=str(trained)))]) == 2
     assert "does not fit" in capsys.readouterr().err
 
 
@@ -292,9 +300,8 @@ def test_a_run_is_not_taken_up_again_with_another_text_encoder(prompted, tmp_pat
 
 
 @pytest.mark.parametrize("saved", ["generation/stage.json", "latent_diffusion/latent_diffusion.json"])
-def test_a_file_that_describes_no_text_encoders_is_refused(prompted, tmp_path, capsys, saved):
-    run = tmp_path / "run"
-    assert train([prompted(steps=1), "--cfg-options", f"work_dir={run}"]) == 0
+def test_a_file_that_describes_no_text_encoders_is_refused(trained, tmp_path, capsys, saved):
+    run = trained
     (run / saved).with_name("checksums.json").unlink(missing_ok=True)
     said = json.loads((run / saved).read_text())
     folder = run if saved.startswith("generation") else (run / saved).parent
