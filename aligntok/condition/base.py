@@ -83,6 +83,10 @@ class Condition(ABC):
         """Raise WeightsError or ConfigError for encoders that are not there, or do not fit; no weights are read."""
         return
 
+    def encoder_bytes(self) -> dict[str, int]:
+        """Return the bytes of the weights that encode a step's words, by name. Raises as `check_encoders` does."""
+        return {}
+
     def save_encoders(self, folder: Path) -> None:
         """Write what encodes the words, if anything does. Raises ConfigError for what cannot be written."""
         return

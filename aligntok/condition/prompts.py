@@ -74,6 +74,10 @@ class PromptCondition(Condition):
         """Raise WeightsError or ConfigError for text encoders that are missing or do not fit; no weights are read."""
         self.models.check()
 
+    def encoder_bytes(self) -> dict[str, int]:
+        """Return the bytes of the text encoders that a step needs: none, where captions are encoded beforehand."""
+        return {} if self.text.cache else self.models.bytes()
+
     def save_encoders(self, folder: Path) -> None:
         """Write the text encoders, each into a folder of its identity's name."""
         self.models.write(folder)

@@ -123,9 +123,22 @@ class TextModels:
 
     def check(self) -> None:
         """Raise WeightsError or ConfigError for text encoders that are missing or do not fit; no weights are read."""
-        for name, config in self._configs.items():
-            with torch.device("meta"):
-                self._check_width(name, self._load(name, without_weights(TEXT_ENCODERS, config), check=False))
+        for name in self._configs:
+            self._check_width(name, self._empty(name))
+
+    def bytes(self) -> dict[str, int]:
+        """Return the bytes of each one's weights, of one that has both parts once. Raises as `check` does."""
+        once = [name for name in self._configs if name == "tokens" or self._configs[name] != self._configs["tokens"]]
+        found = {name: self._empty(name) for name in once}
+        return {
+            f"text encoder ({name})": sum(p.numel() * p.element_size() for p in encoder.parameters())
+            for name, encoder in found.items()
+        }
+
+    def _empty(self, name: str) -> Any:
+        """Return a text encoder without memory for its weights."""
+        with torch.device("meta"):
+            return self._load(name, without_weights(TEXT_ENCODERS, self._configs[name]), check=False)
 
     def _check_width(self, name: str, encoder: Any) -> None:
         own = encoder.dim if name == "tokens" else encoder.pooled_dim

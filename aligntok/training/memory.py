@@ -35,7 +35,8 @@ class StageMemory:
 
     frozen: weights that are not trained, by part. exchange: what exchanging takes, whole blocks of shared weights or
     buffers of gradients. sent: what a process sends in a step. waits: whether a step has micro-batches whose gradients
-    wait for others. course: None where a step could not be rehearsed, of which `unknown` has the reason.
+    wait for others. course: None where a step could not be rehearsed, of which `unknown` has the reason. uncounted: why
+    the weights beside the model's parts are not among the frozen ones.
     """
 
     weights: int
@@ -49,6 +50,7 @@ class StageMemory:
     waits: bool = False
     course: Course | None = None
     unknown: str = ""
+    uncounted: str = ""
 
     @property
     def states(self) -> int:
@@ -93,8 +95,12 @@ def stage_memory(stage: Stage, processes: int) -> StageMemory:
         images=images,
         waits=micro_batches > 1,
     )
+    try:
+        states, uncounted = replace(states, frozen={**states.frozen, **model.bytes_beside()}), ""
+    except AlignTokError as error:  # a dry run needs no weights
+        uncounted = first_line(error)
     course, unknown = watch(stage, model)  # the model is of no use afterwards
-    return replace(states, course=course, unknown=unknown)
+    return replace(states, course=course, unknown=unknown, uncounted=uncounted)
 
 
 def print_memory(planned: Mapping[str, StageMemory], gigabytes: float, console: Console | None = None) -> None:
@@ -127,6 +133,8 @@ def print_memory(planned: Mapping[str, StageMemory], gigabytes: float, console: 
     ]
     print_table("What a GPU holds, GiB", ["", *planned], rows, console=console)
     for name, each in planned.items():
+        if each.uncounted:
+            print_line(f"{name}: what encodes the prompts is not counted ({each.uncounted})", console)
         if line := _remark(name, each, found[name], gigabytes):
             print_line(line, console)
 

@@ -99,6 +99,10 @@ class TrainedModel(BaseModel):
         """Return what a step calls, one by one, with its blocks: how the model is spread over processes."""
         raise NotImplementedError
 
+    def bytes_beside(self) -> dict[str, int]:
+        """Return the bytes of weights that a step needs but for `parts`, by name. Raises as their check does."""
+        return {}
+
     def backward(self, batch: Mapping[str, Tensor], place: MicroBatch) -> dict[str, Tensor]:
         """Give what is trained the gradients of a micro-batch; return what to log."""
         raise NotImplementedError

@@ -154,7 +154,7 @@ def stage_of(kind: str, policy: str = "replicate") -> Any:
     given = build(kind).settings
     parallel: Any = POLICIES[policy]
     own = replace(given, global_batch_size=BATCH, optimizer=ADAM, parallel=parallel, ema=replace(given.ema, **averaged))
-    if kind == "generator":
+    if kind in GENERATORS:
         return GeneratorStage(0, kind, Path("nowhere"), 3, own, None, None)
     data = replace(given.data, train=dict(type="images", image_size=32))
     own = replace(own, data=data, discriminator_optimizer=ADAM)

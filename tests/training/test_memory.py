@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 
 from aligntok.cli import train
+from aligntok.condition.text_models import TextModels
 from aligntok.decoders import ldm_cnn as ldm_decoder
 from aligntok.engine.optim import optimizer_bytes
+from aligntok.errors import WeightsError
 from aligntok.generators import dit_blocks
 from aligntok.losses import lpips
 from aligntok.ops import embeddings, ldm_blocks
@@ -114,6 +116,32 @@ def test_a_component_that_looks_at_values_leaves_only_the_micro_batch_unknown(mo
     assert held.largest(80 * GIB) == held.activations == 0
     print_memory({"generation": held}, 80)
     assert "generation: what a micro-batch takes is unknown: a component cannot" in capsys.readouterr().out
+
+
+def test_what_encodes_prompts_beside_a_step_is_counted(monkeypatch, capsys):
+    stage = spread.stage_of("prompts", "shard")
+    held = stage_memory(stage, 2)
+    letters = 128 * 8 * 4  # a table in float32, whole in each of the processes
+    assert held.frozen == {"text encoder (tokens)": letters}
+    without = replace(held, frozen={})
+    assert held.states == without.states + letters
+    assert not held.uncounted
+
+    def missing(self, name):
+        raise WeightsError("no folder of T5")
+
+    monkeypatch.setattr(TextModels, "_empty", missing)
+    held = stage_memory(stage, 2)
+    assert (held.frozen, held.states) == ({}, without.states)
+    print_memory({"generation": held}, 80)
+    assert "generation: what encodes the prompts is not counted (no folder of T5)" in capsys.readouterr().out
+
+
+def test_encoders_of_captions_that_were_encoded_before_are_not_counted():
+    stage = spread.stage_of("prompts")
+    text = {**stage.settings.generator["text"], "cache": True}
+    cached = replace(stage, settings=replace(stage.settings, generator={**stage.settings.generator, "text": text}))
+    assert stage_memory(cached, 1).frozen == {}
 
 
 # The command

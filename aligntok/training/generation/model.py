@@ -92,6 +92,10 @@ class GenerationModel(TrainedModel):
         """Return the generator and the parts of the tokenizer."""
         return [Unit(part, listed_blocks(part)) for part in (self.generator, *self.diffusion.tokenizer.children())]
 
+    def bytes_beside(self) -> dict[str, int]:
+        """Return those of what encodes the prompts, whole in every process."""
+        return self.diffusion.condition.encoder_bytes()
+
     def load_start(self, states: Any) -> None:
         """Begin with the weights of another training, or as the generator was built. Raises CheckpointError."""
         if states is not None:
