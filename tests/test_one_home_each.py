@@ -95,6 +95,9 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
         "data/check.py:look_at",  # one process
         "data/check.py:_decode",
         "data/images.py:assign_buckets",  # nothing is exchanged
+        "data/index/build.py:_read_shards",  # of shards; likewise
+        "data/index/check.py:check_index",  # likewise
+        "data/index/check.py:_changed_shards",
         "data/latent_shards.py:damaged",  # likewise
         "data/sources/captions.py:_read_beside",  # likewise
         "data/sources/webdataset.py:__init__",  # of shards; likewise
@@ -119,6 +122,7 @@ def test_loaders_are_made_in_one_way_and_their_ends_explained():
         "evaluation/images.py:in_rounds",
         "evaluation/linear_probe.py:batches",
         "caching/encoder.py:latent_statistics",
+        "data/index/build.py:_read_shards",
     }
     encoding = {"caching/encoder.py:_encode_share"}, {"caching/encoder.py:encode_shards"}
     assert calls("make_loader") == made | explained | encoding[0]

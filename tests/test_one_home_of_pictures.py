@@ -95,6 +95,7 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
         ("data/images.py", "assign_buckets", ["ImageError"]),
         ("data/images.py", "assign", ["ImageError"]),  # the same one
         ("data/images.py", "_read_or_next", ["ImageError"]),
+        ("data/index/parts.py", "sides", ["ImageError"]),  # counted by the index
         ("data/transforms.py", "holds_image", ["ImageError"]),  # to see whether there is one
         ("evaluation/comparison/summary.py", "show_samples", ["ImageError"]),
         ("evaluation/images.py", "_read", ["ImageError"]),

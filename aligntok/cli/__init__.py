@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from aligntok.caching.settings import CacheRequest
 from aligntok.check import CheckRequest
 from aligntok.cli.arguments import Command, dispatch, parse_options, reporting_errors, verb
-from aligntok.data.settings import DataCheck
+from aligntok.data.settings import DataCheck, IndexCheck, IndexRequest, MergeRequest
 from aligntok.evaluation.settings import (
     ComparisonRequest,
     CostRequest,
@@ -157,6 +158,45 @@ def report(asked: ReportSettings) -> None:
     print(f"Report: {write_report(asked)}   (open it in a browser)")
 
 
+@verb("aligntok index", "shards")
+def _index(asked: IndexRequest) -> None:
+    from aligntok.data.index.build import build_index
+
+    _say_index(build_index(asked))
+
+
+@verb("aligntok index merge", "parts")
+def _merge(asked: MergeRequest) -> None:
+    """Merge indexes of different shards into one."""
+    from aligntok.data.index.build import merge_indexes
+
+    _say_index(merge_indexes(asked))
+
+
+def _say_index(index: Any) -> None:
+    print(f"Index: {index.folder} ({len(index):,} samples of {len(index.shards):,} shards)")
+
+
+@verb("aligntok index check", "index")
+def _check_index(asked: IndexCheck) -> int:
+    """Check that shards are as they were indexed."""
+    from aligntok.data.index.check import check_index
+
+    problems, told = check_index(asked)
+    print("\n".join([*problems, f"{asked.index}: {f'{len(problems)} problems, ' if problems else ''}{told}"]))
+    return 2 if problems else 0
+
+
+@reporting_errors
+def index(arguments: Sequence[str] | None = None) -> int:
+    """Make an index of tar or parquet shards, on disks or far away, to train from."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verbs = {"check": _check_index, "merge": _merge}
+    if words and words[0] not in verbs:
+        return _index(words)
+    return dispatch("aligntok index", {"SHARDS ...": _index, **verbs}, words)
+
+
 @verb("aligntok check", "folder")
 def check(asked: CheckRequest) -> int:
     """Check that the files of a folder are as they were written, and that none is missing."""
@@ -247,6 +287,7 @@ VERBS: dict[str, Command] = {
     "analyze-latents": analyze_latents,
     "measure-cost": measure_cost,
     "report": report,
+    "index": index,
     "check": check,
     "data": data,
     "env": env,

@@ -14,15 +14,13 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from functools import partial
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field
-
+from aligntok.data.settings import RemoteSettings
 from aligntok.data.sources.base import FilePart, OpenFiles, optional_library
 from aligntok.errors import AlignTokError, ConfigError, ShardError, first_line, unknown
 from aligntok.io.files import check_size, reading
-from aligntok.settings import AboveZero, NotNegative, Positive, settings
 
 logger = logging.getLogger("aligntok.data")
 T = TypeVar("T")
@@ -44,20 +42,6 @@ _TAGS = ("ETag", "etag", "blob_id", "generation", "LastModified", "mtime")
 _SECRETS = re.compile(r"(\w+://)(?:[^\s/'\"@]*@)?([^\s'\"?#)]*)(?:[?#][^\s'\")]*)?")
 _PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR)  # of a file system in a network
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
-
-
-@settings
-class RemoteSettings:
-    """How files far away are asked for."""
-
-    attempts: Annotated[int, Field(ge=1, le=20)] = 6
-    """So often a range is asked for before its shard counts as away."""
-    timeout: AboveZero = 60.0
-    """Seconds that an attempt may take."""
-    pause: NotNegative = 0.5
-    """Seconds before the second attempt; each further pause is twice as long, 30 seconds at most."""
-    in_flight: Positive = 16
-    """Requests at once, of one process."""
 
 
 class _Refused(Exception):

@@ -1,4 +1,4 @@
-"""What a look at a data set is told."""
+"""What a look at a data set, and an index of one, are told."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from aligntok.settings import ImageSize, Positive, Width, settings
+from aligntok.settings import AboveZero, Count, ImageSize, NotNegative, Positive, Width, Workers, settings
 
 #: Of images whose sides are as many times as long as each other; no format has more pixels in a row.
 AspectRatio = Annotated[float, Field(ge=1, le=1e6)]
@@ -41,3 +41,65 @@ class DataCheck:
     """How many times as long as wide an image may be; strips are counted as unreadable."""
     json: bool = False
     """For programs."""
+
+
+@settings
+class RemoteSettings:
+    """How files far away are asked for."""
+
+    attempts: Annotated[int, Field(ge=1, le=20)] = 6
+    """So often a range of a shard is asked for before the shard counts as away."""
+    timeout: AboveZero = 60.0
+    """Seconds that an attempt may take."""
+    pause: NotNegative = 0.5
+    """Seconds before the second attempt; each further pause is twice as long, 30 seconds at most."""
+    in_flight: Positive = 16
+    """Requests at once, of one process."""
+
+
+@settings
+class IndexRequest:
+    """Make an index of tar or parquet shards. The same command started again goes on where it stopped. Further verbs
+    are `aligntok index check` and `aligntok index merge`, each with --help.
+    """
+
+    shards: tuple[str, ...]
+    """Files, folders, patterns such as '/data/{00000..00127}.tar', or their addresses (https://, s3://, gs://, hf://)."""
+    out: str | Path
+    """The folder to write."""
+    columns: tuple[str, ...] = ()
+    """Numbers of each sample to keep, such as AESTHETIC_SCORE pwatermark: of the parquet file beside a tar, of the
+    .json in it, or of the parquet shards.
+    """
+    caption: str | None = "auto"
+    """Where captions are, of several places: txt, a key of the .json, a column; None: keep none."""
+    workers: Workers = 4
+    """Processes that read shards."""
+    part: Annotated[str, Field(pattern=r"^[0-9]{1,6}/[0-9]{1,6}$")] | None = None
+    """Index a share of the shards alone, such as 3/64, to be merged with the others."""
+    max_broken: Count = 0
+    """So many shards that are damaged or gone are left out; more are an error, once all others were read."""
+    remote: RemoteSettings = RemoteSettings()
+    """How files far away are asked for."""
+
+
+@settings
+class MergeRequest:
+    """Merge indexes of different shards into one."""
+
+    parts: tuple[str, ...]
+    """Folders of indexes with the same columns."""
+    out: str | Path
+    """The folder to write."""
+
+
+@settings
+class IndexCheck:
+    """Check an index: its files, that its shards are as they were, that images and captions lie where it says."""
+
+    index: str | Path
+    """The folder of the index."""
+    blocks: Count = 64
+    """Places, evenly spread, at which samples are read."""
+    remote: RemoteSettings = RemoteSettings()
+    """How files far away are asked for."""

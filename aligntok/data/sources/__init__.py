@@ -116,7 +116,7 @@ def _open_pattern(given: str, path: Path, split: str, label: str | None, caption
     if "{" not in given:
         near = suggestion(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
         raise DataError(f"no file or folder of images at {path}; {near}set `data_root` to one that exists")
-    files = expand_pattern(given)
+    files = [Path(file).expanduser() for file in expand_pattern(given)]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DataError(
@@ -132,10 +132,10 @@ def _open_folder(path: Path, split: str, label: str | None, caption: str | None)
     if any((folder / name).is_file() for name in _SAVED):
         return open_saved(folder, split if by_name else "", label, caption)
     inner = sorted(child for child in path.iterdir() if child.is_dir() and not is_hidden(child.name))
-    files = _packed_files(folder)
+    files = packed_files(folder)
     if not files:
         if not split and (
-            known := [child.name for child in inner if child.name in SPLIT_NAMES and _packed_files(child)]
+            known := [child.name for child in inner if child.name in SPLIT_NAMES and packed_files(child)]
         ):
             raise several_splits(str(path), known)
         return _with_split_chosen(FolderSource(path, split, caption))
@@ -157,7 +157,7 @@ def _open_folder(path: Path, split: str, label: str | None, caption: str | None)
     return source
 
 
-def _packed_files(folder: Path) -> list[Path]:
+def packed_files(folder: Path) -> list[Path]:
     """Return the shards and tables in a folder; a repository of the hub has its tables in ``data``."""
 
     def files(place: Path, pattern: str) -> list[Path]:

@@ -237,10 +237,7 @@ class OpenFiles:
 
 
 class FilePart(io.RawIOBase):
-    """`size` bytes of a file from `offset` on, as a file of their own, which is read as far as it is asked for.
-
-    files: OpenFiles, or what reads ranges of other files as that does.
-    """
+    """`size` bytes from `offset` on of one of `files`, such as OpenFiles, as a file, read as far as it is asked for."""
 
     def __init__(self, files: Any, path: Path | str, offset: int, size: int) -> None:
         self._read = partial(files.read, path)

@@ -60,7 +60,7 @@ def captions_in(what: str, kind: str, content: bytes, caption: str) -> dict[str,
     if kind == ".txt":
         return {"txt": _decoded(content, what, True)}
     key, text = _KEY if caption == AUTO else caption, _decoded(content, what, True)
-    value = _object(text, what).get(key)
+    value = json_object(text, what).get(key)
     return {} if value is None else {key: value}
 
 
@@ -211,7 +211,7 @@ def _rows(
         if name.endswith(".jsonl"):
             for text in lines(opened):
                 if text.strip():
-                    row = _object(text, f"{what}, line {line}")
+                    row = json_object(text, f"{what}, line {line}")
                     _check_columns(f"{what}, line {line}", columns[:1], row)
                     yield line, row[columns[0]], row.get(columns[1])
             return
@@ -293,8 +293,8 @@ def _decoded(content: bytes, what: str, begins: bool) -> str:
         raise _no_caption(place, f"byte {content[error.start]:#04x} is not of UTF-8") from error
 
 
-def _object(text: str, what: str) -> dict[str, Any]:
-    """Return the object of JSON in a text. Raises DataError where it is none, or has a key twice."""
+def json_object(text: str, what: str) -> dict[str, Any]:
+    """Return the object of JSON that the file `what` is. Raises DataError where it is none, or has a key twice."""
     try:
         read = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:

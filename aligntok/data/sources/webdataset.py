@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from os.path import commonpath
 from pathlib import Path
@@ -60,7 +61,7 @@ class ShardSource(ImageSource):
     def __init__(
         self, where: str, shards: Sequence[Path], label: str | None = None, caption: str | None = None
     ) -> None:
-        split_name = _webdataset("tariterators").base_plus_ext
+        split_name = split_names()
         self.shards = tuple(shards)
         self._files = OpenFiles()
         found: list[_Listing] = []
@@ -112,18 +113,23 @@ class ShardSource(ImageSource):
         return self.shards[self._shard_of[index]], offset, size
 
 
-def expand_pattern(pattern: str) -> list[Path]:
-    """Return the paths that a brace pattern such as ``train-{0000..0127}.tar`` stands for.
+def expand_pattern(pattern: str) -> list[str]:
+    """Return the paths or addresses that a brace pattern such as ``train-{0000..0127}.tar`` stands for.
 
     Raises DataError for braces that do not match, and when the library `webdataset` is not installed.
     """
     expand_urls = _webdataset("shardlists").expand_urls
     try:
-        return [Path(path).expanduser() for path in expand_urls(pattern)]
+        return [*expand_urls(pattern)]
     except (ValueError, AssertionError) as error:  # unbalanced braces; ${NAME} without a variable WDS_NAME
         raise DataError(
             f"{pattern} is no pattern of shards ({first_line(error)}); write it like /data/train-{{0000..0127}}.tar"
         ) from error
+
+
+def split_names() -> SplitName:
+    """Return what splits names of members. Raises DataError when the library `webdataset` is not installed."""
+    return _webdataset("tariterators").base_plus_ext
 
 
 def _webdataset(module: str) -> Any:
@@ -155,76 +161,114 @@ def _join_captions(where: str, found: Sequence[_Listing], caption: str) -> Capti
 
 def _list_shard(path: Path, split_name: SplitName, label: str | None, caption: str | None) -> _Listing:
     """List a shard. Raises DataError for one that is damaged."""
+    with opened_shard(str(path)) as archive:
+        return _list_members(archive, path, split_name, label, caption)
+
+
+@contextmanager
+def opened_shard(where: str, file: BinaryIO | None = None) -> Iterator[tarfile.TarFile]:
+    """Open a tar file, at that path or as `file`, whose members are read to the end inside.
+
+    Raises DataError for one that is damaged, also inside.
+    """
     try:
-        with tarfile.open(path, "r:") as archive:
-            listed = _list_members(archive, path, split_name, label, caption)
+        with tarfile.open(where, "r:", file) as archive:
+            yield archive
             # A damaged header ends the listing just as quietly as the end mark.
-            file = archive.fileobj
-            assert file is not None
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            opened = archive.fileobj
+            assert opened is not None
+            opened.seek(archive.offset)
+            if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"neither a member nor the end mark at byte {archive.offset}")
-            return listed
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:  # a header's numbers may be no numbers
         raise DataError(
-            f"{path} is not an uncompressed tar file, or a damaged one ({first_line(error)}); copy or pack it again"
+            f"{where} is not an uncompressed tar file, or a damaged one ({first_line(error)}); copy or pack it again"
         ) from error
+
+
+class Member(NamedTuple):
+    """A member of a shard: its name without "./", the key of its sample, how its name ends, and all of its extension,
+    both in lower case.
+    """
+
+    info: tarfile.TarInfo
+    name: str
+    key: str
+    kind: str
+    extension: str
+
+    def is_image(self, archive: tarfile.TarFile, suffixes: tuple[str, ...]) -> bool:
+        """Tell whether it is an image, by the end of its name, or by its content where that has none."""
+        return self.kind in suffixes or (not self.kind and holds_image(partial(open_member, archive, self)))
+
+
+def members(archive: tarfile.TarFile, split_name: SplitName, others: Counter[str]) -> Iterator[Member]:
+    """Yield the members of a shard that are files and not hidden; hidden images are counted in `others`."""
+    suffixes, last = image_suffixes(), -1
+    for info in archive:
+        if info.offset <= last:  # a negative size leads back, round and round
+            raise tarfile.ReadError(f"member {info.name} lies before the one before it")
+        last, name = info.offset, info.name.removeprefix("./")
+        if not info.isreg() or info.issparse() or is_hidden(name):
+            others["hidden"] += info.isreg() and is_hidden_image(name, suffixes)
+            continue
+        key, extension = split_name(name)  # neither without a dot
+        kind = "" if key is None else suffix_of(f".{extension}")
+        yield Member(info, name, name if key is None else key, kind, f".{extension}".lower())
+
+
+def check_one_image(where: object, member: Member, images: Mapping[str, Member]) -> None:
+    """Raise DataError for a second image of a sample, of which the first is among `images`, by their keys."""
+    if member.key in images:
+        first = images[member.key].info.name
+        raise DataError(
+            f"{where}: sample '{member.key}' has two images, {first} and {member.info.name}; it may have one. "
+            "A sample's key ends at the first dot of the file name: pack the shards with one image a key"
+        )
 
 
 def _list_members(
     archive: tarfile.TarFile, path: Path, split_name: SplitName, label: str | None, caption: str | None
 ) -> _Listing:
     suffixes, others = image_suffixes(), Counter[str]()
-    images: dict[str, tarfile.TarInfo] = {}
+    images: dict[str, Member] = {}
     labels: defaultdict[str, dict[str, int | str | None]] = defaultdict(dict)
     captions: defaultdict[str, dict[str, Any]] = defaultdict(dict)
-    last = -1
-    for member in archive:
-        if member.offset <= last:  # a negative size leads back, round and round
-            raise tarfile.ReadError(f"member {member.name} lies before the one before it")
-        last, name = member.offset, member.name.removeprefix("./")
-        if not member.isreg() or member.issparse() or is_hidden(name):
-            others["hidden"] += member.isreg() and is_hidden_image(name, suffixes)
-            continue
-        key, extension = split_name(name)  # neither without a dot
-        kind = "" if key is None else suffix_of(f".{extension}")
-        key = name if key is None else key
+    for member in members(archive, split_name, others):
+        key, what = member.key, f"{path}: {member.info.name}"
         found, told = {}, {}
-        if f".{extension}".lower() in LABELLED:
-            found = labels_in(f"{path}: {member.name}", kind, _open_member(archive, member).read(_LARGEST_TEXT), label)
+        if member.extension in LABELLED:
+            found = labels_in(what, member.kind, open_member(archive, member).read(_LARGEST_TEXT), label)
         for called, value in found.items():
             labels[called][key] = value
-        if caption is not None and f".{extension}".lower() in CAPTIONED:
-            text = _open_member(archive, member).read(MOST_READ + 1)
-            told = captions_in(f"{path}: {member.name}", kind, text, caption)
+        if caption is not None and member.extension in CAPTIONED:
+            told = captions_in(what, member.kind, open_member(archive, member).read(MOST_READ + 1), caption)
         for called, given in told.items():
             if key in captions[called]:
-                raise DataError(f"{path}: sample '{key}' has its caption twice, {member.name} the second; pack it once")
+                raise DataError(
+                    f"{path}: sample '{key}' has its caption twice, {member.info.name} the second; pack it once"
+                )
             captions[called][key] = given
-        is_image = kind in suffixes or (not kind and holds_image(partial(_open_member, archive, member)))
-        if is_image and key in images:
-            raise DataError(
-                f"{path}: sample '{key}' has two images, {images[key].name} and {member.name}; it may have one. "
-                "A sample's key ends at the first dot of the file name: pack the shards with one image a key"
-            )
-        if is_image:
+        if member.is_image(archive, suffixes):
+            check_one_image(path, member, images)
             images[key] = member
         elif not found and not told:
-            others[kind or "without suffix"] += 1
+            others[member.kind or "without suffix"] += 1
     others["labels without an image"] += len({key for values in labels.values() for key in values} - images.keys())
-    names = [image.name.removeprefix("./") for image in images.values()]
-    rows = [(image.offset_data, image.size) for image in images.values()]
+    names = [image.name for image in images.values()]
+    rows = [(image.info.offset_data, image.info.size) for image in images.values()]
     aligned = {called: [values.get(key) for key in images] for called, values in labels.items()}
     packed = {called: _packed(path, images, given) for called, given in captions.items()}
     return _Listing(names, np.array(rows, dtype=np.int64).reshape(-1, 2), aligned, packed, +others)
 
 
-def _packed(path: Path, images: Mapping[str, tarfile.TarInfo], given: Mapping[str, Any]) -> Captions:
+def _packed(path: Path, images: Mapping[str, Member], given: Mapping[str, Any]) -> Captions:
     captions = CaptionList(len(images))
     for index, key in enumerate(images):
         add_caption(captions, index, given.get(key), f"{path}: sample '{key}'")
     return captions.packed()
 
 
-def _open_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
-    return cast(BinaryIO, archive.extractfile(member))  # there is one of a regular file
+def open_member(archive: tarfile.TarFile, member: Member) -> BinaryIO:
+    """Open a member, which is read where it lies."""
+    return cast(BinaryIO, archive.extractfile(member.info))  # there is one of a regular file

@@ -1,0 +1,124 @@
+"""One pass over a tar shard: where its images and captions lie, their sizes, what is known of each."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aligntok.data.index.format import DOMAIN
+from aligntok.data.index.parts import Asked, Part, domains, numbers, sides
+from aligntok.data.remote import RemoteFiles
+from aligntok.data.sources.base import optional_library
+from aligntok.data.sources.captions import CAPTIONED, MOST_READ, captions_in, json_object
+from aligntok.data.sources.webdataset import Member, check_one_image, members, open_member, opened_shard, split_names
+from aligntok.data.transforms import image_suffixes
+from aligntok.errors import DataError, unknown
+from aligntok.io.files import MOST_BYTES, reading
+
+_URL, _KEY = "url", "key"
+_CURE = "fetch it again, or remove it to go without it"
+
+
+def read_tar(files: RemoteFiles, place: str, size: int, asked: Asked) -> Part:
+    """Read the samples of a tar shard: those with an image, in their order.
+
+    Of images only the headers are read. Metadata are those of the parquet file beside the shard, of the same name, by
+    its column `key`; what that lacks are those of the samples' .json. Raises DataError for a damaged shard, a sample
+    with two images or with two captions that differ, and for a column that nothing has.
+    """
+    images: dict[str, Member] = {}
+    shapes: list[tuple[int, int]] = []
+    texts: dict[str, dict[str, tuple[int, int, Any]]] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    with files.open(place, size) as file, opened_shard(place, file) as archive:
+        suffixes = image_suffixes()
+        for member in members(archive, split_names(), Counter()):
+            if member.is_image(archive, suffixes):
+                check_one_image(place, member, images)
+                images[member.key] = member
+                shapes.append(sides(open_member(archive, member)) if member.info.size <= MOST_BYTES else (0, 0))
+            elif member.extension in CAPTIONED:
+                found, row = _texts(archive, place, member, asked.caption)
+                for called, given in found.items():
+                    texts.setdefault(called, {})[member.key] = (member.info.offset_data, member.info.size, given)
+                if row is not None:
+                    rows[member.key] = row
+    columns: dict[str, Any] = {
+        "offset": np.array([member.info.offset_data for member in images.values()], dtype=np.int64),
+        "size": np.array([min(member.info.size, MOST_BYTES) for member in images.values()], dtype=np.uint32),
+        "height": np.array([height for height, _ in shapes], dtype=np.uint16),
+        "width": np.array([width for _, width in shapes], dtype=np.uint16),
+    }
+    lie = _chosen(place, texts)
+    if lie is not None:
+        where = [texts[lie].get(key, (0, 0, None)) for key in images]
+        columns["caption_offset"] = np.array([offset for offset, *_ in where], dtype=np.int64)
+        columns["caption_size"] = np.array([size for _, size, _ in where], dtype=np.uint32)
+    return Part(columns | _metadata(files, place, asked, [*images], rows), lie)
+
+
+def _texts(
+    archive: tarfile.TarFile, place: str, member: Member, caption: str | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the captions in a member, by how they lie, and what a .json says; nothing of what cannot be read."""
+    what, content = f"{place}: {member.name}", open_member(archive, member).read(MOST_READ + 1)
+    try:
+        row = json_object(content.decode("utf-8-sig"), what) if member.kind == ".json" else None
+        found = {} if caption is None else captions_in(what, member.kind, content, caption)
+    except (DataError, ValueError):
+        return {}, None
+    kept = {called: text for called, text in found.items() if not isinstance(text, str) or text.strip()}
+    return {called if called == "txt" else f"json:{called}": text for called, text in kept.items()}, row
+
+
+def _chosen(place: str, texts: Mapping[str, Mapping[str, tuple[int, int, Any]]]) -> str | None:
+    """Return how captions lie, of the ways that there are: the .txt, which has to say the same as a .json beside it."""
+    if len(texts) < 2:
+        return next(iter(texts), None)
+    (_, first), (_, second) = sorted(texts.items(), reverse=True)
+    for key in first.keys() & second.keys():
+        one, other = (given.strip() if isinstance(given, str) else given for *_, given in (first[key], second[key]))
+        if one != other:
+            raise DataError(f"{place}: captions are in {' and in '.join(sorted(texts))}; choose one with --caption")
+    return max(texts)
+
+
+def _metadata(
+    files: RemoteFiles, place: str, asked: Asked, keys: list[str], rows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    table, named = _table_beside(files, place, asked)
+    there = {name for row in rows.values() for name in row}
+
+    def values(name: str) -> list[Any]:
+        if name in table:
+            by_key = dict(zip(map(str, table[_KEY]), table[name], strict=True))
+            return [by_key.get(key, by_key.get(key.rpartition("/")[2])) for key in keys]
+        return [rows.get(key, {}).get(name) for key in keys]
+
+    lacking = [name for name in asked.columns if name not in table and name not in there]
+    if lacking and keys:
+        raise DataError(f"{place}: {unknown('column', lacking[0], sorted({*named, *there}))}")
+    columns: dict[str, Any] = {name: numbers(place, name, values(name)) for name in asked.columns}
+    return columns | ({DOMAIN: domains(values(_URL))} if _URL in table or _URL in there else {})
+
+
+def _table_beside(files: RemoteFiles, place: str, asked: Asked) -> tuple[dict[str, list[Any]], list[str]]:
+    """Return the columns that are wanted of the parquet file beside a shard, and the names of all.
+
+    Nothing without one that has keys.
+    """
+    beside = f"{place.removesuffix('.tar')}.parquet"
+    state = files.find(beside)
+    if state is None:
+        return {}, []
+    parquet = optional_library("pyarrow.parquet", "parquet files")
+    with reading(beside, DataError, _CURE), files.open(beside, state[0]) as file:
+        table = parquet.ParquetFile(file)
+        named = table.schema_arrow.names
+        if _KEY not in named:
+            return {}, []
+        return table.read([name for name in (_KEY, _URL, *asked.columns) if name in named]).to_pydict(), named
