@@ -20,6 +20,7 @@ from aligntok.evaluation.settings import (
     ReferenceSettings,
     ReportSettings,
     ScalingRequest,
+    TextImageSettings,
 )
 from aligntok.sampling.settings import SampleRequest
 from aligntok.settings import settings
@@ -85,6 +86,14 @@ def _generation(asked: GenerationSettings) -> None:
     evaluate_generation(asked)
 
 
+@verb("evaluate text-image", "samples")
+def _text_image(asked: TextImageSettings) -> None:
+    """HPSv2, PickScore, ImageReward, CLIP score, VQAScore, GenEval of samples of prompts."""
+    from aligntok.evaluation.text_image import evaluate_text_image
+
+    evaluate_text_image(asked)
+
+
 @verb("evaluate linear-probe", "tokenizer", "data")
 def _linear_probe(asked: ProbeSettings) -> None:
     """Top-1 and top-5 of a linear classifier on latents."""
@@ -107,6 +116,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
     evaluations = {
         "reconstruction": _reconstruction,
         "generation": _generation,
+        "text-image": _text_image,
         "linear-probe": _linear_probe,
         "make-reference": _make_reference,
     }

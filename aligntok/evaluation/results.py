@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a report is written without mmengine
     from aligntok.tokenizer import Tokenizer
 
 FORMAT = 1
-KINDS = ("comparison", "reconstruction", "generation", "linear_probe", "latent_space", "cost")
+KINDS = ("comparison", "reconstruction", "generation", "text_image", "linear_probe", "latent_space", "cost")
 
 
 @dataclass(frozen=True)

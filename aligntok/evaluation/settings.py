@@ -23,6 +23,10 @@ from aligntok.settings import (
     settings,
 )
 
+#: See :mod:`aligntok.evaluation.text_image.needs`.
+TextImageMetric = Literal[
+    "hpsv2", "hpsv2.1", "pickscore", "imagereward", "aesthetic", "clip", "vqascore", "geneval", "geneval2", "dpg"
+]
 FEWEST = 20  # images and points: below, neither neighbours nor densities mean anything
 
 
@@ -131,6 +135,32 @@ class GenerationSettings:
     """Samples at once, of one process."""
     workers: Workers = 2
     """Processes that read samples, for each that measures."""
+
+
+@settings
+class TextImageSettings:
+    """Measure pictures against the prompts that they were drawn from: HPSv2, PickScore, ImageReward, aesthetic, CLIP
+    score, VQAScore, GenEval, GenEval 2 and DPG-Bench, each on weights of yours. Under torchrun every process takes its
+    share. Of two folders also who wins.
+    """
+
+    samples: Annotated[tuple[str | Path, ...], Field(min_length=1, max_length=2)]
+    """A folder of pictures with a prompts.jsonl, as sample --prompts writes it, or two."""
+    metrics: Annotated[tuple[TextImageMetric, ...], Field(min_length=1)]
+    """What to measure."""
+    weights: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Where the weights are: hpsv2, hpsv2.1 and aesthetic are files; pickscore, imagereward, clip, vqa and detector
+    folders."""
+    prompt_set: tuple[str | Path, ...] = ()
+    """Files of the prompts with their categories; of GenEval, GenEval 2 and DPG-Bench their files of questions."""
+    out: str | Path | None = None
+    """The folder to write; None: evaluation/text_image in the first folder of samples, else here."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the model that answers questions; all others are float32."""
+    batch_size: BatchSize = 32
+    """Pictures at once, of one process."""
+    workers: Workers = 2
+    """Processes that read pictures, for each that measures."""
 
 
 @settings

@@ -25,8 +25,9 @@ from aligntok.errors import ConfigError, DivergenceError, first_line, multiples_
 from aligntok.io.pictures import to_uint8
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import load_latent_diffusion
+from aligntok.sampling.prompt_files import read_prompts
 from aligntok.sampling.settings import SampleRequest
-from aligntok.sampling.words import read_prompts, word_rule
+from aligntok.sampling.words import word_rule
 from aligntok.weights.load import weights_hash
 
 SEEDS = 2**32  # torch's generator on the CPU takes a seed's lowest 32 bits, and leaves the others out

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from aligntok.condition import ClassCondition, Condition
-from aligntok.errors import ConfigError, DataError, first_line
-from aligntok.io.files import read_bytes, unique_keys
+from aligntok.errors import ConfigError
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.rng import rng
 
 SAMPLES = 64  # of a generator with classes, if nobody says how many
-MOST_BYTES = 2**30  # of a file of prompts
-KEYS = ("prompt", "caption", "text")  # under which a line has its prompt
 
 
 class WordRule(ABC):
@@ -164,74 +158,3 @@ def check_balanced(labels: str | None, num: int, num_classes: int, where: str) -
             f"{where}labels=balanced with num_samples={num} misses {num_classes - num} of {num_classes} classes; draw "
             f"{num_classes} or more, or take random labels"
         )
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Return the prompts of a file: a line each, or a JSON text or object with "prompt", "caption" or "text" in each
-    line of a ``.jsonl``, or a row each of a ``.csv`` with such a column.
-
-    Raises DataError for a file that is missing, empty, too large, no UTF-8, or of another form, with the line's number.
-    """
-    try:
-        content = read_bytes(path, MOST_BYTES)
-    except (OSError, ValueError) as error:
-        raise DataError(f"prompts: {path} cannot be read ({first_line(error)}); give a file of prompts") from error
-    raw = content.removeprefix(b"\xef\xbb\xbf").splitlines()
-    lines = [_decoded(path, number, line) for number, line in enumerate(raw, 1)]
-    suffix = Path(path).suffix.lower()
-    if suffix == ".csv":
-        found = _rows(path, "\n".join(lines))
-    else:
-        parse = _json_line if suffix == ".jsonl" else lambda path, number, line: line
-        found = [(number, parse(path, number, line)) for number, line in enumerate(lines, 1)]
-    if not found:
-        raise DataError(f"prompts: {path} has no prompts; write one in each line")
-    if empty := next((number for number, prompt in found if not prompt.strip()), None):
-        raise DataError(f"prompts: line {empty} of {path} is empty; write a prompt there, or remove the line")
-    return [prompt.strip() for _, prompt in found]
-
-
-def _decoded(path: str | Path, number: int, line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"prompts: line {number} of {path} is not UTF-8 ({error.reason}); save the file as UTF-8"
-        ) from error
-
-
-def _json_line(path: str | Path, number: int, line: str) -> str:
-    try:
-        said = json.loads(line, object_pairs_hook=unique_keys)
-        str(said).encode()  # half of a surrogate pair, which JSON can write, is no text
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"prompts: line {number} of {path} is no JSON ({first_line(error)}); correct it") from error
-    if isinstance(said, dict):
-        said = next((said[key] for key in KEYS if key in said), None)
-    if not isinstance(said, str):
-        raise DataError(
-            f"prompts: line {number} of {path} has no prompt; write a text, or an object with one of {', '.join(KEYS)}"
-        )
-    return said
-
-
-def _rows(path: str | Path, text: str) -> list[tuple[int, str]]:
-    reader = csv.reader(io.StringIO(text), strict=True)
-    try:
-        rows = [(reader.line_num, row) for row in reader if row]
-    except csv.Error as error:
-        raise DataError(
-            f"prompts: line {reader.line_num} of {path} is no CSV ({first_line(error)}); correct it"
-        ) from error
-    columns = rows.pop(0)[1] if rows else []
-    key = next((key for key in KEYS if columns.count(key) == 1), None)
-    if key is None:
-        told = ", ".join(columns[:8]) or "none"
-        raise DataError(f"prompts: {path} has no column {', '.join(KEYS)}, only {told}; name one so")
-    for line, row in rows:
-        if len(row) != len(columns):
-            raise DataError(
-                f"prompts: line {line} of {path} has {len(row)} fields, and the first line {len(columns)}; put a "
-                "prompt with a comma into quotes"
-            )
-    return [(line, row[columns.index(key)]) for line, row in rows]

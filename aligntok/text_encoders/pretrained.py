@@ -18,10 +18,8 @@ from aligntok.io.files import replacing, save_tensors, write_checksums, write_js
 from aligntok.settings import Positive
 from aligntok.text_encoders import TextEncoder, check_prompts
 from aligntok.weights.load import weights_hash
+from aligntok.weights.names import CONFIG, VOCABULARIES, WEIGHTS
 from aligntok.weights.transformers import (
-    CONFIG,
-    VOCABULARIES,
-    WEIGHTS,
     Classes,
     build_model,
     digest_of,

@@ -1,4 +1,4 @@
-"""Text models of transformers: found in folders and on a hub, and built so that nothing in their files is run.
+"""Models of transformers: found in folders and on a hub, and built so that nothing in their files is run.
 
 Of a folder's config the numbers are taken, never the code that `auto_map` names, the kernels, adapters, or files
 elsewhere; weights are read as all others are.
@@ -25,21 +25,15 @@ from aligntok.imports import FAILURES, folder_of, import_failure, installing, is
 from aligntok.io.files import inside, read_bytes, read_json, reading, replacing, write_json
 from aligntok.weights.hub import Repository, check_named
 from aligntok.weights.load import misfit, read_tensors
+from aligntok.weights.names import CONFIG, PROCESSOR, TOKENIZER, VOCABULARIES, WEIGHTS
 
 PACKAGE = "package:"  # begins a source that lies in an installed package
-CONFIG = "config.json"
-#: Files that hold a vocabulary, of which a tokenizer has one.
-VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json")
-#: What may lie beside it.
-TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
-#: Where weights are, whole or with a list of parts; the first that there is.
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _MOST_LAYERS = 1000  # of any model, so that a config with a slip, or of bad will, does not fill the memory
 #: Keys of a config that say where something else lies, or who made the file: none of them is a number of the model.
 _NO_NUMBERS = (
     *("auto_map", "quantization_config", "fusion_config", "transformers_weights", "_name_or_path", "name_or_path"),
     *("_attn_implementation", "attn_implementation", "_experts_implementation", "architectures", "dtype"),
-    *("torch_dtype", "transformers_version", "use_cache", "_commit_hash", "kernel_config"),
+    *("torch_dtype", "transformers_version", "use_cache", "_commit_hash", "kernel_config", "use_pretrained_backbone"),
 )
 #: From a model's type to transformers' class, by its name; None: whatever transformers has for that type.
 Classes = Mapping[str, str] | None
@@ -51,7 +45,7 @@ def library() -> Any:
         with quietly():
             import transformers
     except FAILURES as error:
-        raise ConfigError(f"text encoders need transformers: {import_failure(error)}") from error
+        raise ConfigError(f"text encoders and metrics need transformers: {import_failure(error)}") from error
     return transformers
 
 
@@ -118,18 +112,31 @@ def _numbers(config: Any) -> Any:
 
 def read_weights(folder: Path, who: str) -> dict[str, Tensor]:
     """Return the tensors of a model's folder by name, of one file or of several. Raises WeightsError."""
-    first = next(folder / name for name in WEIGHTS if (folder / name).exists())
-    names = parts_of(first, who) if first.name.endswith(".index.json") else [first.name]
     tensors: dict[str, Tensor] = {}
-    for name in names:
-        tensors |= read_tensors(file_of(folder, name, who), who)
+    for file in weight_files(folder, who):
+        tensors |= read_tensors(file, who)
     return tensors
 
 
+def weight_files(folder: Path, who: str) -> list[Path]:
+    """Return the files of a model's folder that its weights are in, one or several. Raises WeightsError."""
+    first = next(folder / name for name in WEIGHTS if (folder / name).exists())
+    names = parts_of(first, who) if first.name.endswith(".index.json") else [first.name]
+    return [file_of(folder, name, who) for name in names]
+
+
 def build_model(
-    config: Mapping[str, Any], classes: Classes, weights: Mapping[str, Tensor] | None, dtype: torch.dtype, who: str
+    config: Mapping[str, Any],
+    classes: Classes,
+    weights: Mapping[str, Tensor] | None,
+    dtype: torch.dtype,
+    who: str,
+    family: str = "MODEL",
+    given: str = "input_ids",
 ) -> Any:
     """Return a model of transformers of a config, with weights by the names that files have (None: random ones).
+
+    family: of the types of transformers, where `classes` is None. given: what the model has to take.
 
     Weights that it has no place for, such as a head's, are passed over; a `pooler` is left out where `classes` is None.
     Raises WeightsError for a type that is not among `classes`, a config that makes no model, and weights that don't
@@ -144,19 +151,22 @@ def build_model(
             known = transformers.CONFIG_MAPPING
             made = known[kind].from_dict({**config, "use_cache": False}) if kind in known else None
             if classes is None:
-                model_class = transformers.MODEL_MAPPING.get(type(made), None)
+                model_class = getattr(transformers, f"{family}_MAPPING").get(type(made), None)
             else:
                 model_class = getattr(transformers, classes.get(kind, ""), None)
             taken = signature(model_class.forward).parameters if hasattr(model_class, "forward") else {}
-            fits = "input_ids" in taken and "decoder_input_ids" not in taken
+            fits = given in taken and "decoder_input_ids" not in taken
             if fits:
                 _check_size(model_class, made, weights)
-                options = {"attn_implementation": "sdpa" if model_class._supports_sdpa else "eager", "dtype": dtype}
+                options: dict[str, Any] = {
+                    "attn_implementation": "sdpa" if model_class._supports_sdpa else "eager",
+                    "dtype": dtype,
+                }
                 if weights is None:
                     model = model_class._from_config(made, **options)
                 else:
-                    given = {"config": made, "state_dict": dict(weights), "ignore_mismatched_sizes": True}
-                    model, faults = model_class.from_pretrained(None, output_loading_info=True, **given, **options)
+                    options |= {"config": made, "state_dict": dict(weights), "ignore_mismatched_sizes": True}
+                    model, faults = model_class.from_pretrained(None, output_loading_info=True, **options)
         except Exception as error:  # whatever transformers makes of numbers that fit no model, or weights that don't
             raise WeightsError(
                 f"{who}: transformers cannot build a {kind} of its config.json and weights ({first_line(error)}); copy "
@@ -164,6 +174,8 @@ def build_model(
             ) from error
     if not fits:
         takes = ", ".join(classes) if classes else "those of transformers' AutoModel that take one text"
+        if family != "MODEL":
+            takes = "those of transformers' AutoModelForImageTextToText that are no encoder with a decoder"
         raise WeightsError(f"{who}: its config.json has model_type={kind!r}; it takes {takes}")
     missing = sorted(faults.get("missing_keys", ()))
     if classes is None and isinstance(getattr(model, "pooler", None), torch.nn.Module):
@@ -188,10 +200,13 @@ def _check_size(model_class: Any, config: Any, weights: Mapping[str, Tensor] | N
             raise ValueError(f"it declares {needed:,} numbers, and the weights have {given:,}")
 
 
-def tokenizer_files(folder: Path, who: str) -> dict[str, bytes]:
-    """Return what the files of a folder's tokenizer hold, by name. Raises WeightsError."""
+def tokenizer_files(folder: Path, who: str, more: Sequence[str] = ()) -> dict[str, bytes]:
+    """Return what the files of a folder's tokenizer hold, by name, and those of `more` that are there.
+
+    Raises WeightsError.
+    """
     held = {}
-    for name in (*VOCABULARIES, *TOKENIZER):
+    for name in (*VOCABULARIES, *TOKENIZER, *more):
         if (folder / name).exists():
             with reading(folder / name, WeightsError, f"copy the tokenizer of {who} again"):
                 held[name] = read_bytes(file_of(folder, name, who))
@@ -211,15 +226,7 @@ def load_tokenizer(held: Mapping[str, bytes], config: Any, folder: Path, who: st
     """
     transformers = library()
     try:
-        with TemporaryDirectory() as place, _in_silence(transformers):
-            for name, content in held.items():
-                with replacing(Path(place, name)) as copy:
-                    copy.write_bytes(content)
-            if (said := Path(place, "tokenizer_config.json")).exists():
-                write_json(said, _numbers(read_json(said, WeightsError, "copy it again")))
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                place, config=config, trust_remote_code=False, local_files_only=True
-            )
+        tokenizer = _loaded(transformers.AutoTokenizer, held, config=config)
         if not tokenizer.is_fast:
             raise ValueError(f"it is a {type(tokenizer).__name__}, which is not of the tokenizers library")
     except Exception as error:  # whatever transformers and tokenizers raise of files that are damaged, or need code
@@ -230,6 +237,29 @@ def load_tokenizer(held: Mapping[str, bytes], config: Any, folder: Path, who: st
             + (cure if lacks else "copy its files again; one that needs code of its own is not taken")
         ) from error
     return tokenizer
+
+
+def load_processor(held: Mapping[str, bytes], folder: Path, who: str, of: str = "AutoProcessor") -> Any:
+    """Return what makes a model's inputs of images and words, or by `of` of images alone, as :func:`load_tokenizer`."""
+    transformers = library()
+    try:
+        return _loaded(getattr(transformers, of), held)
+    except Exception as error:  # as above, and of kinds that need a library which is not here
+        raise WeightsError(
+            f"{who}: the processor in {folder} cannot be read ({first_line(error)}); copy its files again, with "
+            f"{PROCESSOR[0]}; one that needs code of its own is not taken"
+        ) from error
+
+
+def _loaded(auto: Any, held: Mapping[str, bytes], **options: Any) -> Any:
+    """Return what an Auto class of transformers makes of files alone, with the numbers of those in JSON."""
+    with TemporaryDirectory() as place, _in_silence(library()):
+        for name, content in held.items():
+            with replacing(Path(place, name)) as copy:
+                copy.write_bytes(content)
+            if name.endswith("config.json"):
+                write_json(Path(place, name), _numbers(read_json(Path(place, name), WeightsError, "copy it again")))
+        return auto.from_pretrained(place, trust_remote_code=False, local_files_only=True, **options)
 
 
 @contextmanager

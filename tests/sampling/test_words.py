@@ -7,7 +7,8 @@ import json
 import pytest
 
 from aligntok.errors import ConfigError, DataError
-from aligntok.sampling.words import LabelRule, PromptRule, read_prompts
+from aligntok.sampling.prompt_files import read_prompts
+from aligntok.sampling.words import LabelRule, PromptRule
 
 
 class Seeds:

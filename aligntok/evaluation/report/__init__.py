@@ -35,10 +35,12 @@ from aligntok.io.places import page_without_places
 
 __all__ = ["write_report"]
 
-#: What is shown first of the results of each kind, by plain name; any Fréchet distance counts as "fd".
+#: What is shown first of the results of each kind, by plain name; any Fréchet distance counts as "fd". What ends in "-"
+#: is the beginning of a name, which goes on with the model's.
 _KEY = {
     "reconstruction": ("rfid", "fid", "fd", "psnr", "lpips", "stlpips", "ssim"),
     "generation": ("gfid", "fid", "fd", "is", "precision", "recall"),
+    "text_image": ("hpsv2-", "hpsv2.1-", "pickscore-", "imagereward-", "geneval (hf)-", "vqascore-", "clipscore-"),
     "linear_probe": ("top1", "top5"),
     "latent_space": ("cknna",),
 }
@@ -229,7 +231,12 @@ def _first(metrics: Mapping[str, float], wanted: Sequence[str], source: str) -> 
         for name in metrics:
             short = name.rpartition("/")[2]
             is_distance = want == "fd" and re.match(r"[rg]?FD-", short)
-            if plain(short) == want or (is_distance and not {"fid", "rfid", "gfid"} & {*chosen.values()}):
+            is_of_model = want.endswith("-") and short.lower().startswith(want)
+            if (
+                plain(short) == want
+                or is_of_model
+                or (is_distance and not {"fid", "rfid", "gfid"} & {*chosen.values()})
+            ):
                 chosen[name] = want
                 break
     shown = [(metric(name), metrics[name]) for name in [*chosen][:4]]

@@ -58,6 +58,11 @@ def data(name: str) -> dict[str, Any]:
 _KNOWN = {name: Metric(**how) for name, how in data("metrics")["known"].items()}  # by plain name
 _ERRORS = re.compile(r"(standard error|std|deviation|error|spread|±)", re.IGNORECASE)
 _ON_FEATURES = re.compile(r"^([rgs]?FD|KD|KID|IS|precision|recall|density|coverage|CKNNA)[-@ ](.+)$", re.IGNORECASE)
+#: Metrics of text to image, whose names go on with the model's.
+_BY_MODEL = re.compile(
+    r"^(HPSv2(?:\.1)?|PickScore(?: pairwise)?|ImageReward|Aesthetic|CLIPScore|VQAScore|GenEval \(HF\)|GenEval2-[AG]M"
+    r"|DPG-Bench)-(.+)$"
+)
 _UNITS = {"m": "M", "gb": "GB", "ms": "ms", "s": "s"}
 _PLACES = ("reconstruction/", "generation/", "linear_probe/", "latent_space/", "cost/")
 
@@ -80,6 +85,9 @@ def metric(name: str) -> Metric:
     own = without_place(name)
     if known := _KNOWN.get(name) or _KNOWN.get(data("metrics")["also"].get(plain(own), plain(own))):
         return known
+    if (scored := _BY_MODEL.match(own)) and not _ERRORS.search(own):
+        like = _KNOWN[plain(scored[1])]
+        return replace(like, label=own, meaning=f"{like.meaning} (model: {scored[2]})")
     found = _ON_FEATURES.match(own)
     if found and not _ERRORS.search(own):
         base, features = found.groups()

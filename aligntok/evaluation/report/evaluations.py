@@ -42,6 +42,7 @@ _SAME = {("reconstruction", "fid"): "rfid", ("generation", "gfid"): "fid"}
 _NEVER = {
     "latent_space": "the paper leaves open how many images, neighbours and seeds its latent-space numbers (Table 16) "
     "are of",
+    "text_image": "the paper names no model of its CLIP score, and its PickScore is against systems of its own",
     "comparison": "a comparison's tokenizers are compared with one another",
 }
 #: Keys of a config, or beginnings of them, that a run of the paper's may set otherwise: no number depends on them.

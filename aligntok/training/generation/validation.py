@@ -18,7 +18,8 @@ from aligntok.engine.runner import ShareValLoop
 from aligntok.errors import ConfigError, multiples_of
 from aligntok.loading import saved_size
 from aligntok.registry import DATASETS, METRICS, default_of
-from aligntok.sampling.words import check_balanced, read_prompts, word_rule
+from aligntok.sampling.prompt_files import read_prompts
+from aligntok.sampling.words import check_balanced, word_rule
 from aligntok.settings import read
 from aligntok.training.generator_settings import GeneratorSettings, GeneratorValidationSettings
 from aligntok.training.stages import StageData
