@@ -237,7 +237,7 @@ def look_at_paths(words):
 
 BENCHMARKS = (
     *("adaptive_weights", "ratio_groups", "training_step", "step_against"),
-    *("kill_and_resume", "generator_step", "latent_reading", "attention", "text_to_image_step"),
+    *("kill_and_resume", "generator_step", "latent_reading", "attention", "text_to_image_step", "text_image_share"),
 )
 RUNNERS = {
     "make": run_make,

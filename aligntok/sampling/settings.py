@@ -45,7 +45,7 @@ class SampleRequest:
     prompt: tuple[str, ...] = ()
     """Prompts, of a generator that takes them: each once, then each again, until there are num_samples."""
     prompts: str | Path | None = None
-    """A file of prompts instead: one a line, or .jsonl or .csv with prompt, caption or text."""
+    """A file of prompts instead: one a line, or .json, .jsonl, .csv or .tsv with prompt, caption or text."""
     negative: str | None = None
     """What guidance leads away from, a prompt or class; None: the empty prompt, or the null class."""
     text_encoders: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -274,6 +274,7 @@ KNOWN = {
     "evaluation/report/collect.py",
     "evaluation/report/evaluations.py",
     "evaluation/results.py",
+    "evaluation/text_image/run.py",
     "io/files.py",
     "io/pictures.py",
     "latent_diffusion.py",

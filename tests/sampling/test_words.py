@@ -7,7 +7,7 @@ import json
 import pytest
 
 from aligntok.errors import ConfigError, DataError
-from aligntok.sampling.prompt_files import read_prompts
+from aligntok.sampling.prompt_files import read_prompt_file, read_prompts
 from aligntok.sampling.words import LabelRule, PromptRule
 
 
@@ -56,6 +56,8 @@ FORMS = {
     "b.jsonl": '{"prompt": "a red apple", "text": "x"}\r\n{"text": "two cats"}\r\n',
     "a.csv": 'id,prompt\n1,a red apple\n2,"two cats"\n',
     "b.csv": "\ufefffile,caption\nx.png,a red apple\ny.png,two cats\n",
+    "a.json": '["a red apple", {"Caption": "two cats"}]',
+    "a.tsv": "Prompt\tCategory\na red apple\tFood & Beverage\ntwo cats\tAnimals\n",
 }
 
 
@@ -63,6 +65,15 @@ FORMS = {
 def test_prompts_are_read_in_every_form(tmp_path, name):
     (tmp_path / name).write_bytes(FORMS[name].encode())
     assert read_prompts(tmp_path / name) == ["a red apple", "two cats"]
+
+
+def test_a_line_says_its_number_its_prompt_and_all_else(tmp_path):
+    (tmp_path / "a.tsv").write_text("Prompt\tCategory\na red apple \tFood\n\ntwo cats\tAnimals\n")
+    first, second = read_prompt_file(tmp_path / "a.tsv")
+    assert first == (2, "a red apple", {"Prompt": "a red apple ", "Category": "Food"})
+    assert (second.number, second.said["Category"]) == (4, "Animals")
+    (tmp_path / "b.jsonl").write_text('"a"\n{"tag": "colors", "prompt": "b"}\n')
+    assert [line.said for line in read_prompt_file(tmp_path / "b.jsonl")] == [{}, {"tag": "colors", "prompt": "b"}]
 
 
 def test_a_caption_of_several_lines_in_a_table_is_one_prompt(tmp_path):
@@ -91,6 +102,11 @@ def test_a_caption_of_several_lines_in_a_table_is_one_prompt(tmp_path):
         ("a.csv", b"prompt\na red apple, on a table\n", "line 2 of .*a.csv has 2 fields, and the first line 1; put a"),
         ("a.csv", b'prompt\n"a red\nb\n', "line 3 of .*a.csv is no CSV .unexpected end of data"),
         ("a.csv", b"prompt\n" + b"a" * 200_000, "line 2 of .*a.csv is no CSV .field larger than field limit"),
+        ("a.json", b'{"prompt": "a"}', "a.json holds a dict; a .json is to be a list"),
+        ("a.json", b'["a", 3]', "line 2 of .*a.json has no prompt"),
+        ("a.json", b"[]", "a.json has no prompts"),
+        ("a.json", b'["a"', "line 1 of .*a.json is no JSON"),
+        ("a.tsv", b"Prompt\tCategory\na red apple\n", "line 2 of .*a.tsv has 1 fields, and the first line 2"),
         ("a.csv", b"prompt,prompt\na,b\n", "a.csv has no column prompt, caption, text, only prompt, prompt"),
     ],
 )

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError
@@ -136,8 +135,7 @@ def _middle_and_side(box: Sequence[float], axis: int) -> tuple[float, float]:
 
 def cut_out(image: Image.Image, found: Found) -> Image.Image:
     """Return the box of an object, grey where it is not."""
-    mask = Image.fromarray(found.mask.numpy().astype(np.uint8) * 255)
-    alone = Image.composite(image, Image.new("RGB", image.size, GREY), mask)
+    alone = Image.composite(image, Image.new("RGB", image.size, GREY), Image.fromarray(found.mask.numpy()))
     left, top, right, bottom = map(round, found.box)
     return alone.crop((left, top, right, bottom))
 

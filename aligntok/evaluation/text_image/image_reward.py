@@ -52,11 +52,11 @@ class ImageReward(Scorer):
                 f"{who}: {file} is no ImageReward ({error} is missing or odd); give that file"
             ) from error
         transformers = library()
-        self.looking = transformers.BlipVisionModel(transformers.BlipVisionConfig(**vision))
+        self.vision = transformers.BlipVisionModel(transformers.BlipVisionConfig(**vision))
         config = transformers.BlipTextConfig(**text)
-        self.reading = transformers.models.blip.modeling_blip_text.BlipTextModel(config, add_pooling_layer=False)
+        self.text = transformers.models.blip.modeling_blip_text.BlipTextModel(config, add_pooling_layer=False)
         self.layers = linear_stack(config.hidden_size)
-        for name, module in (("looking", self.looking), ("reading", self.reading), ("layers", self.layers)):
+        for name, module in (("vision", self.vision), ("text", self.text), ("layers", self.layers)):
             load_into(module, parts[name], who, file, spare=True)
         tokenizer = load_tokenizer(held, config, folder, who)
         self.tokenize = PromptTokenizer(tokenizer, TOKENS, config, who)
@@ -69,9 +69,9 @@ class ImageReward(Scorer):
     def forward(self, seen: Sequence[Tensor], samples: Sequence[Sample]) -> Tensor:
         pixels = torch.stack([*seen])
         tokens = {k: v.to(pixels.device) for k, v in self.tokenize([each.prompt for each in samples]).items()}
-        states = self.looking(pixel_values=pixels).last_hidden_state
+        states = self.vision(pixel_values=pixels).last_hidden_state
         everywhere = torch.ones(states.shape[:2], dtype=torch.long, device=pixels.device)
-        read = self.reading(**tokens, encoder_hidden_states=states, encoder_attention_mask=everywhere)
+        read = self.text(**tokens, encoder_hidden_states=states, encoder_attention_mask=everywhere)
         return (self.layers(read.last_hidden_state[:, 0].float()) - _MEAN) / _STD
 
 
@@ -81,12 +81,12 @@ def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     def of(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
 
-    looking = {}
+    vision = {}
     for name, each in of("blip.visual_encoder.").items():
         for theirs, ours in _RENAMED:
             name = re.sub(theirs, ours, name)
-        looking[name] = each
-    return {"looking": looking, "reading": of("blip.text_encoder."), "layers": of("mlp.layers.")}
+        vision[name] = each
+    return {"vision": vision, "text": of("blip.text_encoder."), "layers": of("mlp.layers.")}
 
 
 def _configs(parts: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Any], dict[str, Any], int]:
@@ -95,19 +95,19 @@ def _configs(parts: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Any],
     def layers(names: Mapping[str, Tensor]) -> int:
         return len({found[1] for name in names if (found := re.match(r"encoder\.layers?\.(\d+)\.", name))})
 
-    looking, reading = parts["looking"], parts["reading"]
-    width, _, patch, _ = looking["embeddings.patch_embedding.weight"].shape
-    words, hidden = reading["embeddings.word_embeddings.weight"].shape
-    side = math.isqrt(looking["embeddings.position_embedding"].shape[1] - 1) * patch
+    sees, reads = parts["vision"], parts["text"]
+    width, _, patch, _ = sees["embeddings.patch_embedding.weight"].shape
+    words, hidden = reads["embeddings.word_embeddings.weight"].shape
+    side = math.isqrt(sees["embeddings.position_embedding"].shape[1] - 1) * patch
     vision: dict[str, Any] = {
-        **dict(hidden_size=width, intermediate_size=looking["encoder.layers.0.mlp.fc1.weight"].shape[0]),
-        **dict(num_hidden_layers=layers(looking), num_attention_heads=max(1, width // HEAD)),
+        **dict(hidden_size=width, intermediate_size=sees["encoder.layers.0.mlp.fc1.weight"].shape[0]),
+        **dict(num_hidden_layers=layers(sees), num_attention_heads=max(1, width // HEAD)),
         **dict(image_size=side, patch_size=patch, hidden_act="gelu", layer_norm_eps=1e-6),
     }
     text: dict[str, Any] = {
-        **dict(hidden_size=hidden, intermediate_size=reading["encoder.layer.0.intermediate.dense.weight"].shape[0]),
-        **dict(num_hidden_layers=layers(reading), num_attention_heads=max(1, hidden // HEAD)),
-        **dict(vocab_size=words, max_position_embeddings=reading["embeddings.position_embeddings.weight"].shape[0]),
+        **dict(hidden_size=hidden, intermediate_size=reads["encoder.layer.0.intermediate.dense.weight"].shape[0]),
+        **dict(num_hidden_layers=layers(reads), num_attention_heads=max(1, hidden // HEAD)),
+        **dict(vocab_size=words, max_position_embeddings=reads["embeddings.position_embeddings.weight"].shape[0]),
         **dict(encoder_hidden_size=width, hidden_act="gelu", layer_norm_eps=1e-12, pad_token_id=0),
         **dict(bos_token_id=None, eos_token_id=None, sep_token_id=None),
     }

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_tensor
 
 from aligntok.data.transforms import center_crop, resize_to_cover
 from aligntok.errors import WeightsError
@@ -128,10 +129,6 @@ def normalised(pixels: Tensor) -> Tensor:
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-def _pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-
-
 def covered(image: Image.Image, side: int, rounded: bool = True) -> Tensor:
     """Return the middle of a picture, its short side brought to `side` (Pillow's bicubic), normalised (3, side, side).
 
@@ -139,9 +136,9 @@ def covered(image: Image.Image, side: int, rounded: bool = True) -> Tensor:
     """
     whole = resize_to_cover(image, (side, side))
     if rounded:
-        return normalised(_pixels(center_crop(whole, (side, side))))
+        return normalised(to_tensor(center_crop(whole, (side, side))))
     left, top = ((length - side) // 2 for length in whole.size)
-    return normalised(_pixels(whole.crop((left, top, left + side, top + side))))
+    return normalised(to_tensor(whole.crop((left, top, left + side, top + side))))
 
 
 def fitted(image: Image.Image, side: int) -> Tensor:
@@ -149,7 +146,7 @@ def fitted(image: Image.Image, side: int) -> Tensor:
 
     HPSv2's way, as its package does it with torchvision 0.17 or later, whose bicubic filter is antialiased.
     """
-    pixels = _pixels(image)
+    pixels = to_tensor(image)
     scale = side / max(pixels.shape[1:])
     height, width = (max(1, round(length * scale)) for length in pixels.shape[1:])
     if scale != 1:

@@ -177,10 +177,9 @@ def test_genevals_score_is_the_mean_of_the_tasks_means(
 
 def test_two_processes_give_the_numbers_of_one(as_processes, samples, clip_folder):
     def measure(rank=0):
-        scorers = [PickScore(CLIP(clip_folder, ""))]
         return run.score_all(PromptedSamples(folder, PromptSet(())), scorers, 2, 0)
 
-    folder = samples(each=3)
+    folder, scorers = samples(each=3), [PickScore(CLIP(clip_folder, ""))]
     alone = measure()
     first, second = as_processes(measure)
     assert alone.shape == (9, 1)
