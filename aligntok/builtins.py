@@ -50,6 +50,7 @@ def aligntok_register(registries: Registries) -> None:
     registries.losses.add("kl", "aligntok.losses.reconstruction.KLLoss")
 
     registries.datasets.add("images", "aligntok.data.images.ImageDataset")
+    registries.datasets.add("stream", "aligntok.data.stream.dataset.StreamDataset")
     registries.datasets.add("latents", "aligntok.data.latents.LatentDataset")
     registries.metrics.add("reconstruction", "aligntok.evaluation.metrics.online.ReconstructionMetric")
     registries.metrics.add("generation", "aligntok.evaluation.metrics.online.GenerationMetric")

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NumpyStream: TypeAlias = Literal["order", "sample", "buckets", "posterior", "label", "dropout", "caption", "prompt"]
+NumpyStream: TypeAlias = Literal[
+    "order", "sample", "buckets", "posterior", "label", "dropout", "caption", "prompt", "blocks", "window", "instead"
+]
 TorchStream: TypeAlias = Literal["noise", "step", "layers", "weights", "probe", "points", "subsets", "shuffle"]
 
 #: The entropy of NumPy's default generator.
@@ -25,6 +27,9 @@ NUMPY: dict[str, Callable[..., int | tuple[int, ...]]] = {
     "dropout": lambda seed, number: (3, seed, number),  # in layers, of a sample of a training
     "prompt": lambda seed, place, image: (5, seed, place, image),  # the seed of an image of a prompt
     "caption": lambda seed, block: (4, seed, block),  # which of its own a sample takes, 4,096 samples at once
+    "blocks": lambda seed, epoch: (6, seed, epoch),  # of a stream: the keys of their order in an epoch
+    "window": lambda seed, epoch, bucket, window: (7, seed, epoch, bucket, window),  # its samples' order
+    "instead": lambda seed, number, again: (8, seed, number, again),  # what a stream takes for a broken sample
     "label": lambda seed: seed,  # of a sample to be drawn
 }
 #: The seed of torch's generator.

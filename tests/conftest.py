@@ -444,13 +444,23 @@ def pytest_runtest_makereport():
     return report
 
 
-@pytest.fixture(scope="session")
-def server_module():
-    """tests/data/server.py, which serves folders on this machine."""
-    spec = importlib.util.spec_from_file_location("server", Path(__file__).parent / "data/server.py")
+def _module_of_tests(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"data/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def server_module():
+    """tests/data/server.py, which serves folders on this machine."""
+    return _module_of_tests("server")
+
+
+@pytest.fixture(scope="session")
+def build_index():
+    """A function that writes tar shards of small pictures, and an index of them; see tests/data/shards.py."""
+    return _module_of_tests("shards").build_index
 
 
 @pytest.fixture

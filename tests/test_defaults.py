@@ -165,7 +165,14 @@ SETTINGS = {
     "data.sampler:GlobalBatchSampler": dict(
         seed=0, rank=0, world_size=1, accumulation=1, start_step=0, shuffle=True, num_steps=None, buckets=None
     ),
-    "data.sampler:GlobalBatchSampler.batch": dict(micro_step=0),
+    "data.sampler:SharedBatchSampler": dict(
+        seed=0, rank=0, world_size=1, accumulation=1, start_step=0, shuffle=True, num_steps=None
+    ),
+    "data.sampler:SharedBatchSampler.batch": dict(micro_step=0),
+    "data.filters:Filter._check": dict(depth=1),
+    "data.stream.order:StreamOrder": dict(window=256),
+    "data.stream.order:StreamSampler": dict(seed=0, window=256),
+    "data.buckets:crop_to_tensor": dict(hflip=False),
     "data.sampler:per_process_batch": dict(accumulation=1),
     "data.transforms:read_image": dict(draft_side=None, max_aspect_ratio=50.0),
     "data.transforms:read_upright_size": dict(max_aspect_ratio=50.0),
@@ -180,7 +187,7 @@ SETTINGS = {
         held_out=False,
         max_uncaptioned=0,
     ),
-    "data.images:EqualArea": dict(multiple_of=16, max_aspect_ratio=2.0),
+    "data.buckets:EqualArea": dict(multiple_of=16, max_aspect_ratio=2.0),
     "data.images:ImageDataset.assign_buckets": dict(progress=True),
     "data.latents:LatentDataset": dict(train=True, hflip=None, normalise=True, seed=0),
     "data.latent_shards:LatentStatistics.tensors": dict(device="cpu"),

@@ -71,6 +71,9 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
         "distributed/job.py:shares",  # this process's part of a round
         "training/generation/model.py:draws",  # a process's numbers out of the global batch's
         "data/sources/base.py:_has_word",
+        "data/stream/cache.py:read",
+        "data/stream/order.py:_count_windows",
+        "data/stream/order.py:samples",  # what is left of a window
         "evaluation/metrics/fid.py:density_coverage",
         "evaluation/report/blocks.py:write_seconds",  # the two largest units
         "sampling/guidance_sweep.py:measure",
@@ -101,6 +104,7 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
         "data/latent_shards.py:damaged",  # likewise
         "data/sources/captions.py:_read_beside",  # likewise
         "data/sources/webdataset.py:__init__",  # of shards; likewise
+        "data/stream/selection.py:_decided",  # likewise
         "evaluation/linear_probe.py:go_through",
         "sampling/folder.py:write_npz",
     }

@@ -60,7 +60,7 @@ def test_the_papers_generator_has_its_size_batch_and_recipe(tokenizer, side):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shape_has_about_as_many_tokens_and_the_shift_is_theirs(name):
-    from aligntok.data.images import AspectBuckets
+    from aligntok.data.buckets import AspectBuckets
 
     stage = stage_of(name)
     sizes = AspectBuckets(stage.settings.data.train["image_size"]).sizes

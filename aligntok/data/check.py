@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from aligntok.data.buckets import AspectBuckets
 from aligntok.data.captions import Captions
-from aligntok.data.images import AspectBuckets
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.settings import DataCheck
 from aligntok.data.sources import open_source

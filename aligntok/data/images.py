@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
@@ -18,80 +18,25 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 
+from aligntok.data.buckets import UNREADABLE, AspectBuckets, crop_to_tensor, draft_side
 from aligntok.data.listing import Listing
 from aligntok.data.sampler import BucketIndices, SampleIndex
 from aligntok.data.settings import MAX_ASPECT_RATIO, AspectRatio
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import (
-    cover_and_crop,
-    parse_image_size,
-    random_hflip,
     read_image,
     read_upright_size,
-    to_tensor,
 )
 from aligntok.distributed import any_process, barrier, broadcast, is_first, total, world
 from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, DataError, ImageError, at_least
 from aligntok.io.files import check_file, discard, reading, replacing
 from aligntok.rng import rng
-from aligntok.settings import Count, ImageSize, Width, read, settings
+from aligntok.settings import Count, ImageSize, Width
 
 logger = logging.getLogger("aligntok.data")
-#: In place of a bucket: the image's header cannot be read.
-UNREADABLE = 255
 _THREADS, _CHUNK = 16, 256
-
-
-@settings
-class EqualArea:
-    """Shapes of about the area of a square, so that steps of any of them take as long: for each height the nearest
-    width.
-    """
-
-    side: Width
-    """Pixels of the square's side."""
-    multiple_of: Width = 16
-    """Pixels of which every side is a multiple."""
-    max_aspect_ratio: AspectRatio = 2.0
-    """How many times as long as the other a side may be."""
-
-    def sizes(self) -> list[tuple[int, int]]:
-        """Return them, (H, W), the lowest first."""
-        cells, unit = (self.side / self.multiple_of) ** 2, self.multiple_of
-        most = math.ceil(self.max_aspect_ratio / 2 + math.sqrt(cells * self.max_aspect_ratio))
-        found = ((height, round(cells / height)) for height in range(1, most + 1))
-        return [(h * unit, w * unit) for h, w in found if w and max(h, w) <= self.max_aspect_ratio * min(h, w)]
-
-
-class AspectBuckets:
-    """The shapes that images may be cropped to: one, or several to choose from by aspect ratio.
-
-    `image_size` is a side, a pair (H, W), a list of pairs, or keywords of :class:`EqualArea`; `sizes` are the pairs.
-    Raises ConfigError for anything else, for a pair given twice, and for more than 254 pairs.
-    """
-
-    def __init__(self, image_size: int | Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Any]) -> None:
-        given: Any = image_size
-        if isinstance(given, Mapping):
-            given = read(EqualArea, given, "image_size").sizes()
-        several = isinstance(given, (list, tuple)) and all(isinstance(size, (list, tuple)) for size in given)
-        self.sizes = tuple(parse_image_size(size) for size in (given if several else [given]))
-        if not 0 < len(self.sizes) < UNREADABLE or len(set(self.sizes)) < len(self.sizes):
-            raise ConfigError(
-                f"image_size={image_size!r}: give one to {UNREADABLE - 1} different (height, width) pairs"
-            )
-        self._log_ratios = [math.log(height / width) for height, width in self.sizes]
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def nearest(self, height: int, width: int) -> int:
-        """Return the bucket whose log aspect ratio is nearest; the first of those that are equally near."""
-        wanted = math.log(height / width)
-        # Rounded, so that mirrored ratios (4:5 and 5:4 for a square) tie in spite of floating point.
-        return min(range(len(self)), key=lambda b: round(abs(self._log_ratios[b] - wanted), 9))
 
 
 def assign_buckets(
@@ -181,9 +126,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.shapes = AspectBuckets(image_size)
         self.short_side = short_side
-        longest = max(max(size) for size in self.shapes.sizes)
-        if short_side is not None and short_side < longest:
-            raise ConfigError(f"short_side {short_side} is smaller than a side of the crop, {longest}; raise it")
+        self.shapes.check_short_side(short_side)
         at_least(1, max_aspect_ratio=max_aspect_ratio)
         self.max_aspect_ratio = max_aspect_ratio
         self.train = train
@@ -236,13 +179,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         index, sample_number = request if isinstance(request, SampleIndex) else (request, None)
         index = range(len(self))[index]
         size = self._size(index)
-        cover = size if self.short_side is None else (self.short_side, self.short_side)
-        image, shown = self._read_or_next(index, draft_side=2 * max(cover) if self.train else None)
+        image, shown = self._read_or_next(index, draft_side(size, self.short_side) if self.train else None)
         own = rng("sample", self.seed, index if sample_number is None else sample_number) if self.train else None
-        image = cover_and_crop(image, cover, size, own)
-        if own is not None and self.hflip:
-            image = random_hflip(image, own)
-        item = {"images": to_tensor(image), "label": int(self.source.labels[shown]), "index": shown}
+        pixels = crop_to_tensor(image, size, self.short_side, self.hflip, own)
+        item = {"images": pixels, "label": int(self.source.labels[shown]), "index": shown}
         if self.source.captions is not None:
             item["caption"] = self.source.captions.pick(shown, self.seed, sample_number if self.train else None)
         return item

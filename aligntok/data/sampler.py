@@ -90,22 +90,81 @@ class BucketSchedule:
         return [-(-epoch * count // self.batch_size) for count in self.counts]
 
 
-class GlobalBatchSampler(Sampler[list[SampleIndex]]):
-    """Batch sampler that walks one endless sequence of samples, cut into global batches.
+class SharedBatchSampler(Sampler[list[SampleIndex]]):
+    """Batch sampler that walks one endless sequence of samples for each bucket, cut into global batches.
+
+    Every global batch is within one bucket; :class:`BucketSchedule` says whose turn it is, by the images of each,
+    `counts`. Micro-step m of rank r takes positions (m * world_size + r) * per_process + i of a batch, so the union
+    over ranks and micro-steps is the same global batch whatever the split. Yields one list of `per_process` requests a
+    micro-step: an optimiser step takes `accumulation` of them.
+
+    `start_step` is where to go on after an interruption (settable until iteration starts); `num_steps` the number of
+    optimiser steps of the whole run, counted from 0 and not from `start_step` (None: endless). Raises ConfigError when
+    the global batch cannot be split evenly, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int],
+        global_batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        start_step: int = 0,
+        shuffle: bool = True,
+        num_steps: int | None = None,
+    ) -> None:
+        at_least(1, world_size=world_size, accumulation=accumulation)
+        if not 0 <= rank < world_size or start_step < 0 or seed < 0:
+            raise ConfigError(
+                f"{type(self).__name__}: rank {rank} must lie in [0, {world_size}), "
+                f"start_step {start_step} and seed {seed} must not be negative"
+            )
+        self.per_process = per_process_batch(global_batch_size, world_size, accumulation)
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.accumulation = accumulation
+        self.start_step = start_step
+        self.shuffle = shuffle
+        self.num_steps = num_steps
+        self._schedule = BucketSchedule(counts, global_batch_size, seed, shuffle)
+
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        step = self.start_step
+        while self.num_steps is None or step < self.num_steps:
+            for micro_step in range(self.accumulation):
+                yield self.batch(step, micro_step)
+            step += 1
+
+    def __len__(self) -> int:
+        """Return the number of micro-steps still to come. Raises TypeError when the sampler is endless."""
+        if self.num_steps is None:
+            raise TypeError(f"an endless {type(self).__name__} has no length; give num_steps")
+        return max(0, self.num_steps - self.start_step) * self.accumulation
+
+    def batch(self, step: int, micro_step: int = 0) -> list[SampleIndex]:
+        """Return what this rank sees in one micro-step of one optimiser step."""
+        share = micro_step * self.world_size + self.rank
+        first = share * self.per_process
+        bucket, nth = self._schedule.at(step)
+        images = self._images(bucket, nth * self.global_batch_size + first, self.per_process)
+        return [SampleIndex(image, step * self.global_batch_size + first + i) for i, image in enumerate(images)]
+
+    def _images(self, bucket: int, first: int, number: int) -> list[int]:
+        """Return the images at `number` places of a bucket's sequence, from `first` on."""
+        raise NotImplementedError
+
+
+class GlobalBatchSampler(SharedBatchSampler):
+    """A batch sampler over the images of a data set, in an order that is drawn anew for each pass.
 
     Sample n = step * global_batch_size + position is image ``epoch_order(n // len)[n % len]``: every epoch visits
     each image once, and an epoch may end inside a batch, so nothing is dropped and a data set may be smaller than the
-    batch. Micro-step m of rank r takes positions (m * world_size + r) * per_process + i, so the union over ranks and
-    micro-steps is the same global batch whatever the split. Yields one list of `per_process` requests a micro-step:
-    an optimiser step takes `accumulation` of them.
-
-    With `buckets`, the bucket of each image, every global batch is within one bucket; each bucket then has such a
-    sequence of its own, and :class:`BucketSchedule` says whose turn it is.
-
-    `start_step` is where to go on after an interruption (settable until iteration starts); `num_steps` the number of
-    optimiser steps of the whole run, counted from 0 and not from `start_step` (None: endless). Without `shuffle` the
-    images come in their own order, bucket by bucket. Raises ConfigError when the global batch cannot be split evenly,
-    or an argument is out of range.
+    batch. With `buckets`, the bucket of each image, each bucket has such a sequence of its own. Without `shuffle` the
+    images come in their own order, bucket by bucket.
     """
 
     def __init__(
@@ -121,53 +180,18 @@ class GlobalBatchSampler(Sampler[list[SampleIndex]]):
         num_steps: int | None = None,
         buckets: BucketIndices | None = None,
     ) -> None:
-        at_least(1, dataset_len=dataset_len, world_size=world_size, accumulation=accumulation)
-        if not 0 <= rank < world_size or start_step < 0 or seed < 0:
-            raise ConfigError(
-                f"GlobalBatchSampler: rank {rank} must lie in [0, {world_size}), "
-                f"start_step {start_step} and seed {seed} must not be negative"
-            )
+        at_least(1, dataset_len=dataset_len)
         if buckets is not None and len(buckets) != dataset_len:
             raise ConfigError(f"GlobalBatchSampler: buckets of {len(buckets)} images for a data set of {dataset_len}")
-        self.per_process = per_process_batch(global_batch_size, world_size, accumulation)
-        self.dataset_len = dataset_len
-        self.global_batch_size = global_batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.accumulation = accumulation
-        self.start_step = start_step
-        self.shuffle = shuffle
-        self.num_steps = num_steps
         kinds = [None] if buckets is None else range(int(buckets.max()) + 1)
         self._members = [np.arange(dataset_len) if kind is None else np.flatnonzero(buckets == kind) for kind in kinds]
-        self._schedule = BucketSchedule([len(m) for m in self._members], global_batch_size, seed, shuffle)
+        how = seed, rank, world_size, accumulation, start_step, shuffle, num_steps
+        super().__init__([len(members) for members in self._members], global_batch_size, *how)
+        self.dataset_len = dataset_len
         self._orders: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
 
-    def __iter__(self) -> Iterator[list[SampleIndex]]:
-        step = self.start_step
-        while self.num_steps is None or step < self.num_steps:
-            for micro_step in range(self.accumulation):
-                yield self.batch(step, micro_step)
-            step += 1
-
-    def __len__(self) -> int:
-        """Return the number of micro-steps still to come. Raises TypeError when the sampler is endless."""
-        if self.num_steps is None:
-            raise TypeError("an endless GlobalBatchSampler has no length; give num_steps")
-        return max(0, self.num_steps - self.start_step) * self.accumulation
-
-    def batch(self, step: int, micro_step: int = 0) -> list[SampleIndex]:
-        """Return what this rank sees in one micro-step of one optimiser step."""
-        share = micro_step * self.world_size + self.rank
-        first = share * self.per_process
-        bucket, nth = self._schedule.at(step)
-        return [
-            SampleIndex(
-                self._index(bucket, nth * self.global_batch_size + position), step * self.global_batch_size + position
-            )
-            for position in range(first, first + self.per_process)
-        ]
+    def _images(self, bucket: int, first: int, number: int) -> list[int]:
+        return [self._index(bucket, position) for position in range(first, first + number)]
 
     def _index(self, bucket: int, position: int) -> int:
         epoch, place = divmod(position, len(self._members[bucket]))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from aligntok.data.loader import explaining_loader_errors
 from aligntok.device import device
-from aligntok.distributed import agree, barrier
+from aligntok.distributed import agree, any_process, barrier
 from aligntok.distributed.dcp import sharded
 from aligntok.distributed.job import sigterm_was_sent
 from aligntok.distributed.parallel import Parallel, parallelise
@@ -35,7 +35,7 @@ from aligntok.engine.ema import EMASettings, WeightAverages
 from aligntok.engine.log import log_to
 from aligntok.engine.saving import CheckpointWriter
 from aligntok.engine.schedules import go_on_schedules
-from aligntok.errors import CheckpointError, Preempted
+from aligntok.errors import CheckpointError, DataError, Preempted
 
 
 class StageRunner(Runner):
@@ -246,26 +246,51 @@ class StepLoop(IterBasedTrainLoop):
         with explaining_loader_errors():  # a worker's death interrupts whatever the process is doing
             left = range(self._iter, self._max_iters)
             steps = self._ahead([next(batches) for _ in range(sampler.accumulation)] for _ in left)
-            while self._iter < self._max_iters and not self.stop_training:
+            step = next(steps, None)
+            while step is not None and not self.stop_training:
                 if not self.runner.model.training:  # a validation was in between
                     self.runner.model.train()
-                self.run_iter(StepBatch(self._iter, next(steps)))
+                self.run_iter(StepBatch(self._iter, step))
                 if sigterm_was_sent():
-                    runner: Any = self.runner
-                    if runner.checkpoints.begun != self._iter:
-                        runner.save_step(self._iter)
-                    runner.checkpoints.finish()
+                    self._save()
                     raise Preempted(
-                        f"stopped by SIGTERM after step {self._iter} of {self._max_iters} in {runner.work_dir}; a "
+                        f"stopped by SIGTERM after step {self._iter} of {self._max_iters} in {self.runner.work_dir}; a "
                         "checkpoint is written, and the same command goes on from it"
                     )
                 due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
                 if self.runner.val_loop is not None and due:
                     self.runner.val_loop.run()
+                step = self._next(steps)
         del batches  # stops the workers
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
+
+    def _save(self) -> None:
+        """Have a checkpoint of this step, whole; collective."""
+        runner: Any = self.runner
+        if runner.checkpoints.begun != self._iter:
+            runner.save_step(self._iter)
+        runner.checkpoints.finish()
+
+    def _next(self, steps: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]] | None:
+        """Return the micro-batches of the next step, None after the last; collective where data may stay away.
+
+        Then a checkpoint is written before the error goes on: what was trained since the last one cost more than it.
+        """
+        if not getattr(self.dataloader.dataset, "may_stay_away", False):
+            return next(steps, None)
+        step, lost = None, None
+        try:
+            step = next(steps, None)
+        except DataError as error:
+            lost = error
+        if any_process(lost is not None):
+            self._save()
+            if lost is not None:
+                raise lost
+            barrier()  # here the process that lost its data tells the others
+        return step
 
     def _ahead(self, steps: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
         """Give the micro-batches of each step; where the model prepares them, once those of the next are begun with."""

@@ -61,6 +61,27 @@ def _claim(path: Path) -> TextIO:
         file.close()  # its holder ended, and removed it, between the two lines above
 
 
+@contextmanager
+def taking_turns(path: Path) -> Iterator[None]:
+    """Hold a file for a piece of work that several processes or threads come to do: who comes meanwhile waits.
+
+    Nothing of it stays. Where the file system has no locks, or the file cannot be made, nothing is held.
+    """
+    try:
+        descriptor = regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    except OSError:
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()  # who waits for it has it open
+        os.close(descriptor)
+
+
 def check_writable(folder: str | os.PathLike[str]) -> None:
     """Raise ConfigError unless this process can write in `folder`, or make it; nothing is made yet, leftovers go.
 

@@ -14,6 +14,7 @@ import aligntok
 from aligntok.data.images import find_buckets
 from aligntok.data.loader import make_loader
 from aligntok.data.sampler import GlobalBatchSampler
+from aligntok.data.stream.dataset import StreamDataset
 from aligntok.distributed import barrier, is_first, total, world
 from aligntok.engine import hooks as engine_hooks
 from aligntok.engine.checkpoints import finished_steps
@@ -135,15 +136,10 @@ def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
 def _training_batches(stage: Stage, data: StageData) -> DataLoader[Any]:
     """Return the loader of this process's share of every step's batch."""
     train, loading = data.train, stage.settings.data
-    rank, processes = world()
-    sampler = GlobalBatchSampler(
-        len(train),
-        stage.settings.global_batch_size,
-        stage.seed,
-        rank,
-        processes,
-        stage.settings.gradient_accumulation_steps,
-        num_steps=stage.settings.steps,
-        buckets=find_buckets(train, stage.folder.parent),
-    )
+    how = stage.settings.global_batch_size, stage.seed, *world(), stage.settings.gradient_accumulation_steps
+    if isinstance(train, StreamDataset):
+        sampler: Any = train.batches(*how, num_steps=stage.settings.steps)
+    else:
+        buckets = find_buckets(train, stage.folder.parent)
+        sampler = GlobalBatchSampler(len(train), *how, num_steps=stage.settings.steps, buckets=buckets)
     return make_loader(train, sampler, loading.workers, stage.collate(data), loading.timeout)

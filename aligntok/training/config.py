@@ -33,9 +33,13 @@ FREE = (
 )
 #: Among those below, one that is not: what is held out is not trained on.
 HELD_OUT = "data.val.fraction"
-FREE_BELOW = ("data.workers", "data.timeout", "data.val", "data.nominal_images", "model.encoder.pretrained")
+HOW_IT_IS_READ = ("cache", "cache_gb", "threads", "remote", "on_missing", "max_unreadable")  # of a stream
+FREE_BELOW = (
+    *("data.workers", "data.timeout", "data.val", "data.nominal_images", "model.encoder.pretrained"),
+    *(f"data.train.{name}" for name in HOW_IT_IS_READ),
+)
 #: Settings, of the run and of components, that say where something lies.
-_PLACES = ("work_dir", "data_root", "root", "name", "tokenizer", "reference", "split")
+_PLACES = ("work_dir", "data_root", "root", "name", "tokenizer", "reference", "split", "index", "cache")
 #: Settings that the saved state depends on.
 FIXED = ("schedule", "optimizer.type", "discriminator_optimizer.type", "trainable", "lora", "tokenizer")
 

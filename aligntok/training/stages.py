@@ -298,6 +298,25 @@ class Stage(ABC):
         """Run forward everything that a step of one sample does, on the meta device."""
 
 
+def place_key(data: Mapping[str, Any]) -> str:
+    """Return the keyword by which a data set's config says where its data are."""
+    return "index" if data.get("type") == "stream" else "root"
+
+
+def placed(data: Mapping[str, Any], data_root: str | None) -> dict[str, Any]:
+    """Return a data set's config with the run's `data_root`, unless it has a place of its own."""
+    return {**({} if data_root is None else {place_key(data): data_root}), **data}
+
+
+def check_placed(data: Mapping[str, Any], split: str = "train") -> None:
+    """Raise ConfigError for images that are nowhere, as far as the config says."""
+    if data["type"] in ("images", "stream") and place_key(data) not in data:
+        key, example = "data_root", "/path/to/images (a folder, a zip, shards, parquet files, or hf://owner/name)"
+        if data["type"] == "stream":
+            key, example = f"data.{split}.index", "/path/to/index (as `aligntok index` makes it)"
+        raise ConfigError(f"{key} is not set, so there is nothing to train on; add --cfg-options {key}={example}")
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with `over` merged into it, dict by dict; a dict with ``_delete_=True`` replaces what was there."""
     merged = copy.deepcopy(dict(base))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aligntok.data import latent_shards, transforms
-from aligntok.data.images import UNREADABLE, AspectBuckets, place_unreadable
+from aligntok.data.buckets import UNREADABLE, AspectBuckets
+from aligntok.data.images import place_unreadable
 from aligntok.data.latent_shards import LatentStatistics, Manifest, Moments, Shard, Skipped, shard_path, write_shard
 from aligntok.data.latents import LatentDataset
 from aligntok.data.sampler import BucketSchedule, GlobalBatchSampler, SampleIndex, evenly_spaced, per_process_batch

@@ -8,6 +8,7 @@ import resource
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +18,14 @@ from PIL import Image
 from torch import nn
 
 from aligntok.caching.text_cache import TextCache, cache_texts
+from aligntok.data.buckets import AspectBuckets
 from aligntok.data.index import Index
 from aligntok.data.index.format import FIXED
 from aligntok.data.index.write import Shard, write_index
 from aligntok.data.latent_shards import Shard as LatentShard
 from aligntok.data.latent_shards import shard_path, write_shard
+from aligntok.data.stream.selection import _make, _read, _Rules
+from aligntok.data.stream.settings import Wanted
 from aligntok.engine.checkpoints import (
     read_checkpoint,
     read_frozen,
@@ -116,15 +120,35 @@ def index(folder):
     write_index(folder / "index", "tar", None, FIXED["tar"], [Shard(f"{folder}/0.tar", 99, "", 99)], lambda _: columns)
 
 
+class Few:
+    """An index of 99 samples, which is in memory."""
+
+    folder, digest, caption, columns = "few", "", None, ()
+    shards = SimpleNamespace(first=np.array([0, 99]))
+
+    def __len__(self):
+        return 99
+
+    def column(self, name):
+        return np.ones(99)
+
+
+def selection(folder):
+    _make(Few(), _Rules(Few(), Wanted(), AspectBuckets(32)), folder / "selection", "0" * 64)
+
+
+def read_selection(folder):
+    _read(Few(), folder / "selection", "0" * 64)
+
+
 WRITERS = {
     "json": lambda folder: write_json(folder / "a.json", {"a": list(range(99))}),
     "run.json": lambda folder: write_run_info(folder, {"config": "a" * 99}),
     "result": result,
     "table": lambda folder: write_markdown(folder / "a.md", {"A table": [{"arm": "a" * 99}]}),
     **dict(picture=picture, figure=figure, tokenizer=tokenizer, frozen=frozen, snapshot=snapshot),
-    **dict(
-        checkpoint=checkpoint, latents=latents, archive=archive, texts=texts, for_diffusers=for_diffusers, index=index
-    ),
+    **dict(checkpoint=checkpoint, latents=latents, archive=archive, texts=texts, for_diffusers=for_diffusers),
+    **dict(index=index, selection=selection),
 }
 
 
@@ -204,6 +228,9 @@ READERS = {
     "index": (index, lambda folder: Index.open(folder / "index"), "index.json"),
     "index's shards": (index, lambda folder: Index.open(folder / "index"), "shards.json"),
     "index's column": (index, lambda folder: Index.open(folder / "index"), "size.npy"),
+    "selection": (selection, read_selection, "selection.json"),
+    "selection's buckets": (selection, read_selection, "buckets.npy"),
+    "selection's counts": (selection, read_selection, "counts.npy"),
     "tokenizer": (tokenizer, Tokenizer.from_pretrained, "model.safetensors"),
     "tokenizer's config": (tokenizer, Tokenizer.from_pretrained, "config.json"),
     "result": (result, lambda folder: read_result(folder / "reconstruction.json"), "reconstruction.json"),
@@ -255,8 +282,10 @@ KNOWN = {
     "data/index/write.py",
     "data/latent_shards.py",
     "data/listing.py",
+    "data/filters.py",  # a list of a user's: see its own test
     "data/remote.py",  # a stranger's: see its own test
     "data/sources/captions.py",  # a stranger's: see its own test
+    "data/stream/selection.py",
     "distributed/dcp.py",
     "distributed/output_folder.py",
     "engine/checkpoints.py",

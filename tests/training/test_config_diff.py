@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 
@@ -10,11 +11,12 @@ import pytest
 import aligntok
 from aligntok import load_tokenizer
 from aligntok.cli import train
+from aligntok.data.stream.dataset import StreamDataset
 from aligntok.engine.checkpoints import read_newest
 from aligntok.errors import CheckpointError
 from aligntok.loading import STAGE_FORMAT
 from aligntok.settings import fields_of
-from aligntok.training.config import FIXED, FREE, FREE_BELOW, config_diff
+from aligntok.training.config import FIXED, FREE, FREE_BELOW, HOW_IT_IS_READ, config_diff
 from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.settings import StageSettings
 
@@ -122,7 +124,9 @@ def test_settings_that_may_change_and_those_that_may_not_are_keys():
         "model.encoder.pretrained",
         "optimizer.type",
         "discriminator_optimizer.type",
+        *(f"data.train.{name}" for name in HOW_IT_IS_READ),
     } <= keys
+    assert {*HOW_IT_IS_READ} <= {*inspect.signature(StreamDataset).parameters}
 
 
 def test_differences_are_named_by_their_keys():

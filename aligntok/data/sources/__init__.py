@@ -32,6 +32,7 @@ from aligntok.errors import ConfigError, DataError, suggestion
 _HUB = "hf://"
 _PACKED = {".tar": ShardSource, ".parquet": open_parquet}
 _SAVED = ("dataset_dict.json", "dataset_info.json")  # what `save_to_disk` of datasets leaves
+_INDEX = ("index.json", "shards.json")  # what an index of shards has
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # two letters at least: not a drive
 
 
@@ -133,6 +134,11 @@ def _open_folder(path: Path, split: str, label: str | None, caption: str | None)
         return open_saved(folder, split if by_name else "", label, caption)
     inner = sorted(child for child in path.iterdir() if child.is_dir() and not is_hidden(child.name))
     files = packed_files(folder)
+    if all((folder / name).is_file() for name in _INDEX):
+        raise DataError(
+            f"{folder} is an index of shards, which a training reads as a stream (data.train.type=stream "
+            "data.train.index=...); give the images themselves here"
+        )
     if not files:
         if not split and (
             known := [child.name for child in inner if child.name in SPLIT_NAMES and packed_files(child)]

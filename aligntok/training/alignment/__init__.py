@@ -14,10 +14,12 @@ import torch
 from torch.utils.data import Subset
 from typing_extensions import Self
 
-from aligntok.data.images import AspectBuckets, ImageDataset, find_buckets
+from aligntok.data.buckets import AspectBuckets
+from aligntok.data.images import ImageDataset, find_buckets
 from aligntok.data.loader import make_loader
 from aligntok.data.sampler import batches_in_buckets, evenly_spaced
 from aligntok.data.sources.held_out import check_apart
+from aligntok.data.stream.dataset import StreamDataset
 from aligntok.distributed import world
 from aligntok.engine.checkpoints import PartStates
 from aligntok.engine.hooks import PictureHook, draw_reconstructions
@@ -40,7 +42,7 @@ from aligntok.registry import (
 from aligntok.settings import read
 from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.settings import InitFrom, RunSettings, StageSettings
-from aligntok.training.stages import RandomItems, Stage, StageData, merge
+from aligntok.training.stages import RandomItems, Stage, StageData, check_placed, merge, place_key, placed
 
 _HOLD_OUT = (
     "hold some out by name with data.val.fraction=0.05, name others with data.val.split, or set data.val=None for none"
@@ -63,10 +65,9 @@ def expand_stages(config: Mapping[str, Any]) -> list[AlignmentStage]:
             encoder["pretrained"] = False  # the weights come from the earlier stage
         settings = read(StageSettings, given, f"stage '{overrides['name']}'")
         start = _find_start(settings.init_from, stages, f"stage '{overrides['name']}'")
-        root = {} if config.get("data_root") is None else {"root": config["data_root"]}
-        data = settings.data  # each set has the run's root, unless it has one of its own
-        val = None if data.val is None else {**root, **data.val}
-        settings = replace(settings, data=replace(data, train={**root, **data.train}, val=val))
+        data, root = settings.data, config.get("data_root")
+        val = None if data.val is None else placed(data.val, root)
+        settings = replace(settings, data=replace(data, train=placed(data.train, root), val=val))
         name, folder = overrides["name"], Path(config["work_dir"]) / f"{i + 1}_{overrides['name']}"
         stages.append(AlignmentStage(i, name, folder, config["seed"] + i, settings, start))
     return stages
@@ -108,7 +109,7 @@ class AlignmentStage(Stage):
     @property
     def reads_data(self) -> bool:
         """Whether the training images are known."""
-        return "root" in self.settings.data.train
+        return place_key(self.settings.data.train) in self.settings.data.train
 
     def build_model(self, data: StageData | None = None) -> AlignmentModel:
         """Build tokenizer, losses, discriminator and teacher; without data on the meta device."""
@@ -124,18 +125,17 @@ class AlignmentStage(Stage):
     def build_data(self) -> StageData:
         """Open the training images and those held out, if any. Raises DataError or ConfigError."""
         given = self._data()
-        for images in filter(None, given):
-            if images["type"] == "images" and "root" not in images:
-                raise ConfigError(
-                    "data_root is not set, so there is nothing to train on; add --cfg-options "
-                    "data_root=/path/to/images (a folder, a zip, shards, parquet files, or hf://owner/name)"
-                )
+        for split, images in zip(("train", "val"), given, strict=True):
+            if images is not None:
+                check_placed(images, split)
         train = DATASETS.build({"train": True, "seed": self.seed, **given[0]})
         if given[1] is None:
             return StageData(train)
         val = DATASETS.build({"train": False, **given[1]})
         if given[0].get("fraction") is None and isinstance(train, ImageDataset) and isinstance(val, ImageDataset):
             check_apart(train.source, val.source, _HOLD_OUT)
+        if given[0].get("fraction") is None and isinstance(train, StreamDataset) and isinstance(val, StreamDataset):
+            train.check_apart(val, _HOLD_OUT)
         wanted = self.settings.validation.num_images
         return StageData(train, Subset(val, evenly_spaced(len(val), wanted)) if wanted else val)
 
@@ -145,12 +145,14 @@ class AlignmentStage(Stage):
         fraction = None if val is None else val.get("fraction")
         if val is None or fraction is None:
             return train, val
-        if any(val.get(key, train.get(key)) != train.get(key) for key in ("type", "root")):
+        place = place_key(train)
+        if any(val.get(key, train.get(key)) != train.get(key) for key in ("type", place)):
             raise ConfigError(
                 f"{self.where}: data.val.fraction={fraction} holds out some of the training images, so data.val cannot "
-                "have a type or root of its own; leave it, or the fraction, out"
+                f"have a type or {place} of its own; leave it, or the fraction, out"
             )
-        same: dict[str, Any] = {key: train[key] for key in ("root", "split", "label") if key in train}
+        shared = place, "split", "label", "where", "blocked_domains"
+        same: dict[str, Any] = {key: train[key] for key in shared if key in train}
         own = {key: value for key, value in val.items() if key not in ("split", "label")}
         return {**train, "fraction": fraction}, {**own, **same, "held_out": True}
 

@@ -43,7 +43,7 @@ from aligntok.training.generation.model import GenerationModel
 from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.plan import plan_stage
 from aligntok.training.settings import RunSettings
-from aligntok.training.stages import RandomItems, Stage, StageData, merge
+from aligntok.training.stages import RandomItems, Stage, StageData, merge, place_key, placed
 
 
 def expand_generation(config: Mapping[str, Any]) -> GeneratorStage | None:
@@ -63,7 +63,7 @@ def expand_generation(config: Mapping[str, Any]) -> GeneratorStage | None:
     root = config["data_root"] if settings.latent_cache is None else str(work_dir / "latents")
     wanted = asked_of_data(GENERATORS.get(settings.generator["type"]))
     takes = inspect.signature(DATASETS.get(train["type"])).parameters if wanted else {}
-    train = {**({} if root is None else {"root": root}), **{k: v for k, v in wanted.items() if k in takes}, **train}
+    train = placed({**{k: v for k, v in wanted.items() if k in takes}, **train}, root)
     if (cache := settings.latent_cache) is not None:  # where it says of which place, that one
         cache = replace(cache, **{key: value for key, value in wanted.items() if getattr(cache, key) is None})
     settings = replace(settings, data=replace(settings.data, train=train), latent_cache=cache)
@@ -161,7 +161,7 @@ class GeneratorStage(Stage):
     def look(self) -> Any:
         """Open the cache, or the images that are encoded, where the config says where they are."""
         cache, train = self.settings.latent_cache, self.settings.data.train
-        if "root" not in train or (cache is not None and self.data_root is None):
+        if place_key(train) not in train or (cache is not None and self.data_root is None):
             return None
         if cache is not None:
             data: Any = images_to_cache(str(self.data_root), cache)
@@ -205,6 +205,7 @@ class GeneratorStage(Stage):
         model.diffusion.condition.check_guidance(sampling.cfg_scale, f"{self.where}, sampling")
         held_to.check_sampling(self.settings, generator.in_channels, self.where)
         held_to.check_captions(self.settings, self.where)
+        held_to.check_stream(self.settings, self.where)
         held_to.check_words(self.settings, model.diffusion.condition, self.where)
         classes = self.settings.generator.get("num_classes", 1)  # of the data, once they are known
         held_to.check_variants(self.settings.validation, sampling, self.where, classes)

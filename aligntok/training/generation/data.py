@@ -21,7 +21,7 @@ from aligntok.loading import UNKNOWN, read_stage_file
 from aligntok.registry import DATASETS
 from aligntok.rng import seed_torch
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.stages import StageData
+from aligntok.training.stages import StageData, check_placed
 
 if TYPE_CHECKING:
     from aligntok.training.generation import GeneratorStage
@@ -33,7 +33,9 @@ def build(stage: GeneratorStage) -> StageData:
     Raises DataError, ConfigError and WeightsError.
     """
     settings = stage.settings
-    if "root" not in settings.data.train:
+    if settings.data.train["type"] == "stream":
+        check_placed(settings.data.train)
+    elif "root" not in settings.data.train:
         raise ConfigError(
             "data_root is not set, so there is nothing to train on; add --cfg-options data_root=... (a folder that "
             "tools/cache_latents.py wrote; or, with latent_cache or data.train.type=images, a folder of images)"

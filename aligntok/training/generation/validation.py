@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from aligntok.condition import ClassCondition, Condition
-from aligntok.data.images import AspectBuckets
+from aligntok.data.buckets import AspectBuckets
 from aligntok.data.loader import make_loader
 from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import world
@@ -17,7 +17,7 @@ from aligntok.distributed.job import batched, in_full_rounds
 from aligntok.engine.runner import ShareValLoop
 from aligntok.errors import ConfigError, multiples_of
 from aligntok.loading import saved_size
-from aligntok.registry import DATASETS, METRICS, default_of
+from aligntok.registry import DATASETS, GENERATORS, METRICS, default_of
 from aligntok.sampling.prompt_files import read_prompts
 from aligntok.sampling.words import check_balanced, word_rule
 from aligntok.settings import read
@@ -76,6 +76,24 @@ def check_captions(settings: GeneratorSettings, where: str) -> None:
         )
 
 
+def check_stream(settings: GeneratorSettings, where: str) -> None:
+    """Raise ConfigError for what a stream cannot be trained on with: classes, and captions encoded beforehand."""
+    if settings.data.train["type"] != "stream":
+        return
+    generator = settings.generator
+    classes = generator.get("num_classes", default_of(GENERATORS.get(generator["type"]), "num_classes"))
+    if classes not in (None, 1):
+        raise ConfigError(
+            f"{where}: data.train is a stream, whose samples have no classes, and the generator has {classes}; set "
+            "generator.num_classes=1, or take a generator of prompts"
+        )
+    if (generator.get("text") or {}).get("cache"):
+        raise ConfigError(
+            f"{where}: generator.text.cache encodes every caption before the first step, and a stream has those of the "
+            "whole index; leave it out, and they are encoded as they come"
+        )
+
+
 def check_words(settings: GeneratorSettings, condition: Condition, where: str) -> None:
     """Raise ConfigError for words to draw while training that the generator's condition does not take."""
     log, validation = settings.log, settings.validation
@@ -102,8 +120,8 @@ def check_size(
     tokenizer's latent dimension and factor, if known.
     """
     sizes = {} if settings.latent_cache is None else {"latent_cache.image_size": settings.latent_cache.image_size}
-    if (train := settings.data.train)["type"] == "images":
-        sizes["data.train.image_size"] = train.get("image_size", default_of(DATASETS.get("images"), "image_size"))
+    if (kind := (train := settings.data.train)["type"]) in ("images", "stream"):
+        sizes["data.train.image_size"] = train.get("image_size", default_of(DATASETS.get(kind), "image_size"))
     buckets = {name: AspectBuckets(given).sizes for name, given in sizes.items()}
     if tokenizers is None:
         return

@@ -1,0 +1,186 @@
+"""The bytes of a stream's samples: ranges of shards, those far away by whole blocks, which are kept a while."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from aligntok.data.remote import RemoteFiles, local_path
+from aligntok.data.sources.captions import captions_in
+from aligntok.data.stream.cache import BlockCache
+from aligntok.data.stream.selection import Selection
+from aligntok.errors import AlignTokError, DataError, ImageError, ShardError
+
+T = TypeVar("T")
+Int64s = npt.NDArray[np.int64]
+#: Bytes between two samples that are read over: to ask anew takes as long.
+_GAP = 512 << 10
+#: Bytes of one request, at most, unless one sample has more.
+_MOST = 64 << 20
+_BLOCKS_KNOWN, _BLOCKS_AHEAD = 1024, 256
+
+
+class Raw(NamedTuple):
+    """A sample as it is stored: the encoded image, and its caption, None where none is asked for."""
+
+    image: bytes
+    caption: str | None
+
+
+class Span(NamedTuple):
+    """Bytes `begin` to `end` of a shard."""
+
+    shard: int
+    begin: int
+    end: int
+
+
+class TarReader:
+    """Reads the samples of a selection of tar shards. Picklable; for several threads.
+
+    captioned: whether captions are read, too. threads: requests at once, and as many for what comes later. skips:
+    whether a shard that stayed away is not asked for again.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        captioned: bool,
+        files: RemoteFiles,
+        cache: BlockCache,
+        threads: int,
+        skips: bool = False,
+    ) -> None:
+        self.index, self.selection, self.captioned = selection.index, selection, captioned
+        self.files, self.cache, self.threads, self.skips = files, cache, threads, skips
+        self.is_remote = any(local_path(self.index.shards.place(i)) is None for i in (0, len(self.index.shards) - 1))
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._spans = lru_cache(_BLOCKS_KNOWN)(self._spans_of)
+        self._pools: dict[tuple[int, str], ThreadPoolExecutor] = {}
+        self._ahead: dict[Span, Future[None]] = {}
+        self._away: dict[int, ShardError] = {}
+
+    def place(self, sample: int) -> str:
+        """Return where a sample lies, for messages."""
+        shard = int(self.index.shard_of([sample])[0])
+        try:
+            begins, ends = self.index.spans(np.array([sample]))
+        except DataError:
+            return self.index.shards.place(shard)
+        return f"{self.index.shards.place(shard)}, bytes {begins[0]} to {ends[0]}"
+
+    def read(self, samples: Iterable[int]) -> list[Raw | AlignTokError]:
+        """Return image and caption of each sample, None without one; or the error that came in its place.
+
+        ImageError is about that sample, ShardError about its shard.
+        """
+        if not self.is_remote:
+            return [self._read_or_error(sample) for sample in samples]
+        return [*self._pool("now").map(self._read_or_error, samples)]
+
+    def bring(self, samples: Iterable[int]) -> None:
+        """Begin to fetch what some samples will need, unless much is on its way already."""
+        if not self.is_remote or not self.cache.works:
+            return
+        self._ahead = {span: future for span, future in self._ahead.items() if not future.done()}
+        for span in {self._span_of(sample, *where) for sample in samples for where in self._ranges(sample)}:
+            if span not in self._ahead and len(self._ahead) < _BLOCKS_AHEAD:
+                how = self._key(span), span.end - span.begin, partial(self._fetch, span)
+                self._ahead[span] = self._pool("ahead").submit(self.cache.bring, *how)
+
+    def _pool(self, what: str) -> ThreadPoolExecutor:
+        key = os.getpid(), what  # a fork has none of its parent's threads
+        if key not in self._pools:
+            self._pools[key] = ThreadPoolExecutor(self.threads)
+        return self._pools[key]
+
+    def _read_or_error(self, sample: int) -> Raw | AlignTokError:
+        shard = int(self.index.shard_of([sample])[0])
+        try:
+            if shard in self._away:
+                raise self._away[shard]
+            image, *caption = (self._read(sample, *where) for where in self._ranges(sample))
+            return Raw(image, self._text(sample, *caption) if caption else None)
+        except AlignTokError as error:
+            if self.skips and isinstance(error, ShardError):
+                self._away[shard] = error
+            return error
+
+    def _ranges(self, sample: int) -> list[tuple[int, int]]:
+        """Return where image and caption begin and end in the shard."""
+        of = ("", "caption_") if self.captioned else ("",)
+        found = [self.index.spans(np.array([sample]), each) for each in of]
+        return [(int(begins[0]), int(ends[0])) for begins, ends in found]
+
+    def _text(self, sample: int, content: bytes) -> str:
+        what, kind = self.index.caption or "", ".txt"
+        if what.startswith("json:"):
+            what, kind = what.removeprefix("json:"), ".json"
+        try:
+            text = captions_in(self.place(sample), kind, content, what).get(what)
+        except DataError as error:
+            raise ImageError(str(error)) from error
+        text = text[0] if isinstance(text, list) and text else text
+        if not isinstance(text, str):
+            raise ImageError("it has no caption")
+        return text.strip()
+
+    def _read(self, sample: int, begin: int, end: int) -> bytes:
+        span = self._span_of(sample, begin, end)
+        if local_path(self.index.shards.place(span.shard)) is not None or not self.cache.works:
+            return self._fetch(Span(span.shard, begin, end))
+        key, size = self._key(span), span.end - span.begin
+        return self.cache.read(key, size, begin - span.begin, end - begin, partial(self._fetch, span))
+
+    def _fetch(self, span: Span) -> bytes:
+        shards = self.index.shards
+        listed = int(shards.sizes[span.shard]), shards.tags[span.shard]
+        return self.files.read(shards.place(span.shard), span.begin, span.end - span.begin, listed)
+
+    def _key(self, span: Span) -> str:
+        shards = self.index.shards
+        return f"{shards.place(span.shard)} {shards.tags[span.shard]} {span.begin} {span.end}"
+
+    def _span_of(self, sample: int, begin: int, end: int) -> Span:
+        """Return the range that a range of a sample is fetched with."""
+        shard = int(self.index.shard_of([sample])[0])
+        begins, ends = self._spans(int(self.selection.blocks.of(np.array([sample]))[0]))
+        place = int(np.searchsorted(begins, begin, side="right")) - 1
+        if place < 0 or end > ends[place]:  # of a sample that is not selected
+            return Span(shard, begin, end)
+        return Span(shard, int(begins[place]), int(ends[place]))
+
+    def _spans_of(self, block: int) -> tuple[Int64s, Int64s]:
+        """Return begins and ends of what is asked for at once of a block's samples that are selected."""
+        samples, _ = self.selection.members(np.array([block]))
+        found = [self.index.spans(samples, each) for each in (("", "caption_") if self.captioned else ("",))]
+        begins, ends = (np.concatenate(each) for each in zip(*found, strict=True))
+        return joined(begins, ends)
+
+
+def joined(begins: Int64s, ends: Int64s, gap: int = _GAP, most: int = _MOST) -> tuple[Int64s, Int64s]:
+    """Return ranges that cover some ranges, (n,): those that are at most `gap` apart become one, of `most` bytes."""
+    spans: list[list[int]] = []
+    order = np.argsort(begins, kind="stable")
+    for begin, end in zip(begins[order].tolist(), ends[order].tolist(), strict=True):
+        if spans and begin - spans[-1][1] <= gap and max(end, spans[-1][1]) - spans[-1][0] <= most:
+            spans[-1][1] = max(end, spans[-1][1])
+        else:
+            spans.append([begin, end])
+    both = np.array(spans, dtype=np.int64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
