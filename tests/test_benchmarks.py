@@ -133,6 +133,17 @@ def test_three_ways_of_reading_latents_are_timed(run):
     assert len(re.findall(r"[\d,]+/s \(\d+\.\d x\)", run("latent_reading", options))) == 3
 
 
+def test_an_index_of_many_samples_is_opened_at_once_and_stays_on_disk(tmp_path):
+    command = [sys.executable, FOLDER / "streaming.py", "--synthetic", "600000000"]
+    printed = subprocess.run(command, text=True, check=True, capture_output=True, cwd=tmp_path).stdout
+    seconds, taken = re.match(
+        r"600,000,000 samples of 60,000 shards: opened in ([\d.]+) s, with (\d+) MB", printed
+    ).groups()
+    assert float(seconds) < 3  # one is promised, on a machine that does nothing else
+    assert float(taken) < 100
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.nightly
 def test_a_step_is_taken_apart_and_compared_with_what_it_can_do_without(run, monkeypatch):
     monkeypatch.setattr("multiprocessing.context.BaseContext.Pool", lambda *_, **__: Here())

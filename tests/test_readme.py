@@ -222,6 +222,13 @@ def run_make(arguments):
 
 
 def run_aligntok(arguments):
+    if arguments[0] == "index":  # of shards that are the reader's own: its options are read, and no more is done
+        read = cli.arguments.read
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cli.arguments, "read", lambda *given, **options: sys.exit(read(*given, **options) is None))
+            with pytest.raises(SystemExit) as ended:
+                cli.main(arguments)
+        return ended.value.code
     if arguments[0] == "export":
         shutil.rmtree(arguments[2], ignore_errors=True)
     return cli.main(arguments)
@@ -238,6 +245,7 @@ def look_at_paths(words):
 BENCHMARKS = (
     *("adaptive_weights", "ratio_groups", "training_step", "step_against"),
     *("kill_and_resume", "generator_step", "latent_reading", "attention", "text_to_image_step", "text_image_share"),
+    "streaming",
 )
 RUNNERS = {
     "make": run_make,

@@ -70,10 +70,11 @@ def _read_header(file: IO[bytes]) -> tuple[int, tuple[int, ...], bool, np.dtype[
     return head.tell(), shape, fortran, dtype
 
 
-def map_column(path: str | os.PathLike[str], dtype: str, rows: int) -> np.memmap[Any, Any]:
+def map_column(path: str | os.PathLike[str], dtype: str, rows: int, scattered: bool = False) -> np.memmap[Any, Any]:
     """Return the numbers of an .npy file where they lie, (rows,) of a `dtype` such as "i8", not to be written.
 
-    Raises OSError or ValueError, before anything is mapped, for a file of another type, shape or number of bytes.
+    scattered: a few are asked for, here and there, so nothing around them is read from disk in advance. Raises OSError
+    or ValueError, before anything is mapped, for a file of another type, shape or number of bytes.
     """
     with open(path, "rb", opener=regular) as file:
         begin, shape, _, found = _read_header(file)
@@ -81,7 +82,10 @@ def map_column(path: str | os.PathLike[str], dtype: str, rows: int) -> np.memmap
     wanted = np.dtype(dtype)
     if found != wanted or shape != (rows,) or size != begin + rows * wanted.itemsize:
         raise ValueError(f"it is {found} {shape} in {size:,} bytes; it must be {wanted} {(rows,)}")
-    return np.memmap(path, wanted, "r", begin, (rows,))
+    mapped = np.memmap(path, wanted, "r", begin, (rows,))
+    if scattered and hasattr(mmap, "MADV_RANDOM"):
+        mapped._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+    return mapped
 
 
 def check_stored(path: str | os.PathLike[str]) -> None:

@@ -67,7 +67,7 @@ class _Block(NamedTuple):
         end = min(sample + _IN_A_BLOCK, int(index.shards.first[shard + 1]))
         samples = np.arange(sample, end)
         if index.kind == "parquet":
-            groups = index.column("row_group")[samples]
+            groups = index.at("row_group", samples)
             samples = samples[groups == groups[0]]
         return cls(shard, index.shards.place(shard), samples)
 
@@ -90,8 +90,9 @@ def _outside(index: Index) -> Iterator[str]:
     for of in ("", "caption_"):
         if f"{of}offset" in index.columns:
             for part in _parts(index):
+                begins, sizes = (index.column(f"{of}{name}")[part].astype(np.int64) for name in ("offset", "size"))
                 try:
-                    index.spans(np.arange(part.start, part.stop), of)
+                    index.check_inside(np.arange(part.start, part.stop), begins, sizes)
                 except DataError as error:
                     yield str(error)
                     break
@@ -150,7 +151,7 @@ def _look_into_tar(index: Index, files: RemoteFiles, block: _Block) -> list[str]
 
 def _look_into_table(index: Index, files: RemoteFiles, block: _Block) -> list[str]:
     parquet = optional_library("pyarrow.parquet", "parquet files")
-    group, rows = (index.column(name)[block.samples] for name in ("row_group", "row"))
+    group, rows = (index.at(name, block.samples) for name in ("row_group", "row"))
     try:
         with (
             reading(block.place, DataError, _AGAIN),
@@ -165,7 +166,7 @@ def _look_into_table(index: Index, files: RemoteFiles, block: _Block) -> list[st
 
 
 def _compared(index: Index, block: _Block, images: Iterator[bytes | None]) -> Iterator[str]:
-    columns = [index.column(name)[block.samples].tolist() for name in ("height", "width", "size")]
+    columns = [index.at(name, block.samples).tolist() for name in ("height", "width", "size")]
     for sample, image, *said in zip(block.samples.tolist(), images, *columns, strict=True):
         found = [*sides_of(image), len(image or b"")]
         if found != said:
