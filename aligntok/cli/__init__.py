@@ -9,7 +9,7 @@ from typing import Any
 from aligntok.caching.settings import CacheRequest
 from aligntok.check import CheckRequest
 from aligntok.cli.arguments import Command, dispatch, parse_options, reporting_errors, verb
-from aligntok.data.settings import DataCheck, IndexCheck, IndexRequest, MergeRequest
+from aligntok.data.settings import DataCheck, IndexCheck, IndexRequest, MergeRequest, SelectRequest
 from aligntok.evaluation.settings import (
     ComparisonRequest,
     CostRequest,
@@ -197,11 +197,20 @@ def _check_index(asked: IndexCheck) -> int:
     return 2 if problems else 0
 
 
+@verb("aligntok index select", "index")
+def _select(asked: SelectRequest) -> None:
+    """Find the samples that a training takes, before it starts; one that asks for the same opens what is found."""
+    from aligntok.data.index import Index
+    from aligntok.data.stream.selection import print_selection, select
+
+    print_selection(select(Index.open(asked.index), asked))
+
+
 @reporting_errors
 def index(arguments: Sequence[str] | None = None) -> int:
     """Make an index of tar or parquet shards, on disks or far away, to train from."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    verbs = {"check": _check_index, "merge": _merge}
+    verbs = {"check": _check_index, "merge": _merge, "select": _select}
     if words and words[0] not in verbs:
         return _index(words)
     return dispatch("aligntok index", {"SHARDS ...": _index, **verbs}, words)

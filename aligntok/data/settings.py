@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from aligntok.settings import AboveZero, Count, ImageSize, NotNegative, Positive, Width, Workers, settings
+from aligntok.settings import AboveZero, Count, ImageSize, NotNegative, Positive, Share, Width, Workers, settings
 
 #: Of images whose sides are as many times as long as each other; no format has more pixels in a row.
 AspectRatio = Annotated[float, Field(ge=1, le=1e6)]
@@ -60,7 +60,7 @@ class RemoteSettings:
 @settings
 class IndexRequest:
     """Make an index of tar or parquet shards. The same command started again goes on where it stopped. Further verbs
-    are `aligntok index check` and `aligntok index merge`, each with --help.
+    are `aligntok index check`, `merge` and `select`, each with --help.
     """
 
     shards: tuple[str, ...]
@@ -103,3 +103,36 @@ class IndexCheck:
     """Places, evenly spread, at which samples are read."""
     remote: RemoteSettings = RemoteSettings()
     """How files far away are asked for."""
+
+
+#: A side, a pair, several pairs, or keywords of :class:`aligntok.data.buckets.EqualArea`.
+Shapes = ImageSize | tuple[tuple[Width, Width], ...] | dict[str, Any]
+
+
+@settings
+class Wanted:
+    """Which samples of an index are taken, and the shapes that they are cropped to."""
+
+    where: str | None = None
+    """Condition on the index's columns, such as "AESTHETIC_SCORE >= 5 and pwatermark < 0.8"; "laion" for a usual one;
+    None: all."""
+    blocked_domains: str | None = None
+    """File of hosts, one a line, whose images are left out."""
+    image_size: Shapes = 256
+    """A side, HEIGHTxWIDTH, several of these, or side=256 for shapes of that area."""
+    max_aspect_ratio: AspectRatio = MAX_ASPECT_RATIO
+    """Leave out images that are more times as long as wide, or as wide as long."""
+    captioned: bool = False
+    """Leave out images without a caption."""
+    fraction: Share | None = None
+    """Hold out that share of the samples, by their numbers."""
+    held_out: bool = False
+    """Take those that `fraction` holds out, in place of the others."""
+
+
+@settings
+class SelectRequest(Wanted):
+    """Find the samples of an index that a training takes, before it starts."""
+
+    index: str | Path
+    """The folder of the index."""

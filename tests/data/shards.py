@@ -44,7 +44,7 @@ def make_shards(folder, sizes, broken=()):
                 score = np.nan if number % 10 == 9 else number % 10
                 rows.append((*places[:2], height, width, *places[2:], score, domain_of(f"host{number % 4}.org")))
                 number += 1
-        columns.append({name: np.array([row[i] for row in rows]) for i, name in enumerate(DTYPES)})
+        columns.append({name: np.array([row[i] for row in rows], dtype=DTYPES[name]) for i, name in enumerate(DTYPES)})
     return columns
 
 

@@ -24,8 +24,8 @@ from aligntok.data.index.format import FIXED
 from aligntok.data.index.write import Shard, write_index
 from aligntok.data.latent_shards import Shard as LatentShard
 from aligntok.data.latent_shards import shard_path, write_shard
+from aligntok.data.settings import Wanted
 from aligntok.data.stream.selection import _make, _read, _Rules
-from aligntok.data.stream.settings import Wanted
 from aligntok.engine.checkpoints import (
     read_checkpoint,
     read_frozen,

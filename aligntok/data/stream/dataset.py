@@ -20,13 +20,12 @@ from aligntok.data.index import Index
 from aligntok.data.listing import Listing, hashes
 from aligntok.data.remote import RemoteFiles
 from aligntok.data.sampler import SampleIndex
-from aligntok.data.settings import MAX_ASPECT_RATIO, AspectRatio, RemoteSettings
+from aligntok.data.settings import MAX_ASPECT_RATIO, AspectRatio, RemoteSettings, Shapes, Wanted
 from aligntok.data.sources.base import say_once
 from aligntok.data.stream.cache import BlockCache
 from aligntok.data.stream.order import WINDOW, StreamSampler
 from aligntok.data.stream.reader import Raw, TarReader
 from aligntok.data.stream.selection import Selection, select
-from aligntok.data.stream.settings import Shapes, Wanted
 from aligntok.data.transforms import open_image
 from aligntok.errors import AlignTokError, ConfigError, DataError, ImageError, ShardError, unknown
 from aligntok.rng import rng
@@ -42,7 +41,7 @@ _NAMED = 100  # broken samples that one process tells of
 
 
 class StreamDataset(Dataset[dict[str, Any]]):
-    """The samples of an index of shards that pass a condition; see :class:`aligntok.data.stream.settings.Wanted`.
+    """The samples of an index of shards that pass a condition; see :class:`aligntok.data.settings.Wanted`.
 
     An item is as that of :class:`aligntok.data.images.ImageDataset`: ``dict(images=float32 (3, H, W) in [-1, 1],
     label=-1, index=number in the index)``, cropped, mirrored and drawn alike, and with `caption` ("auto", or where the

@@ -22,10 +22,11 @@ from aligntok.data.buckets import UNREADABLE, AspectBuckets
 from aligntok.data.filters import BlockedDomains, Filter
 from aligntok.data.index import Index
 from aligntok.data.index.format import DOMAIN
-from aligntok.data.stream.settings import Wanted
+from aligntok.data.settings import Wanted
 from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, DataError
 from aligntok.io.arrays import map_column
+from aligntok.io.console import print_line, print_table
 from aligntok.io.files import put_in_place, read_json, reading, remove, unseen, write_checksums, write_json, writing
 from aligntok.io.folders import taking_turns
 
@@ -68,8 +69,8 @@ class Selection:
     """The samples of an index that pass, and the bucket of each.
 
     buckets: (samples,) uint8, UNREADABLE for those that do not pass; counts: (blocks, buckets) uint8; both stay on
-    disk. totals: (buckets,). passed: how many pass each condition by itself. `digest` tells selections apart, that of
-    the index in it.
+    disk. sizes: (H, W) of each bucket; totals: (buckets,); passed: how many pass each condition by itself. `digest`
+    tells selections apart, that of the index in it.
     """
 
     index: Index
@@ -77,6 +78,7 @@ class Selection:
     digest: str
     buckets: npt.NDArray[np.uint8]
     counts: npt.NDArray[np.uint8]
+    sizes: list[tuple[int, int]]
     totals: Int64s
     passed: dict[str, int]
 
@@ -139,6 +141,21 @@ def select(index: Index, wanted: Wanted, other_folder: Path | None = None) -> Se
         if not (place / digest[:16] / DESCRIPTION).is_file():
             _make(index, rules, place / digest[:16], digest)
     return _read(index, place / digest[:16], digest)
+
+
+def print_selection(selection: Selection) -> None:
+    """Print how many samples pass each condition by itself, how many all, and of which shape these are."""
+    number = len(selection.index)
+
+    def row(what: str, found: int) -> list[str]:
+        return [what, f"{found:,}", f"{100 * found / number:.2f} %"]
+
+    shapes = zip(selection.sizes, selection.totals.tolist(), strict=True)
+    conditions = [row(text, found) for text, found in selection.passed.items()]
+    of_each = [row(f"cropped to {height} x {width}", found) for (height, width), found in shapes]
+    rows = [*conditions, None, row("all of these", len(selection)), *of_each]
+    print_table(f"Samples of {number:,}", ["", "samples", "share"], rows)
+    print_line(f"Selection: {selection.folder}")
 
 
 def _can_write(folder: Path) -> bool:
@@ -258,12 +275,14 @@ def _decided(
 def _read(index: Index, folder: Path, digest: str) -> Selection:
     """Open a selection. Raises DataError for one that is damaged, or of something else."""
 
-    def parse(content: dict[str, Any]) -> tuple[Int64s, dict[str, int]]:
+    def parse(content: dict[str, Any]) -> tuple[list[tuple[int, int]], Int64s, dict[str, int]]:
         if content["format"] != _FORMAT or content["digest"] != digest:
             raise ValueError("it is of another index, another condition or another version")
-        return np.array([int(total) for total in content["totals"]], dtype=np.int64), dict(content["passed"])
+        sizes = [(int(height), int(width)) for height, width in content["sizes"]]
+        passed = {str(text): int(number) for text, number in content["passed"].items()}
+        return sizes, np.array([int(total) for total, _ in zip(content["totals"], sizes, strict=True)]), passed
 
-    totals, passed = read_json(folder / DESCRIPTION, DataError, _CURE, parse)
+    sizes, totals, passed = read_json(folder / DESCRIPTION, DataError, _CURE, parse)
     number = Blocks(index.shards.first).number
     with reading(folder / BUCKETS, DataError, _CURE):
         buckets = map_column(folder / BUCKETS, "u1", len(index))
@@ -271,4 +290,4 @@ def _read(index: Index, folder: Path, digest: str) -> Selection:
         counts = map_column(folder / COUNTS, "u1", number * len(totals)).reshape(number, len(totals))
         if (counts.sum(axis=0, dtype=np.int64) != totals).any():
             raise ValueError(f"{COUNTS} does not add up to {DESCRIPTION}")
-    return Selection(index, folder, digest, buckets, counts, totals, passed)
+    return Selection(index, folder, digest, buckets, counts, sizes, totals, passed)

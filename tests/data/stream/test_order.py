@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from aligntok.data.sampler import SampleIndex
+from aligntok.data.settings import Wanted
 from aligntok.data.stream.order import StreamOrder, StreamSampler, permuted
 from aligntok.data.stream.selection import select
-from aligntok.data.stream.settings import Wanted
 from aligntok.errors import DataError
 from aligntok.rng import rng
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from aligntok.data.buckets import AspectBuckets
 from aligntok.data.index import Index, domain_of
 from aligntok.data.index.write import Shard, write_index
+from aligntok.data.settings import Wanted
 from aligntok.data.stream import selection as module
 from aligntok.data.stream.selection import BLOCK, Blocks, select
-from aligntok.data.stream.settings import Wanted
 from aligntok.errors import ConfigError, DataError, WriteError
 
 SIZES = [(32, 32), (32, 40), (40, 32)]
