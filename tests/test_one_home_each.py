@@ -74,6 +74,7 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
         "data/stream/cache.py:read",
         "data/stream/order.py:_count_windows",
         "data/stream/order.py:samples",  # what is left of a window
+        "data/stream/tables.py:_sample",
         "evaluation/metrics/fid.py:density_coverage",
         "evaluation/report/blocks.py:write_seconds",  # the two largest units
         "sampling/guidance_sweep.py:measure",

@@ -24,8 +24,9 @@ from aligntok.data.settings import MAX_ASPECT_RATIO, AspectRatio, RemoteSettings
 from aligntok.data.sources.base import say_once
 from aligntok.data.stream.cache import BlockCache
 from aligntok.data.stream.order import WINDOW, StreamSampler
-from aligntok.data.stream.reader import Raw, TarReader
+from aligntok.data.stream.reader import Raw, SampleReader, TarReader
 from aligntok.data.stream.selection import Selection, select
+from aligntok.data.stream.tables import TableReader
 from aligntok.data.transforms import open_image
 from aligntok.errors import AlignTokError, ConfigError, DataError, ImageError, ShardError, unknown
 from aligntok.rng import rng
@@ -99,7 +100,7 @@ class StreamDataset(Dataset[dict[str, Any]]):
         }
         asked |= {"max_aspect_ratio": max_aspect_ratio, "captioned": self.captioned, "fraction": fraction}
         self.selection = select(self.index, read(Wanted, asked, "data"))
-        self.reader = TarReader(
+        self.reader: SampleReader = {"tar": TarReader, "parquet": TableReader}[self.index.kind](
             self.selection,
             self.captioned,
             RemoteFiles(read(RemoteSettings, remote or {}, "data.remote")),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ from aligntok.data.stream.cache import BlockCache
 from aligntok.data.stream.selection import Selection
 from aligntok.errors import AlignTokError, DataError, ImageError, ShardError
 
-T = TypeVar("T")
 Int64s = npt.NDArray[np.int64]
 #: Bytes between two samples that are read over: to ask anew takes as long.
 _GAP = 512 << 10
@@ -34,15 +34,15 @@ class Raw(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Bytes `begin` to `end` of a shard."""
+    """What is fetched, and kept, as one: bytes `begin` to `end` of a shard, or of what is made of its rows."""
 
     shard: int
     begin: int
     end: int
 
 
-class TarReader:
-    """Reads the samples of a selection of tar shards. Picklable; for several threads.
+class SampleReader(ABC):
+    """Reads the samples of a selection. Picklable; for several threads.
 
     captioned: whether captions are read, too. threads: requests at once, and as many for what comes later. skips:
     whether a shard that stayed away is not asked for again.
@@ -59,7 +59,6 @@ class TarReader:
     ) -> None:
         self.index, self.selection, self.captioned = selection.index, selection, captioned
         self.files, self.cache, self.threads, self.skips = files, cache, threads, skips
-        self.is_remote = any(local_path(self.index.shards.place(i)) is None for i in (0, len(self.index.shards) - 1))
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,38 +69,58 @@ class TarReader:
         self._forget()
 
     def _forget(self) -> None:
-        self._spans = lru_cache(_BLOCKS_KNOWN)(self._spans_of)
+        """Begin without what belongs to a process."""
         self._pools: dict[tuple[int, str], ThreadPoolExecutor] = {}
         self._ahead: dict[Span, Future[None]] = {}
         self._away: dict[int, ShardError] = {}
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether several samples are read at once, and what comes later beforehand."""
+        return any(local_path(self.index.shards.place(i)) is None for i in (0, len(self.index.shards) - 1))
+
+    @abstractmethod
     def place(self, sample: int) -> str:
         """Return where a sample lies, for messages."""
-        shard = int(self.index.shard_of([sample])[0])
-        try:
-            begins, ends = self.index.spans(np.array([sample]))
-        except DataError:
-            return self.index.shards.place(shard)
-        return f"{self.index.shards.place(shard)}, bytes {begins[0]} to {ends[0]}"
+
+    @abstractmethod
+    def _sample(self, sample: int) -> Raw:
+        """Read a sample. Raises ImageError about it, ShardError about its shard."""
+
+    @abstractmethod
+    def _spans_for(self, sample: int) -> list[Span]:
+        """Return what is fetched for a sample."""
+
+    @abstractmethod
+    def _fetch(self, span: Span) -> bytes:
+        """Fetch it. Raises ShardError."""
+
+    @abstractmethod
+    def _key(self, span: Span) -> str:
+        """Return what it is kept under: other words for other bytes."""
 
     def read(self, samples: Iterable[int]) -> list[Raw | AlignTokError]:
-        """Return image and caption of each sample, None without one; or the error that came in its place.
+        """Return image and caption of each sample; or the error that came in its place.
 
         ImageError is about that sample, ShardError about its shard.
         """
-        if not self.is_remote:
+        if not self.is_slow:
             return [self._read_or_error(sample) for sample in samples]
         return [*self._pool("now").map(self._read_or_error, samples)]
 
     def bring(self, samples: Iterable[int]) -> None:
         """Begin to fetch what some samples will need, unless much is on its way already."""
-        if not self.is_remote or not self.cache.works:
+        if not self.is_slow or not self.cache.works:
             return
         self._ahead = {span: future for span, future in self._ahead.items() if not future.done()}
-        for span in {self._span_of(sample, *where) for sample in samples for where in self._ranges(sample)}:
+        for span in {span for sample in samples for span in self._spans_for(sample)}:
             if span not in self._ahead and len(self._ahead) < _BLOCKS_AHEAD:
                 how = self._key(span), span.end - span.begin, partial(self._fetch, span)
                 self._ahead[span] = self._pool("ahead").submit(self.cache.bring, *how)
+
+    def shard_of(self, sample: int) -> int:
+        """Return the number of a sample's shard."""
+        return int(self.index.shard_of([sample])[0])
 
     def _pool(self, what: str) -> ThreadPoolExecutor:
         key = os.getpid(), what  # a fork has none of its parent's threads
@@ -110,16 +129,41 @@ class TarReader:
         return self._pools[key]
 
     def _read_or_error(self, sample: int) -> Raw | AlignTokError:
-        shard = int(self.index.shard_of([sample])[0])
+        shard = self.shard_of(sample)
         try:
             if shard in self._away:
                 raise self._away[shard]
-            image, *caption = (self._read(sample, *where) for where in self._ranges(sample))
-            return Raw(image, self._text(sample, *caption) if caption else None)
+            return self._sample(sample)
         except AlignTokError as error:
             if self.skips and isinstance(error, ShardError):
                 self._away[shard] = error
             return error
+
+    def _kept(self, span: Span, begin: int, end: int) -> bytes:
+        """Return bytes `begin` to `end` of what a span lies in, out of the cache."""
+        key, size = self._key(span), span.end - span.begin
+        return self.cache.read(key, size, begin - span.begin, end - begin, partial(self._fetch, span))
+
+
+class TarReader(SampleReader):
+    """Reads the samples of tar shards, each a range of bytes."""
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._spans = lru_cache(_BLOCKS_KNOWN)(self._spans_of)
+
+    def place(self, sample: int) -> str:
+        """Return shard and bytes of a sample."""
+        where = self.index.shards.place(self.shard_of(sample))
+        try:
+            begins, ends = self.index.spans(np.array([sample]))
+        except DataError:
+            return where
+        return f"{where}, bytes {begins[0]} to {ends[0]}"
+
+    def _sample(self, sample: int) -> Raw:
+        image, *caption = (self._read(sample, *where) for where in self._ranges(sample))
+        return Raw(image, self._text(sample, *caption) if caption else None)
 
     def _ranges(self, sample: int) -> list[tuple[int, int]]:
         """Return where image and caption begin and end in the shard."""
@@ -144,8 +188,7 @@ class TarReader:
         span = self._span_of(sample, begin, end)
         if local_path(self.index.shards.place(span.shard)) is not None or not self.cache.works:
             return self._fetch(Span(span.shard, begin, end))
-        key, size = self._key(span), span.end - span.begin
-        return self.cache.read(key, size, begin - span.begin, end - begin, partial(self._fetch, span))
+        return self._kept(span, begin, end)
 
     def _fetch(self, span: Span) -> bytes:
         shards = self.index.shards
@@ -156,9 +199,12 @@ class TarReader:
         shards = self.index.shards
         return f"{shards.place(span.shard)} {shards.tags[span.shard]} {span.begin} {span.end}"
 
+    def _spans_for(self, sample: int) -> list[Span]:
+        return [self._span_of(sample, *where) for where in self._ranges(sample)]
+
     def _span_of(self, sample: int, begin: int, end: int) -> Span:
         """Return the range that a range of a sample is fetched with."""
-        shard = int(self.index.shard_of([sample])[0])
+        shard = self.shard_of(sample)
         begins, ends = self._spans(int(self.selection.blocks.of(np.array([sample]))[0]))
         place = int(np.searchsorted(begins, begin, side="right")) - 1
         if place < 0 or end > ends[place]:  # of a sample that is not selected

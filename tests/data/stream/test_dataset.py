@@ -102,7 +102,7 @@ def test_any_number_of_processes_and_workers_goes_on_with_the_same_batches(serve
 def test_faults_of_the_server_change_nothing(far, whole, tmp_path, fault, every, world, workers):
     place, served = far
     served.fail(fault, every)
-    data = stream(place, tmp_path)
+    data = stream(place, tmp_path, remote=dict(pause=0.02, timeout=0.5))
     assert read(data, world, workers, stop=20) == whole[:20]
     assert read(data, 1, 0, start=20) == whole[20:]  # stopped, and gone on with one process
     assert data.num_unreadable == 0

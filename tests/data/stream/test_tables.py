@@ -1,0 +1,100 @@
+"""Rows of parquet shards come as samples of tar shards do."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from aligntok.data.index.build import build_index
+from aligntok.data.sampler import SampleIndex
+from aligntok.data.settings import IndexRequest
+from aligntok.data.stream.dataset import StreamDataset
+from aligntok.errors import ShardError
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+SIZES = [(32, 32), (32, 40), (40, 32)]
+_spec = importlib.util.spec_from_file_location("shards", Path(__file__).parents[1] / "shards.py")
+shards = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(shards)
+
+
+def rows(numbers, several=False):
+    for number in numbers:
+        caption = f" picture {number} é"
+        yield {
+            "image": {"bytes": shards.picture(number)[0], "path": None},
+            "caption": [caption, "another"] if several else caption,
+            "score": None if number % 10 == 9 else float(number % 10),
+        }
+
+
+def write(folder, several=False):
+    folder.mkdir()
+    for shard, numbers in enumerate((range(100), range(100, 170))):
+        table = pyarrow.Table.from_pylist([*rows(numbers, several)])
+        parquet.write_table(table, folder / f"{shard}.parquet", row_group_size=30)  # blocks lie across
+
+
+@pytest.fixture
+def tables(tmp_path):
+    write(tmp_path / "tables")
+    return build_index(
+        IndexRequest(shards=(str(tmp_path / "tables"),), out=tmp_path / "index", columns=("score",), workers=0)
+    )
+
+
+def open_stream(folder, tmp_path, **more):
+    wanted = dict(where="score >= 2", image_size=SIZES, caption="auto", window=2, cache=str(tmp_path / "cache"))
+    return StreamDataset(folder, **{**wanted, **more})
+
+
+def read(data, steps=12):
+    batches = list(data.batches(10, 3, num_steps=steps))
+    return [item for batch in batches for item in data.__getitems__(batch)]
+
+
+def told(items):
+    return [(item["index"], item["caption"], item["images"].tolist()) for item in items]
+
+
+def test_every_row_comes_with_its_own_pixels_and_caption(tables, tmp_path, build_index):
+    data = open_stream(tables.folder, tmp_path)
+    assert len(data) == 170 * 7 // 10
+    found = read(data)
+    assert {item["index"] for item in found} == {n for n in range(170) if 2 <= n % 10 < 9}
+    build_index(tmp_path / "tar", (100, 70))
+    tar = StreamDataset(tmp_path / "tar/index", where="score >= 2", image_size=SIZES)
+    assert all(item["caption"] == f"picture {item['index']} é" for item in found)
+    for request in (SampleIndex(12, 5), SampleIndex(98, 6), SampleIndex(105, 7)):
+        assert torch.equal(data[request]["images"], tar[request]["images"])
+    assert len(list((tmp_path / "cache").glob("*.block"))) == 4  # 64 and 36, 64 and 6
+
+
+def test_it_is_the_same_kept_or_not_and_from_far_away(tables, tmp_path, serve):
+    whole = told(read(open_stream(tables.folder, tmp_path)))
+    (tmp_path / "file").write_text("")
+    assert told(read(open_stream(tables.folder, tmp_path, cache=str(tmp_path / "file")))) == whole
+    served = serve(tmp_path / "tables")
+    places = tuple(f"{served.url}/{shard}.parquet" for shard in range(2))
+    build_index(IndexRequest(shards=places, out=tmp_path / "far", columns=("score",), workers=0))
+    served.fail("503", 5)
+    far = open_stream(tmp_path / "far", tmp_path, cache=str(tmp_path / "other"), remote=dict(pause=0.01))
+    assert told(read(far)) == whole
+
+
+def test_of_several_captions_the_first_is_taken(tmp_path):
+    write(tmp_path / "tables", several=True)
+    build_index(IndexRequest(shards=(str(tmp_path / "tables"),), out=tmp_path / "index", columns=("score",), workers=0))
+    item = open_stream(tmp_path / "index", tmp_path)[3]
+    assert item["caption"] == f"picture {item['index']} é"
+
+
+def test_a_shard_that_is_another_than_was_indexed_is_named(tables, tmp_path):
+    table = pyarrow.Table.from_pylist([*rows(range(200, 300))])
+    parquet.write_table(table, tmp_path / "tables/0.parquet", row_group_size=30)
+    with pytest.raises(ShardError, match=r"0\.parquet cannot be read"):
+        read(open_stream(tables.folder, tmp_path))
