@@ -29,7 +29,7 @@ from aligntok.extractors import Extractor
 from aligntok.io.files import read_bytes, write_json
 from aligntok.io.pictures import to_uint8
 
-AT_ONCE, FIRST = 64, 10
+AT_ONCE, FIRST = 16, 10
 
 
 def samples_of(folder: Path) -> tuple[list[str], Tensor]:
@@ -76,7 +76,7 @@ def main() -> None:
     captions, known = pictures_of(args.data, (height, width))
     if lacking := [prompt for prompts, _ in drawn.values() for prompt in prompts if prompt not in captions]:
         raise DataError(f"{args.data} has no picture of {lacking[0]!r}; give the data whose captions were drawn")
-    extractor = build_extractor(args.extractor)
+    extractor = build_extractor(args.extractor).to(memory_format=torch.channels_last)  # three times as fast on a CPU
     features, told = features_of(extractor, known), list[dict[str, Any]]()
     for folder, (prompts, pictures) in drawn.items():
         right = torch.tensor([captions.index(prompt) for prompt in prompts])
