@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,10 @@ import numpy.typing as npt
 
 from aligntok.data.buckets import AspectBuckets
 from aligntok.data.captions import Captions
+from aligntok.data.index import Index
+from aligntok.data.index.format import DESCRIPTION
+from aligntok.data.index.sampled import SampledSource, told_by_columns
+from aligntok.data.remote import RemoteFiles
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.settings import DataCheck
 from aligntok.data.sources import open_source
@@ -22,7 +27,7 @@ from aligntok.data.sources.base import ImageSource, SeveralSplits, in_numbers
 from aligntok.data.sources.captions import NoCaptions
 from aligntok.data.transforms import Header, read_header, read_image, reading_image
 from aligntok.distributed.job import batched, progress_bar
-from aligntok.errors import DataError, ImageError, first_line
+from aligntok.errors import ConfigError, DataError, ImageError, first_line
 from aligntok.io.console import print_line, print_table
 
 _THREADS, _CHUNK = 16, 256
@@ -56,13 +61,16 @@ def check_data(asked: DataCheck) -> int:
     """
     shapes = AspectBuckets(dict(side=asked.equal_area) if asked.equal_area else asked.image_size)
     looks, told = dict[str, Looks](), dict[str, Any]()
-    for split in _splits(asked):
-        source, captions = _open(asked, split or None)
+    index = _index(asked)
+    for split in ("",) if index is not None else _splits(asked):
+        source, captions = _open(asked, split or None) if index is None else _some_of(index, asked)
         found = look_at(source, asked)
         decoded, reasons = _decode(found, asked)
         found.reasons.update(reasons)
         looks[source.where] = found
         told[source.where] = _described(found, shapes) | {"decoded": decoded, "captions": captions}
+        if index is not None:
+            told[source.where] |= _of_all(index, shapes)
     groups = copies(list(looks.values()))
     across = [names for names in groups if len({where for where, _ in names}) > 1]
     for where in told:
@@ -75,6 +83,26 @@ def check_data(asked: DataCheck) -> int:
     else:
         _print(told, shared)
     return int(any(split["unreadable"]["images"] for split in told.values()))
+
+
+def _index(asked: DataCheck) -> Index | None:
+    """Return the index that is to be looked at; None where other data are. Raises ConfigError for what it has not."""
+    if not (Path(asked.data).expanduser() / DESCRIPTION).is_file():
+        return None
+    for name in ("splits", "label", "num_images"):
+        if getattr(asked, name):
+            raise ConfigError(f"{asked.data} is an index of shards, which has no use for --{name.replace('_', '-')}")
+    return Index.open(asked.data)
+
+
+def _some_of(index: Index, asked: DataCheck) -> tuple[ImageSource, dict[str, Any]]:
+    number = len(index) if asked.decoded is None else asked.decoded
+    return SampledSource(index, number, RemoteFiles(asked.remote)), {}
+
+
+def _of_all(index: Index, shapes: AspectBuckets) -> dict[str, Any]:
+    """Return what an index knows of all samples, in place of what was found in some of them."""
+    return told_by_columns(index, shapes) | {"images": len(index), "bytes": int(index.shards.sizes.sum())}
 
 
 def _splits(asked: DataCheck) -> Sequence[str]:
@@ -252,7 +280,8 @@ def _rows(split: dict[str, Any]) -> Iterator[tuple[str, str]]:
     turned = f"; {split['turned_by_exif']:,} turned by EXIF" if split["turned_by_exif"] else ""
     yield "formats", f"{in_numbers(split['formats'])}; {in_numbers(split['modes'])}{turned}"
     yield "passed over", in_numbers(split["passed_over"]) or "none"
-    yield "cannot be read", f"{split['unreadable']['images']:,}; {split['decoded']:,} were decoded whole"
+    lacking = f"; {split['without_header']:,} never could" if split.get("without_header") else ""
+    yield "cannot be read", f"{split['unreadable']['images']:,}; {split['decoded']:,} were decoded whole{lacking}"
     yield "short side", f"{_as_text(split['short_side'])} pixels; {split['enlarged']:,} smaller than the crop"
     yield "long side", f"{_as_text(split['long_side'])} pixels"
     shapes = in_numbers({name: count for name, count in split["shapes"].items() if count})
@@ -262,17 +291,25 @@ def _rows(split: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "classes", f"{split['classes']:,} of {_as_text(split['images_a_class'])} images{lacking}"
     else:
         yield "classes", "none"
-    captions = split["captions"]
-    if captions["images"]:
-        yield "captions", f"{captions['captions']:,} of {captions['images']:,} images, {captions['empty']:,} empty"
-        yield "", f"{_as_text(captions['words'])} words; {captions['without']:,} images without one"
-    else:
-        yield "captions", captions["none"]
+    yield from _caption_rows(split["captions"])
+    for name, column in split.get("columns", {}).items():
+        yield name, f"{_as_text(column['spread'], 'g')}; {column['missing']:.1%} of the samples have none"
     yield "copies", f"{split['copies']['images']:,}{_such_as(split['copies'])}"
 
 
-def _as_text(spread: Sequence[float]) -> str:
-    return f"{spread[0]:,.0f} to {spread[2]:,.0f}, in the middle {spread[1]:,.0f}" if spread else "no"
+def _caption_rows(captions: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if not captions["images"]:
+        yield "captions", captions["none"]
+        return
+    counted = f"{captions['captions']:,} of " if "captions" in captions else ""
+    yield "captions", f"{counted}{captions['images']:,} images; {captions['without']:,} images without one"
+    if "words" in captions:
+        yield "", f"{_as_text(captions['words'])} words; {captions['empty']:,} empty"
+
+
+def _as_text(spread: Sequence[float], form: str = ",.0f") -> str:
+    least, middle, greatest = (format(value, form) for value in spread) if spread else ("-", "-", "-")
+    return f"{least} to {greatest}, in the middle {middle}"
 
 
 def _such_as(copies: dict[str, Any]) -> str:

@@ -16,13 +16,29 @@ MAX_ASPECT_RATIO = 50.0
 
 
 @settings
+class RemoteSettings:
+    """How files far away are asked for."""
+
+    attempts: Annotated[int, Field(ge=1, le=20)] = 6
+    """So often a range of a shard is asked for before the shard counts as away."""
+    timeout: AboveZero = 60.0
+    """Seconds that an attempt may take."""
+    pause: NotNegative = 0.5
+    """Seconds before the second attempt; each further pause is twice as long, 30 seconds at most."""
+    in_flight: Positive = 16
+    """Requests at once, of one process."""
+
+
+@settings
 class DataCheck:
     """Look at images before a training is paid for: what cannot be read or is passed over, sides, classes, captions,
     copies. The exit status is 1 when an image cannot be read.
     """
 
     data: str | Path
-    """Images: a folder, a zip, shards, parquet files, or hf://owner/name."""
+    """Images: a folder, a zip, shards, parquet files, hf://owner/name, or an index of shards, of which columns are read
+    whole, and as many samples as are decoded.
+    """
     splits: tuple[str, ...] = ()
     """Of the data, compared with one another; none: all that there are."""
     image_size: ImageSize | tuple[tuple[Width, Width], ...] = 256
@@ -39,22 +55,10 @@ class DataCheck:
     """Where the captions are, of several places: a table, txt, a key, a column."""
     max_aspect_ratio: AspectRatio = MAX_ASPECT_RATIO
     """How many times as long as wide an image may be; strips are counted as unreadable."""
+    remote: RemoteSettings = RemoteSettings()
+    """How shards of an index that are far away are asked for."""
     json: bool = False
     """For programs."""
-
-
-@settings
-class RemoteSettings:
-    """How files far away are asked for."""
-
-    attempts: Annotated[int, Field(ge=1, le=20)] = 6
-    """So often a range of a shard is asked for before the shard counts as away."""
-    timeout: AboveZero = 60.0
-    """Seconds that an attempt may take."""
-    pause: NotNegative = 0.5
-    """Seconds before the second attempt; each further pause is twice as long, 30 seconds at most."""
-    in_flight: Positive = 16
-    """Requests at once, of one process."""
 
 
 @settings
