@@ -116,7 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{state.st_mtime_ns:x}-{state.st_size:x}"', "Accept-Ranges": "bytes"}
         if asked is None or fault == "whole":
             return self.head(200, {**headers, "Content-Length": len(content)}, content if body else b"")
-        first, last = asked[0] + (fault == "range"), min(asked[1], len(content) - 1)
+        shift = fault == "range"
+        first, last = asked[0] + shift, min(asked[1] + shift, len(content) - 1)
         if first > last:
             return self.head(416, {**headers, "Content-Range": f"bytes */{len(content)}", "Content-Length": "0"})
         data = content[first : last + 1]

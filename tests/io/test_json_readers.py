@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aligntok.data.index import Index
 from aligntok.data.latent_shards import read_manifest
 from aligntok.engine.saving import write_checkpoint
 from aligntok.errors import AlignTokError, CheckpointError, DataError, WeightsError
@@ -123,6 +124,7 @@ READERS = {
     "generation": (*trained(load_latent_diffusion, "stage.json"), AlignTokError),
     "stage's result": (lambda folder: run_info.read_result(folder / "result.json"), "result.json", CheckpointError),
     "samples": (of_samples, "samples.json", DataError),
+    "index": (Index.open, "index.json", DataError),
     "cache": (read_manifest, "manifest.json", DataError),
     "result": (lambda folder: read_result(folder / "cost.json"), "cost.json", DataError),
 }

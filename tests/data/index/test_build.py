@@ -69,6 +69,12 @@ def test_metadata_and_captions_may_be_in_the_samples_json(shards, build):
     holds_all(index)
 
 
+def test_keys_in_folders_are_found_in_the_table_by_their_names(shards, build):
+    members = [(f"some/where/{name}", data) for name, data in packing.members_of(0, known=False)]
+    packing.write_tar(shards / "00000.tar", members)
+    holds_all(build(shards))
+
+
 def test_captions_that_say_the_same_twice_are_those_of_the_text_and_others_are_asked_about(shards, build):
     packing.write_tar(shards / "00001.tar", packing.members_of(1))
     holds_all(build(shards))
@@ -251,6 +257,12 @@ def test_a_shard_that_was_mended_is_read_again(shards, build):
     assert Index.open(shards.parent / "index").digest == whole  # the one before stays
     (shards / "00001.tar").write_bytes(kept)
     assert build(shards).digest == whole
+    cut_off(shards / "00001.tar")
+    with pytest.raises(DataError, match="cannot be indexed"):
+        build(shards)
+    packing.write_tar(shards / "00000.tar", packing.members_of(2))  # another one since it was read
+    (shards / "00001.tar").write_bytes(kept)
+    assert build(shards).column("height")[0] == SAMPLES[2 * EACH][1][0]
 
 
 REFUSED = {
