@@ -45,7 +45,9 @@ class SampledSource(ImageSource):
         group, row = (int(self.index.column(name)[sample][0]) for name in ("row_group", "row"))
         found = self._group(shard, group)
         if row >= len(found):
-            raise DataError(f"{self.names[index]} is row {row} of {len(found)}; {_AGAIN}")
+            raise DataError(
+                f"{self.names[index]}: its row group has {len(found)} rows, and it would be row {row}; {_AGAIN}"
+            )
         return found[row] or b""
 
     def _read_group(self, shard: int, group: int) -> list[bytes | None]:
