@@ -3,6 +3,11 @@
     torchrun --nnodes=4 --nproc_per_node=8 tools/train.py configs/aligntok_dinov2reg_laion_f16d32.py \
         --cfg-options data_root=...
 
+From an index of LAION's shards (docs/streaming.md), wherever they lie, in place of data_root:
+
+    torchrun --nnodes=4 --nproc_per_node=8 tools/train.py configs/aligntok_dinov2reg_laion_f16d32.py \
+        --cfg-options data.train.type=stream data.train.index=/path/to/index data.train.where=laion
+
 Paper: 30 + 20 + 5 h on 32 H100 (300K + 100K + 50K steps of 256 images, 115.2 M images seen = 0.19 epochs of the
 616 M filtered images). Expected (paper): rFID 0.443 on COYO images. Not yet run here at this size.
 One weight is "set to 3" in the paper, its symbol lost: read here as the semantic weight (our choice).

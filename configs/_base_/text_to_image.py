@@ -7,6 +7,8 @@ by the number of tokens, squared error alone, AdamW with betas (0.9, 0.95), grad
 left out after the first 1,000, warm-up, an average of 0.999, captions dropped one time in ten; FLUX's text encoders.
 Ours: weight decay 0.01, a constant learning rate after the warm-up, a second average, images not mirrored (a caption
 says left and right), shapes of equal area with sides up to twice each other, when things are written.
+From an index of shards with captions, wherever they lie (docs/streaming.md):
+``--cfg-options data.train.type=stream data.train.index=/path/to/index data.train.where=laion``.
 """
 
 _base_ = ["./runtime.py"]
