@@ -34,7 +34,7 @@ EXECUTED = [
     "docs/plugins.md",
     "docs/baselines.md",
 ]
-CONFIGS = ["docs/configuration.md", "docs/resume.md"]
+CONFIGS = ["docs/configuration.md", "docs/resume.md", "docs/streaming.md"]
 OF_A_GENERATORS_CONFIG = ("docs/evaluation.md", "docs/text_to_image.md")
 NEEDED = ((ENCODERS, "efficientnet_lite0"), (ENCODERS, "my_encoder"), (LOSSES, "st_lpips"), (LOSSES, "my_loss"))
 NEEDED += ((TEXT_ENCODERS, "my_text_encoder"),)

@@ -107,7 +107,8 @@ def run_train(arguments):
         arguments = arguments[: arguments.index("--cfg-options")]
     else:
         extra = [] if "--dry-run" in arguments else extra
-        arguments = [word for word in arguments if not word.startswith("data_root=")]  # what is given is looked at
+        places = ("data_root=", "data.train.index=")  # what is given is looked at
+        arguments = [word for word in arguments if not word.startswith(places)]
     # Options go before --cfg-options, which takes everything after it.
     return cli.train([*arguments[:1], *extra, *arguments[1:]])
 

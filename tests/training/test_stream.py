@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -257,8 +256,7 @@ def test_two_processes_that_are_killed_go_on_as_one(far, config, tool, tmp_path,
     halved = start(file, "run", more, torchrun=("--standalone", "--nproc_per_node=2"))
     tool.until(halved, "step 7/12")
     halved.send_signal(signal.SIGKILL)
-    halved.wait()
-    time.sleep(5)  # those that it started end as they miss it
+    halved.communicate(timeout=60)  # until those that it started end, too, as they miss it
     assert 2 <= finished_steps(tmp_path / "run" / FIRST) < 12
     rest = start(file, "run", more)
     printed = rest.communicate(timeout=300)[0]
