@@ -19,7 +19,7 @@ MAX_ASPECT_RATIO = 50.0
 class RemoteSettings:
     """How files far away are asked for."""
 
-    attempts: Annotated[int, Field(ge=1, le=20)] = 6
+    attempts: Annotated[int, Field(ge=1, le=20)] = 8
     """So often a range of a shard is asked for before the shard counts as away."""
     timeout: AboveZero = 60.0
     """Seconds that an attempt may take."""
