@@ -34,6 +34,8 @@ PACKAGES = {
     "peft": "peft",
     "webdataset": "webdataset",
     "datasets": "datasets",
+    "fsspec": "fsspec",
+    "aiohttp": "aiohttp",
 }
 #: Variables of the environment that change what is computed, where, or from what.
 VARIABLES = (

@@ -124,7 +124,7 @@ class Index:
         return np.searchsorted(self.shards.first, samples, side="right").astype(np.int64) - 1
 
     def spans(self, samples: npt.NDArray[Any], of: str = "") -> tuple[Int64s, Int64s]:
-        """Return where in its shard the image of each sample begins and ends, (k,) each; `of` "caption_" the caption.
+        """Return where in its shard each sample's image begins and ends, (k,) each; with `of` ``caption_`` its caption.
 
         Of shards of the kind "tar". A caption that there is not has no bytes. Raises DataError, which names the shard,
         for a place outside of it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -48,6 +49,8 @@ def write_index(
     if not samples:
         raise DataError(f"{out}: {len(shards)} shards hold no sample to make an index of")
     check_place(out)
+    for leftover in out.parent.glob(f"{glob.escape(f'.{out.name}.')}*.tmp"):  # of a start that was killed here
+        remove(leftover)
     made = unseen(out)
     try:
         with writing(out):

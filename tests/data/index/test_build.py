@@ -126,6 +126,7 @@ def test_a_shard_far_away_is_never_held_whole(shards, build, serve, monkeypatch)
     sizes = [asked[1] - asked[0] + 1 for path, asked, _ in server.asked if path.endswith(".tar")]
     assert max(sizes) <= 4096
     assert len(sizes) > 3
+    assert sum(sizes) < 1.5 * (shards / "00002.tar").stat().st_size
 
 
 def test_what_another_start_has_read_is_not_read_again(shards, build, monkeypatch):
