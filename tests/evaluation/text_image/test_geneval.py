@@ -274,6 +274,14 @@ def test_a_colour_is_the_nearest_of_ten_by_three_sentences_each():
     assert clip.read[:3] == ["a photo of a red book", "a photo of a red-colored book", "a photo of a red object"]
 
 
+def test_the_three_sentences_about_a_colour_count_alike():
+    clip, unit = ByEye(), torch.eye(4)
+    rows = {"red": [0, 1, 1], "blue": [2, 0, 0]}  # of one sentence about red and two about blue the picture is
+    clip.texts = lambda texts: torch.cat([unit[rows.get(colour, [3, 3, 3])] for colour in COLOURS])
+    clip.images = lambda pixels: unit[:1]
+    assert Colours(clip)(draw([]), [found("book", 1)._replace(mask=torch.ones(100, 100, dtype=torch.bool))]) == ["blue"]
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [

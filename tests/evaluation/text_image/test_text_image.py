@@ -191,7 +191,7 @@ def test_two_processes_give_the_numbers_of_one(as_processes, samples, clip_folde
 
 
 def measured(folder, **more):
-    given = dict(metrics=("clip",), weights={"clip": "x"}, workers=0)
+    given = dict(metrics=("clip",), weights={"clip": "x"}, workers=0, out=folder / "out")
     return run.evaluate(TextImageSettings(**{**given, "samples": (folder,), **more}))
 
 
