@@ -31,8 +31,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--width", type=int, default=768, help="of the model that sees; as deep as --layers")
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768, help="of the model that sees")
+    parser.add_argument("--layers", type=int, default=12, help="of it, and of the model that reads")
     parser.add_argument("--patch", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
@@ -62,7 +62,9 @@ def write_model(folder: Path, given: argparse.Namespace) -> None:
     ends = dict(bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1, pad_token_id=len(tokens) - 1)
     vision = dict(hidden_size=given.width, intermediate_size=4 * given.width, num_hidden_layers=given.layers)
     vision |= dict(num_attention_heads=given.width // 64, image_size=224, patch_size=given.patch)
-    config = transformers.CLIPConfig(text_config=dict(vocab_size=len(tokens), **ends), vision_config=vision)
+    config = transformers.CLIPConfig(
+        text_config=dict(vocab_size=len(tokens), num_hidden_layers=given.layers, **ends), vision_config=vision
+    )
     transformers.CLIPModel(config).save_pretrained(folder)
 
 

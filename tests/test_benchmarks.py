@@ -205,3 +205,14 @@ def test_a_part_of_the_devices_table_that_takes_too_long_is_ended_and_the_next_b
     command = [sys.executable, FOLDER / "device.py", "--small", "--only", "stages", "memory", "--limit", "0.001"]
     printed = subprocess.run(command, text=True, check=True, capture_output=True).stdout
     assert printed.count("and was ended") == 2
+
+
+def test_an_evaluation_of_pictures_tells_what_of_it_is_waiting(run):
+    pytest.importorskip("transformers")
+    shown = run(
+        "text_image_share", "--pictures 6 --size 32 --width 64 --layers 1 --batch-size 2 --workers 0 --threads 1"
+    )
+    assert "6 pictures of 32 pixels, 0 reading, 1 layers of 64, patch 32, 1 threads" in shown
+    computing, waiting, share, whole = map(float, re.findall(r"([\d.]+) (?:s\b|%)", shown))
+    assert whole == pytest.approx(computing + waiting, abs=0.02)
+    assert share == pytest.approx(100 * waiting / whole, abs=2)

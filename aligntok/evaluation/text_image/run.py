@@ -178,15 +178,27 @@ def summarise(
     if len(folders) > 1:
         x, y = (numbers[[pair[side] for pair in both]] for side, numbers in enumerate(values))
         prompts = [folders[0].samples[place].prompt for place, _ in both]
+        metrics |= _pairwise(x, y, columns, names, prompts)
+        by_name = [(f"{name}{more}", f"{name}/", more) for name in names for more in ("", ", standard error")]
+        tables["Means"] = [
+            {"metric": column, **{told: metrics.get(f"{of}{column}{more}") for told, of, more in by_name}}
+            for column in columns
+        ]
         tables[f"Side by side, {len(both)} pictures of a prompt and turn"] = side_by_side(x, y, columns, names, prompts)
-        for place, column in enumerate(columns):
-            if column.startswith("PickScore-"):
-                chance = preferred(x[:, place], y[:, place])
-                for name, share in zip(names, (chance, 1 - chance), strict=True):
-                    metrics[f"{name}/{column.replace('PickScore', 'PickScore pairwise', 1)}"] = mean_of(
-                        share, prompts
-                    ).value
     return metrics, {title: rows for title, rows in tables.items() if rows}
+
+
+def _pairwise(
+    x: Numbers, y: Numbers, columns: Sequence[str], names: Sequence[str], prompts: Sequence[str]
+) -> dict[str, float]:
+    """Return the mean chance of each folder's picture to be preferred, by the PickScores of matched pictures (N, K)."""
+    found = {}
+    for place, column in enumerate(columns):
+        if column.startswith("PickScore-"):
+            chance = mean_of(preferred(x[:, place], y[:, place]), prompts).value
+            told = column.replace("PickScore", "PickScore pairwise", 1)
+            found |= {f"{names[0]}/{told}": chance, f"{names[1]}/{told}": 1 - chance}
+    return found
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -97,6 +97,10 @@ def test_two_folders_are_compared_prompt_by_prompt(samples, clip_folder, weights
             assert pairwise[0] == pytest.approx(sum(chances) / 6)
             assert sum(pairwise) == pytest.approx(1)
     assert result.metrics["first/images"] == 7
+    means = {row["metric"]: row for row in result.tables["Means"]}
+    for column in table[0]["metric"], table[1]["metric"]:
+        assert means[column]["second"] == result.metrics[f"second/{column}"]
+        assert means[column]["first, standard error"] == result.metrics[f"first/{column}, standard error"]
     assert result.settings["unmatched"] == 1
     page = write_report(ReportSettings(runs=(out / "text_image.json",), out=tmp_path / "r.html")).read_text()
     assert "first wins" in page
