@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -23,6 +24,7 @@ from torch import Tensor
 from aligntok.errors import ConfigError, WeightsError, first_line
 from aligntok.imports import FAILURES, folder_of, import_failure, installing, is_here, quietly
 from aligntok.io.files import inside, read_bytes, read_json, reading, replacing, write_json
+from aligntok.settings import flatten
 from aligntok.weights.hub import Repository, check_named
 from aligntok.weights.load import misfit, read_tensors
 from aligntok.weights.names import CONFIG, PROCESSOR, TOKENIZER, VOCABULARIES, WEIGHTS
@@ -189,7 +191,8 @@ def build_model(
 
 def _check_size(model_class: Any, config: Any, weights: Mapping[str, Tensor] | None) -> None:
     """Raise ValueError for a config that declares far more than its weights have: the rest would be made at random."""
-    layers = {name: value for name, value in config.to_dict().items() if "layers" in name and isinstance(value, int)}
+    told = {name: value for name, value in flatten(config.to_dict()).items() if isinstance(value, int)}
+    layers = {name: value for name, value in told.items() if re.search(r"layers[^.]*$|(^|\.)depth$", name)}
     if many := [f"{name}={value}" for name, value in layers.items() if value > _MOST_LAYERS]:
         raise ValueError(f"{many[0]} is more than {_MOST_LAYERS}")
     if weights is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from PIL import Image
@@ -13,6 +14,8 @@ from aligntok.evaluation.text_image.geneval import COCO, CONFIDENT, Found
 from aligntok.evaluation.text_image.scorers import Source
 from aligntok.weights.names import CONFIG, PROCESSOR
 from aligntok.weights.transformers import build_model, load_processor, read_config, read_weights, tokenizer_files
+
+_LOGITS = ("class_queries_logits", "masks_queries_logits")
 
 
 class Detector(nn.Module):
@@ -39,11 +42,13 @@ class Detector(nn.Module):
         """Return the instances in a picture, of any confidence from 0.3 on."""
         where = next(self.model.parameters()).device
         inputs = self.processor(images=[image], return_tensors="pt")
-        found = self.model(
-            **{name: inputs[name].to(where) for name in ("pixel_values", "pixel_mask") if name in inputs}
-        )
-        (made,) = self.processor.post_process_instance_segmentation(
-            found, threshold=CONFIDENT, target_sizes=[(image.height, image.width)], return_binary_maps=True
+        given = {name: inputs[name].to(where) for name in ("pixel_values", "pixel_mask") if name in inputs}
+        found = {name: each.cpu() for name, each in self.model(**given).items() if name in _LOGITS}
+        (made,) = self.processor.post_process_instance_segmentation(  # it makes its own tensors on the CPU
+            SimpleNamespace(**found),
+            threshold=CONFIDENT,
+            target_sizes=[(image.height, image.width)],
+            return_binary_maps=True,
         )
         kept = made["segments_info"]  # where it is empty, the maps are something else
         masks = [made["segmentation"][place].bool().cpu() for place in range(len(kept))]

@@ -192,7 +192,7 @@ def _pairwise(
     x: Numbers, y: Numbers, columns: Sequence[str], names: Sequence[str], prompts: Sequence[str]
 ) -> dict[str, float]:
     """Return the mean chance of each folder's picture to be preferred, by the PickScores of matched pictures (N, K)."""
-    found = {}
+    found: dict[str, float] = {}
     for place, column in enumerate(columns):
         if column.startswith("PickScore-"):
             chance = mean_of(preferred(x[:, place], y[:, place]), prompts).value

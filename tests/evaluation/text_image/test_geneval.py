@@ -23,7 +23,7 @@ from aligntok.evaluation.text_image.geneval import (
     read_task,
     relations,
 )
-from aligntok.evaluation.text_image.scorers import Sample, Source
+from aligntok.evaluation.text_image.scorers import MEAN, STD, Sample, Source
 
 PAINT = {
     **dict(red=(220, 20, 20), green=(20, 160, 40), blue=(30, 60, 220), yellow=(240, 220, 30), black=(5, 5, 5)),
@@ -257,8 +257,6 @@ class ByEye:
     def images(self, pixels):
         middle = pixels[:, :, 3:5, 3:5].mean((2, 3))
         paints = torch.tensor([PAINT.get(colour, PAPER) for colour in COLOURS]) / 255
-        from aligntok.evaluation.text_image.scorers import MEAN, STD
-
         far = ((middle * torch.tensor(STD) + torch.tensor(MEAN))[:, None] - paints).abs().sum(2)
         return torch.eye(10)[far.argmin(1)]
 
@@ -309,47 +307,3 @@ def test_the_classes_are_cocos():
     assert (COCO[0], COCO[62], COCO[64], COCO[65], COCO[66], COCO[79]) == (
         *("person", "tv", "computer mouse", "tv remote", "computer keyboard", "toothbrush"),
     )
-
-
-# The detector
-
-
-@pytest.fixture(scope="module")
-def mask2former(detector_folder):
-    pytest.importorskip("transformers")
-    from aligntok.evaluation.text_image.detector import Detector
-
-    return Detector(detector_folder, "geneval")
-
-
-def test_the_detector_finds_what_the_library_does(mask2former, detector_folder, monkeypatch):
-    import transformers
-
-    from aligntok.evaluation.text_image import detector as room
-
-    monkeypatch.setattr(room, "CONFIDENT", 0.0)  # it is sure of nothing
-    image = draw([(*RED, LEFT), (*BOOK, RIGHT)]).resize((80, 64))
-    with torch.inference_mode():
-        ours = mask2former(image)
-        model = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(detector_folder).eval()
-        processor = transformers.AutoImageProcessor.from_pretrained(detector_folder)
-        made = model(**processor(images=[image], return_tensors="pt"))
-    (theirs,) = processor.post_process_instance_segmentation(
-        made, threshold=0.0, target_sizes=[(64, 80)], return_binary_maps=True
-    )
-    assert len(ours) == len(theirs["segments_info"]) > 0
-    for each, info, mask in zip(ours, theirs["segments_info"], theirs["segmentation"], strict=True):
-        assert each.name == COCO[info["label_id"]]
-        assert each.score == pytest.approx(info["score"], abs=1e-5)
-        assert torch.equal(each.mask, mask.bool())
-        rows, columns = torch.where(mask.bool())
-        assert each.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-
-
-def test_a_detector_that_finds_nothing_gives_no_points_and_no_error(mask2former):
-    scorer = GenEval(mask2former, tell_colours, mask2former.classes, [mask2former.source])
-    task = want(one("apple", color="red"), tag="colors")
-    with torch.inference_mode():
-        found = scorer([scorer.see(draw([]))], [Sample("", "a", 0, "colors", [task], "")])
-    assert found.tolist() == [[0.0]]
-    assert scorer.columns[0].startswith("GenEval (HF)-tiny-mask2former-")

@@ -242,6 +242,19 @@ def test_weights_of_another_model_are_refused(clip, image_reward_folder, aesthet
         HPSv2(tmp_path / "HPS_v2.1_compressed.pt", "2.0", "hpsv2", "ViT-tiny")
 
 
+def test_a_config_that_declares_far_more_than_its_weights_is_refused_at_once(clip_folder, tmp_path):
+    import json
+    import shutil
+
+    copy = shutil.copytree(clip_folder, tmp_path / "copy")
+    for changes in ({"num_hidden_layers": 10**9}, {"hidden_size": 2**16}):
+        said = json.loads((clip_folder / "config.json").read_text())
+        said["vision_config"] |= changes
+        (copy / "config.json").write_text(json.dumps(said))
+        with pytest.raises(WeightsError, match="transformers cannot build a clip .*(it declares|is more than 1000)"):
+            CLIP(copy, "clip")
+
+
 def test_a_file_that_would_run_code_is_refused(clip, tmp_path):
     class Bad:
         def __reduce__(self):
