@@ -6,12 +6,12 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -49,11 +49,11 @@ def write_index(
     if not samples:
         raise DataError(f"{out}: {len(shards)} shards hold no sample to make an index of")
     check_place(out)
-    for leftover in out.parent.glob(f"{glob.escape(f'.{out.name}.')}*.tmp"):  # of a start that was killed here
-        remove(leftover)
     made = unseen(out)
     try:
         with writing(out):
+            for leftover in out.parent.glob(f"{glob.escape(f'.{out.name}.')}*.tmp"):  # of a start that was killed here
+                remove(leftover)
             _write_columns(made / COLUMNS, dtypes, shards, columns_of, samples)
             root, paths = _rooted(out, [shard.path for shard in shards])
             listed = {"paths": paths, "sizes": [each.size for each in shards], "tags": [each.tag for each in shards]}
@@ -86,20 +86,25 @@ def _write_columns(
     samples: int,
 ) -> None:
     with ExitStack() as stack:
-        files = {}
-        for name, dtype in dtypes.items():
-            temporary = stack.enter_context(replacing(folder / f"{name}.npy"))
-            files[name] = stack.enter_context(temporary.open("wb"))
-            head = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (samples,)}
-            np.lib.format.write_array_header_1_0(files[name], head)
+        columns = {name: _column(folder / f"{name}.npy", dtype, samples) for name, dtype in dtypes.items()}
+        files = {name: stack.enter_context(column) for name, column in columns.items()}
         for number, shard in enumerate(shards):
-            columns = columns_of(number)
+            own = columns_of(number)
             for name, file in files.items():
-                values = columns[name].astype(dtypes[name], copy=False)
+                values = own[name].astype(dtypes[name], copy=False)
                 if len(values) != shard.samples:
                     raise DataError(f"{shard.path}: {len(values)} values of {name} for {shard.samples} samples")
                 file.write(np.ascontiguousarray(values).data)
     write_checksums(folder, [f"{name}.npy" for name in dtypes])
+
+
+@contextmanager
+def _column(path: Path, dtype: str, samples: int) -> Iterator[BinaryIO]:
+    """Yield a file of numpy's for so many numbers, which follow; whole once it is left."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        head = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (samples,)}
+        np.lib.format.write_array_header_1_0(file, head)
+        yield file
 
 
 def _rooted(out: Path, places: Sequence[str]) -> tuple[str, list[str]]:
