@@ -184,7 +184,10 @@ def _merge(asked: MergeRequest) -> None:
 
 
 def _say_index(index: Any) -> None:
-    print(f"Index: {index.folder} ({len(index):,} samples of {len(index.shards):,} shards)")
+    told = f"captions in {index.caption}" if index.caption else "no captions"
+    unreadable = int((index.column("height") == 0).sum())
+    told += f"; {unreadable:,} images cannot be read" if unreadable else ""
+    print(f"Index: {index.folder} ({len(index):,} samples of {len(index.shards):,} shards; {told})")
 
 
 @verb("aligntok index check", "index")

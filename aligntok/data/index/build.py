@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from aligntok.data.captions import AUTO
 from aligntok.data.index.format import CAPTIONED, DOMAIN, FIXED, NAME, Index, is_url
 from aligntok.data.index.parts import Asked, Part, types_of
 from aligntok.data.index.tables import read_table
@@ -66,9 +67,8 @@ def build_index(asked: IndexRequest) -> Index:
 
 def _places(asked: IndexRequest) -> tuple[list[str], str]:
     """Return the shards that are asked for, absolute paths or URLs, sorted, and their kind. Raises ConfigError."""
-    found = [place for word in asked.shards for place in _expanded(word)]
-    twice = [place for i, place in enumerate(sorted(found)) if i and sorted(found)[i - 1] == place]
-    if twice:
+    found = sorted(place for word in asked.shards for place in _expanded(word))
+    if twice := [one for one, other in pairwise(found) if one == other]:
         raise ConfigError(f"{some_of(twice)} is given twice; give each shard once")
     kinds = {kind: place for place in found for kind in _READ if place.lower().endswith(f".{kind}")}
     strangers = [place for place in found if not place.lower().endswith(tuple(f".{kind}" for kind in _READ))]
@@ -82,7 +82,7 @@ def _places(asked: IndexRequest) -> tuple[list[str], str]:
             f"{' and '.join(kinds.values()) if len(kinds) > 1 else 'files and addresses'} together are of two kinds; "
             "make an index of each"
         )
-    return _share(sorted(found), asked.part), next(iter(kinds))
+    return _share(found, asked.part), next(iter(kinds))
 
 
 def _expanded(word: str) -> list[str]:
@@ -182,6 +182,10 @@ def _assemble(out: Path, asked: Asked, folder: Path, read: Sequence[_Read]) -> N
     ways = sorted({each.caption for each in read if each.caption})
     if len(ways) > 1:
         raise DataError(f"{out}: captions are in {' and in '.join(ways)}; choose one with --caption")
+    if not ways and asked.caption not in (None, AUTO):
+        raise DataError(
+            f"{out}: no shard has captions {asked.caption!r}; --caption names txt, a key of the .json, a column"
+        )
     caption = ways[0] if ways else None
     filled = [each for each in read if each.shard.samples]
     dtypes = types_of(asked.kind, asked.columns, caption, (each.types for each in filled))

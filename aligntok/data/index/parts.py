@@ -122,6 +122,6 @@ def types_of(
     for part in parts:
         for name, dtype in part.items():
             found.setdefault(name, set()).add(dtype)
-    own = {name: max(found[name], key=_NUMBERS.index) for name in columns}
+    own = {name: max(found.get(name, {"f8"}), key=_NUMBERS.index) for name in columns}
     fixed = FIXED[kind] | (CAPTIONED[kind] if caption else {})
     return fixed | own | ({DOMAIN: "u8"} if DOMAIN in found else {})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from aligntok.data.captions import CaptionList
 from aligntok.data.index.format import DOMAIN
 from aligntok.data.index.parts import Asked, Part, domains, numbers, sides
 from aligntok.data.remote import RemoteFiles
@@ -42,11 +42,11 @@ def read_tar(files: RemoteFiles, place: str, size: int, asked: Asked) -> Part:
                 images[member.key] = member
                 shapes.append(sides(open_member(archive, member)) if member.info.size <= MOST_BYTES else (0, 0))
             elif member.extension in CAPTIONED:
-                found, row = _texts(archive, place, member, asked.caption)
-                for called, given in found.items():
+                what, content = f"{place}: {member.name}", open_member(archive, member).read(MOST_READ + 1)
+                for called, given in _captions(what, member, content, asked.caption).items():
                     texts.setdefault(called, {})[member.key] = (member.info.offset_data, member.info.size, given)
-                if row is not None:
-                    rows[member.key] = row
+                if member.kind == ".json":
+                    rows[member.key] = _row(what, content)
     columns: dict[str, Any] = {
         "offset": np.array([member.info.offset_data for member in images.values()], dtype=np.int64),
         "size": np.array([min(member.info.size, MOST_BYTES) for member in images.values()], dtype=np.uint32),
@@ -61,18 +61,27 @@ def read_tar(files: RemoteFiles, place: str, size: int, asked: Asked) -> Part:
     return Part(columns | _metadata(files, place, asked, [*images], rows), lie)
 
 
-def _texts(
-    archive: tarfile.TarFile, place: str, member: Member, caption: str | None
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return the captions in a member, by how they lie, and what a .json says; nothing of what cannot be read."""
-    what, content = f"{place}: {member.name}", open_member(archive, member).read(MOST_READ + 1)
+def _captions(what: str, member: Member, content: bytes, caption: str | None) -> dict[str, Any]:
+    """Return the captions in a member, by how they lie; none of what cannot be read, or is empty."""
     try:
-        row = json_object(content.decode("utf-8-sig"), what) if member.kind == ".json" else None
         found = {} if caption is None else captions_in(what, member.kind, content, caption)
+        for given in found.values():
+            CaptionList(1).add(0, given)
     except (DataError, ValueError):
-        return {}, None
-    kept = {called: text for called, text in found.items() if not isinstance(text, str) or text.strip()}
-    return {called if called == "txt" else f"json:{called}": text for called, text in kept.items()}, row
+        return {}
+    some = {
+        called: given
+        for called, given in found.items()
+        if "".join([given] if isinstance(given, str) else given).strip()
+    }
+    return {called if called == "txt" else f"json:{called}": given for called, given in some.items()}
+
+
+def _row(what: str, content: bytes) -> dict[str, Any]:
+    try:
+        return json_object(content.decode("utf-8-sig"), what)
+    except (DataError, ValueError):
+        return {}
 
 
 def _chosen(place: str, texts: Mapping[str, Mapping[str, tuple[int, int, Any]]]) -> str | None:
@@ -111,7 +120,7 @@ def _table_beside(files: RemoteFiles, place: str, asked: Asked) -> tuple[dict[st
 
     Nothing without one that has keys.
     """
-    beside = f"{place.removesuffix('.tar')}.parquet"
+    beside = f"{place[: -len('.tar')]}.parquet"
     state = files.find(beside)
     if state is None:
         return {}, []

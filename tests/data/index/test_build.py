@@ -202,6 +202,27 @@ def test_images_and_captions_that_cannot_be_read_are_there_and_counted_as_such(t
     assert "domain" not in index.columns
 
 
+def test_a_caption_that_is_none_does_not_cost_what_else_its_json_says(tmp_path, build):
+    texts = ['{"caption": 3, "a": 1}', '{"caption": "x", "a": 2}', '{"caption": [], "a": 3}', '{"caption": ["", "y"]}']
+    texts += ['{"caption": "%s"}' % ("z" * 70_000), "{"]
+    images = [(f"{number}.jpg", SAMPLES[0][0]) for number in range(len(texts))]
+    known = [(f"{number}.json", text.encode()) for number, text in enumerate(texts)]
+    packing.write_tar(tmp_path / "all.tar", images + known)
+    index = build(tmp_path / "all.tar", columns=("a",))
+    assert index.column("caption_size").tolist() == [0, len(texts[1]), 0, len(texts[3]), 0, 0]
+    np.testing.assert_array_equal(index.column("a"), [1, 2, 3, np.nan, np.nan, np.nan])
+
+
+def test_shards_without_a_sample_and_captions_that_no_shard_has_are_told(shards, tmp_path, build):
+    packing.write_tar(tmp_path / "empty.tar", [("a.txt", b"alone")])
+    with pytest.raises(DataError, match="1 shards hold no sample"):
+        build(tmp_path / "empty.tar")
+    index = build(tmp_path / "empty.tar", shards / "00000.tar", out="two")
+    assert [index.shards.first.tolist(), index.caption] == [[0, EACH, EACH], "txt"]
+    with pytest.raises(DataError, match="no shard has captions 'text'"):
+        build(shards, caption="text", out="none")
+
+
 def cut_off(path):
     path.write_bytes(path.read_bytes()[:-6000])
 

@@ -102,9 +102,9 @@ def test_the_command_line_builds_merges_and_checks(shards, tmp_path, capsys):
     words = [str(shards), "--columns", "AESTHETIC_SCORE", "--workers", "0"]
     for part in ("1/2", "2/2"):
         assert cli.main(["index", *words, "--out", f"{tmp_path}/{part[0]}", "--part", part]) == 0
-    assert f"Index: {tmp_path}/2 (14 samples of 2 shards)" in capsys.readouterr().out
+    assert f"Index: {tmp_path}/2 (14 samples of 2 shards; captions in txt)" in capsys.readouterr().out
     assert cli.main(["index", "merge", f"{tmp_path}/1", f"{tmp_path}/2", "--out", f"{tmp_path}/all"]) == 0
-    assert f"Index: {tmp_path}/all (21 samples of 3 shards)" in capsys.readouterr().out
+    assert f"Index: {tmp_path}/all (21 samples of 3 shards; captions in txt)" in capsys.readouterr().out
     assert cli.main(["index", "check", f"{tmp_path}/all"]) == 0
     assert "21 samples of 3 shards" in capsys.readouterr().out
     assert cli.main(["check", f"{tmp_path}/all"]) == 0  # the checksums are those that `aligntok check` knows
