@@ -14,7 +14,8 @@ from aligntok.io.files import read_bytes, unique_keys
 
 MOST_BYTES = 2**30  # of a file of prompts
 KEYS = ("prompt", "caption", "text")  # under which a line has its prompt, in small letters or not
-TABLES = {".csv": ",", ".tsv": "\t"}  # what is between the fields of a table
+#: How tables are read; quotation marks mean nothing in the second, as Parti's prompts have it.
+TABLES: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
 
 
 class PromptLine(NamedTuple):
@@ -95,8 +96,8 @@ def _prompts_names(names: Iterable[str]) -> list[str]:
     return sorted((name for name in names if name.lower() in KEYS), key=lambda name: KEYS.index(name.lower()))
 
 
-def _rows(path: str | Path, text: str, between: str) -> Iterator[PromptLine]:
-    reader = csv.reader(io.StringIO(text), strict=True, delimiter=between)
+def _rows(path: str | Path, text: str, options: dict[str, Any]) -> Iterator[PromptLine]:
+    reader = csv.reader(io.StringIO(text), strict=True, **options)
     try:
         rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
@@ -111,8 +112,8 @@ def _rows(path: str | Path, text: str, between: str) -> Iterator[PromptLine]:
     for line, row in rows:
         if len(row) != len(columns):
             raise DataError(
-                f"prompts: line {line} of {path} has {len(row)} fields, and the first line {len(columns)}; put a "
-                "prompt with a comma into quotes"
+                f"prompts: line {line} of {path} has {len(row)} fields, and the first line {len(columns)}; "
+                + ("take out the tab" if options else "put a prompt with a comma into quotes")
             )
         said = dict(zip(columns, row, strict=True))
         yield PromptLine(line, said[key], said)

@@ -72,6 +72,8 @@ def test_a_line_says_its_number_its_prompt_and_all_else(tmp_path):
     first, second = read_prompt_file(tmp_path / "a.tsv")
     assert first == (2, "a red apple", {"Prompt": "a red apple ", "Category": "Food"})
     assert (second.number, second.said["Category"]) == (4, "Animals")
+    (tmp_path / "c.tsv").write_text('prompt\tnote\n"OPEN" on a door\t"\n')
+    assert read_prompts(tmp_path / "c.tsv") == ['"OPEN" on a door']
     (tmp_path / "b.jsonl").write_text('"a"\n{"tag": "colors", "prompt": "b"}\n')
     assert [line.said for line in read_prompt_file(tmp_path / "b.jsonl")] == [{}, {"tag": "colors", "prompt": "b"}]
 
@@ -106,7 +108,7 @@ def test_a_caption_of_several_lines_in_a_table_is_one_prompt(tmp_path):
         ("a.json", b'["a", 3]', "line 2 of .*a.json has no prompt"),
         ("a.json", b"[]", "a.json has no prompts"),
         ("a.json", b'["a"', "line 1 of .*a.json is no JSON"),
-        ("a.tsv", b"Prompt\tCategory\na red apple\n", "line 2 of .*a.tsv has 1 fields, and the first line 2"),
+        ("a.tsv", b"Prompt\tCategory\na red apple\n", "line 2 of .*a.tsv has 1 fields, and the first line 2; take out"),
         ("a.csv", b"prompt,prompt\na,b\n", "a.csv has no column prompt, caption, text, only prompt, prompt"),
     ],
 )

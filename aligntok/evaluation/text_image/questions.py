@@ -137,7 +137,7 @@ def _asked(sample: Sample) -> Sequence[Any]:
 class DPGBench(_Asking):
     """DPG-Bench (Hu et al. 2024): the share of a prompt's questions to which yes is a likelier answer than no.
 
-    A question counts as no where one that it depends on was answered with no.
+    A question counts as no where one that it depends on does, as the lines follow one another.
     """
 
     def __init__(self, answerer: Answerer) -> None:
@@ -149,7 +149,7 @@ class DPGBench(_Asking):
             known = {int(said["proposition_id"]) for said in sample.said}
             sound = all(_is_text(said["question_natural_language"]) for said in sample.said)
             sound = sound and len(known) == len(sample.said) and all(parents(said) <= known for said in sample.said)
-        except (KeyError, ValueError, TypeError, AttributeError):
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
             sound = False
         if not sound:
             raise DataError(
@@ -158,10 +158,13 @@ class DPGBench(_Asking):
             )
 
     def ask(self, image: Image.Image, sample: Sample) -> Sequence[float]:
-        yes = {int(said["proposition_id"]): self._yes(image, said["question_natural_language"]) for said in sample.said}
-        return [sum(yes[int(s["proposition_id"])] and all(yes[p] for p in parents(s)) for s in sample.said) / len(yes)]
+        counts = {int(said["proposition_id"]): self._yes(image, said) for said in sample.said}
+        for said in sample.said:
+            counts[int(said["proposition_id"])] &= all(counts[parent] for parent in parents(said))
+        return [sum(counts.values()) / len(counts)]
 
-    def _yes(self, image: Image.Image, question: str) -> bool:
+    def _yes(self, image: Image.Image, said: Mapping[str, Any]) -> bool:
+        question = said["question_natural_language"].strip()
         yes, no = self.answerer.chances(image, f"{question} Please answer yes or no.", _forms("yes"), _forms("no"))
         return yes > no
 

@@ -37,7 +37,9 @@ class PromptSet:
             for line in read_prompt_file(path):
                 self.lines.setdefault(line.prompt, []).append((path, line))
         self.several = len({*map(str, files)}) > 1
-        often = [prompt for prompt, lines in self.lines.items() if len(lines) > 1]
+        # DPG-Bench has a line a question.
+        told = {prompt: [line.said for _, line in lines] for prompt, lines in self.lines.items()}
+        often = [prompt for prompt, said in told.items() if len(said) > 1 and "proposition_id" not in said[0]]
         if often:
             logger.warning(
                 "the prompt set has %d prompts more than once, whose first line says the category: %s",

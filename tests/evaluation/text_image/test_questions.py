@@ -111,8 +111,8 @@ def test_dpg_bench_is_the_share_of_yes_and_none_without_what_it_depends_on():
     yes, no = {"Yes": 0.6, "no": 0.3}, {"yes": 0.1, "No": 0.5}
     lines = [question(1, "a"), question(2, "b", "1"), question(3, "c", "2"), question(4, "d", "1,3")]
     assert ask(DPGBench(Knowing(dict(a=yes, b=yes, c=yes, d=yes))), *lines) == [1]
-    assert ask(DPGBench(Knowing(dict(a=yes, b=no, c=yes, d=yes))), *lines) == [0.5]  # c goes with b, d with neither
-    assert ask(DPGBench(Knowing(dict(a=no, b=yes, c=yes, d=yes))), *lines) == [0.25]  # c is of b, which was yes
+    assert ask(DPGBench(Knowing(dict(a=yes, b=no, c=yes, d=yes))), *lines) == [0.25]  # c goes with b, and d with c
+    assert ask(DPGBench(Knowing(dict(a=no, b=yes, c=yes, d=yes))), *lines) == [0]  # all go with a
     assert ask(DPGBench(Knowing(dict(a={"Yes": 0.5, "no": 0.5}))), question(1, "a")) == [0]
 
 
@@ -122,6 +122,7 @@ def test_dpg_bench_is_the_share_of_yes_and_none_without_what_it_depends_on():
         [{}],
         [question(1, "")],
         [question("x", "a")],
+        [{**question(1, "a"), "proposition_id": float("inf")}],
         [question(1, "a", "2")],
         [question(1, "a"), question(1, "b")],
         [question(1, "a", None)],

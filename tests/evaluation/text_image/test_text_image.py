@@ -145,6 +145,14 @@ def test_of_several_files_a_category_is_the_files_name_and_doubled_prompts_are_t
     assert PromptedSamples(tmp_path / "samples", PromptSet([tmp_path / "photo.json"])).samples[0].category == ""
 
 
+def test_questions_of_a_prompt_a_line_each_are_all_there_and_none_is_told(samples, tmp_path, caplog):
+    (tmp_path / "dpg.csv").write_text("item_id,text,proposition_id,dependency\nx,a red apple,1,0\nx,a red apple,2,1\n")
+    first = PromptedSamples(samples(), PromptSet([tmp_path / "dpg.csv"])).samples[0]
+    assert [said["proposition_id"] for said in first.said] == ["1", "2"]
+    assert first.where == f"line 2 of {tmp_path / 'dpg.csv'}"
+    assert not caplog.records
+
+
 def an_apple(image):
     """Stands for a detector, for which every picture shows one apple and nothing else."""
     return [Found("apple", 0.95, (0, 0, 8, 8), torch.ones(image.height, image.width, dtype=torch.bool))]
