@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -120,8 +121,12 @@ class RemoteFiles:
             raise ShardError(f"{shown(place)} is gone; put it back, or make the index anew without it") from None
 
     def open(self, place: str, size: int, block: int = BLOCK) -> BinaryIO:
-        """Return a file of `size` bytes to read on in, by blocks, and seek in. Reading raises ShardError."""
-        return io.BufferedReader(FilePart(self, place, 0, size), block if local_path(place) is None else 1 << 16)
+        """Return a file of `size` bytes to read on in, by blocks, and seek in.
+
+        Reading raises ShardError, also where it has another size by then.
+        """
+        whole = SimpleNamespace(read=partial(self.read, expected=(size, "")))
+        return io.BufferedReader(FilePart(whole, place, 0, size), block if local_path(place) is None else 1 << 16)
 
     def _range(self, place: str, offset: int, size: int) -> tuple[bytes, int | None, str]:
         """Return a range, perhaps too short, and, where it is known, bytes and tag of the whole."""

@@ -59,6 +59,8 @@ def test_a_range_comes_whole_from_everywhere(top, folder):
         file.seek(300)
         assert file.read(5) == CONTENT[300:305]
         assert file.read() == CONTENT[305:]
+    with found.open(f"{top}/a.tar", len(CONTENT) - 1) as file, pytest.raises(ShardError, match="another file than was"):
+        file.read()
 
 
 @pytest.mark.parametrize(("offset", "size"), [(len(CONTENT) - 5, 6), (len(CONTENT), 1), (10**15, 10)])
