@@ -69,6 +69,7 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
     cut = found(steps_along) - found(strides)
     assert cut == {
         "distributed/job.py:shares",  # this process's part of a round
+        "data/index/sampled.py:read",  # one
         "training/generation/model.py:draws",  # a process's numbers out of the global batch's
         "data/sources/base.py:_has_word",
         "data/stream/cache.py:read",

@@ -277,6 +277,7 @@ KNOWN = {
     "data/index/format.py",
     "data/index/check.py",
     "data/index/parts.py",
+    "data/index/sampled.py",
     "data/index/tables.py",
     "data/index/tars.py",
     "data/index/write.py",
@@ -286,6 +287,7 @@ KNOWN = {
     "data/remote.py",  # a stranger's: see its own test
     "data/sources/captions.py",  # a stranger's: see its own test
     "data/stream/selection.py",
+    "data/stream/tables.py",
     "distributed/dcp.py",
     "distributed/output_folder.py",
     "engine/checkpoints.py",

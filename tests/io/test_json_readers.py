@@ -31,7 +31,7 @@ OTHERS = {
     ("check.py", "_look_at_tensors"): "the header of a .safetensors file",
     ("data/sources/classes.py", "labels_in"): "a stranger's labels beside images: what is none is passed over",
     ("data/sources/captions.py", "json_object"): "a stranger's captions: a wrong one is told by file and line",
-    ("sampling/words.py", "_json_line"): "a user's prompts: a wrong one is told by file and line",
+    ("sampling/prompt_files.py", "_parsed"): "a user's prompts: a wrong one is told by file and line",
     ("data/listing.py", "read"): "in the listing's archive, under its checksum",
     ("data/latent_shards.py", "skipped"): "in the header of a .safetensors file, which is checked when it is opened",
     ("data/latent_shards.py", "__init__"): "the header of a .safetensors file",
