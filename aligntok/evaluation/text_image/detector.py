@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from aligntok.errors import WeightsError
 from aligntok.evaluation.text_image.geneval import COCO, CONFIDENT, Found
 from aligntok.evaluation.text_image.scorers import Source
 from aligntok.weights.names import CONFIG, PROCESSOR
@@ -35,6 +36,11 @@ class Detector(nn.Module):
         self.classes = COCO if len(names) == len(COCO) else tuple(names[place] for place in sorted(names))
         held = tokenizer_files(folder, who, [CONFIG, *PROCESSOR[:2]])
         self.processor = load_processor(held, folder, who, "AutoImageProcessor")
+        if not hasattr(self.processor, "post_process_instance_segmentation"):
+            raise WeightsError(
+                f"{who}: the processor in {folder} is a {type(self.processor).__name__}, which finds no objects; copy "
+                f"{PROCESSOR[0]} there from where the model is from"
+            )
         self.source = Source.of(folder, who)
         self.eval().requires_grad_(False)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from PIL import Image
 
+from aligntok.errors import WeightsError
 from aligntok.evaluation.text_image import detector as room
 from aligntok.evaluation.text_image.detector import Detector
 from aligntok.evaluation.text_image.geneval import COCO, GenEval
@@ -46,3 +49,14 @@ def test_a_detector_that_finds_nothing_gives_no_points_and_no_error(mask2former)
         found = scorer([scorer.see(Image.new("RGB", (100, 100), "white"))], [Sample("", "a", 0, "colors", [task], "")])
     assert found.tolist() == [[0.0]]
     assert scorer.columns[0].startswith("GenEval (HF)-tiny-mask2former-")
+
+
+def test_a_folder_of_another_kind_of_model_is_refused(detector_folder, clip_folder, tmp_path):
+    with pytest.raises(WeightsError, match="geneval: its config.json has model_type='clip'; it takes mask2former"):
+        Detector(clip_folder, "geneval")
+    copy = shutil.copytree(detector_folder, tmp_path / "copy")
+    transformers.CLIPImageProcessor().save_pretrained(copy)
+    with pytest.raises(
+        WeightsError, match="geneval: the processor in .* is a CLIPImageProcessor.*, which finds no objects"
+    ):
+        Detector(copy, "geneval")
