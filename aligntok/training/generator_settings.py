@@ -88,8 +88,8 @@ class LatentDataSettings(LoadingSettings):
     """What is trained on, and its loading."""
 
     train: Annotated[dict[str, Any], FilledFrom(_LATENTS)] = field(default_factory=_LATENTS.copy)
-    """What to train on: 'latents', a cache, or 'images', encoded on the fly; `root` is `data_root`, or the cache that
-    `latent_cache` makes."""
+    """What to train on: 'latents', a cache, or 'images' or a 'stream', encoded on the fly; `root`, of a stream `index`,
+    is `data_root`, or the cache that `latent_cache` makes."""
     workers: Workers = 0
     """Data-loading processes of each training process. A cache is read fastest with none."""
     statistics_images: Positive | None = 10_000

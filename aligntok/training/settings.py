@@ -48,7 +48,7 @@ class ImageDataSettings(LoadingSettings):
     """Data sets and their loading."""
 
     train: Annotated[dict[str, Any], FilledFrom(_IMAGES)] = field(default_factory=_IMAGES.copy)
-    """Data set to train on: a registry name and its keywords; `root` is `data_root`."""
+    """Data set to train on: a registry name and its keywords; `root`, of a stream `index`, is `data_root`."""
     val: Annotated[dict[str, Any], FilledFrom(_IMAGES)] | None = None
     """Held-out data set, cropped in the middle; with `fraction`, that share of the training images; None: none."""
 

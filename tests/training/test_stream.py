@@ -270,3 +270,18 @@ def test_two_processes_that_are_killed_go_on_as_one(far, config, tool, tmp_path,
         assert all([*shown] == all_of_it for _, *shown in parts if len(shown) == 4)
         assert not by_rank or [*by_rank[0], *by_rank[1]] == all_of_it
     assert any(len(parts) == 2 for parts in seen.values())
+
+
+@pytest.mark.nightly
+def test_two_processes_of_which_one_loses_its_data_end_together_after_a_checkpoint(far, config, tool, tmp_path):
+    place, served = far
+    file = config(place, steps=300, cache="/proc/none", remote=dict(attempts=2, **SOON))
+    run = tool.launch(file, tmp_path / "run", *STAGE, torchrun=("--standalone", "--nproc_per_node=2"))
+    printed = tool.until(run, "step 4/300")
+    served.fail("503", 2)  # some of the requests, of one process or the other
+    printed += run.communicate(timeout=120)[0]
+    assert run.returncode != 0
+    assert re.search(r"ShardError: .*/0000\d\.tar stays away: 2 attempts", printed)
+    reached = finished_steps(tmp_path / "run" / FIRST)
+    assert reached >= 4
+    assert reached % 100  # which no checkpoint was due at

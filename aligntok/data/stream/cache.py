@@ -46,8 +46,12 @@ class BlockCache:
 
     def bring(self, key: str, size: int, fetch: Callable[[], bytes]) -> None:
         """Have it there before it is read."""
-        if self.works and not self._is_there(self._path(key), size):
+        if self.works and not self.has(key, size):
             self._fetched(self._path(key), size, fetch)
+
+    def has(self, key: str, size: int) -> bool:
+        """Tell whether it is there."""
+        return self._is_there(self._path(key), size)
 
     def _path(self, key: str) -> Path:
         return self.folder / (hashlib.sha256(key.encode()).hexdigest()[:32] + _SUFFIX)

@@ -73,6 +73,7 @@ class SampleReader(ABC):
         self._pools: dict[tuple[int, str], ThreadPoolExecutor] = {}
         self._ahead: dict[Span, Future[None]] = {}
         self._away: dict[int, ShardError] = {}
+        self._failed: dict[Span, AlignTokError] = {}
 
     @property
     def is_slow(self) -> bool:
@@ -104,9 +105,12 @@ class SampleReader(ABC):
 
         ImageError is about that sample, ShardError about its shard.
         """
-        if not self.is_slow:
-            return [self._read_or_error(sample) for sample in samples]
-        return [*self._pool("now").map(self._read_or_error, samples)]
+        wanted = list(samples)
+        if self.is_slow and not self.cache.works:
+            return [*self._pool("now").map(self._read_or_error, wanted)]
+        if self.is_slow:
+            self._bring_now({span for sample in wanted for span in self._spans_for(sample)})
+        return [self._read_or_error(sample) for sample in wanted]
 
     def bring(self, samples: Iterable[int]) -> None:
         """Begin to fetch what some samples will need, unless much is on its way already."""
@@ -117,6 +121,20 @@ class SampleReader(ABC):
             if span not in self._ahead and len(self._ahead) < _BLOCKS_AHEAD:
                 how = self._key(span), span.end - span.begin, partial(self._fetch, span)
                 self._ahead[span] = self._pool("ahead").submit(self.cache.bring, *how)
+
+    def _bring_now(self, spans: Iterable[Span]) -> None:
+        """Have spans there that are not, fetched side by side; what fails of one is told where it is read."""
+
+        def bring(span: Span) -> tuple[Span, AlignTokError | None]:
+            try:
+                self.cache.bring(self._key(span), span.end - span.begin, partial(self._fetch, span))
+            except AlignTokError as error:
+                return span, error
+            return span, None
+
+        missing = [span for span in spans if not self.cache.has(self._key(span), span.end - span.begin)]
+        found = self._pool("now").map(bring, missing) if missing else ()
+        self._failed = {span: error for span, error in found if error is not None}
 
     def shard_of(self, sample: int) -> int:
         """Return the number of a sample's shard."""
@@ -141,6 +159,8 @@ class SampleReader(ABC):
 
     def _kept(self, span: Span, begin: int, end: int) -> bytes:
         """Return bytes `begin` to `end` of what a span lies in, out of the cache."""
+        if span in self._failed:
+            raise self._failed[span]
         key, size = self._key(span), span.end - span.begin
         return self.cache.read(key, size, begin - span.begin, end - begin, partial(self._fetch, span))
 
