@@ -134,7 +134,7 @@ class Filter:
 
     def _refused(self, reason: str, node: ast.expr | None = None) -> ConfigError:
         if node is None:
-            return ConfigError(f"where={self._given[:200]!r}: {reason}")
+            return ConfigError(f"where={self._given[:200]!r} is no condition: {reason}")
         begin = len(self._given.encode()[: node.col_offset].decode())
         told = (ast.get_source_segment(self._given, node) or "")[:80]
         return ConfigError(f"where={self._given[:200]!r}, at character {begin + 1}, '{told}': {reason.rstrip('; ')}")
@@ -184,11 +184,11 @@ def _verdict(node: ast.expr, columns: Columns) -> Verdict:
     if isinstance(right, ast.Tuple | ast.List):
         value = _value(left, columns)
         among = np.logical_or.reduce([value == _number(each) for each in right.elts])
-        verdict, known = among == isinstance(kind, ast.In), ~_missing(value)
+        verdict, known = among == isinstance(kind, ast.In), ~_is_missing(value)
     else:
         sides = [_value(side, columns) for side in (left, right)]
         verdict = _COMPARED[type(kind)](*sides)
-        known = ~(_missing(sides[0]) | _missing(sides[1]))
+        known = ~(_is_missing(sides[0]) | _is_missing(sides[1]))
     return Verdict(verdict & known, ~verdict & known)
 
 
@@ -196,7 +196,7 @@ def _passes(node: ast.expr, columns: Columns) -> Flags:
     return _verdict(node, columns).true
 
 
-def _missing(value: Any) -> Any:
+def _is_missing(value: Any) -> Any:
     return np.isnan(value) if np.asarray(value).dtype.kind == "f" else np.zeros(np.shape(value), dtype=bool)
 
 

@@ -16,7 +16,7 @@ from aligntok.data.remote import RemoteFiles, local_path
 from aligntok.data.sources.captions import captions_in
 from aligntok.data.stream.cache import BlockCache
 from aligntok.data.stream.selection import Selection
-from aligntok.errors import AlignTokError, DataError, ImageError, ShardError
+from aligntok.errors import AlignTokError, DataError, ImageError, ShardError, first_line
 
 Int64s = npt.NDArray[np.int64]
 #: Bytes between two samples that are read over: to ask anew takes as long.
@@ -198,7 +198,7 @@ class TarReader(SampleReader):
         try:
             text = captions_in(self.place(sample), kind, content, what).get(what)
         except DataError as error:
-            raise ImageError(str(error)) from error
+            raise ImageError(first_line(error)) from error
         text = text[0] if isinstance(text, list) and text else text
         if not isinstance(text, str):
             raise ImageError("it has no caption")
