@@ -164,7 +164,8 @@ def test_without_an_index_it_says_how_one_is_given(write_config, capsys):
 
 
 def test_data_root_is_the_index_of_a_stream(far, write_config, tmp_path):
-    file = write_config(data_root=str(far[0]), data=dict(train=dict(type="stream", image_size=32), val=None, workers=0))
+    train_on = dict(type="stream", image_size=32, cache=str(tmp_path / "cache"))
+    file = write_config(data_root=str(far[0]), data=dict(train=train_on, val=None, workers=0))
     assert train([file, "--work-dir", str(tmp_path / "run"), *STAGE, "--cfg-options", "stages.0.steps=1"]) == 0
 
 
