@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import time
 from itertools import chain
 
 import numpy as np
@@ -145,10 +144,11 @@ def test_what_comes_later_is_told_for_each_process(selection):
     assert sampler.later(SampleIndex(0, 12 * (40 - ahead))) == []
 
 
-def test_numbers_are_looked_up_quickly(selection):
-    order = StreamOrder(selection, 0, 64)
-    order.samples(0, 0, 1)
-    begin = time.perf_counter()
-    for first in range(0, 200_000, 64):
+def test_the_table_of_a_window_is_made_once_for_all_numbers_in_it(selection, monkeypatch):
+    made, shuffle = [], StreamOrder._shuffle
+    monkeypatch.setattr(StreamOrder, "_shuffle", lambda self, *which: made.append(which) or shuffle(self, *which))
+    order = StreamOrder(selection, 0, 64, window=2)
+    of_bucket = int(selection.totals[0])
+    for first in range(0, 3 * of_bucket, 64):
         order.samples(0, first, 64)
-    assert time.perf_counter() - begin < 20  # 2 s where nothing else runs, of small windows whose tables are made anew
+    assert len(made) == len({*made}) > 3
