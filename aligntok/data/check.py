@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aligntok.data.buckets import AspectBuckets
-from aligntok.data.captions import Captions
+from aligntok.data.captions import AUTO, Captions
 from aligntok.data.index import Index
 from aligntok.data.index.format import DESCRIPTION
 from aligntok.data.index.sampled import SampledSource, told_by_columns
@@ -89,8 +89,8 @@ def _index(asked: DataCheck) -> Index | None:
     """Return the index that is to be looked at; None where other data are. Raises ConfigError for what it has not."""
     if not (Path(asked.data).expanduser() / DESCRIPTION).is_file():
         return None
-    for name in ("splits", "label", "num_images"):
-        if getattr(asked, name):
+    for name, usual in (("splits", ()), ("label", None), ("num_images", None), ("caption", AUTO)):
+        if getattr(asked, name) != usual:
             raise ConfigError(f"{asked.data} is an index of shards, which has no use for --{name.replace('_', '-')}")
     return Index.open(asked.data)
 

@@ -215,7 +215,7 @@ class BlockedDomains:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         cure = "blocked_domains is a text file, one host a line"
         with reading(path, ConfigError, cure):
-            text = read_bytes(path).decode("utf-8")
+            text = read_bytes(path).decode("utf-8-sig")
         hosts = {line.partition("#")[0].strip().lower().rstrip(".") for line in text.splitlines()} - {""}
         for host in hosts:
             if len(host) > 253 or set(host) & set("/:@?* \t"):

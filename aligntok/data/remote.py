@@ -120,13 +120,13 @@ class RemoteFiles:
         except _Missing:
             raise ShardError(f"{shown(place)} is gone; put it back, or make the index anew without it") from None
 
-    def open(self, place: str, size: int, block: int = BLOCK) -> BinaryIO:
-        """Return a file of `size` bytes to read on in, by blocks, and seek in.
+    def open(self, place: str, listed: tuple[int, str], block: int = BLOCK) -> BinaryIO:
+        """Return a file, of which bytes and tag are `listed`, to read on in, by blocks, and seek in.
 
-        Reading raises ShardError, also where it has another size by then.
+        Reading raises ShardError, also where it is another file by then, as `read` tells that.
         """
-        whole = SimpleNamespace(read=partial(self.read, expected=(size, "")))
-        return io.BufferedReader(FilePart(whole, place, 0, size), block if local_path(place) is None else 1 << 16)
+        whole = SimpleNamespace(read=partial(self.read, expected=listed))
+        return io.BufferedReader(FilePart(whole, place, 0, listed[0]), block if local_path(place) is None else 1 << 16)
 
     def _range(self, place: str, offset: int, size: int) -> tuple[bytes, int | None, str]:
         """Return a range, perhaps too short, and, where it is known, bytes and tag of the whole."""
@@ -185,7 +185,7 @@ class _Connections:
 
     def range(self, place: str, offset: int, size: int, timeout: float) -> tuple[bytes, int | None, str]:
         system = self._system(place)
-        if place.startswith("http"):
+        if check_address(place) in ("http", "https"):
             return self._wait(system, _range_by_http(system, place, offset, size), timeout)
         path, bounds = system._strip_protocol(place), dict(start=offset, end=offset + size)
         read: Any = system._cat_file if system.async_impl else partial(asyncio.to_thread, system.cat_file)
@@ -193,7 +193,7 @@ class _Connections:
 
     def look(self, place: str, timeout: float) -> tuple[int, str]:
         system = self._system(place)
-        if place.startswith("http"):
+        if check_address(place) in ("http", "https"):
             _, size, tag = self._wait(system, _range_by_http(system, place, 0, 1), timeout)
             return size, tag
         look: Any = system._info if system.async_impl else partial(asyncio.to_thread, system.info)

@@ -70,11 +70,11 @@ def _read_header(file: IO[bytes]) -> tuple[int, tuple[int, ...], bool, np.dtype[
     return head.tell(), shape, fortran, dtype
 
 
-def map_column(path: str | os.PathLike[str], dtype: str, rows: int, scattered: bool = False) -> np.memmap[Any, Any]:
+def map_column(path: str | os.PathLike[str], dtype: str, rows: int) -> np.memmap[Any, Any]:
     """Return the numbers of an .npy file where they lie, (rows,) of a `dtype` such as "i8", not to be written.
 
-    scattered: a few are asked for, here and there, so nothing around them is read from disk in advance. Raises OSError
-    or ValueError, before anything is mapped, for a file of another type, shape or number of bytes.
+    Raises OSError or ValueError, before anything is mapped, for a file of another type, shape or number of bytes. Not
+    for several threads at once: numpy reads a header with Python's parser, which fails there before 3.11.8.
     """
     with open(path, "rb", opener=regular) as file:
         begin, shape, _, found = _read_header(file)
@@ -82,8 +82,16 @@ def map_column(path: str | os.PathLike[str], dtype: str, rows: int, scattered: b
     wanted = np.dtype(dtype)
     if found != wanted or shape != (rows,) or size != begin + rows * wanted.itemsize:
         raise ValueError(f"it is {found} {shape} in {size:,} bytes; it must be {wanted} {(rows,)}")
-    mapped = np.memmap(path, wanted, "r", begin, (rows,))
-    if scattered and hasattr(mmap, "MADV_RANDOM"):
+    return np.memmap(path, wanted, "r", begin, (rows,))
+
+
+def map_again(column: np.memmap[Any, Any]) -> np.memmap[Any, Any]:
+    """Return what `map_column` did, to ask for a few numbers here and there: nothing around them is read in advance.
+
+    For several threads. Raises OSError or ValueError for a file that is gone or shorter by then.
+    """
+    mapped = np.memmap(str(column.filename), column.dtype, "r", column.offset, column.shape)
+    if hasattr(mmap, "MADV_RANDOM"):
         mapped._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
     return mapped
 

@@ -149,3 +149,9 @@ def test_a_line_that_is_no_host_is_refused(tmp_path, line):
 def test_a_list_of_hosts_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="one host a line"):
         BlockedDomains(tmp_path / "nothing")
+
+
+def test_a_mark_of_the_order_of_bytes_is_no_part_of_the_first_host(tmp_path):
+    (tmp_path / "hosts.txt").write_text("bad.org\nworse.org\n", encoding="utf-8-sig")
+    hashes = np.array([domain_of("bad.org"), domain_of("worse.org")], dtype=np.uint64)
+    assert not BlockedDomains(tmp_path / "hosts.txt").passes(hashes).any()

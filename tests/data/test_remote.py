@@ -55,11 +55,14 @@ def test_a_range_comes_whole_from_everywhere(top, folder):
         assert found.read(f"{top}/a.tar", offset, size, (len(CONTENT), tag)) == CONTENT[offset : offset + size]
     assert found.size_and_tag(f"{top}/empty")[0] == 0
     assert found.find(f"{top}/none") is None
-    with found.open(f"{top}/a.tar", len(CONTENT)) as file:
+    with found.open(f"{top}/a.tar", (len(CONTENT), "")) as file:
         file.seek(300)
         assert file.read(5) == CONTENT[300:305]
         assert file.read() == CONTENT[305:]
-    with found.open(f"{top}/a.tar", len(CONTENT) - 1) as file, pytest.raises(ShardError, match="another file than was"):
+    with (
+        found.open(f"{top}/a.tar", (len(CONTENT) - 1, "")) as file,
+        pytest.raises(ShardError, match="another file than was"),
+    ):
         file.read()
 
 

@@ -20,7 +20,7 @@ from aligntok.data.captions import AUTO
 from aligntok.data.index.format import CAPTIONED, DOMAIN, FIXED, NAME, Index, is_url
 from aligntok.data.index.parts import Asked, Part, types_of
 from aligntok.data.index.tables import read_table
-from aligntok.data.index.tars import read_tar
+from aligntok.data.index.tars import beside_of, read_tar
 from aligntok.data.index.write import Shard, check_place, write_index
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.remote import RemoteFiles, check_address, local_path
@@ -60,7 +60,7 @@ def build_index(asked: IndexRequest) -> Index:
                 f"read of the others stays in {folder}: start the same command again when they are right, or leave "
                 f"them out with --max-broken {len(broken)}"
             )
-        _assemble(out, wanted, folder, read)
+        _assemble(out, wanted, read)
     remove(folder)
     return Index.open(out)
 
@@ -129,11 +129,12 @@ def _check_columns(names: Sequence[str]) -> None:
 
 
 class _Read(NamedTuple):
-    """What came of a shard: as the index lists it, and the types of its columns; or why there is none."""
+    """What came of a shard: as the index lists it, the types of its columns, its part's file; or why there is none."""
 
     shard: Shard
     types: dict[str, str]
     caption: str | None
+    part: Path
     broken: str = ""
 
 
@@ -149,20 +150,21 @@ class _Shards(Dataset[_Read]):
     def __getitem__(self, number: int) -> _Read:
         place = self.places[number]
         try:
-            size, tag = self.files.size_and_tag(place)
-            path = self.asked.file_of(self.folder, place, size, tag)
+            listed = self.files.size_and_tag(place)
+            beside = self.files.find(beside_of(place)) if self.asked.kind == "tar" else None
+            path = self.asked.file_of(self.folder, place, listed, beside)
             part = None
             with suppress(OSError, ValueError, zipfile.BadZipFile):  # there is none, or a damaged one
                 part = Part.read(path, self.asked)
             if part is None:
-                part = _READ[self.asked.kind](self.files, place, size, self.asked)
+                part = _READ[self.asked.kind](self.files, place, listed, self.asked)
                 part.write(path)
         except WriteError:
             raise
         except DataError as error:
-            return _Read(Shard(place, 0, "", 0), {}, None, str(error))
+            return _Read(Shard(place, 0, "", 0), {}, None, self.folder, str(error))
         types = {name: values.dtype.str[1:] for name, values in part.columns.items()}
-        return _Read(Shard(place, size, tag, len(part)), types, part.caption)
+        return _Read(Shard(place, *listed, len(part)), types, part.caption, path)
 
 
 def _read_shards(shards: _Shards, workers: int) -> tuple[list[_Read], list[str]]:
@@ -178,7 +180,7 @@ def _read_shards(shards: _Shards, workers: int) -> tuple[list[_Read], list[str]]
     return read, broken
 
 
-def _assemble(out: Path, asked: Asked, folder: Path, read: Sequence[_Read]) -> None:
+def _assemble(out: Path, asked: Asked, read: Sequence[_Read]) -> None:
     ways = sorted({each.caption for each in read if each.caption})
     if len(ways) > 1:
         raise DataError(f"{out}: captions are in {' and in '.join(ways)}; choose one with --caption")
@@ -191,9 +193,8 @@ def _assemble(out: Path, asked: Asked, folder: Path, read: Sequence[_Read]) -> N
     dtypes = types_of(asked.kind, asked.columns, caption, (each.types for each in filled))
 
     def columns_of(number: int) -> Mapping[str, npt.NDArray[Any]]:
-        shard = read[number].shard
-        part = Part.read(asked.file_of(folder, shard.path, shard.size, shard.tag), asked)
-        return {name: part.columns.get(name, _nothing(shard.samples)) for name in dtypes}
+        part = Part.read(read[number].part, asked)
+        return {name: part.columns.get(name, _nothing(len(part))) for name in dtypes}
 
     write_index(out, asked.kind, caption, dtypes, [each.shard for each in read], columns_of)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from aligntok.data.index.format import COLUMNS, DESCRIPTION, SHARDS, Index
 from aligntok.data.index.parts import sides_of
-from aligntok.data.index.tables import image_bytes, image_column
+from aligntok.data.index.tables import bytes_of, image_bytes, image_column
 from aligntok.data.remote import RemoteFiles, local_path, shown
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.settings import IndexCheck
@@ -131,7 +131,7 @@ def _changed_shards(index: Index, files: RemoteFiles) -> tuple[dict[int, str], l
 
 
 def _look_into_tar(index: Index, files: RemoteFiles, block: _Block) -> list[str]:
-    expected = int(index.shards.sizes[block.shard]), index.shards.tags[block.shard]
+    expected = index.shards.listed(block.shard)
 
     def pieces(of: str) -> Iterator[bytes]:
         for begin, end in zip(*(each.tolist() for each in index.spans(block.samples, of)), strict=True):
@@ -155,12 +155,19 @@ def _look_into_table(index: Index, files: RemoteFiles, block: _Block) -> list[st
     try:
         with (
             reading(block.place, DataError, _AGAIN),
-            files.open(block.place, int(index.shards.sizes[block.shard])) as file,
+            files.open(block.place, index.shards.listed(block.shard)) as file,
         ):
             table = parquet.ParquetFile(file)
             image = image_column(block.place, table.schema_arrow)
-            read = table.read_row_group(int(group[0]), columns=[image]).column(image).take(rows).combine_chunks()
-            return [*_compared(index, block, iter(image_bytes(read)))]
+            columns = [image, *([] if index.caption is None else [index.caption])]
+            read = table.read_row_group(int(group[0]), columns=columns).take(rows)
+            if index.caption is not None:
+                there = read.column(index.caption).to_pylist() if index.caption in read.column_names else []
+                if [*map(bytes_of, there)] != [
+                    each for each in index.at("caption_size", block.samples) if each or there
+                ]:
+                    raise DataError(f"{shown(block.place)}: no caption lies where the index says; {_AGAIN}")
+            return [*_compared(index, block, iter(image_bytes(read.column(image).combine_chunks())))]
     except DataError as error:
         return [str(error)]
 

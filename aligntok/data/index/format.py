@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from aligntok.data.sources.base import PackedNames
 from aligntok.errors import ConfigError, DataError, unknown
-from aligntok.io.arrays import map_column
+from aligntok.io.arrays import map_again, map_column
 from aligntok.io.files import read_json, reading
 
 FORMAT, VERSION = "aligntok-index", 1
@@ -59,6 +59,10 @@ class ShardTable:
     def place(self, shard: int) -> str:
         """Return the absolute path of a shard, or its URL."""
         return self.root + self.paths[shard]
+
+    def listed(self, shard: int) -> tuple[int, str]:
+        """Return bytes and tag of a shard when it was indexed."""
+        return int(self.sizes[shard]), self.tags[shard]
 
 
 class Index:
@@ -115,8 +119,8 @@ class Index:
         as in `column` where nothing of that is in memory yet. Raises ConfigError for a column that is not there.
         """
         if name not in self._scattered:
-            column = self.column(name)
-            self._scattered[name] = map_column(str(column.filename), self.columns[name], len(self), scattered=True)
+            with reading(self.folder / COLUMNS / f"{name}.npy", DataError, _CURE):
+                self._scattered[name] = map_again(self.column(name))
         return np.asarray(self._scattered[name][samples])
 
     def shard_of(self, samples: npt.ArrayLike) -> Int64s:
@@ -180,6 +184,7 @@ def _described(content: dict[str, Any]) -> dict[str, Any]:
         if not NAME.fullmatch(name) or dtype not in DTYPES:
             raise ValueError(f"it has a column {name[:80]!r} of {str(dtype)[:80]!r}, which cannot be")
     wanted = FIXED[kind] | (CAPTIONED[kind] if caption is not None else {})
+    wanted |= {DOMAIN: "u8"} if DOMAIN in columns else {}
     for name, dtype in wanted.items():
         if columns.get(name) != dtype:
             raise ValueError(f"its column {name} is {columns.get(name)}, and not {dtype}")
@@ -217,4 +222,4 @@ def host_of(url: str) -> str:
 
 def domain_of(host: str) -> int:
     """Return 64 bits of a host's SHA-256, its first: what the column `domain` holds. 0 for an empty text."""
-    return int.from_bytes(hashlib.sha256(host.encode()).digest()[:8], "big") if host else 0
+    return int.from_bytes(hashlib.sha256(host.encode(errors="replace")).digest()[:8], "big") if host else 0

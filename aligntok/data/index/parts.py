@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,9 +34,12 @@ class Asked:
     columns: tuple[str, ...]
     caption: str | None
 
-    def file_of(self, folder: Path, place: str, size: int, tag: str) -> Path:
-        """Return where a shard's part lies: under another name for another file, or when something else is asked."""
-        named = json.dumps([VERSION, self.kind, self.columns, self.caption, place, size, tag])
+    def file_of(self, folder: Path, place: str, *states: tuple[int, str] | None) -> Path:
+        """Return where a shard's part lies: under another name when something else is asked, or of other files.
+
+        states: bytes and tag of the shard, and of a file beside it, if any.
+        """
+        named = json.dumps([VERSION, self.kind, self.columns, self.caption, place, states])
         return folder / f"{hashlib.sha256(named.encode()).hexdigest()[:32]}.npz"
 
 
@@ -114,6 +117,11 @@ def sides_of(image: bytes | None) -> tuple[int, int]:
     return (0, 0) if image is None else sides(io.BytesIO(image))
 
 
+def _widest(dtypes: Collection[str]) -> str:
+    """Return a type for the numbers of all; `numbers` makes three, and an index that others wrote may have further."""
+    return max(dtypes, key=_NUMBERS.index) if {*dtypes} <= {*_NUMBERS} else np.result_type(*dtypes).str[1:]
+
+
 def types_of(
     kind: str, columns: Sequence[str], caption: str | None, parts: Iterable[Mapping[str, Any]]
 ) -> dict[str, str]:
@@ -122,6 +130,6 @@ def types_of(
     for part in parts:
         for name, dtype in part.items():
             found.setdefault(name, set()).add(dtype)
-    own = {name: max(found.get(name, {"f8"}), key=_NUMBERS.index) for name in columns}
+    own = {name: _widest(found.get(name, {"f8"})) for name in columns}
     fixed = FIXED[kind] | (CAPTIONED[kind] if caption else {})
     return fixed | own | ({DOMAIN: "u8"} if DOMAIN in found else {})

@@ -40,8 +40,8 @@ class SampledSource(ImageSource):
         shard = int(self.index.shard_of(sample)[0])
         if self.index.kind == "tar":
             begins, ends = self.index.spans(sample)
-            listed = int(self.index.shards.sizes[shard]), self.index.shards.tags[shard]
-            return self.files.read(self.index.shards.place(shard), int(begins[0]), int(ends[0] - begins[0]), listed)
+            place, listed = self.index.shards.place(shard), self.index.shards.listed(shard)
+            return self.files.read(place, int(begins[0]), int(ends[0] - begins[0]), listed)
         group, row = (int(self.index.column(name)[sample][0]) for name in ("row_group", "row"))
         found = self._group(shard, group)
         if row >= len(found):
@@ -52,7 +52,7 @@ class SampledSource(ImageSource):
 
     def _read_group(self, shard: int, group: int) -> list[bytes | None]:
         parquet, place = optional_library("pyarrow.parquet", "parquet files"), self.index.shards.place(shard)
-        with reading(place, DataError, _AGAIN), self.files.open(place, int(self.index.shards.sizes[shard])) as file:
+        with reading(place, DataError, _AGAIN), self.files.open(place, self.index.shards.listed(shard)) as file:
             table = parquet.ParquetFile(file)
             image = image_column(place, table.schema_arrow)
             return [*image_bytes(table.read_row_group(group, columns=[image]).column(image).combine_chunks())]

@@ -12,7 +12,7 @@ from aligntok.data.index.format import DOMAIN
 from aligntok.data.index.parts import Asked, Part, domains, numbers, sides_of
 from aligntok.data.remote import RemoteFiles
 from aligntok.data.sources.base import optional_library
-from aligntok.data.sources.captions import COLUMNS
+from aligntok.data.sources.captions import COLUMNS, holds_text
 from aligntok.errors import DataError, unknown
 from aligntok.io.files import MOST_BYTES, reading
 
@@ -20,13 +20,15 @@ _CURE = "fetch it again, or remove it to go without it"
 _ROWS = 64  # at once in memory
 
 
-def read_table(files: RemoteFiles, place: str, size: int, asked: Asked) -> Part:
+def read_table(files: RemoteFiles, place: str, listed: tuple[int, str], asked: Asked) -> Part:
     """Read the rows of a parquet file with one column of images: structs with `bytes`, or the encoded bytes.
+
+    listed: bytes and tag of the file.
 
     Raises DataError for a damaged file, and for columns that there are not.
     """
     parquet = optional_library("pyarrow.parquet", "parquet files")
-    with reading(place, DataError, _CURE), files.open(place, size) as file:
+    with reading(place, DataError, _CURE), files.open(place, listed) as file:
         table = parquet.ParquetFile(file)
         schema = table.schema_arrow
         image = image_column(place, schema)
@@ -42,7 +44,7 @@ def read_table(files: RemoteFiles, place: str, size: int, asked: Asked) -> Part:
     }
     said = [row[-1] for row in rows]
     if caption:
-        columns["caption_size"] = np.array([_bytes_of(row[caption]) for row in said], dtype=np.uint32)
+        columns["caption_size"] = np.array([bytes_of(row[caption]) for row in said], dtype=np.uint32)
     columns |= {name: numbers(place, name, [row[name] for row in said]) for name in asked.columns}
     columns |= {DOMAIN: domains(row["url"] for row in said)} if "url" in others else {}
     return Part(columns, caption)
@@ -89,7 +91,7 @@ def image_column(where: str, schema: Any) -> str:
 
 
 def _caption_column(where: str, schema: Any, caption: str | None) -> str | None:
-    there = [field.name for field in schema if "string" in str(field.type)]
+    there = [field.name for field in schema if holds_text(field.type)]
     found = [name for name in there if name in (COLUMNS if caption == AUTO else (caption,))]
     if caption not in (None, AUTO) and not found:
         raise DataError(f"{where}: {unknown('column of captions', caption, there)}; --caption chooses one")
@@ -98,6 +100,7 @@ def _caption_column(where: str, schema: Any, caption: str | None) -> str | None:
     return found[0] if found else None
 
 
-def _bytes_of(caption: Any) -> int:
+def bytes_of(caption: Any) -> int:
+    """Return the bytes of a text, or of all in a list of them, 0 for none."""
     texts = caption if isinstance(caption, list) else [caption]
     return sum(len(text.strip().encode()) for text in texts if text)

@@ -23,8 +23,8 @@ _URL, _KEY = "url", "key"
 _CURE = "fetch it again, or remove it to go without it"
 
 
-def read_tar(files: RemoteFiles, place: str, size: int, asked: Asked) -> Part:
-    """Read the samples of a tar shard: those with an image, in their order.
+def read_tar(files: RemoteFiles, place: str, listed: tuple[int, str], asked: Asked) -> Part:
+    """Read the samples of a tar shard, of such bytes and tag: those with an image, in their order.
 
     Of images only the headers are read. Metadata are those of the parquet file beside the shard, of the same name, by
     its column `key`; what that lacks are those of the samples' .json. Raises DataError for a damaged shard, a sample
@@ -34,7 +34,7 @@ def read_tar(files: RemoteFiles, place: str, size: int, asked: Asked) -> Part:
     shapes: list[tuple[int, int]] = []
     texts: dict[str, dict[str, tuple[int, int, Any]]] = {}
     rows: dict[str, dict[str, Any]] = {}
-    with files.open(place, size) as file, opened_shard(place, file) as archive:
+    with files.open(place, listed) as file, opened_shard(place, file) as archive:
         suffixes = image_suffixes()
         for member in members(archive, split_names(), Counter()):
             if member.is_image(archive, suffixes):
@@ -115,17 +115,22 @@ def _metadata(
     return columns | ({DOMAIN: domains(values(_URL))} if _URL in table or _URL in there else {})
 
 
+def beside_of(place: str) -> str:
+    """Return where the parquet file beside a tar shard would be."""
+    return f"{place[: -len('.tar')]}.parquet"
+
+
 def _table_beside(files: RemoteFiles, place: str, asked: Asked) -> tuple[dict[str, list[Any]], list[str]]:
     """Return the columns that are wanted of the parquet file beside a shard, and the names of all.
 
     Nothing without one that has keys.
     """
-    beside = f"{place[: -len('.tar')]}.parquet"
+    beside = beside_of(place)
     state = files.find(beside)
     if state is None:
         return {}, []
     parquet = optional_library("pyarrow.parquet", "parquet files")
-    with reading(beside, DataError, _CURE), files.open(beside, state[0]) as file:
+    with reading(beside, DataError, _CURE), files.open(beside, state) as file:
         table = parquet.ParquetFile(file)
         named = table.schema_arrow.names
         if _KEY not in named:

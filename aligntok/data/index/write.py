@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -19,7 +18,16 @@ import numpy.typing as npt
 from aligntok.data.index.format import COLUMNS, DESCRIPTION, FORMAT, SHARDS, VERSION, is_url
 from aligntok.errors import ConfigError, DataError
 from aligntok.io.checksums import read_checksums
-from aligntok.io.files import put_in_place, remove, replacing, unseen, write_checksums, write_json, writing
+from aligntok.io.files import (
+    put_in_place,
+    remove,
+    remove_unseen,
+    replacing,
+    unseen,
+    write_checksums,
+    write_json,
+    writing,
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -52,8 +60,7 @@ def write_index(
     made = unseen(out)
     try:
         with writing(out):
-            for leftover in out.parent.glob(f"{glob.escape(f'.{out.name}.')}*.tmp"):  # of a start that was killed here
-                remove(leftover)
+            remove_unseen(out)
             _write_columns(made / COLUMNS, dtypes, shards, columns_of, samples)
             root, paths = _rooted(out, [shard.path for shard in shards])
             listed = {"paths": paths, "sizes": [each.size for each in shards], "tags": [each.tag for each in shards]}
@@ -115,5 +122,6 @@ def _rooted(out: Path, places: Sequence[str]) -> tuple[str, list[str]]:
     if is_url(places[0]) and len(shared) < len(("https:", "", "host")):
         return "", list(places)
     common = "/".join([*shared, ""])
-    root = common if is_url(places[0]) else os.path.relpath(common, os.path.realpath(out))
+    here = os.path.join(os.path.realpath(out.parent), out.name)  # what lies there now, perhaps a link, goes
+    root = common if is_url(places[0]) else os.path.relpath(common, here)
     return root, [place.removeprefix(common) for place in places]

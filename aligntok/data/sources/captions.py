@@ -155,14 +155,15 @@ def captions_of_column(where: str, name: str, column: Any) -> Captions:
     return Captions.joined(parts)
 
 
+def holds_text(kind: Any) -> bool:
+    """Tell whether an Arrow type is of texts, or of lists of texts."""
+    types = import_module("pyarrow").types
+    kind = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
 def caption_columns(where: str, schema: Any, caption: str) -> list[str]:
     """Return the columns of an Arrow schema that hold the captions. Raises DataError where none can be."""
-    types = import_module("pyarrow").types
-
-    def holds_text(kind: Any) -> bool:
-        kind = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
-        return bool(types.is_string(kind) or types.is_large_string(kind))
-
     usable = [field.name for field in schema if holds_text(field.type)]
     chosen = [name for name in usable if name in (COLUMNS if caption == AUTO else (caption,))]
     if not chosen:

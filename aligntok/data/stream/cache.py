@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,8 @@ from aligntok.io.folders import taking_turns
 
 logger = logging.getLogger("aligntok.data")
 _SUFFIX = ".block"
+#: How its own files are called, the half-written ones, too: nothing else in a folder is its to remove.
+_OWN = re.compile(r"[0-9a-f]{32}\.block|\.[0-9a-f]{32}\.block\.[0-9a-f]{8}\.tmp")
 
 
 class BlockCache:
@@ -118,7 +121,7 @@ class BlockCache:
         found = []
         for entry in os.scandir(self.folder):
             with suppress(OSError):
-                if entry.name.endswith((_SUFFIX, ".tmp")):
+                if _OWN.fullmatch(entry.name):
                     state = entry.stat()
                     found.append((state.st_mtime_ns, state.st_size, entry.path))
         used = sum(size for _, size, _ in found)

@@ -212,12 +212,11 @@ class TarReader(SampleReader):
 
     def _fetch(self, span: Span) -> bytes:
         shards = self.index.shards
-        listed = int(shards.sizes[span.shard]), shards.tags[span.shard]
-        return self.files.read(shards.place(span.shard), span.begin, span.end - span.begin, listed)
+        return self.files.read(shards.place(span.shard), span.begin, span.end - span.begin, shards.listed(span.shard))
 
     def _key(self, span: Span) -> str:
         shards = self.index.shards
-        return f"{shards.place(span.shard)} {shards.tags[span.shard]} {span.begin} {span.end}"
+        return f"{shards.place(span.shard)} {shards.listed(span.shard)} {span.begin} {span.end}"
 
     def _spans_for(self, sample: int) -> list[Span]:
         return [self._span_of(sample, *where) for where in self._ranges(sample)]

@@ -27,7 +27,18 @@ from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, DataError
 from aligntok.io.arrays import map_column
 from aligntok.io.console import print_line, print_table
-from aligntok.io.files import put_in_place, read_json, reading, remove, unseen, write_checksums, write_json, writing
+from aligntok.io.files import (
+    put_in_place,
+    read_json,
+    reading,
+    remove,
+    remove_unseen,
+    replacing,
+    unseen,
+    write_checksums,
+    write_json,
+    writing,
+)
 from aligntok.io.folders import taking_turns
 
 logger = logging.getLogger("aligntok.data")
@@ -131,12 +142,14 @@ def select(index: Index, wanted: Wanted, other_folder: Path | None = None) -> Se
     rules = _Rules(index, wanted, shapes)
     digest = rules.digest()
     folders = [index.folder / SELECTIONS, other_folder or Path(tempfile.gettempdir()) / f"aligntok-{os.getuid()}"]
+    if folders[1].exists() and folders[1].stat().st_uid != os.getuid():
+        folders.pop()  # whose it is may have put anything in it
     for place in folders:
         if (place / digest[:16] / DESCRIPTION).is_file():
             return _read(index, place / digest[:16], digest)
     place = next((each for each in folders if _can_write(each)), folders[0])
     with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(0o777 if place == folders[0] else 0o700, parents=True, exist_ok=True)
     with taking_turns(place / f".{digest[:16]}.lock"):
         if not (place / digest[:16] / DESCRIPTION).is_file():
             _make(index, rules, place / digest[:16], digest)
@@ -227,8 +240,14 @@ def _make(index: Index, rules: _Rules, folder: Path, digest: str) -> None:
     made = unseen(folder)
     try:
         with writing(folder):
+            remove_unseen(folder)
             made.mkdir(parents=True)
-            with (made / BUCKETS).open("wb") as all_buckets, (made / COUNTS).open("wb") as all_counts:
+            with (
+                replacing(made / BUCKETS) as one,
+                one.open("wb") as all_buckets,
+                replacing(made / COUNTS) as other,
+                other.open("wb") as all_counts,
+            ):
                 for file, number in ((all_buckets, len(index)), (all_counts, blocks.number * shapes)):
                     head = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": (number,)}
                     np.lib.format.write_array_header_1_0(file, head)

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from aligntok.data.index.tables import image_bytes, image_column
 from aligntok.data.sources.base import optional_library
+from aligntok.data.sources.captions import MOST_READ
 from aligntok.data.stream.reader import Raw, SampleReader, Span
 from aligntok.errors import ShardError
-from aligntok.io.files import reading
+from aligntok.io.files import check_size, reading
 
 Int64s = npt.NDArray[np.int64]
 _ROWS = 64  # at once in memory
@@ -69,7 +70,9 @@ class TableReader(SampleReader):
         return [Span(self._block_of(sample), 0, int(ends[-1]))]
 
     def _key(self, span: Span) -> str:
-        return f"{self.selection.digest} {self.captioned} {span}"
+        shard = self.shard_of(int(self.selection.blocks.ranges(np.array([span.shard]))[0][0]))
+        whose = self.index.shards.place(shard), *self.index.shards.listed(shard)
+        return f"{whose} {self.selection.digest} {self.captioned} {span}"
 
     def _fetch(self, span: Span) -> bytes:
         return self._packed(span)
@@ -80,6 +83,7 @@ class TableReader(SampleReader):
         shard, shards = self.shard_of(int(samples[0])), self.index.shards
         where, pieces = shards.place(shard), []
         with reading(where, ShardError, _CURE):
+            check_size(int(np.diff(ends)[1::2].max(initial=0)), MOST_READ)  # of a caption, which is filled up to that
             for found, sizes in zip(self._rows(shard, samples), np.diff(ends).reshape(-1, 2).tolist(), strict=True):
                 if len(found[0]) != sizes[0] or len(found[1]) > sizes[1]:
                     raise ValueError("a row is not as it was indexed")
@@ -90,7 +94,7 @@ class TableReader(SampleReader):
         """Yield image and caption of some samples of a shard, in their order."""
         parquet, shards = optional_library("pyarrow.parquet", "parquet files"), self.index.shards
         groups, rows = (self.index.column(name)[samples].astype(np.int64) for name in ("row_group", "row"))
-        with self.files.open(shards.place(shard), int(shards.sizes[shard])) as file:
+        with self.files.open(shards.place(shard), shards.listed(shard)) as file:
             table = parquet.ParquetFile(file)
             image = image_column(shards.place(shard), table.schema_arrow)
             columns = [image, *([self.index.caption] if self.captioned else [])]

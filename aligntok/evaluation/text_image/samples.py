@@ -91,7 +91,8 @@ class PromptedSamples(Dataset[Any]):
             cure = f"correct line {line.number} of {self.path / PROMPTS}"
             if not isinstance(file, str):
                 raise DataError(f"line {line.number} of {self.path / PROMPTS} names no file; write one under 'file'")
-            inside(self.path, file, DataError, cure)
+            if not (path := inside(self.path, file, DataError, cure)).is_file():  # said before weights are loaded
+                raise _missing(path, "no such file")
             self.samples.append(prompts.about(Sample(file, prompt, turns[prompt])))
             turns[prompt] += 1
         if twice := [file for file, times in Counter(each.file for each in self.samples).items() if times > 1]:
@@ -106,10 +107,7 @@ class PromptedSamples(Dataset[Any]):
         try:
             image = open_image(read_bytes(path), max_aspect_ratio=MAX_ASPECT_RATIO)
         except (ImageError, OSError) as error:
-            raise DataError(
-                f"{path} is missing or cannot be read ({first_line(error)}); draw it again, or take its line out of "
-                f"{PROMPTS}: leaving it out changes the numbers"
-            ) from error
+            raise _missing(path, first_line(error)) from error
         return place, [see(image) for see in self.sees]
 
     def collate(self, items: Sequence[tuple[int, list[Tensor]]]) -> Seen:
@@ -121,6 +119,13 @@ class PromptedSamples(Dataset[Any]):
     def batches(self, size: int, workers: int) -> Iterator[Seen]:
         """Yield this process's batches; collective."""
         return filter(None, in_rounds(self, range(len(self)), size, workers))
+
+
+def _missing(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{path} is missing or cannot be read ({why}); draw it again, or take its line out of {PROMPTS}: leaving it "
+        "out changes the numbers"
+    )
 
 
 def matched(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[tuple[int, int]], list[str]]:

@@ -252,9 +252,11 @@ class HPSv2(Scorer):
 
     def __init__(self, file: Path, version: str, who: str, architecture: str = "ViT-H-14") -> None:
         super().__init__()
-        if version != "2.1" and "2.1" in file.name:
+        own = "2.1" if "2.1" in file.name else "2.0" if file.name == "HPS_v2_compressed.pt" else version
+        if own != version:
+            metric = f"hpsv{own.removesuffix('.0')}"
             raise WeightsError(
-                f"{who}: {file.name} is of version 2.1; ask for metric 'hpsv2.1', or give the other file"
+                f"{who}: {file.name} is of version {own}; ask for metric '{metric}', or give the other file"
             )
         import open_clip  # takes seconds
 

@@ -52,6 +52,8 @@ def test_a_data_check_of_an_index_reads_shards_and_has_no_use_for_what_folders_h
     index = build(shards)
     assert main(["data", "check", str(index.folder), "--splits", "train"]) == 2
     assert "is an index of shards, which has no use for --splits" in capsys.readouterr().err
+    assert main(["data", "check", str(index.folder), "--caption", "txt"]) == 2
+    assert "which has no use for --caption" in capsys.readouterr().err
     path = sorted(shards.glob("*.tar"))[0]
     data = bytearray(path.read_bytes())
     begin = int(index.column("offset")[0])

@@ -74,13 +74,17 @@ def test_what_was_used_longest_ago_goes_first(tmp_path):
     for number in range(3):
         cache.read(f"{number}", 1000, 0, 1, fetching(asked))
         os.utime(cache._path(f"{number}"), (number + 1, number + 1))
-    (tmp_path / ".left.block.0123abcd.tmp").write_bytes(b"x" * 400)  # of a process that was killed
-    os.utime(tmp_path / ".left.block.0123abcd.tmp", (1, 1))
+    left = tmp_path / f".{'a' * 32}.block.0123abcd.tmp"  # of a process that was killed
+    foreign = [tmp_path / "mine.tmp", tmp_path / "mine.block"]
+    for path in (left, *foreign):
+        path.write_bytes(b"x" * 400)
+        os.utime(path, (1, 1))
     cache.read("0", 1000, 0, 1, fetching(asked))  # used now
     cache.read("3", 1000, 0, 1, fetching(asked))
     there = [number for number in range(4) if cache._path(f"{number}").exists()]
     assert there == [0, 2, 3]
-    assert not (tmp_path / ".left.block.0123abcd.tmp").exists()
+    assert not left.exists()
+    assert all(path.exists() for path in foreign)
     assert len(asked) == 4
 
 

@@ -201,3 +201,21 @@ def test_a_damaged_selection_is_said_to_be_damaged(index, file, how):
 
 def test_a_block_has_no_more_samples_than_its_count_can_hold():
     assert BLOCK < 256
+
+
+def test_a_folder_of_another_user_holds_no_selection(index, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_can_write", lambda folder: folder == other)
+        assert select(index, Wanted(**WANTED), other).folder.parent == other
+    monkeypatch.setattr(module.os, "getuid", lambda: os.stat(other).st_uid + 1)
+    assert select(index, Wanted(**WANTED), other).folder.parent == index.folder / "selections"
+
+
+def test_what_a_killed_start_left_of_a_selection_goes(index):
+    made = select(index, Wanted(**WANTED)).folder
+    made.rename(left := made.with_name(f".{made.name}.0123abcd.tmp"))
+    select(index, Wanted(**WANTED))
+    assert made.exists()
+    assert not left.exists()

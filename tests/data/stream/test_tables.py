@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,3 +99,31 @@ def test_a_shard_that_is_another_than_was_indexed_is_named(tables, tmp_path):
     parquet.write_table(table, tmp_path / "tables/0.parquet", row_group_size=30)
     with pytest.raises(ShardError, match=r"0\.parquet cannot be read"):
         read(open_stream(tables.folder, tmp_path))
+
+
+def far(tmp_path, serve, out="far"):
+    served = serve(tmp_path / "tables")
+    places = tuple(f"{served.url}/{shard}.parquet" for shard in range(2))
+    build_index(IndexRequest(shards=places, out=tmp_path / out, columns=("score",), workers=0))
+    return served
+
+
+def test_another_file_of_the_same_size_is_named_and_nothing_kept_of_it_is_used(tables, tmp_path, serve):
+    far(tmp_path, serve)
+    read(open_stream(tmp_path / "far", tmp_path))
+    data = bytearray((tmp_path / "tables/0.parquet").read_bytes())
+    (tmp_path / "tables/0.parquet").write_bytes(data)
+    with pytest.raises(ShardError, match="0.parquet cannot be read: it is another file than was listed"):
+        read(open_stream(tmp_path / "far", tmp_path, cache=str(tmp_path / "new")))
+    far(tmp_path, serve)
+    before = len(list((tmp_path / "cache").glob("*.block")))
+    read(open_stream(tmp_path / "far", tmp_path))
+    assert (
+        len(list((tmp_path / "cache").glob("*.block"))) > before
+    )  # those of the other server and tag are not believed
+
+
+def test_a_caption_of_gigabytes_by_the_index_fills_no_memory(tables, tmp_path):
+    np.load(tables.folder / "columns/caption_size.npy", mmap_mode="r+")[:] = 4 * 10**9
+    with pytest.raises(ShardError, match="4000000000 bytes, which is not between"):
+        read(open_stream(tables.folder, tmp_path), 1)

@@ -146,7 +146,7 @@ def test_the_aesthetic_predictor_is_linear_layers_on_an_embedding_of_length_one(
     assert torch.equal(other, scored(scorer))
 
 
-def test_hpsv2_is_a_cosine_and_not_a_hundred_times_it(hps_file):
+def test_hpsv2_is_a_cosine_and_not_a_hundred_times_it(hps_file, tmp_path):
     import open_clip
 
     scorer = HPSv2(hps_file, "2.0", "hpsv2", "ViT-tiny")
@@ -158,7 +158,8 @@ def test_hpsv2_is_a_cosine_and_not_a_hundred_times_it(hps_file):
     theirs = F.cosine_similarity(images, texts)
     torch.testing.assert_close(scored(scorer)[:, 0], theirs, atol=1e-6, rtol=0)
     assert scorer.columns == (f"HPSv2-HPS_v2_compressed-{sha(hps_file)[:8]}",)
-    assert HPSv2(hps_file, "2.1", "hpsv2.1", "ViT-tiny").columns[0].startswith("HPSv2.1-")
+    (tmp_path / "mine.pt").write_bytes(hps_file.read_bytes())
+    assert HPSv2(tmp_path / "mine.pt", "2.1", "hpsv2.1", "ViT-tiny").columns[0].startswith("HPSv2.1-mine-")
 
 
 def test_imagereward_of_a_small_blip_is_what_its_package_computes(image_reward_folder):
@@ -240,6 +241,8 @@ def test_weights_of_another_model_are_refused(clip, image_reward_folder, aesthet
         ImageReward(tmp_path, "imagereward")
     with pytest.raises(WeightsError, match="HPS_v2.1_compressed.pt is of version 2.1; ask for metric 'hpsv2.1'"):
         HPSv2(tmp_path / "HPS_v2.1_compressed.pt", "2.0", "hpsv2", "ViT-tiny")
+    with pytest.raises(WeightsError, match="HPS_v2_compressed.pt is of version 2.0; ask for metric 'hpsv2'"):
+        HPSv2(tmp_path / "HPS_v2_compressed.pt", "2.1", "hpsv2.1", "ViT-tiny")
 
 
 def test_a_config_that_declares_far_more_than_its_weights_is_refused_at_once(clip_folder, tmp_path):

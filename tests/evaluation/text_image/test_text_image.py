@@ -237,6 +237,8 @@ def test_a_picture_that_is_missing_broken_or_a_strip_is_named(samples, clip_fold
         spoil()
         with pytest.raises(DataError, match="000000.png is missing or cannot be read .*; draw it again"):
             measured(folder, weights={"clip": str(clip_folder)})
+    with pytest.raises(DataError, match="000000.png is missing or cannot be read .no such file."):
+        PromptedSamples(folder, PromptSet([]))  # before weights are loaded
 
 
 def test_folders_that_cannot_be_measured_are_refused(samples, tmp_path):
