@@ -47,6 +47,7 @@ OTHERS = {
     "aligntok/data/sources/tables.py:_read_labels": "what datasets, which is here by then, requires",
     "aligntok/data/sources/captions.py:captions_of_column": "likewise",
     "aligntok/data/sources/captions.py:caption_columns": "likewise",
+    "aligntok/data/sources/captions.py:holds_text": "likewise",
 }
 
 

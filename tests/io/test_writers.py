@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "aligntok"
-HOMES = PACKAGE / "io/files.py", PACKAGE / "io/folders.py"  # whole or absent; the claim to a folder
+# Whole or absent; the claim to a folder; what is fetched again when it is lost, so that no disk is waited for.
+HOMES = PACKAGE / "io/files.py", PACKAGE / "io/folders.py", PACKAGE / "data/stream/cache.py"
 #: Calls that write one of their arguments, and methods of a path that write it.
 WRITERS = {
     *("save", "savez", "savez_compressed", "save_file", "save_model", "savefig", "dump", "write_table", "tofile"),

@@ -92,7 +92,7 @@ class PromptedSamples(Dataset[Any]):
             if not isinstance(file, str):
                 raise DataError(f"line {line.number} of {self.path / PROMPTS} names no file; write one under 'file'")
             if not (path := inside(self.path, file, DataError, cure)).is_file():  # said before weights are loaded
-                raise _missing(path, "no such file")
+                raise _lost(path, "no such file")
             self.samples.append(prompts.about(Sample(file, prompt, turns[prompt])))
             turns[prompt] += 1
         if twice := [file for file, times in Counter(each.file for each in self.samples).items() if times > 1]:
@@ -107,7 +107,7 @@ class PromptedSamples(Dataset[Any]):
         try:
             image = open_image(read_bytes(path), max_aspect_ratio=MAX_ASPECT_RATIO)
         except (ImageError, OSError) as error:
-            raise _missing(path, first_line(error)) from error
+            raise _lost(path, first_line(error)) from error
         return place, [see(image) for see in self.sees]
 
     def collate(self, items: Sequence[tuple[int, list[Tensor]]]) -> Seen:
@@ -121,7 +121,7 @@ class PromptedSamples(Dataset[Any]):
         return filter(None, in_rounds(self, range(len(self)), size, workers))
 
 
-def _missing(path: Path, why: str) -> DataError:
+def _lost(path: Path, why: str) -> DataError:
     return DataError(
         f"{path} is missing or cannot be read ({why}); draw it again, or take its line out of {PROMPTS}: leaving it "
         "out changes the numbers"
