@@ -8,6 +8,8 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 import aligntok.io.arrays as arrays
@@ -96,3 +98,13 @@ def test_a_caption_that_is_gone_from_a_table_is_found(tables, build):
     np.load(index.folder / "columns/caption_size.npy", mmap_mode="r+")[3] += 1
     problems, _ = check_index(IndexCheck(index=index.folder))
     assert "no caption lies where the index says" in " ".join(problems)
+
+
+def test_a_table_of_types_that_nobody_reads_is_a_damaged_one(tables, build, monkeypatch, caplog):
+    def refuse(*_, **__):  # as it does where bytes at the end of a file have changed
+        raise pyarrow.lib.ArrowNotImplementedError("Integers with more than 64 bits not implemented")
+
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", refuse)
+    with pytest.raises(DataError, match="3 of 3 shards cannot be indexed"):
+        build(tables)
+    assert "0.parquet cannot be read (Integers with more than 64 bits not implemented)" in caplog.text
