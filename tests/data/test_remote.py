@@ -279,3 +279,10 @@ def test_addresses_and_paths_are_told_apart():
     assert local_path("hf://datasets/o/n@main/0.tar") is None
     assert shown("hf://datasets/o/n@main/0.tar") == "hf://datasets/o/n@main/0.tar"
     assert shown("'https://a:b@c.org/d?e=f', (s3://g/h)") == "'https://c.org/d', (s3://g/h)"
+
+
+def test_an_address_in_capitals_is_asked_as_carefully(server):
+    place = server.url.replace("http", "HTTP") + "/a.tar"
+    assert files().read(place, 1, 5, files().size_and_tag(place)) == CONTENT[1:6]
+    with pytest.raises(ShardError, match="it is another file than was listed"):
+        files().read(place, 1, 5, (len(CONTENT), "another"))
