@@ -8,7 +8,7 @@ python=$1/python
 began=$SECONDS
 "$python" tools/prepare_emoji.py work_dirs/demo_t2i/emoji
 "$python" tools/train.py configs/demo/emoji_t2i.py --cfg-options data_root=work_dirs/demo_t2i/emoji
-"$python" tools/sample.py work_dirs/demo_t2i/run --prompts work_dirs/demo_t2i/emoji/val/captions.csv --out work_dirs/demo_t2i/run/samples/held_out
+"$python" tools/sample.py work_dirs/demo_t2i/run --prompts work_dirs/demo_t2i/emoji/val/captions.csv --out work_dirs/demo_t2i/run/samples/held_out --grid 36
 "$python" benchmarks/retrieval_rank.py work_dirs/demo_t2i/run/samples/held_out work_dirs/demo_t2i/emoji
 "$python" tools/report.py work_dirs/demo_t2i/run --title "The AlignTok demo of text to image"
 echo "The demo took $((SECONDS - began)) s. Started again, it skips what is finished (rm -r work_dirs/demo_t2i for a new run)."

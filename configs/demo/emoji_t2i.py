@@ -7,7 +7,8 @@
 Two CPU cores (`make demo-t2i` runs these lines). Our own recipe, not the paper's: EfficientNet-Lite0 with stride-8
 features, 1,100 steps of 8 emoji for the tokenizer, then 2,000 of 32 latents for the generator, which reads their names
 by MiniLM, frozen. 72,800 images seen, 19.5 epochs of 3,737 emoji.
-Expected (measured): not yet, see docs/text_to_image.md.
+Expected (measured, two CPU cores): 21.60 dB of held-out emoji; median rank of the right one for names never seen 193.5
+and 161.0 of 3,953 (seeds 0 and 1), after shuffled captions 1,552.5 and 1,658.0 (`make demo-t2i-measure`).
 """
 
 _base_ = ["tiny_imagenet_f8d16.py"]

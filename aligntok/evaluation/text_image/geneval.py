@@ -49,7 +49,7 @@ _Wanted = TypedDict(
 class Task(TypedDict):
     """What a line of GenEval's file says of a prompt."""
 
-    tag: str
+    tag: Literal[TASKS]  # type: ignore[valid-type]
     include: list[_Wanted]
     exclude: NotRequired[list[_Unwanted]]
 

@@ -283,6 +283,7 @@ def test_the_three_sentences_about_a_colour_count_alike():
 @pytest.mark.parametrize(
     ("said", "told"),
     [
+        ({"tag": "colour", "include": [one("cat")]}, "tag: Input should be 'single_object'"),
         ({}, "tag: Field required"),
         ({"tag": "colors", "include": [{"class": "cat"}]}, "include.0.count: Field required"),
         ({"tag": "colors", "include": [one("cat", 0)]}, "include.0.count: Input should be greater than"),
