@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -278,10 +279,17 @@ def _value(annotation: Any, words: list[str], flag: str) -> Any:
     """Return the value that words are for a field; what they cannot be they stay, for the check to refuse."""
     try:
         return _first_that_fits(annotation, words, flag)
-    except (LookupError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):  # of a dict's words
-            raise
+    except _Unfit:
+        pass
+    kinds = [kind for kind in _written(annotation) if get_origin(kind) in (tuple, list)]
+    for kind in kinds:  # as far as they fit: a message shows which do not
+        with suppress(LookupError, TypeError, ValueError):
+            return _value_of_one(kind, words, flag, _value)
     return words[0] if len(words) == 1 else tuple(words)
+
+
+class _Unfit(ValueError):
+    """Words that are none of what an annotation allows."""
 
 
 def _first_that_fits(annotation: Any, words: list[str], flag: str) -> Any:
@@ -289,14 +297,14 @@ def _first_that_fits(annotation: Any, words: list[str], flag: str) -> Any:
     named = any(get_origin(kind) is Literal for kind in kinds)  # one word may be a misspelt name, no dict
     for kind in kinds:
         try:
-            return _value_of_one(kind, words, flag)
+            return _value_of_one(kind, words, flag, _first_that_fits)
         except (LookupError, TypeError, ValueError) as error:
-            if isinstance(error, ConfigError) and not named:
+            if isinstance(error, ConfigError) and not named:  # of a dict's words
                 raise
-    raise ValueError(f"{flag} is none of {kinds}")
+    raise _Unfit(flag)
 
 
-def _value_of_one(kind: Any, words: list[str], flag: str) -> Any:
+def _value_of_one(kind: Any, words: list[str], flag: str, inner_value: Callable[..., Any]) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if _is_dict(kind):
         return parse_options(words, flag)
@@ -304,7 +312,7 @@ def _value_of_one(kind: Any, words: list[str], flag: str) -> Any:
         if origin is tuple and len(words) == 1 and ... not in inner:
             words = words[0].split("x")  # 256x384
         kinds = [inner[0]] * len(words) if origin is list or ... in inner else inner
-        return tuple(_first_that_fits(each, [word], flag) for each, word in zip(kinds, words, strict=True))
+        return tuple(inner_value(each, [word], flag) for each, word in zip(kinds, words, strict=True))
     (word,) = words
     if kind is type(None) and word == "none":
         return None
