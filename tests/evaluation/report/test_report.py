@@ -665,7 +665,7 @@ def test_a_generator_on_another_tokenizer_or_unfinished_is_not_the_papers(tmp_pa
 def test_the_papers_numbers_are_well_formed_and_their_configs_are_there():
     content = data("paper")
     assert set(content) == {"about", "evaluated", "tokenizers", "generators", "cost"}
-    assert set(content["evaluated"]) | {"latent_space", "cost", "comparison"} == set(KINDS)
+    assert set(content["evaluated"]) | {"latent_space", "cost", "comparison", "text_image"} == set(KINDS)
     for entry in content["tokenizers"]:
         assert set(entry) == {"title", "configs", "steps", "batch", "values"}
         assert set(entry["values"]) <= {"reconstruction", "linear_probe"}
