@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from aligntok.data.index.format import COLUMNS, DESCRIPTION, SHARDS, Index
 from aligntok.data.index.parts import sides_of
-from aligntok.data.index.tables import bytes_of, image_bytes, image_column
+from aligntok.data.index.tables import bytes_of, image_bytes, opened_table
 from aligntok.data.remote import RemoteFiles, local_path, shown
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.settings import IndexCheck
-from aligntok.data.sources.base import optional_library
 from aligntok.data.sources.captions import captions_in
 from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import DataError
@@ -150,15 +149,12 @@ def _look_into_tar(index: Index, files: RemoteFiles, block: _Block) -> list[str]
 
 
 def _look_into_table(index: Index, files: RemoteFiles, block: _Block) -> list[str]:
-    parquet = optional_library("pyarrow.parquet", "parquet files")
     group, rows = (index.at(name, block.samples) for name in ("row_group", "row"))
     try:
         with (
             reading(block.place, DataError, _AGAIN),
-            files.open(block.place, index.shards.listed(block.shard)) as file,
+            opened_table(files, block.place, index.shards.listed(block.shard)) as (table, image),
         ):
-            table = parquet.ParquetFile(file)
-            image = image_column(block.place, table.schema_arrow)
             columns = [image, *([] if index.caption is None else [index.caption])]
             read = table.read_row_group(int(group[0]), columns=columns).take(rows)
             if index.caption is not None:

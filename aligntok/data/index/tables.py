@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,19 @@ _CURE = "fetch it again, or remove it to go without it"
 _ROWS = 64  # at once in memory
 
 
+@contextmanager
+def opened_table(files: RemoteFiles, place: str, listed: tuple[int, str]) -> Iterator[tuple[Any, str]]:
+    """Open a parquet shard; gives pyarrow's file of it, and which of its columns has the images.
+
+    Raises DataError when none or several could have them, and without pyarrow; reading raises ShardError, and what
+    pyarrow does for a damaged file.
+    """
+    parquet = optional_library("pyarrow.parquet", "parquet files")
+    with files.open(place, listed) as file:
+        table = parquet.ParquetFile(file)
+        yield table, _image_column(place, table.schema_arrow)
+
+
 def read_table(files: RemoteFiles, place: str, listed: tuple[int, str], asked: Asked) -> Part:
     """Read the rows of a parquet file with one column of images: structs with `bytes`, or the encoded bytes.
 
@@ -27,11 +41,8 @@ def read_table(files: RemoteFiles, place: str, listed: tuple[int, str], asked: A
 
     Raises DataError for a damaged file, and for columns that there are not.
     """
-    parquet = optional_library("pyarrow.parquet", "parquet files")
-    with reading(place, DataError, _CURE), files.open(place, listed) as file:
-        table = parquet.ParquetFile(file)
+    with reading(place, DataError, _CURE), opened_table(files, place, listed) as (table, image):
         schema = table.schema_arrow
-        image = image_column(place, schema)
         caption = _caption_column(place, schema, asked.caption)
         for name in asked.columns:
             if name not in schema.names:
@@ -74,7 +85,7 @@ def _is_struct(kind: Any) -> bool:
     return str(kind).startswith("struct<") and "bytes" in [kind.field(i).name for i in range(kind.num_fields)]
 
 
-def image_column(where: str, schema: Any) -> str:
+def _image_column(where: str, schema: Any) -> str:
     """Return the column of images of an Arrow schema. Raises DataError for none, or several that could be it."""
     structs = [
         f.name

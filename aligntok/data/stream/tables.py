@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aligntok.data.index.tables import image_bytes, image_column
-from aligntok.data.sources.base import optional_library
+from aligntok.data.index.tables import image_bytes, opened_table
 from aligntok.data.sources.captions import MOST_READ
 from aligntok.data.stream.reader import Raw, SampleReader, Span
 from aligntok.errors import ShardError
@@ -92,11 +91,9 @@ class TableReader(SampleReader):
 
     def _rows(self, shard: int, samples: Int64s) -> Iterator[tuple[bytes, bytes]]:
         """Yield image and caption of some samples of a shard, in their order."""
-        parquet, shards = optional_library("pyarrow.parquet", "parquet files"), self.index.shards
+        shards = self.index.shards
         groups, rows = (self.index.column(name)[samples].astype(np.int64) for name in ("row_group", "row"))
-        with self.files.open(shards.place(shard), shards.listed(shard)) as file:
-            table = parquet.ParquetFile(file)
-            image = image_column(shards.place(shard), table.schema_arrow)
+        with opened_table(self.files, shards.place(shard), shards.listed(shard)) as (table, image):
             columns = [image, *([self.index.caption] if self.captioned else [])]
             for group in np.unique(groups).tolist():
                 wanted, first = set(rows[groups == group].tolist()), 0
