@@ -96,6 +96,58 @@ class AspectBuckets:
         return min(range(len(self)), key=lambda b: round(abs(self._log_ratios[b] - wanted), 9))
 
 
+class CropTally:
+    """What a training that crops to `shapes` would do to images, of whose sizes some are added at a time.
+
+    images: how many were.
+    """
+
+    def __init__(self, shapes: AspectBuckets) -> None:
+        self._shapes = shapes
+        self._buckets = np.zeros(len(shapes), dtype=np.int64)
+        self._short, self._long = np.zeros((2, 1), dtype=np.int64)  # how many sides are of so many pixels
+        self.images, self._enlarged, self._kept = 0, 0, 0.0
+
+    def add(self, sizes: npt.NDArray[Any]) -> None:
+        """Add images of `sizes`, (n, 2): height and width, above 0."""
+        buckets = self._shapes.nearest_of(sizes[:, 0], sizes[:, 1])
+        scales = np.array(self._shapes.sizes)[buckets].reshape(-1, 2) / sizes
+        self.images += len(sizes)
+        self._buckets += np.bincount(buckets, minlength=len(self._shapes))
+        self._short, self._long = (
+            _counted(sizes.min(axis=1), self._short),
+            _counted(sizes.max(axis=1), self._long),
+        )
+        self._enlarged += int((scales > 1).any(axis=1).sum())
+        self._kept += float((scales.min(axis=1) / scales.max(axis=1)).sum())  # of an image that covers its shape
+
+    def told(self) -> dict[str, Any]:
+        """Return least, middle and greatest of their short and long sides in pixels, how many are smaller than their
+        shape, how many come to each, and the share of the pixels that is cropped away, on an average of the images.
+        """
+        return {
+            "short_side": _spread(self._short),
+            "long_side": _spread(self._long),
+            "enlarged": self._enlarged,
+            "shapes": {f"{h}x{w}": int(n) for (h, w), n in zip(self._shapes.sizes, self._buckets, strict=True)},
+            "cropped_away": round(1 - self._kept / self.images, 4) if self.images else 0.0,
+        }
+
+
+def _counted(values: npt.NDArray[Any], before: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return how often each number comes among `values`, and did `before`."""
+    found = np.bincount(values, minlength=len(before))
+    found[: len(before)] += before
+    return found
+
+
+def _spread(counts: npt.NDArray[np.int64]) -> list[float]:
+    """Return the least, the middle and the greatest number of which there are so many of each; nothing of nothing."""
+    ends = np.cumsum(counts)
+    places = (0, (int(ends[-1]) - 1) // 2, int(ends[-1]) - 1)
+    return [float(np.searchsorted(ends, place, side="right")) for place in places] if ends[-1] else []
+
+
 def draft_side(size: tuple[int, int], short_side: int | None) -> int:
     """Return the pixels below which a JPEG's short side is not decoded to be cropped at random to (H, W)."""
     return 2 * (max(size) if short_side is None else short_side)

@@ -9,19 +9,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from aligntok.data.buckets import AspectBuckets
+from aligntok.data.buckets import AspectBuckets, CropTally
 from aligntok.data.captions import AUTO, Captions
 from aligntok.data.index import Index
 from aligntok.data.index.format import DESCRIPTION
 from aligntok.data.index.sampled import SampledSource, told_by_columns
 from aligntok.data.remote import RemoteFiles
 from aligntok.data.sampler import evenly_spaced
-from aligntok.data.settings import DataCheck
+from aligntok.data.settings import DataCheck, RemoteSettings
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource, SeveralSplits, in_numbers
 from aligntok.data.sources.captions import NoCaptions
@@ -35,6 +35,8 @@ _PROBED = 4096  # bytes of an image that are hashed beside its length, to see of
 _NAMED = 20  # images that cannot be read, or are copies, by name
 
 Int64s = npt.NDArray[np.int64]
+#: Images, and what is said of their captions.
+Source: TypeAlias = tuple[ImageSource, dict[str, Any]]
 
 
 class Looks(NamedTuple):
@@ -62,8 +64,7 @@ def check_data(asked: DataCheck) -> int:
     shapes = AspectBuckets(dict(side=asked.equal_area) if asked.equal_area else asked.image_size)
     looks, told = dict[str, Looks](), dict[str, Any]()
     index = _index(asked)
-    for split in ("",) if index is not None else _splits(asked):
-        source, captions = _open(asked, split or None) if index is None else _some_of(index, asked)
+    for source, captions in _sources(asked) if index is None else [_some_of(index, asked)]:
         found = look_at(source, asked)
         decoded, reasons = _decode(found, asked)
         found.reasons.update(reasons)
@@ -88,6 +89,10 @@ def check_data(asked: DataCheck) -> int:
 def _index(asked: DataCheck) -> Index | None:
     """Return the index that is to be looked at; None where other data are. Raises ConfigError for what it has not."""
     if not (Path(asked.data).expanduser() / DESCRIPTION).is_file():
+        if asked.remote != RemoteSettings():
+            raise ConfigError(
+                f"{asked.data} is no index of shards: --attempts, --timeout, --pause and --in-flight are its"
+            )
         return None
     for name, usual in (("splits", ()), ("label", None), ("num_images", None), ("caption", AUTO)):
         if getattr(asked, name) != usual:
@@ -95,7 +100,7 @@ def _index(asked: DataCheck) -> Index | None:
     return Index.open(asked.data)
 
 
-def _some_of(index: Index, asked: DataCheck) -> tuple[ImageSource, dict[str, Any]]:
+def _some_of(index: Index, asked: DataCheck) -> Source:
     number = len(index) if asked.decoded is None else asked.decoded
     return SampledSource(index, number, RemoteFiles(asked.remote)), {}
 
@@ -105,20 +110,20 @@ def _of_all(index: Index, shapes: AspectBuckets) -> dict[str, Any]:
     return told_by_columns(index, shapes) | {"images": len(index), "bytes": int(index.shards.sizes.sum())}
 
 
-def _splits(asked: DataCheck) -> Sequence[str]:
-    if asked.splits:
-        return asked.splits
+def _sources(asked: DataCheck) -> list[Source]:
+    """Open each split that is asked for, or that there is."""
     try:
-        open_source(asked.data, None, asked.label)
+        return [_open(asked, split or None) for split in asked.splits or ("",)]
     except SeveralSplits as error:
-        return error.known
-    return ("",)
+        return [_open(asked, split) for split in error.known]
 
 
-def _open(asked: DataCheck, split: str | None) -> tuple[ImageSource, dict[str, Any]]:
+def _open(asked: DataCheck, split: str | None) -> Source:
     """Return the images, and what their captions are; what is wrong with those is no reason not to look at the rest."""
     try:
         source = open_source(asked.data, split, asked.label, caption=asked.caption, max_uncaptioned=None)
+    except SeveralSplits:
+        raise
     except DataError as error:
         why = "none" if isinstance(error, NoCaptions) else first_line(error)
         return open_source(asked.data, split, asked.label), {"images": 0, "none": why}
@@ -213,7 +218,7 @@ def copies(looks: Sequence[Looks]) -> list[list[tuple[str, str]]]:
     def content(place: int) -> bytes:
         try:
             return hashlib.sha256(looks[owners[place]].source.read(int(indices[place]))).digest()
-        except (OSError, ValueError):  # it is among the unreadable ones, or will be
+        except (OSError, ValueError, DataError):  # it is among the unreadable ones, or will be
             return place.to_bytes(8, "little")
 
     groups = dict[bytes, list[tuple[str, str]]]()
@@ -230,7 +235,8 @@ def _spread(values: npt.NDArray[Any]) -> list[float]:
 
 
 def _described(looks: Looks, shapes: AspectBuckets) -> dict[str, Any]:
-    source = looks.source
+    source, tally = looks.source, CropTally(shapes)
+    tally.add(looks.sizes[looks.sizes[:, 0] > 0])
     labelled = np.bincount(source.labels[source.labels >= 0], minlength=len(source.class_names))
     return {
         "images": len(source),
@@ -244,24 +250,10 @@ def _described(looks: Looks, shapes: AspectBuckets) -> dict[str, Any]:
             "images": len(looks.reasons),
             "such_as": {source.names[index]: looks.reasons[index] for index in sorted(looks.reasons)[:_NAMED]},
         },
-        **_sides(looks.sizes[looks.sizes[:, 0] > 0], shapes),
+        **tally.told(),
         "classes": len(labelled),
         "images_a_class": _spread(labelled),
         "without_class": int((source.labels < 0).sum()),
-    }
-
-
-def _sides(sizes: Int64s, shapes: AspectBuckets) -> dict[str, Any]:
-    """Return what a training that crops to `shapes` would do to images of `sizes`, (n, 2)."""
-    buckets = np.array([shapes.nearest(height, width) for height, width in sizes.tolist()], dtype=np.int64)
-    scales = np.array(shapes.sizes)[buckets].reshape(-1, 2) / sizes
-    kept = scales.min(axis=1) / scales.max(axis=1)  # of an image that covers its shape
-    return {
-        "short_side": _spread(sizes.min(axis=1)),
-        "long_side": _spread(sizes.max(axis=1)),
-        "enlarged": int((scales > 1).any(axis=1).sum()),
-        "shapes": {f"{h}x{w}": int((buckets == b).sum()) for b, (h, w) in enumerate(shapes.sizes)},
-        "cropped_away": round(1 - float(kept.mean()), 4) if len(kept) else 0.0,
     }
 
 

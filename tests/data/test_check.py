@@ -96,6 +96,11 @@ def test_captions_are_counted_and_what_is_wrong_with_them_is_told(photographs, c
     assert "captions.jsonl, line 1" in found["captions"]["none"]
 
 
+def test_options_of_an_index_are_refused_for_other_data(photographs, capsys):
+    assert main(["data", "check", str(photographs), "--attempts", "3"]) == 2
+    assert "is no index of shards: --attempts" in capsys.readouterr().err
+
+
 def test_names_are_printed_as_they_are(photographs, capsys):
     assert main(["data", "check", str(photographs), "--image-size", "32"]) == 1
     printed = capsys.readouterr().out

@@ -6,14 +6,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from aligntok.data.buckets import AspectBuckets
+from aligntok.data.buckets import AspectBuckets, CropTally
 from aligntok.data.index.format import CAPTIONED, DOMAIN, FIXED, Index
-from aligntok.data.index.tables import image_bytes, image_column
+from aligntok.data.index.tables import image_bytes, opened_table
 from aligntok.data.remote import RemoteFiles, shown
 from aligntok.data.sampler import evenly_spaced
-from aligntok.data.sources.base import ImageSource, PackedNames, optional_library
+from aligntok.data.sources.base import ImageSource, PackedNames
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError
 from aligntok.io.files import reading
@@ -51,10 +50,8 @@ class SampledSource(ImageSource):
         return found[row] or b""
 
     def _read_group(self, shard: int, group: int) -> list[bytes | None]:
-        parquet, place = optional_library("pyarrow.parquet", "parquet files"), self.index.shards.place(shard)
-        with reading(place, DataError, _AGAIN), self.files.open(place, self.index.shards.listed(shard)) as file:
-            table = parquet.ParquetFile(file)
-            image = image_column(place, table.schema_arrow)
+        place, listed = self.index.shards.place(shard), self.index.shards.listed(shard)
+        with reading(place, DataError, _AGAIN), opened_table(self.files, place, listed) as (table, image):
             return [*image_bytes(table.read_row_group(group, columns=[image]).column(image).combine_chunks())]
 
 
@@ -63,30 +60,14 @@ def told_by_columns(index: Index, shapes: AspectBuckets) -> dict[str, Any]:
 
     A column's median is that of a million samples at most, evenly spread.
     """
-    sides = np.zeros((2, 1 << 16), dtype=np.int64)  # how many short sides, and long ones, are of so many pixels
-    buckets, unreadable, enlarged, kept = np.zeros(len(shapes), dtype=np.int64), 0, 0, 0.0
-    captioned = 0
+    tally, captioned = CropTally(shapes), 0
     for part in batched(range(len(index)), _AT_ONCE):
         rows = slice(part.start, part.stop)
         sizes = np.stack([np.asarray(index.column(name)[rows]) for name in ("height", "width")], axis=1)
-        sizes = sizes[(sizes > 0).all(axis=1)]
-        unreadable += len(part) - len(sizes)
-        for row, of in enumerate((np.min, np.max)):
-            sides[row] += np.bincount(of(sizes, axis=1), minlength=1 << 16)
-        chosen = shapes.nearest_of(sizes[:, 0], sizes[:, 1])
-        buckets += np.bincount(chosen, minlength=len(shapes))
-        scales = np.array(shapes.sizes)[chosen].reshape(-1, 2) / sizes
-        enlarged += int((scales > 1).any(axis=1).sum())
-        kept += float((scales.min(axis=1) / scales.max(axis=1)).sum())
+        tally.add(sizes[(sizes > 0).all(axis=1)])
         captioned += int((index.column("caption_size")[rows] > 0).sum()) if index.caption is not None else 0
-    readable = len(index) - unreadable
-    return {
-        "short_side": _spread_of_counts(sides[0]),
-        "long_side": _spread_of_counts(sides[1]),
-        "enlarged": enlarged,
-        "shapes": {f"{h}x{w}": int(count) for (h, w), count in zip(shapes.sizes, buckets, strict=True)},
-        "cropped_away": round(1 - kept / readable, 4) if readable else 0.0,
-        "without_header": unreadable,
+    return tally.told() | {
+        "without_header": len(index) - tally.images,
         "captions": {"images": captioned, "without": len(index) - captioned, "none": "none"},
         "columns": {name: _numbers(index, name) for name in _own(index)},
     }
@@ -96,15 +77,6 @@ def _own(index: Index) -> list[str]:
     """Return the columns that were asked for when the index was made."""
     fixed = {*FIXED[index.kind], *CAPTIONED[index.kind], DOMAIN}
     return [name for name in index.columns if name not in fixed]
-
-
-def _spread_of_counts(counts: npt.NDArray[np.int64]) -> list[float]:
-    """Return the least, the median and the greatest number of which there are so many of each; nothing of nothing."""
-    ends = np.cumsum(counts)
-    if not ends[-1]:
-        return []
-    places = (0, (int(ends[-1]) - 1) // 2, int(ends[-1]) - 1)
-    return [float(np.searchsorted(ends, place, side="right")) for place in places]
 
 
 def _numbers(index: Index, name: str) -> dict[str, Any]:
