@@ -137,6 +137,18 @@ def test_a_saved_tokenizer_comes_back_bit_for_bit(saved):
             assert torch.equal(loaded(images), tokenizer(images))
 
 
+def test_linear_paths_are_saved_exported_and_change_no_identity_where_there_are_none(tmp_path):
+    cnn = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), linear_path=True)
+    tokenizer = build(encoder=cnn, decoder=cnn, adapter=dict(type="identity"), variational=True, downsample_factor=2)
+    tokenizer.save_pretrained(tmp_path / "t")
+    assert same(Tokenizer.from_pretrained(tmp_path / "t"), tokenizer)
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    with torch.no_grad():
+        exported = torch.export.export(tokenizer, (images,)).module()(images)
+        torch.testing.assert_close(exported, tokenizer(images), rtol=0, atol=1e-6)
+    assert "linear_path" not in json.dumps(build().config)
+
+
 def test_the_config_records_where_each_part_came_from(saved):
     config = json.loads((saved[0] / "config.json").read_text())
     here = {"distribution": "aligntok", "version": aligntok.__version__}

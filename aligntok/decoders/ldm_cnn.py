@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aligntok.decoders import Decoder
@@ -28,9 +29,10 @@ class LDMDecoder(BlockCheckpointing, Decoder):
     blocks a level, plus one. Attention follows every block of the levels whose side, for square images of `resolution`
     pixels, is in `attn_resolutions`; it stays at those levels whatever the size of the images, and the middle part
     always has it. tanh_out: end in tanh, so that images cannot leave [-1, 1]. norm_groups: groups of every group norm,
-    fewer for narrow networks. Parameter names are those of published LDM and VA-VAE checkpoints under `decoder.`, plus
-    `post_quant_conv`. Raises ConfigError for widths that cannot be normalised in that many groups, and for latents of
-    another width.
+    fewer for narrow networks. linear_path: add a 3x3 convolution of the latent to the picture, beside the network, by
+    which short trainings of small networks begin to reconstruct; ours, not the paper's. Parameter names are those of
+    published LDM and VA-VAE checkpoints under `decoder.`, plus `post_quant_conv` and `linear_path`. Raises ConfigError
+    for widths that cannot be normalised in that many groups, and for latents of another width.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class LDMDecoder(BlockCheckpointing, Decoder):
         out_ch: Width = 3,
         tanh_out: bool = False,
         norm_groups: Width = 32,
+        linear_path: bool = False,
     ) -> None:
         check_shape_options("LDMDecoder", ch_mult, num_res_blocks, latent_dim)
         super().__init__(latent_dim=latent_dim, upsample_factor=2 ** (len(ch_mult) - 1))
@@ -67,6 +70,8 @@ class LDMDecoder(BlockCheckpointing, Decoder):
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], out_ch, 3, padding=1)
         regroup(self, norm_groups)
+        pixels = out_ch * self.upsample_factor**2  # of a latent position; drawn last: the network starts as without it
+        self.linear_path = nn.Conv2d(latent_dim, pixels, 3, padding=1) if linear_path else None
 
     def forward(self, latents: Tensor) -> Tensor:  # (N, d, h, w)
         self.check_latents(latents)
@@ -74,6 +79,8 @@ class LDMDecoder(BlockCheckpointing, Decoder):
         for level in reversed(self.up):
             x = level(x)
         x = self.conv_out(norm_silu(x, self.norm_out))  # (N, out_ch, h*f, w*f)
+        if self.linear_path is not None:
+            x = x + F.pixel_shuffle(self.linear_path(latents), self.upsample_factor)
         return torch.tanh(x) if self.tanh_out else x
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from aligntok.encoders import Encoder
@@ -30,8 +31,9 @@ class LDMEncoder(BlockCheckpointing, Encoder):
     ch, ch_mult, num_res_blocks, attn_resolutions, resolution, dropout, norm_groups: as in the LDM decoder, with one
     residual block a level fewer. pretrained: False for random weights, or a local .safetensors, .pt, .ckpt or .pth
     file with this encoder's weights, by its own names or inside a published autoencoder (`encoder.*`, `quant_conv.*`).
-    downsample_factor: f, only checked. Raises ConfigError for options that do not fit one another, and WeightsError
-    for weights that cannot be had.
+    downsample_factor: f, only checked. linear_path: add a convolution of each position's f x f pixels to the moments,
+    beside the network; ours, not the paper's. It starts at zero beside pretrained weights that have none. Raises
+    ConfigError for options that do not fit one another, and WeightsError for weights that cannot be had.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class LDMEncoder(BlockCheckpointing, Encoder):
         pretrained: bool | str | Path = False,
         downsample_factor: Width | None = None,
         norm_groups: Width = 32,
+        linear_path: bool = False,
     ) -> None:
         check_shape_options("LDMEncoder", ch_mult, num_res_blocks, latent_dim)
         factor = 2 ** (len(ch_mult) - 1)
@@ -75,6 +78,8 @@ class LDMEncoder(BlockCheckpointing, Encoder):
         self.conv_out = nn.Conv2d(widths[-1], moments, 3, padding=1)
         self.quant_conv = nn.Conv2d(moments, moments, 1)
         regroup(self, norm_groups)
+        # Drawn last: the network starts as without it.
+        self.linear_path = nn.Conv2d(3, moments, factor, stride=factor) if linear_path else None
         if pretrained:
             self.load_pretrained(pretrained)
 
@@ -86,8 +91,8 @@ class LDMEncoder(BlockCheckpointing, Encoder):
         x = self.conv_in(pixels)
         for level in self.down:
             x = level(x)
-        x = self.conv_out(norm_silu(self.mid(x), self.norm_out))
-        return self.quant_conv(x)  # (N, 2*d, H/f, W/f)
+        x = self.quant_conv(self.conv_out(norm_silu(self.mid(x), self.norm_out)))  # (N, 2*d, H/f, W/f)
+        return x if self.linear_path is None else x + self.linear_path(pixels)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -108,4 +113,7 @@ class LDMEncoder(BlockCheckpointing, Encoder):
         tensors = read_tensors(str(source), who)
         own = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
         quant = {key: value for key, value in tensors.items() if key.startswith("quant_conv.")}
-        load_into(self, {**own, **quant} if own else tensors, who, source)
+        given = {**own, **quant} if own else tensors
+        if self.linear_path is not None:
+            given = {f"linear_path.{k}": torch.zeros_like(v) for k, v in self.linear_path.state_dict().items()} | given
+        load_into(self, given, who, source)

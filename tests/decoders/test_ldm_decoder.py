@@ -1,5 +1,6 @@
 """LDM's convolutional decoder: published outputs, its sizes and its last layer."""
 
+import itertools
 import json
 
 import pytest
@@ -121,3 +122,31 @@ def test_norm_groups_changes_every_norm_and_no_weight() -> None:
 def test_norm_groups_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match="norm_groups=5"):
         LDMDecoder(4, 32, (1, 2), 1, (), 32, norm_groups=5)
+
+
+def test_a_linear_path_adds_to_the_network_what_a_convolution_of_the_latent_gives() -> None:
+    torch.manual_seed(0)
+    plain = LDMDecoder(**TINY)
+    torch.manual_seed(0)
+    both = LDMDecoder(**TINY, linear_path=True)
+    state = both.state_dict()
+    assert {name for name in state if name not in plain.state_dict()} == {"linear_path.weight", "linear_path.bias"}
+    assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
+    latents, weight = torch.randn(2, 4, 3, 5), state["linear_path.weight"]  # weight (3 * 2 * 2, 4, 3, 3)
+    added = torch.zeros(2, 3, 6, 10)
+    padded = torch.nn.functional.pad(latents, (1, 1, 1, 1))
+    for colour, dy, dx in itertools.product(range(3), range(2), range(2)):
+        row = colour * 4 + dy * 2 + dx
+        for y, x in itertools.product(range(3), range(5)):
+            window = (padded[:, :, y : y + 3, x : x + 3] * weight[row]).sum((1, 2, 3))
+            added[:, colour, 2 * y + dy, 2 * x + dx] = window + state["linear_path.bias"][row]
+    with torch.no_grad():
+        torch.testing.assert_close(both(latents), plain(latents) + added, rtol=0, atol=1e-5)
+        both.linear_path.weight.zero_()
+        both.linear_path.bias.zero_()
+        assert torch.equal(both(latents), plain(latents))
+
+
+def test_images_stay_in_range_with_a_linear_path_too() -> None:
+    decoder = LDMDecoder(**TINY, tanh_out=True, linear_path=True)
+    assert decoder(100 * torch.randn(1, 4, 4, 4)).abs().max() <= 1

@@ -72,7 +72,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "alignment": dict(losses=dict(l1=L1, gan=GAN, semantic=SEMANTIC, vf=VF)),
     "references": dict(losses=dict(l1=L1, gan=GAN, semantic={**SEMANTIC, "adaptive_weight": HELD})),
     "lora": dict(losses=dict(l1=L1, semantic=SEMANTIC), lora=dict(rank=4, dropout=0.3), model=dict(encoder=DROPPING)),
-    "variational": dict(losses=dict(l1=L1, gan=GAN, vf=VF, kl=KL), model=dict(variational=True)),
+    "variational": dict(
+        losses=dict(l1=L1, gan=GAN, vf=VF, kl=KL), model=dict(variational=True, decoder=dict(CNN, linear_path=True))
+    ),
     "refinement": dict(losses=dict(l1=L1, gan=GAN), trainable=["decoder"]),
     "plain": dict(losses=dict(l1=L1, semantic=SEMANTIC)),  # what the next two are to rounding
     "checkpointing": dict(losses=dict(l1=L1, semantic=SEMANTIC), grad_checkpointing=True),

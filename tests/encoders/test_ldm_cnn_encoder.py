@@ -121,3 +121,30 @@ def test_weights_of_another_shape_are_refused(published, tmp_path):
     save_file(published, tmp_path / "small.safetensors")
     with pytest.raises(WeightsError, match="does not fit"):
         LDMEncoder(**{**TINY, "ch": 64}, pretrained=tmp_path / "small.safetensors")
+
+
+def test_a_linear_path_adds_to_the_network_what_a_convolution_of_patches_gives() -> None:
+    torch.manual_seed(0)
+    plain = LDMEncoder(**TINY)
+    torch.manual_seed(0)
+    both = LDMEncoder(**TINY, linear_path=True)
+    state = both.state_dict()
+    assert {name for name in state if name not in plain.state_dict()} == {"linear_path.weight", "linear_path.bias"}
+    images = torch.randn(2, 3, 6, 8)
+    patches = images.unflatten(3, (4, 2)).unflatten(2, (3, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3)  # (2, 3, 4, 12)
+    added = patches @ state["linear_path.weight"].flatten(1).T + state["linear_path.bias"]
+    with torch.no_grad():
+        expected = plain(images) + added.permute(0, 3, 1, 2)
+        torch.testing.assert_close(both(images), expected, rtol=0, atol=1e-5)
+
+
+def test_beside_pretrained_weights_a_linear_path_starts_at_zero_unless_they_have_one(tmp_path) -> None:
+    plain, both = LDMEncoder(**TINY), LDMEncoder(**TINY, linear_path=True)
+    images, path = torch.randn(1, 3, 8, 8), tmp_path / "encoder.safetensors"
+    save_file(plain.state_dict(), path)
+    with torch.no_grad():
+        assert torch.equal(LDMEncoder(**TINY, linear_path=True, pretrained=path)(images), plain(images))
+        save_file({f"encoder.{name}": tensor for name, tensor in both.state_dict().items()}, path)
+        assert torch.equal(LDMEncoder(**TINY, linear_path=True, pretrained=path)(images), both(images))
+    with pytest.raises(WeightsError, match=r"linear_path\.bias"):
+        LDMEncoder(**TINY, pretrained=path)
