@@ -4,8 +4,8 @@
 
 makes an index of so many samples whose columns are sparse files (zeros that take no room on the disk), opens it in a
 process of its own, and prints the seconds of the first opening, the memory that it took, and how many samples' shards
-and places are looked up in a second, one after another (as a loader asks) and a block of 64 at once; then the same of a
-selection of all of them, and how many numbers of samples its order gives in a second.
+and places are looked up in a second, one after another, 256 of all at once, and a block of 64 at once (as a loader
+asks); then the same of a selection of all of them, and how many numbers of samples its order gives in a second.
 
     python benchmarks/streaming.py --images 4096 --workers 2 --rounds 5
 
@@ -101,12 +101,20 @@ def measure(folder: Path) -> None:
     for sample in drawn:
         index.spans(sample[None])
     single = len(drawn) / (time.perf_counter() - begin)
+    batches = np.random.default_rng(2).integers(0, len(index), (100, 256))
+    begin = time.perf_counter()
+    for samples in batches:
+        index.spans(samples)
+    anywhere = batches.size / (time.perf_counter() - begin)
     begin = time.perf_counter()
     for sample in np.random.default_rng(1).integers(0, len(index) // 64, 20_000) * 64:
         index.spans(np.arange(sample, min(sample + 64, len(index))))
     blocks = len(drawn) / (time.perf_counter() - begin)
     print(f"{len(index):,} samples of {len(index.shards):,} shards: opened in {seconds:.2f} s, with {taken:.0f} MB")
-    print(f"looked up in a second: {single:,.0f} single samples, {64 * blocks:,.0f} in blocks of 64")
+    print(
+        f"looked up in a second: {single:,.0f} single samples, {anywhere:,.0f} in batches of 256 from anywhere, "
+        f"{64 * blocks:,.0f} in blocks of 64"
+    )
     print(f"memory of its own, after that: {memory():.0f} MB, of which {before:.0f} MB are Python and its libraries")
 
     measure_order(index, folder / "selection")
