@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import pytest
@@ -95,13 +95,17 @@ def test_any_number_of_processes_and_workers_goes_on_with_the_same_batches(serve
     assert read(data, world, workers, start=33) == whole[33:]
 
 
+EVERY = {None: 1, "503": 7, "cut": 3, "short": 3, "hang": 5, "whole": 4}
+QUICK = [(None, 1, 0), ("503", 2, 2), ("cut", 3, 0), ("short", 4, 0), ("hang", 1, 2), ("whole", 2, 0)]
+OTHERS = [case for case in product(EVERY, (1, 2, 3, 4), (0, 2)) if case not in QUICK]
+
+
 @pytest.mark.parametrize(
-    ("fault", "every", "world", "workers"),
-    [(None, 1, 1, 0), ("503", 7, 2, 2), ("cut", 3, 3, 0), ("short", 3, 4, 0), ("hang", 5, 1, 2), ("whole", 4, 2, 0)],
+    ("fault", "world", "workers"), QUICK + [pytest.param(*case, marks=pytest.mark.nightly) for case in OTHERS]
 )
-def test_faults_of_the_server_change_nothing(far, whole, tmp_path, fault, every, world, workers):
+def test_faults_of_the_server_change_nothing(far, whole, tmp_path, fault, world, workers):
     place, served = far
-    served.fail(fault, every)
+    served.fail(fault, EVERY[fault])
     data = stream(place, tmp_path, remote=dict(pause=0.02, timeout=0.5))
     assert read(data, world, workers, stop=20) == whole[:20]
     assert read(data, 1, 0, start=20) == whole[20:]  # stopped, and gone on with one process
