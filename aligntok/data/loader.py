@@ -45,6 +45,9 @@ class DataLoader(data.DataLoader[Any]):
             at_end(end_loading)
         return batches
 
+    def check_worker_number_rationality(self) -> None:
+        """Do not warn of more processes than cores: they wait for disks and servers, and a config says how many."""
+
 
 def end_loading() -> None:
     """End the data-loading processes of every loader that this process still reads from.
