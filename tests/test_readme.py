@@ -26,9 +26,9 @@ from aligntok.registry import ENCODERS, LOSSES
 ROOT = Path(__file__).parents[1]
 GENERATED = {"docs/components.md", "docs/configuration_keys.md"}
 WRITTEN = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - GENERATED
-PAGES = sorted({"README.md", "CONTRIBUTING.md", "CHANGELOG.md", *WRITTEN})
+PAGES = sorted({"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md", *WRITTEN})
 FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LANGUAGES = {"sh", "python", "text", "{toctree}", "{literalinclude}"}
+LANGUAGES = {"sh", "python", "text", "bibtex", "{toctree}", "{literalinclude}"}
 #: Quick enough for a test, and still every stage, picture and table of the demo.
 SHORTER = ["global_batch_size=2", "data.workers=0", "validation.perceptual=None", "log.every=1"]
 
@@ -65,6 +65,8 @@ def clone(tmp_path_factory):
         "tests",
         "tools",
         "Makefile",
+        "Dockerfile",
+        "environment.yml",
         "pyproject.toml",
     ):
         (folder / name).symlink_to(ROOT / name)
@@ -235,6 +237,13 @@ def run_aligntok(arguments):
     return cli.main(arguments)
 
 
+def run_docker(words):
+    """Let the command after the image's name run here; of a build, look whether there is something to build."""
+    if words[0] == "build":
+        return look_at_paths([f"{words[-1]}/Dockerfile"])
+    return run_train(words[words.index("train") + 1 :])
+
+
 def look_at_paths(words):
     """Do nothing but check that the paths which a command reads are there, or are folders that `make` makes."""
     paths = [word.split("[")[0] for word in words if "/" in word or word.startswith(".")]
@@ -264,6 +273,8 @@ RUNNERS = {
     "tools/export.py": lambda arguments: run_aligntok(["export", *arguments]),
     **{f"benchmarks/{name}.py": look_at_options(f"benchmarks/{name}.py") for name in BENCHMARKS},
     "aligntok": run_aligntok,
+    "docker": run_docker,
+    "conda": lambda words: look_at_paths([f"./{words[-1]}"]),
     "pip": look_at_paths,
     "cp": look_at_paths,
     "source": look_at_paths,

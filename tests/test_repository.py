@@ -1,0 +1,116 @@
+"""What stands beside the code: a source archive that is whole, a citation, an image, an environment, templates."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import aligntok
+
+ROOT = Path(__file__).parents[1]
+IGNORED = shutil.ignore_patterns(*(line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()), ".git")
+
+
+def built(source, kind, out):
+    """The one file that a build of `source` leaves in `out`, by the backend that pyproject.toml names."""
+    code = f"import setuptools.build_meta as backend; backend.build_{kind}({str(out)!r})"
+    out.mkdir()
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (made,) = out.iterdir()
+    return made
+
+
+def test_the_source_archive_has_every_file_and_makes_the_same_wheel(tmp_path):
+    pytest.importorskip("setuptools", minversion="77", reason="archives are built by setuptools from 77 on")
+    shutil.copytree(ROOT, tmp_path / "sources", ignore=IGNORED)
+    there = {
+        str(path.relative_to(tmp_path / "sources")) for path in (tmp_path / "sources").rglob("*") if path.is_file()
+    }
+    archive = built(tmp_path / "sources", "sdist", tmp_path / "sdist")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+        assert there - names == set()
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    (folder,) = (tmp_path / "unpacked").iterdir()
+    assert (folder / "tools/demo.sh").stat().st_mode & 0o111  # the demo runs from it
+    contents = []
+    for source, out in ((tmp_path / "sources", "one"), (folder, "other")):
+        with zipfile.ZipFile(built(source, "wheel", tmp_path / out)) as wheel:
+            contents.append({i.filename: i.CRC for i in wheel.infolist() if not i.filename.endswith("RECORD")})
+    assert contents[0] == contents[1]
+
+
+def test_the_version_is_the_same_wherever_it_is_cited():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == aligntok.__version__
+    page = (ROOT / "docs/citing.md").read_text()
+    assert re.findall(r"version = \{(.+)\}", page) == [aligntok.__version__]
+    paper = cited["preferred-citation"]
+    assert paper["title"] in re.sub(r"[{}]", "", page)
+    for author in paper["authors"]:
+        assert f"{author['family-names']}, {author['given-names']}" in page
+    assert cited["license"] == re.search(r'^license = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+
+
+def extras(text):
+    return set(re.search(r"\.\[([a-z,]+)\]", text)[1].split(","))
+
+
+def test_the_image_and_the_environment_install_what_there_is():
+    known = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    image, conda = (ROOT / "Dockerfile").read_text(), (ROOT / "environment.yml").read_text()
+    for text in (image, conda):
+        assert extras(text) <= known
+        for path in re.findall(r"--constraint (\S+)", text):
+            assert (ROOT / path).is_file(), path
+    assert extras(image) == extras(conda)
+    python = re.search(r"python=([\d.]+)", conda)[1].split(".")
+    assert tuple(map(int, python)) >= (3, 10)
+    assert yaml.safe_load(conda)["dependencies"][-1]["pip"]
+
+
+def test_the_image_runs_as_a_user_and_keeps_files_of_the_hub_outside():
+    steps = [line.split(maxsplit=1) for line in (ROOT / "Dockerfile").read_text().splitlines() if line[:1].isalpha()]
+    words = [word for word, _ in steps]
+    assert words.index("USER") < max(i for i, (word, said) in enumerate(steps) if word == "RUN" and "pip" in said)
+    assert [said for word, said in steps if word == "USER"] == ["aligntok"]
+    assert [said for word, said in steps if word == "VOLUME"] == ["/hub"]
+    assert any(word == "ENV" and "HF_HOME=/hub" in said for word, said in steps)
+    assert [said for word, said in steps if word == "ENTRYPOINT"] == ['["aligntok"]']
+    left_out = (ROOT / ".dockerignore").read_text().split()
+    assert ".git" in left_out
+    for name in ("aligntok", "configs", "plugins", "constraints", "pyproject.toml", "README.md", "LICENSE"):
+        assert name not in left_out
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.stem)
+def test_templates_are_forms_that_ask_for_what_is_needed(path):
+    form = yaml.safe_load(path.read_text())
+    if path.stem == "config":
+        assert form == {"blank_issues_enabled": False}
+        return
+    assert {"name", "description", "labels", "body"} == form.keys()
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    assert len({field["id"] for field in fields}) == len(fields)
+    assert any(field.get("validations", {}).get("required") for field in fields)
+    for name in re.findall(r"\b(?:docs/)?[\w/]+\.md\b", path.read_text()):
+        assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("name", ["RELEASING.md", "CODE_OF_CONDUCT.md", ".github/PULL_REQUEST_TEMPLATE.md"])
+def test_what_a_page_names_is_there(name):
+    text = (ROOT / name).read_text()
+    targets = re.findall(r"^\w[\w-]*(?=:)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"\bmake ([\w-]+)", text):
+        assert target in targets, target
+    for path in re.findall(r"\]\(([\w./]+)\)|`([\w/]+\.(?:md|py|cff))`", text):
+        assert (ROOT / "".join(path)).exists(), path
