@@ -200,41 +200,24 @@ def export_tokenizer(
     For a work folder, `weights` and `sigma_rel` choose; an EMA width that was not kept is rebuilt from the furthest
     stage's snapshots. Raises CheckpointError if there are none, ConfigError if it would overwrite another folder.
     """
-    target = _checked_target(out)
+    target = checked_target(out, "model.safetensors")
     tokenizer = load_tokenizer(source, components=components, weights=weights, sigma_rel=sigma_rel, rebuild=True)
-    remove_leftovers(target, below=False)
     tokenizer.save_pretrained(target)
     return target
 
 
-def export_for_diffusers(
-    source: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    weights: str | None = None,
-    average: float | None = None,
-    components: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write the generator of `source` as a folder that diffusers' class for it loads, and return the folder.
+def checked_target(out: str | os.PathLike[str], *marks: str) -> Path:
+    """Return the folder to export into, without what a process that was killed left there.
 
-    `source` and the others as in :func:`load_latent_diffusion`. Raises ConfigError for a generator that diffusers has
-    no class for, or if it would overwrite another folder, and what loading raises.
+    marks: files of which an earlier export of the same format has one. Raises ConfigError for a file, and for a folder
+    of other things.
     """
-    target = _checked_target(out)
-    generator = load_latent_diffusion(source, weights, average, components).generator
-    if not hasattr(generator, "export_diffusers"):
-        raise ConfigError(f"diffusers has no class for a {type(generator).__name__}; leave --format diffusers out")
-    remove_leftovers(target, below=False)
-    generator.export_diffusers(target)
-    return target
-
-
-def _checked_target(out: str | os.PathLike[str]) -> Path:
-    """Return the folder to export into. Raises ConfigError for a file, and for a folder of other things."""
     target = Path(out)
     if target.is_file():
         raise ConfigError(f"{target} is a file; give a new folder, or one of an earlier export")
-    if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
+    if target.exists() and any(target.iterdir()) and not any((target / mark).is_file() for mark in marks):
         raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or an earlier export's")
+    remove_leftovers(target, below=False)
     return target
 
 
@@ -276,6 +259,14 @@ def load_latent_diffusion(
     states = read_parts(folder, weights or ("ema" if has_ema else "raw"), average)
     load_parts({"generator": model.generator}, states, f"the newest checkpoint in {folder}")
     return model.eval()
+
+
+def has_generator(path: Path) -> bool:
+    """Tell whether a folder is a saved generator's, or a training's that has made one."""
+    folders = (path, path / GENERATION)
+    return (path / "latent_diffusion.json").is_file() or any(
+        _is_trained(each, makes_generator=True) for each in folders
+    )
 
 
 def generation_folder(path: Path) -> Path:

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from aligntok.errors import WeightsError
 from aligntok.tokenizer import Tokenizer
-from aligntok.weights.diffusers import complete_config, factor_of, find_autoencoder, read_autoencoder
+from aligntok.weights.diffusers import (
+    OURS,
+    complete_config,
+    factor_of,
+    find_autoencoder,
+    load_autoencoder,
+    read_autoencoder,
+)
 from aligntok.weights.load import load_into, read_tensors
 
 WHO = "published autoencoder"
@@ -57,6 +64,11 @@ def load_diffusers_autoencoder(source: str | os.PathLike[str], **options: Any) -
     found = find_autoencoder(source, **options)
     if found is None:
         return None
+    if found[0]["_class_name"] == OURS:
+        from aligntok.diffusers import AutoencoderAlignTok
+
+        tokenizer: Tokenizer = load_autoencoder(AutoencoderAlignTok, source, found[1], **options).model
+        return tokenizer.eval()
     config = complete_config(found[0], None)
     tokenizer = _tokenizer({"type": "diffusers_kl", "config": config}, config["latent_channels"], factor_of(config))
     weights = read_autoencoder(source, found[1], **options)

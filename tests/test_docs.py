@@ -33,6 +33,7 @@ EXECUTED = [
     "docs/reports.md",
     "docs/plugins.md",
     "docs/baselines.md",
+    "docs/diffusers.md",
 ]
 CONFIGS = ["docs/configuration.md", "docs/resume.md", "docs/streaming.md"]
 OF_A_GENERATORS_CONFIG = ("docs/evaluation.md", "docs/text_to_image.md")

@@ -18,6 +18,8 @@ import pytest
 import torch
 from torch import nn
 
+import aligntok.diffusers
+import aligntok.onnx
 from aligntok.cli.arguments import reporting_errors
 from aligntok.data import transforms
 from aligntok.data.sources.base import optional_library
@@ -83,6 +85,8 @@ class Library:
     def __init__(self, patch, folder, name):
         for each in [each for each in sys.modules if each.partition(".")[0] == name]:
             patch.delitem(sys.modules, each)
+        patch.setitem(sys.modules, name, None)  # so that at the end none is there that was not
+        patch.delitem(sys.modules, name)
         self.patch, self.folder, self.name = patch, folder, name
 
     def is_missing(self):
@@ -156,10 +160,18 @@ def of_a_command(capture):
     return said[0]
 
 
+def of_our_models(capture):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sys.modules, "aligntok.diffusers.models", raising=False)
+        return raised(lambda: aligntok.diffusers.AutoencoderAlignTok)
+
+
 #: A place: the library that it imports, what brings it there, and the package that has the library.
 LIBRARIES = {
     "aligntok/weights/lora.py:add_lora": ("peft", of_lora, '"aligntok[lora]"'),
     "aligntok/weights/diffusers.py:_class": ("diffusers", lambda _: raised(diffusers._class), '"aligntok[diffusers]"'),
+    "aligntok/diffusers/__init__.py:__getattr__": ("diffusers", of_our_models, '"aligntok[diffusers]"'),
+    "aligntok/onnx.py:_needed": ("onnx", lambda _: raised(aligntok.onnx._needed), '"aligntok[onnx]"'),
     "aligntok/weights/transformers.py:library": (
         "transformers",
         lambda _: raised(transformers.library),

@@ -107,6 +107,7 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
         "data/sources/captions.py:_read_beside",  # likewise
         "data/sources/webdataset.py:__init__",  # of shards; likewise
         "data/stream/selection.py:_decided",  # likewise
+        "diffusers/pipeline.py:__call__",  # diffusers' own
         "evaluation/linear_probe.py:go_through",
         "sampling/folder.py:write_npz",
     }

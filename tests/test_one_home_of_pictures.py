@@ -138,7 +138,7 @@ def test_8_bits_come_about_and_go_in_one_place():
 def writes_a_picture(node):
     """Whether a picture is encoded or letters are drawn: `save` but torch's and numpy's, and other libraries' ways."""
     if called(node) == "save":
-        return ast.unparse(node.func) not in ("torch.save", "np.save", "dcp.save")
+        return ast.unparse(node.func) not in ("torch.save", "np.save", "dcp.save", "program.save")
     if isinstance(node, ast.Attribute) and node.attr in ("Draw", "truetype"):
         return True
     return called(node) in {"savefig", "save_image", "imsave", "imwrite", "write_png", "encode_png"}

@@ -21,6 +21,7 @@ import pytest
 from aligntok import cli
 from aligntok.evaluation import comparison
 from aligntok.evaluation.comparison import chosen, read_comparison
+from aligntok.imports import is_here
 from aligntok.registry import ENCODERS, LOSSES
 
 ROOT = Path(__file__).parents[1]
@@ -225,7 +226,8 @@ def run_make(arguments):
 
 
 def run_aligntok(arguments):
-    if arguments[0] == "index":  # of shards that are the reader's own: its options are read, and no more is done
+    unable = "onnx" in arguments and not is_here("onnxscript")
+    if unable or arguments[0] == "index":  # of a reader's own shards: its options are read, and no more is done
         read = cli.arguments.read
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cli.arguments, "read", lambda *given, **options: sys.exit(read(*given, **options) is None))

@@ -41,14 +41,20 @@ def train(asked: TrainRequest) -> None:
 @verb("export", "source", "out")
 def export(asked: ExportRequest) -> None:
     """Write the tokenizer of a work folder, or any other that can be loaded, as a folder to share."""
-    from aligntok.loading import export_for_diffusers, export_tokenizer
+    if asked.format == "aligntok":
+        from aligntok.loading import export_tokenizer
+
+        export_tokenizer(asked.source, asked.out, asked.weights, asked.ema)
+        print(f"Tokenizer: {asked.out}")
+        return
+    from aligntok.exporting import export_for_diffusers, export_onnx
 
     if asked.format == "diffusers":
-        export_for_diffusers(asked.source, asked.out, asked.weights, asked.ema)
-        print(f'Generator: {asked.out}   (diffusers.FluxTransformer2DModel.from_pretrained("{asked.out}"))')
-        return
-    export_tokenizer(asked.source, asked.out, asked.weights, asked.ema)
-    print(f"Tokenizer: {asked.out}")
+        _, loaded_by = export_for_diffusers(asked.source, asked.out, asked.weights, asked.ema, asked.latents)
+        print(f'For diffusers: {asked.out}   ({loaded_by}.from_pretrained("{asked.out}"))')
+    else:
+        out = export_onnx(asked.source, asked.out, asked.weights, asked.ema, asked.latents)
+        print(f"ONNX: {out / 'encoder.onnx'}, {out / 'decoder.onnx'}   (onnxruntime computes them as torch does)")
 
 
 @verb("cache-latents", "tokenizer", "data", "out")

@@ -65,7 +65,7 @@ class TrainRequest:
 
 @settings(renamed={"sigma_rel": "ema"})
 class ExportRequest:
-    """Write a tokenizer, or a generator for diffusers, as a folder that anyone can load."""
+    """Write a tokenizer as a folder that anyone can load, or for other programs; a generator for diffusers."""
 
     source: str | Path
     """A work folder or stage, a saved tokenizer, a published checkpoint, a hub id."""
@@ -75,5 +75,12 @@ class ExportRequest:
     """Of a work folder; None: averages where they are kept."""
     ema: Share | None = None
     """Width of the average; one that was not kept is made from the snapshots. Of a generator, one that is kept."""
-    format: Literal["aligntok", "diffusers"] = "aligntok"
-    """diffusers: the generator of prompts in a work folder, for diffusers' FluxTransformer2DModel."""
+    format: Literal["aligntok", "diffusers", "onnx"] = "aligntok"
+    """diffusers: of a source with a generator its pipeline, or its transformer of prompts, else the tokenizer as an
+    autoencoder; onnx: the tokenizer's encoder and decoder."""
+    latents: str | Path | None = None
+    """A cache of latents that the tokenizer made, whose mean and deviation are written along; of the other formats."""
+
+    def __post_init__(self) -> None:
+        if self.latents is not None and self.format == "aligntok":
+            raise ConfigError("--latents is of --format diffusers and onnx; a tokenizer by itself has no such place")

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from aligntok.errors import ConfigError, WeightsError, first_line
+from aligntok.errors import AlignTokError, ConfigError, WeightsError, first_line
 from aligntok.imports import FAILURES, import_failure, quietly
 from aligntok.weights.load import load_into
 
 CLASS = "AutoencoderKL"
+OURS = "AutoencoderAlignTok"  # a tokenizer of any kind, exported
 SUBFOLDERS = ("", "vae")  # the autoencoder alone, or inside a pipeline
 #: Stable Diffusion 1's, for keys that a config leaves out.
 DEFAULTS: Mapping[str, Any] = {
@@ -27,6 +29,23 @@ DEFAULTS: Mapping[str, Any] = {
     "latent_channels": 4,
     "scaling_factor": 0.18215,
 }
+#: What a part of a layer's name is called in latent diffusion's code, as a pattern, and in diffusers'.
+_NAMES = (
+    (r"^encoder\.quant_conv", "quant_conv"),
+    (r"^decoder\.post_quant_conv", "post_quant_conv"),
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
+    (r"\.(down|up)\.(\d+)\.", r".\1_blocks.\2."),
+    (r"\.block\.(\d+)\.", r".resnets.\1."),
+    (r"\.attn\.(\d+)\.", r".attentions.\1."),
+    (r"\.(down|up)sample\.", r".\1samplers.0."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"\.norm_out\.", ".conv_norm_out."),
+    (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
+    (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+)
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 
 
@@ -41,6 +60,20 @@ def complete_config(config: Mapping[str, Any] | None, latent_dim: int | None) ->
     whole.setdefault("down_block_types", ["DownEncoderBlock2D"] * levels)
     whole.setdefault("up_block_types", ["UpDecoderBlock2D"] * levels)
     return whole
+
+
+def with_diffusers_names(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
+    """Return the tensors of a tokenizer of latent diffusion's encoder and decoder as those of an AutoencoderKL.
+
+    Levels of the decoder are numbered from the lowest resolution there, and 1x1 convolutions of attention are matrices.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        for ours, theirs in _NAMES:
+            name = re.sub(ours, theirs, name)
+        name = re.sub(r"(?<=\.up_blocks\.)\d+", lambda level: str(levels - 1 - int(level[0])), name)
+        found[name] = tensor.flatten(1) if re.search(r"attentions\.\d+\.to_.*weight$", name) else tensor
+    return found
 
 
 def build_autoencoder(config: Mapping[str, Any]) -> Any:
@@ -125,7 +158,7 @@ def find_autoencoder(source: str | os.PathLike[str], **options: Any) -> tuple[di
         kind = config.get("_class_name")
         if kind is None:
             return None
-        if kind != CLASS:
+        if kind not in (CLASS, OURS):
             raise WeightsError(
                 f"{source} is a diffusers {kind}; of diffusers' models only an AutoencoderKL is a tokenizer here"
             )
@@ -140,11 +173,19 @@ def _of_the_hub(options: Mapping[str, Any]) -> dict[str, Any]:
 def read_autoencoder(source: str | os.PathLike[str], subfolder: str, **options: Any) -> dict[str, Tensor]:
     """Return the weights of the diffusers autoencoder at `source`, float32, by diffusers' current names.
 
-    Nothing is unpickled with code execution. Raises WeightsError when they are missing, damaged or do not fit.
+    Raises as :func:`load_autoencoder` does.
     """
-    autoencoder = _class()
+    weights: dict[str, Tensor] = load_autoencoder(_class(), source, subfolder, **options).float().state_dict()
+    return weights
+
+
+def load_autoencoder(kind: Any, source: str | os.PathLike[str], subfolder: str, **options: Any) -> Any:
+    """Return the autoencoder at `source`, of a class `kind` of diffusers.
+
+    Nothing is unpickled with code execution. Raises WeightsError when weights are missing, damaged or do not fit.
+    """
     try:
-        model, info = autoencoder.from_pretrained(
+        model, info = kind.from_pretrained(
             os.fspath(source),
             subfolder=subfolder or None,
             low_cpu_mem_usage=False,
@@ -152,6 +193,8 @@ def read_autoencoder(source: str | os.PathLike[str], subfolder: str, **options: 
             output_loading_info=True,
             **_of_the_hub(options),
         )
+    except AlignTokError:
+        raise
     except Exception as error:  # diffusers passes on what hub, safetensors and torch raise
         raise WeightsError(
             f"the diffusers autoencoder in {source} cannot be loaded: {first_line(error)}\n  its folder needs "
@@ -163,8 +206,7 @@ def read_autoencoder(source: str | os.PathLike[str], subfolder: str, **options: 
             f"the diffusers autoencoder in {source} lacks {len(missing)} of its weights, such as {missing[0]}; its "
             "file is not of its config.json"
         )
-    weights: dict[str, Tensor] = model.float().state_dict()
-    return weights
+    return model
 
 
 def _class() -> Any:

@@ -22,10 +22,11 @@ from aligntok.data.buckets import AspectBuckets
 from aligntok.data.index import Index
 from aligntok.data.index.format import FIXED
 from aligntok.data.index.write import Shard, write_index
+from aligntok.data.latent_shards import LatentStatistics, shard_path, write_shard
 from aligntok.data.latent_shards import Shard as LatentShard
-from aligntok.data.latent_shards import shard_path, write_shard
 from aligntok.data.settings import Wanted
 from aligntok.data.stream.selection import _make, _read, _Rules
+from aligntok.diffusers.export import write_autoencoder, write_pipeline
 from aligntok.engine.checkpoints import (
     read_checkpoint,
     read_frozen,
@@ -42,6 +43,7 @@ from aligntok.generators.flux_dit import FluxDiT
 from aligntok.io import files
 from aligntok.io.files import write_json
 from aligntok.io.pictures import save_picture
+from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.sampling.folder import write_npz
 from aligntok.text_encoders import TextEncoder
 from aligntok.tokenizer import Tokenizer
@@ -115,6 +117,21 @@ def for_diffusers(folder):
     FluxDiT(**shape, context_in_dim=8, vec_in_dim=4).export_diffusers(folder)
 
 
+CNN = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=())
+TINY_VAE = dict(encoder=CNN, adapter=dict(type="identity"), decoder=CNN, latent_dim=2, downsample_factor=2)
+
+
+def autoencoder(folder):
+    write_autoencoder(folder, Tokenizer(**TINY_VAE, variational=True))
+
+
+def pipeline(folder):
+    shape = dict(hidden_size=32, depth=1, num_heads=2, input_size=2, in_channels=2, num_classes=2)
+    statistics = LatentStatistics((0.0,) * 2, (1.0,) * 2)
+    vae = Tokenizer(**{**TINY_VAE, "decoder": dict(CNN, linear_path=True)}, variational=True)
+    write_pipeline(folder, LatentDiffusion(dict(type="lightning_dit", **shape), vae, statistics, (2, 2, 2)))
+
+
 def index(folder):
     columns = dict.fromkeys(("offset", "size", "height", "width"), np.ones(99))
     write_index(folder / "index", "tar", None, FIXED["tar"], [Shard(f"{folder}/0.tar", 99, "", 99)], lambda _: columns)
@@ -148,7 +165,7 @@ WRITERS = {
     "table": lambda folder: write_markdown(folder / "a.md", {"A table": [{"arm": "a" * 99}]}),
     **dict(picture=picture, figure=figure, tokenizer=tokenizer, frozen=frozen, snapshot=snapshot),
     **dict(checkpoint=checkpoint, latents=latents, archive=archive, texts=texts, for_diffusers=for_diffusers),
-    **dict(index=index, selection=selection),
+    **dict(autoencoder=autoencoder, pipeline=pipeline, index=index, selection=selection),
 }
 
 
@@ -288,6 +305,7 @@ KNOWN = {
     "data/sources/captions.py",  # a stranger's: see its own test
     "data/stream/selection.py",
     "data/stream/tables.py",
+    "diffusers/export.py",
     "distributed/dcp.py",
     "distributed/output_folder.py",
     "engine/checkpoints.py",
@@ -310,6 +328,7 @@ KNOWN = {
     "io/pictures.py",
     "latent_diffusion.py",
     "loading.py",
+    "onnx.py",  # a test of its own: what it writes takes seconds to make
     "sampling/folder.py",
     "sampling/guidance_sweep.py",
     "sampling/samples.py",

@@ -30,6 +30,7 @@ from aligntok.data.latent_shards import (
 )
 from aligntok.data.latents import LatentDataset
 from aligntok.data.sources import open_source
+from aligntok.diffusers.export import write_autoencoder
 from aligntok.engine.checkpoints import write_frozen
 from aligntok.engine.saving import write_checkpoint
 from aligntok.errors import AlignTokError, CheckpointError
@@ -150,9 +151,13 @@ def diffusers_pipeline(folder):
     write_json(folder / "vae/config.json", {"_class_name": "AutoencoderKL", "latent_channels": 4, **small})
 
 
+def exported_tokenizer(folder):
+    assert write_autoencoder(folder, tokenizer()) == "AutoencoderAlignTok"
+
+
 FOLDERS = [
     *(saved_tokenizer, trained_tokenizer, saved_generator, trained_generator, cache, samples, evaluation, data_set),
-    diffusers_pipeline,
+    *(diffusers_pipeline, exported_tokenizer),
 ]
 
 

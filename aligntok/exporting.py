@@ -1,0 +1,90 @@
+"""Exports for other programs: models and pipelines of diffusers, ONNX."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aligntok.data.latent_shards import LatentStatistics, read_manifest
+from aligntok.diffusers.export import PIPELINE, WEIGHTS, write_autoencoder, write_pipeline
+from aligntok.errors import ConfigError, DataError
+from aligntok.loading import checked_target, has_generator, load_latent_diffusion, load_tokenizer
+from aligntok.onnx import ENCODER, write_onnx
+from aligntok.tokenizer import Tokenizer
+
+
+def export_for_diffusers(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    weights: str | None = None,
+    average: float | None = None,
+    latents: str | os.PathLike[str] | None = None,
+    components: Mapping[str, Any] | None = None,
+) -> tuple[Path, str]:
+    """Write what `source` has as a folder that diffusers loads; return the folder, and the class that does.
+
+    A generator of prompts, where its class can be exported, is a transformer of diffusers'; one of classes becomes a
+    pipeline with its tokenizer; of a source without a generator the tokenizer becomes an autoencoder. `source` and the
+    others as in :func:`load_latent_diffusion` and :func:`load_tokenizer`; latents: a cache that the tokenizer made,
+    whose mean and deviation its config is to have.
+
+    Raises ConfigError for a generator that diffusers has no class for, or if it would overwrite another folder, and
+    what loading raises.
+    """
+    target = checked_target(out, WEIGHTS, PIPELINE)
+    if not has_generator(Path(source)):
+        tokenizer, statistics = _tokenizer(source, weights, average, latents, components)
+        return target, f"{_home(kind := write_autoencoder(target, tokenizer, statistics))}.{kind}"
+    if latents is not None:
+        raise ConfigError(f"{source} has a generator, whose own mean and deviation are written; leave --latents out")
+    model = load_latent_diffusion(source, weights, average, components)
+    if hasattr(model.generator, "export_diffusers"):
+        model.generator.export_diffusers(target)
+        return target, "diffusers.FluxTransformer2DModel"
+    if model.generator.conditioned_on != "classes":
+        name = type(model.generator).__name__
+        raise ConfigError(f"diffusers has no class for a {name}; leave --format diffusers out")
+    write_pipeline(target, model)
+    return target, "aligntok.diffusers.LightningDiTPipeline"
+
+
+def export_onnx(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    weights: str | None = None,
+    sigma_rel: float | None = None,
+    latents: str | os.PathLike[str] | None = None,
+    components: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the tokenizer of `source` as ``encoder.onnx`` and ``decoder.onnx`` in a folder, and return it.
+
+    The arguments are those of `export_for_diffusers`. Raises ConfigError, as :func:`aligntok.onnx.write_onnx` does, and
+    what loading raises.
+    """
+    target = checked_target(out, ENCODER)
+    tokenizer, statistics = _tokenizer(source, weights, sigma_rel, latents, components)
+    write_onnx(target, tokenizer, statistics)
+    return target
+
+
+def _tokenizer(
+    source: str | os.PathLike[str],
+    weights: str | None,
+    sigma_rel: float | None,
+    latents: str | os.PathLike[str] | None,
+    components: Mapping[str, Any] | None,
+) -> tuple[Tokenizer, LatentStatistics | None]:
+    """Return a tokenizer, and the statistics of a cache of its latents. Raises DataError for another one's cache."""
+    tokenizer = load_tokenizer(source, components=components, weights=weights, sigma_rel=sigma_rel, rebuild=True)
+    if latents is None:
+        return tokenizer, None
+    manifest = read_manifest(latents)
+    if manifest.encoding["tokenizer"]["identity"] != tokenizer.identity:
+        raise DataError(f"{latents} holds latents of another tokenizer than {source}; give a cache that it made")
+    return tokenizer, manifest.statistics
+
+
+def _home(kind: str) -> str:
+    return "diffusers" if kind == "AutoencoderKL" else "aligntok.diffusers"
