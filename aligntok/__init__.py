@@ -1,41 +1,56 @@
 """AlignTok: pretrained vision encoders, aligned into the image tokenizers of latent diffusion models.
 
-Importing this package is cheap: torch and the model libraries load when a component is first built.
+Importing this package is cheap: torch and the model libraries load when one of its names is first used.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pluggy
+from pluggy import HookimplMarker
 
 if TYPE_CHECKING:
     from aligntok.latent_diffusion import LatentDiffusion
+    from aligntok.loading import load_latent_diffusion, load_tokenizer
+    from aligntok.plugins import list_components
+    from aligntok.processor import ImageProcessor
     from aligntok.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
 #: Marks a plugin's implementation of :func:`aligntok.plugins.aligntok_register`.
-hookimpl = pluggy.HookimplMarker("aligntok")
+hookimpl = HookimplMarker("aligntok")
+
+#: Where each name is that is imported when it is first used.
+_HOMES = {
+    "ImageProcessor": "aligntok.processor",
+    "LatentDiffusion": "aligntok.latent_diffusion",
+    "Tokenizer": "aligntok.tokenizer",
+    "list_components": "aligntok.plugins",
+    "load_latent_diffusion": "aligntok.loading",
+    "load_tokenizer": "aligntok.loading",
+}
+
+__all__ = [
+    "ImageProcessor",
+    "LatentDiffusion",
+    "Tokenizer",
+    "__version__",
+    "hookimpl",
+    "list_components",
+    "load_latent_diffusion",
+    "load_tokenizer",
+]
 
 
-def load_tokenizer(source: Any, **kwargs: Any) -> Tokenizer:
-    """Load a tokenizer from a saved folder, a hub id, a training work folder or a published VA-VAE checkpoint.
-
-    See :func:`aligntok.loading.load_tokenizer` for what each source may be and the errors raised.
-    """
-    # Imported by name: this package stands above all its parts, and they import it for the hook marker and the version.
-    return importlib.import_module("aligntok.loading").load_tokenizer(source, **kwargs)
-
-
-def load_latent_diffusion(source: Any, **kwargs: Any) -> LatentDiffusion:
-    """Load a generator with its tokenizer from a saved folder or a training work folder.
-
-    See :func:`aligntok.loading.load_latent_diffusion` for keywords and the errors raised.
-    """
-    loading = importlib.import_module("aligntok.loading")  # by name, as above
-    return loading.load_latent_diffusion(source, **kwargs)
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'aligntok' has no attribute '{name}'")
+    # By name: this package stands above all its parts, and they import it for the hook marker and the version.
+    found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return found
 
 
-__all__ = ["__version__", "hookimpl", "load_latent_diffusion", "load_tokenizer"]
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, unknown
 
 # Of glibc's mallopt(3): how much free memory at the top of the heap, and of which size a piece, goes back to Linux.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -24,11 +24,43 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 #: cuBLAS's streams, and no sums in the switch between GPUs.
 _REPEATABLE = {"CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"), "NCCL_NVLS_ENABLE": ("0",)}
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: What weights, latents and embeddings may be kept in, by our names.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def device() -> torch.device:
     """Return this process's device: its current GPU, or the CPU where there is none."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def device_named(device: str | int | torch.device, who: str) -> torch.device:
+    """Return a device of this machine by its name, such as "cpu", "cuda", "cuda:1" or "mps"; `who` asks, in errors.
+
+    Raises ConfigError for a name that torch does not know, and for a device that is not here.
+    """
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = ["cpu", *(f"{kind.type}:{i}" for i in range(torch.accelerator.device_count()))] if kind else ["cpu"]
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = torch.device("meta")
+    if f"{found.type}:{found.index or 0}" not in here and found.type != "cpu":
+        raise ConfigError(f"{who}: device={str(device)!r} is not here; PyTorch finds {', '.join(here)} on this machine")
+    return found
+
+
+def dtype_named(dtype: str | torch.dtype, who: str) -> torch.dtype:
+    """Return a floating-point type by our name or torch's, "bf16" or "bfloat16"; `who` asks. Raises ConfigError."""
+    names = {**DTYPES, **{str(each).removeprefix("torch."): each for each in DTYPES.values()}}
+    found = names.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise ConfigError(f"{who}: {unknown('dtype', dtype, names)}")
+    return found
+
+
+def is_traced() -> bool:
+    """Tell whether torch.compile, torch.export or torch.jit.trace records what runs, so that no number may be asked."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def keep_freed_memory() -> None:
@@ -80,6 +112,16 @@ def computing(precision: str, where: torch.device | None = None, whole: bool = F
     """
     low = PRECISIONS[precision]
     with multiplying(precision, whole), torch.autocast((where or device()).type, low, enabled=low is not None):
+        yield
+
+
+@contextmanager
+def meeting(weights: torch.dtype, where: torch.device) -> Iterator[None]:
+    """Bring float32 to the type of weights that are kept in 16 bits where the two meet; others are met as they are."""
+    if weights in (torch.bfloat16, torch.float16):
+        with torch.autocast(where.type, weights):
+            yield
+    else:
         yield
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
 from aligntok.diffusers.export import PIPELINE, WEIGHTS, write_autoencoder, write_pipeline
@@ -18,7 +18,7 @@ from aligntok.tokenizer import Tokenizer
 def export_for_diffusers(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    weights: str | None = None,
+    weights: Literal["raw", "ema"] | None = None,
     average: float | None = None,
     latents: str | os.PathLike[str] | None = None,
     components: Mapping[str, Any] | None = None,
@@ -39,7 +39,7 @@ def export_for_diffusers(
         return target, f"{_home(kind := write_autoencoder(target, tokenizer, statistics))}.{kind}"
     if latents is not None:
         raise ConfigError(f"{source} has a generator, whose own mean and deviation are written; leave --latents out")
-    model = load_latent_diffusion(source, weights, average, components)
+    model = load_latent_diffusion(source, weights=weights, average=average, components=components)
     if hasattr(model.generator, "export_diffusers"):
         model.generator.export_diffusers(target)
         return target, "diffusers.FluxTransformer2DModel"
@@ -53,7 +53,7 @@ def export_for_diffusers(
 def export_onnx(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    weights: str | None = None,
+    weights: Literal["raw", "ema"] | None = None,
     sigma_rel: float | None = None,
     latents: str | os.PathLike[str] | None = None,
     components: Mapping[str, Any] | None = None,
@@ -71,7 +71,7 @@ def export_onnx(
 
 def _tokenizer(
     source: str | os.PathLike[str],
-    weights: str | None,
+    weights: Literal["raw", "ema"] | None,
     sigma_rel: float | None,
     latents: str | os.PathLike[str] | None,
     components: Mapping[str, Any] | None,

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 import aligntok
+from aligntok.cards import GENERATOR_CARD, write_card
 from aligntok.condition import (
     check_described_text,
     check_text_registered,
@@ -22,15 +24,23 @@ from aligntok.condition import (
     split_text,
 )
 from aligntok.data.latent_shards import LatentStatistics
+from aligntok.device import meeting
 from aligntok.diffusion.sampling import draw_samples
 from aligntok.diffusion.settings import Sampling
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.io.files import check_file, read_json, reading, save_tensors, write_checksums, write_json
 from aligntok.registry import GENERATORS
-from aligntok.tokenizer import Tokenizer
+from aligntok.tokenizer import Tokenizer, weights_in_words
+from aligntok.weights.hub import fetch_folder
 
 
-class LatentDiffusion(nn.Module):
+class LatentDiffusion(
+    nn.Module,
+    ModelHubMixin,
+    library_name="aligntok",
+    tags=["aligntok", "image-generation", "latent-diffusion"],
+    model_card_template=GENERATOR_CARD,
+):
     """A generator on the latents of a tokenizer, complete: what turns labels, or prompts, and seeds into pictures.
 
     Args:
@@ -113,7 +123,8 @@ class LatentDiffusion(nn.Module):
             away = condition.null(len(words), where) if negative is None else condition.from_words(negative, where)
             y, null = same_length(y, away)
         shape = (self.latent_shape[0], *(size or self.latent_shape[1:]))
-        return draw_samples(self.generator, y, seeds, shape, chosen, null, weak)
+        with meeting(self.dtype, where):
+            return draw_samples(self.generator, y, seeds, shape, chosen, null, weak)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -134,6 +145,22 @@ class LatentDiffusion(nn.Module):
     forward = sample
 
     @property
+    def device(self) -> torch.device:
+        """Where the generator's weights are; move it with ``to``, the tokenizer too."""
+        return next(self.generator.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the generator's weights; samples are integrated in float32 whatever it is."""
+        return next(each.dtype for each in self.generator.parameters() if each.is_floating_point())
+
+    def __repr__(self) -> str:
+        """One line; ``torch.nn.Module.__repr__(model)`` is every layer."""
+        size = f"f{self.tokenizer.downsample_factor}d{self.tokenizer.latent_dim}"
+        name = self.generator_config.get("type")
+        return f"LatentDiffusion(generator={name}, {size}, {weights_in_words(self.generator)})"
+
+    @property
     def config(self) -> dict[str, Any]:
         """What rebuilds this around its tokenizer (JSON types)."""
         return {
@@ -145,11 +172,23 @@ class LatentDiffusion(nn.Module):
             "aligntok_version": aligntok.__version__,
         }
 
-    def save_pretrained(self, folder: str | os.PathLike[str], include_text_encoders: bool = False) -> None:
-        """Write ``generator.safetensors``, ``tokenizer/``, ``latent_diffusion.json`` and, last, their checksums.
+    def save_pretrained(  # type: ignore[override]
+        self,
+        folder: str | os.PathLike[str],
+        include_text_encoders: bool = False,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_options: Any,
+    ) -> str | None:
+        """Write ``generator.safetensors``, ``tokenizer/``, ``latent_diffusion.json``, a card and, last, checksums.
 
         include_text_encoders: write ``text_encoders/``, too, of a generator of prompts; else whoever loads it brings
-        them. Raises WriteError when the disk does not take them.
+        them. push_to_hub: send the folder to the hub's repository `repo_id` (None: called as the folder) as well, and
+        return the commit's address; push_options are those of huggingface_hub's ``ModelHubMixin.push_to_hub``. config:
+        what it hands back; the model says its own. Raises WriteError when the disk does not take them.
         """
         path = Path(folder)
         if include_text_encoders:
@@ -157,23 +196,31 @@ class LatentDiffusion(nn.Module):
         self.tokenizer.save_pretrained(path / "tokenizer")
         save_tensors(path / "generator.safetensors", self.generator.state_dict(), checksum=False)
         write_json(path / "latent_diffusion.json", self.config)
+        write_card(path, self, model_card_kwargs)
         write_checksums(path, ["generator.safetensors", "latent_diffusion.json"])
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or path.name, model_card_kwargs=model_card_kwargs, **push_options)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
-        folder: str | os.PathLike[str],
+        source: str | os.PathLike[str],
         components: Mapping[str, Any] | None = None,
         text_encoders: Mapping[str, Any] | None = None,
+        **hub: Any,
     ) -> LatentDiffusion:
-        """Load what `save_pretrained` wrote, in eval mode on the CPU; `components` as of a tokenizer's.
+        """Load what `save_pretrained` wrote, from a folder or a hub id, in eval mode; `components` as a tokenizer.
 
-        text_encoders: where those are whose path the folder does not say, "tokens" and "pooled".
+        text_encoders: where those are whose path the folder does not say, "tokens" and "pooled". hub: `revision`,
+        `token`, `cache_dir`, `local_files_only`.
 
         Raises WeightsError when it is not there, or damaged, UnknownComponentError for a part that is neither
         registered nor among `components`.
         """
-        path = Path(folder)
+        path = Path(source)
+        if not path.is_dir():
+            path = fetch_folder(str(source), "a generator", **hub)
         cure = "so the folder is no saved generator with its tokenizer: a training writes one, its latent_diffusion"
         described = path / "latent_diffusion.json"
         fields = read_json(described, WeightsError, cure, described_fields)

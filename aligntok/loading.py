@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, cast
 
+import torch
+
+from aligntok.device import device_named, dtype_named
 from aligntok.engine.checkpoints import join, list_checkpoints, load_parts, read_parts, read_snapshots
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
@@ -15,6 +19,7 @@ from aligntok.io.folders import remove_leftovers
 from aligntok.io.places import with_places
 from aligntok.latent_diffusion import LatentDiffusion, check_registered, described_fields
 from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
+from aligntok.registry import check_keywords
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.weights.lora import lora_scaling, without_lora
 
@@ -24,44 +29,74 @@ STAGE_FILE = "stage.json"
 STAGE_FORMAT = 2
 #: The folder of a generator's training, in a work folder.
 GENERATION = "generation"
+F = TypeVar("F", bound=Callable[..., Any])
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
+def _answering(load: F) -> F:
+    """Have a loader refuse keywords that it does not take, and values that it does not annotate, in a sentence."""
+
+    @functools.wraps(load)
+    def call(source: Any, **options: Any) -> Any:
+        if "torch_dtype" in options:
+            given = str(options["torch_dtype"]).removeprefix("torch.")
+            raise ConfigError(f"{load.__name__} takes no torch_dtype=; say dtype={given!r}")
+        check_keywords(load, options, load.__name__)
+        return load(source, **options)
+
+    return cast("F", call)
+
+
+@_answering
 def load_tokenizer(
     source: str | os.PathLike[str],
     *,
+    device: str | int | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    weights: Literal["raw", "ema"] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
     components: Mapping[str, Any] | None = None,
-    weights: str | None = None,
+    resolution: int | None = None,
     sigma_rel: float | None = None,
     rebuild: bool = False,
-    **kwargs: Any,
 ) -> Tokenizer:
-    """Load a tokenizer, in eval mode on the CPU.
+    """Load a tokenizer, in eval mode, on the CPU and in float32 unless `device` and `dtype` say otherwise.
 
     `source` is one of: a folder that ``Tokenizer.save_pretrained`` wrote; a training work folder or one of its stages
     (the furthest stage's newest checkpoint, EMA weights where the stage uses them; `weights` "raw" or "ema",
     `sigma_rel` and `rebuild` as in :func:`load_stage_tokenizer`); a published VA-VAE or other LDM-style checkpoint file
-    (keyword `resolution`, 256 by default); a Hugging Face hub id (keywords of ``from_pretrained``); a folder or hub id
-    of a diffusers AutoencoderKL, or of a pipeline that has one. Nothing is unpickled with code execution, and no name
-    in a file is imported: of those only registered ones are taken, and those that `components` has a class for, such as
-    ``{"mypkg.Enc": Enc}``. A keyword that is None is as one that is not given.
+    (trained at `resolution`, 256 by default); a Hugging Face hub id (`revision`, `token`, `cache_dir`,
+    `local_files_only`); a folder or hub id of a diffusers AutoencoderKL, or of a pipeline that has one. Nothing is
+    unpickled with code execution, and no name in a file is imported: of those only registered ones are taken, and those
+    that `components` has a class for, such as ``{"mypkg.Enc": Enc}``. `device` is "cpu", "cuda", "cuda:1", "mps" or
+    torch's; `dtype` "float32", "bfloat16", "float16" or torch's. A keyword that is None is as one that is not given.
 
     Raises WeightsError or CheckpointError when there is no tokenizer there, or it is damaged, UnknownComponentError for
-    a part that is neither registered nor given, ConfigError for a choice of weights outside of a work folder.
+    a part that is neither registered nor given, ConfigError for a choice of weights outside of a work folder, a device
+    that is not here, and keywords that there are not.
     """
-    path, kwargs = Path(source), {name: value for name, value in kwargs.items() if value is not None}
+    place, path = _placement("load_tokenizer", device, dtype), Path(source)
     if path.is_dir() and not ((path / "config.json").is_file() or (path / "model_index.json").is_file()):
-        return load_stage_tokenizer(_furthest_stage(path), weights, sigma_rel, components, rebuild)
+        return load_stage_tokenizer(_furthest_stage(path), weights, sigma_rel, components, rebuild).to(**place)
     if weights is not None or sigma_rel is not None:
         raise ConfigError(f"--weights and --ema choose among a work folder's weights; {source} is none")
     if path.is_file():
         if path.suffix not in CHECKPOINT_SUFFIXES:
             raise WeightsError(f"{path} is no checkpoint file; those end in {', '.join(CHECKPOINT_SUFFIXES)}")
-        return load_ldm_autoencoder(path, **kwargs)
+        return load_ldm_autoencoder(path, resolution or 256).to(**place)
     check_there(source)
-    return load_diffusers_autoencoder(source, **kwargs) or Tokenizer.from_pretrained(
-        str(source), components=components, **kwargs
-    )
+    hub: dict[str, Any] = dict(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    found = load_diffusers_autoencoder(source, **hub)
+    return (found or Tokenizer.from_pretrained(str(source), components=components, **hub)).to(**place)
+
+
+def _placement(who: str, device: Any, dtype: Any) -> dict[str, Any]:
+    """Return the keywords of a module's ``to`` for what a loader is told, looked at before anything is loaded."""
+    asked = {} if device is None else {"device": device_named(device, who)}
+    return asked if dtype is None else {**asked, "dtype": dtype_named(dtype, who)}
 
 
 def check_there(source: str | os.PathLike[str]) -> None:
@@ -191,7 +226,7 @@ def _place(folder: Path) -> int:
 def export_tokenizer(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    weights: str | None = None,
+    weights: Literal["raw", "ema"] | None = None,
     sigma_rel: float | None = None,
     components: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -224,32 +259,53 @@ def checked_target(out: str | os.PathLike[str], *marks: str) -> Path:
 UNKNOWN = "so the generator is unknown: copy the folder whole; starting its training again writes that file"
 
 
+@_answering
 def load_latent_diffusion(
     source: str | os.PathLike[str],
-    weights: str | None = None,
+    *,
+    device: str | int | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    weights: Literal["raw", "ema"] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
     average: float | None = None,
     components: Mapping[str, Any] | None = None,
     text_encoders: Mapping[str, Any] | None = None,
 ) -> LatentDiffusion:
-    """Load a generator with its tokenizer, in eval mode on the CPU.
+    """Load a generator with its tokenizer, in eval mode, where and as `device` and `dtype` say.
 
-    `source` is a folder that ``LatentDiffusion.save_pretrained`` wrote, a training work folder, or its ``generation``
-    folder. Of the latter two the newest checkpoint is taken: `weights` "raw", or "ema" (None: where it is kept), of the
-    width or decay `average` (None: that of the config's `ema.inference`).
+    `source` is a folder that ``LatentDiffusion.save_pretrained`` wrote, the hub id of one, a training work folder, or
+    its ``generation`` folder; the keywords are those of :func:`load_tokenizer`. Of a training the newest checkpoint is
+    taken: `weights` "raw", or "ema" (None: where it is kept), of the width or decay `average` (None: that of the
+    config's `ema.inference`).
 
     `components` are classes by the names that its files give them, for parts that no plugin registers. `text_encoders`
     are folders or hub ids, such as ``dict(tokens="/path/to/t5")``, of those that encode prompts, which no export holds,
     or ``dict(path=, tokenizer=)`` of these; their content must be what the generator was trained with.
 
     Raises WeightsError or CheckpointError when there is none there, or it is damaged, UnknownComponentError for a part
-    that is neither registered nor given.
+    that is neither registered nor given, ConfigError as that function does.
     """
-    path = Path(source)
-    if (path / "latent_diffusion.json").is_file():
-        if weights is not None or average is not None:
-            raise ConfigError(f"--weights and --ema choose among a work folder's weights; {source} is none")
-        return LatentDiffusion.from_pretrained(path, components, text_encoders)
-    folder = generation_folder(path)
+    place, path = _placement("load_latent_diffusion", device, dtype), Path(source)
+    check_there(source)
+    if path.exists() and not (path / "latent_diffusion.json").is_file():
+        return _trained(generation_folder(path), weights, average, components, text_encoders).to(**place)
+    if weights is not None or average is not None:
+        raise ConfigError(f"--weights and --ema choose among a work folder's weights; {source} is none")
+    hub: dict[str, Any] = dict(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    return LatentDiffusion.from_pretrained(source, components, text_encoders, **hub).to(**place)
+
+
+def _trained(
+    folder: Path,
+    weights: str | None,
+    average: float | None,
+    components: Mapping[str, Any] | None,
+    text_encoders: Mapping[str, Any] | None,
+) -> LatentDiffusion:
+    """Return the newest generator of a training's folder."""
     has_ema, fields = read_stage_file(folder, UNKNOWN, lambda said: (bool(said["ema"]), described_fields(said)))
     check_registered(fields, components)  # before the tokenizer's parts are imported
     tokenizer = Tokenizer.from_pretrained(folder / "tokenizer", components=components)

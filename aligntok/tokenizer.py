@@ -6,44 +6,33 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
+import numpy.typing as npt
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import aligntok
+from aligntok.cards import TOKENIZER_CARD, write_card
+from aligntok.device import is_traced
 from aligntok.errors import AlignTokError, ConfigError, UnknownComponentError, WeightsError, first_line
-from aligntok.io.files import DAMAGE, check_file, read_json, replacing, save_tensors, write_checksums, write_json
-from aligntok.registry import ADAPTERS, DECODERS, ENCODERS
+from aligntok.io.files import DAMAGE, check_file, read_json, save_tensors, write_checksums, write_json
+from aligntok.processor import ImageProcessor, Picture, Pictures, as_batch, check_reach
+from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, check_keywords
 from aligntok.settings import Width
+from aligntok.weights.hub import HUB_OPTIONS, fetch_folder
 from aligntok.weights.load import weights_hash
 
 _REGISTRIES = {"encoder": ENCODERS, "adapter": ADAPTERS, "decoder": DECODERS}
 PARTS = tuple(_REGISTRIES)
+_OF_THE_HUB = (*HUB_OPTIONS, "force_download")
 #: What a tokenizer's config says that its latents do not depend on: how they are decoded, and by what it was written.
 _WITHOUT_EFFECT = ("decoder", "plugins", "aligntok_version")
-MODEL_CARD = """---
-{{ card_data }}
----
-
-An image tokenizer for latent diffusion, made with AlignTok: a pretrained vision encoder, an adapter and a decoder.
-
-```python
-import aligntok
-
-tokenizer = aligntok.load_tokenizer("this repository's id")
-latents = tokenizer.encode(images)  # images (N, 3, H, W) in [-1, 1]
-images = tokenizer.decode(latents)
-```
-
-`config.json` names the parts and the packages that give them. The licence is that of the pretrained encoder's weights
-and of the training images; fill it in.
-"""
 
 
 class Tokenizer(
@@ -51,7 +40,7 @@ class Tokenizer(
     PyTorchModelHubMixin,
     library_name="aligntok",
     tags=["aligntok", "image-tokenizer", "autoencoder"],
-    model_card_template=MODEL_CARD,
+    model_card_template=TOKENIZER_CARD,
 ):
     """An image tokenizer for latent diffusion (paper, Sec. 3.2): z = A(E(x)), x_hat = D(z).
 
@@ -107,6 +96,7 @@ class Tokenizer(
                 raise
             raise UnknownComponentError(f"{error}\n  this tokenizer was saved with: {needed}; install it") from error
         self._check_fit()
+        self._has_looked = False  # at numbers of images on an accelerator
         self._hub_mixin_config = self._describe(configs)
 
     def _check_fit(self) -> None:
@@ -180,23 +170,100 @@ class Tokenizer(
         noise = torch.randn_like(mean) if noise is None else noise
         return mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
 
-    def encode(self, images: Tensor, sample: bool = False, noise: Tensor | None = None) -> Tensor:
+    def encode(self, images: Pictures, sample: bool = False, noise: Tensor | None = None) -> Tensor:
         """Turn images (N, 3, H, W) in [-1, 1], H and W multiples of f, into latents (N, d, H/f, W/f).
 
-        `sample` draws from the posterior of a variational tokenizer instead of taking its mean, with torch's global
-        random numbers or with `noise` (N, d, H/f, W/f).
+        Pillow images, paths, uint8 arrays and tensors, and lists of them go through :attr:`processor` first, which cuts
+        their sides to multiples of f. Floats are taken as they are, in the tokenizer's type and on its device: those
+        from 0 to 1 are a bright image in [-1, 1], which nothing can tell from a mistake. `sample` draws from the
+        posterior of a variational tokenizer instead of taking its mean, with torch's global random numbers or with
+        `noise` (N, d, H/f, W/f).
+
+        Raises ConfigError for what is no image, and for floats beyond +-1.5 or NaN: on an accelerator, which would be
+        waited for, these are looked for at the first call alone, and nothing is while torch traces, compiles, exports.
         """
-        return self.latents_from(self.moments(images), sample, noise)
+        return self.latents_from(self.moments(self._images(images)), sample, noise)
+
+    def _images(self, images: Pictures) -> Tensor:
+        """Return what `encode` is given as the encoder takes it."""
+        if is_traced():
+            return cast("Tensor", images)
+        if isinstance(images, Tensor) and images.is_floating_point():
+            batch = as_batch(images)
+            if batch.device.type == "cpu" or not self._has_looked:
+                check_reach(batch)
+                self._has_looked = True
+        else:
+            batch = self.processor.preprocess(images)
+        return batch.to(self.device, self.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents (N, d, h, w) into images (N, 3, h f, w f), nominally in [-1, 1] and not clamped."""
+        """Turn latents (N, d, h, w) into images (N, 3, h f, w f), nominally in [-1, 1] and not clamped.
+
+        Latents of another type than the tokenizer's are brought to it, unless autocast sees to that.
+        """
+        if latents.dtype != self.dtype and not (latents.is_meta or is_traced()):
+            where = latents.device.type
+            latents = latents if torch.is_autocast_enabled(where) else latents.to(self.dtype)
         return self.decoder(latents)
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Encode and decode images (N, 3, H, W) in [-1, 1]; the same shape, not clamped."""
-        return self.decode(self.encode(images))
+    @overload
+    def reconstruct(self, images: Tensor) -> Tensor: ...
+    @overload
+    def reconstruct(self, images: Image.Image | str | os.PathLike[str]) -> Image.Image: ...  # type: ignore[overload-overlap]
+    @overload
+    def reconstruct(self, images: npt.NDArray[Any] | Sequence[Picture]) -> list[Image.Image]: ...
+    def reconstruct(self, images: Pictures) -> Any:
+        """Encode and decode images: of a tensor (N, 3, H, W) in [-1, 1], or of uint8, a tensor, not clamped.
 
-    forward = reconstruct
+        Of a Pillow image or a path it is a Pillow image, and of an array or a list a list of these; their sides are
+        multiples of f. Raises what `encode` does.
+        """
+        if isinstance(images, Tensor) or is_traced():
+            return self.decode(self.encode(images))
+        with torch.no_grad():
+            pictures = self.processor.to_pil(self.decode(self.encode(images)))
+        return pictures[0] if isinstance(images, Image.Image | str | os.PathLike) else pictures
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode and decode images (N, 3, H, W) in [-1, 1] that nothing looks at first, as a training does."""
+        return self.decode(self.latents_from(self.moments(images)))
+
+    @property
+    def processor(self) -> ImageProcessor:
+        """Makes pictures into what `encode` takes, and what `decode` gives into pictures."""
+        return ImageProcessor(self.downsample_factor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; move them with ``to``."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, and of latents."""
+        return next(each.dtype for each in self.parameters() if each.is_floating_point())
+
+    def __repr__(self) -> str:
+        """One line; ``torch.nn.Module.__repr__(tokenizer)`` is every layer."""
+        size = f"f{self.downsample_factor}d{self.latent_dim}"
+        return f"Tokenizer(encoder={self._encoder_name()}, {size}, {weights_in_words(self)})"
+
+    def _encoder_name(self) -> str:
+        """Return the encoder's registered name, with that of its model in a library; of a module its class's."""
+        described = cast("dict[str, Any]", self._hub_mixin_config or {})
+        config = described.get("encoder") or {"type": type(self.encoder).__name__}
+        return ":".join(str(config[key]) for key in ("type", "model_name") if config.get(key))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, components: Mapping[str, Any] | None = None) -> Tokenizer:
+        """Build a tokenizer of a :attr:`config`, its weights random. Raises as the class itself does.
+
+        A config may have come with a file: of its names only registered ones are taken, and those of `components`.
+        """
+        known = {key: value for key, value in config.items() if key != "aligntok_version"}
+        check_keywords(cls, known, "Tokenizer.from_config")
+        return cls(**{**known, "trusted": False, "components": components})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> str | None:
         """Write model.safetensors, config.json and a model card; each file is replaced whole, their checksums last.
@@ -209,10 +276,8 @@ class Tokenizer(
         folder = Path(save_directory)
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
         kwargs.pop("config", None)  # push_to_hub hands ours back
-        card = self.generate_model_card(**(kwargs.get("model_card_kwargs") or {}))
         save_tensors(folder / "model.safetensors", self.state_dict(), checksum=False)
-        with replacing(folder / "README.md") as temporary:
-            temporary.write_text(str(card), encoding="utf-8")
+        write_card(folder, self, kwargs.get("model_card_kwargs"))
         write_json(folder / "config.json", config)
         write_checksums(folder, ["model.safetensors", "config.json"])  # a card is for its owner to change
         return self.push_to_hub(repo_id or folder.name, **kwargs) if push else None
@@ -221,38 +286,49 @@ class Tokenizer(
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, components: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Tokenizer:
-        """Load a saved tokenizer, in eval mode, from a folder or a hub id.
+        """Load a saved tokenizer, in eval mode, from a folder or a hub id, of which keywords are huggingface_hub's.
 
         `components` are classes by the names that its config gives them, for parts that no plugin registers. Raises
         WeightsError when neither is there, the hub cannot be reached, or the weights do not fit the config,
         UnknownComponentError for a part that is neither registered nor given.
         """
         source = str(pretrained_model_name_or_path)
-        if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
+        if not os.path.isdir(source):
+            source = str(fetch_folder(source, "a tokenizer", **{name: kwargs.pop(name, None) for name in HUB_OPTIONS}))
+        if not os.path.isfile(os.path.join(source, "config.json")):
             found = ", ".join(sorted(os.listdir(source))[:10]) or "nothing"
             raise WeightsError(f"{source} has no config.json, so it is no saved tokenizer; found: {found}")
-        if os.path.isdir(source):
-            read_json(Path(source) / "config.json", WeightsError, "copy or download the folder again")
+        read_json(Path(source) / "config.json", WeightsError, "copy or download the folder again")
         try:
             return super().from_pretrained(source, **{**kwargs, "trusted": False, "components": components})
         except AlignTokError:
             raise
-        except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, *DAMAGE) as error:
+        except DAMAGE as error:
             raise WeightsError(
-                f"cannot load a tokenizer from '{source}': {first_line(error)}\n"
-                "  give a folder written by save_pretrained, or the id of a hub repository that you can reach"
+                f"cannot load a tokenizer from '{source}': {first_line(error)}; copy it again"
             ) from error
         except (RuntimeError, SafetensorError) as error:
             raise WeightsError(f"the weights in '{source}' are damaged, or not of its config.json: {error}") from error
 
     @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> Tokenizer:
-        return super()._from_pretrained(strict=strict, **kwargs)
+    def _from_pretrained(
+        cls, *, model_id: str, strict: bool = True, map_location: str = "cpu", **kwargs: Any
+    ) -> Tokenizer:
+        """Build and fill a tokenizer of a local folder; huggingface_hub 2.4's own method prints on stdout."""
+        model = cls(**{name: value for name, value in kwargs.items() if name not in _OF_THE_HUB})
+        file = os.path.join(model_id, "model.safetensors")
+        check_file(file, WeightsError, "copy or download the folder again")
+        loaded = cls._load_as_safetensor(model, file, map_location, strict)
+        return cast("Tokenizer", loaded.eval())
 
-    @classmethod
-    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        check_file(model_file, WeightsError, "copy or download the folder again")
-        return super()._load_as_safetensor(model, model_file, map_location, strict)
+
+def weights_in_words(model: nn.Module) -> str:
+    """Return how many weights a model has, their type and their place, such as "6.4M, float32, cpu"."""
+    weights = list(model.parameters())
+    count = sum(each.numel() for each in weights)
+    told = f"{count / 1e6:.1f}M" if count >= 1e5 else f"{count / 1e3:.1f}K"
+    types, places = (sorted({str(getattr(each, of)) for each in weights}) for of in ("dtype", "device"))
+    return f"{told}, {'+'.join(types).replace('torch.', '')}, {'+'.join(places)}"
 
 
 def _build(

@@ -159,6 +159,7 @@ def test_devices_and_their_arithmetic_are_settled_in_one_module():
     assert calls("autocast", "set_float32_matmul_precision", "current_device") == {
         "device.py:device",
         "device.py:computing",
+        "device.py:meeting",
         "device.py:multiplying",
     }
     assert named("allow_tf32", "fp32_precision") == {"device.py:multiplying"}

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from aligntok.caching.settings import CacheSettings, Posterior
-from aligntok.data.latent_shards import DTYPES, LatentStatistics, Moments, Skipped, write_shard
+from aligntok.data.latent_shards import LatentStatistics, Moments, Skipped, write_shard
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sampler import BucketIndices, batches_in_buckets, evenly_spaced
 from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import cover_and_crop, parse_image_size, read_image, to_tensor
-from aligntok.device import computing, device, explaining_out_of_memory
+from aligntok.device import DTYPES, computing, device, explaining_out_of_memory
 from aligntok.distributed import total, world
 from aligntok.distributed.job import batched, shares
 from aligntok.errors import ConfigError, DataError, ImageError, Preempted, multiples_of
@@ -123,7 +123,8 @@ class LatentEncoder:
                 if self.encoding.posterior == "sample":
                     shape = latent_shape(self.tokenizer, (images.shape[-2], images.shape[-1]))
                     noise = posterior_noise(self.encoding.seed, indices, copy, shape).to(self.device)
-                latents.append(self.tokenizer.encode(view, noise=noise).to(self.dtype))
+                moments = self.tokenizer.moments(view)
+                latents.append(self.tokenizer.latents_from(moments, noise=noise).to(self.dtype))
         return torch.stack(latents, dim=1).cpu()
 
 

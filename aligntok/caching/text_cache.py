@@ -33,8 +33,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from aligntok.data.latent_shards import DTYPES, MANIFEST, damaged, shard_path
-from aligntok.device import device, explaining_out_of_memory
+from aligntok.data.latent_shards import MANIFEST, damaged, shard_path
+from aligntok.device import DTYPES, device, explaining_out_of_memory
 from aligntok.distributed import is_first, is_first_of_node
 from aligntok.distributed.job import batched, shares
 from aligntok.distributed.output_folder import found_by_first, output_folder

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from aligntok.data.captions import KEPT, Captions
+from aligntok.device import DTYPES
 from aligntok.distributed.job import progress_bar
 from aligntok.errors import DataError
 from aligntok.io.arrays import MappedRows
@@ -45,9 +46,7 @@ from aligntok.io.files import check_file, read_json, reading, regular, save_tens
 
 FORMAT = 1
 ENCODING, MANIFEST = "encoding.json", "manifest.json"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Float64s = npt.NDArray[np.float64]
-
 
 # numpy has no bfloat16: what has 16 bits is read as bits, and torch is told what they are.
 _NUMPY_DTYPES = {"F32": "<f4", "F16": "<u2", "BF16": "<u2", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "u1"}

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from aligntok.data.captions import Captions
-from aligntok.data.latent_shards import DTYPES, LatentStatistics, Manifest, Shard, damaged, read_manifest
+from aligntok.data.latent_shards import LatentStatistics, Manifest, Shard, damaged, read_manifest
 from aligntok.data.listing import Listing, hashes
 from aligntok.data.sampler import SampleIndex
+from aligntok.device import DTYPES
 from aligntok.distributed import is_first_of_node
 from aligntok.errors import ConfigError, DataError, at_least
 from aligntok.io.arrays import MappedRows

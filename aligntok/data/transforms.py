@@ -57,7 +57,7 @@ _GREY_SCALES = {"L;2": 255 // 3, "L;4": 255 // 15}  # of a PNG's raw mode, by wh
 
 def parse_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return (H, W) from a side or a pair. Raises ConfigError unless both are whole numbers above 0."""
-    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
         raise ConfigError(f"image_size {image_size!r} is neither a whole number of pixels nor a pair (height, width)")
     return sides
@@ -82,6 +82,19 @@ def open_image(
         _check_pixels(opened, limit)
         ImageOps.exif_transpose(opened, in_place=True)  # an image that needs no turning is not copied
         return _to_rgb(opened)
+
+
+def rgb_of(image: Image.Image) -> Image.Image:
+    """Return a Pillow image, opened or made, as `open_image` decodes files; it stays as it is.
+
+    Raises ImageError for one that can't be decoded, or whose numbers have no known range.
+    """
+    with reading_image():
+        _scale_transparency(image)
+        turned: Any = ImageOps.exif_transpose(image)
+        if hasattr(image, "tag_v2"):  # by which a TIFF's numbers are told; a copy has none
+            turned.tag_v2 = image.tag_v2
+        return _to_rgb(turned)
 
 
 def read_image(
@@ -282,7 +295,7 @@ def cover_and_crop(
     Of a strip that would get much larger than what it covers only what is cut out is made: the same pixels but for
     rounding, in memory of a few times theirs.
     """
-    width, height = _covering(image.size, cover)
+    width, height = covering(image.size, cover)
     if width * height <= _WHOLE * cover[0] * cover[1]:
         whole = resize_to_cover(image, cover)
         return center_crop(whole, size) if rng is None else random_crop(whole, size, rng)
@@ -297,11 +310,12 @@ def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
     Pillow's antialiased bicubic filter, both for shrinking and for enlarging.
     """
-    target = _covering(image.size, size)
+    target = covering(image.size, size)
     return image if target == image.size else image.resize(target, Image.Resampling.BICUBIC)
 
 
-def _covering(whole: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def covering(whole: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the smallest (width, height) of the shape of (width, height) that covers (H, W)."""
     (height, width), (w, h) = size, whole
     return max(width, w * height // h), max(height, h * width // w)
 

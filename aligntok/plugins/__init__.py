@@ -12,7 +12,7 @@ from typing import Any
 import pluggy
 
 import aligntok
-from aligntok.errors import AlignTokError, ConfigError, PluginError
+from aligntok.errors import AlignTokError, ConfigError, PluginError, unknown
 from aligntok.imports import FAILURES, import_failure
 from aligntok.registry import PLUGIN_RECORDS, ComponentRegistry, PluginRecord, Registries, shelves
 
@@ -96,6 +96,16 @@ def list_plugins() -> list[PluginRecord]:
     """Load all plugins, unless they are, and return what became of each, in loading order."""
     next(iter(shelves()["encoders"]), None)  # the first look-up loads them
     return PLUGIN_RECORDS
+
+
+def list_components(kind: str) -> list[str]:
+    """Return the names that a config may use of a kind of component, such as "encoders" or "losses", sorted.
+
+    Raises ConfigError, naming the kinds, for another.
+    """
+    if kind not in shelves():
+        raise ConfigError(unknown("kind of component", kind, shelves()))
+    return list(shelves()[kind])
 
 
 def check_components() -> list[str]:

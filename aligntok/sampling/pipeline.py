@@ -48,7 +48,7 @@ class SamplePipeline:
     def __init__(self, request: SampleRequest) -> None:
         self.request = request
         self.model = load_latent_diffusion(
-            request.run, request.weights, request.ema, text_encoders=request.text_encoders or None
+            request.run, weights=request.weights, average=request.ema, text_encoders=request.text_encoders or None
         )
         self.sampling = _changed(self.model.sampling, request.sampling)
         prompts = request.prompt if request.prompts is None else read_prompts(request.prompts)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from aligntok.device import computing
+from aligntok.device import DTYPES, computing
 from aligntok.errors import ConfigError
 from aligntok.io.files import replacing, save_tensors, write_checksums, write_json
 from aligntok.settings import Positive
@@ -31,7 +31,6 @@ from aligntok.weights.transformers import (
 )
 
 logger = logging.getLogger("aligntok.text")
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class PretrainedTextEncoder(TextEncoder):
@@ -66,7 +65,7 @@ class PretrainedTextEncoder(TextEncoder):
         self._config = self.narrowed(read_config(folder, self.who))
         held = tokenizer_files(at, self.who)
         tensors = read_weights(folder, self.who) if pretrained else None
-        self.model: Any = build_model(self._config, self.classes, tensors, _DTYPES[precision], self.who)
+        self.model: Any = build_model(self._config, self.classes, tensors, DTYPES[precision], self.who)
         config = self.model.config
         self.dim = int(getattr(config, "hidden_size", 0) or config.get_text_config().hidden_size)
         self.max_tokens = max_tokens

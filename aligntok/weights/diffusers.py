@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aligntok.errors import AlignTokError, ConfigError, WeightsError, first_line
 from aligntok.imports import FAILURES, import_failure, quietly
+from aligntok.weights.hub import HUB_OPTIONS
 from aligntok.weights.load import load_into
 
 CLASS = "AutoencoderKL"
@@ -46,7 +47,6 @@ _NAMES = (
     (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
     (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
 )
-_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 
 
 def complete_config(config: Mapping[str, Any] | None, latent_dim: int | None) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def find_autoencoder(source: str | os.PathLike[str], **options: Any) -> tuple[di
 
 
 def _of_the_hub(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key in _HUB_OPTIONS}
+    return {key: value for key, value in options.items() if key in HUB_OPTIONS}
 
 
 def read_autoencoder(source: str | os.PathLike[str], subfolder: str, **options: Any) -> dict[str, Tensor]:

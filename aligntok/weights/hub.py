@@ -6,7 +6,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ from aligntok.errors import WeightsError, first_line
 
 #: How long the hub may take to answer before it counts as unreachable, in seconds.
 PROBE_SECONDS = 3.0
+#: What is said of a repository beside its name.
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+#: Of a repository with a model of ours, the files that a model is loaded from.
+_OF_A_MODEL = ("*.json", "*.safetensors", "*.txt", "*.model")
 #: How names of files of weights end.
 FILES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 
@@ -107,6 +111,43 @@ def _from_hub(repo: str, filenames: Sequence[str], who: str) -> Path:
     except Exception as error:  # gated or absent repositories, and a connection lost on the way
         raise _not_fetched(who, source, place, f"{type(error).__name__}: {first_line(error)}") from error
     raise _not_fetched(who, source, place, f"the repository has none of {', '.join(filenames)}")
+
+
+def fetch_folder(repo: str, what: str, **options: Any) -> Path:
+    """Return the local folder of a hub's repository that has `what`, such as "a tokenizer", fetching it if need be.
+
+    options: HUB_OPTIONS, of which None is as not given. Raises WeightsError when it can't be had, and says why.
+    """
+    from huggingface_hub import snapshot_download
+
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return Path(snapshot_download(repo, allow_patterns=list(_OF_A_MODEL), **given))
+    except Exception as error:  # no such repository or revision, no right to it, no network: the library has many words
+        raise WeightsError(
+            f"cannot load {what} from '{repo}': {_why_not_there(error, given)}\n"
+            "  give a folder written by save_pretrained, or the id of a hub repository that you can reach"
+        ) from error
+
+
+def _why_not_there(error: Exception, options: Mapping[str, Any]) -> str:
+    """Say why a repository of the hub cannot be had, by what huggingface_hub raised."""
+    from huggingface_hub import constants, errors
+
+    there = f"at {constants.ENDPOINT}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"access to it is granted on its page {there}; ask for it there, then run `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"there is no such folder here and no such repository {there}, or a private one (`hf auth login`)"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the repository has no revision '{options.get('revision')}'"
+    if isinstance(error, errors.HFValidationError):
+        return "there is no such folder, and it is no name of a repository, which is owner/name"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        asked = "local_files_only=True" if options.get("local_files_only") else ""
+        reason = asked or _offline(constants.HF_HUB_OFFLINE) or unreachable(constants.ENDPOINT)
+        return f"there is no such folder, nor a whole copy in the hub's cache ({reason or first_line(error)})"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 class Repository:

@@ -263,7 +263,7 @@ def caches(draw):
 def write_cache(folder, counts, copies, dtype, shape):
     """Write a cache of random latents, of every other image of a data set; returns them, (images, copies, C, h, w)."""
     generator, images = torch.Generator().manual_seed(0), sum(counts)
-    latents = (torch.randn(images, copies, *shape, generator=generator) * 3 + 1).to(latent_shards.DTYPES[dtype])
+    latents = (torch.randn(images, copies, *shape, generator=generator) * 3 + 1).to(DTYPES[dtype])
     labels, index = torch.arange(images) % 4 - 1, 2 * torch.arange(images)
     ends = np.cumsum(counts).tolist()
     for i, (end, count) in enumerate(zip(ends, counts, strict=True)):

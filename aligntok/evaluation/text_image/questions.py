@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from aligntok.device import DTYPES
 from aligntok.errors import DataError, WeightsError, first_line
 from aligntok.evaluation.text_image.scorers import Sample, Scorer, Source, untouched
 from aligntok.weights.names import CONFIG, PROCESSOR
@@ -19,7 +20,6 @@ from aligntok.weights.transformers import build_model, load_processor, read_conf
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # Lin et al. 2024
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _LEAST = 1e-300  # of a probability in a geometric mean
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Answerer(nn.Module):
@@ -32,7 +32,7 @@ class Answerer(nn.Module):
     def __init__(self, folder: Path, who: str, precision: Literal["fp32", "bf16"]) -> None:
         super().__init__()
         config, weights = read_config(folder, who), read_weights(folder, who)
-        self.model = build_model(config, None, weights, _DTYPES[precision], who, "MODEL_FOR_IMAGE_TEXT_TO_TEXT")
+        self.model = build_model(config, None, weights, DTYPES[precision], who, "MODEL_FOR_IMAGE_TEXT_TO_TEXT")
         held = tokenizer_files(folder, who, [CONFIG, *PROCESSOR])
         self.processor = load_processor(held, folder, who)
         if not getattr(self.processor, "chat_template", None) or not hasattr(self.processor, "image_processor"):

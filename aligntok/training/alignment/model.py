@@ -255,7 +255,7 @@ class AlignmentModel(TrainedModel):
         With an `index` (N,) in the batch, each has its own.
         """
         images = data["images"].to(self.device())
-        reconstructions = self.tokenizer.reconstruct(images).float()
+        reconstructions = self.tokenizer(images).float()
         pairs = [dict(images=x, reconstruction=y) for x, y in zip(images, reconstructions, strict=True)]
         for pair, index in zip(pairs, data.get("index", ()), strict=False):
             pair["index"] = index
@@ -263,4 +263,4 @@ class AlignmentModel(TrainedModel):
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Tensor:
         """Reconstruct images (N, 3, H, W); mmengine's other modes have no use here."""
-        return self.tokenizer.reconstruct(inputs)
+        return self.tokenizer(inputs)

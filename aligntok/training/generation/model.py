@@ -175,7 +175,8 @@ class GenerationModel(TrainedModel):
             return batch["latents"].to(self.device(), non_blocking=True)
         images = batch["images"].to(self.device(), non_blocking=True)
         with computing(self.precision, images.device):
-            encoded = self.diffusion.tokenizer.encode(images, noise=noise)
+            tokenizer = self.diffusion.tokenizer
+            encoded = tokenizer.latents_from(tokenizer.moments(images), noise=noise)
         return self.diffusion.statistics.normalise(encoded)
 
     def _binned(self, losses: Tensor, t: Tensor) -> Tensor:

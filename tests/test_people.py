@@ -1,0 +1,117 @@
+"""What makes the project comfortable, each promise as a user would type it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import aligntok
+from aligntok import LatentDiffusion, Tokenizer, load_tokenizer
+from aligntok.data.latent_shards import LatentStatistics
+from aligntok.errors import ConfigError
+
+F, D = 4, 4  # of the tokenizer below
+PART = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, attn_resolutions=(), resolution=32)
+VIT = dict(type="timm", model_name="vit_tiny_patch16_224", model_args=dict(depth=1, embed_dim=48, num_heads=3))
+GENERATOR = dict(type="lightning_dit", hidden_size=32, depth=1, num_heads=2, input_size=8, in_channels=D, num_classes=5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    """The folder of a saved tokenizer, a tiny ViT with a CNN decoder, f4d4."""
+    folder = tmp_path_factory.mktemp("people") / "tokenizer"
+    torch.manual_seed(0)
+    Tokenizer({**VIT, "pretrained": False}, None, PART, latent_dim=D, downsample_factor=F).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """The path of a picture whose sides, 46 high and 70 wide, are no multiples of f."""
+    path = tmp_path_factory.mktemp("pictures") / "cat.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (46, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def tok(tokenizer_folder):
+    return load_tokenizer(tokenizer_folder)
+
+
+def test_1_a_tokenizer_is_loaded_in_the_type_that_is_asked_for(tokenizer_folder):
+    assert load_tokenizer(tokenizer_folder, dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_2_a_picture_is_encoded_as_pillow_opens_it(tok, picture):
+    assert tok.encode(Image.open(picture)).shape == (1, D, 46 // F, 70 // F)
+
+
+def test_3_a_pictures_reconstruction_is_a_picture(tok, picture):
+    made = tok.reconstruct(Image.open(picture))
+    assert isinstance(made, Image.Image)
+    assert made.size == (68, 44)
+
+
+def test_4_images_from_0_to_255_are_refused_with_both_bounds(tok):
+    images = torch.rand(1, 3, 64, 64) * 255
+    images[0, 0, 0, :2] = torch.tensor([0.1, 255.0])
+    images.clamp_(min=0.1)
+    with pytest.raises(ConfigError, match=r"reach from 0\.1 to 255\.0, .*give uint8, or x/127\.5 - 1"):
+        tok.encode(images)
+
+
+def test_5_uint8_gives_what_the_scaled_floats_give_to_the_bit(tok):
+    x = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)
+    assert torch.equal(tok.encode(x), tok.encode(x / 127.5 - 1))
+
+
+def test_6_a_tokenizer_is_shown_in_one_line(tok):
+    count = sum(each.numel() for each in tok.parameters()) / 1e6
+    assert repr(tok) == f"Tokenizer(encoder=timm:vit_tiny_patch16_224, f4d4, {count:.1f}M, float32, cpu)"
+
+
+def test_7_the_package_shows_what_is_for_users():
+    assert {"Tokenizer", "LatentDiffusion", "ImageProcessor", "list_components", "load_tokenizer"} <= {*dir(aligntok)}
+    assert not {"Any", "pluggy", "importlib", "TYPE_CHECKING"} & {*dir(aligntok)}
+    assert all(hasattr(aligntok, name) for name in dir(aligntok))
+
+
+@pytest.mark.slow
+def test_8_loading_prints_nothing_on_stdout(tokenizer_folder):
+    code = f"import aligntok; aligntok.load_tokenizer({str(tokenizer_folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+class Half(nn.Module):
+    """One way of a tokenizer, as torch.export wants it: a module."""
+
+    def __init__(self, tokenizer, way):
+        super().__init__()
+        self.tokenizer, self.way = tokenizer, way
+
+    def forward(self, x):
+        return getattr(self.tokenizer, self.way)(x)
+
+
+@pytest.mark.parametrize(("way", "shape"), [("encode", (1, 3, 32, 48)), ("decode", (1, D, 8, 12))])
+def test_9_both_ways_of_a_tokenizer_are_exported(tok, way, shape):
+    x = torch.rand(shape)
+    exported = torch.export.export(Half(tok, way), (torch.zeros(shape),)).module()
+    torch.testing.assert_close(exported(x), getattr(tok, way)(x), rtol=0, atol=1e-5)
+
+
+def test_10_a_generator_draws_the_same_once_saved_and_loaded(tok, tmp_path):
+    statistics = LatentStatistics((0.1, -0.2, 0.3, 0.0), (1.5, 0.5, 1.0, 2.0))
+    model = LatentDiffusion(GENERATOR, tok, statistics, (D, 8, 8), sampling=dict(steps=2)).eval()
+    for parameter in model.generator.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(aligntok.load_latent_diffusion(tmp_path).sample([0, 4], [7, 8]), model.sample([0, 4], [7, 8]))
