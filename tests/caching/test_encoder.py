@@ -110,9 +110,7 @@ def test_one_process_may_have_no_shard(some, tokenizer, tmp_path, as_processes):
 
 def test_latents_that_are_not_finite_are_told_with_the_image(some, tokenizer, tmp_path):
     broken = copy.deepcopy(tokenizer)
-    broken.encode = lambda images, noise=None: torch.where(images[:, :1, ::8, ::8] < 9, torch.nan, 0).expand(
-        -1, 4, -1, -1
-    )
+    broken.moments = lambda images: torch.where(images[:, :1, ::8, ::8] < 9, torch.nan, 0).expand(-1, 4, -1, -1)
     encoder = LatentEncoder(broken, CacheSettings(image_size=SIZE))
     with pytest.raises(
         DataError, match=r"the latents of ant/.*\.png are not finite, computed in fp32 and stored as fp32"
