@@ -13,6 +13,7 @@ from pluggy import HookimplMarker
 if TYPE_CHECKING:
     from aligntok.latent_diffusion import LatentDiffusion
     from aligntok.loading import load_latent_diffusion, load_tokenizer
+    from aligntok.notebook import evaluate, sample, train
     from aligntok.plugins import list_components
     from aligntok.processor import ImageProcessor
     from aligntok.tokenizer import Tokenizer
@@ -27,9 +28,12 @@ _HOMES = {
     "ImageProcessor": "aligntok.processor",
     "LatentDiffusion": "aligntok.latent_diffusion",
     "Tokenizer": "aligntok.tokenizer",
+    "evaluate": "aligntok.notebook",
     "list_components": "aligntok.plugins",
     "load_latent_diffusion": "aligntok.loading",
     "load_tokenizer": "aligntok.loading",
+    "sample": "aligntok.notebook",
+    "train": "aligntok.notebook",
 }
 
 __all__ = [
@@ -37,10 +41,13 @@ __all__ = [
     "LatentDiffusion",
     "Tokenizer",
     "__version__",
+    "evaluate",
     "hookimpl",
     "list_components",
     "load_latent_diffusion",
     "load_tokenizer",
+    "sample",
+    "train",
 ]
 
 

@@ -319,7 +319,7 @@ class Tokenizer(
         file = os.path.join(model_id, "model.safetensors")
         check_file(file, WeightsError, "copy or download the folder again")
         loaded = cls._load_as_safetensor(model, file, map_location, strict)
-        return cast("Tokenizer", loaded.eval())
+        return loaded.eval()
 
 
 def weights_in_words(model: nn.Module) -> str:

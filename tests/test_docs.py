@@ -28,6 +28,7 @@ PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 EXECUTED = [
     "README.md",
     "docs/quickstart.md",
+    "docs/python.md",
     "docs/stages.md",
     "docs/generation.md",
     "docs/reports.md",

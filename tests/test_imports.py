@@ -43,6 +43,7 @@ OTHERS = {
     "aligntok/__init__.py": "our own modules, by name",
     "aligntok/caching/__init__.py": "our own modules, by name",
     "aligntok/sampling/__init__.py": "our own modules, by name",
+    "aligntok/notebook.py": "our own modules, by name",
     "aligntok/imports.py": "the words themselves",
     "aligntok/environment.py": "passes the words on; tests/test_environment.py",
     "aligntok/registry.py:import_from_location": "our own module, by name",
