@@ -315,7 +315,8 @@ class Tokenizer(
         cls, *, model_id: str, strict: bool = True, map_location: str = "cpu", **kwargs: Any
     ) -> Tokenizer:
         """Build and fill a tokenizer of a local folder; huggingface_hub 2.4's own method prints on stdout."""
-        model = cls(**{name: value for name, value in kwargs.items() if name not in _OF_THE_HUB})
+        given = {name: value for name, value in kwargs.items() if name not in _OF_THE_HUB}
+        model = cls(**{**given, "trusted": False})
         file = os.path.join(model_id, "model.safetensors")
         check_file(file, WeightsError, "copy or download the folder again")
         loaded = cls._load_as_safetensor(model, file, map_location, strict)

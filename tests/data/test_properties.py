@@ -18,6 +18,7 @@ from aligntok.data.images import place_unreadable
 from aligntok.data.latent_shards import LatentStatistics, Manifest, Moments, Shard, Skipped, shard_path, write_shard
 from aligntok.data.latents import LatentDataset
 from aligntok.data.sampler import BucketSchedule, GlobalBatchSampler, SampleIndex, evenly_spaced, per_process_batch
+from aligntok.device import DTYPES
 from aligntok.errors import ConfigError
 from aligntok.io.files import write_json
 
