@@ -39,7 +39,11 @@ _CURES = (
 
 @settings
 class CheckRequest:
-    """Check the files of a folder, or a single file: checksums, formats, what is missing."""
+    """Check the files of a folder, or a single file: checksums, formats, what is missing.
+
+    aligntok check work_dirs/my_run
+    aligntok check my_tokenizer --json
+    """
 
     folder: str | Path
     """A work folder, a stage, a cache of latents or texts, an export, samples, references; or one file."""
@@ -53,8 +57,8 @@ class Problem(NamedTuple):
     cure: str
 
 
-def check_folder(asked: CheckRequest) -> int:
-    """Print a line for each problem, and one that counts; return the exit status: 0 for no problem, or 2.
+def check_folder(asked: CheckRequest) -> list[Problem]:
+    """Print a line for each problem, and one that counts; return the problems.
 
     A file is right whose SHA-256 is the one that was written with it, or, in a format with checksums of its own (PNG,
     .npz, .pt), whose parts fit theirs. Other files are counted and named: of them only the format is looked at, where
@@ -91,7 +95,7 @@ def check_folder(asked: CheckRequest) -> int:
     right = len(files) - len({problem.path for problem in problems} & {*files}) - len(unchecked)
     wrong = f"{len(problems)} problem{'s' * (len(problems) > 1)}, " if problems else ""
     print(f"{root}: {wrong}{right} of {len(files)} files are as they were written{bare}")
-    return 2 if problems else 0
+    return problems
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -332,6 +332,6 @@ def test_a_finished_stage_1_can_be_copied_from_one_ablation_to_the_next(trained,
     name = "ablations/semantic_weight_5"
     shutil.copytree(folders(trained(BASE))[0], tmp_path / "run" / folders(trained(BASE))[0].name)
     train(name, tmp_path / "run", photographs)
-    assert "latent_alignment: finished already, skipped" in capsys.readouterr().out
+    assert "latent_alignment: finished already, skipped" in capsys.readouterr().err
     copied, whole = (weights(read_parts(folders(run)[1])) for run in (tmp_path / "run", trained(name)))
     assert equal(copied, whole)

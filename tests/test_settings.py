@@ -20,7 +20,8 @@ from pydantic_core import to_jsonable_python
 
 from aligntok.annotations import alternatives, check_values, keywords_checked, parts
 from aligntok.cli import analyze_latents
-from aligntok.cli.arguments import parse, reporting_errors
+from aligntok.cli.arguments import parse
+from aligntok.cli.commands import reporting_errors
 from aligntok.decoders.ldm_cnn import LDMDecoder
 from aligntok.device import PRECISIONS
 from aligntok.errors import ConfigError

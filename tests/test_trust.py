@@ -398,7 +398,7 @@ stages = [dict(name="one", steps=1, global_batch_size=2, trainable=["adapter", "
     line = 'load_tokenizer(folder, components={"mypkg_of_mine.Mine": Mine})'
     loaded = load_config(config)
     assert run(loaded) == tmp_path / "run/tokenizer"
-    assert line in capsys.readouterr().out
+    assert line in capsys.readouterr().err
     shutil.rmtree(tmp_path / "run/tokenizer")
     assert run(loaded, run_info=None) == tmp_path / "run/tokenizer"  # gone on with: the config is the user's still
     from mypkg_of_mine import Mine as Own

@@ -63,6 +63,9 @@ class CacheSettings(CacheContent):
 class CacheRequest(CacheSettings):
     """Encode a data set into shards of latents with their mean and deviation. The same command started again goes on
     where it stopped; under torchrun every process takes its share.
+
+        aligntok cache-latents work_dirs/my_run /data/imagenet latents
+        aligntok cache-latents work_dirs/my_run /data/imagenet latents --image-size 256 --dtype bf16
     """
 
     tokenizer: str | Path

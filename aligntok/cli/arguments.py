@@ -1,82 +1,23 @@
-"""What every command does alike: options are the fields of its settings, given as words; errors are told plainly."""
+"""Options as words: the fields of settings, read from a command line."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import inspect
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import wraps
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from aligntok.annotations import alternatives, parts
-from aligntok.ends import INTERRUPTED, Terminated, end_children, heeding_sigterm, keeping_on_without_terminal
-from aligntok.errors import AlignTokError, ConfigError, Preempted, WriteError
-from aligntok.imports import import_failure
+from aligntok.errors import ConfigError
 from aligntok.settings import ChangesTo, Option, fields_of, read
 
-Command = Callable[[Sequence[str] | None], int]
 T = TypeVar("T")
 _WORDS = "words_without_flags"
-
-
-def reporting_errors(command: Command) -> Command:
-    """Turn a user's mistake into one message on stderr and its exit status; a defect of ours keeps its traceback.
-
-    Whatever ends the command, what it started ends with it, and losing the terminal does not end it.
-    """
-
-    @wraps(command)
-    def wrapped(arguments: Sequence[str] | None = None) -> int:
-        with keeping_on_without_terminal() as faults, heeding_sigterm():
-            status = _status(command, arguments)
-        if faults and not status:
-            print(f"WriteError: what was printed is not whole ({faults[0].strerror}); make room", file=sys.stderr)
-            return WriteError.exit_status
-        return status
-
-    return wrapped
-
-
-def _status(command: Command, arguments: Sequence[str] | None) -> int:
-    try:
-        try:
-            return command(arguments)
-        except BaseException:
-            end_children()  # before the error is gone, and with it the loaders, which would wait for theirs
-            raise
-    except AlignTokError as error:
-        told: AlignTokError = error
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "aligntok":
-            raise
-        told = ConfigError(f"what this needs is not installed: {import_failure(error)}")
-    except Terminated:
-        told = Preempted(
-            "stopped by SIGTERM at once; what is written stays, and the same command goes on or begins anew"
-        )
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; what is written stays, and the same command goes on or begins anew", file=sys.stderr)
-        return INTERRUPTED
-    print(f"{type(told).__name__}: {told}", file=sys.stderr)
-    return told.exit_status
-
-
-def dispatch(prog: str, verbs: Mapping[str, Command], arguments: Sequence[str] | None) -> int:
-    """Run the verb that a command line (None: this process's) begins with, or list the verbs; return the exit status.
-
-    A verb's name of an earlier version, with underscores, is answered with its present one.
-    """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] in verbs:
-        return verbs[words[0]](words[1:])
-    if words and words[0].replace("_", "-") in verbs:
-        raise ConfigError(f"{prog}: {words[0]} is called {words[0].replace('_', '-')} now")
-    lines = [f"  {name:15s} {(inspect.getdoc(verb) or '').splitlines()[0]}" for name, verb in verbs.items()]
-    print(f"usage: {prog} VERB ... (each has --help)\n\n" + "\n".join(lines))
-    return 0 if words in (["--help"], ["-h"], []) else 2
+_LONG = ("json",)  # switches without a flag of one letter
 
 
 class _AsLiterals(ast.NodeTransformer):
@@ -110,27 +51,6 @@ def parse_options(pairs: Sequence[str], option: str = "--cfg-options") -> dict[s
     return options
 
 
-def verb(prog: str, *positional: str) -> Callable[[Callable[[Any], int | None]], Command]:
-    """Make a command of a function that takes settings, which its annotation names; see :func:`parse`.
-
-    What the function returns is the exit status, None being 0. The first line of its docstring, or of the settings',
-    says what the command does.
-    """
-
-    def made(work: Callable[[Any], int | None]) -> Command:
-        cls = next(iter(get_type_hints(work).values()))
-
-        @reporting_errors
-        @wraps(work)
-        def command(arguments: Sequence[str] | None = None) -> int:
-            return work(parse(cls, arguments, prog, positional)) or 0
-
-        command.__doc__ = work.__doc__ or cls.__doc__
-        return command
-
-    return made
-
-
 def parse(cls: type[T], arguments: Sequence[str] | None, prog: str, positional: Sequence[str] = ()) -> T:
     """Return settings from a command line (None: this process's), by tyro: ``--image-size 256 384``, or 256x384.
 
@@ -138,19 +58,41 @@ def parse(cls: type[T], arguments: Sequence[str] | None, prog: str, positional: 
     within have no prefix. A dict is written ``KEY=VALUE ...``, None ``None``. ``--help`` and unknown flags end the
     process with status 0 and 2, the latter with a suggestion; a value that is not allowed is a ConfigError.
     """
+    return parse_with(cls, arguments, prog, positional)[0]
+
+
+def parse_with(
+    cls: type[T], arguments: Sequence[str] | None, prog: str, positional: Sequence[str] = (), switches: Any = None
+) -> tuple[T, dict[str, bool]]:
+    """Return settings as :func:`parse` does, and which `switches` were given: settings of on and off with defaults."""
+    if os.environ.get("NO_COLOR"):  # which tyro 1.0.17 does not ask for
+        os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")
     import tyro
 
     words = list(sys.argv[1:] if arguments is None else arguments)
     for old, new in cls.__renamed__.items():  # type: ignore[attr-defined]
         if _flag(old) in (word.partition("=")[0] for word in words):
             raise ConfigError(f"{prog}: {_flag(old)} is called {_flag(new)} now")
-    form, doc = _form(cls, positional), inspect.getdoc(cls)
-    filled = tyro.cli(form, prog=prog, description=doc, args=words, config=(tyro.conf.OmitArgPrefixes,))
+    about, examples = described(cls)
+    try:
+        form = form_of(cls, positional, switches)
+        filled = tyro.cli(form, prog=prog, description=about, args=words, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as end:
+        if not end.code and examples:
+            print("examples:\n" + "\n".join(f"  {example}" for example in examples))
+        raise
     flags: dict[str, str] = {}
     given = _given(cls, filled, flags, {word.replace("_", "-") for word in words})
     if positional:
         given |= _share_out(cls, positional, list(getattr(filled, _WORDS)), flags, prog)
-    return read(cls, given, prog, flags)
+    return read(cls, given, prog, flags), {name: getattr(filled, name) for name in _options(switches)}
+
+
+def described(cls: Any) -> tuple[str, list[str]]:
+    """Return what a settings class says of itself, and its examples: lines of its docstring that can be typed."""
+    lines = (inspect.getdoc(cls) or "").splitlines()
+    examples = [line.strip() for line in lines if line.strip().startswith("aligntok ")]
+    return "\n".join(line for line in lines if line.strip() not in examples).strip(), examples
 
 
 class _Given(list[str]):
@@ -162,7 +104,7 @@ def _flag(name: str) -> str:
 
 
 def _options(cls: Any) -> dict[str, Option]:
-    return {option.name: option for option in fields_of(cls) if "." not in option.name}
+    return {} if cls is None else {option.name: option for option in fields_of(cls) if "." not in option.name}
 
 
 def _within(option: Option) -> Any:
@@ -171,12 +113,12 @@ def _within(option: Option) -> Any:
     return changed[0] if changed else option.settings if option.default is not None else None
 
 
-def _form(cls: Any, positional: Sequence[str] = (), defaults: bool = True) -> Any:
+def form_of(cls: Any, positional: Sequence[str] = (), switches: Any = None, defaults: bool = True) -> Any:
     """Return the dataclass that tyro fills in: the words of each field, whatever they are, and on and off.
 
-    defaults: whether help tells them.
+    switches: as of :func:`parse_with`; defaults: whether help tells them.
     """
-    from tyro.conf import Positional, arg
+    from tyro.conf import FlagCreatePairsOff, Positional, arg
 
     options = _options(cls)
     fields: list[Any] = []
@@ -188,12 +130,16 @@ def _form(cls: Any, positional: Sequence[str] = (), defaults: bool = True) -> An
     for name, option in options.items():
         told = arg(help=option.doc, help_behavior_hint=_hint(option.default) if defaults else "")
         if _within(option) is not None:
-            inner = _form(_within(option), defaults=option.settings is not None)
+            inner = form_of(_within(option), defaults=option.settings is not None)
             fields.append((name, inner, dataclasses.field(default_factory=inner)))
         elif option.annotation is bool:
             fields.append((name, Annotated[bool, told], dataclasses.field(default=option.default)))
         else:
             fields.append((name, _words(*_shape(option.annotation), told), dataclasses.field(default=None)))
+    for name, option in _options(switches).items():
+        aliases = None if name in _LONG else [f"-{name[0]}"]
+        told = arg(help=option.doc, help_behavior_hint="", aliases=aliases), FlagCreatePairsOff
+        fields.append((name, Annotated[(bool, *told)], dataclasses.field(default=False)))
     return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True)
 
 

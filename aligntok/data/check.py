@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,8 +55,8 @@ class Looks(NamedTuple):
     reasons: dict[int, str]
 
 
-def check_data(asked: DataCheck) -> int:
-    """Print what the images are, as a table for each split or as JSON; return 1 when one cannot be read, else 0.
+def check_data(asked: DataCheck) -> dict[str, Any]:
+    """Print what the images are, a table for each split; return that, as JSON has it.
 
     Raises DataError for data that cannot be opened at all, ConfigError for an `image_size` that is none.
     """
@@ -79,11 +78,8 @@ def check_data(asked: DataCheck) -> int:
         own = [names for names in own if len(names) > 1]
         told[where]["copies"] = {"images": sum(map(len, own)) - len(own), "such_as": own[:_NAMED]}
     shared = {"images": len(across), "such_as": [[f"{w}/{n}" for w, n in names] for names in across[:_NAMED]]}
-    if asked.json:
-        print(json.dumps({"data": told, "copies_across": shared}, indent=2))
-    else:
-        _print(told, shared)
-    return int(any(split["unreadable"]["images"] for split in told.values()))
+    _print(told, shared)
+    return {"data": told, "copies_across": shared}
 
 
 def _index(asked: DataCheck) -> Index | None:

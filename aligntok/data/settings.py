@@ -33,6 +33,9 @@ class RemoteSettings:
 class DataCheck:
     """Look at images before a training is paid for: what cannot be read or is passed over, sides, classes, captions,
     copies. The exit status is 1 when an image cannot be read.
+
+        aligntok data check /data/imagenet
+        aligntok data check /data/photographs --image-size 512 --json
     """
 
     data: str | Path
@@ -57,14 +60,15 @@ class DataCheck:
     """How many times as long as wide an image may be; strips are counted as unreadable."""
     remote: RemoteSettings = RemoteSettings()
     """How shards of an index that are far away are asked for."""
-    json: bool = False
-    """For programs."""
 
 
 @settings
 class IndexRequest:
     """Make an index of tar or parquet shards. The same command started again goes on where it stopped. Further verbs
     are `aligntok index check`, `merge` and `select`, each with --help.
+
+        aligntok index '/data/laion/{00000..00127}.tar' --out laion_index
+        aligntok index /data/laion --out laion_index --part 3/64
     """
 
     shards: tuple[str, ...]
@@ -89,7 +93,11 @@ class IndexRequest:
 
 @settings
 class MergeRequest:
-    """Merge indexes of different shards into one."""
+    """Merge indexes of different shards into one.
+
+    aligntok index merge parts/0 parts/1 --out laion_index
+    aligntok index merge parts/0 parts/1 --out laion_index --json
+    """
 
     parts: tuple[str, ...]
     """Folders of indexes with the same columns."""
@@ -99,7 +107,11 @@ class MergeRequest:
 
 @settings
 class IndexCheck:
-    """Check an index: its files, that its shards are as they were, that images and captions lie where it says."""
+    """Check an index: its files, that its shards are as they were, that images and captions lie where it says.
+
+    aligntok index check laion_index
+    aligntok index check laion_index --blocks 1000
+    """
 
     index: str | Path
     """The folder of the index."""
@@ -136,7 +148,11 @@ class Wanted:
 
 @settings
 class SelectRequest(Wanted):
-    """Find the samples of an index that a training takes, before it starts."""
+    """Find the samples of an index that a training takes, before it starts.
+
+    aligntok index select laion_index --where 'AESTHETIC_SCORE >= 5'
+    aligntok index select laion_index --where laion --captioned
+    """
 
     index: str | Path
     """The folder of the index."""

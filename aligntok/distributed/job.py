@@ -36,6 +36,7 @@ from aligntok.distributed import (
 )
 from aligntok.ends import end_now
 from aligntok.errors import AlignTokError, Preempted, ProcessError, first_line
+from aligntok.io.console import is_quiet
 
 logger = logging.getLogger("aligntok.engine")
 SILENCE_SECONDS = 120.0  # without a sign of life after which a process counts as failed
@@ -100,7 +101,7 @@ def in_full_rounds(items: Sequence[T], nothing: T) -> list[T]:
 def progress_bar(total: int, description: str, unit: str, show: bool = True) -> tqdm[Any]:
     """Return a bar on stderr, seen when the work takes more than a few seconds, in the first process of a group."""
     every = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file gets fewer lines
-    hidden = not (show and is_first())
+    hidden = is_quiet() or not (show and is_first())
     return tqdm(total=total, desc=description, unit=unit, delay=3, mininterval=every, disable=hidden)
 
 

@@ -22,6 +22,7 @@ from aligntok.distributed.job import batched
 from aligntok.engine.checkpoints import CURE, write_snapshot
 from aligntok.engine.compile import FOLDER, is_compiled
 from aligntok.engine.ema import LEAST_DECAY
+from aligntok.io.console import is_quiet, say
 from aligntok.io.files import write_json, writing
 from aligntok.io.pictures import captioned, image_grid, reconstruction_grid, save_picture, to_picture
 from aligntok.ops.attention import kernels_taken
@@ -170,7 +171,7 @@ class ProgressHook(Hook):
 
     def before_train_epoch(self, runner: Any) -> None:
         if is_first():
-            live = sys.stderr.isatty()
+            live = sys.stderr.isatty() and not is_quiet()
             options: dict[str, Any] = dict(disable=not live, dynamic_ncols=True, leave=True)
             self._bar = tqdm(total=runner.max_iters, initial=runner.iter, desc=self.name, unit="step", **options)
             self._first, self._began = runner.iter, time.monotonic()
@@ -189,7 +190,7 @@ class ProgressHook(Hook):
             return
         step, last = runner.iter + 1, runner.max_iters
         left = (time.monotonic() - self._began) / (step - self._first) * (last - step)
-        print(f"{self.name}: step {step}/{last}  ETA {tqdm.format_interval(round(left))}  {text}", flush=True)
+        say(f"{self.name}: step {step}/{last}  ETA {tqdm.format_interval(round(left))}  {text}")
 
     def after_train_epoch(self, runner: Any, metrics: Any = None) -> None:
         if self._bar is not None:

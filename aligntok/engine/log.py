@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aligntok.distributed import is_first
+from aligntok.io.console import is_colored, is_verbose, say
 
 own = logging.getLogger("aligntok")
 
@@ -56,30 +57,35 @@ class _Silenced:
     def __call__(self, record: logging.LogRecord) -> None:
         if not self.said:
             self.said = True
-            print(f"the log {self.path} cannot be written; what it misses is not kept", flush=True)
+            print(f"the log {self.path} cannot be written; what it misses is not kept", file=sys.stderr, flush=True)
 
 
 class _Terminal(logging.StreamHandler):
-    """mmengine's handler of standard output, whatever that is by now, with the first message of a kind and numbers."""
+    """mmengine's handler, but on standard error, whatever that is by now: the first message of a kind, and numbers.
+
+    Where a command is to tell all that it does, every message.
+    """
 
     def __init__(self, like: logging.Handler) -> None:
-        logging.Handler.__init__(self, max(like.level, logging.WARNING))
-        self.setFormatter(like.formatter)
+        logging.Handler.__init__(self, max(like.level, logging.INFO if is_verbose() else logging.WARNING))
+        self.setFormatter(type(like.formatter)(color=is_colored(), datefmt=like.formatter.datefmt))  # type: ignore
         self._counts: Counter[str] = Counter()
 
     @property
     def stream(self) -> Any:
-        return sys.stdout
+        return sys.stderr
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno >= logging.ERROR:
             return False
         self._counts[str(record.msg)] += 1
-        return str(self._counts[str(record.msg)]).rstrip("0") == "1"  # 1, 10, 100, ...
+        return is_verbose() or str(self._counts[str(record.msg)]).rstrip("0") == "1"  # 1, 10, 100, ...
 
     def format(self, record: logging.LogRecord) -> str:
         number = self._counts[str(record.msg)]
-        return super().format(record) + (f" ({number} like this so far, each in the log)" if number > 1 else "")
+        return super().format(record) + (
+            f" ({number} like this so far, each in the log)" if number > 1 and not is_verbose() else ""
+        )
 
 
 def _leave() -> None:
@@ -89,4 +95,4 @@ def _leave() -> None:
     for file in files if is_first() else ():
         count = file.read_bytes().count(b" - WARNING - ") if file.is_file() else 0
         if count > 1:
-            print(f"{count} warnings, each in {file}", flush=True)
+            say(f"{count} warnings, each in {file}")

@@ -24,6 +24,7 @@ from aligntok.errors import DataError
 from aligntok.evaluation.images import RESIZE, EvaluationImages, begins_anew, frozen, name_unreadable
 from aligntok.evaluation.results import Result, evaluating, identity, publish, result_folder
 from aligntok.evaluation.settings import ImageSettings, ProbeSettings
+from aligntok.io.console import say
 from aligntok.loading import load_tokenizer
 from aligntok.rng import rng, seed_torch
 from aligntok.settings import Precision
@@ -198,7 +199,7 @@ def keep_what_fits(splits: Sequence[SplitFeatures], memory_gb: float) -> None:
     fits = needed <= memory_gb
     if is_first():
         done = "encoded once, and kept" if fits else f"encoded anew each epoch: more than memory_gb={memory_gb:g}"
-        print(f"Features: {dim} an image, {needed:.3g} GB a process; {done}")
+        say(f"Features: {dim} an image, {needed:.3g} GB a process; {done}")
     if fits:
         for split in splits:
             split.keep()
@@ -278,7 +279,7 @@ def run(probe: Probe, train: SplitFeatures, val: SplitFeatures, asked: ProbeSett
         loss, right = loss / count, right / count
         history.append({"epoch": number, "train_loss": loss, "train_top1": right, "top1": top1, "top5": top5})
         if is_first():
-            print(
+            say(
                 f"Epoch {number}/{asked.epochs}: training loss {loss:.4f}, top-1 {right:.2%}; validation top-1 "
                 f"{top1:.2%}, top-5 {top5:.2%}"
             )

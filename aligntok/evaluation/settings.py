@@ -10,15 +10,12 @@ from pydantic import Field
 
 from aligntok.errors import ConfigError
 from aligntok.settings import (
-    AboveZero,
     BatchSize,
     Count,
     ImageSize,
     NotNegative,
-    Parallel,
     Positive,
     Precision,
-    Width,
     Workers,
     settings,
 )
@@ -62,6 +59,9 @@ class ImageSettings(DataSettings):
 class LatentAnalysis(ImageSettings):
     """Measure and show the latent spaces of tokenizers on the same images, beside a pretrained encoder's: CKNNA,
     spatial variance, total variation, density on a t-SNE, PCA pictures. Under torchrun every process takes its share.
+
+        aligntok analyze-latents work_dirs/my_run work_dirs/other /data/imagenet
+        aligntok analyze-latents work_dirs/my_run /data/imagenet --num-images 1000
     """
 
     tokenizers: Annotated[tuple[str | Path, ...], Field(min_length=1)]
@@ -94,6 +94,9 @@ class LatentAnalysis(ImageSettings):
 class ReconstructionSettings(ImageSettings):
     """Measure the reconstructions of images: PSNR, SSIM, perceptual distances and rFID. Under torchrun every process
     takes its share. Numbers go to the terminal, a JSON file, TensorBoard and a report to read.
+
+        aligntok evaluate reconstruction work_dirs/my_run /data/imagenet
+        aligntok evaluate reconstruction my_tokenizer /data/imagenet --num-images 5000 --json
     """
 
     tokenizer: str | Path
@@ -119,6 +122,9 @@ class ReconstructionSettings(ImageSettings):
 class GenerationSettings:
     """Measure samples against a reference: FID, sFID, IS, precision, recall, KID, density, coverage. Under torchrun
     every process takes its share. Numbers go to the terminal, a JSON file, TensorBoard and a report to read.
+
+        aligntok evaluate generation samples --reference reference.safetensors
+        aligntok evaluate generation samples --reference VIRTUAL_imagenet256_labeled.npz
     """
 
     samples: str | Path
@@ -142,6 +148,9 @@ class TextImageSettings:
     """Measure pictures against the prompts that they were drawn from: HPSv2, PickScore, ImageReward, aesthetic, CLIP
     score, VQAScore, GenEval, GenEval 2 and DPG-Bench, each on weights of yours. Under torchrun every process takes its
     share. Of two folders also who wins.
+
+        aligntok evaluate text-image samples --metrics clip
+        aligntok evaluate text-image samples --metrics hpsv2 --weights hpsv2=/weights/HPS_v2.1_compressed.pt
     """
 
     samples: Annotated[tuple[str | Path, ...], Field(min_length=1, max_length=2)]
@@ -165,7 +174,11 @@ class TextImageSettings:
 
 @settings
 class ReferenceSettings(ImageSettings):
-    """Make the statistics of real images that samples are held to. Under torchrun every process takes its share."""
+    """Make the statistics of real images that samples are held to. Under torchrun every process takes its share.
+
+    aligntok evaluate make-reference /data/imagenet reference.safetensors
+    aligntok evaluate make-reference /data/imagenet reference.safetensors --image-size 256
+    """
 
     out: str | Path
     """The file to write, such as imagenet256.safetensors."""
@@ -181,6 +194,9 @@ class ReferenceSettings(ImageSettings):
 class ProbeSettings(DataSettings):
     """Train a linear classifier on a tokenizer's frozen latents and measure it: top-1 and top-5. The defaults are the
     paper's. Under torchrun every process takes its share.
+
+        aligntok evaluate linear-probe work_dirs/my_run /data/imagenet
+        aligntok evaluate linear-probe my_tokenizer /data/imagenet --epochs 10 --batch-size 256
     """
 
     tokenizer: str | Path
@@ -228,88 +244,13 @@ class ProbeSettings(DataSettings):
 
 
 @settings
-class CostSettings:
-    """How costs are measured."""
-
-    resolutions: tuple[Width, ...] = (256, 512, 1024)
-    """Pixels a side."""
-    batch_sizes: tuple[BatchSize, ...] = (1, 4, 8)
-    """Images at once, of encoder and decoder."""
-    repeats: Positive = 10
-    """Timed calls of each kind."""
-    precision: Precision = "fp32"
-    """Of encoder and decoder."""
-    max_seconds: AboveZero = 30.0
-    """Leave out calls that take longer."""
-    devices: BatchSize = 1
-    """Devices that share a training step's batch."""
-
-
-@settings
-class CostRequest(CostSettings):
-    """Tell what configs cost: parameters and multiply-accumulates; latency and memory of encoder and decoder; time and
-    memory of training steps, whole and by part; device-hours of the schedule. Weights are random. On a GPU if there is
-    one. `measure-cost scaling` tells what more GPUs are worth.
-    """
-
-    configs: Annotated[tuple[str | Path, ...], Field(min_length=1)]
-    """Config files, such as configs/aligntok_dinov2_f16d32.py."""
-    meta: bool = False
-    """Only what needs no run: parameters, multiply-accumulates, schedule."""
-    inference: bool = True
-    """Measure encoder and decoder."""
-    training: bool = True
-    """Measure training steps."""
-    encoders: tuple[str, ...] = ()
-    """Count and measure these encoders, too, such as ldm_cnn."""
-    out: str | Path | None = None
-    """Folder of cost.json; None: evaluation/cost in the first config's work_dir."""
-    cfg_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Override keys of every config."""
-
-    @property
-    def measured(self) -> list[str]:
-        """Which of inference and training to run."""
-        return [name for name in ("inference", "training") if getattr(self, name) and not self.meta]
-
-
-@settings
-class ScalingRequest:
-    """Tell what more GPUs are worth: seconds of a step, images a second and efficiency, by arithmetic, from the step of
-    one GPU, the bytes that are sent, and bandwidths.
-    """
-
-    config: str | Path
-    """A config file, such as configs/aligntok_dinov2_f16d32.py."""
-    stage: str | None = None
-    """Only the stage of this name, or generation."""
-    step_seconds: tuple[AboveZero, ...] = ()
-    """Seconds of a step of one GPU, one for each stage; none: they are measured here."""
-    images: BatchSize | None = None
-    """Images of one GPU in that step; None: its share of the config's batch on one node."""
-    fixed_batch: bool = False
-    """Share out the config's batch, in place of as many images for every GPU."""
-    parallel: Parallel | None = None
-    """How processes hold the model: replicate, shard, or shard=8; None: as the config says."""
-    gpus: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    """Numbers of GPUs."""
-    gpus_per_node: Positive = 8
-    """GPUs of a node."""
-    node_bandwidth: AboveZero = 300.0
-    """GB/s that a GPU sends within a node; what NVLink of an H100 is said to leave to NCCL."""
-    network_bandwidth: AboveZero = 40.0
-    """GB/s that a GPU sends to another node; what a network of 400 Gb/s a GPU leaves."""
-    overlap: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Share of the backward pass in which exchanges go on unnoticed."""
-    cfg_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Override config keys."""
-
-
-@settings
 class ComparisonRequest:
     """Train the tokenizers that a comparison's config names, at one budget of images, the same generator on each, and
     measure all of them alike. Says beforehand what it takes. The same command started again goes on where it stopped;
     under torchrun every process takes its share.
+
+        aligntok compare configs/small/comparison.py --dry-run
+        aligntok compare configs/small/comparison.py --only aligntok
     """
 
     config: str | Path
@@ -328,6 +269,9 @@ class ComparisonRequest:
 class ReportSettings:
     """Write one self-contained HTML page about everything found in work folders: training curves, reconstructions,
     samples, guidance sweeps and results of evaluations; several are shown side by side.
+
+        aligntok report work_dirs/my_run
+        aligntok report work_dirs/my_run work_dirs/other --out report.html
     """
 
     runs: tuple[str | Path, ...]

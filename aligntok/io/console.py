@@ -1,12 +1,58 @@
-"""Tables and lines on the terminal: one look for all that commands print, of texts that rich takes as they are."""
+"""Tables and lines on the terminal: one look for all that commands print, of texts that rich takes as they are.
+
+Results go to stdout, by :func:`print_table`, :func:`print_line` and print. What a command tells of its work goes to
+stderr, by :func:`say`, and how much of it :func:`speaking` sets.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import os
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
+
+_manner = {"quiet": False, "verbose": False}
+
+
+@contextmanager
+def speaking(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
+    """Let what runs inside tell nothing of its work but warnings and errors, or everything that its log has."""
+    before = dict(_manner)
+    _manner.update(quiet=quiet, verbose=verbose)
+    try:
+        yield
+    finally:
+        _manner.update(before)
+
+
+def is_quiet() -> bool:
+    """Tell whether neither talk nor progress is wanted."""
+    return _manner["quiet"]
+
+
+def is_verbose() -> bool:
+    """Tell whether everything that goes to a log is wanted on the terminal, too."""
+    return _manner["verbose"]
+
+
+def is_colored() -> bool:
+    """Tell whether stderr is a terminal that takes colours (https://no-color.org)."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+def say(text: str) -> None:
+    """Tell something of a command's work, on stderr; nothing where it is to be quiet."""
+    if not is_quiet():
+        print(text, file=sys.stderr, flush=True)
+
+
+def beside() -> Console:
+    """Return where tables that belong to the talk are printed."""
+    return Console(stderr=True, quiet=is_quiet())
 
 
 def print_table(

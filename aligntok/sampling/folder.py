@@ -32,6 +32,7 @@ from aligntok.distributed import is_first
 from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.distributed.output_folder import found_by_first
 from aligntok.errors import DataError, ImageError, Preempted, first_line
+from aligntok.io.console import say
 from aligntok.io.files import read_bytes, replacing, write_json
 from aligntok.io.folders import check_space, remove_leftovers
 from aligntok.io.pictures import captioned, image_grid, save_picture, to_picture
@@ -88,7 +89,7 @@ class SampleFolder:
             check_space(self.path / DESCRIPTION, needed, what, "give another --out, or take --no-npz")
             self._describe(finished=False)
             self._write_records()
-            print(f"Drawing {missing} of {self.num} samples into {self.path}")
+            say(f"Drawing {missing} of {self.num} samples into {self.path}")
         return is_missing
 
     def _there(self) -> set[str]:

@@ -26,6 +26,11 @@ from aligntok.settings import BatchSize, ChangesTo, ImageSize, Pictures, Positiv
 class SampleRequest:
     """Draw samples from a trained generator. The same command started again goes on where it stopped; under torchrun
     every process takes its share. Options of sampling default to what the run's config says.
+
+        aligntok sample work_dirs/my_run --num-samples 16
+        aligntok sample work_dirs/my_run --num-samples 50000 --steps 250 --cfg-scale 6.7
+        aligntok sample work_dirs/my_flux --prompt 'a red fox in the snow'
+        aligntok sample work_dirs/my_run --guidance-sweep 1 2 4 8 --sweep-steps 10 30
     """
 
     run: str | Path

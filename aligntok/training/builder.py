@@ -22,6 +22,7 @@ from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StageRunner, StepLoop
 from aligntok.engine.schedules import complete_schedule
 from aligntok.errors import ConfigError
+from aligntok.io.console import say
 from aligntok.io.files import hide_host, write_json
 from aligntok.io.places import without_places
 from aligntok.loading import STAGE_FORMAT
@@ -58,7 +59,7 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
             visualizer.close()  # writes TensorBoard's last two minutes, whatever ended the training
     unreadable = int(total(torch.tensor(getattr(data.train, "num_unreadable", 0))))  # each process saw its share
     if unreadable and is_first():
-        print(f"{stage.name}: images that could not be read and were replaced: {unreadable} (named above)", flush=True)
+        say(f"{stage.name}: images that could not be read and were replaced: {unreadable} (named above)")
     return runner
 
 

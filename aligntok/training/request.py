@@ -22,6 +22,10 @@ class Hardware(NamedTuple):
 class TrainRequest:
     """Train a tokenizer, stage after stage, and a generator. The same command started again goes on where it
     stopped.
+
+        aligntok train configs/demo/photographs_f8d16.py --dry-run
+        aligntok train configs/aligntok_dinov2_f16d32.py --cfg-options data_root=/data/imagenet
+        aligntok train configs/aligntok_dinov2_f16d32.py --dry-run --processes 8 --gpu-memory 80
     """
 
     config: str | Path
@@ -65,7 +69,12 @@ class TrainRequest:
 
 @settings(renamed={"sigma_rel": "ema"})
 class ExportRequest:
-    """Write a tokenizer as a folder that anyone can load, or for other programs; a generator for diffusers."""
+    """Write a tokenizer as a folder that anyone can load, or for other programs; a generator for diffusers.
+
+    aligntok export work_dirs/my_run my_tokenizer
+    aligntok export work_dirs/my_run my_tokenizer --weights raw
+    aligntok export work_dirs/my_flux my_transformer --format diffusers
+    """
 
     source: str | Path
     """A work folder or stage, a saved tokenizer, a published checkpoint, a hub id."""

@@ -18,6 +18,7 @@ from aligntok.distributed.parallel import check_group
 from aligntok.engine.checkpoints import finished_steps, share_hashing
 from aligntok.engine.log import logging_the_end
 from aligntok.errors import CheckpointError, ConfigError, Preempted, WeightsError, unknown
+from aligntok.io.console import beside, print_line, say
 from aligntok.io.folders import check_links, lock_folder, remove_leftovers
 from aligntok.registry import loading_line
 from aligntok.training.alignment import expand_stages
@@ -49,19 +50,11 @@ def run(
     trained. Returns the saved generator's folder, of a config without one the tokenizer's, or None when that is not
     finished. Raises AlignTokError's kinds before the first step wherever they can be known.
     """
-    stages = expand(config)
-    chosen = [stage for stage in stages if only_stage in (None, stage.name)]
-    if not chosen:
-        raise ConfigError(unknown("stage", only_stage, [stage.name for stage in stages]))
-    deterministic = config.get("deterministic", False)
     if dry_run:
-        _tell(stages, chosen, hardware)
-        for stage in chosen if deterministic else ():
-            try:
-                check_repeatable(stage.completed())
-            except ConfigError as error:
-                _say(f"refused where there is a GPU: {error}")
+        look_ahead(config, only_stage, hardware)
         return None
+    stages, chosen = _chosen(config, only_stage)
+    deterministic = config.get("deterministic", False)
     folder: Path | None = None
     with logging_the_end(), job(config["process_timeout"]) as launcher, repeatable(deterministic):
         check_links(config["work_dir"], *(stage.folder for stage in stages))
@@ -82,14 +75,37 @@ def run(
     return folder
 
 
-def _tell(stages: Sequence[Stage], chosen: Sequence[Stage], hardware: Hardware | None) -> None:
-    """Print what the chosen of the stages are going to do, and with `hardware` what they take of it."""
+def _chosen(config: Mapping[str, Any], only: str | None) -> tuple[list[Stage], list[Stage]]:
+    """Return all stages of a config, and those that are asked for. Raises ConfigError where there is none."""
+    stages = expand(config)
+    chosen = [stage for stage in stages if only in (None, stage.name)]
+    if not chosen:
+        raise ConfigError(unknown("stage", only, [stage.name for stage in stages]))
+    return stages, chosen
+
+
+def look_ahead(
+    config: Mapping[str, Any], only_stage: str | None = None, hardware: Hardware | None = None
+) -> list[StagePlan]:
+    """Print, and return, what the chosen of the stages are going to do, and with `hardware` what they take of it."""
+    stages, chosen = _chosen(config, only_stage)
+    plans = _tell(stages, chosen, hardware)
+    for stage in chosen if config.get("deterministic", False) else ():
+        try:
+            check_repeatable(stage.completed())
+        except ConfigError as error:
+            print_line(f"refused where there is a GPU: {error}")
+    return plans
+
+
+def _tell(stages: Sequence[Stage], chosen: Sequence[Stage], hardware: Hardware | None) -> list[StagePlan]:
     processes = world()[1]
     if hardware is not None:
         processes, parallel = hardware.processes, hardware.parallel
         if parallel is not None:
             chosen = [replace(stage, settings=replace(stage.settings, parallel=parallel)) for stage in chosen]
-    print_plan([_plan_beforehand(stage, processes) for stage in chosen])
+    plans = [_plan_beforehand(stage, processes) for stage in chosen]
+    print_plan(plans)
     if hardware is not None:
         held = {stage.name: stage_memory(stage.completed(), processes) for stage in chosen}
         print_memory(held, hardware.gpu_memory)
@@ -97,6 +113,7 @@ def _tell(stages: Sequence[Stage], chosen: Sequence[Stage], hardware: Hardware |
     for stage in chosen:
         stage.check_follows([*stages[: names.index(stage.name)]])
         _tell_missing_weights(stage)
+    return plans
 
 
 def _plan_beforehand(stage: Stage, processes: int) -> StagePlan:
@@ -110,7 +127,7 @@ def _tell_missing_weights(stage: Stage) -> None:
     try:
         check_weights(stage)
     except WeightsError as error:
-        _say(f"still missing, and refused by the run: {error}")
+        print_line(f"still missing, and refused by the run: {error}")
 
 
 def expand(config: Mapping[str, Any]) -> list[Stage]:
@@ -152,7 +169,7 @@ def _train(
             report_changes(stage.folder, stage.name, given.train, stage.is_of_classes(given))
     plans = [plan_stage(stage, world()[1], len(data[stage.name].train)) for stage in wanted if left]
     if is_first() and plans:
-        print_plan(plans)
+        print_plan(plans, beside())
     check_before_training(left, plans)
     if torch.are_deterministic_algorithms_enabled() and device().type == "cuda":
         for stage in left:
@@ -202,4 +219,4 @@ def _is_left(stage: Stage) -> bool:
 
 def _say(text: str) -> None:
     if is_first():
-        print(text, flush=True)
+        say(text)

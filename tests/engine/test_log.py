@@ -12,6 +12,7 @@ import pytest
 from mmengine.logging import MMLogger
 
 from aligntok.engine.log import log_to, logging_the_end
+from aligntok.io.console import speaking
 
 PACKAGE = Path(__file__).parents[2] / "aligntok"
 NUMBERS = itertools.count()
@@ -62,12 +63,12 @@ def test_every_warning_is_in_the_file_and_counted_on_the_terminal(log, capsys):
             logging.getLogger(dict(WARNINGS)[template]).warning(template, *arguments(template, number))
     written = log[1].read_text()
     assert all(template % arguments(template, number) in written for template in TEMPLATES for number in range(1, 13))
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert shown.count("WARNING") == 2 * len(TEMPLATES)
     assert shown.count("(10 like this so far, each in the log)") == len(TEMPLATES)
     with logging_the_end():
         pass
-    assert capsys.readouterr().out == f"{12 * len(TEMPLATES)} warnings, each in {log[1]}\n"
+    assert capsys.readouterr().err == f"{12 * len(TEMPLATES)} warnings, each in {log[1]}\n"
     assert not logging.getLogger("aligntok").handlers
 
 
@@ -76,7 +77,17 @@ def test_the_error_that_ends_a_run_is_in_the_file_alone(log, capsys):
     with pytest.raises(ValueError, match="no such thing"), logging_the_end():
         raise ValueError("no such thing")
     assert "ValueError: no such thing" in log[1].read_text()
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_command_that_is_to_tell_all_shows_every_message_and_color_on_a_terminal_alone(log, capsys):
+    with speaking(verbose=True):
+        log_to(log[0])
+        for number in range(3):
+            logging.getLogger("aligntok.data").info("message %d", number)
+    shown = capsys.readouterr().err
+    assert [line.split(" - ")[-1] for line in shown.splitlines()] == ["message 0", "message 1", "message 2"]
+    assert "\x1b[" not in shown
 
 
 def test_what_is_no_text_is_in_the_file_by_its_code(log):
@@ -92,8 +103,8 @@ def test_a_log_whose_disk_is_full_says_so_once(log, capsys):
     for number in range(3):
         logging.getLogger("aligntok.data").info("message %d", number)
     printed = capsys.readouterr()
-    assert printed.out == f"the log {log[1]} cannot be written; what it misses is not kept\n"
-    assert printed.err == ""
+    assert printed.err == f"the log {log[1]} cannot be written; what it misses is not kept\n"
+    assert printed.out == ""
     with pytest.raises(OSError, match="No space"):
         file.stream.close()
     file.stream = None

@@ -97,7 +97,7 @@ def test_features_encoded_anew_give_the_same_result(found, tiny_tokenizer, label
     result = linear_probe(
         ProbeSettings(tokenizer=tiny_tokenizer, data=labelled, out=tmp_path, memory_gb=0.0, **OPTIONS)
     )
-    assert "encoded anew each epoch" in capsys.readouterr().out
+    assert "encoded anew each epoch" in capsys.readouterr().err
     for row, expected in zip(numbers(result), numbers(found[1]), strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
 
@@ -128,7 +128,7 @@ def test_the_command_hands_its_options_on(tiny_tokenizer, labelled, tmp_path, ca
     assert evaluate(["linear-probe", *words, "--num-val", "12", "--workers", "0", "--epochs", "1"]) == 0
     settings = read_result(tmp_path / "linear_probe.json").settings
     assert (settings["train_images"], settings["images"], settings["epochs"]) == (30, 12, 1)
-    assert "Epoch 1/1: training loss " in capsys.readouterr().out
+    assert "Epoch 1/1: training loss " in capsys.readouterr().err
 
 
 # What cannot be probed

@@ -232,8 +232,8 @@ def test_sigterm_ends_it_without_results(run, tmp_path, monkeypatch, capsys):
         (["--cfg-scale", "2"], "--guidance-sweep and --sweep-steps say which scales and steps; leave out --cfg-scale"),
         (["--steps", "2"], "leave out --cfg-scale, --steps"),
         (["--guidance-sweep", "-2"], "cfg_scale=-2.0; it must be int or float of at least 0"),
-        (["--sweep-steps", "0"], "sample: --sweep-steps 0; it must be list of int of at least 1"),
-        (["--num-samples", "0"], "sample: --num-samples 0; it must be int of at least 1"),
+        (["--sweep-steps", "0"], "aligntok sample: --sweep-steps 0; it must be list of int of at least 1"),
+        (["--num-samples", "0"], "aligntok sample: --num-samples 0; it must be int of at least 1"),
     ],
 )
 def test_sweeps_that_cannot_be_are_refused(run, tmp_path, options, message):

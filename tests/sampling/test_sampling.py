@@ -667,7 +667,7 @@ def test_a_larger_number_goes_on_and_a_smaller_one_draws_nothing(run, whole, tmp
     sample_images(SampleRequest(run=run, num_samples=8, out=out, batch_size=4))
     sample_images(SampleRequest(run=run, num_samples=NUM, out=out, batch_size=4))
     assert drawn == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
-    assert "Drawing 3 of 11 samples into" in capsys.readouterr().out
+    assert "Drawing 3 of 11 samples into" in capsys.readouterr().err
     assert contents(out) == contents(whole)
     sample_images(SampleRequest(run=run, num_samples=5, out=out, batch_size=4))
     assert len(drawn) == 3
@@ -868,9 +868,9 @@ def test_too_little_memory_is_told_as_such(run, tmp_path, monkeypatch):
         (["--classes", "tencj"], "no class named 'tencj'; did you mean 'tench'"),
         (["--classes", "index:5"], "class 5: there are 5, numbered from 0 to 4"),
         (["--classes", "1", "--labels", "random"], "both labels=random and a list of classes were given"),
-        (["--batch-size", "0"], "sample: --batch-size 0; it must be int of at least 1"),
-        (["--grid", "-1"], "sample: --grid -1; it must be int of at least 0"),
-        (["--seed", "-1"], "sample: --seed -1; it must be int of at least 0"),
+        (["--batch-size", "0"], "aligntok sample: --batch-size 0; it must be int of at least 1"),
+        (["--grid", "-1"], "aligntok sample: --grid -1; it must be int of at least 0"),
+        (["--seed", "-1"], "aligntok sample: --seed -1; it must be int of at least 0"),
         (["--seed", "4294967290"], r"seed 4294967290 with 11 samples: seeds end at 2\^32 - 1"),
         (["--sweep-steps", "3"], "--sweep-steps belongs to --guidance-sweep"),
         (["--guidance-sweep", "2", "--cfg-scale", "3"], "leave out --cfg-scale"),

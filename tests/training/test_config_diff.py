@@ -97,7 +97,7 @@ def test_a_finished_stage_of_other_settings_is_reported(go_on, caplog, capsys):
     assert go_on("seed=0") == 0
     caplog.clear()
     assert go_on("optimizer.lr=1e-5", "optimizer.type=RAdam") == 0
-    assert "finished already, skipped" in capsys.readouterr().out
+    assert "finished already, skipped" in capsys.readouterr().err
     assert "remove its folder to train it again" in caplog.text
 
 

@@ -14,7 +14,7 @@ from aligntok.cli import train
 from aligntok.engine.checkpoints import finished_steps
 from aligntok.errors import ConfigError
 from aligntok.evaluation import cost
-from aligntok.evaluation.settings import CostRequest
+from aligntok.evaluation.cost_settings import CostRequest
 from aligntok.losses import Loss
 from aligntok.registry import LOSSES
 from aligntok.training import run as run_module

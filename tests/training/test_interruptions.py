@@ -122,9 +122,9 @@ def test_files_that_vanish_are_counted_and_too_many_end_the_run(
     data = dict(train=dict(split="train", image_size=32, max_unreadable=2), val=None, workers=workers)
     config = write_config(data_root=str(tmp_path / "photographs"), data=data, steps=STEPS)
     vanishing = iter([files[:2], files[2:3]])
-    monkeypatch.setattr(run, "print_plan", lambda plans: [file.unlink() for file in next(vanishing)])
+    monkeypatch.setattr(run, "print_plan", lambda *plans: [file.unlink() for file in next(vanishing)])
     assert train([config, "--work-dir", str(tmp_path / "run"), "--stage", STAGES[0]]) == 0
-    assert "images that could not be read and were replaced: 2 (named above)" in capsys.readouterr().out
+    assert "images that could not be read and were replaced: 2 (named above)" in capsys.readouterr().err
     vanishing = iter([files[2:5]])
     assert train([config, "--work-dir", str(tmp_path / "other"), "--stage", STAGES[0]]) == 2
     printed = capsys.readouterr().err

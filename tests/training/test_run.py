@@ -39,7 +39,7 @@ TRAIN_TOOL = Path(__file__).parents[2] / "tools" / "train.py"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, config_source):
-    """A finished run, made once and only looked at: (work folder, config file, what was printed)."""
+    """A finished run, made once and only looked at: (work folder, config file, what was printed and told)."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.py").write_text(config_source(steps=STEPS))
     command = [
@@ -54,7 +54,7 @@ def finished(tmp_path_factory, config_source):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return folder / "run", str(folder / "tiny.py"), done.stdout
+    return folder / "run", str(folder / "tiny.py"), (done.stdout, done.stderr)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_the_tokenizer_is_the_last_stages_averages_and_what_it_froze(finished):
 
 
 def test_it_says_what_it_will_do_and_what_it_reached(finished):
-    work_dir, _, printed = finished
+    work_dir, _, (printed, told) = finished
     for words in (
         "What is going to be trained",
         "0.22 M trained",
@@ -140,11 +140,12 @@ def test_it_says_what_it_will_do_and_what_it_reached(finished):
         "= epochs",
         "disk a checkpoint",
     ):
-        assert words in printed
+        assert words in told
     for stage in ("latent_alignment", "perceptual_alignment", "decoder_refinement"):
-        assert f"{stage}: step {STEPS}/{STEPS}" in printed
-    assert "ETA" in printed
-    assert "images/s" in printed
+        assert f"{stage}: step {STEPS}/{STEPS}" in told
+    assert "ETA" in told
+    assert "images/s" in told
+    assert "step" not in printed.replace("/step_", "")  # results alone
     assert f"Tokenizer: {work_dir / 'tokenizer'}" in printed
     assert "PSNR (dB)" in printed
 
@@ -270,7 +271,7 @@ def test_a_second_run_skips_finished_stages_and_writes_nothing_in_them(copy_of_f
     before = {folder: modified(work_dir / folder) for folder in FOLDERS}
     weights = tensors(aligntok.load_tokenizer(work_dir / "tokenizer"))
     assert start(config, work_dir) == 0
-    assert capsys.readouterr().out.count("finished already, skipped") == 3
+    assert capsys.readouterr().err.count("finished already, skipped") == 3
     assert {folder: modified(work_dir / folder) for folder in FOLDERS} == before
     assert same(weights, tensors(aligntok.load_tokenizer(work_dir / "tokenizer")))
 

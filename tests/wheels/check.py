@@ -42,6 +42,8 @@ SAME = ("--image-size", "32", "--workers", "0")
 COMMANDS = [
     ("env",),
     ("plugins", "check"),
+    ("configs", "cp", "ablations/lora", "copied"),
+    ("train", "copied/ablations/lora.py", "--dry-run"),
     ("train", "tiny.py"),
     ("cache-latents", "run/tokenizer", "images", "cache", *SAME),
     ("evaluate", "make-reference", "images", "reference.safetensors", *SAME, "--extractor", "efficientnet_lite0"),
@@ -65,9 +67,9 @@ def build(wheels: Path) -> None:
     """Build every wheel from a copy of the sources, without what earlier builds left; raise if a wheel lacks a file."""
     ignored = shutil.ignore_patterns("__pycache__", "build", "dist", "*.egg-info", ".*", "tests")
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
+        for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, folder)
-        for name in ("aligntok", "plugins"):
+        for name in ("aligntok", "configs", "plugins"):
             shutil.copytree(ROOT / name, Path(folder, name), ignore=ignored)
         sources = [folder, *(f"{folder}/plugins/{name}" for name in PLUGINS)]
         offline = ("--no-index", "--no-deps", "--no-build-isolation", "--quiet")
@@ -77,6 +79,9 @@ def build(wheels: Path) -> None:
         for source, name in zip(sources, ["aligntok", *PLUGINS], strict=True):
             package = Path(source, name.replace("-", "_"))
             files = {str(path.relative_to(source)) for path in package.rglob("*") if path.is_file()}
+            if name == "aligntok":
+                shipped = (path.relative_to(source) for path in Path(source, "configs").rglob("*.py"))
+                files |= {f"aligntok/_{path}" for path in shipped}
             (wheel,) = wheels.glob(f"{package.name}-*.whl")
             if lacking := files - {*zipfile.ZipFile(wheel).namelist()}:
                 raise SystemExit(f"{wheel.name} lacks {', '.join(sorted(lacking))}: see package-data in pyproject.toml")

@@ -49,15 +49,18 @@ def test_wheels_are_whole_and_every_command_works_from_them(tool, tmp_path):
 
 def test_a_file_that_a_wheel_lacks_is_named(tool, tmp_path, monkeypatch, capfd):
     (tmp_path / "aligntok" / "inner").mkdir(parents=True)
-    (tmp_path / "plugins").mkdir()
+    for name in ("plugins", "configs"):
+        (tmp_path / name).mkdir()
     for name in (
         "README.md",
         "LICENSE",
+        "MANIFEST.in",
         "aligntok/__init__.py",
         "aligntok/inner/left_out.py",
         "aligntok/left_out.json",
     ):
         (tmp_path / name).touch()
+    (tmp_path / "setup.py").write_text("from setuptools import setup; setup()")
     build = '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
     build += '[project]\nname = "aligntok"\nversion = "0"\n[tool.setuptools]\npackages = ["aligntok"]\n'
     (tmp_path / "pyproject.toml").write_text(build)

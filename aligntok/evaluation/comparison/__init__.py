@@ -25,6 +25,7 @@ from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.comparison.plan import Arm, Comparison, read_comparison
 from aligntok.evaluation.comparison.summary import REAL_IMAGES, RECONSTRUCTIONS, summarise
 from aligntok.evaluation.cost import measure_cost
+from aligntok.evaluation.cost_settings import CostRequest
 from aligntok.evaluation.images import EvaluationImages, frozen
 from aligntok.evaluation.latent_analysis import analyze_latents
 from aligntok.evaluation.linear_probe import linear_probe
@@ -36,14 +37,13 @@ from aligntok.evaluation.references import make_reference
 from aligntok.evaluation.results import Result, check_out, read_result
 from aligntok.evaluation.settings import (
     ComparisonRequest,
-    CostRequest,
     ImageSettings,
     LatentAnalysis,
     ProbeSettings,
     ReconstructionSettings,
     ReferenceSettings,
 )
-from aligntok.io.console import print_table
+from aligntok.io import console
 from aligntok.loading import load_tokenizer
 from aligntok.training.run import run
 from aligntok.training.run_info import run_info_of
@@ -113,10 +113,12 @@ def state_budget(comparison: Comparison) -> None:
         steps = " + ".join(f"{count:,}" for count in budget.steps)
         rows.append([words, steps, f"{budget.images:,}", "not timed" if time is None else f"{time:.2f}"])
     title = f"{comparison.source.stem}: every training, for each of {len(seeds)} seeds"
-    print_table(title, ["training", "steps", "images seen", "hours here"], rows, ["training"], title_at="center")
+    console.print_table(
+        title, ["training", "steps", "images seen", "hours here"], rows, ["training"], title_at="center"
+    )
     if None not in hours.values():
         each = sum(hours[name] or 0 for name in budgets) + len(budgets) * (hours["generator"] or 0)
-        print(f"Training takes about {len(seeds) * each:.1f} hours here; evaluations come on top of it.")
+        console.print_line(f"Training takes about {len(seeds) * each:.1f} hours here; evaluations come on top of it.")
 
 
 def estimate_hours(comparison: Comparison) -> dict[str, float | None]:
@@ -241,6 +243,6 @@ def missing(path: Path) -> bool:
 
 
 def say(text: str) -> None:
-    """Print in the first process."""
+    """Tell in the first process."""
     if is_first():
-        print(text, flush=True)
+        console.say(text)

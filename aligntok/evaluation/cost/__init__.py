@@ -17,9 +17,9 @@ from aligntok.errors import DataError
 from aligntok.evaluation.cost.count import Counted, build_encoder, count_config, count_encoder, parts_of
 from aligntok.evaluation.cost.measure import Row, measure_part
 from aligntok.evaluation.cost.steps import DATA, for_measuring, measure_step
+from aligntok.evaluation.cost_settings import CostRequest, CostSettings
 from aligntok.evaluation.results import Result
-from aligntok.evaluation.settings import CostRequest, CostSettings
-from aligntok.io.console import print_line, print_table
+from aligntok.io.console import print_line, print_table, say
 from aligntok.io.files import read_json
 from aligntok.io.folders import check_writable
 from aligntok.ops.attention import force_backend
@@ -72,7 +72,7 @@ def measure_cost(asked: CostRequest, console: Console | None = None) -> Result:
     counted += [count_encoder(name, factor, asked.resolutions) for name in asked.encoders]
     device, threads = this_device(), torch.get_num_threads()
     cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    tables = {**_count(counted), **_measure(counted, factor, asked, device, console)}
+    tables = {**_count(counted), **_measure(counted, factor, asked, device)}
     settings = {
         **{each.name: getattr(asked, each.name) for each in fields(CostSettings)},
         "device": (torch.cuda.get_device_name(device) if device.type == "cuda" else cpu) if asked.measured else None,
@@ -87,27 +87,25 @@ def measure_cost(asked: CostRequest, console: Console | None = None) -> Result:
     return result
 
 
-def _measure(
-    counted: Sequence[Counted], factor: int, asked: CostRequest, device: torch.device, console: Console
-) -> dict[str, list[Row]]:
+def _measure(counted: Sequence[Counted], factor: int, asked: CostRequest, device: torch.device) -> dict[str, list[Row]]:
     """Return the rows, by title, of what was measured; `factor` is that of encoders by their name."""
     tables: dict[str, list[Row]] = {title: [] for title in (INFERENCE, STEPS, STEP_PARTS)}
     with multiplying(asked.precision), tempfile.TemporaryDirectory() as folder, ExitStack() as at_the_end:
         at_the_end.callback(force_backend, None)  # chosen anew afterwards, whatever configs set
         for known in counted if "inference" in asked.measured else ():
             if known.tokenizer is not None:
-                print_line(f"{known.name}: measuring encoder and decoder", console)
+                say(f"{known.name}: measuring encoder and decoder")
                 force_backend(known.tokenizer.settings.attention)
                 parts = parts_of(Tokenizer(**known.tokenizer.without_pretrained().settings.model))
             elif not known.stages:
-                print_line(f"{known.name}: measuring the encoder", console)
+                say(f"{known.name}: measuring the encoder")
                 parts = [build_encoder(known.name, factor)]
             else:
                 continue
             tables[INFERENCE] += [row for part in parts for row in measure_part(part, known, asked, device)]
         for number, known in enumerate(counted if "training" in asked.measured else ()):
             for each in known.stages:
-                print_line(f"{known.name}: measuring training steps of {each.stage.name}", console)
+                say(f"{known.name}: measuring training steps of {each.stage.name}")
                 with repeatable(known.deterministic):
                     row, rows = measure_step(known.name, each, asked, device, Path(folder) / str(number))
                 tables[STEPS].append(row)

@@ -20,7 +20,7 @@ from torch.profiler import record_function
 from aligntok.device import computing, is_out_of_memory
 from aligntok.device import device as this_device
 from aligntok.evaluation.cost.count import Counted, Part
-from aligntok.evaluation.settings import CostSettings
+from aligntok.evaluation.cost_settings import CostSettings
 from aligntok.settings import Precision
 from aligntok.training.rehearsal import LiveTensors
 

@@ -17,8 +17,8 @@ from aligntok.distributed.parallel import Unit, group_of, traffic
 from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.cost.count import CountedStage
 from aligntok.evaluation.cost.steps import measure_step
-from aligntok.evaluation.settings import CostSettings, ScalingRequest
-from aligntok.io.console import print_line, print_table
+from aligntok.evaluation.cost_settings import CostSettings, ScalingRequest
+from aligntok.io.console import print_line, print_table, say
 from aligntok.ops.attention import force_backend
 from aligntok.training.config import load_config
 from aligntok.training.plan import make_plan
@@ -72,7 +72,7 @@ def cost_scaling(asked: ScalingRequest, console: Console | None = None) -> dict[
     found: dict[str, list[Scaled]] = {}
     for number, (stage, images) in enumerate(zip(chosen, each, strict=True)):
         with repeatable(config["deterministic"]):
-            seconds = asked.step_seconds[number] if asked.step_seconds else _measured(stage, images, console)
+            seconds = asked.step_seconds[number] if asked.step_seconds else _measured(stage, images)
         one = Scaled(1, images, 0.0, 0.0, seconds)
         found[stage.name] = _rows(stage, one, asked)
         _print(stage, found[stage.name], one, console)
@@ -105,9 +105,9 @@ def _rows(stage: Stage, one: Scaled, asked: ScalingRequest) -> list[Scaled]:
     return rows
 
 
-def _measured(stage: Stage, images: int, console: Console) -> float:
+def _measured(stage: Stage, images: int) -> float:
     """Return the seconds of a step of one GPU on this machine."""
-    print_line(f"measuring a training step of {stage.name}", console)
+    say(f"measuring a training step of {stage.name}")
     alone = replace(stage, settings=replace(stage.settings, global_batch_size=images))
     counted = CountedStage(alone, make_plan(alone, alone.build_model(), 1), 0)
     with multiplying(stage.settings.precision), tempfile.TemporaryDirectory() as folder:

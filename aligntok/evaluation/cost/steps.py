@@ -30,7 +30,7 @@ from aligntok.evaluation.cost.measure import (
     metering,
     seconds_per_operation,
 )
-from aligntok.evaluation.settings import CostSettings
+from aligntok.evaluation.cost_settings import CostSettings
 from aligntok.training.builder import build_runner
 from aligntok.training.stages import Stage
 

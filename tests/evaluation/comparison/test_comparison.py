@@ -194,7 +194,7 @@ def test_started_again_it_does_only_what_is_missing(finished, config, capsys):
     before = read_result(finished / "comparison.json").tables
     probe.unlink()
     assert compare([str(config), "--work-dir", str(finished)]) == 0
-    assert "finished already, skipped" in capsys.readouterr().out
+    assert "finished already, skipped" in capsys.readouterr().err
     assert probe.is_file()
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items() if path != probe)
     assert read_result(finished / "comparison.json").tables == before

@@ -27,8 +27,8 @@ from aligntok.evaluation.cost.measure import (
     free_bytes,
     measure_part,
 )
+from aligntok.evaluation.cost_settings import CostSettings
 from aligntok.evaluation.results import read_result
-from aligntok.evaluation.settings import CostSettings
 from aligntok.registry import ENCODERS, LOSSES
 from aligntok.training.alignment import AlignmentStage, expand_stages
 from aligntok.training.config import load_config
@@ -536,8 +536,8 @@ def test_meta_runs_nothing_and_prints_what_the_documentation_shows(tmp_path, mon
     ("words", "message"),
     [
         (["--devices", "3"], "not divisible by 3"),
-        (["--max-seconds", "0"], "measure-cost: --max-seconds 0; it must be int or float above 0"),
-        (["--repeats", "0"], "measure-cost: --repeats 0; it must be int of at least 1"),
+        (["--max-seconds", "0"], "aligntok measure-cost: --max-seconds 0; it must be int or float above 0"),
+        (["--repeats", "0"], "aligntok measure-cost: --repeats 0; it must be int of at least 1"),
         (["--resolutions", "250"], "its sides must be multiples of"),
         (["--encoders", "dinov9"], "no encoder named 'dinov9'"),
     ],

@@ -10,7 +10,7 @@ from torch import nn
 from aligntok import cli
 from aligntok.distributed.parallel import Unit
 from aligntok.evaluation.cost.scaling import Scaled, cost_scaling, scale
-from aligntok.evaluation.settings import ScalingRequest
+from aligntok.evaluation.cost_settings import ScalingRequest
 
 GENERATOR = Path(__file__).parents[3] / "configs" / "generator" / "lightningdit_b_aligntok_f16d32_100k.py"
 ONE = Scaled(1, 8, 0.0, 0.0, 9.0)  # 8 images in 9 s, of which 6 s are the backward pass
@@ -84,4 +84,4 @@ def test_a_step_of_one_gpu_is_measured_where_none_is_given(write_config, capsys)
     config = write_config(data_root=None, data=dict(train=dict(image_size=32)))
     found = cost_scaling(asked(config=config, stage="latent_alignment", images=2, gpus=[1, 2]))["latent_alignment"]
     assert found[0].seconds > 0
-    assert "measuring a training step of latent_alignment" in capsys.readouterr().out
+    assert "measuring a training step of latent_alignment" in capsys.readouterr().err

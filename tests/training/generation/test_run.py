@@ -87,7 +87,7 @@ def test_losses_are_logged_in_whole_and_by_time(whole):
 def test_a_finished_run_is_skipped_and_a_longer_one_goes_on(whole, tmp_path, capsys):
     shutil.copytree(whole[0], tmp_path / "run")
     assert train([str(whole[1]), "--work-dir", str(tmp_path / "run")]) == 0
-    assert "generation: finished already, skipped" in capsys.readouterr().out
+    assert "generation: finished already, skipped" in capsys.readouterr().err
     more = ["--cfg-options", f"steps={STEPS + 1}"]
     assert train([str(whole[1]), "--work-dir", str(tmp_path / "run"), *more]) == 0
     assert finished_steps(tmp_path / "run" / "generation") == STEPS + 1
@@ -201,7 +201,7 @@ def test_one_config_trains_tokenizer_cache_and_generator(config_source, classes,
     assert model.sample([0, 1], [0, 1]).shape == (2, 3, 32, 32)
     capsys.readouterr()
     assert train([str(tmp_path / "chain.py"), "--work-dir", str(run)]) == 0
-    assert capsys.readouterr().out.count("finished already, skipped") == 4
+    assert capsys.readouterr().err.count("finished already, skipped") == 4
     another = ["--work-dir", str(tmp_path / "another"), "--stage", "generation"]  # on the tokenizer of that run
     own = f"generation.tokenizer={run / 'tokenizer'}"
     assert train([str(tmp_path / "chain.py"), *another, "--cfg-options", own, "seed=1"]) == 0
