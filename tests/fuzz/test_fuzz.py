@@ -12,6 +12,7 @@ from aligntok.caching.settings import CacheRequest
 from aligntok.cli.arguments import parse
 from aligntok.errors import ConfigError
 from aligntok.evaluation import settings as evaluations
+from aligntok.evaluation.cost_settings import CostRequest
 from aligntok.sampling.settings import SampleRequest
 from aligntok.settings import fields_of
 from aligntok.training.request import ExportRequest, TrainRequest
@@ -32,7 +33,7 @@ REQUESTS = {
     evaluations.ReferenceSettings: ("data", "out"),
     evaluations.ComparisonRequest: ("config",),
     evaluations.LatentAnalysis: ("tokenizers", "data"),
-    evaluations.CostRequest: ("configs",),
+    CostRequest: ("configs",),
     evaluations.ReportSettings: ("runs",),
 }
 WORDS = ["-1", "0", "1", "nan", "inf", "1e11", "99999999999", "True", "None", "", "x", "ü☃", "1,2", "[]", "x=1", "="]
