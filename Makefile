@@ -48,6 +48,10 @@ test-release: $(STAMP)
 	set -e; for constraint in $(wildcard constraints/*.txt); do \
 	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	  $(BIN)/python tests/wheels/check.py "$$folder" --constraint $$constraint; \
+	  rm -rf "$$folder"; done; \
+	for extra in mlflow app; do \
+	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	  $(BIN)/python tests/wheels/check.py "$$folder" --constraint constraints/torch-2.14.txt --extra $$extra; \
 	  rm -rf "$$folder"; done
 
 mutants: $(STAMP)

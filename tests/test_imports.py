@@ -25,6 +25,7 @@ from aligntok.data import transforms
 from aligntok.data.sources.base import optional_library
 from aligntok.engine.optim import check_optimizer
 from aligntok.engine.schedules import check_schedule
+from aligntok.engine.trackers import check_backends
 from aligntok.errors import AlignTokError
 from aligntok.evaluation.reconstruction import evaluate_reconstruction
 from aligntok.evaluation.settings import ReconstructionSettings
@@ -184,6 +185,11 @@ LIBRARIES = {
         "webdataset",
         lambda _: raised(lambda: optional_library("webdataset.shardlists", "shards")),
         '"aligntok[shards]"',
+    ),
+    "aligntok/engine/trackers.py:check_backends": (
+        "wandb",
+        lambda _: raised(lambda: check_backends(["wandb"])),
+        '"aligntok[wandb]"',
     ),
     "aligntok/ops/attention.py:memory_efficient_attention": ("xformers", of_xformers, '"xformers'),
     "aligntok/losses/lpips.py:__init__": ("lpips", lambda _: raised(lambda: LPIPSLoss(pretrained=False)), '"lpips'),

@@ -22,6 +22,7 @@ from aligntok.distributed.job import batched
 from aligntok.engine.checkpoints import CURE, write_snapshot
 from aligntok.engine.compile import FOLDER, is_compiled
 from aligntok.engine.ema import LEAST_DECAY
+from aligntok.engine.trackers import add_picture
 from aligntok.io.console import is_quiet, say
 from aligntok.io.files import write_json, writing
 from aligntok.io.pictures import captioned, image_grid, reconstruction_grid, save_picture, to_picture
@@ -108,7 +109,8 @@ class StepCheckpointHook(Hook):
 class ScalarsHook(Hook):
     """Writes losses, ratios, gradient norms, learning rates and images/s every `every` steps, averaged over processes.
 
-    They go to TensorBoard and ``scalars.json`` through mmengine's visualizer; the progress hook shows the newest.
+    They go to ``scalars.json``, TensorBoard and other trackers through mmengine's visualizer; the progress hook shows
+    the newest.
     """
 
     priority = "BELOW_NORMAL"
@@ -236,7 +238,8 @@ class PictureHook(Hook):
     """Draws a picture of the model every `every` steps (None: never), at the steps `at`, and after the last.
 
     `draw` makes a (3, H, W) in [-1, 1] of the model, or a picture. The PNG goes to ``pictures/``, the same under `name`
-    to TensorBoard. `inference` is the width or decay of the average that is drawn with; None: the weights as they are.
+    to TensorBoard and other trackers. `inference` is the width or decay of the average that is drawn with; None: the
+    weights as they are.
     """
 
     priority = "LOW"
@@ -266,7 +269,7 @@ class PictureHook(Hook):
         picture = to_picture(drawn) if isinstance(drawn, Tensor) else drawn
         save_picture(runner.stage_dir / "pictures" / f"step_{step:08d}.png", picture)
         with visualizing(runner) as visualizer:
-            visualizer.get_backend("TensorboardVisBackend").add_image(self.name, np.asarray(picture), step=step)
+            add_picture(visualizer, self.name, np.asarray(picture), step)
 
 
 def draw_reconstructions(model: Any, images: Sequence[Tensor]) -> Tensor:

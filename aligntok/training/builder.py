@@ -21,6 +21,7 @@ from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StageRunner, StepLoop
 from aligntok.engine.schedules import complete_schedule
+from aligntok.engine.trackers import vis_backends
 from aligntok.errors import ConfigError
 from aligntok.io.console import say
 from aligntok.io.files import hide_host, write_json
@@ -28,6 +29,7 @@ from aligntok.io.places import without_places
 from aligntok.loading import STAGE_FORMAT
 from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS
+from aligntok.settings import flatten
 from aligntok.training.stages import Stage, StageData
 
 _RUNS = count()
@@ -124,7 +126,7 @@ def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
         "experiment_name": f"{stage.folder.parent.name}_{stage.folder.name}_{next(_RUNS)}",
         "visualizer": {
             "type": "Visualizer",
-            "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
+            "vis_backends": vis_backends(stage.settings.log.backends, stage.folder, _shown(stage)),
         },
         "parallel": stage.settings.parallel,
         "ema": stage.settings.ema,
@@ -132,6 +134,12 @@ def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
         "keep_every": stage.settings.checkpoint.keep_every,
         "asynchronous": stage.settings.checkpoint.asynchronous,
     }
+
+
+def _shown(stage: Stage) -> dict[str, Any]:
+    """Return the settings of a stage as trackers show them."""
+    settings = without_places(asdict(stage.settings), stage.folder)
+    return {"seed": stage.seed, **flatten(settings)}
 
 
 def _training_batches(stage: Stage, data: StageData) -> DataLoader[Any]:

@@ -11,6 +11,7 @@ from pydantic import Field
 from aligntok.annotations import check_values
 from aligntok.distributed.parallel import Parallel
 from aligntok.engine.ema import EMASettings
+from aligntok.engine.trackers import Backend
 from aligntok.errors import ConfigError, unknown
 from aligntok.settings import (
     AboveZero,
@@ -93,6 +94,8 @@ class LogSettings:
 
     every: Positive = 50
     """Steps between scalars and progress lines."""
+    backends: list[Backend] = field(default_factory=lambda: ["tensorboard"])
+    """Where scalars and pictures go beside the run's own files: tensorboard, wandb, mlflow; []: nowhere."""
     pictures_every: Positive | None = None
     """Steps between reconstruction grids; None: only after the last step."""
     pictures: Pictures = 8

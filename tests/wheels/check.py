@@ -3,6 +3,7 @@
 
     python tests/wheels/check.py WORK                                          # dependencies: of this interpreter
     python tests/wheels/check.py WORK --constraint constraints/xformers.txt    # its own, 8 GB; then tests, too
+    python tests/wheels/check.py WORK --constraint constraints/torch-2.14.txt --extra mlflow    # an extra's tests alone
 
 Without --constraint nothing is fetched. WORK/wheels has the wheels afterwards. Every file of a package is in its wheel,
 every component can be imported, and eight images that are made on the spot go through a training of a tokenizer and a
@@ -87,13 +88,20 @@ def build(wheels: Path) -> None:
                 raise SystemExit(f"{wheel.name} lacks {', '.join(sorted(lacking))}: see package-data in pyproject.toml")
 
 
-def install(environment: Path, wheels: Path, constraint: Path | None) -> Path:
-    """Make an environment, install the wheels, and return its interpreter."""
+#: Tests of extras that want an environment of their own.
+TESTS_OF = {"mlflow": "tests/engine/test_trackers.py", "app": "tests/test_app.py"}
+
+
+def install(environment: Path, wheels: Path, constraint: Path | None, extra: str | None = None) -> Path:
+    """Make an environment, install the wheels, and return its interpreter. An extra: AlignTok's alone, with it."""
     subprocess.check_call([sys.executable, "-m", "venv", *([] if constraint else ["--without-pip"]), environment])
     python = environment / "bin" / "python"
     built = [str(path) for path in sorted(wheels.glob("*.whl"))]
     if constraint:
         ours = [f"{path}[dev]" if Path(path).name.startswith("aligntok-") else path for path in built]
+        if extra:  # what else development needs may shut it out
+            ours = [f"{path}[{extra}]" for path in built if Path(path).name.startswith("aligntok-")]
+            ours += ["pytest", "pytest-timeout", "hypothesis"]
         pip = [python, "-m", "pip", "install", "--quiet", "--constraint", constraint]
         subprocess.check_call([*pip, "torch", "torchvision", *ours])
         return python
@@ -127,13 +135,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="an empty or new folder, outside of a checkout")
     parser.add_argument("--constraint", type=Path, help="install the dependencies, these versions of them")
+    parser.add_argument("--extra", choices=[*TESTS_OF], help="install this extra, and run its tests alone")
     given = parser.parse_args()
     folder = given.work.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     build(folder / "wheels")
-    python = install(folder / "environment", folder / "wheels", given.constraint)
+    python = install(folder / "environment", folder / "wheels", given.constraint, given.extra)
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     subprocess.check_call([python.with_name("aligntok"), "--version"], cwd=folder, env=clean)
+    if given.extra:
+        tests = [python.with_name("pytest"), "-q", "-o", "addopts=--import-mode=importlib", TESTS_OF[given.extra]]
+        subprocess.check_call(tests, cwd=ROOT, env=clean)
+        return
     subprocess.check_call(
         [python, "-I", "-c", f"import runpy; runpy.run_path({__file__!r})['work']()"], cwd=folder, env=clean
     )
