@@ -23,6 +23,7 @@ import numpy as np
 from mmengine.registry import VISBACKENDS
 from mmengine.visualization.vis_backend import BaseVisBackend, LocalVisBackend
 
+from aligntok.distributed.job import batched
 from aligntok.errors import AlignTokError, ConfigError, first_line
 from aligntok.imports import FAILURES, import_failure
 from aligntok.io.files import read_json, write_json
@@ -233,8 +234,8 @@ class MLflowTracker(Tracker):
         number = experiment.experiment_id if experiment else self._client.create_experiment(work_dir.name, pictures)
         self._run = self._client.create_run(number, run_name=self.folder.name).info.run_id
         params = [Param(name, str(value)[:500]) for name, value in self.settings.items()]
-        for first in range(0, len(params), 100):  # what it takes at once
-            self._client.log_batch(self._run, params=params[first : first + 100])
+        for some in batched(params, 100):  # what it takes at once
+            self._client.log_batch(self._run, params=some)
         return str(self._run)
 
     def send_scalars(self, scalars: Mapping[str, float], step: int) -> None:
