@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import re
 from typing import Any
 
 from docutils.nodes import Element, SkipNode
-from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util.inspect import signature, stringify_signature
 
 import aligntok
@@ -16,14 +16,20 @@ author = "The AlignTok developers"
 copyright = "2026, The AlignTok developers. Apache-2.0"
 version = release = aligntok.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_design"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"AlignTok {release}"
-html_math_renderer = "mathml"  # browsers draw it themselves: formulas show without a network, which MathJax needs
-myst_enable_extensions = ["deflist", "dollarmath"]
+html_math_renderer = "katex"  # from docs/_static: formulas show without a network, and as TeX sets them
+html_static_path = ["_static"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "member-order": "bysource"}
+maximum_signature_line_length = 80
+copybutton_exclude = ".linenos, .gp, .go"
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
 autodoc_inherit_docstrings = False  # torch's and mmengine's docstrings are not ours to show
 
 # What RST would take for markup in a docstring: code in backquotes is left alone.
@@ -50,13 +56,39 @@ def tidy_signature(app: Any, what: str, name: str, obj: Any, options: Any, given
     return ("(...)" if given and "\u250f" in given else given), returns
 
 
-def write_math(translator: Any, node: Element, block: bool) -> None:
-    translator.body.append(tex2mathml(node.astext(), as_block=block))
+try:  # `keys=STAGE_KEYS`, as it is written
+    from sphinx.ext.autodoc._dynamic import _signatures
+except ImportError:  # before Sphinx 9, the last for Python 3.10: signatures show values
+    autodoc_preserve_defaults = False
+else:
+    autodoc_preserve_defaults = True
+    preserve = _signatures.update_default_value
+
+    def preserve_written_defaults(obj: Any, bound_method: bool) -> None:
+        """Do so but for what a decorator handed on, whose defaults Sphinx would look for in the decorated one."""
+        if "__signature__" not in getattr(obj, "__dict__", {}):
+            preserve(obj, bound_method)
+
+    _signatures.update_default_value = preserve_written_defaults
+
+
+def write_math(translator: Any, node: Element, tag: str) -> None:
+    """Leave a formula as TeX in an element, which KaTeX draws when the page is opened: from this site's own files."""
+    translator.body.append(f'<{tag} class="math notranslate nohighlight">{html.escape(node.astext())}</{tag}>')
     raise SkipNode
+
+
+def load_katex(app: Any, page: str, template: str, context: Any, doctree: Any) -> None:
+    """Load KaTeX in pages that have formulas."""
+    if app.env.domains.math_domain.has_equations(page):
+        app.builder.add_css_file("katex/katex.min.css")
+        app.builder.add_js_file("katex/katex.min.js")
+        app.builder.add_js_file("katex/formulas.js")
 
 
 def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", keep_plain, priority=100)  # before napoleon
     app.connect("autodoc-process-signature", tidy_signature)
-    inline, block = ((lambda t, n, b=b: write_math(t, n, b), None) for b in (False, True))
-    app.add_html_math_renderer("mathml", inline, block)
+    app.connect("html-page-context", load_katex)
+    inline, block = ((lambda t, n, tag=tag: write_math(t, n, tag), None) for tag in ("span", "div"))
+    app.add_html_math_renderer("katex", inline, block)

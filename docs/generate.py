@@ -1,4 +1,4 @@
-"""Write the pages that come from the code: components, configuration keys, one API page a package; pictures of flows.
+"""Write the pages that come from the code: components, configuration keys, one API page a module; pictures of flows.
 
     python docs/generate.py
 
@@ -91,25 +91,34 @@ def _table(cls: Any) -> str:
 
 
 def api_pages() -> dict[str, str]:
-    """Return one page a package, by file name: every public module of it, from the docstrings."""
-    found = [m for m in pkgutil.walk_packages(aligntok.__path__, "aligntok.") if "._" not in m.name]
-    pages = {name: [name] for name in ("aligntok", *(m.name for m in found if m.ispkg))}
-    for module in sorted(m.name for m in found if not m.ispkg):
-        pages[module.rpartition(".")[0]].append(module)
-    return {f"{package}.md": _api_page(package, members) for package, members in sorted(pages.items())}
-
-
-def _api_page(package: str, modules: list[str]) -> str:
-    sections = [
-        f"```{{eval-rst}}\n.. automodule:: {module}\n{_shown_above(package, module)}```\n" for module in modules
+    """Return one page a public module, by file name, from the docstrings; a package's page leads to its modules."""
+    modules = [
+        "aligntok",
+        *(m.name for m in pkgutil.walk_packages(aligntok.__path__, "aligntok.") if "._" not in m.name),
     ]
-    titles = [f"# {package}\n", *(f"## {module}\n" for module in modules[1:])]
-    return "\n".join(f"{title}\n{section}" for title, section in zip(titles, sections, strict=True))
+    return {f"{module}.md": _api_page(module, modules) for module in sorted(modules) if not module.endswith("__main__")}
 
 
-def _shown_above(package: str, module: str) -> str:
-    """Return the option that leaves out what the package itself exports, and so shows at the top of the page."""
-    home, there = importlib.import_module(package), importlib.import_module(module)
+def _api_page(module: str, modules: list[str]) -> str:
+    """Return the page of a module. All but the first are no part of the sidebar, which each page would repeat whole."""
+    head = "" if module == "aligntok" else "---\norphan: true\n---\n\n"
+    up = module.rpartition(".")[0]
+    above = f"In [{up}]({up}.md).\n\n" if up else ""
+    below = [name for name in modules if name.rpartition(".")[0] == module and not name.endswith("__main__")]
+    listed = "".join(f"- [{name}]({name}.md): {_first_sentence(name)}\n" for name in below)
+    return (
+        f"{head}# {module}\n\n{above}```{{eval-rst}}\n.. automodule:: {module}\n{_shown_above(module)}```\n\n{listed}"
+    )
+
+
+def _first_sentence(module: str) -> str:
+    paragraph = " ".join((importlib.import_module(module).__doc__ or "").split("\n\n")[0].split())
+    return _markdown(paragraph)
+
+
+def _shown_above(module: str) -> str:
+    """Return the option that leaves out what the module's package exports, and so shows on its own page."""
+    home, there = importlib.import_module(module.rpartition(".")[0] or module), importlib.import_module(module)
     exported = getattr(home, "__all__", ()) if there is not home else ()
     names = [name for name in exported if getattr(there, name, None) is getattr(home, name)]
     return f"   :exclude-members: {', '.join(names)}\n" if names else ""
