@@ -80,7 +80,7 @@ def write_math(translator: Any, node: Element, tag: str) -> None:
 
 def load_katex(app: Any, page: str, template: str, context: Any, doctree: Any) -> None:
     """Load KaTeX in pages that have formulas."""
-    if app.env.domains.math_domain.has_equations(page):
+    if 'class="math' in context.get("body", ""):
         app.builder.add_css_file("katex/katex.min.css")
         app.builder.add_js_file("katex/katex.min.js")
         app.builder.add_js_file("katex/formulas.js")
