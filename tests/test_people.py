@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 
 import aligntok
 from aligntok import LatentDiffusion, Tokenizer, load_tokenizer
+from aligntok.cli import main
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.errors import ConfigError
 
@@ -115,3 +118,50 @@ def test_10_a_generator_draws_the_same_once_saved_and_loaded(tok, tmp_path):
         nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path)
     assert torch.equal(aligntok.load_latent_diffusion(tmp_path).sample([0, 4], [7, 8]), model.sample([0, 4], [7, 8]))
+
+
+def test_13_a_picture_of_ones_own_is_reconstructed_by_a_command(tokenizer_folder, picture, tmp_path, capsys):
+    assert main(["reconstruct", str(tokenizer_folder), str(picture), "--out", str(tmp_path / "o")]) == 0
+    assert re.fullmatch(r"cat\.png \d+\.\d\d\nmean \d+\.\d\d\n", capsys.readouterr().out)
+    with Image.open(tmp_path / "o/cat.png") as made:
+        assert made.size == (68, 44)
+
+
+def test_14_a_misspelt_verb_is_answered_with_the_nearest_on_stderr(capsys):
+    assert main(["trian"]) == 2
+    printed, told = capsys.readouterr()
+    assert printed == ""
+    assert "did you mean 'train'" in told
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of wandb's own libraries
+def test_15_wandb_has_scalars_and_pictures_in_the_run_folder_offline(write_generation, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason='wandb is not installed: pip install "aligntok[wandb]"')
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "/nowhere/netrc")
+    config = write_generation(steps=1, log=dict(every=1, pictures=2, backends=["wandb"]))
+    assert main(["train", config, "--work-dir", str(tmp_path / "run")]) == 0
+    (written,) = tmp_path.glob("run/generation/wandb/offline-run-*/run-*.wandb")
+    ends = time.monotonic() + 60  # wandb's own process writes it a moment after the end
+    while b"loss/velocity" not in written.read_bytes() and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert b"loss/velocity" in written.read_bytes()
+    assert [*written.parent.glob("files/media/images/samples*.png")]
+
+
+def test_16_mlflow_that_is_not_installed_is_refused_before_step_1(write_generation, tmp_path, monkeypatch, capsys):
+    """With it: tests/engine/test_trackers.py, which `make test-release` runs beside it."""
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    config = write_generation(log=dict(backends=["mlflow"]))
+    assert main(["train", config, "--work-dir", str(tmp_path / "run")]) == 2
+    assert 'pip install "aligntok[mlflow]"' in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_17_a_page_without_gradio_says_what_installs_it(tokenizer_folder, monkeypatch, capsys):
+    """With it: tests/app/test_page.py opens the page in a browser and finds no request outside."""
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["app", str(tokenizer_folder)]) == 2
+    assert 'pip install "aligntok[app]"' in capsys.readouterr().err

@@ -244,6 +244,32 @@ class ProbeSettings(DataSettings):
 
 
 @settings
+class ReconstructRequest:
+    """Encode and decode pictures of your own: a file each in a folder, and the PSNR of each.
+
+    aligntok reconstruct my_tokenizer cat.png --out reconstructions
+    aligntok reconstruct work_dirs/my_run photographs --out reconstructions --size 256 --side-by-side
+    """
+
+    tokenizer: str | Path
+    """A work folder or stage, a saved tokenizer, a published checkpoint, a hub id."""
+    images: Annotated[tuple[str | Path, ...], Field(min_length=1)]
+    """Images, and folders of images, which are searched to any depth."""
+    out: str | Path
+    """The folder to write; what is of a folder lies in it as in that."""
+    size: ImageSize | None = None
+    """Resize and cut to this side, or HxW; None: only cut the sides to multiples of f."""
+    side_by_side: bool = False
+    """Show the image, what comes back, and the error."""
+    device: str | None = None
+    """Such as cpu, cuda:1, mps; None: a GPU if there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """What is computed in; None: float32."""
+    force: bool = False
+    """Overwrite what is there."""
+
+
+@settings
 class ComparisonRequest:
     """Train the tokenizers that a comparison's config names, at one budget of images, the same generator on each, and
     measure all of them alike. Says beforehand what it takes. The same command started again goes on where it stopped;

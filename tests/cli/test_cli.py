@@ -63,7 +63,9 @@ def test_importing_the_package_is_cheap():
 
 def test_the_public_face_is_what_it_says():
     assert all(hasattr(aligntok, name) for name in aligntok.__all__)
-    assert set(aligntok.__all__) == {"__version__", "hookimpl", "load_latent_diffusion", "load_tokenizer"}
+    classes, commands = {"ImageProcessor", "LatentDiffusion", "Tokenizer"}, {"evaluate", "sample", "train"}
+    loading = {"list_components", "load_latent_diffusion", "load_tokenizer"}
+    assert set(aligntok.__all__) == {"__version__", "hookimpl", *classes, *commands, *loading}
 
 
 def test_every_verb_is_listed_and_has_help(capsys):

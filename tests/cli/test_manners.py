@@ -78,7 +78,7 @@ def test_what_gives_a_result_has_json_and_what_takes_time_can_be_quiet(words, ca
     assert ("-q, --quiet" in printed) == ("-v, --verbose" in printed) == (words not in NOTHING | AT_ONCE)
 
 
-NOTHING = {("completion",)}
+NOTHING = {("completion",), ("app",)}
 #: Verbs that are done before anybody asks how far they are.
 AT_ONCE = {
     *(("export",), ("report",), ("env",), ("configs", "ls"), ("configs", "cp"), ("plugins", "list")),

@@ -89,7 +89,7 @@ def build(wheels: Path) -> None:
 
 
 #: Tests of extras that want an environment of their own.
-TESTS_OF = {"mlflow": "tests/engine/test_trackers.py", "app": "tests/test_app.py"}
+TESTS_OF = {"mlflow": "tests/engine/test_trackers.py", "app": "tests/app"}
 
 
 def install(environment: Path, wheels: Path, constraint: Path | None, extra: str | None = None) -> Path:

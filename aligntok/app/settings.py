@@ -1,0 +1,28 @@
+"""What the page is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from aligntok.settings import settings
+
+
+@settings
+class AppRequest:
+    """Open a page on this machine to try tokenizers, side by side, and a generator.
+
+    aligntok app work_dirs/my_run
+    aligntok app my_tokenizer another_tokenizer --generator work_dirs/my_run --port 7861
+    """
+
+    tokenizers: Annotated[tuple[str | Path, ...], Field(min_length=1)]
+    """Work folders or stages, saved tokenizers, published checkpoints, hub ids."""
+    generator: str | Path | None = None
+    """A work folder with a trained generator, or a saved one."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 7860
+    """Where the page is: http://127.0.0.1:PORT."""
+    device: str | None = None
+    """Such as cpu, cuda:1, mps; None: a GPU if there is one."""

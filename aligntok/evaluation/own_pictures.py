@@ -1,0 +1,98 @@
+"""Pictures of one's own through a tokenizer: a file each of what comes back, and how near it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aligntok.data.sources.base import walk
+from aligntok.data.transforms import image_suffixes, parse_image_size
+from aligntok.device import device
+from aligntok.distributed.job import progress_bar
+from aligntok.errors import ConfigError, ImageError, multiples_of, some_of
+from aligntok.evaluation.metrics.image_quality import psnr
+from aligntok.evaluation.settings import ReconstructRequest
+from aligntok.io.console import print_line
+from aligntok.io.pictures import reconstruction_grid, save_picture, to_picture
+from aligntok.loading import load_tokenizer
+
+
+def reconstruct_pictures(asked: ReconstructRequest) -> dict[str, Any]:
+    """Write the reconstruction of every picture into a folder, print its name and PSNR, last the mean; return these.
+
+    What cannot be read is named on stderr and under "unreadable", and the others are done. The PSNR is of the pixels
+    that the tokenizer was given: cut to multiples of f, or of `size`. Raises ConfigError where there is no picture,
+    and, without `force`, before anything is written, where a file is in the place of one.
+    """
+    targets = name_targets(find_pictures(asked.images, Path(asked.out)))
+    paths = {source: Path(asked.out, name.parent, f"{name.name}.png") for source, name in targets.items()}
+    there = [str(path) for path in paths.values() if path.exists()]
+    if there and not asked.force:
+        raise ConfigError(f"{some_of(there)} would be overwritten; give another --out, or --force")
+    tokenizer = load_tokenizer(asked.tokenizer, device=asked.device or device(), dtype=asked.dtype)
+    multiples_of(tokenizer.downsample_factor, "reconstruct: size", parse_image_size(asked.size) if asked.size else ())
+    done, unreadable = list[dict[str, Any]](), dict[str, str]()
+    with progress_bar(len(paths), "reconstructing", "image") as bar:
+        for source, path in paths.items():
+            bar.update()
+            try:
+                images = tokenizer.processor.preprocess(source, asked.size)
+            except (ImageError, ConfigError) as error:
+                unreadable[str(source)] = str(error)
+                print(f"left out: {error}", file=sys.stderr, flush=True)
+                continue
+            with torch.no_grad():
+                made = tokenizer.decode(tokenizer.encode(images)).float().cpu()
+            near = psnr(images[0], made[0])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shown = reconstruction_grid([images[0]], [made[0]]) if asked.side_by_side else made[0]
+            save_picture(path, to_picture(shown))
+            name = path.relative_to(asked.out).as_posix()
+            print_line(f"{name} {near:.2f}")
+            done.append({"name": name, "image": str(source), "psnr": near})
+    mean = sum(each["psnr"] for each in done) / len(done) if done else None
+    if mean is not None:
+        print_line(f"mean {mean:.2f}")
+    return {"images": done, "mean_psnr": mean, "unreadable": unreadable}
+
+
+def find_pictures(given: Iterable[str | os.PathLike[str]], out: Path) -> dict[Path, Path]:
+    """Return each picture that is given, or lies at any depth of a folder that is, with its name below that.
+
+    What lies in `out` is none. Raises ConfigError for a place where nothing is, and where there is no picture at all.
+    """
+    found: dict[Path, Path] = {}
+    for place in map(Path, given):
+        if not place.exists():
+            raise ConfigError(f"there is no {place}; give images, or folders of images")
+        if not place.is_dir():
+            found.setdefault(place, Path(place.name))
+            continue
+        for folder, names in walk(place):
+            paths = [place / folder / name for name in sorted(names) if name.lower().endswith(image_suffixes())]
+            paths = [path for path in paths if not path.resolve().is_relative_to(out.resolve())]
+            found |= {path: path.relative_to(place) for path in paths if path not in found}
+    if not found:
+        raise ConfigError(f"no images in {', '.join(map(str, given))}; they end in {', '.join(image_suffixes())}")
+    return found
+
+
+def name_targets(pictures: dict[Path, Path]) -> dict[Path, Path]:
+    """Return the name of what is made of each picture, without its suffix: its own, or that and a number, from _2 on,
+    where another of that name comes before it.
+    """
+    own = [name.with_suffix("") for name in pictures.values()]
+    taken, named = set[Path](), dict[Path, Path]()
+    for source, name in zip(pictures, own, strict=True):
+        number, free = 1, name
+        while free in taken or (number > 1 and free in own):
+            number += 1
+            free = name.with_name(f"{name.name}_{number}")
+        taken.add(free)
+        named[source] = free
+    return named
