@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import aligntok
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.decoders.ldm_cnn import LDMDecoder
 from aligntok.diffusion.settings import Sampling
@@ -270,3 +271,78 @@ def test_a_generator_that_is_not_registered_is_told_before_the_tokenizers_parts_
     monkeypatch.setattr(Tokenizer, "from_pretrained", lambda *given, **named: pytest.fail("looked at the tokenizer"))
     with pytest.raises(UnknownComponentError, match="'os.system' stands in a file"):
         LatentDiffusion.from_pretrained(saved)
+
+
+# In people's hands
+
+
+def test_a_line_shows_it(model):
+    count = sum(weight.numel() for weight in model.generator.parameters())
+    told = f"{count / 1e3:.1f}K" if count < 1e5 else f"{count / 1e6:.1f}M"
+    assert repr(model) == f"LatentDiffusion(generator=lightning_dit, f2d4, {told}, float32, cpu)"
+    assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_samples_of_16_bits_are_nearly_those_of_32(model, saved, dtype):
+    loaded = aligntok.load_latent_diffusion(saved, dtype=dtype, device="cpu")
+    assert {loaded.dtype, loaded.tokenizer.dtype} == {getattr(torch, dtype)}
+    latents = loaded.sample_latents([0, 4], [3, 1])
+    assert latents.dtype == torch.float32
+    torch.testing.assert_close(latents, model.sample_latents([0, 4], [3, 1]), rtol=0.05, atol=0.1)
+    assert len(loaded.tokenizer.processor.to_pil(loaded.sample([0, 4], [3, 1]))) == 2
+
+
+def test_the_loader_of_generators_refuses_what_that_of_tokenizers_does(saved):
+    for options, said in [
+        (dict(torch_dtype="bfloat16"), "load_latent_diffusion takes no torch_dtype=; say dtype='bfloat16'"),
+        (dict(device="gpu"), "load_latent_diffusion: device='gpu' is not here"),
+        (dict(weights="raw"), "choose among a work folder's weights"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            aligntok.load_latent_diffusion(saved, **options)
+    with pytest.raises(WeightsError, match="no such file or folder: /nowhere/at/all"):
+        aligntok.load_latent_diffusion("/nowhere/at/all")
+
+
+class FakeHub:
+    """Stands in for huggingface_hub's client, and keeps what is sent."""
+
+    sent = {}
+
+    def __init__(self, **options):
+        pass
+
+    def create_repo(self, repo_id, **options):
+        return type("Created", (), {"repo_id": f"someone/{repo_id}"})()
+
+    def upload_folder(self, repo_id, folder_path, **options):
+        shutil.copytree(folder_path, self.sent[repo_id])
+        return f"https://hub/{repo_id}/commit/1"
+
+
+@pytest.mark.parametrize("way", ["push", "save"])
+def test_all_files_are_sent_to_a_hub_with_a_card_at_the_top(model, tmp_path, monkeypatch, way):
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", FakeHub)
+    monkeypatch.setattr(FakeHub, "sent", {"someone/mine": tmp_path / "sent"})
+    if way == "push":
+        told = model.push_to_hub("mine")
+    else:
+        told = model.save_pretrained(tmp_path / "mine", push_to_hub=True, config=None, model_card_kwargs={})
+        assert (tmp_path / "mine" / "README.md").read_bytes() == (tmp_path / "sent" / "README.md").read_bytes()
+    assert told == "https://hub/someone/mine/commit/1"
+    files = {str(path.relative_to(tmp_path / "sent")) for path in (tmp_path / "sent").rglob("*") if path.is_file()}
+    parts = ("README.md", "checksums.json", "config.json", "model.safetensors")
+    assert files == {"README.md", "checksums.json", "generator.safetensors", "latent_diffusion.json"} | {
+        f"tokenizer/{part}" for part in parts
+    }
+    card = (tmp_path / "sent" / "README.md").read_text()
+    assert "aligntok.load_latent_diffusion(" in card
+    assert "latent-diffusion" in card
+    loaded = LatentDiffusion.from_pretrained(tmp_path / "sent")
+    assert torch.equal(loaded.sample([0, 4], [3, 1]), model.sample([0, 4], [3, 1]))
+
+
+def test_saving_sends_nothing_unless_asked(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", None)
+    assert model.save_pretrained(tmp_path / "mine") is None

@@ -7,6 +7,7 @@ import math
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from torch import nn
 
 import aligntok
 from aligntok import tokenizer as tokenizer_module
+from aligntok.device import device_named
 from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, WriteError
 from aligntok.registry import DECODERS, ENCODERS
 from aligntok.tokenizer import Tokenizer
@@ -367,3 +369,134 @@ def test_a_pushed_tokenizer_is_called_as_its_folder_unless_it_is_named(hub, tmp_
     assert not hub.uploads
     pushed = tokenizer.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="yours")
     assert pushed == "https://hub/someone/yours/commit/1"
+
+
+def test_a_pushed_card_shows_how_to_load_it(hub, tmp_path):
+    build().save_pretrained(tmp_path / "mine", push_to_hub=True, model_card_kwargs=dict())
+    card = hub.uploads[0][1]["README.md"].decode()
+    assert "aligntok.load_tokenizer(" in card
+    assert "library_name: aligntok" in card
+    assert (tmp_path / "mine" / "README.md").read_text() == card
+
+
+# In people's hands
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp16", torch.bfloat16, "torch.float16"])
+def test_floats_of_any_type_are_encoded_in_the_tokenizers(saved, dtype):
+    tokenizer = aligntok.load_tokenizer(saved[0], dtype=dtype)
+    wanted = torch.bfloat16 if "bf" in str(dtype) else torch.float16
+    assert (tokenizer.dtype, tokenizer.device) == (wanted, torch.device("cpu"))
+    images = torch.rand(1, 3, 16, 24)
+    for given in (images, images.double(), images.half(), (images * 255).to(torch.uint8)):
+        assert tokenizer.encode(given).dtype == wanted
+    assert tokenizer.decode(torch.rand(1, 5, 4, 6)).dtype == wanted
+    assert tokenizer.reconstruct([np.zeros((16, 24, 3), np.uint8)])[0].size == (24, 16)
+
+
+def test_autocast_sees_to_types_itself():
+    tokenizer, latents = build(), torch.rand(1, 5, 4, 6).bfloat16()
+    seen = []
+    tokenizer.decoder.register_forward_pre_hook(lambda module, given: seen.append(given[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokenizer.decode(latents)
+    tokenizer.decode(latents)
+    assert seen == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(torch_dtype=torch.bfloat16), "load_tokenizer takes no torch_dtype=; say dtype='bfloat16'"),
+        (dict(dtyp="bf16"), "load_tokenizer takes no keyword named 'dtyp'; did you mean 'dtype'"),
+        (
+            dict(dtype="bfloat17"),
+            "no dtype named 'bfloat17'; did you mean 'bfloat16'? known: fp32, bf16, fp16, float32",
+        ),
+        (dict(dtype=torch.int8), "no dtype named 'torch.int8'"),
+        (dict(dtype=16), "load_tokenizer: dtype=16 is int; it must be str or dtype or None"),
+        (dict(device="gpu"), "load_tokenizer: device='gpu' is not here; PyTorch finds cpu"),
+        (dict(device="mps:9"), "device='mps:9' is not here; PyTorch finds cpu"),
+        (dict(device="cuda:99"), "device='cuda:99' is not here; PyTorch finds cpu"),
+        (dict(device="meta"), "device='meta' is not here"),
+        (dict(weights="emma"), "load_tokenizer: weights='emma'; did you mean 'ema'? it must be 'raw' or 'ema' or None"),
+        (dict(local_files_only="yes"), "local_files_only='yes' is str; it must be bool"),
+    ],
+)
+def test_a_keyword_that_cannot_be_is_refused_before_anything_is_loaded(options, said):
+    with pytest.raises(ConfigError) as caught:
+        aligntok.load_tokenizer("/nowhere", **options)
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_device_is_one_that_torch_finds(saved, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    assert [str(device_named(name, "who")) for name in ("mps", "mps:0", "cpu")] == ["mps", "mps:0", "cpu"]
+    for name in ("mps:1", "cuda"):
+        with pytest.raises(ConfigError, match=rf"^who: device='{name}' is not here; PyTorch finds cpu, mps:0 on this"):
+            device_named(name, "who")
+    assert aligntok.load_tokenizer(saved[0], device=torch.device("cpu")).device == torch.device("cpu")
+
+
+def test_a_config_builds_the_same_parts_and_only_registered_ones():
+    tokenizer = build(variational=True)
+    made = Tokenizer.from_config(tokenizer.config)
+    assert made.config == tokenizer.config
+    assert not same(made, tokenizer)
+    with pytest.raises(UnknownComponentError, match="stands in a file, of which only registered"):
+        Tokenizer.from_config({**tokenizer.config, "encoder": dict(type="torch.nn.Identity")})
+    with pytest.raises(ConfigError, match="no keyword named 'latent_dims'; did you mean 'latent_dim'"):
+        Tokenizer.from_config({**tokenizer.config, "latent_dims": 3})
+
+
+def test_a_line_shows_it_and_the_whole_tree_is_there_too():
+    tokenizer = build(adapter=nn.Conv2d(48, 5, 1), decoder={**DECODER, "ch": 64})
+    count = sum(weight.numel() for weight in tokenizer.parameters())
+    assert repr(tokenizer) == f"Tokenizer(encoder=TimmEncoder, f4d5, {count / 1e6:.1f}M, float32, cpu)"
+    tokenizer.decoder.half()
+    assert "float16+float32" in str(tokenizer)
+    assert len(nn.Module.__repr__(tokenizer).splitlines()) > 50
+
+
+def test_the_numbers_of_images_are_looked_at_in_each_call_and_on_an_accelerator_in_the_first(monkeypatch):
+    looked = []
+    monkeypatch.setattr(tokenizer_module, "check_reach", looked.append)
+    cpu, other = build(), build().to("meta")  # which computes nothing, and is no CPU
+    for _ in range(3):
+        cpu.encode(torch.rand(1, 3, 16, 16))
+    assert len(looked) == 3
+    for _ in range(3):
+        other.encode(torch.rand(1, 3, 16, 16, device="meta"))
+    assert len(looked) == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+def test_a_training_and_a_trace_look_at_nothing(monkeypatch):
+    tokenizer, far = build(), torch.full((1, 3, 16, 16), 9.0)
+    monkeypatch.setattr(tokenizer_module, "check_reach", lambda images: pytest.fail("looked at"))
+    assert tokenizer(far).shape == far.shape
+    traced = torch.jit.trace(tokenizer.encode, far, check_trace=False)
+    compiled = torch.compile(tokenizer.encode, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        wanted = tokenizer.latents_from(tokenizer.moments(far))
+        torch.testing.assert_close(traced(far), wanted)
+        torch.testing.assert_close(compiled(far), wanted)
+
+
+def test_refused_images_are_no_first_call():
+    tokenizer = build()
+    with pytest.raises(ConfigError, match="images reach from"):
+        tokenizer.encode(torch.full((1, 3, 16, 16), 255.0))
+    assert not tokenizer._has_looked
+    with pytest.raises(ConfigError, match=r"sides must be multiples of f = 4, such as \(16, 20\)"):
+        tokenizer.encode(torch.zeros(1, 3, 15, 20))
+
+
+def test_gradients_reach_the_images_that_are_encoded():
+    images = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    build().encode(images).sum().backward()
+    assert images.grad.abs().sum() > 0
