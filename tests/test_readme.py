@@ -226,8 +226,12 @@ def run_make(arguments):
 
 
 def run_aligntok(arguments):
+    arguments = arguments[: arguments.index(">")] if ">" in arguments else arguments
+    if arguments[0] == "train" and arguments[1].startswith("my_configs/"):  # which another command copies
+        assert cli.main(["configs", "cp", arguments[1].removeprefix("my_configs/"), "my_configs"]) == 0
     unable = "onnx" in arguments and not is_here("onnxscript")
-    if unable or arguments[0] == "index":  # of a reader's own shards: its options are read, and no more is done
+    of_the_readers = arguments[0] in ("index", "reconstruct", "app")
+    if unable or of_the_readers:  # of a reader's own data: its options are read, and no more is done
         read = cli.arguments.read
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cli.arguments, "read", lambda *given, **options: sys.exit(read(*given, **options) is None))
@@ -236,7 +240,10 @@ def run_aligntok(arguments):
         return ended.value.code
     if arguments[0] == "export":
         shutil.rmtree(arguments[2], ignore_errors=True)
-    return cli.main(arguments)
+    try:
+        return cli.main(arguments)
+    except SystemExit as ended:  # of --help
+        return ended.code or 0
 
 
 def run_docker(words):
