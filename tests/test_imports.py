@@ -20,6 +20,7 @@ from torch import nn
 
 import aligntok.diffusers
 import aligntok.onnx
+from aligntok.app.page import _gradio
 from aligntok.cli.commands import reporting_errors
 from aligntok.data import transforms
 from aligntok.data.sources.base import optional_library
@@ -48,6 +49,7 @@ OTHERS = {
     "aligntok/notebook.py": "our own modules, by name",
     "aligntok/imports.py": "the words themselves",
     "aligntok/environment.py": "passes the words on; tests/test_environment.py",
+    "aligntok/engine/trackers.py:_work": "what a tracker does, whose package check_backends has imported",
     "aligntok/registry.py:import_from_location": "our own module, by name",
     "aligntok/data/sources/tables.py:_read_labels": "what datasets, which is here by then, requires",
     "aligntok/data/sources/captions.py:captions_of_column": "likewise",
@@ -186,6 +188,7 @@ LIBRARIES = {
         lambda _: raised(lambda: optional_library("webdataset.shardlists", "shards")),
         '"aligntok[shards]"',
     ),
+    "aligntok/app/page.py:_gradio": ("gradio", lambda _: raised(_gradio), '"aligntok[app]"'),
     "aligntok/engine/trackers.py:check_backends": (
         "wandb",
         lambda _: raised(lambda: check_backends(["wandb"])),
