@@ -17,6 +17,8 @@ import torch
 
 #: Of a function or a component: all its defaults, none left out.
 COMPUTED = {
+    "data.latent_shards:shard_path": dict(layout="aligntok"),
+    "data.latent_shards:write_shard": dict(captions=None, layout="aligntok"),
     "diffusion.samplers:dopri5": dict(rtol=1e-3, atol=1e-6),
     # SiT's: diffusion sigma, norm 1, the last step by the mean
     "diffusion.samplers:euler_maruyama": dict(randomness=None, diffusion="sigma", diffusion_norm=1.0, last_step="mean"),
@@ -129,7 +131,7 @@ SETTINGS = {
     "training.settings:ValidationSettings": dict(perceptual={"type": "lpips"}, num_images=None),
     "training.settings:RunSettings": dict(seed=0, deterministic=False),
     "caching.settings:CacheRequest": dict(
-        image_size=256, hflip=True, dtype="fp32", precision="fp32", shard_size=4096, posterior="mean", seed=0
+        image_size=256, hflip=True, dtype="fp32", precision="fp32", shard_size=None, posterior="mean", seed=0
     ),
     "sampling.settings:SampleRequest": dict(num_samples=None, seed=0, labels=None, precision=None, sampling={}),
     "evaluation.settings:LatentAnalysis": dict(num_images=10_000, topk=10, tsne_points=5000, seeds=(0, 1, 2)),

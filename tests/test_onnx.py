@@ -72,7 +72,7 @@ def test_onnxruntime_computes_a_tokenizer_at_any_size(extra, tmp_path, capsys):
     for session in of_any_size(tokenizer, tmp_path / "out", [(1, 16, 16), (3, 20, 34)]):
         said = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
         assert said == {"downsample_factor": 2, "latent_dim": 4, "aligntok_version": aligntok.__version__}
-    assert check_folder(CheckRequest(folder=tmp_path / "out")) == 0
+    assert not check_folder(CheckRequest(folder=tmp_path / "out"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *("checksums.json", "decoder.onnx", "encoder.onnx")
     ]

@@ -24,13 +24,14 @@ from aligntok.data.latent_shards import (
     damaged,
     shard_path,
 )
+from aligntok.data.lightningdit import write_statistics
 from aligntok.data.listing import must_not_change
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
 from aligntok.distributed import is_first
 from aligntok.distributed.job import batched, job
 from aligntok.distributed.output_folder import found_by_first, output_folder
-from aligntok.errors import DataError
+from aligntok.errors import ConfigError, DataError
 from aligntok.io.checksums import CHECKSUMS
 from aligntok.io.files import write_checksums, write_json
 from aligntok.io.folders import check_space, remove_leftovers
@@ -77,10 +78,13 @@ class LatentCache:
     ) -> None:
         self.folder, self.images, self.encoder = folder, images, encoder
         self.max_unreadable = math.ceil(len(images) / 100) if max_unreadable is None else max_unreadable
-        shards = batched(range(len(images)), encoder.encoding.shard_size)
+        self.layout, size = encoder.encoding.layout, encoder.encoding.images_a_shard
+        if self.layout != "aligntok":
+            _check_for_lightningdit(images, encoder)
+        shards = batched(range(len(images)), size)
         #: Every shard, there or not.
-        self.jobs = [ShardJob(shard_path(folder, i), indices) for i, indices in enumerate(shards)]
-        names = ["hflip", "dtype", "precision", "shard_size", "posterior"]
+        self.jobs = [ShardJob(shard_path(folder, i, self.layout), indices) for i, indices in enumerate(shards)]
+        names = ["hflip", "dtype", "precision", "posterior"]
         names += ["seed"] * (encoder.encoding.posterior == "sample")  # nothing else depends on it
         chosen = {name: getattr(images, name) for name in ("label", "caption") if getattr(images, name) is not None}
         source, where = without_places([source, images.where], folder)
@@ -91,6 +95,8 @@ class LatentCache:
             "data": {"images": len(images), "names": images.names.digest(), "where": where, **chosen},
             "image_size": list(encoder.image_size),
             **{name: getattr(encoder.encoding, name) for name in names},
+            "shard_size": size,
+            **({} if self.layout == "aligntok" else {"layout": self.layout}),
         }
 
     def fill(self, batch_size: int, workers: int) -> None:
@@ -155,6 +161,8 @@ class LatentCache:
             shards=[{"file": s.path.name, "images": s.images, "bytes": s.bytes} for s in shards],
             skipped=skipped,
         )
+        if self.layout != "aligntok":
+            write_statistics(self.folder, manifest.statistics)
         write_json(self.folder / MANIFEST, manifest.as_json())
         write_checksums(self.folder, [ENCODING, MANIFEST])  # each shard has its own
         shape, copies = " x ".join(map(str, manifest.latent_shape)), ", mirrored too" if manifest.copies == 2 else ""
@@ -174,11 +182,23 @@ def _whole_shard(job: ShardJob, error: DataError | None) -> Shard | None:
         return None
 
 
+def _check_for_lightningdit(images: ImageSource, encoder: LatentEncoder) -> None:
+    """Raise ConfigError or DataError for what its data set has no place for: it draws mirrored images, with classes."""
+    if not encoder.encoding.hflip:
+        raise ConfigError("--layout lightningdit has every image mirrored, too; leave --no-hflip out")
+    if len(images) and int(images.labels.min()) < 0:
+        raise DataError(
+            f"{images.where}: {int((images.labels < 0).sum())} of {len(images)} images have no class, which "
+            "--layout lightningdit needs; give folders of classes, or --label"
+        )
+
+
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what may not change between two starts: which tokenizer and images they are, not where they lie."""
     data = settings["data"]
     return {
         "posterior": "mean",  # of caches that were begun before there was a choice
+        "layout": "aligntok",
         **settings,
         "tokenizer": settings["tokenizer"]["identity"][:16],
         "data": f"of {data['images']} images ({data['names'][:16]})",

@@ -194,7 +194,8 @@ def _encode_share(
             if filled + len(skipped) == most:
                 kept = index[:filled]
                 captions = None if images.captions is None else images.captions.of(kept.numpy())
-                write_shard(job.path, latents[:filled], labels[:filled], kept, skipped, captions)
+                rows_of = latents[:filled], labels[:filled], kept
+                write_shard(job.path, *rows_of, skipped, captions, encoder.encoding.layout)
             yield len(batch.skipped)
 
 

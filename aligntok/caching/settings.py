@@ -25,8 +25,8 @@ class CacheContent:
     """Of the stored latents."""
     precision: Precision = "fp32"
     """Of the tokenizer's arithmetic."""
-    shard_size: Positive = 4096
-    """Images in a file."""
+    shard_size: Positive | None = None
+    """Images in a file; None: 4096, of LightningDiT's layout 10000."""
     posterior: Posterior = "mean"
     """What is taken of a variational tokenizer's posterior."""
     label: str | None = None
@@ -57,6 +57,13 @@ class CacheSettings(CacheContent):
 
     seed: Count = 0
     """Of a sample of the posterior, which follows from it, the image's place and its copy alone."""
+    layout: Literal["aligntok", "lightningdit"] = "aligntok"
+    """Of the files: ours, or what LightningDiT trains on, which generators here do, too."""
+
+    @property
+    def images_a_shard(self) -> int:
+        """Images in a file."""
+        return self.shard_size or (4096 if self.layout == "aligntok" else 10_000)
 
 
 @settings(renamed={"no_flip": "no_hflip"})

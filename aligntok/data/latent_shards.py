@@ -18,7 +18,8 @@ A cache is a folder of plain files, of which none can run code::
       checksums.json              the SHA-256 of encoding.json and manifest.json
 
 A shard is whole or absent: it is written beside its place and renamed. A cache with a manifest is finished. The
-statistics, of every latent in the cache as it is stored, are merged from the shards' own in float64.
+statistics, of every latent in the cache as it is stored, are merged from the shards' own in float64. In the layout of
+:mod:`aligntok.data.lightningdit` the copies are two tensors, latents and latents_flip (n, C, h, w), and labels int64.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from aligntok.data.captions import KEPT, Captions
 from aligntok.device import DTYPES
 from aligntok.distributed.job import progress_bar
 from aligntok.errors import DataError
-from aligntok.io.arrays import MappedRows
+from aligntok.io.arrays import MappedRows, PairedRows
 from aligntok.io.files import check_file, read_json, reading, regular, save_tensors
 
 FORMAT = 1
@@ -51,6 +52,7 @@ Float64s = npt.NDArray[np.float64]
 # numpy has no bfloat16: what has 16 bits is read as bits, and torch is told what they are.
 _NUMPY_DTYPES = {"F32": "<f4", "F16": "<u2", "BF16": "<u2", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "u1"}
 _TENSORS = ("latents", "labels", "index", "mean", "m2")
+HALVES = ("latents", "latents_flip")
 _CURE = "copy the cache again, or start the command that made it: it encodes what is missing"
 _THREADS = 8
 _ROWS_AT_ONCE = 256  # of a shard, when its statistics are taken: a float64 copy of so many is made
@@ -132,9 +134,10 @@ class Skipped(NamedTuple):
     error: str
 
 
-def shard_path(folder: Path, number: int) -> Path:
+def shard_path(folder: Path, number: int, layout: str = "aligntok") -> Path:
     """Return where a shard lies."""
-    return folder / f"shard_{number:05d}.safetensors"
+    name = f"shard_{number:05d}" if layout == "aligntok" else f"latents_rank00_shard{number:03d}"
+    return folder / f"{name}.safetensors"
 
 
 def write_shard(
@@ -144,6 +147,7 @@ def write_shard(
     index: Tensor,
     skipped: Sequence[Skipped],
     captions: Captions | None = None,
+    layout: str = "aligntok",
 ) -> None:
     """Write a shard, whole or not at all.
 
@@ -151,9 +155,10 @@ def write_shard(
     """
     flat = latents.flatten(0, 1)
     moments = Moments.merged([Moments.of(rows) for rows in flat.split(_ROWS_AT_ONCE)])
+    ours = layout == "aligntok"
     tensors = {
-        "latents": latents,
-        "labels": labels.to(torch.int32),
+        **({"latents": latents} if ours else dict(zip(HALVES, latents.unbind(1), strict=True))),
+        "labels": labels.to(torch.int32 if ours else torch.int64),
         "index": index.to(torch.int64),
         "mean": torch.from_numpy(moments.mean),
         "m2": torch.from_numpy(moments.m2),
@@ -176,14 +181,19 @@ class Shard:
             if self._begin > self.bytes:
                 raise ValueError("its header is cut off")
             self._header = json.loads(file.read(self._begin - 8))
-            #: Whether it keeps captions.
-            self.captioned = "captions" in self._header
-            tensors = [*_TENSORS, *KEPT] if self.captioned else _TENSORS
-            needed = self._begin + max(self._checked_end(name) for name in tensors)
-            if needed != self.bytes:
+            self.captioned = "captions" in self._header  # whether it keeps some
+            self._halves = HALVES[: 1 + (HALVES[1] in self._header)]
+            foreign = len(self._halves) > 1 and "index" not in self._header  # LightningDiT's own
+            tensors = [*self._halves, *(("labels",) if foreign else _TENSORS[1:]), *(KEPT if self.captioned else ())]
+            if (needed := self._begin + max(map(self._checked_end, tensors))) != self.bytes:
                 raise ValueError(f"{self.bytes} bytes of {needed}")
-            self.images, self._copies, *self.latent_shape = self._header["latents"]["shape"]
-            if {self._place(name)[1] for name in ("labels", "index")} != {self.images}:
+            kinds = [[self._header[name][key] for key in ("dtype", "shape")] for name in self._halves]
+            self.dtype, (self.images, *rest) = kinds[0]
+            self._copies, *shape = rest if len(kinds) == 1 else (2, *rest)
+            self.latent_shape: list[int] = shape
+            if len(shape) != 3 or kinds[0] != kinds[-1]:
+                raise ValueError(f"its latents are {', '.join(map(str, kinds))}")
+            if {self._place(name)[1] for name in tensors if name in ("labels", "index")} != {self.images}:
                 raise ValueError(f"it has not {self.images} labels and places for its images")
 
     def _checked_end(self, name: str) -> int:
@@ -195,10 +205,11 @@ class Shard:
             raise ValueError(f"{name} declares {shape} in {end - first} bytes")
         return int(end)
 
-    def map_latents(self) -> MappedRows:
+    def map_latents(self) -> MappedRows | PairedRows:
         """Map the latents into memory, as (n * copies, C h w). The shard must have some."""
-        dtype, _, begin = self._place("latents")
-        return MappedRows(self.path, dtype, begin, self.images * self._copies, math.prod(self.latent_shape))
+        rows, width = self.images * self._copies // len(self._halves), math.prod(self.latent_shape)
+        mapped = [MappedRows(self.path, *self._place(name)[::2], rows, width) for name in self._halves]
+        return mapped[0] if len(mapped) == 1 else PairedRows(mapped)
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
@@ -207,8 +218,8 @@ class Shard:
 
     @property
     def index(self) -> npt.NDArray[np.int64]:
-        """The place of each image in the data set that was encoded, (n,)."""
-        return self._read("index")
+        """The place of each image in the data set that was encoded, (n,); in the shard, where it does not say."""
+        return self._read("index") if "index" in self._header else np.arange(self.images)
 
     @property
     def captions(self) -> Captions:
@@ -232,8 +243,8 @@ class Shard:
 
     def _place(self, name: str) -> tuple[np.dtype[Any], int, int]:
         entry = self._header[name]
-        begin = self._begin + entry["data_offsets"][0]
-        return np.dtype(_NUMPY_DTYPES[entry["dtype"]]), math.prod(entry["shape"]), begin
+        place = self._begin + entry["data_offsets"][0]
+        return np.dtype(_NUMPY_DTYPES[entry["dtype"]]), math.prod(entry["shape"]), place
 
     def _read(self, name: str) -> npt.NDArray[Any]:
         dtype, count, begin = self._place(name)
@@ -286,14 +297,13 @@ class Manifest:
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of a finished cache.
 
-    Raises DataError when the folder holds no cache or an unfinished one, or the manifest is damaged, of another
-    version, or without statistics.
+    Raises DataError for no cache, an unfinished one, or a manifest that is damaged, of another version, or without
+    statistics.
     """
     path = Path(folder) / MANIFEST
     if not path.with_name(ENCODING).is_file() and not path.is_file():
         raise DataError(
-            f"no latent cache in {folder}: it has no {MANIFEST}; "
-            "make one with tools/cache_latents.py TOKENIZER DATA OUT"
+            f"no latent cache in {folder}: it has no {MANIFEST}; make one by tools/cache_latents.py TOKENIZER DATA OUT"
         )
     if not path.is_file():
         whole = len(list(path.parent.glob("shard_*.safetensors")))
@@ -313,12 +323,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             encoding,
             int(content["images"]),
             tuple(content["latent_shape"]),
-            _checked_statistics(path, content.get("statistics"), content["latent_shape"][0]),
+            checked_statistics(path, content.get("statistics"), content["latent_shape"][0]),
             tuple(content["class_names"]),
-            [
-                {"file": shard["file"], **{key: int(shard[key]) for key in ("images", "bytes")}}
-                for shard in content["shards"]
-            ],
+            [{"file": s["file"], "images": int(s["images"]), "bytes": int(s["bytes"])} for s in content["shards"]],
             [Skipped(**found) for found in content["skipped"]],
         )
 
@@ -327,7 +334,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     return read_json(path, DataError, cure, parse)
 
 
-def _checked_statistics(path: Path, given: Any, channels: int) -> LatentStatistics:
+def checked_statistics(path: Path, given: Any, channels: int) -> LatentStatistics:
+    """Return statistics in a file, `mean` and `std`. Raises DataError unless they are of so many channels."""
     try:
         found = LatentStatistics(given["mean"], given["std"])
         sound = all(map(math.isfinite, (*found.mean, *found.std))) and min(found.std) > 0

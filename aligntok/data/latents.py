@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import zlib
@@ -17,18 +18,20 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from aligntok.data.captions import Captions
-from aligntok.data.latent_shards import LatentStatistics, Manifest, Shard, damaged, read_manifest
+from aligntok.data.latent_shards import LatentStatistics, Manifest, Shard, damaged
+from aligntok.data.lightningdit import open_manifest
 from aligntok.data.listing import Listing, hashes
 from aligntok.data.sampler import SampleIndex
 from aligntok.device import DTYPES
 from aligntok.distributed import is_first_of_node
 from aligntok.errors import ConfigError, DataError, at_least
-from aligntok.io.arrays import MappedRows
+from aligntok.io.arrays import MappedRows, PairedRows
 from aligntok.io.checksums import promised
 from aligntok.io.files import inside
 from aligntok.rng import rng
 from aligntok.settings import Count
 
+logger = logging.getLogger("aligntok.data")
 _FLIPS_AT_ONCE = 4096  # samples whose flips come from one random stream: to seed one for each takes longer than to read
 _MOST_MAPPED = 512  # shards; each holds a file descriptor, of which a process often may have 1024
 
@@ -59,6 +62,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
     shard, has one that is damaged (all are read once, to check), or is of another tokenizer; ConfigError for mirrored
     images it does not have, and a negative `seed`.
 
+    A folder that LightningDiT filled (:mod:`aligntok.data.lightningdit`) is such a cache, too.
+
     With `caption` "auto" an item has ``caption``, too, of a cache that was made with captions: of several, the one that
     `seed` and the sample number draw when `train`, else, and for a plain integer, the first; ``captions[i]`` are all.
     """
@@ -74,11 +79,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
         caption: Literal["auto"] | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
-        self.manifest = read_manifest(self.root)
+        self.manifest = open_manifest(self.root)
         made = self.manifest.encoding["tokenizer"]
-        #: The identity of the tokenizer that encoded the cache.
+        #: The identity of the tokenizer that encoded the cache; empty where nobody knows.
         self.identity = str(made["identity"])
-        if tokenizer_identity is not None and tokenizer_identity != self.identity:
+        if tokenizer_identity is not None and not self.identity:
+            logger.warning("%s does not say which tokenizer made its latents; the one asked for is believed", self.root)
+        elif tokenizer_identity is not None and tokenizer_identity != self.identity:
             raise DataError(
                 f"{self.root} holds latents of another tokenizer ({made['source']}, identity {self.identity[:12]}), "
                 f"not of the one asked for (identity {tokenizer_identity[:12]}); encode the images with that one, into "
@@ -113,7 +120,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.captions = None if caption is None else Captions.joined([shard.captions for shard in self._shards])
         self._mean, self._std = self.statistics.tensors()
         self._flips: dict[int, npt.NDArray[np.uint8]] = {}
-        self._mapped: dict[int, MappedRows] = {}
+        self._mapped: dict[int, MappedRows | PairedRows] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_flips": {}, "_mapped": {}}
@@ -192,7 +199,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             gathered[place] = self._rows_of(shard).array[row]
         return torch.from_numpy(gathered).view(dtype).float().view(-1, *self.latent_shape)
 
-    def _rows_of(self, shard: int) -> MappedRows:
+    def _rows_of(self, shard: int) -> MappedRows | PairedRows:
         if shard not in self._mapped:
             if len(self._mapped) >= _MOST_MAPPED:
                 self._mapped.clear()

@@ -8,7 +8,7 @@ import mmap
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -126,3 +126,22 @@ class MappedRows:
         page = begin // mmap.PAGESIZE * mmap.PAGESIZE
         if hasattr(mmap, "MADV_WILLNEED"):
             self._map.madvise(mmap.MADV_WILLNEED, page, begin + self._stride - page)
+
+
+class PairedRows:
+    """The rows of two mapped arrays in turn: of the first, of the second, its next."""
+
+    def __init__(self, halves: Sequence[MappedRows]) -> None:
+        self._halves = halves
+
+    @property
+    def array(self) -> PairedRows:
+        """Itself, whose rows are asked for one by one."""
+        return self
+
+    def __getitem__(self, row: int) -> Any:
+        return self._halves[row % 2].array[row // 2]
+
+    def will_need(self, row: int) -> None:
+        """As of :class:`MappedRows`."""
+        self._halves[row % 2].will_need(row // 2)

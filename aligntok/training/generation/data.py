@@ -12,7 +12,8 @@ from aligntok.caching.settings import CacheContent, CacheSettings
 from aligntok.caching.text_cache import cache_texts
 from aligntok.condition import pinned
 from aligntok.data.images import find_buckets, square_size
-from aligntok.data.latent_shards import LatentStatistics, read_manifest
+from aligntok.data.latent_shards import LatentStatistics
+from aligntok.data.lightningdit import open_manifest
 from aligntok.data.loader import number_of_classes
 from aligntok.errors import ConfigError
 from aligntok.io.places import with_places
@@ -74,7 +75,8 @@ def tokenizers_source(stage: GeneratorStage) -> str | Any:
     source = stage.settings.tokenizer or stage.stages_tokenizer
     if source is None and stage.reads_data:
         root = stage.settings.data.train["root"]
-        source = str(with_places(read_manifest(root).encoding["tokenizer"]["source"], root))
+        named = open_manifest(root).encoding["tokenizer"]["source"]
+        source = str(with_places(named, root)) if named else None
     if source is None:
         raise ConfigError(
             "no tokenizer is known: set tokenizer to a work folder, a saved tokenizer, a published checkpoint or a "
