@@ -120,6 +120,27 @@ def test_10_a_generator_draws_the_same_once_saved_and_loaded(tok, tmp_path):
     assert torch.equal(aligntok.load_latent_diffusion(tmp_path).sample([0, 4], [7, 8]), model.sample([0, 4], [7, 8]))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("number", [11, 12])
+def test_11_12_a_tokenizer_is_an_autoencoder_of_diffusers(number, tmp_path):
+    AutoencoderKL = pytest.importorskip("diffusers").AutoencoderKL
+    from aligntok.diffusers import AutoencoderAlignTok
+    from aligntok.exporting import export_for_diffusers
+    from aligntok.tokenizer import Tokenizer
+
+    cnn = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=())
+    vit = dict(type="timm", model_name="vit_tiny_patch16_224", pretrained=False, model_args=dict(depth=1))
+    parts = (cnn, dict(type="identity"), cnn) if number == 11 else (vit, None, cnn)
+    tokenizer = Tokenizer(*parts, latent_dim=4, downsample_factor=2, variational=number == 11).eval()
+    tokenizer.save_pretrained(tmp_path / "t")
+    export_for_diffusers(tmp_path / "t", tmp_path / "vae")
+    vae = (AutoencoderKL if number == 11 else AutoencoderAlignTok).from_pretrained(tmp_path / "vae")
+    images = torch.rand(1, 3, 16, 24) * 2 - 1
+    latents, atol = tokenizer.encode(images), 1e-5 if number == 11 else 0.0
+    torch.testing.assert_close(vae.encode(images).latent_dist.mode(), latents, rtol=0, atol=atol)
+    torch.testing.assert_close(vae.decode(latents).sample, tokenizer.decode(latents), rtol=0, atol=atol)
+
+
 def test_13_a_picture_of_ones_own_is_reconstructed_by_a_command(tokenizer_folder, picture, tmp_path, capsys):
     assert main(["reconstruct", str(tokenizer_folder), str(picture), "--out", str(tmp_path / "o")]) == 0
     assert re.fullmatch(r"cat\.png \d+\.\d\d\nmean \d+\.\d\d\n", capsys.readouterr().out)
