@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -216,3 +217,22 @@ def test_an_evaluation_of_pictures_tells_what_of_it_is_waiting(run):
     computing, waiting, share, whole = map(float, re.findall(r"([\d.]+) (?:s\b|%)", shown))
     assert whole == pytest.approx(computing + waiting, abs=0.02)
     assert share == pytest.approx(100 * waiting / whole, abs=1 + 100 * 0.01 / whole)  # seconds have two digits
+
+
+def test_a_linear_code_keeps_the_directions_in_which_patches_differ_most():
+    code = runpy.run_path(str(FOLDER / "pca_code.py"))
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(12, 3)))[0].T  # 2 x 2 patches of three colours have 12 numbers
+
+    def images(number):  # of 8 x 8 patches, which differ in three directions, by .3, .1 and .03 in each
+        amounts = rng.normal(size=(number, 64, 3)) * (0.3, 0.1, 0.03) / np.sqrt(12)
+        grid = (amounts @ axes).reshape(number, 8, 8, 3, 2, 2)
+        return grid.transpose(0, 3, 1, 4, 2, 5).reshape(number, 3, 16, 16), amounts
+
+    (train, _), (held_out, amounts) = images(400), images(5)
+    assert code["patches"](held_out, 2).shape == (5, 64, 12)
+    for dim in (1, 2):
+        lost = (amounts[..., dim:] ** 2).sum(axis=(1, 2)) / (64 * 12)
+        found = code["psnr_of_code"](train, held_out, 2, dim)
+        np.testing.assert_allclose(found, 10 * np.log10(4 / lost), atol=0.05)
+    assert (code["psnr_of_code"](train, held_out, 2, 3) > 200).all()

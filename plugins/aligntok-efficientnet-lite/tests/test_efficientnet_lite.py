@@ -50,6 +50,17 @@ def test_features_are_the_classifiers_at_that_stride(classifier, stride, block):
     torch.testing.assert_close(features, seen[0], rtol=1e-4, atol=1e-4)
 
 
+def test_a_linear_path_begins_beside_the_features_and_adds_each_positions_pixels(encoder):
+    beside = ENCODERS.build({"type": NAME, "linear_path": True})
+    images = torch.rand(1, 3, 32, 48) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(beside(images), encoder(images))
+        beside.linear_path.weight[7, 2, 3, 5] = 0.5  # channel 7: the blue of row 3, column 5
+        blue = (255 * (images[:, 2, 3::16, 5::16] + 1) / 2 - 127) / 128
+        torch.testing.assert_close((beside(images) - encoder(images))[:, 7], 0.5 * blue, rtol=1e-4, atol=1e-4)
+    check_encoder(NAME, image_size=(32, 48), pretrained=False, stride=8, downsample_factor=8, linear_path=True)
+
+
 def test_nothing_after_the_stride_is_kept(encoder):
     assert sum(p.numel() for p in encoder.parameters()) == 700_768
     encoder(torch.zeros(1, 3, 32, 32)).sum().backward()
