@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 import time
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch import nn
 import aligntok
 from aligntok import LatentDiffusion, Tokenizer, load_tokenizer
 from aligntok.cli import main
+from aligntok.data.images import ImageDataset
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.errors import ConfigError
 
@@ -186,3 +189,41 @@ def test_17_a_page_without_gradio_says_what_installs_it(tokenizer_folder, monkey
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app", str(tokenizer_folder)]) == 2
     assert 'pip install "aligntok[app]"' in capsys.readouterr().err
+
+
+def flat_folder(folder, names):
+    """Write small pictures side by side."""
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(folder / name)
+    return folder
+
+
+def test_19_a_flat_folder_is_parted_by_name_and_files_that_are_added_move_none(write_config, tmp_path, caplog):
+    caplog.set_level("INFO", "aligntok")
+    folder = tmp_path / "photographs"
+    both = []
+    for names in ([f"{i:03}.png" for i in range(60)], [f"new_{i}.png" for i in range(30)]):
+        flat_folder(folder, names)
+        split = dict(train=dict(split=None), val=dict(fraction=0.1))
+        assert main(["train", write_config(data_root=str(folder), data=split), "--dry-run"]) == 0
+        there = {path.name for path in folder.iterdir()}
+        held_out = {name for name in there if int.from_bytes(sha256(name.encode()).digest()[:8], "big") < 0.1 * 2**64}
+        assert f"{len(there - held_out)} train, {len(held_out)} held out by name" in caplog.text
+        both.append((there - held_out, held_out, ImageDataset(folder, 32, fraction=0.1)))
+    train, _, found = both[1]
+    assert {Path(found.source.key(i)).name for i in range(len(found.source))} == train
+    assert both[0][0] <= both[1][0]
+    assert both[0][1] <= both[1][1]
+
+
+def test_20_a_data_check_names_what_is_passed_over_and_what_is_broken(tmp_path, capsys):
+    folder = flat_folder(tmp_path / "photographs", [f"{i}.jpg" for i in range(20)])
+    Image.new("RGB", (40, 40)).save(folder / "one.avif")  # which is read, too
+    (folder / "old.jfif_").write_bytes(b"what nobody reads")
+    (folder / "broken.jpg").write_bytes((folder / "3.jpg").read_bytes()[:100])
+    assert main(["data", "check", str(folder)]) == 1
+    told = "".join(capsys.readouterr())
+    assert "20 JPEG, 1 AVIF" in told
+    assert re.search(r"passed over +│ 1 \.jfif_ ", told)
+    assert "cannot be read: broken.jpg" in told
