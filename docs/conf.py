@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import re
 from typing import Any
 
@@ -10,6 +11,10 @@ from docutils.nodes import Element, SkipNode
 from sphinx.util.inspect import signature, stringify_signature
 
 import aligntok
+from aligntok.imports import quietly
+
+with quietly():  # diffusers, of which autodoc would import it, imports xformers
+    importlib.import_module("aligntok.diffusers.models")
 
 project = "AlignTok"
 author = "The AlignTok developers"
@@ -22,6 +27,8 @@ html_theme = "furo"
 html_title = f"AlignTok {release}"
 html_math_renderer = "katex"  # from docs/_static: formulas show without a network, and as TeX sets them
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_js_files = ["lines.js"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "member-order": "bysource"}
@@ -29,7 +36,8 @@ maximum_signature_line_length = 80
 copybutton_exclude = ".linenos, .gp, .go"
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 600
+nb_execution_in_temp = True
 autodoc_inherit_docstrings = False  # torch's and mmengine's docstrings are not ours to show
 
 # What RST would take for markup in a docstring: code in backquotes is left alone.

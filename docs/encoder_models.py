@@ -30,6 +30,12 @@ Every model of timm {timm} and of open_clip {open_clip} as an encoder, `dict(typ
 `dict(type="open_clip", model_name=...)`, with the defaults: f16, the last block or level whose stride is at most 16.
 Made by `python docs/encoder_models.py`, which builds each on the meta device and runs it at three sizes.
 
+```sh
+python tools/train.py configs/aligntok_dinov2_f16d32.py --dry-run --cfg-options model.encoder.type=timm model.encoder.model_name=convnext_tiny
+```
+
+shows what a training with one of them would be, without its weights.
+
 Strides are those that `stride=` can choose; channels and the stride in bold are those of the level that is taken. The
 backbone sees images resized by stride / f, and a size is what it sees: that which the model was made for, or multiples
 of the stride where grids of 16 x 16 and 14 x 20 were right too. Weights were not loaded. Licences are those of the

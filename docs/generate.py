@@ -19,6 +19,7 @@ import flows  # beside this file
 
 import aligntok
 from aligntok.annotations import in_words, keywords_checked
+from aligntok.imports import quietly
 from aligntok.io.files import replacing
 from aligntok.registry import ComponentRegistry, shelves
 from aligntok.settings import fields_of
@@ -126,7 +127,8 @@ def _shown_above(module: str) -> str:
 
 def main() -> None:
     pages = {DOCS / "components.md": components_page(), DOCS / "configuration_keys.md": keys_page()}
-    pages.update({API / name: text for name, text in api_pages().items()})
+    with quietly():  # diffusers imports xformers
+        pages.update({API / name: text for name, text in api_pages().items()})
     pages.update({DOCS / "images" / name: text for name, text in flows.pictures().items()})
     for stale in set(API.glob("*.md")) - set(pages):
         stale.unlink()
