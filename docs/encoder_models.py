@@ -24,6 +24,10 @@ from aligntok.errors import AlignTokError, ConfigError
 from aligntok.io.files import replacing
 
 PAGE = Path(__file__).with_name("encoder_models.md")
+COMMAND = (
+    "python tools/train.py configs/aligntok_dinov2_f16d32.py --dry-run --cfg-options "
+    "model.encoder.type=timm model.encoder.model_name=convnext_tiny"
+)
 HEAD = """# timm's and open_clip's models
 
 Every model of timm {timm} and of open_clip {open_clip} as an encoder, `dict(type="timm", model_name=...)` and
@@ -31,7 +35,7 @@ Every model of timm {timm} and of open_clip {open_clip} as an encoder, `dict(typ
 Made by `python docs/encoder_models.py`, which builds each on the meta device and runs it at three sizes.
 
 ```sh
-python tools/train.py configs/aligntok_dinov2_f16d32.py --dry-run --cfg-options model.encoder.type=timm model.encoder.model_name=convnext_tiny
+{command}
 ```
 
 shows what a training with one of them would be, without its weights.
@@ -102,7 +106,7 @@ def _reason(error: Exception) -> str:
 
 def page(timm_rows: Iterable[Row], open_clip_rows: Iterable[Row]) -> str:
     """Return the page."""
-    text = HEAD.format(timm=timm.__version__, open_clip=open_clip.__version__)
+    text = HEAD.format(timm=timm.__version__, open_clip=open_clip.__version__, command=COMMAND)
     for title, rows in {"timm": timm_rows, "open_clip": open_clip_rows}.items():
         table = [f"## {title}\n", " | ".join(COLUMNS).join(("| ", " |")), "|---" * len(COLUMNS) + "|"]
         text += "\n".join(itertools.chain(table, (" | ".join(row).join(("| ", " |")) for row in rows))) + "\n\n"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +31,7 @@ EXECUTED = [
     "README.md",
     "docs/index.md",
     "docs/quickstart.md",
+    "docs/own_data.md",
     "docs/python.md",
     "docs/stages.md",
     "docs/generation.md",
@@ -39,6 +42,15 @@ EXECUTED = [
 ]
 CONFIGS = ["docs/configuration.md", "docs/resume.md", "docs/streaming.md"]
 OF_A_GENERATORS_CONFIG = ("docs/evaluation.md", "docs/text_to_image.md")
+GENERATED = {"components.md", "configuration_keys.md"}
+WITHOUT_COMMAND = {"architecture.md": "for those who read the code"}
+FIRST_SCREEN = 25  # lines below a title
+SEARCHES = {
+    **dict.fromkeys(("own data", "ImageFolder", "captions", "hold out"), "own_data"),
+    **dict.fromkeys(("wandb", "mlflow"), "trackers"),
+    "cite": "citing",
+}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NEEDED = ((ENCODERS, "efficientnet_lite0"), (ENCODERS, "my_encoder"), (LOSSES, "st_lpips"), (LOSSES, "my_loss"))
 NEEDED += ((TEXT_ENCODERS, "my_text_encoder"),)
 TINY_RUN = """
@@ -89,7 +101,8 @@ def site(tmp_path_factory):
 @pytest.mark.slow
 def test_the_site_builds_offline_without_a_warning(site):
     folder, printed = site
-    assert "warning" not in printed.lower()
+    told = [line for line in printed.splitlines() if not line.startswith("[IPKernelApp]")]  # of the notebook's kernel
+    assert "warning" not in "\n".join(told).lower()
     assert (folder / "index.html").is_file()
 
 
@@ -100,8 +113,53 @@ def test_a_page_needs_nothing_from_the_network_to_be_read(site):
     for page in pages:
         loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?:[^\"]+)", page.read_text())
         assert not loaded, page
+    for style in site[0].rglob("*.css"):
+        assert not re.search(r"(?:url\(|@import )[\"']?(?:https?:)?//", style.read_text()), style
     assert 'src="_static/katex/katex.min.js' in (site[0] / "stages.html").read_text()
     assert "katex.min.js" not in (site[0] / "index.html").read_text()
+
+
+def drawn(page, profile, query=""):
+    """A page as Chromium has it when its scripts have run, opened from the disk."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom")
+    command = [CHROMIUM, *options, f"--user-data-dir={profile}", page.as_uri() + query]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.slow
+def test_formulas_are_drawn_when_a_page_is_opened_and_their_braces_stretch(site, tmp_path):
+    shown = drawn(site[0] / "stages.html", tmp_path)
+    assert shown.count('class="katex"') == len(re.findall(r'<(?:span|div) class="math', shown)) > 20
+    assert 'class="stretchy' in shown
+    assert "katex-error" not in shown
+
+
+@pytest.mark.slow
+def test_search_finds_first_the_page_that_is_about_it(site, tmp_path):
+    for query, page in SEARCHES.items():
+        results = drawn(site[0] / "search.html", tmp_path, f"?q={query}").partition('<ul class="search"')[2]
+        found = re.findall(r'<a href="([\w/.]+)\.html', results)
+        assert found[:1] == [page], query
+
+
+@pytest.mark.slow
+def test_what_is_searched_for_is_a_heading_or_an_entry_of_the_index(site):
+    text = (site[0] / "searchindex.js").read_text()
+    index = json.loads(text[text.index("(") + 1 : text.rindex(")")])
+    for query, page in SEARCHES.items():
+        number = index["docnames"].index(page)
+        named = {**index["alltitles"], **index["indexentries"]}
+        assert any(query.lower() in name.lower() and number in [p[0] for p in named[name]] for name in named), query
+
+
+@pytest.mark.slow
+def test_the_notebook_has_run_and_shows_its_plot(site):
+    page = site[0] / "notebook.html"
+    assert "Tokenizer(encoder=ldm_cnn, f4d8" in text_of(page)
+    (plot,) = re.findall(r'<img[^>]+src="(_images/[0-9a-f]{64}\.png)"', page.read_text())
+    assert Image.open(site[0] / plot).size > (500, 300)
 
 
 @pytest.mark.slow
@@ -188,9 +246,20 @@ def test_a_part_of_a_config_shown_has_keys_that_there_are():
         check_given(GeneratorConfig, {key: value for key, value in shown.items() if key != "__builtins__"}, "the page")
 
 
+def test_every_page_starts_with_what_you_get_and_the_command():
+    lacking = []
+    for page in {path.name for path in DOCS.glob("*.md")} - GENERATED - {*WITHOUT_COMMAND}:
+        below = re.split(r"^# .*\n", (DOCS / page).read_text(), maxsplit=1, flags=re.MULTILINE)[1]
+        first = "\n".join(below.splitlines()[:FIRST_SCREEN])
+        if not re.match(r"\s*[A-Za-z`*]", re.sub(r"(?s)```.*?```", "", first)):
+            lacking.append(f"{page}: no sentence")
+        if not re.search(r"^```(sh|python|\{code-cell\})", first, re.MULTILINE):
+            lacking.append(f"{page}: no command")
+    assert not lacking
+
+
 def test_every_page_with_python_is_tested():
-    generated = {DOCS / "components.md", DOCS / "configuration_keys.md"}  # they show signatures
-    pages = [ROOT / "README.md", *({*DOCS.glob("*.md")} - generated)]
+    pages = [ROOT / "README.md", *(DOCS / page for page in {path.name for path in DOCS.glob("*.md")} - GENERATED)]
     found = {str(page.relative_to(ROOT)) for page in pages if python_blocks(str(page.relative_to(ROOT)))}
     assert found == {*EXECUTED, *CONFIGS, *OF_A_GENERATORS_CONFIG}
 
