@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/first_plugin.md").read_text()
-FILE = re.compile(r"^```\{code-block\} \w+\n:caption: "`(\S+)`"\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r'^```\{code-block\} \w+\n:caption: "`(\S+)`"\n(.*?)^```', re.MULTILINE | re.DOTALL)
 SHOWN = re.compile(r"^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CHANGE = re.compile(r"^\| `([^|]+)` \| `([^|]+)` \| `([^|]+)` \|$", re.MULTILINE)
 

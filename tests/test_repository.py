@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import yaml
 import aligntok
 
 ROOT = Path(__file__).parents[1]
-IGNORED = shutil.ignore_patterns(*(line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()), ".git")
+IGNORED = shutil.ignore_patterns(*map(os.path.basename, re.split(r"/?\n", (ROOT / ".gitignore").read_text())), ".git")
 
 
 def built(source, kind, out):
