@@ -28,13 +28,11 @@ def train(config: str | Path, *, stage: str | None = None, dry_run: bool = False
     merged: ``data_root="photographs", optimizer=dict(lr=1e-4)``; those with dots as ``**{"stages.0.steps": 10}``.
     Called again, it goes on where it stopped. Raises what :func:`aligntok.training.run.run` does.
     """
-    from aligntok.training.config import load_config
-    from aligntok.training.run import run
-    from aligntok.training.run_info import run_info_of
+    from aligntok.training.run import read_request, run
 
     asked = TrainRequest(config=config, stage=stage, dry_run=dry_run, cfg_options=overrides)
-    loaded, told = load_config(asked.config, asked.options), run_info_of(asked.config, asked.options)
-    return run(loaded, only_stage=asked.stage, dry_run=asked.dry_run, run_info=told)
+    loaded, run_info = read_request(asked)
+    return run(loaded, only_stage=asked.stage, dry_run=asked.dry_run, run_info=run_info)
 
 
 def sample(run: str | Path, **options: Any) -> Path:

@@ -197,7 +197,7 @@ SETTINGS = {
     "diffusion.samplers:generators_from_seeds": dict(device="cpu"),
     "generators.lightning_dit:LightningDiT.set_grad_checkpointing": dict(enable=True),
     "generators.flux_dit:FluxDiT.set_grad_checkpointing": dict(enable=True),
-    "latent_diffusion:LatentDiffusion.save_pretrained": dict(include_text_encoders=False),
+    "latent_diffusion:LatentDiffusion.save_pretrained": dict(include_text_encoders=False, push_to_hub=False),
     "latent_diffusion:LatentDiffusion": dict(class_names=(), sampling=None, trusted=True),
     "tokenizer:Tokenizer.latents_from": dict(sample=False, noise=None),
     "tokenizer:Tokenizer.encode": dict(sample=False, noise=None),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,18 @@ import yaml
 import aligntok
 
 ROOT = Path(__file__).parents[1]
-IGNORED = shutil.ignore_patterns(*map(os.path.basename, re.split(r"/?\n", (ROOT / ".gitignore").read_text())), ".git")
+IGNORED = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()]
+
+
+def ignored(folder, names):
+    """Those of a folder's names that .gitignore leaves out: by name or, where a line has a slash, by path from ROOT."""
+    place = Path(folder).relative_to(ROOT)
+    lines = {line: "/" in line for line in IGNORED} | {".git": False}
+    return {
+        name
+        for name in names
+        if any(fnmatchcase((place / name).as_posix() if whole else name, line) for line, whole in lines.items())
+    }
 
 
 def built(source, kind, out):
@@ -32,7 +43,7 @@ def built(source, kind, out):
 
 def test_the_source_archive_has_every_file_and_makes_the_same_wheel(tmp_path):
     pytest.importorskip("setuptools", minversion="77", reason="archives are built by setuptools from 77 on")
-    shutil.copytree(ROOT, tmp_path / "sources", ignore=IGNORED)
+    shutil.copytree(ROOT, tmp_path / "sources", ignore=ignored)
     there = {
         str(path.relative_to(tmp_path / "sources")) for path in (tmp_path / "sources").rglob("*") if path.is_file()
     }
@@ -48,6 +59,12 @@ def test_the_source_archive_has_every_file_and_makes_the_same_wheel(tmp_path):
         with zipfile.ZipFile(built(source, "wheel", tmp_path / out)) as wheel:
             contents.append({i.filename: i.CRC for i in wheel.infolist() if not i.filename.endswith("RECORD")})
     assert contents[0] == contents[1]
+
+
+def test_what_git_ignores_is_told_by_name_or_by_path():
+    assert ignored(ROOT / "docs/api", ["generated", "index.md"]) == {"generated"}
+    assert ignored(ROOT / "tests/api", ["generated", "__pycache__"]) == {"__pycache__"}
+    assert ignored(ROOT, ["docs", "a.egg-info", ".git", ".github", ".gitignore"]) == {"a.egg-info", ".git"}
 
 
 def test_the_version_is_the_same_wherever_it_is_cited():

@@ -12,11 +12,9 @@ from aligntok.training.request import ExportRequest, TrainRequest
 @verb("train", "config")
 def train(asked: TrainRequest) -> Any:
     """Train the stages of a config."""
-    from aligntok.training.config import load_config
-    from aligntok.training.run import look_ahead, run
-    from aligntok.training.run_info import run_info_of
+    from aligntok.training.run import look_ahead, read_request, run
 
-    config, run_info = load_config(asked.config, asked.options), run_info_of(asked.config, asked.options)
+    config, run_info = read_request(asked)
     if asked.dry_run:
         return {"stages": look_ahead(config, asked.stage, asked.hardware)}
     return {"work_dir": config["work_dir"], "exported": run(config, only_stage=asked.stage, run_info=run_info)}

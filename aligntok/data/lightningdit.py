@@ -83,6 +83,7 @@ def _read_statistics(path: Path, channels: int) -> LatentStatistics:
 def write_statistics(folder: Path, statistics: LatentStatistics) -> None:
     """Write mean and deviation where LightningDiT looks for them. Raises WriteError."""
     mean, std = (tensor[None] for tensor in statistics.tensors())
-    torch.save({"mean": mean, "std": std}, content := io.BytesIO())  # of a file the archive would have the name
+    content = io.BytesIO()
+    torch.save({"mean": mean, "std": std}, content)  # of a file the archive would have the name
     with replacing(folder / STATISTICS, checksum=True) as temporary:
         temporary.write_bytes(content.getvalue())

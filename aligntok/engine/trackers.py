@@ -173,6 +173,7 @@ class WandbTracker(Tracker):
         import wandb
 
         run = known or secrets.token_hex(8)
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")  # wandb checks it
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "aligntok"),
             group=self.folder.resolve().parent.name,
@@ -181,7 +182,7 @@ class WandbTracker(Tracker):
             resume="allow",
             dir=str(self.folder),
             config=dict(self.settings),
-            mode=os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline"),
+            mode=mode,
             reinit="create_new",
             # it is asked for nothing on the terminal, and tells nobody what this machine is called
             settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_meta=True, host="host"),

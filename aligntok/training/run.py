@@ -23,14 +23,19 @@ from aligntok.io.folders import check_links, lock_folder, remove_leftovers
 from aligntok.registry import loading_line
 from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
-from aligntok.training.config import dotted_models, report_config_diff
+from aligntok.training.config import dotted_models, load_config, report_config_diff
 from aligntok.training.generation import expand_generation
 from aligntok.training.memory import explain_full_memory, print_memory, stage_memory
 from aligntok.training.plan import StagePlan, check_before_training, check_weights, plan_stage, print_plan
 from aligntok.training.rehearsal import check_repeatable
-from aligntok.training.request import Hardware
-from aligntok.training.run_info import print_summary, read_result, write_run_info
+from aligntok.training.request import Hardware, TrainRequest
+from aligntok.training.run_info import print_summary, read_result, run_info_of, write_run_info
 from aligntok.training.stages import Stage
+
+
+def read_request(asked: TrainRequest) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the config that is to be trained, and the run_info that `run` notes of it. Raises ConfigError."""
+    return load_config(asked.config, asked.options), run_info_of(asked.config, asked.options)
 
 
 def run(
