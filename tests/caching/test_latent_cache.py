@@ -21,7 +21,7 @@ from aligntok import distributed
 from aligntok.caching import cache as caching
 from aligntok.caching import cache_latents, encoder
 from aligntok.caching.settings import CacheRequest, CacheSettings
-from aligntok.cli import cache_latents as command
+from aligntok.cli.training import cache_latents as command
 from aligntok.data import latent_shards
 from aligntok.data.images import ImageDataset
 from aligntok.data.latent_shards import read_manifest

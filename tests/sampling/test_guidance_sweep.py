@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from aligntok.cli import sample as command
+from aligntok.cli.generating import sample as command
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import job

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 from aligntok import distributed
-from aligntok.cli import sample as command
+from aligntok.cli.generating import sample as command
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.transforms import open_image
 from aligntok.diffusion.settings import Sampling
