@@ -93,7 +93,7 @@ def site(tmp_path_factory):
     build[build.index("docs/_build/html")] = str(out / "html")
     printed = ""
     for command in (generate, [*build, "-d", str(out / "doctrees")]):
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         printed += done.stdout + done.stderr
     return out / "html", printed
@@ -160,7 +160,8 @@ def test_the_notebook_has_run_and_shows_its_plot(site):
     page = site[0] / "notebook.html"
     assert "Tokenizer(encoder=ldm_cnn, f4d8" in text_of(page)
     (plot,) = re.findall(r'<img[^>]+src="(_images/[0-9a-f]{64}\.png)"', page.read_text())
-    assert Image.open(site[0] / plot).size > (500, 300)
+    with Image.open(site[0] / plot) as picture:
+        assert min(picture.size) > 300
 
 
 @pytest.mark.slow
