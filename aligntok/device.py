@@ -11,10 +11,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aligntok.errors import ConfigError, unknown
 
@@ -274,11 +274,26 @@ def _reflected_back(gradient: Tensor, x: Tensor, padding: Sequence[int]) -> Tens
 
 @contextmanager
 def explaining_out_of_memory(what: str, cure: str) -> Iterator[None]:
-    """Turn a full memory of the device into a ConfigError: `what` was too much, and the `cure`."""
+    """Turn a full memory, of the device or the machine, into a ConfigError: `what` was too much, and the `cure`."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:  # torch's for a device is a RuntimeError, too
+        if not is_out_of_memory(error):
+            raise
         raise ConfigError(f"{what} at once do not fit into the memory of this device; {cure}") from error
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def put(module: _Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> _Module:
+    """Return a module moved to a device and cast, as its ``to`` does; raise ConfigError where it does not fit there."""
+    if device is None and dtype is None:
+        return module
+    held = sum(each.numel() * each.element_size() for each in module.state_dict().values())
+    cure = "another device may have more, and dtype='bfloat16' takes half of float32's"
+    with explaining_out_of_memory(f"{held / 1e9:,.2f} GB of weights", cure):
+        return module.to(device=device, dtype=dtype)
 
 
 def memory_bytes() -> int:

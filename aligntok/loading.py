@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 
-from aligntok.device import device_named, dtype_named
+from aligntok.device import device_named, dtype_named, put
 from aligntok.engine.checkpoints import join, list_checkpoints, load_parts, read_parts, read_snapshots
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
@@ -80,23 +80,23 @@ def load_tokenizer(
     """
     place, path = _placement("load_tokenizer", device, dtype), Path(source)
     if path.is_dir() and not ((path / "config.json").is_file() or (path / "model_index.json").is_file()):
-        return load_stage_tokenizer(_furthest_stage(path), weights, sigma_rel, components, rebuild).to(**place)
+        return place(load_stage_tokenizer(_furthest_stage(path), weights, sigma_rel, components, rebuild))
     if weights is not None or sigma_rel is not None:
         raise ConfigError(f"--weights and --ema choose among a work folder's weights; {source} is none")
     if path.is_file():
         if path.suffix not in CHECKPOINT_SUFFIXES:
             raise WeightsError(f"{path} is no checkpoint file; those end in {', '.join(CHECKPOINT_SUFFIXES)}")
-        return load_ldm_autoencoder(path, resolution or 256).to(**place)
+        return place(load_ldm_autoencoder(path, resolution or 256))
     check_there(source)
     hub: dict[str, Any] = dict(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     found = load_diffusers_autoencoder(source, **hub)
-    return (found or Tokenizer.from_pretrained(str(source), components=components, **hub)).to(**place)
+    return place(found or Tokenizer.from_pretrained(str(source), components=components, **hub))
 
 
-def _placement(who: str, device: Any, dtype: Any) -> dict[str, Any]:
-    """Return the keywords of a module's ``to`` for what a loader is told, looked at before anything is loaded."""
+def _placement(who: str, device: Any, dtype: Any) -> Callable[[Any], Any]:
+    """Return what brings a model where a loader is told, looked at before anything is loaded."""
     asked = {} if device is None else {"device": device_named(device, who)}
-    return asked if dtype is None else {**asked, "dtype": dtype_named(dtype, who)}
+    return functools.partial(put, **(asked if dtype is None else {**asked, "dtype": dtype_named(dtype, who)}))
 
 
 def check_there(source: str | os.PathLike[str]) -> None:
@@ -291,11 +291,11 @@ def load_latent_diffusion(
     place, path = _placement("load_latent_diffusion", device, dtype), Path(source)
     check_there(source)
     if path.exists() and not (path / "latent_diffusion.json").is_file():
-        return _trained(generation_folder(path), weights, average, components, text_encoders).to(**place)
+        return place(_trained(generation_folder(path), weights, average, components, text_encoders))
     if weights is not None or average is not None:
         raise ConfigError(f"--weights and --ema choose among a work folder's weights; {source} is none")
     hub: dict[str, Any] = dict(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-    return LatentDiffusion.from_pretrained(source, components, text_encoders, **hub).to(**place)
+    return place(LatentDiffusion.from_pretrained(source, components, text_encoders, **hub))
 
 
 def _trained(

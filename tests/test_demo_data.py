@@ -36,9 +36,9 @@ def test_photographs_are_written_whole_and_held_out_ones_kept_apart(monkeypatch,
     assert contents(tmp_path) == written
     train = {path.stem for path in (tmp_path / "train").iterdir()}
     held_out = {path.stem for path in (tmp_path / "val").iterdir()}
-    assert (len(train), len(held_out)) == (27, 4)
+    assert (len(train), len(held_out)) == (30, 4)
     assert not train & held_out
-    assert len(written) == 31
+    assert len(written) == 34
     for path in tmp_path.glob("*/*.png"):
         with Image.open(path) as image:
             assert image.mode == "RGB"
@@ -49,7 +49,7 @@ def test_photographs_are_written_whole_and_held_out_ones_kept_apart(monkeypatch,
 def test_crops_are_of_the_training_photographs_and_cover_them(monkeypatch, tmp_path):
     make(monkeypatch, tmp_path, "--crops", "2")
     crops = sorted((tmp_path / "crops").glob("*/*.png"))
-    assert len(crops) == 4 * 27
+    assert len(crops) == 4 * 30
     assert {path.parent.name for path in crops} == {path.stem for path in (tmp_path / "train").iterdir()}
     sizes = set()
     for path in crops:

@@ -22,6 +22,7 @@ from aligntok.device import (
     is_out_of_memory,
     multiplying,
     precision_on,
+    put,
     repeatable,
 )
 from aligntok.errors import ConfigError
@@ -71,12 +72,31 @@ def test_samples_are_drawn_in_bf16_where_a_gpu_computes_in_it(monkeypatch, nativ
     assert precision_on(torch.device("cpu")) == "fp32"
 
 
-def test_a_full_memory_is_told_with_its_cure():
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), MemoryError(), RuntimeError("not enough memory")])
+def test_a_full_memory_is_told_with_its_cure(error):
     with (
         pytest.raises(ConfigError, match="^9 images at once do not fit into the memory of this device; take fewer$"),
         explaining_out_of_memory("9 images", "take fewer"),
     ):
+        raise error
+
+
+def test_another_error_is_no_full_memory():
+    with pytest.raises(RuntimeError, match="^shapes$"), explaining_out_of_memory("9 images", "take fewer"):
+        raise RuntimeError("shapes")
+
+
+def test_weights_that_do_not_fit_on_a_device_are_told_with_what_would(monkeypatch):
+    module = torch.nn.Linear(1000, 250)
+    assert put(module, dtype=torch.float64).weight.dtype == torch.float64
+
+    def full(*_, **__):
         raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(ConfigError, match=r"^0.00 GB of weights at once do not fit .*; another device .*bfloat16"):
+        put(module, torch.device("cpu"))
+    assert put(module) is module
 
 
 @pytest.mark.parametrize(

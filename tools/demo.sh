@@ -8,7 +8,7 @@ python=$1/python
 began=$SECONDS
 "$python" tools/make_demo_data.py work_dirs/demo/photographs --crops 6
 "$python" tools/train.py configs/demo/photographs_f8d16.py --cfg-options data_root=work_dirs/demo/photographs
-"$python" tools/sample.py work_dirs/demo/run --num-samples 54 --labels balanced --out work_dirs/demo/samples --real-images work_dirs/demo/photographs --split crops
+"$python" tools/sample.py work_dirs/demo/run --num-samples 60 --labels balanced --out work_dirs/demo/samples --real-images work_dirs/demo/photographs --split crops
 "$python" tools/evaluate.py reconstruction work_dirs/demo/run work_dirs/demo/photographs --split val --image-size 160 --extractor none --perceptual st_lpips
 "$python" tools/analyze_latents.py work_dirs/demo/run work_dirs/demo/photographs --encoder efficientnet_lite0 --split crops --image-size 64 --num-images 100 --seeds 0
 "$python" tools/evaluate.py make-reference work_dirs/demo/photographs work_dirs/demo/crops.safetensors --split crops --image-size 64 --num-images 300 --extractor efficientnet_lite0

@@ -1,4 +1,4 @@
-"""Write the demo's photographs: real ones that scikit-image and foolbox ship, so nothing is downloaded.
+"""Write the demo's photographs: real ones that installed packages ship, so nothing is downloaded.
 
     python tools/make_demo_data.py OUT [--crops 6]
 
@@ -22,6 +22,8 @@ SKIMAGE = {
     *("astronaut", "camera", "chelsea", "coffee", "coins", "hubble_deep_field"),
     *("ihc", "moon", "motorcycle_left", "retina", "rocket"),
 }
+# Photographs of packages that AlignTok needs anyway, by their folders.
+OTHERS = {"sklearn/datasets/images": {"china", "flower"}, "matplotlib/mpl-data/sample_data": {"grace_hopper"}}
 HELD_OUT = {"astronaut", "chelsea", "coffee", "rocket"}  # free licences: pictures made of them may be shown anywhere
 SUFFIXES = (".png", ".jpg")
 CROP, CROPPED_SIDE = 64, 160  # pixels of a crop, and of the short side of the photograph that it is cut from
@@ -33,18 +35,18 @@ def shipped_photographs() -> list[Path]:
 
     Raises WeightsError naming what to install, FileNotFoundError for versions without some of them.
     """
-    found = [path for path in _data_folder("skimage").iterdir() if path.stem in SKIMAGE and path.suffix in SUFFIXES]
-    found += [path for path in _data_folder("foolbox").glob("imagenet_*") if path.suffix in SUFFIXES]
-    missing = (SKIMAGE | HELD_OUT) - {path.stem for path in found}
-    if missing:
-        raise FileNotFoundError(
-            f"not shipped with these versions: {', '.join(sorted(missing))}; {installing('skimage')}"
-        )
+    named = {"skimage/data": SKIMAGE, **OTHERS}
+    found = [path for folder, stems in named.items() for path in _folder(folder).iterdir() if path.stem in stems]
+    found += _folder("foolbox/data").glob("imagenet_*")
+    found = [path for path in found if path.suffix in SUFFIXES]
+    if missing := SKIMAGE.union(*OTHERS.values()) - {path.stem for path in found}:
+        raise FileNotFoundError(f"not shipped with these versions: {', '.join(missing)}; {installing('skimage')}")
     return sorted(found, key=lambda path: path.stem)
 
 
-def _data_folder(package: str) -> Path:
-    return folder_of(package, "the demo's photographs") / "data"
+def _folder(path: str) -> Path:
+    package, _, inside = path.partition("/")
+    return folder_of(package, "the demo's photographs") / inside
 
 
 def write_photograph(source: Path, out: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from aligntok.data.sources.base import walk
 from aligntok.data.transforms import image_suffixes, parse_image_size
-from aligntok.device import device
+from aligntok.device import device, explaining_out_of_memory
 from aligntok.distributed.job import progress_bar
 from aligntok.errors import ConfigError, ImageError, multiples_of, some_of
 from aligntok.evaluation.metrics.image_quality import psnr
@@ -20,6 +21,7 @@ from aligntok.evaluation.settings import ReconstructRequest
 from aligntok.io.console import print_line
 from aligntok.io.pictures import reconstruction_grid, save_picture, to_picture
 from aligntok.loading import load_tokenizer
+from aligntok.tokenizer import Tokenizer
 
 
 def reconstruct_pictures(asked: ReconstructRequest) -> dict[str, Any]:
@@ -42,12 +44,11 @@ def reconstruct_pictures(asked: ReconstructRequest) -> dict[str, Any]:
             bar.update()
             try:
                 images = tokenizer.processor.preprocess(source, asked.size)
+                made = _again(tokenizer, images)
             except (ImageError, ConfigError) as error:
                 unreadable[str(source)] = str(error)
                 print(f"left out: {error}", file=sys.stderr, flush=True)
                 continue
-            with torch.no_grad():
-                made = tokenizer.decode(tokenizer.encode(images)).float().cpu()
             near = psnr(images[0], made[0])
             path.parent.mkdir(parents=True, exist_ok=True)
             shown = reconstruction_grid([images[0]], [made[0]]) if asked.side_by_side else made[0]
@@ -59,6 +60,13 @@ def reconstruct_pictures(asked: ReconstructRequest) -> dict[str, Any]:
     if mean is not None:
         print_line(f"mean {mean:.2f}")
     return {"images": done, "mean_psnr": mean, "unreadable": unreadable}
+
+
+@torch.no_grad()
+def _again(tokenizer: Tokenizer, images: Tensor) -> Tensor:
+    what = "the {} x {} pixels of a picture".format(*images.shape[-2:])
+    with explaining_out_of_memory(what, "a smaller --size, --dtype bfloat16 or --device cpu takes less of it"):
+        return tokenizer.decode(tokenizer.encode(images)).float().cpu()
 
 
 def find_pictures(given: Iterable[str | os.PathLike[str]], out: Path) -> dict[Path, Path]:

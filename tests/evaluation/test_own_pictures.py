@@ -7,10 +7,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import aligntok
 from aligntok import cli
+from aligntok.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -105,6 +107,23 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(tiny_tokenizer, pictu
     found = json.loads(printed)
     assert [each["name"] for each in found["images"]] == ["cat.png", "dog.png"]
     assert sorted(found["unreadable"]) == [f"{pictures}/b/broken.png", f"{pictures}/b/small.png"]
+
+
+def test_a_picture_too_large_for_the_memory_is_named_with_what_would_fit(tiny_tokenizer, pictures, monkeypatch, capsys):
+    Image.new("RGB", (80, 40)).save(pictures / "b/large.png")
+    encode = Tokenizer.encode
+
+    def encode_small(self, images):
+        if images.shape[-1] == 80:
+            raise torch.OutOfMemoryError
+        return encode(self, images)
+
+    monkeypatch.setattr(Tokenizer, "encode", encode_small)
+    assert reconstruct(tiny_tokenizer, pictures / "b", "--out", pictures / "out") == 1
+    printed, told = capsys.readouterr()
+    assert [line.split()[0] for line in printed.splitlines()] == ["cat.png", "dog.png", "mean"]
+    assert "the 40 x 80 pixels of a picture at once do not fit" in told
+    assert "--size" in told
 
 
 def test_size_and_side_by_side(tiny_tokenizer, pictures, capsys):

@@ -32,9 +32,9 @@ class EfficientNetLite0Encoder(Encoder):
     pretrained: True for the packaged ImageNet weights, False for random ones, or a local file with a state dict of
     the whole classifier or of this encoder (the names are the same). downsample_factor: f, image pixels per latent
     position. stride: 4, 8, 16 or 32, where the features are taken; the blocks after it are not kept. linear_path: add a
-    convolution of each position's stride x stride pixels to the features, beside the network; it starts at zero beside pretrained weights, so
-    that these are at first what they were. Raises ConfigError for another stride, and WeightsError for a file that is
-    missing or does not fit.
+    convolution of each position's stride x stride pixels to the features, beside the network; beside pretrained weights
+    it starts at zero, so that features are at first what they were. Raises ConfigError for another stride, and
+    WeightsError for a file that is missing or does not fit.
     """
 
     def __init__(
