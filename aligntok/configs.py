@@ -61,7 +61,6 @@ def copy(asked: CopyRequest) -> list[Path]:
         if os.path.lexists(target) and not asked.force and not _same(source, target):
             raise ConfigError(f"{target} is there and is another one; give another folder, or --force")
     for source, target in copies.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
             temporary.write_bytes(source.read_bytes())
     return list(copies.values())

@@ -35,7 +35,8 @@ import torch.utils.tensorboard  # for the processes
 from PIL import Image
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from aligntok.cli import parse_options, train
+from aligntok.cli import train
+from aligntok.cli.arguments import parse_options
 from aligntok.distributed import dcp  # noqa: F401  (for the processes)
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, same_content
 from aligntok.training.alignment import expand_stages

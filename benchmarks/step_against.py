@@ -40,7 +40,7 @@ def work(given: argparse.Namespace) -> None:
     """Take a burst of steps for each line that comes, and print the seconds that one took this processor."""
     import torch
 
-    from aligntok.cli import parse_options
+    from aligntok.cli.arguments import parse_options
     from aligntok.distributed.job import job
     from aligntok.evaluation.cost.steps import Step, for_measuring
     from aligntok.training.config import load_config

@@ -36,7 +36,7 @@ import torch
 from PIL import Image
 from torch.profiler import record_function
 
-from aligntok.cli import parse_options
+from aligntok.cli.arguments import parse_options
 from aligntok.engine.runner import StepBatch
 from aligntok.evaluation.cost.measure import Stopwatch, seconds_of
 from aligntok.training.alignment import AlignmentStage, expand_stages

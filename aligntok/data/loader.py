@@ -28,6 +28,17 @@ _reading: weakref.WeakSet[Any] = weakref.WeakSet()  # the iterators of loaders w
 _workers: weakref.WeakSet[Any] = weakref.WeakSet()  # those processes, which may outlive a loader when they are stuck
 
 
+class _Batches(data.dataloader._MultiProcessingDataLoaderIter):
+    """torch's iterator, whose end says nothing where it could not be made."""
+
+    def __init__(self, loader: data.DataLoader[Any]) -> None:
+        try:
+            super().__init__(loader)
+        except OSError:
+            self._shutdown = True  # else torch's __del__ misses what was not made yet, and Python prints a traceback
+            raise
+
+
 class DataLoader(data.DataLoader[Any]):
     """torch's, whose processes end with the command or process that reads: see :func:`end_loading`."""
 
@@ -44,6 +55,9 @@ class DataLoader(data.DataLoader[Any]):
             _workers.update(workers)
             at_end(end_loading)
         return batches
+
+    def _get_iterator(self) -> Any:
+        return _Batches(self) if self.num_workers else super()._get_iterator()
 
     def check_worker_number_rationality(self) -> None:
         """Do not warn of more processes than cores: they wait for disks and servers, and a config says how many."""

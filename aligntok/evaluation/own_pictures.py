@@ -50,7 +50,6 @@ def reconstruct_pictures(asked: ReconstructRequest) -> dict[str, Any]:
                 print(f"left out: {error}", file=sys.stderr, flush=True)
                 continue
             near = psnr(images[0], made[0])
-            path.parent.mkdir(parents=True, exist_ok=True)
             shown = reconstruction_grid([images[0]], [made[0]]) if asked.side_by_side else made[0]
             save_picture(path, to_picture(shown))
             name = path.relative_to(asked.out).as_posix()
