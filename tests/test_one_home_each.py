@@ -118,6 +118,7 @@ def test_loaders_are_made_in_one_way_and_their_ends_explained():
     assert calls("DataLoader") == {"data/loader.py:make_loader"}
     assert named("leave_signals_to_parent", "num_workers", "worker_init_fn", "pin_memory") == {
         "data/loader.py:make_loader",
+        "data/loader.py:_get_iterator",  # with processes or without
         "distributed/job.py:leave_signals_to_parent",
         "distributed/dcp.py:_to_write",  # no loader's: of what a checkpoint holds
     }
@@ -177,7 +178,7 @@ def test_devices_and_their_arithmetic_are_settled_in_one_module():
         "training/run.py:_train",
     }
     assert named("PRECISIONS") == {"device.py", "device.py:computing"}
-    assert named("OutOfMemoryError") == {"device.py:explaining_out_of_memory", "device.py:is_out_of_memory"}
+    assert named("OutOfMemoryError") == {"device.py:is_out_of_memory"}
     asked = found(lambda node: isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.cuda.is_available")
     assert asked == {
         "device.py:device",
