@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aligntok.errors import ConfigError, unknown
 from aligntok.io.files import replacing
+from aligntok.io.folders import check_writable
 from aligntok.settings import settings
 
 _PACKAGE = Path(__file__).parent
@@ -60,6 +61,7 @@ def copy(asked: CopyRequest) -> list[Path]:
     for source, target in copies.items():
         if os.path.lexists(target) and not asked.force and not _same(source, target):
             raise ConfigError(f"{target} is there and is another one; give another folder, or --force")
+    check_writable(out)
     for source, target in copies.items():
         with replacing(target) as temporary:
             temporary.write_bytes(source.read_bytes())

@@ -15,7 +15,7 @@ from aligntok.engine.checkpoints import join, list_checkpoints, load_parts, read
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.io.files import read_json, reading
-from aligntok.io.folders import remove_leftovers
+from aligntok.io.folders import check_writable
 from aligntok.io.places import with_places
 from aligntok.latent_diffusion import LatentDiffusion, check_registered, described_fields
 from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
@@ -41,7 +41,7 @@ def _answering(load: F) -> F:
         if "torch_dtype" in options:
             given = str(options["torch_dtype"]).removeprefix("torch.")
             raise ConfigError(f"{load.__name__} takes no torch_dtype=; say dtype={given!r}")
-        check_keywords(load, options, load.__name__)
+        check_keywords(load, {"source": source, **options}, load.__name__)
         return load(source, **options)
 
     return cast("F", call)
@@ -203,6 +203,8 @@ def _furthest_stage(folder: Path) -> Path:
     for candidate in reversed(candidates):
         if _is_trained(candidate, makes_generator=False):
             return candidate
+    if (folder / "latent_diffusion.json").is_file():
+        raise WeightsError(f"{folder} is a generator's; the tokenizer that it has is {folder / 'tokenizer'}")
     raise WeightsError(
         f"{folder} is neither a saved tokenizer (no config.json) nor a work folder with a checkpoint; "
         f"it has: {', '.join(sorted(os.listdir(folder))[:10]) or 'nothing'}"
@@ -252,7 +254,7 @@ def checked_target(out: str | os.PathLike[str], *marks: str) -> Path:
         raise ConfigError(f"{target} is a file; give a new folder, or one of an earlier export")
     if target.exists() and any(target.iterdir()) and not any((target / mark).is_file() for mark in marks):
         raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or an earlier export's")
-    remove_leftovers(target, below=False)
+    check_writable(target)
     return target
 
 
@@ -330,7 +332,7 @@ def generation_folder(path: Path) -> Path:
     for folder in (path, path / GENERATION):
         if _is_trained(folder, makes_generator=True):
             return folder
-    there = ", ".join(sorted(os.listdir(path))[:10]) if path.is_dir() else "no such folder"
+    there = ", ".join(sorted(os.listdir(path))[:10]) if path.is_dir() else "nothing, as it is no folder"
     raise WeightsError(
         f"{path} has no trained generator: neither a saved one (latent_diffusion.json) nor a work folder with a "
         f"checkpoint of its generation; it has: {there or 'nothing'}"

@@ -32,7 +32,9 @@ Pictures: TypeAlias = Picture | Sequence[Picture]
 Fit = Literal["crop", "resize"]
 #: Beyond -1 and 1 is what resizing and noise add; farther out lie images that were never brought there.
 REACH = 1.5
+_MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 26)  # of an image that Pillow opens
 _CHANNELS = (1, 2, 3, 4)  # grey, grey and transparency, RGB, RGBA
+_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CURE = "give uint8, or x/127.5 - 1"
 
 
@@ -66,8 +68,7 @@ class ImageProcessor:
         """
         if fit not in get_args(Fit):
             raise ConfigError(unknown("fit", fit, get_args(Fit)))
-        target = None if size is None else parse_image_size(size)
-        multiples_of(self.multiple, "size", target or ())
+        target = None if size is None else self.sides(size)
         several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
         made = [self._one(each, target, fit) for each in (images if several else [images])]  # type: ignore[union-attr]
         if not made:
@@ -79,6 +80,14 @@ class ImageProcessor:
                     "size=, such as size=256, to all, or one at a time"
                 )
         return torch.cat(made)
+
+    def sides(self, size: int | Sequence[int]) -> tuple[int, int]:
+        """Return (H, W) of a side or a pair. Raises ConfigError unless they are multiples, of no more than an image."""
+        height, width = parse_image_size(size)
+        multiples_of(self.multiple, "size", (height, width))
+        if height * width > _MOST_PIXELS:
+            raise ConfigError(f"size {height} x {width} has more than {_MOST_PIXELS:,} pixels; give a smaller one")
+        return height, width
 
     def to_pil(self, images: Tensor) -> list[Image.Image]:
         """Return images (N, 3, H, W), or one (3, H, W), in [-1, 1] as Pillow images; what is beyond is clamped.
@@ -127,14 +136,17 @@ class ImageProcessor:
 
 def as_batch(images: Tensor) -> Tensor:
     """Return images (3, H, W) or (N, 3, H, W), floats or uint8, as the latter. Raises ConfigError for all else."""
+    if not isinstance(images, Tensor):
+        raise ConfigError(f"{type(images).__name__} is no tensor; give images (N, 3, H, W) or (3, H, W)")
     batch = images[None] if images.ndim == 3 else images
     if batch.ndim != 4 or batch.shape[1] != 3 or not batch.numel():
         turned = "; channels stand before height and width: images.movedim(-1, -3)" if images.shape[-1:] == (3,) else ""
         raise ConfigError(
             f"a tensor of shape {tuple(images.shape)}; images are (N, 3, H, W) or (3, H, W), none of them 0{turned}"
         )
-    if not (batch.is_floating_point() or batch.dtype == torch.uint8):
-        raise ConfigError(f"a tensor of {batch.dtype}; images are uint8 from 0 to 255, or floats in [-1, 1]: {_CURE}")
+    if batch.dtype not in _TYPES or batch.layout != torch.strided:
+        kind = batch.dtype if batch.layout == torch.strided else batch.layout
+        raise ConfigError(f"a tensor of {kind}; images are uint8 from 0 to 255, or floats in [-1, 1]: {_CURE}")
     return batch
 
 

@@ -261,6 +261,8 @@ class Tokenizer(
 
         A config may have come with a file: of its names only registered ones are taken, and those of `components`.
         """
+        if not isinstance(config, Mapping) or "encoder" not in config:
+            raise ConfigError("Tokenizer.from_config takes the config of a tokenizer, which names its encoder")
         known = {key: value for key, value in config.items() if key != "aligntok_version"}
         check_keywords(cls, known, "Tokenizer.from_config")
         return cls(**{**known, "trusted": False, "components": components})

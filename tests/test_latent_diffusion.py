@@ -346,3 +346,8 @@ def test_all_files_are_sent_to_a_hub_with_a_card_at_the_top(model, tmp_path, mon
 def test_saving_sends_nothing_unless_asked(model, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", None)
     assert model.save_pretrained(tmp_path / "mine") is None
+
+
+def test_a_generator_given_as_a_tokenizer_is_answered_with_where_its_tokenizer_is(saved):
+    with pytest.raises(WeightsError, match=f"{saved} is a generator's; the tokenizer that it has is {saved}/tokenizer"):
+        aligntok.load_tokenizer(saved)

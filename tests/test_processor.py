@@ -227,6 +227,8 @@ def test_a_damaged_picture_that_pillow_has_opened_is_one_error(process, tmp_path
         (torch.zeros(0, 3, 8, 8), "a tensor of shape (0, 3, 8, 8)"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.bool), "a tensor of torch.bool"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "a tensor of torch.int64"),
+        (torch.zeros(1, 3, 8, 8).to(torch.float8_e4m3fn), "a tensor of torch.float8_e4m3fn"),
+        (torch.zeros(1, 3, 8, 8).to_sparse(), "a tensor of torch.sparse_coo"),
         (torch.full((3, 8, 8), float("nan")), "images hold NaN"),
         (torch.full((3, 8, 8), float("inf")), "images reach from inf to inf"),
         (torch.full((3, 8, 8), -1.6), "images reach from -1.6 to -1.6"),
@@ -237,6 +239,12 @@ def test_what_is_no_image_is_refused_in_a_sentence(process, given, said):
         process.preprocess(given)
 
 
+@pytest.mark.parametrize("given", [None, [torch.zeros(3, 8, 8)], np.zeros((3, 8, 8)), Image.new("RGB", (8, 8))])
+def test_what_is_no_tensor_becomes_no_picture(process, given):
+    with pytest.raises(ConfigError, match="is no tensor; give images"):
+        process.to_pil(given)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -244,6 +252,7 @@ def test_what_is_no_image_is_refused_in_a_sentence(process, given, said):
         (dict(size=(16, 0)), "image_size"),
         (dict(size=16, fit="pad"), "no fit named 'pad'; known: crop, resize"),
         (dict(size=1.5), "image_size"),
+        (dict(size=10**7), "size 10000000 x 10000000 has more than 178,956,970 pixels; give a smaller one"),
     ],
 )
 def test_sizes_and_fits_that_cannot_be_are_refused(process, options, said):

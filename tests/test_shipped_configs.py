@@ -64,3 +64,10 @@ def test_a_name_that_there_is_not_is_answered_with_the_nearest(name, tmp_path, c
     assert f"no config named '{name}'" in told
     assert ("did you mean 'aligntok_dinov2_f16d32'?" in told) == name.startswith("aligntok")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert cli.main(["configs", "cp", "demo/photographs_f8d16", str(tmp_path / "out")]) == 2
+    assert "out is no folder that may be written in" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"

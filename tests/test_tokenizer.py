@@ -450,6 +450,9 @@ def test_a_config_builds_the_same_parts_and_only_registered_ones():
         Tokenizer.from_config({**tokenizer.config, "encoder": dict(type="torch.nn.Identity")})
     with pytest.raises(ConfigError, match="no keyword named 'latent_dims'; did you mean 'latent_dim'"):
         Tokenizer.from_config({**tokenizer.config, "latent_dims": 3})
+    for nothing in (None, {}, "tokenizer"):
+        with pytest.raises(ConfigError, match="takes the config of a tokenizer, which names its encoder"):
+            Tokenizer.from_config(nothing)
 
 
 def test_a_line_shows_it_and_the_whole_tree_is_there_too():

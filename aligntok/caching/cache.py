@@ -33,7 +33,7 @@ from aligntok.distributed.job import batched, job
 from aligntok.distributed.output_folder import found_by_first, output_folder
 from aligntok.errors import ConfigError, DataError
 from aligntok.io.checksums import CHECKSUMS
-from aligntok.io.files import write_checksums, write_json
+from aligntok.io.files import write_checksums, write_json, writing
 from aligntok.io.folders import check_space, remove_leftovers
 from aligntok.io.places import without_places
 from aligntok.loading import load_tokenizer
@@ -113,7 +113,8 @@ class LatentCache:
                 print(self._finish())
 
     def _begin(self) -> list[int]:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
         if (self.folder / ENCODING).is_file():
             must_not_change(self.folder, self.images)

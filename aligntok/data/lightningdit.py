@@ -26,8 +26,8 @@ from aligntok.data.latent_shards import (
     checked_statistics,
     read_manifest,
 )
-from aligntok.errors import DataError, first_line
-from aligntok.io.arrays import check_stored
+from aligntok.errors import DataError
+from aligntok.io.arrays import check_stored, why_unread
 from aligntok.io.files import read_bytes, reading, replacing
 
 STATISTICS = "latents_stats.pt"
@@ -73,7 +73,7 @@ def _read_statistics(path: Path, channels: int) -> LatentStatistics:
         try:
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # damaged files raise whatever torch's reader happens to
-            raise ValueError(first_line(error)) from error
+            raise ValueError(why_unread(error)) from error
         if not isinstance(found, Mapping) or any(not isinstance(found[name], torch.Tensor) for name in ("mean", "std")):
             raise ValueError("it holds no tensors mean and std")
         given: dict[str, Any] = {name: found[name].double().flatten().tolist() for name in ("mean", "std")}

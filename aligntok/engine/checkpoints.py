@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from aligntok.distributed import agree, barrier, gather, is_first, world
 from aligntok.distributed.parallel import as_shared, load_state, whole
 from aligntok.engine.ema import PartStates
-from aligntok.errors import CheckpointError, first_line
-from aligntok.io.arrays import check_stored
+from aligntok.errors import CheckpointError
+from aligntok.io.arrays import check_stored, why_unread
 from aligntok.io.checksums import CHECKSUMS, read_checksums, remember, sha256
 from aligntok.io.files import check_file, inside, load_tensors, read_json, reading, regular, save_tensors
 
@@ -138,7 +138,7 @@ def _open_file(path: Path) -> Any:
         check_stored(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); it is damaged or incomplete") from error
+        raise CheckpointError(f"{path} cannot be read ({why_unread(error)}); it is damaged or incomplete") from error
 
 
 @cache

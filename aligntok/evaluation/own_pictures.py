@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from aligntok.data.sources.base import walk
-from aligntok.data.transforms import image_suffixes, parse_image_size
+from aligntok.data.transforms import image_suffixes
 from aligntok.device import device, explaining_out_of_memory
 from aligntok.distributed.job import progress_bar
-from aligntok.errors import ConfigError, ImageError, multiples_of, some_of
+from aligntok.errors import ConfigError, ImageError, some_of
 from aligntok.evaluation.metrics.image_quality import psnr
 from aligntok.evaluation.settings import ReconstructRequest
 from aligntok.io.console import print_line
+from aligntok.io.folders import check_writable
 from aligntok.io.pictures import reconstruction_grid, save_picture, to_picture
 from aligntok.loading import load_tokenizer
 from aligntok.tokenizer import Tokenizer
@@ -36,8 +37,10 @@ def reconstruct_pictures(asked: ReconstructRequest) -> dict[str, Any]:
     there = [str(path) for path in paths.values() if path.exists()]
     if there and not asked.force:
         raise ConfigError(f"{some_of(there)} would be overwritten; give another --out, or --force")
+    check_writable(asked.out)
     tokenizer = load_tokenizer(asked.tokenizer, device=asked.device or device(), dtype=asked.dtype)
-    multiples_of(tokenizer.downsample_factor, "reconstruct: size", parse_image_size(asked.size) if asked.size else ())
+    if asked.size is not None:
+        tokenizer.processor.sides(asked.size)
     done, unreadable = list[dict[str, Any]](), dict[str, str]()
     with progress_bar(len(paths), "reconstructing", "image") as bar:
         for source, path in paths.items():
@@ -46,8 +49,9 @@ def reconstruct_pictures(asked: ReconstructRequest) -> dict[str, Any]:
                 images = tokenizer.processor.preprocess(source, asked.size)
                 made = _again(tokenizer, images)
             except (ImageError, ConfigError) as error:
-                unreadable[str(source)] = str(error)
-                print(f"left out: {error}", file=sys.stderr, flush=True)
+                reason = str(error)
+                unreadable[str(source)] = reason if str(source) in reason else f"{source}: {reason}"
+                print(f"left out: {unreadable[str(source)]}", file=sys.stderr, flush=True)
                 continue
             near = psnr(images[0], made[0])
             shown = reconstruction_grid([images[0]], [made[0]]) if asked.side_by_side else made[0]

@@ -139,7 +139,8 @@ def publish(result: Result, folder: Path, write: Callable[[Path], object] | None
     if is_first():
         from aligntok.evaluation.report import write_report  # matplotlib and jinja2 load when there is something to do
 
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         if write is not None:
             write(folder)
         path = result.write(folder)

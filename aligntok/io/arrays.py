@@ -6,6 +6,7 @@ import io
 import math
 import mmap
 import os
+import pickle
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Sequence
@@ -14,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from aligntok.errors import first_line
 from aligntok.io.files import check_size, regular
 
 MOST_UNPACKED = 2 << 30  # bytes of one deflated array: 10,000 pictures of 256 pixels
@@ -106,6 +108,13 @@ def check_stored(path: str | os.PathLike[str]) -> None:
                 return  # whoever reads it says so
             if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > raw.seek(0, 2):
                 raise ValueError("its parts are packed, or declare more than the file has, which torch never does")
+
+
+def why_unread(error: Exception) -> str:
+    """Return why torch did not read a file: of one that is no plain data without torch's advice to run its code."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or holds more than tensors and plain data"
+    return first_line(error)
 
 
 class MappedRows:

@@ -160,7 +160,7 @@ def find_autoencoder(source: str | os.PathLike[str], **options: Any) -> tuple[di
             return None
         if kind not in (CLASS, OURS):
             raise WeightsError(
-                f"{source} is a diffusers {kind}; of diffusers' models only an AutoencoderKL is a tokenizer here"
+                f"{source} is a diffusers {kind}; of diffusers' models only an AutoencoderKL or {OURS} is a tokenizer here"
             )
         return config, subfolder
     return None

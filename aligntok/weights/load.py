@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from aligntok.errors import WeightsError, first_line, some_of
-from aligntok.io.arrays import check_stored
+from aligntok.io.arrays import check_stored, why_unread
 from aligntok.io.files import inside, names_of_one_tensor, read_json
 from aligntok.weights.hub import fetch
 
@@ -44,7 +44,7 @@ def read_tensors(path: str | os.PathLike[str], who: str) -> dict[str, Tensor]:
         content = load_file(file) if tensors_only else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise whatever the format's reader happens to
         raise WeightsError(
-            f"{who}: {file} cannot be read as weights ({type(error).__name__}: {first_line(error)}); place a sound "
+            f"{who}: {file} cannot be read as weights ({type(error).__name__}: {why_unread(error)}); place a sound "
             "file there\n  allowed: safetensors, or a torch file of plain tensors; nothing in it is ever executed"
         ) from error
     if not isinstance(content, Mapping):

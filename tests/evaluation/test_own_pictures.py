@@ -104,6 +104,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(tiny_tokenizer, pictu
     assert reconstruct(tiny_tokenizer, pictures / "b", "--out", pictures / "out", "--json") == 1
     printed, told = capsys.readouterr()
     assert f"left out: {pictures}/b/broken.png cannot be opened as an image" in told
+    assert f"left out: {pictures}/b/small.png: an image of 3 x 3 pixels is smaller than f" in told
     found = json.loads(printed)
     assert [each["name"] for each in found["images"]] == ["cat.png", "dog.png"]
     assert sorted(found["unreadable"]) == [f"{pictures}/b/broken.png", f"{pictures}/b/small.png"]
@@ -145,3 +146,13 @@ def test_nothing_to_do_is_said(words, said, tiny_tokenizer, tmp_path, monkeypatc
     assert reconstruct(tiny_tokenizer, *words, "--out", "out") == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(tiny_tokenizer, pictures, capsys):
+    (pictures / "out").write_text("mine")
+    for out in (pictures / "out", pictures / "out/below"):
+        assert reconstruct(tiny_tokenizer, pictures / "a/cat.png", "--out", out) == 2
+        printed, told = capsys.readouterr()
+        assert not printed
+        assert f"cannot write in {out}: {pictures}/out is no folder that may be written in" in told
+    assert (pictures / "out").read_text() == "mine"
