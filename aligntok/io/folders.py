@@ -83,16 +83,18 @@ def taking_turns(path: Path) -> Iterator[None]:
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Raise ConfigError unless this process can write in `folder`, or make it; nothing is made yet, leftovers go.
+    """Raise ConfigError, or WriteError, unless this process can write in `folder`, or make it; nothing is made, leftovers go.
 
     For work whose result is written at its end: what is wrong with the place should not cost the work.
     """
     place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"cannot write in {folder}: {place} is no folder that may be written in; give another --out")
-    remove_leftovers(folder, below=False)
+    with writing(folder):  # it may not even be looked at
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            reason = f"{place} is no folder that may be written in"
+            raise ConfigError(f"cannot write in {folder}: {reason}; give another --out")
+        remove_leftovers(folder, below=False)
 
 
 SPARE_BYTES = 64 << 20  # of disk, beside a checkpoint: for logs and pictures
