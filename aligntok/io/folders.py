@@ -83,9 +83,9 @@ def taking_turns(path: Path) -> Iterator[None]:
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Raise ConfigError, or WriteError, unless this process can write in `folder`, or make it; nothing is made, leftovers go.
+    """Raise ConfigError, or WriteError, unless this process can write in `folder`, or make it.
 
-    For work whose result is written at its end: what is wrong with the place should not cost the work.
+    Nothing is made; leftovers in it go. For work whose result is written at its end: what is wrong with the place should not cost the work.
     """
     place = Path(folder).absolute()
     with writing(folder):  # it may not even be looked at

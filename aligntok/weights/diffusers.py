@@ -160,8 +160,8 @@ def find_autoencoder(source: str | os.PathLike[str], **options: Any) -> tuple[di
             return None
         if kind not in (CLASS, OURS):
             raise WeightsError(
-                f"{source} is a diffusers {kind}; of diffusers' models only an AutoencoderKL is a tokenizer here, or an "
-                f"exported {OURS}"
+                f"{source} is a diffusers {kind}; of diffusers' models only an AutoencoderKL is a tokenizer "
+                f"here, or an exported {OURS}"
             )
         return config, subfolder
     return None

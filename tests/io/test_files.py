@@ -8,7 +8,7 @@ import pytest
 
 from aligntok.errors import ConfigError, WriteError
 from aligntok.io import files
-from aligntok.io.files import replacing, write_json
+from aligntok.io.files import remove, replacing, write_json
 from aligntok.io.folders import lock_folder
 
 
@@ -90,3 +90,10 @@ def test_a_claim_is_not_written_through_a_link(tmp_path):
 def test_json_is_written_the_same_way(tmp_path):
     write_json(tmp_path / "a.json", {"steps": 3, "folder": tmp_path})
     assert json.loads((tmp_path / "a.json").read_text()) == {"steps": 3, "folder": str(tmp_path)}
+
+
+def test_what_is_not_there_is_removed_without_a_word_below_a_file_too(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    remove(tmp_path / "nothing")
+    remove(tmp_path / "file/below")
+    assert (tmp_path / "file").read_text() == "mine"
