@@ -85,7 +85,8 @@ def taking_turns(path: Path) -> Iterator[None]:
 def check_writable(folder: str | os.PathLike[str]) -> None:
     """Raise ConfigError, or WriteError, unless this process can write in `folder`, or make it.
 
-    Nothing is made; leftovers in it go. For work whose result is written at its end: what is wrong with the place should not cost the work.
+    Nothing is made; leftovers in it go. For work whose result is written at its end: what is wrong with the place
+    should not cost the work.
     """
     place = Path(folder).absolute()
     with writing(folder):  # it may not even be looked at
