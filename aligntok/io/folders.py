@@ -92,10 +92,10 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     with writing(folder):  # it may not even be looked at
         while not place.exists():
             place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            reason = f"{place} is no folder that may be written in"
-            raise ConfigError(f"cannot write in {folder}: {reason}; give another --out")
-        remove_leftovers(folder, below=False)
+        is_open = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    if not is_open:
+        raise ConfigError(f"cannot write in {folder}: {place} is no folder that may be written in; give another --out")
+    remove_leftovers(folder, below=False)
 
 
 SPARE_BYTES = 64 << 20  # of disk, beside a checkpoint: for logs and pictures
