@@ -65,12 +65,14 @@ class LightningDiTPipeline(DiffusionPipeline):
         classes that there are not, and for guidance without a null class.
         """
         words = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
+        if not words:
+            raise ConfigError("LightningDiTPipeline: class_labels is empty; give one class at least")
         where, config = self._execution_device, self.transformer.config
         shape = (len(words), config.in_channels, *config.sample_size)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=where, dtype=torch.float32)
         velocity = self._velocity(words, guidance_scale, where)
-        steps = num_inference_steps or self._sampling().steps
+        steps = (self._sampling() if num_inference_steps is None else self._sampling(steps=num_inference_steps)).steps
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, steps + 1)[:-1], device=where)
         x = latents.to(where, torch.float32)
         for t in self.progress_bar(self.scheduler.timesteps):

@@ -209,6 +209,11 @@ def test_a_generator_of_classes_is_a_pipeline_that_draws_what_ours_does(tmp_path
     assert picture.size == (16, 16)
     with pytest.raises(ConfigError, match="no class named 'd'"):
         again("d")
+    with pytest.raises(ConfigError, match="class_labels is empty"):
+        again([])
+    for steps in (0, -1):
+        with pytest.raises(ConfigError, match=f"steps={steps}"):
+            again("a", num_inference_steps=steps)
 
 
 def test_the_transformer_of_a_pipeline_goes_against_the_velocity(tmp_path):
