@@ -100,7 +100,7 @@ class LatentDiffusion(
         self,
         words: Sequence[int | str],
         seeds: Sequence[int],
-        sampling: Sampling | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
         size: tuple[int, int] | None = None,
         weak: nn.Module | None = None,
         negative: Sequence[int | str] | None = None,
@@ -108,11 +108,14 @@ class LatentDiffusion(
         """Draw normalised latents (N, C, h, w), float32: sample i from words[i] and seeds[i] alone.
 
         words: prompts; or classes by number or name, of which an unconditional generator takes no heed. size: (h, w),
-        by default that of the training latents. weak: a weaker generator, for autoguidance. negative: words that
+        by default that of the training latents. sampling: another one than the model's, or what differs of it, such as
+        ``dict(steps=20, cfg_scale=2)``. weak: a weaker generator, for autoguidance. negative: words that
         guidance leads away from instead of the null condition. Raises ConfigError for words that there are not, or
         guidance without a null condition.
         """
-        chosen, condition = sampling or self.sampling, self.condition
+        condition = self.condition
+        chosen = Sampling(**{**asdict(self.sampling), **sampling}) if isinstance(sampling, Mapping) else sampling
+        chosen = chosen or self.sampling
         if len(words) != len(seeds) or not len(words):
             raise ConfigError(f"{len(words)} words and {len(seeds)} seeds were given; give as many, at least one")
         where, null = next(self.generator.parameters()).device, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -351,3 +352,12 @@ def test_saving_sends_nothing_unless_asked(model, tmp_path, monkeypatch):
 def test_a_generator_given_as_a_tokenizer_is_answered_with_where_its_tokenizer_is(saved):
     with pytest.raises(WeightsError, match=f"{saved} is a generator's; the tokenizer that it has is {saved}/tokenizer"):
         aligntok.load_tokenizer(saved)
+
+
+def test_what_differs_of_its_sampling_is_given_as_keywords(model):
+    whole = model.sample([0], seeds=[1], sampling=replace(model.sampling, steps=2))
+    assert torch.equal(model.sample([0], seeds=[1], sampling=dict(steps=2)), whole)
+    assert not torch.equal(model.sample([0], seeds=[1], sampling=dict(steps=3)), whole)
+    for wrong, said in ((dict(steps=0), "steps=0"), (dict(stepz=2), "no key named 'stepz'")):
+        with pytest.raises(ConfigError, match=said):
+            model.sample([0], seeds=[1], sampling=wrong)
