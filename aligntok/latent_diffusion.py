@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,9 @@ class LatentDiffusion(
         chosen = chosen or self.sampling
         if len(words) != len(seeds) or not len(words):
             raise ConfigError(f"{len(words)} words and {len(seeds)} seeds were given; give as many, at least one")
+        wrong = [seed for seed in seeds if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63]
+        if wrong:
+            raise ConfigError(f"seeds hold {wrong[0]!r}; they are whole numbers of at most 63 bits")
         where, null = next(self.generator.parameters()).device, None
         y = condition.from_words(words, where)
         if negative is None:

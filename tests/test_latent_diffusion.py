@@ -361,3 +361,9 @@ def test_what_differs_of_its_sampling_is_given_as_keywords(model):
     for wrong, said in ((dict(steps=0), "steps=0"), (dict(stepz=2), "no key named 'stepz'")):
         with pytest.raises(ConfigError, match=said):
             model.sample([0], seeds=[1], sampling=wrong)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, 2**63, None])
+def test_seeds_that_cannot_be_are_refused(model, seed):
+    with pytest.raises(ConfigError, match="seeds hold .*; they are whole numbers of at most 63 bits"):
+        model.sample([0, 0], seeds=[1, seed])
