@@ -17,6 +17,7 @@ READS = {"load_file", "safe_open"}
 ELSEWHERE = {
     "plugins/component_checks.py:load_state_dict": "a copy of a module, in memory",
     "evaluation/references.py:safe_open": "statistics, not weights",
+    "data/lightningdit.py:torch.load": "mean and deviation of latents, read as plain tensors",
     "distributed/parallel.py:load_state_dict": "a state that was read, shared out",
     "caching/text_cache.py:safe_open": "embeddings of texts, not weights",
     "distributed/dcp.py:safe_open": "shards of a checkpoint, checked by their sums",
