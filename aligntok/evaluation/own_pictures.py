@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from aligntok.data.sources.base import walk
+from aligntok.data.sources.base import find_images, in_numbers, say_passed_over, walk
 from aligntok.data.transforms import image_suffixes
 from aligntok.device import device, explaining_out_of_memory
 from aligntok.distributed.job import progress_bar
@@ -19,6 +21,7 @@ from aligntok.errors import ConfigError, ImageError, some_of
 from aligntok.evaluation.metrics.image_quality import psnr
 from aligntok.evaluation.settings import ReconstructRequest
 from aligntok.io.console import print_line
+from aligntok.io.files import regular
 from aligntok.io.folders import check_writable
 from aligntok.io.pictures import reconstruction_grid, save_picture, to_picture
 from aligntok.loading import load_tokenizer
@@ -77,20 +80,29 @@ def find_pictures(given: Iterable[str | os.PathLike[str]], out: Path) -> dict[Pa
 
     What lies in `out` is none. Raises ConfigError for a place where nothing is, and where there is no picture at all.
     """
-    found: dict[Path, Path] = {}
+    found, others = dict[Path, Path](), Counter[str]()
     for place in map(Path, given):
         if not place.exists():
             raise ConfigError(f"there is no {place}; give images, or folders of images")
         if not place.is_dir():
             found.setdefault(place, Path(place.name))
             continue
-        for folder, names in walk(place):
-            paths = [place / folder / name for name in sorted(names) if name.lower().endswith(image_suffixes())]
-            paths = [path for path in paths if not path.resolve().is_relative_to(out.resolve())]
-            found |= {path: path.relative_to(place) for path in paths if path not in found}
+        files = [f"{inside}/{name}" if inside else name for inside, names in walk(place) for name in sorted(names)]
+        images, passed = find_images(files, partial(_open, place))
+        others += passed
+        paths = [place / name for name in sorted(images)]
+        paths = [path for path in paths if not path.resolve().is_relative_to(out.resolve())]
+        found |= {path: path.relative_to(place) for path in paths if path not in found}
+    where = ", ".join(map(str, given))
     if not found:
-        raise ConfigError(f"no images in {', '.join(map(str, given))}; they end in {', '.join(image_suffixes())}")
+        there = f"; there are {in_numbers(others)}" if others else ""
+        raise ConfigError(f"no images in {where}; they end in {', '.join(image_suffixes())}{there}")
+    say_passed_over(where, others)
     return found
+
+
+def _open(top: Path, name: str) -> BinaryIO:
+    return open(top / name, "rb", opener=regular)
 
 
 def name_targets(pictures: dict[Path, Path]) -> dict[Path, Path]:

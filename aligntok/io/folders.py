@@ -94,7 +94,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
             place = place.parent
         is_open = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
     if not is_open:
-        raise ConfigError(f"cannot write in {folder}: {place} is no folder that may be written in; give another --out")
+        raise ConfigError(f"cannot write in {folder}: {place} is no folder that may be written in; give another folder")
     remove_leftovers(folder, below=False)
 
 

@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_written_in_is_told_before_any_sample_is_measure
     pictures, reference, tiny_extractor, monkeypatch
 ):
     monkeypatch.setattr(Samples, "__iter__", lambda _: pytest.fail("samples were read"))
-    with pytest.raises(ConfigError, match="cannot write in .*real.safetensors/out: .* give another --out"):
+    with pytest.raises(ConfigError, match="cannot write in .*real.safetensors/out: .* give another folder"):
         evaluate_generation(
             GenerationSettings(
                 samples=pictures / "drawn",

@@ -139,10 +139,18 @@ def test_size_and_side_by_side(tiny_tokenizer, pictures, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["nowhere"], "there is no nowhere"), (["."], "no images in .; they end in")]
+    ("words", "said"),
+    [
+        (["nowhere"], "there is no nowhere"),
+        (["."], "no images in .; they end in"),
+        (["videos"], "; there are 2 .mp4, 1 without suffix"),
+    ],
 )
 def test_nothing_to_do_is_said(words, said, tiny_tokenizer, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").mkdir()
+    for name in ("a.mp4", "b.MP4", "notes"):
+        (tmp_path / "videos" / name).write_bytes(b"frames")
     assert reconstruct(tiny_tokenizer, *words, "--out", "out") == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -139,7 +139,7 @@ def test_no_image_that_can_be_read_is_too_few(tiny_tokenizer, options, tmp_path)
         (dict(precision="fp8"), "precision='fp8'; .*it must be 'fp32'"),
         (dict(num=0), "no key named 'num'; it is called 'num_images' now"),
         (dict(num_images=0), "num_images=0; it must be int of at least 1 or None"),
-        (dict(out=__file__), "cannot write in .*test_reconstruction.py: .* give another --out"),
+        (dict(out=__file__), "cannot write in .*test_reconstruction.py: .* give another folder"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(tiny_tokenizer, photographs, options, tmp_path, change, message):
