@@ -10,8 +10,8 @@ with stride-8 features, and a linear path beside it and beside the decoder, by w
 reconstruct. 2,850 steps of 8 crops for the tokenizer, then 800 of 32 latents, of 1,080 crops and their mirrored
 copies, for the generator, whose classes are the photographs. 48,400 crops seen, 783.7 epochs of so few.
 Enough to see everything work, not enough for a generator of any use.
-Expected (measured by `make demo`): held-out PSNR 18.32 dB after stage 1, 28.93 after stage 2, 28.97 after stage 3; a linear
-code of as many numbers has 28.66 (`benchmarks/pca_code.py`).
+Expected (measured by `make demo`): held-out PSNR 18.32 dB after stage 1, 28.93 after stage 2, 28.97 after stage 3; a
+linear code of as many numbers has 28.66 (`benchmarks/pca_code.py`).
 """
 
 _base_ = ["tiny_imagenet_f8d16.py"]
