@@ -134,6 +134,7 @@ def test_three_ways_of_reading_latents_are_timed(run):
     assert len(re.findall(r"[\d,]+/s \(\d+\.\d x\)", run("latent_reading", options))) == 3
 
 
+@pytest.mark.nightly
 def test_an_index_of_many_samples_is_opened_at_once_and_stays_on_disk(tmp_path):
     command = [sys.executable, FOLDER / "streaming.py", "--synthetic", "600000000"]
     printed = subprocess.run(command, text=True, check=True, capture_output=True, cwd=tmp_path).stdout

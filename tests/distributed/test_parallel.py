@@ -94,7 +94,7 @@ def test_four_processes_in_groups_of_two_are_one(one, tmp_path, kinds):
         assert_alike(found[word], one(word.split(":")[0]), word)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_hold_and_send_what_was_planned(tmp_path):
     """Counted tensor by tensor after a step; FSDP2's exchanges as they are called; and what torch's allocator gave."""
     words = [f"{kind}:{policy}:held" for kind in ("alignment", "generator") for policy in ("replicate", "shard")]

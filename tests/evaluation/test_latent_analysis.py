@@ -343,4 +343,4 @@ def test_the_command_takes_tokenizers_and_then_the_data(tokenizers, images, tmp_
     assert command([tokenizers[0], str(images), "--encoder", "timm"]) == 2
     assert "ConfigError: reference encoder 'timm' names no model" in capsys.readouterr().err
     assert command([tokenizers[0], str(images), "--topk", "0"]) == 2
-    assert "ConfigError: analyze-latents: --topk 0; it must be int of at least 1" in capsys.readouterr().err
+    assert "ConfigError: aligntok analyze-latents: --topk 0; it must be int of at least 1" in capsys.readouterr().err

@@ -70,7 +70,7 @@ def folders(tiny_tokenizer, photographs, labelled, pictures, tiny_extractor, ext
     command = [*torchrun, str(root / "program.py"), *two[1:]]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    (root / "printed").write_text(done.stdout)
+    (root / "printed").write_text(done.stdout + done.stderr)
     return root
 
 

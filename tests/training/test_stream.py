@@ -71,7 +71,7 @@ def test_a_stage_over_http_that_was_stopped_goes_on_as_the_same(far, config, sho
     file = config(place)
     assert train([file, "--work-dir", str(tmp_path / "whole"), *STAGE]) == 0
     assert "152 of 190 samples are taken" in caplog.text
-    assert re.search(r"= epochs .* 0\.16", capsys.readouterr().out)  # 24 of 152
+    assert re.search(r"= epochs .* 0\.16", capsys.readouterr().err)  # 24 of 152
     whole = shown.copy()
     shown.clear()
     served.fail("503", 3)
