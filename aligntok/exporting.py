@@ -54,7 +54,7 @@ def export_onnx(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     weights: Literal["raw", "ema"] | None = None,
-    sigma_rel: float | None = None,
+    average: float | None = None,
     latents: str | os.PathLike[str] | None = None,
     components: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -64,7 +64,7 @@ def export_onnx(
     what loading raises.
     """
     target = checked_target(out, ENCODER)
-    tokenizer, statistics = _tokenizer(source, weights, sigma_rel, latents, components)
+    tokenizer, statistics = _tokenizer(source, weights, average, latents, components)
     write_onnx(target, tokenizer, statistics)
     return target
 

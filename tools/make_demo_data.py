@@ -40,7 +40,9 @@ def shipped_photographs() -> list[Path]:
     found += _folder("foolbox/data").glob("imagenet_*")
     found = [path for path in found if path.suffix in SUFFIXES]
     if missing := SKIMAGE.union(*OTHERS.values()) - {path.stem for path in found}:
-        raise FileNotFoundError(f"not shipped with these versions: {', '.join(missing)}; {installing('skimage')}")
+        raise FileNotFoundError(
+            f"not shipped with these versions: {', '.join(sorted(missing))}; {installing('skimage')}"
+        )
     return sorted(found, key=lambda path: path.stem)
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 
 from aligntok.condition import ClassCondition
 from aligntok.device import device as this_device
-from aligntok.device import explaining_out_of_memory
 from aligntok.errors import ConfigError
 from aligntok.evaluation.metrics.image_quality import psnr
 from aligntok.io.pictures import to_picture
@@ -62,9 +61,8 @@ def compare(models: Models, picture: Image.Image | None) -> dict[str, Compared]:
     found: dict[str, Compared] = {}
     for name, tokenizer in models.tokenizers.items():
         images = tokenizer.processor.preprocess(_smaller(picture))
-        with explaining_out_of_memory("the pixels of this picture", "take a smaller one, or start on another --device"):
-            latent = tokenizer.encode(images)
-            made = tokenizer.decode(latent).float().cpu().clamp(-1, 1)
+        latent = tokenizer.encode(images)
+        made = tokenizer.decode(latent).float().cpu().clamp(-1, 1)
         error = ((made - images).abs() * AMPLIFIED - 1).clamp(-1, 1)
         shape = " x ".join(map(str, latent.shape[1:]))
         words = f"{name}: PSNR {psnr(images[0], made[0]):.2f} dB, latent {shape}, f{tokenizer.downsample_factor}"

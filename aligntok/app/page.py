@@ -12,6 +12,7 @@ from typing import Any
 from aligntok.app import functions
 from aligntok.app.functions import Models, takes_prompts
 from aligntok.app.settings import AppRequest
+from aligntok.device import explaining_out_of_memory
 from aligntok.errors import AlignTokError, ConfigError
 from aligntok.imports import FAILURES, import_failure
 from aligntok.io.console import say
@@ -74,7 +75,8 @@ def _answering(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(work)
     def answer(*given: Any) -> Any:
         try:
-            return work(*given)
+            with explaining_out_of_memory("these pictures", "take fewer or smaller ones, or start on another --device"):
+                return work(*given)
         except AlignTokError as error:
             raise gr.Error(str(error)) from error
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import aligntok
 from aligntok import cli
-from aligntok.app import functions
+from aligntok.app import functions, page
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.errors import ConfigError
 from aligntok.io.pictures import to_picture
@@ -110,3 +110,16 @@ def test_without_gradio_the_line_that_installs_it_is_given(tiny_tokenizer, monke
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert cli.main(["app", str(tiny_tokenizer)]) == 2
     assert 'pip install "aligntok[app]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), ConfigError("no picture")])
+def test_the_page_answers_a_mistake_or_a_full_memory_in_a_sentence(error):
+    class Gradio:
+        class Error(Exception):
+            pass
+
+    def work():
+        raise error
+
+    with pytest.raises(Gradio.Error, match="no picture|these pictures at once do not fit .*--device"):
+        page._answering(Gradio, work)()
