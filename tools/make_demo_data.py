@@ -39,10 +39,8 @@ def shipped_photographs() -> list[Path]:
     found = [path for folder, stems in named.items() for path in _folder(folder).iterdir() if path.stem in stems]
     found += _folder("foolbox/data").glob("imagenet_*")
     found = [path for path in found if path.suffix in SUFFIXES]
-    if missing := SKIMAGE.union(*OTHERS.values()) - {path.stem for path in found}:
-        raise FileNotFoundError(
-            f"not shipped with these versions: {', '.join(sorted(missing))}; {installing('skimage')}"
-        )
+    if missing := sorted(SKIMAGE.union(*OTHERS.values()) - {path.stem for path in found}):
+        raise FileNotFoundError(f"not shipped with these versions: {', '.join(missing)}; {installing('skimage')}")
     return sorted(found, key=lambda path: path.stem)
 
 
