@@ -5,13 +5,15 @@ pydantic does the checking; it is imported when something is checked.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import os
 import types
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from functools import cache, partial, wraps
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from aligntok.errors import ConfigError, suggestion
+from aligntok.errors import ConfigError, first_line, suggestion, unknown
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -22,10 +24,12 @@ _LISTS = (tuple, list, Sequence)
 #: Kinds of pydantic's errors about a value of the right type.
 _OF_A_VALUE = (
     *("greater_than", "less_than", "finite_number", "literal_error", "too_short", "too_long", "multiple_of"),
-    "no_float32",
+    *("no_float32", "no_place"),
 )
+_LONGEST = 255  # bytes of a name on a disk
 _CEILING = 1000  # an upper bound that is told only to who is above it
 _FLOOR = 1e-3  # a lower bound above zero that is told only to who is below it
+_SHOWN = 100  # letters of a value that is refused
 _TINIEST = 2.0**-126  # the smallest normal float32: what is nearer to 0 is 0 for torch, or nearly
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
 
@@ -56,7 +60,8 @@ def strictly(annotation: Any) -> Any:
     if origin is Annotated:
         return Annotated[(strictly(arguments[0]), *arguments[1:])]
     if origin in _UNIONS:
-        return Union[tuple(strictly(each) for each in arguments)]  # noqa: UP007 (of as many as there are)
+        either: Any = Union[tuple(strictly(each) for each in arguments)]  # noqa: UP007 (of as many as there are)
+        return Annotated[either, AfterValidator(_place)] if _names_a_place(arguments) else either
     if annotation in (int, str, bool, bytes):
         return Annotated[annotation, Strict()]
     if origin in _LISTS:
@@ -64,7 +69,32 @@ def strictly(annotation: Any) -> Any:
         return Annotated[origin[inner], BeforeValidator(partial(_as, list if origin is list else tuple))]
     if annotation in (tuple, list):
         return Annotated[annotation, BeforeValidator(partial(_as, annotation))]
+    if dataclasses.is_dataclass(annotation) and not hasattr(annotation, "__pydantic_fields__"):
+        return Annotated[Any, AfterValidator(partial(_instance, annotation))]  # of no settings: no dict stands for it
     return annotation
+
+
+def _instance(kind: Any, given: Any) -> Any:
+    if not isinstance(given, kind):
+        raise ValueError(f"no {kind.__name__}")
+    return given
+
+
+def _names_a_place(kinds: Sequence[Any]) -> bool:
+    classes = [get_origin(kind) or kind for kind in kinds]
+    return any(inspect.isclass(each) and issubclass(each, os.PathLike) for each in classes)
+
+
+def _place(given: Any) -> Any:
+    """Return what names a file or a folder, among other things; refused is what no disk can have."""
+    if isinstance(given, str | os.PathLike):
+        name = os.fsencode(given)
+        is_text = isinstance(os.fspath(given), str)
+        if not is_text or b"\0" in name or len(name) > 4000 or max(map(len, name.split(b"/"))) > _LONGEST:
+            from pydantic_core import PydanticCustomError
+
+            raise PydanticCustomError("no_place", "nothing that a file could be called")
+    return given
 
 
 def _as(kind: type, given: Any) -> Any:
@@ -126,6 +156,9 @@ def refusal(errors: Sequence[Mapping[str, Any]], annotation: Any, place: str, va
     kinds = {error["type"] for error in errors}
     finite = "finite, " if "finite_number" in kinds else ""
     finite = "0 or at least 1e-37, " if "no_float32" in kinds else finite
+    finite = (
+        f"a name that a file can have, without NUL and of at most {_LONGEST} bytes: " if "no_place" in kinds else finite
+    )
     highest = {error["ctx"]["le"] for error in errors if error["type"] == "less_than_equal"}
     ceiling = "".join(f", {_BOUNDS['le']} {most:,}" for most in highest if most >= _CEILING)
     lowest = {error["ctx"]["ge"] for error in errors if error["type"] == "greater_than_equal"}
@@ -147,9 +180,55 @@ def check_values(component: Callable[..., Any], options: Mapping[str, Any], who:
         try:
             adapter.validate_python(value)
         except ValidationError as error:
-            raise ConfigError(refusal(error.errors(), annotation, f"{who}: {name}={value!r}", value)) from None
+            shown = f"{who}: {name}={_shown(value)}"
+            raise ConfigError(refusal(error.errors(), annotation, shown, value)) from None
         except Exception:  # of an annotation that nothing can be held against, such as a plain Protocol
             continue
+
+
+def check_keywords(component: Any, options: dict[str, Any], who: str, also: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError when `options` has a keyword that `component` does not take, naming the nearest one it does,
+    or a value that is not what the component annotates that keyword with.
+
+    `also` are names that whoever asks takes for itself.
+    """
+    parameters = inspect.signature(component).parameters
+    definer = next((c for c in getattr(component, "__mro__", ()) if "__init__" in vars(c)), component)
+    without_own = definer.__module__ == "torch.nn.modules.module"  # nn.Module's own, which refuses keywords late
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and not without_own
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [*(p.name for p in parameters.values() if p.kind in named), *also]
+    for key in options:
+        if key not in known and not anything:
+            raise ConfigError(f"{who} takes {unknown('keyword', key, known)}")
+    check_values(component, options, who)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as errors show it: one line, of numbers that fill several what they are."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN and "\n" not in text else " ".join(text[:_SHOWN].split()) + "..."
+
+
+def checked(function: _F) -> _F:
+    """Decorate a function for users: what its signature does not take, and values that its annotations do not allow,
+    are refused in a sentence.
+    """
+    who = function.__qualname__.removesuffix(".__init__")
+
+    @wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        signature = inspect.signature(function)
+        try:
+            bound = signature.bind(*given, **named)
+        except TypeError as error:
+            check_keywords(function, named, who)  # a misspelt one has a nearest
+            known = ", ".join(name for name in signature.parameters if name != "self")
+            raise ConfigError(f"{who}: {first_line(error)}; its arguments are {known}") from None
+        check_values(function, bound.arguments, who)
+        return function(*given, **named)
+
+    return cast("_F", call)
 
 
 @cache

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from aligntok.errors import ConfigError, unknown
-from aligntok.io.files import replacing
+from aligntok.io.files import read_bytes, replacing
 from aligntok.io.folders import check_writable
 from aligntok.settings import settings
 
@@ -69,7 +70,9 @@ def copy(asked: CopyRequest) -> list[Path]:
 
 
 def _same(source: Path, target: Path) -> bool:
-    return target.is_file() and target.read_bytes() == source.read_bytes()
+    with suppress(OSError):  # what cannot be read is another one
+        return read_bytes(target) == source.read_bytes()
+    return False
 
 
 def _first_line(path: Path) -> str:

@@ -42,7 +42,7 @@ def device_named(device: str | int | torch.device, who: str) -> torch.device:
     here = ["cpu", *(f"{kind.type}:{i}" for i in range(torch.accelerator.device_count()))] if kind else ["cpu"]
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         found = torch.device("meta")
     if f"{found.type}:{found.index or 0}" not in here and found.type != "cpu":
         raise ConfigError(f"{who}: device={str(device)!r} is not here; PyTorch finds {', '.join(here)} on this machine")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 import aligntok
+from aligntok.annotations import check_values, checked
 from aligntok.cards import GENERATOR_CARD, write_card
 from aligntok.condition import (
     check_described_text,
@@ -30,9 +31,12 @@ from aligntok.diffusion.sampling import draw_samples
 from aligntok.diffusion.settings import Sampling
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.io.files import check_file, read_json, reading, save_tensors, write_checksums, write_json
+from aligntok.processor import check_latents
 from aligntok.registry import GENERATORS
-from aligntok.tokenizer import Tokenizer, weights_in_words
+from aligntok.settings import Positive
+from aligntok.tokenizer import Tokenizer
 from aligntok.weights.hub import fetch_folder
+from aligntok.weights.load import weights_in_words
 
 
 class LatentDiffusion(
@@ -59,12 +63,13 @@ class LatentDiffusion(
     Raises ConfigError when these do not fit one another.
     """
 
+    @checked
     def __init__(
         self,
         generator: Mapping[str, Any],
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | nn.Module,
         statistics: LatentStatistics,
-        latent_shape: Sequence[int],
+        latent_shape: tuple[Positive, Positive, Positive],
         class_names: Sequence[str] = (),
         sampling: Mapping[str, Any] | None = None,
         trusted: bool = True,
@@ -78,7 +83,7 @@ class LatentDiffusion(
         paths = {**paths_of(own if text else None), **(text_encoders or {})}
         how: dict[str, Any] = {"trusted": trusted, "components": components, "paths": paths}
         self.condition = condition_of(self.generator, class_names, text or own, **how)
-        self.tokenizer = tokenizer
+        self.tokenizer = cast("Tokenizer", tokenizer)  # a training plans with what only says its sizes
         self.statistics = statistics
         self.latent_shape = tuple(latent_shape)
         self.sampling = Sampling(**(sampling or {}))
@@ -86,7 +91,7 @@ class LatentDiffusion(
 
     def _check_fit(self) -> None:
         channels = {
-            "the tokenizer's latent_dim": self.tokenizer.latent_dim,
+            "the tokenizer's latent_dim": getattr(self.tokenizer, "latent_dim", None),
             "the latents' channels": self.latent_shape[0],
             "the generator's in_channels": self.generator.in_channels,
             "the statistics' channels": len(self.statistics.mean),
@@ -102,7 +107,7 @@ class LatentDiffusion(
         words: Sequence[int | str],
         seeds: Sequence[int],
         sampling: Sampling | Mapping[str, Any] | None = None,
-        size: tuple[int, int] | None = None,
+        size: tuple[Positive, Positive] | None = None,
         weak: nn.Module | None = None,
         negative: Sequence[int | str] | None = None,
     ) -> Tensor:
@@ -114,14 +119,17 @@ class LatentDiffusion(
         guidance leads away from instead of the null condition. Raises ConfigError for words that there are not, or
         guidance without a null condition.
         """
-        condition = self.condition
+        condition, (words, seeds) = self.condition, (_listed(words, "words"), _listed(seeds, "seeds"))
         chosen = Sampling(**{**asdict(self.sampling), **sampling}) if isinstance(sampling, Mapping) else sampling
-        chosen = chosen or self.sampling
+        chosen = self.sampling if chosen is None else chosen
+        check_values(LatentDiffusion.sample_latents, {"sampling": chosen, "size": size, "weak": weak}, "sample")
         if len(words) != len(seeds) or not len(words):
             raise ConfigError(f"{len(words)} words and {len(seeds)} seeds were given; give as many, at least one")
-        wrong = [seed for seed in seeds if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63]
-        if wrong:
+        whole = [isinstance(seed, Integral) and not isinstance(seed, bool) for seed in seeds]
+        if wrong := [s for s, is_one in zip(seeds, whole, strict=True) if not is_one or not -(2**63) <= int(s) < 2**63]:
             raise ConfigError(f"seeds hold {wrong[0]!r}; they are whole numbers of at most 63 bits")
+        if negative is not None and len(negative := _listed(negative, "negative")) != len(words):
+            raise ConfigError(f"{len(words)} words and {len(negative)} in negative were given; give as many")
         where, null = next(self.generator.parameters()).device, None
         y = condition.from_words(words, where)
         if negative is None:
@@ -135,7 +143,11 @@ class LatentDiffusion(
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Turn normalised latents (N, C, h, w) into images (N, 3, h f, w f), clamped to [-1, 1]."""
+        """Turn normalised latents (N, C, h, w) into images (N, 3, h f, w f), clamped to [-1, 1].
+
+        Raises ConfigError for what are no such latents.
+        """
+        check_latents(latents, self.tokenizer.latent_dim)
         return self.tokenizer.decode(self.statistics.denormalise(latents)).clamp(-1, 1)
 
     def sample(
@@ -145,7 +157,7 @@ class LatentDiffusion(
 
         seeds: one an image; None: those of `aligntok sample` with seed 0 for the same words in the same order.
         """
-        each = [words] if isinstance(words, int | str) else list(words)
+        each = [words] if isinstance(words, Integral | str) else _listed(words, "words")
         seeds = [self.condition.seed(0, i, 0) for i in range(len(each))] if seeds is None else seeds
         return self.decode(self.sample_latents(each, seeds, **options))
 
@@ -179,6 +191,7 @@ class LatentDiffusion(
             "aligntok_version": aligntok.__version__,
         }
 
+    @checked
     def save_pretrained(  # type: ignore[override]
         self,
         folder: str | os.PathLike[str],
@@ -210,6 +223,7 @@ class LatentDiffusion(
         return self.push_to_hub(repo_id or path.name, model_card_kwargs=model_card_kwargs, **push_options)
 
     @classmethod
+    @checked
     def from_pretrained(  # type: ignore[override]
         cls,
         source: str | os.PathLike[str],
@@ -242,6 +256,13 @@ class LatentDiffusion(
         check_file(path / "generator.safetensors", WeightsError, "copy the folder again, whole")
         model.generator.load_weights(path / "generator.safetensors")
         return model.eval()
+
+
+def _listed(given: Any, what: str) -> list[Any]:
+    """Return what may be a list, a tuple, an array or a tensor as a list. Raises ConfigError for what is none."""
+    if not isinstance(given, Iterable) or isinstance(given, str | Mapping) or getattr(given, "ndim", 1) == 0:
+        raise ConfigError(f"{what}={given!r}; it must be a list, one an image")
+    return [each.item() if isinstance(each, Tensor) and each.numel() == 1 else each for each in given]
 
 
 def check_registered(fields: Mapping[str, Any], components: Mapping[str, Any] | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 
+from aligntok.annotations import checked
 from aligntok.device import device_named, dtype_named, put
 from aligntok.engine.checkpoints import join, list_checkpoints, load_parts, read_parts, read_snapshots
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
@@ -19,7 +20,6 @@ from aligntok.io.folders import check_writable
 from aligntok.io.places import with_places
 from aligntok.latent_diffusion import LatentDiffusion, check_registered, described_fields
 from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
-from aligntok.registry import check_keywords
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.weights.lora import lora_scaling, without_lora
 
@@ -35,14 +35,14 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 def _answering(load: F) -> F:
     """Have a loader refuse keywords that it does not take, and values that it does not annotate, in a sentence."""
+    loads = checked(load)
 
     @functools.wraps(load)
-    def call(source: Any, **options: Any) -> Any:
+    def call(*given: Any, **options: Any) -> Any:
         if "torch_dtype" in options:
-            given = str(options["torch_dtype"]).removeprefix("torch.")
-            raise ConfigError(f"{load.__name__} takes no torch_dtype=; say dtype={given!r}")
-        check_keywords(load, {"source": source, **options}, load.__name__)
-        return load(source, **options)
+            dtype = str(options["torch_dtype"]).removeprefix("torch.")
+            raise ConfigError(f"{load.__name__} takes no torch_dtype=; say dtype={dtype!r}")
+        return loads(*given, **options)
 
     return cast("F", call)
 

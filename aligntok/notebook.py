@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from aligntok.errors import ConfigError, unknown
+from aligntok.annotations import checked
 from aligntok.sampling.settings import SampleRequest
 from aligntok.training.request import TrainRequest
 
@@ -21,6 +21,7 @@ _EVALUATIONS = {
 }
 
 
+@checked
 def train(config: str | Path, *, stage: str | None = None, dry_run: bool = False, **overrides: Any) -> Path | None:
     """Train the stages of a config file, as ``aligntok train CONFIG`` does, and return the folder of what is finished.
 
@@ -35,6 +36,7 @@ def train(config: str | Path, *, stage: str | None = None, dry_run: bool = False
     return run(loaded, only_stage=asked.stage, dry_run=asked.dry_run, run_info=run_info)
 
 
+@checked
 def sample(run: str | Path, **options: Any) -> Path:
     """Draw samples of a trained generator into a folder, as ``aligntok sample RUN`` does, and return the folder.
 
@@ -48,6 +50,7 @@ def sample(run: str | Path, **options: Any) -> Path:
     return sample_images(asked) if asked.guidance_sweep is None else sweep_guidance(asked)
 
 
+@checked
 def evaluate(what: Evaluation, **options: Any) -> Any:
     """Measure what is finished, as ``aligntok evaluate WHAT`` does, and return its result, or a reference's path.
 
@@ -55,8 +58,6 @@ def evaluate(what: Evaluation, **options: Any) -> Any:
     class in :mod:`aligntok.evaluation.settings`: ``evaluate("reconstruction", tokenizer=run, data="photographs",
     split="val").metrics``. Raises ConfigError for another `what`, and what the evaluation does.
     """
-    if what not in get_args(Evaluation):
-        raise ConfigError(unknown("evaluation", what, get_args(Evaluation)))
     module, function, told = _EVALUATIONS[what]
     asked = getattr(importlib.import_module("aligntok.evaluation.settings"), told)(**options)
     return getattr(importlib.import_module(f"aligntok.evaluation.{module}"), function)(asked)

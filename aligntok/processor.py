@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aligntok.annotations import checked
 from aligntok.data.transforms import (
     center_crop,
     cover_and_crop,
@@ -22,9 +23,10 @@ from aligntok.data.transforms import (
     rgb_of,
     to_tensor,
 )
-from aligntok.errors import ConfigError, ImageError, at_least, first_line, multiples_of, unknown
+from aligntok.errors import ConfigError, ImageError, first_line, multiples_of, unknown
 from aligntok.io.files import read_bytes
 from aligntok.io.pictures import from_uint8, to_picture
+from aligntok.settings import Width
 
 #: One picture: Pillow's, a path, an array (H, W), (H, W, C), a tensor (3, H, W); arrays and tensors may be of several.
 Picture: TypeAlias = Image.Image | str | os.PathLike[str] | npt.NDArray[Any] | Tensor
@@ -47,8 +49,8 @@ class ImageProcessor:
     multiple: what the sides of a tensor are multiples of, a tokenizer's f.
     """
 
-    def __init__(self, multiple: int = 16) -> None:
-        at_least(1, "ImageProcessor", multiple=multiple)
+    @checked
+    def __init__(self, multiple: Width = 16) -> None:
         self.multiple = multiple
 
     def __repr__(self) -> str:
@@ -66,7 +68,7 @@ class ImageProcessor:
         Raises ConfigError for what is no picture or does not come out at one size, ImageError for a file that can't be
         read.
         """
-        if fit not in get_args(Fit):
+        if str(fit) not in get_args(Fit):
             raise ConfigError(unknown("fit", fit, get_args(Fit)))
         target = None if size is None else self.sides(size)
         several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
@@ -150,6 +152,22 @@ def as_batch(images: Tensor) -> Tensor:
     return batch
 
 
+def check_latents(latents: Any, channels: int, what: str = "latents", beside: Tensor | None = None) -> None:
+    """Raise ConfigError unless latents, or noise for some, are a tensor of floats (N, d, h, w) of so many channels.
+
+    beside: another tensor, whose N, h, w they must have, too.
+    """
+    if not isinstance(latents, Tensor):
+        raise ConfigError(f"{type(latents).__name__} is no tensor; give {what} (N, {channels}, h, w)")
+    sizes = ("N", "h", "w") if beside is None else (len(beside), *beside.shape[2:])
+    fits = beside is None or (len(latents), *latents.shape[2:]) == sizes if latents.ndim == 4 else False
+    if not fits or latents.shape[1] != channels or not latents.numel() or not latents.is_floating_point():
+        raise ConfigError(
+            f"{what} are a tensor of {latents.dtype} and shape {tuple(latents.shape)}; they must be floats "
+            f"({sizes[0]}, {channels}, {sizes[1]}, {sizes[2]}), none of these 0"
+        )
+
+
 def as_floats(images: Tensor) -> Tensor:
     """Return images as :func:`as_batch` does, in [-1, 1], float32. Raises ConfigError for floats far beyond, too."""
     batch = as_batch(images)
@@ -189,9 +207,9 @@ def _opened(picture: Any) -> Image.Image:
     if isinstance(picture, str | os.PathLike):
         try:
             return open_image(read_bytes(picture))
-        except (ImageError, OSError) as error:
+        except (ImageError, OSError, ValueError) as error:  # the last of a NUL in its name
             reason = getattr(error, "strerror", None) or first_line(error)
-            raise ImageError(f"{os.fspath(picture)} cannot be opened as an image: {reason}") from error
+            raise ImageError(f"{os.fspath(picture)[:500]!s} cannot be opened as an image: {reason}") from error
     if isinstance(picture, np.ndarray):
         picture = _from_array(picture)
     if not isinstance(picture, Image.Image):

@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import Registry
 
-from aligntok.annotations import check_values
+from aligntok.annotations import check_keywords, check_values
 from aligntok.errors import ConfigError, UnknownComponentError, unknown
 from aligntok.imports import FAILURES, import_failure, import_object
 
@@ -199,24 +199,6 @@ class ComponentRegistry(Registry):
     def __len__(self) -> int:
         self.import_from_location()
         return len(self._module_dict)
-
-
-def check_keywords(component: Any, options: dict[str, Any], who: str, also: tuple[str, ...] = ()) -> None:
-    """Raise ConfigError when `options` has a keyword that `component` does not take, naming the nearest one it does,
-    or a value that is not what the component annotates that keyword with.
-
-    `also` are names that whoever asks takes for itself.
-    """
-    parameters = inspect.signature(component).parameters
-    definer = next((c for c in getattr(component, "__mro__", ()) if "__init__" in vars(c)), component)
-    without_own = definer.__module__ == "torch.nn.modules.module"  # nn.Module's own, which refuses keywords late
-    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and not without_own
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    known = [*(p.name for p in parameters.values() if p.kind in named), *also]
-    for key in options:
-        if key not in known and not anything:
-            raise ConfigError(f"{who} takes {unknown('keyword', key, known)}")
-    check_values(component, options, who)
 
 
 def _needed(component: Any) -> list[str]:

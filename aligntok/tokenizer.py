@@ -18,18 +18,20 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import aligntok
+from aligntok.annotations import checked
 from aligntok.cards import TOKENIZER_CARD, write_card
 from aligntok.device import is_traced
 from aligntok.errors import AlignTokError, ConfigError, UnknownComponentError, WeightsError, first_line
 from aligntok.io.files import DAMAGE, check_file, read_json, save_tensors, write_checksums, write_json
-from aligntok.processor import ImageProcessor, Picture, Pictures, as_batch, check_reach
-from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, check_keywords
+from aligntok.processor import ImageProcessor, Picture, Pictures, as_batch, check_latents, check_reach
+from aligntok.registry import ADAPTERS, DECODERS, ENCODERS
 from aligntok.settings import Width
 from aligntok.weights.hub import HUB_OPTIONS, fetch_folder
-from aligntok.weights.load import weights_hash
+from aligntok.weights.load import weights_hash, weights_in_words
 
 _REGISTRIES = {"encoder": ENCODERS, "adapter": ADAPTERS, "decoder": DECODERS}
 PARTS = tuple(_REGISTRIES)
+_ASKED = {"encoder": ("out_dim", "downsample_factor"), "adapter": ("forward",), "decoder": ("upsample_factor",)}
 _OF_THE_HUB = (*HUB_OPTIONS, "force_download")
 #: What a tokenizer's config says that its latents do not depend on: how they are decoded, and by what it was written.
 _WITHOUT_EFFECT = ("decoder", "plugins", "aligntok_version")
@@ -61,6 +63,7 @@ class Tokenizer(
         UnknownComponentError: a component is not installed.
     """
 
+    @checked
     def __init__(
         self,
         encoder: Mapping[str, Any] | nn.Module,
@@ -182,12 +185,13 @@ class Tokenizer(
         Raises ConfigError for what is no image, and for floats beyond +-1.5 or NaN: on an accelerator, which would be
         waited for, these are looked for at the first call alone, and nothing is while torch traces, compiles, exports.
         """
-        return self.latents_from(self.moments(self._images(images)), sample, noise)
+        moments = self.moments(cast("Tensor", images) if is_traced() else self._images(images))
+        if noise is not None and self.variational and not is_traced():
+            check_latents(noise, self.latent_dim, "noise", moments)
+        return self.latents_from(moments, sample, noise)
 
     def _images(self, images: Pictures) -> Tensor:
         """Return what `encode` is given as the encoder takes it."""
-        if is_traced():
-            return cast("Tensor", images)
         if isinstance(images, Tensor) and images.is_floating_point():
             batch = as_batch(images)
             if batch.device.type == "cpu" or not self._has_looked:
@@ -200,11 +204,14 @@ class Tokenizer(
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents (N, d, h, w) into images (N, 3, h f, w f), nominally in [-1, 1] and not clamped.
 
-        Latents of another type than the tokenizer's are brought to it, unless autocast sees to that.
+        Latents are brought to the tokenizer's device, and to its type, unless autocast sees to that. Raises ConfigError
+        for what are no such latents.
         """
-        if latents.dtype != self.dtype and not (latents.is_meta or is_traced()):
-            where = latents.device.type
-            latents = latents if torch.is_autocast_enabled(where) else latents.to(self.dtype)
+        if not is_traced():
+            check_latents(latents, self.latent_dim)
+            if not latents.is_meta:
+                kept = torch.is_autocast_enabled(latents.device.type)
+                latents = latents.to(self.device, latents.dtype if kept else self.dtype)
         return self.decoder(latents)
 
     @overload
@@ -256,17 +263,16 @@ class Tokenizer(
         return ":".join(str(config[key]) for key in ("type", "model_name") if config.get(key))
 
     @classmethod
+    @checked
     def from_config(cls, config: Mapping[str, Any], *, components: Mapping[str, Any] | None = None) -> Tokenizer:
         """Build a tokenizer of a :attr:`config`, its weights random. Raises as the class itself does.
 
         A config may have come with a file: of its names only registered ones are taken, and those of `components`.
         """
-        if not isinstance(config, Mapping) or "encoder" not in config:
-            raise ConfigError("Tokenizer.from_config takes the config of a tokenizer, which names its encoder")
         known = {key: value for key, value in config.items() if key != "aligntok_version"}
-        check_keywords(cls, known, "Tokenizer.from_config")
         return cls(**{**known, "trusted": False, "components": components})
 
+    @checked
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> str | None:
         """Write model.safetensors, config.json and a model card; each file is replaced whole, their checksums last.
 
@@ -285,6 +291,7 @@ class Tokenizer(
         return self.push_to_hub(repo_id or folder.name, **kwargs) if push else None
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, components: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Tokenizer:
@@ -325,24 +332,17 @@ class Tokenizer(
         return loaded.eval()
 
 
-def weights_in_words(model: nn.Module) -> str:
-    """Return how many weights a model has, their type and their place, such as "6.4M, float32, cpu"."""
-    weights = list(model.parameters())
-    count = sum(each.numel() for each in weights)
-    told = f"{count / 1e6:.1f}M" if count >= 1e5 else f"{count / 1e3:.1f}K"
-    types, places = (sorted({str(getattr(each, of)) for each in weights}) for of in ("dtype", "device"))
-    return f"{told}, {'+'.join(types).replace('torch.', '')}, {'+'.join(places)}"
-
-
 def _build(
     parts: Mapping[str, Any], trusted: bool, components: Mapping[str, Any] | None, part: str, **defaults: Any
 ) -> tuple[Any, dict[str, Any] | None]:
     """Build a part, with those defaults filled in that it takes; also return the config that rebuilds it."""
-    registry, given = _REGISTRIES[part], parts[part]
-    if isinstance(given, nn.Module):
+    registry, given, asked = _REGISTRIES[part], parts[part], _ASKED[part]
+    if isinstance(given, nn.Module) and all(hasattr(given, name) for name in asked):
         return given, None
     if not isinstance(given, Mapping) or "type" not in given:
-        raise ConfigError(f"{registry.kind} must be dict(type=name, ...) or a module, not {given!r}")
+        raise ConfigError(
+            f"{part} must be dict(type=name, ...), or a module that has {', '.join(asked)}; it is {str(given)[:100]}"
+        )
     name = given["type"]
     parameters = inspect.signature(registry.find(name, components)).parameters
     config = {**{key: value for key, value in defaults.items() if key in parameters}, **given}

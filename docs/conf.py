@@ -66,16 +66,17 @@ def tidy_signature(app: Any, what: str, name: str, obj: Any, options: Any, given
 
 try:  # `keys=STAGE_KEYS`, as it is written
     from sphinx.ext.autodoc._dynamic import _signatures
-except ImportError:  # before Sphinx 9, the last for Python 3.10: signatures show values
+
+    preserve = _signatures.update_default_value
+except (ImportError, AttributeError):  # a Sphinx before 9, the last for Python 3.10, or one after 9.1: they show values
     autodoc_preserve_defaults = False
 else:
     autodoc_preserve_defaults = True
-    preserve = _signatures.update_default_value
 
-    def preserve_written_defaults(obj: Any, bound_method: bool) -> None:
+    def preserve_written_defaults(obj: Any, *given: Any, **named: Any) -> None:
         """Do so but for what a decorator handed on, whose defaults Sphinx would look for in the decorated one."""
         if "__signature__" not in getattr(obj, "__dict__", {}):
-            preserve(obj, bound_method)
+            preserve(obj, *given, **named)
 
     _signatures.update_default_value = preserve_written_defaults
 

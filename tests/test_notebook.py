@@ -41,7 +41,7 @@ def test_samples_and_evaluations_are_asked_for_by_the_commands_options(monkeypat
     assert (asked[1].guidance_sweep, asked[2].samples) == ((1.0, 2.0), "drawn")
     with pytest.raises(ConfigError, match="no key named 'num_sample'; did you mean 'num_samples'"):
         aligntok.sample("run", num_sample=3)
-    with pytest.raises(ConfigError, match="no evaluation named 'reconstructions'; did you mean 'reconstruction'"):
+    with pytest.raises(ConfigError, match="what='reconstructions'; did you mean 'reconstruction'"):
         aligntok.evaluate("reconstructions")
 
 

@@ -261,7 +261,7 @@ def test_sizes_and_fits_that_cannot_be_are_refused(process, options, said):
 
 
 def test_a_processor_of_nothing_is_refused():
-    with pytest.raises(ConfigError, match="ImageProcessor: multiple is 0; it must be 1 or more"):
+    with pytest.raises(ConfigError, match="ImageProcessor: multiple=0; it must be int of at least 1"):
         ImageProcessor(0)
     with pytest.raises(ConfigError, match="images hold NaN"):
         ImageProcessor(4).to_pil(torch.full((3, 4, 4), float("nan")))

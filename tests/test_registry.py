@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 from aligntok.adapters import MLPAdapter
+from aligntok.annotations import check_keywords
 from aligntok.engine.optim import check_optimizer
 from aligntok.engine.schedules import check_schedule
 from aligntok.errors import AlignTokError, ConfigError, UnknownComponentError
@@ -28,7 +29,6 @@ from aligntok.registry import (
     TEXT_ENCODERS,
     ComponentRegistry,
     PluginRecord,
-    check_keywords,
     shelves,
 )
 

@@ -216,7 +216,12 @@ def test_a_part_given_as_a_module_works_but_cannot_be_saved(tmp_path):
     [
         (dict(downsample_factor=8), "decoder LDMDecoder scales by 4, but the tokenizer's downsample_factor is 8"),
         (dict(decoder={**DECODER, "ch_mult": (1, 1)}), "decoder LDMDecoder scales by 2"),
-        (dict(encoder="timm"), "encoder must be dict(type=name, ...) or a module, not 'timm'"),
+        (dict(encoder="timm"), "Tokenizer: encoder='timm' is str; it must be Mapping or Module"),
+        (
+            dict(encoder=nn.Identity()),
+            "encoder must be dict(type=name, ...), or a module that has out_dim, downsample_",
+        ),
+        (dict(latent_dim="4"), "Tokenizer: latent_dim='4' is str; it must be int of at least 1"),
         (dict(encoder=dict(model_name="vit")), "encoder must be dict(type=name, ...)"),
         (dict(decoder={**DECODER, "latent_dim": 6}), "has latent_dim 6, but the tokenizer's latent_dim 5 asks for 5"),
         (dict(adapter=dict(type="mlp", latent_dim=5), variational=True), "latent_dim 5 asks for 10; leave it out"),
@@ -450,8 +455,12 @@ def test_a_config_builds_the_same_parts_and_only_registered_ones():
         Tokenizer.from_config({**tokenizer.config, "encoder": dict(type="torch.nn.Identity")})
     with pytest.raises(ConfigError, match="no keyword named 'latent_dims'; did you mean 'latent_dim'"):
         Tokenizer.from_config({**tokenizer.config, "latent_dims": 3})
-    for nothing in (None, {}, "tokenizer"):
-        with pytest.raises(ConfigError, match="takes the config of a tokenizer, which names its encoder"):
+    for nothing, said in (
+        (None, "config=None"),
+        ({}, "missing a required argument: 'encoder'"),
+        ("tokenizer", "is str"),
+    ):
+        with pytest.raises(ConfigError, match=said):
             Tokenizer.from_config(nothing)
 
 

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from aligntok.annotations import checked
 from aligntok.condition import ClassCondition
 from aligntok.device import device as this_device
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.metrics.image_quality import psnr
 from aligntok.io.pictures import to_picture
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import load_latent_diffusion, load_tokenizer
+from aligntok.settings import Pictures, Positive, Seed
 from aligntok.tokenizer import Tokenizer
 
 AMPLIFIED = 4  # times, of errors that are shown
@@ -40,12 +42,15 @@ class Models:
     generator: LatentDiffusion | None = None
 
 
+@checked
 def load(
     tokenizers: Sequence[str | os.PathLike[str]],
     generator: str | os.PathLike[str] | None = None,
     device: str | None = None,
 ) -> Models:
     """Load the models. Two tokenizers of one name are told apart by where they are. Raises what loading raises."""
+    if not tokenizers:
+        raise ConfigError("there is no tokenizer to load; name one at least")
     stems = [Path(each).name or str(each) for each in tokenizers]
     names = [name if stems.count(name) == 1 else str(each) for name, each in zip(stems, tokenizers, strict=True)]
     where = device or this_device()
@@ -53,6 +58,7 @@ def load(
     return Models(loaded, None if generator is None else load_latent_diffusion(generator, device=where))
 
 
+@checked
 @torch.no_grad()
 def compare(models: Models, picture: Image.Image | None) -> dict[str, Compared]:
     """Return what each tokenizer makes of a picture, by name. Raises ConfigError for no picture, or one that is too
@@ -70,8 +76,9 @@ def compare(models: Models, picture: Image.Image | None) -> dict[str, Compared]:
     return found
 
 
+@checked
 def sample(
-    models: Models, word: str, seed: int, steps: int, guidance: float, number: int = 1, negative: str = ""
+    models: Models, word: str | int, seed: Seed, steps: int, guidance: float, number: Positive = 1, negative: str = ""
 ) -> list[Image.Image]:
     """Draw so many samples of a class, by number or name, or of a prompt, with seeds `seed`, `seed` + 1, ...
 
@@ -79,30 +86,34 @@ def sample(
     numbers that cannot be.
     """
     model = _generator(models)
-    sampling = replace(model.sampling, steps=int(steps), cfg_scale=float(guidance))
+    sampling = replace(model.sampling, steps=steps, cfg_scale=guidance)
     words = [_word(model, word)] * number
     away = [negative] * number if negative and takes_prompts(model) else None
-    seeds = [int(seed) + i for i in range(number)]
+    seeds = [seed + i for i in range(number)]
     images = model.sample(words, seeds, sampling=sampling, negative=away)
     return [to_picture(image) for image in images.cpu()]
 
 
+@checked
 @torch.no_grad()
 def interpolate(
-    models: Models, name: str, first: Image.Image | None, last: Image.Image | None, steps: int = 7
+    models: Models, name: str, first: Image.Image | None, last: Image.Image | None, steps: Pictures = 7
 ) -> list[Image.Image]:
     """Return what a tokenizer decodes of latents on the line between those of two pictures, both ends among them.
 
-    The second picture is brought to the size of the first.
+    The second picture is brought to the size of the first. Raises ConfigError for another name than those of `models`.
     """
+    if name not in models.tokenizers:
+        raise ConfigError(unknown("tokenizer", name, models.tokenizers))
     tokenizer = models.tokenizers[name]
     one = tokenizer.processor.preprocess(_smaller(first))
     other = tokenizer.processor.preprocess(_smaller(last), size=tuple(one.shape[-2:]))
     begin, end = (tokenizer.encode(images) for images in (one, other))
-    shares = torch.linspace(0, 1, max(2, int(steps))).tolist()
+    shares = torch.linspace(0, 1, max(2, steps)).tolist()
     return [to_picture(tokenizer.decode(torch.lerp(begin, end, share))[0].float().cpu()) for share in shares]
 
 
+@checked
 def takes_prompts(model: LatentDiffusion) -> bool:
     """Tell whether a generator is asked for pictures in words."""
     return not isinstance(model.condition, ClassCondition)
@@ -114,7 +125,7 @@ def _generator(models: Models) -> LatentDiffusion:
     return models.generator
 
 
-def _word(model: LatentDiffusion, word: str) -> Any:
+def _word(model: LatentDiffusion, word: str | int) -> Any:
     """Return a class's number where that is what was written, else the words."""
     text = str(word).strip()
     return int(text) if text.isdecimal() and not takes_prompts(model) else text
@@ -124,7 +135,7 @@ def _smaller(picture: Image.Image | None) -> Image.Image:
     """Return a picture of MOST_PIXELS at most. Raises ConfigError for none."""
     if picture is None:
         raise ConfigError("there is no picture yet; drop one into the field, or choose a file")
-    share = (MOST_PIXELS / (picture.width * picture.height)) ** 0.5
+    share = (MOST_PIXELS / max(1, picture.width * picture.height)) ** 0.5
     if share >= 1:
         return picture
     return picture.resize((round(picture.width * share), round(picture.height * share)), Image.Resampling.BICUBIC)

@@ -21,11 +21,14 @@ _LONG = ("json",)  # switches without a flag of one letter
 
 
 class _AsLiterals(ast.NodeTransformer):
-    """Writes ``dict(a=1)`` as ``{"a": 1}``; nothing is called."""
+    """Writes ``dict(a=1)`` as ``{"a": 1}``, and names as text, which shells take the quotes of; nothing is called."""
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.copy_location(ast.Constant(node.id), node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
         is_dict = isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args
+        self.generic_visit(node)
         if not is_dict or any(each.arg is None for each in node.keywords):
             return node
         names = [ast.Constant(each.arg) for each in node.keywords]
@@ -35,7 +38,8 @@ class _AsLiterals(ast.NodeTransformer):
 def parse_options(pairs: Sequence[str], option: str = "--cfg-options") -> dict[str, Any]:
     """Turn the ``key=value`` words of an option into a dict; values are Python literals, or text where they are none.
 
-    ``dict(shard=8)`` is one, as configs and messages write it. Raises ConfigError for a word without '='.
+    ``dict(shard=8)`` is one, as configs and messages write it, and so is ``[wandb]``, which a shell leaves of
+    ``['wandb']``. Raises ConfigError for a word without '='.
     """
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -45,7 +49,10 @@ def parse_options(pairs: Sequence[str], option: str = "--cfg-options") -> dict[s
         if value == "...":  # as the configs' own docstrings write it
             raise ConfigError(f"{pair}: put a real value in place of the dots, such as {key}=/path/to/it")
         try:
-            options[key] = ast.literal_eval(_AsLiterals().visit(ast.parse(value.strip(), mode="eval")))
+            written = ast.parse(value.strip(), mode="eval")
+            options[key] = (
+                value if isinstance(written.body, ast.Name) else ast.literal_eval(_AsLiterals().visit(written))
+            )
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval may raise
             options[key] = value
     return options
@@ -113,10 +120,13 @@ def _within(option: Option) -> Any:
     return changed[0] if changed else option.settings if option.default is not None else None
 
 
-def form_of(cls: Any, positional: Sequence[str] = (), switches: Any = None, defaults: bool = True) -> Any:
+def form_of(
+    cls: Any, positional: Sequence[str] = (), switches: Any = None, defaults: bool = True, offers: bool = False
+) -> Any:
     """Return the dataclass that tyro fills in: the words of each field, whatever they are, and on and off.
 
-    switches: as of :func:`parse_with`; defaults: whether help tells them.
+    switches: as of :func:`parse_with`; defaults: whether help tells them; offers: whether tyro knows, and then checks,
+    the words that a field chooses among.
     """
     from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -130,12 +140,14 @@ def form_of(cls: Any, positional: Sequence[str] = (), switches: Any = None, defa
     for name, option in options.items():
         told = arg(help=option.doc, help_behavior_hint=_hint(option.default) if defaults else "")
         if _within(option) is not None:
-            inner = form_of(_within(option), defaults=option.settings is not None)
+            inner = form_of(_within(option), defaults=option.settings is not None, offers=offers)
             fields.append((name, inner, dataclasses.field(default_factory=inner)))
         elif option.annotation is bool:
             fields.append((name, Annotated[bool, told], dataclasses.field(default=option.default)))
         else:
-            fields.append((name, _words(*_shape(option.annotation), told), dataclasses.field(default=None)))
+            choices = _choices(option.annotation) if offers else ()
+            words = _words(*_shape(option.annotation), told, choices=choices)
+            fields.append((name, words, dataclasses.field(default=None)))
     for name, option in _options(switches).items():
         aliases = None if name in _LONG else [f"-{name[0]}"]
         told = arg(help=option.doc, help_behavior_hint="", aliases=aliases), FlagCreatePairsOff
@@ -143,11 +155,18 @@ def form_of(cls: Any, positional: Sequence[str] = (), switches: Any = None, defa
     return dataclasses.make_dataclass(cls.__name__, fields, kw_only=True)
 
 
-def _words(count: Any, metavar: str, *told: Any) -> Any:
+def _words(count: Any, metavar: str, *told: Any, choices: Sequence[str] = ()) -> Any:
     from tyro.constructors import PrimitiveConstructorSpec
 
-    spec = PrimitiveConstructorSpec(count, metavar, _Given, lambda value: True, lambda value: [str(value)])
+    written = tuple(choices) or None
+    spec = PrimitiveConstructorSpec(count, metavar, _Given, lambda value: True, lambda value: [str(value)], written)
     return Annotated[(object, spec, *told)]
+
+
+def _choices(annotation: Any) -> list[str]:
+    """Return the words that an annotation names, of itself or of what it lists."""
+    inner = [each for kind in _written(annotation) for each in (kind, *get_args(kind))]
+    return [str(choice) for kind in inner if get_origin(kind) is Literal for choice in get_args(kind)]
 
 
 def _hint(default: Any) -> str:

@@ -51,7 +51,7 @@ def _form(name: str, command: Any) -> Any:
     inner, own = getattr(command, "verbs", None), getattr(command, "own", command)
     form = dataclasses.make_dataclass(name.replace("-", "_"), [], kw_only=True)
     if own is not None:
-        form = form_of(own.settings, own.positional, own.switches)
+        form = form_of(own.settings, own.positional, own.switches, offers=True)
     if inner is None:
         return form
     return dataclasses.make_dataclass(name.replace("-", "_"), [("verb", _of_verbs(inner))], bases=(form,), kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -72,6 +73,8 @@ class ClassCondition(Condition):
         """Return the class of a name, in any case, or of a number: text is a name where classes have names, and
         ``index:3`` a number anywhere. Raises ConfigError for one that there is not.
         """
+        if not isinstance(name, str | Integral):
+            raise ConfigError(f"class {name!r} is neither a number nor a name")
         text = name.strip() if isinstance(name, str) else f"{_BY_NUMBER}{int(name)}"
         number = text.removeprefix(_BY_NUMBER)
         if (number != text or not self.class_names) and number.removeprefix("-").isdecimal():

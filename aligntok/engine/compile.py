@@ -14,8 +14,8 @@ import torch._dynamo.config as dynamo_config
 import torch._functorch.config as functorch_config
 from torch import nn
 
+from aligntok.annotations import check_keywords
 from aligntok.errors import ConfigError
-from aligntok.registry import check_keywords
 
 logger = logging.getLogger("aligntok.engine")
 #: The environment variable of torch's that says where compiled code is kept; torch by itself takes a temporary folder.

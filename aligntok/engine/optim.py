@@ -15,11 +15,12 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import Tensor, nn
 
+from aligntok.annotations import check_keywords
 from aligntok.device import device
 from aligntok.distributed import any_process
 from aligntok.distributed.parallel import whole
 from aligntok.errors import CheckpointError, ConfigError, DivergenceError, first_line, unknown
-from aligntok.registry import check_keywords, find_class
+from aligntok.registry import find_class
 
 SIDES = ("autoencoder", "discriminator", "generator")
 

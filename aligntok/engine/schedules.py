@@ -12,8 +12,9 @@ import torch
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
+from aligntok.annotations import check_keywords
 from aligntok.errors import ConfigError, first_line, unknown
-from aligntok.registry import check_keywords, find_class
+from aligntok.registry import find_class
 
 logger = logging.getLogger("aligntok.engine")
 #: Of a scheduler's state: what moves as it goes. The rest is its shape.

@@ -1,4 +1,4 @@
-"""Trackers of runs beside the run's own files: Weights & Biases, MLflow. None of them stops or delays a training.
+"""Trackers of runs beside the run's own files: TensorBoard, Weights & Biases, MLflow. None stops or delays a training.
 
 A stage is a run of the tracker, in a group (W&B) or an experiment (MLflow) that the work folder is called after. Which
 run it is stays in the stage's folder, so that a training that is gone on with goes on in it.
@@ -53,9 +53,8 @@ def vis_backends(backends: Sequence[Backend], folder: Path, settings: Mapping[st
     settings: what trackers show of the stage, flat.
     """
     about = {"folder": str(folder), "settings": dict(settings)}
-    kinds: dict[str, dict[str, Any]] = {"tensorboard": {"type": "TensorboardVisBackend"}}
-    kinds |= {"wandb": {"type": WandbTracker.__name__, **about}, "mlflow": {"type": MLflowTracker.__name__, **about}}
-    return [{"type": "LocalVisBackend"}, *(kinds[name] for name in dict.fromkeys(backends))]
+    kinds = {kind.name: {"type": kind.__name__, **about} for kind in (TensorBoardTracker, WandbTracker, MLflowTracker)}
+    return [{"type": Scalars.__name__}, *(kinds[name] for name in dict.fromkeys(backends))]
 
 
 def add_picture(visualizer: Any, name: str, picture: np.ndarray[Any, Any], step: int) -> None:
@@ -65,10 +64,20 @@ def add_picture(visualizer: Any, name: str, picture: np.ndarray[Any, Any], step:
             backend.add_image(name, picture, step=step)
 
 
+@VISBACKENDS.register_module()
+class Scalars(LocalVisBackend):
+    """The run's own ``scalars.json``, in a folder that is made anew where somebody has removed it."""
+
+    def _dump(self, value_dict: dict[str, Any], file_path: str, file_format: str) -> None:
+        Path(file_path).parent.mkdir(parents=True, exist_ok=True)
+        super()._dump(value_dict, file_path, file_format)
+
+
 class Tracker(BaseVisBackend):
     """One stage's run in a tracker. A thread of its own talks to it: what fails there, or hangs, is said once."""
 
     name = ""
+    begins_anew = False  # after a failure: what it writes by is of no more use
 
     def __init__(self, folder: str, settings: Mapping[str, Any], save_dir: str = "") -> None:
         super().__init__(save_dir)
@@ -80,7 +89,7 @@ class Tracker(BaseVisBackend):
 
     @abstractmethod
     def begin(self, known: str | None) -> str:
-        """Begin the tracker's run, or go on with the `known` one, and return which it is."""
+        """Begin the tracker's run, or go on with the `known` one, and return which it is; "" where it has no name."""
 
     @abstractmethod
     def send_scalars(self, scalars: Mapping[str, float], step: int) -> None:
@@ -141,9 +150,11 @@ class Tracker(BaseVisBackend):
             try:
                 if not self._has_begun:
                     self._begin()
+                    self._has_begun = True
                 work()
             except FAILURES as error:
                 self._again = time.monotonic() + PAUSE
+                self._has_begun = self._has_begun and not self.begins_anew
                 self._tell(
                     f"{type(error).__name__}: {error if isinstance(error, AlignTokError) else first_line(error)}"
                 )
@@ -153,14 +164,37 @@ class Tracker(BaseVisBackend):
         cure = "remove it: the tracker then begins another run"
         known = read_json(path, ConfigError, cure, lambda content: str(content["run"])) if path.is_file() else None
         run = self.begin(known)
-        self._has_begun = True
-        if run != known:
+        if run and run != known:
             write_json(path, {"run": run})
 
     def _tell(self, reason: str) -> None:
         if not self._has_told:
             self._has_told = True
             logger.warning("%s misses something of this training, which goes on: %s", self.name, reason)
+
+
+@VISBACKENDS.register_module()
+class TensorBoardTracker(Tracker):
+    """TensorBoard: event files beside ``scalars.json``, flushed every two minutes; after a failure another one."""
+
+    name = "tensorboard"
+    begins_anew = True
+
+    def begin(self, known: str | None) -> str:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(self._save_dir)
+        return ""
+
+    def send_scalars(self, scalars: Mapping[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def send_picture(self, name: str, picture: np.ndarray[Any, Any], step: int) -> None:
+        self._writer.add_image(name, picture, step, dataformats="HWC")
+
+    def end(self) -> None:
+        self._writer.close()
 
 
 @VISBACKENDS.register_module()

@@ -10,7 +10,9 @@ import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 
+from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
@@ -67,19 +69,38 @@ def print_table(
 
     Columns stand to the right, as numbers do, but those whose headings are in `left`; one without a heading names the
     rows, in bold, to the left. What is too wide for the terminal is folded, never cut off, and nothing is rich's markup
-    (``[bold]``, ``:train:``). console: None for stdout.
+    (``[bold]``, ``:train:``). Words stay whole where all that are the longest of their column fit beside one another.
+    console: None for stdout.
     """
+    console, listed = console or Console(), list(rows)
     table = Table(title=None if title is None else Text(title), title_justify=title_at)
-    for heading in columns:
-        is_left = not heading or heading in left
+    widths = _widths([columns, *filter(None, listed)], console.width - 3 * len(columns) - 1)
+    for heading, width in zip(columns, widths, strict=False):
+        at = "left" if not heading or heading in left else "right"
         style = None if heading else "bold"
-        table.add_column(Text(heading), justify="left" if is_left else "right", overflow="fold", style=style)
-    for row in rows:
+        table.add_column(Text(heading), justify=at, overflow="fold", style=style, width=width)  # type: ignore[arg-type]
+    for row in listed:
         if row is None:
             table.add_section()
         else:
             table.add_row(*map(Text, row))
-    (console or Console()).print(table)
+    console.print(table)
+
+
+def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int | None]:
+    """Return how wide each column is to be, so that no word is broken; None for all where that, or anything, fits."""
+    cells = [*zip_longest(*rows, fillvalue="")]
+    whole = [max(cell_len(line) for text in column for line in text.splitlines() or [""]) for column in cells]
+    least = [max(cell_len(word) for text in column for word in text.split() or [""]) for column in cells]
+    spare = room - sum(least)
+    if sum(whole) <= room or spare < 0:
+        return [None] * len(cells)
+    found = list(least)
+    for place in sorted(range(len(cells)), key=lambda i: whole[i] - least[i]):  # whole as many as can be
+        more = min(whole[place] - least[place], spare)
+        found[place] += more
+        spare -= more
+    return [*found]
 
 
 def print_line(text: str, console: Console | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pluggy
 
 import aligntok
+from aligntok.annotations import checked
 from aligntok.errors import AlignTokError, ConfigError, PluginError, unknown
 from aligntok.imports import FAILURES, import_failure
 from aligntok.registry import PLUGIN_RECORDS, ComponentRegistry, PluginRecord, Registries, shelves
@@ -98,6 +99,7 @@ def list_plugins() -> list[PluginRecord]:
     return PLUGIN_RECORDS
 
 
+@checked
 def list_components(kind: str) -> list[str]:
     """Return the names that a config may use of a kind of component, such as "encoders" or "losses", sorted.
 

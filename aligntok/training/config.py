@@ -80,7 +80,17 @@ def read_config(path: str | Path, options: Mapping[str, Any], cls: Any = None) -
             f"--cfg-options {given}: {first_line(error)}; dots lead into dicts and lists that the config has "
             "(stages.0 is the first stage)"
         ) from error
-    return loaded.to_dict()
+    read: dict[str, Any] = _in_text(loaded.to_dict())
+    return read
+
+
+def _in_text(said: Any) -> Any:
+    """Return what a config says with its paths as text, which is how keys that name places take them."""
+    if isinstance(said, dict):
+        return {key: _in_text(each) for key, each in said.items()}
+    if isinstance(said, list | tuple):
+        return type(said)(map(_in_text, said))
+    return os.fspath(said) if isinstance(said, os.PathLike) else said
 
 
 def _at(config: Any, key: str) -> Any:

@@ -11,17 +11,17 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from aligntok.annotations import check_keywords
 from aligntok.data.sampler import per_process_batch
 from aligntok.distributed.parallel import check_group
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_parts, part_states, read_parts
 from aligntok.engine.optim import check_optimizer, optimizer_bytes, side_of
 from aligntok.engine.schedules import check_schedule
-from aligntok.engine.trackers import check_backends
 from aligntok.errors import ConfigError, first_line, some_of
 from aligntok.io.console import print_table
 from aligntok.io.folders import check_space
 from aligntok.loading import check_there
-from aligntok.registry import DATASETS, HOOKS, check_keywords, keywords_in
+from aligntok.registry import DATASETS, HOOKS, keywords_in
 from aligntok.training.stages import Stage
 from aligntok.weights.hub import check_named
 
@@ -133,13 +133,11 @@ def check_before_training(stages: Sequence[Stage], plans: Sequence[StagePlan]) -
     """Check what is on the disk already, and its room, before hours go by: nothing is written yet.
 
     Raises CheckpointError when a stage would go on, or start, from weights of other shapes, WriteError when the disk
-    has no room for what the stages write, ConfigError for a folder in which TensorBoard cannot write, and for a tracker
-    that is not installed.
+    has no room for what the stages write, ConfigError for a folder in which TensorBoard cannot write.
     """
     planned = {plan.name: plan for plan in plans}
     needed = 0
     for stage in stages:
-        check_backends(stage.settings.log.backends)
         plan, keep = planned[stage.name], stage.settings.checkpoint.keep
         kept = [*(path for _, path in list_checkpoints(stage.folder)[-keep:]), stage.folder / "frozen.safetensors"]
         files = (file for path in kept for file in ([*path.iterdir()] if path.is_dir() else [path]))

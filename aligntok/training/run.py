@@ -17,6 +17,7 @@ from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.distributed.parallel import check_group
 from aligntok.engine.checkpoints import finished_steps, share_hashing
 from aligntok.engine.log import logging_the_end
+from aligntok.engine.trackers import check_backends
 from aligntok.errors import CheckpointError, ConfigError, Preempted, WeightsError, unknown
 from aligntok.io.console import beside, print_line, say
 from aligntok.io.folders import check_links, lock_folder, remove_leftovers
@@ -117,7 +118,7 @@ def _tell(stages: Sequence[Stage], chosen: Sequence[Stage], hardware: Hardware |
     names = [stage.name for stage in stages]
     for stage in chosen:
         stage.check_follows([*stages[: names.index(stage.name)]])
-        _tell_missing_weights(stage)
+        _tell_missing(stage)
     return plans
 
 
@@ -128,11 +129,12 @@ def _plan_beforehand(stage: Stage, processes: int) -> StagePlan:
     return plan if data is None else replace(plan, epochs=plan.images_seen / len(data))
 
 
-def _tell_missing_weights(stage: Stage) -> None:
-    try:
-        check_weights(stage)
-    except WeightsError as error:
-        print_line(f"still missing, and refused by the run: {error}")
+def _tell_missing(stage: Stage) -> None:
+    for check in (lambda: check_backends(stage.settings.log.backends), lambda: check_weights(stage)):
+        try:
+            check()
+        except (ConfigError, WeightsError) as error:
+            print_line(f"still missing, and refused by the run: {error}")
 
 
 def expand(config: Mapping[str, Any]) -> list[Stage]:
@@ -167,6 +169,8 @@ def _train(
     """
     wanted = [stage for stage in group if stage in chosen]
     left = [stage for stage in wanted if _is_left(stage)]
+    for stage in left:
+        check_backends(stage.settings.log.backends)
     data = {stage.name: stage.build_data() for stage in wanted} if left else {}
     for stage in left:
         if is_first() and finished_steps(stage.folder):

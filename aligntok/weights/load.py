@@ -139,3 +139,12 @@ def strict_keys(text: str) -> tuple[list[str], list[str]]:
     rests = [re.search(rf"{side} key\(s\) in state_dict:(.*)", text) for side in ("Missing", "Unexpected")]
     missing, unknown = (re.findall(r'"([^"]+)"', rest[1]) if rest else [] for rest in rests)
     return missing, unknown
+
+
+def weights_in_words(model: nn.Module) -> str:
+    """Return how many weights a model has, their type and their place, such as "6.4M, float32, cpu"."""
+    weights = list(model.parameters())
+    count = sum(each.numel() for each in weights)
+    told = f"{count / 1e6:.1f}M" if count >= 1e5 else f"{count / 1e3:.1f}K"
+    types, places = (sorted({str(getattr(each, of)) for each in weights}) for of in ("dtype", "device"))
+    return f"{told}, {'+'.join(types).replace('torch.', '')}, {'+'.join(places)}"

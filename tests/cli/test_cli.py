@@ -148,6 +148,17 @@ def test_options_are_literals_where_they_can_be():
     }
 
 
+def test_names_that_a_shell_has_taken_the_quotes_of_are_text():
+    words = ["log.backends=[wandb,tensorboard]", "a=dict(type=mlp,dims=(x,1))", "b={k: v}", "dict=dict", "c=[a+b]"]
+    assert cli.arguments.parse_options(words) == {
+        "log.backends": ["wandb", "tensorboard"],
+        "a": {"type": "mlp", "dims": ("x", 1)},
+        "b": {"k": "v"},
+        "dict": "dict",
+        "c": "[a+b]",
+    }
+
+
 @pytest.mark.parametrize("word", ["seed", "=3", ""])
 def test_an_option_without_a_key_or_value_is_an_error(word):
     with pytest.raises(ConfigError, match="takes key=value"):

@@ -212,6 +212,12 @@ def bash(tmp_path_factory):
         ("data ch", ["check"]),
         ("train --js", ["--json"]),
         ("train conf", [""]),  # and bash offers files
+        ("export --format d", ["diffusers"]),
+        ("export run out --format o", ["onnx"]),
+        ("export --weights ", ["raw", "ema"]),
+        ("cache-latents --dtype b", ["bf16"]),
+        ("cache-latents a b c --layout ", ["aligntok", "lightningdit"]),
+        ("evaluate text-image --metrics cl", ["clip"]),
     ],
 )
 def test_tab_completes_verbs_and_their_options_in_bash(bash, typed, offered):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import pkgutil
+import shutil
 import sys
 import threading
 import time
@@ -13,7 +16,14 @@ import pytest
 
 from aligntok.cli import train
 from aligntok.engine import trackers
-from aligntok.engine.trackers import MLflowTracker, Tracker, WandbTracker, add_picture, check_backends
+from aligntok.engine.trackers import (
+    MLflowTracker,
+    TensorBoardTracker,
+    Tracker,
+    WandbTracker,
+    add_picture,
+    check_backends,
+)
 
 PICTURE = np.zeros((4, 6, 3), np.uint8)
 
@@ -124,6 +134,53 @@ def test_a_picture_goes_to_every_backend_but_the_files():
     local = trackers.LocalVisBackend("")
     add_picture(SimpleNamespace(_vis_backends={"local": local, "a": Backend(""), "b": Backend("")}), "x", PICTURE, 3)
     assert seen == [("x", (4, 6, 3), 3)] * 2
+
+
+def disk_is_full(writer, *given, **named):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.filterwarnings("ignore")  # of TensorBoard's own thread, and libraries
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "tensorboard.summary.writer.record_writer.RecordWriter.write",
+        "tensorboard.summary.writer.record_writer.RecordWriter.flush",
+        "torch.utils.tensorboard.SummaryWriter.add_scalar",
+        "torch.utils.tensorboard.SummaryWriter.__init__",
+        "torch.utils.tensorboard.SummaryWriter.close",
+    ],
+)
+def test_tensorboard_that_cannot_write_ends_no_training(broken, write_generation, tmp_path, monkeypatch, capfd):
+    home, _, name = broken.rpartition(".")
+    monkeypatch.setattr(pkgutil.resolve_name(home), name, disk_is_full)
+    config = write_generation(steps=3, log=dict(every=1))
+    assert train([config, "--work-dir", str(tmp_path / "run")]) == 0
+    told = capfd.readouterr().err
+    assert told.count("tensorboard misses something of this training, which goes on: OSError: [Errno 28] No space") == 1
+    assert len(next(tmp_path.rglob("scalars.json")).read_text().splitlines()) >= 3
+
+
+def test_tensorboard_that_failed_begins_another_file(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr(trackers, "PAUSE", 0.0)
+    tracker = TensorBoardTracker(str(tmp_path), {}, str(tmp_path / "vis_data"))
+    fails = [True]
+    send = tracker.send_scalars
+    monkeypatch.setattr(tracker, "send_scalars", lambda *given: disk_is_full(*given) if fails.pop() else send(*given))
+    fails[:] = [False, True, False]
+    use(tracker)
+    tracker = TensorBoardTracker(str(tmp_path), {}, str(tmp_path / "vis_data"))
+    use(tracker)
+    assert len([*tmp_path.glob("vis_data/events.out.tfevents.*")]) == 3
+
+
+def test_scalars_are_kept_when_somebody_removes_their_folder(tmp_path):
+    scalars = trackers.Scalars(str(tmp_path / "vis_data"))
+    scalars.add_scalars({"loss": 1.0}, step=1)
+    shutil.rmtree(tmp_path / "vis_data")
+    scalars.add_scalars({"loss": 2.0}, step=2)
+    assert json.loads((tmp_path / "vis_data/scalars.json").read_text()) == {"loss": 2.0, "step": 2}
 
 
 @pytest.fixture
@@ -252,8 +309,12 @@ def test_a_tracker_that_is_not_installed_is_refused_before_the_first_step(
     monkeypatch.setitem(sys.modules, name, None)
     config = write_generation(log=dict(backends=[name]))
     assert train([config, "--work-dir", str(tmp_path / "run")]) == 2
-    assert f'pip install "aligntok[{name}]"' in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f'pip install "aligntok[{name}]"' in told
+    assert "What is going to be trained" not in told
     assert not (tmp_path / "run").exists()
+    assert train([config, "--dry-run"]) == 0
+    assert f"refused by the run: log.backends has '{name}': " in capsys.readouterr().out
 
 
 def test_an_unknown_tracker_is_answered_with_those_there_are(write_generation, capsys):

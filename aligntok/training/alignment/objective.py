@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from aligntok.annotations import check_keywords
 from aligntok.errors import ConfigError
-from aligntok.registry import LOSSES, check_keywords
+from aligntok.registry import LOSSES
 from aligntok.settings import Count, read, settings
 from aligntok.training.alignment.gradient_ratio import AdaptiveWeight, ratio_at
 from aligntok.training.alignment.graph import ENCODER_SIDE, ForwardGraph
