@@ -90,7 +90,7 @@ def _place(given: Any) -> Any:
     if isinstance(given, str | os.PathLike):
         name = os.fsencode(given)
         is_text = isinstance(os.fspath(given), str)
-        if not is_text or b"\0" in name or len(name) > 4000 or max(map(len, name.split(b"/"))) > _LONGEST:
+        if not name or not is_text or b"\0" in name or len(name) > 4000 or max(map(len, name.split(b"/"))) > _LONGEST:
             from pydantic_core import PydanticCustomError
 
             raise PydanticCustomError("no_place", "nothing that a file could be called")
@@ -157,7 +157,9 @@ def refusal(errors: Sequence[Mapping[str, Any]], annotation: Any, place: str, va
     finite = "finite, " if "finite_number" in kinds else ""
     finite = "0 or at least 1e-37, " if "no_float32" in kinds else finite
     finite = (
-        f"a name that a file can have, without NUL and of at most {_LONGEST} bytes: " if "no_place" in kinds else finite
+        f"a name that a file can have, not empty, without NUL and of at most {_LONGEST} bytes: "
+        if "no_place" in kinds
+        else finite
     )
     highest = {error["ctx"]["le"] for error in errors if error["type"] == "less_than_equal"}
     ceiling = "".join(f", {_BOUNDS['le']} {most:,}" for most in highest if most >= _CEILING)

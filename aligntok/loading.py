@@ -35,14 +35,14 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 def _answering(load: F) -> F:
     """Have a loader refuse keywords that it does not take, and values that it does not annotate, in a sentence."""
-    loads = checked(load)
+    told = checked(load)
 
     @functools.wraps(load)
     def call(*given: Any, **options: Any) -> Any:
         if "torch_dtype" in options:
             dtype = str(options["torch_dtype"]).removeprefix("torch.")
             raise ConfigError(f"{load.__name__} takes no torch_dtype=; say dtype={dtype!r}")
-        return loads(*given, **options)
+        return told(*given, **options)
 
     return cast("F", call)
 
@@ -250,7 +250,7 @@ def checked_target(out: str | os.PathLike[str], *marks: str) -> Path:
     of other things.
     """
     target = Path(out)
-    if target.is_file():
+    if os.path.lexists(target) and not target.is_dir():
         raise ConfigError(f"{target} is a file; give a new folder, or one of an earlier export")
     if target.exists() and any(target.iterdir()) and not any((target / mark).is_file() for mark in marks):
         raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or an earlier export's")

@@ -102,7 +102,7 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
         ("evaluation/report/figures.py", "pictures", ["(OSError, AlignTokError)"]),  # of paths, as the last but one
         ("evaluation/report/figures.py", "contact_sheet", ["(OSError, AlignTokError)"]),
         ("evaluation/text_image/samples.py", "__getitem__", ["(ImageError, OSError)"]),  # of a path, as the next
-        ("processor.py", "_opened", ["(ImageError, OSError)"]),  # of a path that a user gives
+        ("processor.py", "_opened", ["(ImageError, OSError, ValueError)"]),  # of a path that a user gives
         ("sampling/folder.py", "read", ["(ImageError, OSError)"]),  # of a path, not of a data set
         ("sampling/samples.py", "_real", ["ImageError"]),
     ]

@@ -22,7 +22,7 @@ from aligntok.evaluation.metrics.image_quality import psnr
 from aligntok.evaluation.settings import ReconstructRequest
 from aligntok.io.console import print_line
 from aligntok.io.files import regular
-from aligntok.io.folders import check_writable
+from aligntok.io.folders import check_writable, real
 from aligntok.io.pictures import reconstruction_grid, save_picture, to_picture
 from aligntok.loading import load_tokenizer
 from aligntok.tokenizer import Tokenizer
@@ -35,12 +35,12 @@ def reconstruct_pictures(asked: ReconstructRequest) -> dict[str, Any]:
     that the tokenizer was given: cut to multiples of f, or of `size`. Raises ConfigError where there is no picture,
     and, without `force`, before anything is written, where a file is in the place of one.
     """
+    check_writable(asked.out)
     targets = name_targets(find_pictures(asked.images, Path(asked.out)))
     paths = {source: Path(asked.out, name.parent, f"{name.name}.png") for source, name in targets.items()}
     there = [str(path) for path in paths.values() if path.exists()]
     if there and not asked.force:
         raise ConfigError(f"{some_of(there)} would be overwritten; give another --out, or --force")
-    check_writable(asked.out)
     tokenizer = load_tokenizer(asked.tokenizer, device=asked.device or device(), dtype=asked.dtype)
     if asked.size is not None:
         tokenizer.processor.sides(asked.size)
@@ -91,7 +91,7 @@ def find_pictures(given: Iterable[str | os.PathLike[str]], out: Path) -> dict[Pa
         images, passed = find_images(files, partial(_open, place))
         others += passed
         paths = [place / name for name in sorted(images)]
-        paths = [path for path in paths if not path.resolve().is_relative_to(out.resolve())]
+        paths = [path for path in paths if not real(path).is_relative_to(real(out))]
         found |= {path: path.relative_to(place) for path in paths if path not in found}
     where = ", ".join(map(str, given))
     if not found:

@@ -46,13 +46,16 @@ def replacing(path: str | os.PathLike[str], cure: str = MAKE_ROOM, checksum: boo
     """Yield a temporary path in the same folder; on success flush it to disk and rename it to `path`.
 
     Whatever is raised inside leaves `path` as it was and removes the temporary file. Raises WriteError, which ends with
-    `cure`, for an OSError inside, while the file is flushed, and while it is renamed. With `checksum` the SHA-256 of
+    `cure`, for an OSError inside, while the file is flushed, and while it is renamed, and for a place that a device or
+    a pipe has, such as /dev/null, which would be gone. With `checksum` the SHA-256 of
     the file is written beside it, last: where a process was killed in between there is none, never a wrong one.
     """
     target = Path(path)
     temporary = unseen(target)
     try:
         with writing(target, cure):
+            if target.exists() and not target.is_file():
+                raise OSError(errno.EINVAL, "it is no regular file")
             target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             digest = sha256(temporary) if checksum else None
@@ -95,6 +98,8 @@ def put_in_place(made: Path, path: Path) -> None:
     """Let the folder `made` be `path`, whole on the disk; what was there goes. Raises OSError."""
     _flush(made)
     if path.exists():
+        if not path.is_dir():
+            raise OSError(errno.ENOTDIR, "it is no folder")
         os.replace(path, old := unseen(path))
         os.replace(made, path)
         remove(old)

@@ -90,7 +90,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     """
     place = Path(folder).absolute()
     with writing(folder):  # it may not even be looked at
-        while not place.exists():
+        while not os.path.lexists(place):  # a link to nowhere, or in a circle, is there
             place = place.parent
         is_open = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
     if not is_open:
@@ -125,17 +125,22 @@ def remove_leftovers(folder: str | os.PathLike[str], below: bool = True) -> None
             remove(leftover)
 
 
+def real(path: str | os.PathLike[str]) -> Path:
+    """Return where a path leads, links followed as far as they lead anywhere; ``Path.resolve`` fails for circles."""
+    return Path(os.path.realpath(path))
+
+
 def check_links(top: str | os.PathLike[str], *folders: Path) -> None:
     """Raise ConfigError for one of `folders` in `top`, or a folder in it, that is a link which leads out of `top`.
 
     What is written and removed there would be elsewhere.
     """
-    root = Path(top).resolve()
+    root = real(top)
     for folder in folders:
         for place, inner, _ in os.walk(folder):
             for path in map(Path, (place, *(os.path.join(place, name) for name in inner))):
-                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                if path.is_symlink() and not real(path).is_relative_to(root):
                     raise ConfigError(
-                        f"{path} is a link to {path.resolve()}, outside of {top}; files would be written and removed "
+                        f"{path} is a link to {real(path)}, outside of {top}; files would be written and removed "
                         "there: put a folder in its place, or choose a work_dir on the disk that it leads to"
                     )

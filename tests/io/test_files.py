@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 
 import pytest
 
 from aligntok.errors import ConfigError, WriteError
 from aligntok.io import files
-from aligntok.io.files import remove, replacing, write_json
-from aligntok.io.folders import lock_folder
+from aligntok.io.files import put_in_place, remove, replacing, write_json
+from aligntok.io.folders import check_links, check_writable, lock_folder
 
 
 def test_a_file_appears_whole_in_a_folder_that_is_made_for_it(tmp_path):
@@ -85,6 +87,30 @@ def test_a_claim_is_not_written_through_a_link(tmp_path):
     with pytest.raises(ConfigError, match="cannot write in"), lock_folder(tmp_path / "run"):
         pass
     assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_what_a_device_or_a_pipe_is_stays_that(tmp_path):
+    """Renamed over, /dev/null would be a file from then on, for every program of the machine."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    (link := tmp_path / "link").symlink_to("/dev/null")
+    for place in (pipe, link):
+        with pytest.raises(WriteError, match="could not be written \\(it is no regular file\\)"):
+            write_json(place, {})
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert link.is_symlink()
+    (made := tmp_path / "made").mkdir()
+    with pytest.raises(OSError, match="it is no folder"):
+        put_in_place(made, pipe)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_link_to_nowhere_or_in_a_circle_is_no_place_to_write_in(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "nowhere").symlink_to("/nowhere/at/all")
+    for place in ("circle", "circle/inner", "nowhere"):
+        with pytest.raises(ConfigError, match="is no folder that may be written in"):
+            check_writable(tmp_path / place)
+    check_links(tmp_path / "circle", tmp_path / "circle")
 
 
 def test_json_is_written_the_same_way(tmp_path):

@@ -30,7 +30,7 @@ from aligntok.data.sources.webdataset import expand_pattern
 from aligntok.distributed.job import progress_bar
 from aligntok.errors import ConfigError, DataError, WriteError, some_of
 from aligntok.io.files import remove
-from aligntok.io.folders import check_writable, lock_folder
+from aligntok.io.folders import check_writable, lock_folder, real
 
 logger = logging.getLogger("aligntok.data")
 _READ = {"tar": read_tar, "parquet": read_table}
@@ -210,7 +210,7 @@ def merge_indexes(asked: MergeRequest) -> Index:
     Raises ConfigError for parts that do not fit together, DataError for damaged ones, WriteError.
     """
     out = Path(asked.out).expanduser()
-    if any(Path(part).expanduser().resolve() == out.resolve() for part in asked.parts):
+    if any(real(Path(part).expanduser()) == real(out) for part in asked.parts):
         raise ConfigError(f"{out} is one of the parts; give a new folder with --out")
     check_place(out)
     check_writable(out)
