@@ -24,6 +24,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 #: cuBLAS's streams, and no sums in the switch between GPUs.
 _REPEATABLE = {"CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"), "NCCL_NVLS_ENABLE": ("0",)}
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTO = "auto"  # the precision that is bf16 where a device is fast in it, and fp32 elsewhere
 #: What weights, latents and embeddings may be kept in, by our names.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -81,8 +82,7 @@ def keep_freed_memory() -> None:
 
 def devices() -> dict[str, str]:
     """Return what this machine can compute on, in words: kind, memory, and what matters to a choice of precision."""
-    wide = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    slow = "" if wide else "; without avx512_bf16: bf16 is slower than fp32"
+    slow = "" if is_fast_in_bf16(torch.device("cpu")) else "; without avx512_bf16: bf16 is slower than fp32"
     found = {"cpu": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}{slow}"}
     for number in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(number)
@@ -99,19 +99,35 @@ def on_plain_cpu(tensor: Tensor) -> bool:
 
 def precision_on(where: torch.device) -> str:
     """Return the precision of what is drawn on a device if none is asked for: "bf16" on GPUs that compute in it."""
-    native = where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if native else "fp32"
+    return "bf16" if where.type == "cuda" and is_fast_in_bf16(where) else "fp32"
+
+
+def is_fast_in_bf16(where: torch.device) -> bool:
+    """Tell whether a device multiplies bf16 itself: a GPU, a CPU with avx512_bf16 or AMX. Others are slower in it."""
+    if where.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of torch 2.6 on
+    return where.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in asked)
+
+
+def precision_taken(precision: str, where: torch.device | None = None) -> str:
+    """Return what a precision means on a device (None: this process's): of "auto" bf16 or fp32, of others itself."""
+    if precision != AUTO:
+        return precision
+    return "bf16" if is_fast_in_bf16(where or device()) else "fp32"
 
 
 @contextmanager
 def computing(precision: str, where: torch.device | None = None, whole: bool = False) -> Iterator[None]:
     """Compute in a precision on `where` (None: this process's device); inside of it, and as before afterwards.
 
-    "bf16" and "fp16" are autocast; the others put an end to an autocast around them. How float32 is multiplied, see
-    :func:`multiplying`, `whole` included.
+    "bf16" and "fp16" are autocast; the others put an end to an autocast around them; "auto" is what
+    :func:`precision_taken` says. How float32 is multiplied, see :func:`multiplying`, `whole` included.
     """
+    where = where or device()
+    precision = precision_taken(precision, where)
     low = PRECISIONS[precision]
-    with multiplying(precision, whole), torch.autocast((where or device()).type, low, enabled=low is not None):
+    with multiplying(precision, whole), torch.autocast(where.type, low, enabled=low is not None):
         yield
 
 
@@ -135,6 +151,7 @@ def multiplying(precision: str, whole: bool = False) -> Iterator[None]:
     written, and with any other precision, "bf16" and "fp16" included, all of it may round to TF32.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    precision = precision_taken(precision)
     rounded = precision != "fp32" if whole else precision == "tf32"
     torch.set_float32_matmul_precision("high" if rounded else "highest")
     if whole:

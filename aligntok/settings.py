@@ -50,8 +50,8 @@ NotNegative = Annotated[float, Field(ge=0, le=1e9)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 #: Pixels: a side, or (H, W).
 ImageSize = Width | tuple[Width, Width]
-#: A name of :data:`aligntok.device.PRECISIONS`.
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+#: A name of :data:`aligntok.device.PRECISIONS`; or "auto", bf16 where the device is fast in it and fp32 elsewhere.
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "auto"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from aligntok.device import (
     is_out_of_memory,
     multiplying,
     precision_on,
+    precision_taken,
     put,
     repeatable,
 )
@@ -168,10 +169,27 @@ def test_what_can_be_computed_on_is_told_in_words(monkeypatch):
     for wide, said in ((lambda: True, ""), (lambda: False, "; without avx512_bf16: bf16 is slower than fp32")):
         answers = iter([True, False])
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", wide, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
         found = devices()
         assert found["cpu"].endswith(torch.backends.cpu.get_cpu_capability() + said)
         assert found["cuda:0"] == "A card, 85.0 GiB, 9.0, bf16"
         assert found["cuda:1"] == "A card, 85.0 GiB, 9.0, no bf16"
+
+
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "taken"),
+    [(True, False, "bf16"), (False, True, "bf16"), (True, True, "bf16"), (False, False, "fp32")],
+)
+def test_auto_is_bf16_on_a_cpu_that_multiplies_it_and_fp32_on_another(avx512_bf16, amx, taken, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    cpu = torch.device("cpu")
+    assert precision_taken("auto", cpu) == taken
+    assert [precision_taken(each, cpu) for each in PRECISIONS] == list(PRECISIONS)
+    with computing("auto", cpu):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[taken]
+        assert torch.is_autocast_enabled("cpu") is (taken == "bf16")
+    assert not torch.is_autocast_enabled("cpu")
 
 
 CUBLAS, NCCL = "CUBLAS_WORKSPACE_CONFIG", "NCCL_NVLS_ENABLE"

@@ -97,7 +97,7 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
         ("data/images.py", "_read_or_next", ["ImageError"]),
         ("data/index/parts.py", "sides", ["ImageError"]),  # counted by the index
         ("data/transforms.py", "holds_image", ["ImageError"]),  # to see whether there is one
-        ("evaluation/comparison/summary.py", "show_samples", ["ImageError"]),
+        ("evaluation/comparison/kept.py", "read_grid", ["ImageError"]),
         ("evaluation/images.py", "_read", ["ImageError"]),
         ("evaluation/report/figures.py", "pictures", ["(OSError, AlignTokError)"]),  # of paths, as the last but one
         ("evaluation/report/figures.py", "contact_sheet", ["(OSError, AlignTokError)"]),

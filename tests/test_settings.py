@@ -353,7 +353,7 @@ def test_a_keyword_that_is_not_what_its_annotation_says_is_refused(component, op
 
 
 def test_no_setting_and_no_keyword_takes_a_number_that_is_nothing_to_a_float32():
-    for name in ("training.settings", "evaluation.settings", "evaluation.comparison.plan", "sampling.settings"):
+    for name in ("training.settings", "evaluation.settings", "evaluation.comparison.settings", "sampling.settings"):
         importlib.import_module(f"aligntok.{name}")
     modules = [module for name, module in sys.modules.items() if name.startswith("aligntok.")]
     found = {each for module in modules for each in vars(module).values() if isinstance(each, type)}

@@ -28,6 +28,7 @@ from aligntok.data.lightningdit import write_statistics
 from aligntok.data.listing import must_not_change
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
+from aligntok.device import precision_taken
 from aligntok.distributed import is_first
 from aligntok.distributed.job import batched, job
 from aligntok.distributed.output_folder import found_by_first, output_folder
@@ -95,6 +96,7 @@ class LatentCache:
             "data": {"images": len(images), "names": images.names.digest(), "where": where, **chosen},
             "image_size": list(encoder.image_size),
             **{name: getattr(encoder.encoding, name) for name in names},
+            "precision": precision_taken(encoder.encoding.precision),
             "shard_size": size,
             **({} if self.layout == "aligntok" else {"layout": self.layout}),
         }

@@ -35,9 +35,10 @@ def classifier_free(
     """Return the velocity of `model` for condition `y`, led away from what it predicts for the null condition.
 
     null: the null label, or a condition of y's shape (one row serves all). scale: 1 is no guidance, and then only the
-    conditional pass is run. interval: the (lo, hi), both included, of t where there is guidance; None is everywhere.
-    channels: only the first so many are guided. preserve_energy: EP-CFG. Where there is guidance, both passes are one
-    batch of 2N, the conditional half first. Raises ConfigError for a scale other than 1 without `null`, an interval
+    conditional pass is run; 0 is unconditional, and where nothing else is asked for only the null pass is. interval:
+    the (lo, hi), both included, of t where there is guidance; None is everywhere. channels: only the first so many are
+    guided. preserve_energy: EP-CFG. Where there is guidance, both passes are one batch of 2N, the conditional half
+    first. Raises ConfigError for a scale other than 1 without `null`, an interval
     out of order or outside [0, 1], a negative scale, and channels that x does not have.
     """
     _check_options("classifier_free", scale, interval, channels)
@@ -46,6 +47,8 @@ def classifier_free(
     if null is None:
         raise ConfigError(f"classifier_free: scale={scale} needs the null label (null=...); scale=1 does without")
     blank = _null_condition(y, null)
+    if scale == 0 and interval is None and channels is None and not preserve_energy:  # y has no say anywhere
+        return lambda x, t: model(x, t, blank)
 
     def pair(x: Tensor, t: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         both = _each(lambda own, none: torch.cat([own, none[rows]]), y, blank)

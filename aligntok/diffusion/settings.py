@@ -39,7 +39,7 @@ class Sampling:
     shift: Shift = 1.0
     """Of the time grid, below 1 towards noise; "length": the more tokens a sample's latents have, the lower."""
     cfg_scale: Annotated[float, Field(ge=0, le=10_000)] = 1.0
-    """Of guidance; 1 is none."""
+    """Of guidance; 1 is none, and 0 unconditional: the null class, or the empty prompt, in every place."""
     cfg_interval: tuple[float, float] | None = None
     """Of t where there is guidance, t = 0 being noise; None: everywhere."""
     cfg_channels: Positive | None = None

@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 from tqdm import tqdm
 
+from aligntok.device import AUTO, is_fast_in_bf16, precision_taken
 from aligntok.distributed import is_first, mean_over_processes, total
 from aligntok.distributed.job import batched
 from aligntok.engine.checkpoints import CURE, write_snapshot
@@ -44,7 +45,8 @@ def visualizing(runner: Any) -> Iterator[Any]:
 
 @HOOKS.register_module()
 class KernelsHook(Hook):
-    """Says before the first step that it compiles, and after it by which kernels attention is computed.
+    """Says before the first step that it compiles and in what it computes, where that is a question of the device, and
+    after it by which kernels attention is computed.
 
     What can run is known when it did.
     """
@@ -52,6 +54,8 @@ class KernelsHook(Hook):
     said = False
 
     def before_train(self, runner: Any) -> None:
+        if told := _precision_in_words(runner.trained_model.precision, runner.trained_model.device()):
+            runner.logger.info(told)
         if is_compiled(runner.trained_model):
             kept = os.environ.get(FOLDER, "no folder")
             runner.logger.info("compiling: the first steps take longer, this time; the code is kept in %s", kept)
@@ -60,6 +64,20 @@ class KernelsHook(Hook):
         if not self.said and (taken := kernels_taken()):
             runner.logger.info("attention: %s", taken)
         self.said = True
+
+
+def _precision_in_words(precision: str, where: torch.device) -> str | None:
+    """Return what is to be told of a precision: what "auto" means on this device, and that bf16 is slow on it."""
+    fast, taken = is_fast_in_bf16(where), precision_taken(precision, where)
+    if precision == AUTO:
+        return (
+            f"precision: {taken}, which 'auto' means on this {where.type}: it is {'fast' if fast else 'slow'} in bf16"
+        )
+    if precision == "bf16" and not fast:
+        return (
+            f"precision: bf16, in which this {where.type} is slower than in fp32; 'auto' takes it where it is fast only"
+        )
+    return None
 
 
 @HOOKS.register_module()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from aligntok.caching.encoder import latent_shape
 from aligntok.data.sampler import evenly_spaced
+from aligntok.device import precision_taken
 from aligntok.distributed import total
 from aligntok.distributed.job import shares
 from aligntok.errors import ConfigError, DataError
@@ -69,7 +70,7 @@ def analyze_latents(asked: LatentAnalysis) -> Result:
             "data": images.source.where,
             **images.described,
             "models": {each.name: {**each.what, "latent": list(each.shape)} for each in models},
-            **{"weights": asked.weights, "precision": asked.precision, "topk": asked.topk},
+            **{"weights": asked.weights, "precision": precision_taken(asked.precision), "topk": asked.topk},
             "tsne": {"points": len(maps[0][0]), "perplexity": PERPLEXITY, "seeds": list(asked.seeds)},
         }
         pictures = {PCA: "pca.png", **{f"t-SNE of latents: {each.title}": each.map_file for each in models}}

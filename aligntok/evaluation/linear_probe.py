@@ -17,7 +17,7 @@ from aligntok.caching.encoder import Batch, latent_shape
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.data.sources.base import ImageSource
 from aligntok.data.sources.held_out import check_apart
-from aligntok.device import device
+from aligntok.device import device, precision_taken
 from aligntok.distributed import is_first, must_agree, total, world
 from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.errors import DataError
@@ -74,7 +74,7 @@ def linear_probe(asked: ProbeSettings) -> Result:
             "standardize": asked.standardize,
             "augmentation": None,
             "weights": asked.weights,
-            "precision": asked.precision,
+            "precision": precision_taken(asked.precision),
         }
         must_agree(settings, "another tokenizer, other images")
         keep_what_fits([train, val], asked.memory_gb)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aligntok.caching.encoder import latent_shape
+from aligntok.device import precision_taken
 from aligntok.errors import ConfigError
 from aligntok.evaluation.images import EvaluationImages, frozen
 from aligntok.evaluation.metrics.online import ImageRow, ReconstructionMetric
@@ -61,7 +62,7 @@ def evaluate_reconstruction(asked: ReconstructionSettings) -> Result:
             "data": str(asked.data),
             **images.described,
             "tokenizer": {"identity": identity(model), "weights": asked.weights},
-            "precision": asked.precision,
+            "precision": precision_taken(asked.precision),
             "perceptual": perceptual,
             "extractor": None if metric.extractor is None else metric.extractor.title,
         }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import aligntok
 from aligntok.condition import ClassCondition
 from aligntok.data.transforms import parse_image_size
-from aligntok.device import computing, device, explaining_out_of_memory, multiplying, precision_on
+from aligntok.device import computing, device, explaining_out_of_memory, multiplying, precision_on, precision_taken
 from aligntok.diffusion.sampling import draw_samples
 from aligntok.diffusion.settings import Sampling
 from aligntok.engine.compile import compile_blocks
@@ -63,7 +63,7 @@ class SamplePipeline:
         multiples_of(unit, "size", self.image_size, "the tokenizer's factor times the generator's patch size")
         self.latent_size = (self.image_size[0] // f, self.image_size[1] // f)
         self.device = device()
-        self.precision = request.precision or precision_on(self.device)
+        self.precision = precision_taken(request.precision or precision_on(self.device), self.device)
         if request.compile:
             compile_blocks([self.model.generator, self.weak], {})
 

@@ -145,7 +145,8 @@ class TrainingSettings:
     gradient_accumulation_steps: Positive = 1
     """Micro-batches of one optimiser step."""
     precision: Precision = "fp32"
-    """tf32: matrix products of float32 in TF32 on GPUs; bf16 or fp16, with loss scaling: autocast."""
+    """tf32: matrix products of float32 in TF32 on GPUs; bf16 or fp16, with loss scaling: autocast; auto: bf16 on GPUs
+    and CPUs that multiply it themselves, fp32 on others."""
     grad_checkpointing: bool = False
     """Recompute activations to save memory."""
     parallel: Parallel = "replicate"

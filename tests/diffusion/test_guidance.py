@@ -88,6 +88,16 @@ def test_outside_the_interval_or_with_scale_1_only_the_conditional_pass_runs(sca
     assert weak.sizes == []
 
 
+def test_scale_0_runs_the_null_pass_alone_and_with_an_interval_both():
+    model, x = Counting(), latents()
+    assert torch.equal(classifier_free(model, LABELS, NULL, 0.0)(x, at(0.5)), toy(x, at(0.5), LABELS * 0 + NULL))
+    assert (model.sizes, model.labels) == ([4], [[9, 9, 9, 9]])
+    within = classifier_free(model, LABELS, NULL, 0.0, interval=(0.25, 0.75))
+    torch.testing.assert_close(within(x, at(0.5)), toy(x, at(0.5), LABELS * 0 + NULL))
+    assert torch.equal(within(x, at(0.1)), toy(x, at(0.1), LABELS))
+    assert model.sizes == [4, 8, 4]
+
+
 def test_scale_1_needs_no_null_label():
     assert torch.equal(classifier_free(toy, LABELS)(latents(), at(0.5)), toy(latents(), at(0.5), LABELS))
 

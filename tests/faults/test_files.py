@@ -38,6 +38,7 @@ from aligntok.engine.checkpoints import (
 )
 from aligntok.engine.saving import write_checkpoint
 from aligntok.errors import AlignTokError, WriteError
+from aligntok.evaluation.comparison.records import Made, Record, read_record
 from aligntok.evaluation.comparison.summary import write_markdown
 from aligntok.evaluation.results import Result, read_result
 from aligntok.generators.flux_dit import FluxDiT
@@ -159,6 +160,10 @@ def read_selection(folder):
     _read(Few(), folder / "selection", "0" * 64)
 
 
+def record(folder):
+    Record("arm", Made({"seed": 0}), {"psnr": 20.0}, 0, {"FID": {2: 1.5}}).write(folder / "arm_seed_0.json")
+
+
 WRITERS = {
     "json": lambda folder: write_json(folder / "a.json", {"a": list(range(99))}),
     "run.json": lambda folder: write_run_info(folder, {"config": "a" * 99}),
@@ -167,7 +172,7 @@ WRITERS = {
     **dict(picture=picture, figure=figure, tokenizer=tokenizer, frozen=frozen, snapshot=snapshot),
     **dict(checkpoint=checkpoint, latents=latents, archive=archive, texts=texts, for_diffusers=for_diffusers),
     "configs": lambda folder: copy(CopyRequest(name="demo/photographs_f8d16", out=folder)),
-    **dict(autoencoder=autoencoder, pipeline=pipeline, index=index, selection=selection),
+    **dict(autoencoder=autoencoder, pipeline=pipeline, index=index, selection=selection, record=record),
 }
 
 
@@ -235,6 +240,7 @@ def stage_result(folder):
 
 #: (what writes, what reads, the file).
 READERS = {
+    "record": (record, lambda folder: read_record(folder / "arm_seed_0.json"), "*.json"),
     "checkpoint": (checkpoint, read_newest, "shard-*.safetensors"),
     "checkpoint's state": (checkpoint, read_newest, "state.json"),
     "checkpoint's checksums": (checkpoint, read_newest, "checkpoints/*/checksums.json"),
@@ -316,6 +322,9 @@ KNOWN = {
     "engine/checkpoints.py",
     "engine/hooks.py",
     "engine/trackers.py",  # what fails is told, and a training goes on: see its own test
+    "evaluation/comparison/kept.py",  # as samples are
+    "evaluation/comparison/records.py",
+    "evaluation/comparison/running.py",
     "evaluation/comparison/summary.py",
     "evaluation/cost/__init__.py",
     "evaluation/generation.py",

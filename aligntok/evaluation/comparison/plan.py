@@ -3,86 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
-
-from pydantic import Field
+from typing import Any, NamedTuple
 
 from aligntok.errors import ConfigError
-from aligntok.settings import BatchSize, Count, ImageSize, Positive, Workers, read, settings
+from aligntok.evaluation.comparison.criterion import check_criterion
+from aligntok.evaluation.comparison.grid import check_grid
+from aligntok.evaluation.comparison.settings import ComparisonSettings
+from aligntok.settings import read
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config, read_config
 from aligntok.training.generation import expand_generation
 from aligntok.training.stages import Stage
-
-
-@settings
-class ProbeTraining:
-    """The linear probe."""
-
-    epochs: Positive = 3
-    """Over the training images."""
-    lr: Annotated[float, Field(ge=1e-12, le=100)] = 1e-3
-    """Of Adam."""
-    batch_size: BatchSize = 256
-    """Images of a step."""
-    num_train: Positive | None = None
-    """Only so many training images; None: all."""
-
-
-@settings(renamed={"num": "num_samples"})
-class SamplesSettings:
-    """How the generator is measured on the way."""
-
-    num_samples: Positive = 1000
-    """Samples of each validation and variant."""
-    every: Positive | None = None
-    """Training steps between validations; None: only after the last."""
-    batch_size: BatchSize = 50
-    """Samples at once."""
-    labels: Literal["random", "balanced"] = "balanced"
-    """Of samples, as `tools/sample.py --labels`."""
-    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name -> settings that differ from the generator's `sampling`; {}: as `sampling` says."""
-
-
-@settings
-class ComparisonSettings:
-    """Tokenizers that are compared: how they and their generators are trained and measured."""
-
-    tokenizers: Annotated[dict[str, str], Field(min_length=1)]
-    """Name -> config file of a tokenizer's training, beside this one."""
-    generator: str
-    """Config file of the generator that is trained on each, beside this one."""
-    extractors: Annotated[list[Any], Field(min_length=1)]
-    """Features of the Fréchet distances; none of them the encoder that is aligned."""
-    reference_encoder: str | dict[str, Any]
-    """Encoder that latents are compared with (CKNNA)."""
-    work_dir: str | None = None
-    """Where everything is written; None: work_dirs/<the config's name>."""
-    data_root: str | None = None
-    """Images with a training and a validation split, in classes."""
-    seeds: Annotated[list[Count], Field(min_length=1)] = field(default_factory=lambda: [0])
-    """Every tokenizer and its generator is trained once with each."""
-    image_size: ImageSize = 64
-    """Pixels, a side or (H, W)."""
-    train_split: str = "train"
-    """The images that are trained on, and that references are made of."""
-    val_split: str = "val"
-    """The images that reconstructions, probe and latents are measured on."""
-    num_val: Positive | None = None
-    """Only so many of them, evenly spread; None: all."""
-    num_reference: Positive | None = None
-    """Images of the references of generation; None: all training images."""
-    perceptual: list[Any] = field(default_factory=list)
-    """Losses that measure perceptual distances of reconstructions."""
-    probe: ProbeTraining = field(default_factory=ProbeTraining)
-    """The linear probe."""
-    workers: Workers = 2
-    """Processes that read images for evaluations and the latents' cache."""
-    samples: SamplesSettings = field(default_factory=SamplesSettings)
-    """How the generator is measured on the way."""
 
 
 class Budget(NamedTuple):
@@ -98,18 +31,34 @@ class Budget(NamedTuple):
         return cls(tuple(steps for steps, _ in seen), sum(steps * batch for steps, batch in seen))
 
 
-class Arm(NamedTuple):
-    """One tokenizer with one seed: the config that trains it, and the folder of all that comes of it."""
+@dataclass(frozen=True)
+class Arm:
+    """One tokenizer with one seed: the config that trains it, and the folder of all that comes of it.
+
+    options: config overrides of the tokenizer's training. number: of a set of the grid; None in the main trainings.
+    """
 
     name: str
     seed: int
     config: Path
     folder: Path
+    options: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    number: int | None = None
 
     @property
     def tokenizer(self) -> Path:
         """The folder of the tokenizer that it trains, for inference."""
         return self.folder / "tokenizer" / "tokenizer"
+
+    @property
+    def title(self) -> str:
+        """What the file of its results is called."""
+        return f"{self.name}_seed_{self.seed}" if self.number is None else f"grid_{self.name}_{self.number}"
+
+    def __str__(self) -> str:
+        return f"Arm '{self.name}', " + (
+            f"seed {self.seed}" if self.number is None else f"set {self.number} of the grid"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,6 +70,11 @@ class Comparison:
     work_dir: Path
     arms: tuple[Arm, ...]
     generator: Path
+
+    @property
+    def results(self) -> Path | None:
+        """The folder of what is kept of each arm that is finished; None for none."""
+        return None if self.settings.results is None else self.source.parent / self.settings.results
 
     @property
     def data_root(self) -> str:
@@ -140,28 +94,54 @@ class Comparison:
     def tokenizer_config(self, arm: Arm) -> dict[str, Any]:
         """Return the config of an arm's tokenizer, with the comparison's data, seed and folder."""
         options = {"data_root": self.settings.data_root, "seed": arm.seed, "work_dir": str(arm.folder / "tokenizer")}
-        return load_config(arm.config, options)
+        return load_config(arm.config, {**arm.options, **options})
 
     def generator_config(self, arm: Arm, references: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the config of an arm's generator on its latents, measured against `references` on the way."""
         validation = {**asdict(self.settings.samples), "metrics": references}
-        options = {"data_root": str(arm.folder / "latents"), "seed": arm.seed, "validation": validation}
-        return load_config(self.generator, {**options, "work_dir": str(arm.folder / "generator")})
+        options: dict[str, Any] = {"data_root": str(arm.folder / "latents"), "seed": arm.seed}
+        grid = self.settings.grid
+        if arm.number is not None and grid is not None:  # judged by one number, once
+            variant, shorter = grid.metric.rpartition("/")[0], dict(grid.generator)
+            own = {name: how for name, how in self.settings.samples.variants.items() if name == variant}
+            validation |= {"every": None, "variants": own}
+            options = {**shorter, **options}
+        return load_config(
+            self.generator, {**options, "validation": validation, "work_dir": str(arm.folder / "generator")}
+        )
 
     def tokenizer_budget(self, arm: Arm) -> Budget:
         """Return the budget of an arm's tokenizer."""
         return Budget.of(expand_stages(self.tokenizer_config(arm)))
 
-    def generator_budget(self) -> Budget:
-        """Return the budget of the generator, the same for every arm."""
-        generation = expand_generation(self.generator_config(self.arms[0], []))
+    def generator_budget(self, arm: Arm | None = None) -> Budget:
+        """Return the budget of the generator, the same for every arm (None: the first), or for every one of a grid."""
+        generation = expand_generation(self.generator_config(arm or self.arms[0], []))
         return Budget.of([generation] if generation else [])
+
+    def grid_arms(self) -> tuple[Arm, ...]:
+        """Return what the grid tries: of each tokenizer every set of its own options with every shared one."""
+        grid, found = self.settings.grid, []
+        if grid is None:
+            return ()
+        for arm in (arm for arm in self.arms if arm.seed == self.settings.seeds[0]):
+            own, folder = grid.tokenizers[arm.name], self.work_dir / "grid" / arm.name
+            sets = [{**own.shorter, **shared, **each} for each in own.options for shared in grid.shared]
+            for number, options in enumerate(sets):
+                found.append(Arm(arm.name, grid.seed, arm.config, folder / f"set_{number}", options, number))
+        return tuple(found)
+
+    def with_options(self, chosen: Mapping[str, Mapping[str, Any]]) -> Comparison:
+        """Return it with config overrides for the arms of the tokenizers that are named."""
+        arms = (replace(arm, options=chosen.get(arm.name, {})) for arm in self.arms)
+        return replace(self, arms=tuple(arms))
 
 
 def read_comparison(path: str | Path, options: Mapping[str, Any] | None = None) -> Comparison:
     """Read and check a comparison's config file, and the configs that it names.
 
-    Raises ConfigError for keys that are unknown or missing, configs that are not there, and budgets that differ.
+    Raises ConfigError for keys that are unknown or missing, configs that are not there, budgets that differ, and a
+    criterion or a grid that names what there is not.
     """
     source, given = Path(path), read_config(path, dict(options or {}), ComparisonSettings)
     settings = read(ComparisonSettings, given, str(path))
@@ -178,11 +158,27 @@ def read_comparison(path: str | Path, options: Mapping[str, Any] | None = None) 
             f"{comparison.generator} trains no generator, or a tokenizer before it; give a config without stages, and "
             "with generator=dict(type=...)"
         )
-    seen = {arm.name: comparison.tokenizer_budget(arm).images for arm in arms}
-    if len(set(seen.values())) > 1:  # a comparison at unequal budgets says nothing
+    check_criterion(settings, str(path))
+    check_grid(settings, str(path))
+    check_budgets(comparison, comparison.arms, "")
+    if grid := comparison.grid_arms():
+        check_budgets(comparison, grid, " in the grid")
+        expand_generation(comparison.generator_config(grid[0], []))  # raises what its overrides cannot be
+    return comparison
+
+
+def check_budgets(comparison: Comparison, arms: Sequence[Arm], where: str) -> None:
+    """Raise ConfigError unless all tokenizers see as many images: a comparison at unequal budgets says nothing."""
+    seen = {}
+    for arm in arms:
+        try:
+            budget = comparison.tokenizer_budget(arm)
+        except ConfigError as error:
+            raise error if arm.number is None else ConfigError(f"{comparison.source}: {arm}: {error}") from error
+        seen[arm.name if arm.number is None else f"{arm.name} {arm.number}"] = budget.images
+    if len(set(seen.values())) > 1:
         told = ", ".join(f"{name} {images:,}" for name, images in seen.items())
         raise ConfigError(
-            f"{source}: the tokenizers see different numbers of images ({told}); give their stages steps that make "
-            "steps x global_batch_size equal"
+            f"{comparison.source}: the tokenizers see different numbers of images{where} ({told}); give their stages "
+            "steps that make steps x global_batch_size equal"
         )
-    return comparison

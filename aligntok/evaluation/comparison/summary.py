@@ -10,87 +10,101 @@ from typing import Any
 
 from PIL import Image
 
-from aligntok.data.transforms import open_image
 from aligntok.distributed.job import batched
-from aligntok.errors import DataError, ImageError
+from aligntok.evaluation.comparison.criterion import RECONSTRUCTIONS, Found, Judged, judge
+from aligntok.evaluation.comparison.grid import grid_table
+from aligntok.evaluation.comparison.kept import read_grid, shown_grid
 from aligntok.evaluation.comparison.plan import Arm, Comparison
+from aligntok.evaluation.comparison.records import Record
 from aligntok.evaluation.report import write_report
-from aligntok.evaluation.report.collect import Curve, read_history
-from aligntok.evaluation.results import Result, read_result
+from aligntok.evaluation.report.collect import Curve
+from aligntok.evaluation.results import Result
 from aligntok.evaluation.settings import ReportSettings
-from aligntok.io.console import print_table
-from aligntok.io.files import read_bytes, replacing
+from aligntok.io.console import print_line, print_table, say
+from aligntok.io.files import replacing
 from aligntok.io.pictures import save_picture, sheet
-from aligntok.loading import GENERATION
 
-WITHOUT_PLACE = "images"  # numbers that are the same for all
-RECONSTRUCTIONS = "reconstructions"  # begins the names of both: images are what a perfect tokenizer makes of them
-REAL_IMAGES = "real_images"  # the folder of what they themselves are measured to be
 CURVES, SAMPLES = "convergence.png", "samples.png"
 GRIDS_A_ROW = 3  # of the samples, so that a page can show them
 
 
-def summarise(comparison: Comparison) -> Result:
-    """Write and print the summary of a finished comparison, and return it; for the first process."""
+def summarise(
+    comparison: Comparison, records: Mapping[Arm, Record], real: Record, tried: Mapping[Arm, Record]
+) -> Result:
+    """Write and print the summary of what is kept of all arms, and return it; for the first process.
+
+    real: of real images. tried: of the sets of the grid, if there is one.
+    """
     folder, arms = comparison.work_dir, comparison.arms
-    found = {arm: measured(comparison, arm) for arm in arms}
-    curves = {arm: generation_curves(arm) for arm in arms}
     names = list(dict.fromkeys(arm.name for arm in arms))
-    final = {
-        arm: {**found[arm], **{name: [*curve.values()][-1] for name, curve in curves[arm].items()}} for arm in arms
-    }
-    means = {name: over_seeds([final[arm] for arm in arms if arm.name == name]) for name in names}
+    means = {name: over_seeds([records[arm].final for arm in arms if arm.name == name]) for name in names}
+    curves = {arm: records[arm].curves for arm in arms}
     plot_convergence(folder / CURVES, curves, means)
-    show_samples(folder / SAMPLES, [arm for arm in arms if arm.seed == comparison.settings.seeds[0]])
-    rows: list[dict[str, Any]] = [{"tokenizer": name, **means[name]} for name in names]
-    real = read_result(folder / REAL_IMAGES / "generation.json")
-    own = dict.fromkeys(name for values in found.values() for name in values)
-    more = dict.fromkeys(name for of_arm in curves.values() for name in of_arm if not is_distance(name))
-    tables: dict[str, Sequence[Mapping[str, Any]]] = {
-        "Tokenizers": _columns(rows, [name for name in own if not name.startswith(f"{RECONSTRUCTIONS}/")]),
-        "Generators on them, after the last step": distances_table(rows, real),
-        "More about the generators": [
-            {"metric": name, **{row["tokenizer"]: shown(row[name]) for row in rows if name in row}} for name in more
-        ],
-        "On the way": steps_table(names, curves),
-    }
+    first = [arm for arm in arms if arm.seed == comparison.settings.seeds[0]]
+    show_samples(folder / SAMPLES, {arm.name: shown_grid(comparison, arm) for arm in first})
+    judged = judged_by(comparison, records, real)
+    tables = {**tables_of(comparison, records, real, means), **({} if judged is None else {"Criterion": judged.rows})}
+    if tried:
+        tables["The grid"] = grid_table(comparison, tried)
     budget = {
         "tokenizers": {arm.name: comparison.tokenizer_budget(arm)._asdict() for arm in arms},
         "generator": comparison.generator_budget()._asdict(),
     }
+    kept = {each.title: {"hash": own.made.hash, **own.machine, "seconds": own.seconds} for each, own in records.items()}
+    told = {} if judged is None else {"verdict": judged.verdict}
     result = Result(
         "comparison",
         str(comparison.source),
-        {f"{arm.name}/seed_{arm.seed}/{name}": n for arm, values in final.items() for name, n in values.items()},
-        {**asdict(comparison.settings), "budget": budget},
+        {f"{arm.name}/seed_{arm.seed}/{name}": n for arm in arms for name, n in records[arm].final.items()},
+        {**asdict(comparison.settings), "budget": budget, "arms": kept, **told},
         tables,
         {"Fréchet distance over training steps": CURVES, "Samples of the same seeds and classes": SAMPLES},
     )
     path = result.write(folder)
-    write_markdown(folder / "comparison.md", result.tables)
+    write_markdown(folder / "comparison.md", result.tables, told)
     for title, table in result.tables.items():
         print_table(title, *texts_of(table), left=["tokenizer"])
+    warn_of_precisions(records)
+    if judged is not None:
+        print_line(f"Criterion: {judged.verdict}.")
     print(f"Result: {path}\nReport: {write_report(ReportSettings(runs=(path,)))}")
     return result
 
 
-def measured(comparison: Comparison, arm: Arm) -> dict[str, float]:
-    """Return what an arm's tokenizer was measured to be, by name."""
-    values: dict[str, float] = {}
-    for path in sorted((arm.folder / "evaluation").glob("*/*.json")):
-        values |= {name: value for name, value in read_result(path).metrics.items() if name != WITHOUT_PLACE}
-    latents = comparison.work_dir / "latent_space" / f"seed_{arm.seed}" / "latent_space.json"
-    several = len({each.name for each in comparison.arms}) > 1  # names begin with the tokenizer's only then
-    for name, value in read_result(latents).metrics.items():
-        if not several or name.startswith(f"{arm.name}/"):
-            values[name.removeprefix(f"{arm.name}/")] = value
-    return values
+def tables_of(
+    comparison: Comparison, records: Mapping[Arm, Record], real: Record, means: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """Return the tables of means over seeds, by title."""
+    rows: list[dict[str, Any]] = [{"tokenizer": name, **mean} for name, mean in means.items()]
+    curves = {arm: record.curves for arm, record in records.items()}
+    own = dict.fromkeys(name for record in records.values() for name in record.metrics)
+    more = dict.fromkeys(name for record in records.values() for name in record.curves if not is_distance(name))
+    return {
+        "Tokenizers": _columns(rows, [name for name in own if not name.startswith(f"{RECONSTRUCTIONS}/")]),
+        "Generators on them, after the last step": distances_table(rows, real, comparison.settings.samples.num_samples),
+        "More about the generators": [
+            {"metric": name, **{row["tokenizer"]: shown(row[name]) for row in rows if name in row}} for name in more
+        ],
+        "On the way": steps_table([*means], curves),
+    }
 
 
-def generation_curves(arm: Arm) -> dict[str, Curve]:
-    """Return what an arm's generator was measured to be over training, by name."""
-    history = read_history(arm.folder / "generator" / GENERATION)
-    return {name: curve for name, curve in history.measured.items() if not name.endswith(f"/{WITHOUT_PLACE}")}
+def judged_by(comparison: Comparison, records: Mapping[Arm, Record], real: Record) -> Judged | None:
+    """Return what became of the criterion, with it; None without one."""
+    settings, criterion = comparison.settings, comparison.settings.criterion
+    if criterion is None:
+        return None
+    final = {(arm.name, arm.seed): record.final for arm, record in records.items()}
+    curves = {(arm.name, arm.seed): record.curves for arm, record in records.items()}
+    return judge(settings, criterion, Found(final, curves, real.metrics))
+
+
+def warn_of_precisions(records: Mapping[Arm, Record]) -> None:
+    """Tell where "auto" was bf16 for some of the arms, and fp32 for others."""
+    taken = {arm.title: record.made.precision for arm, record in records.items()}
+    if len({*taken.values()}) > 1:
+        told = ", ".join(f"{title} {precision}" for title, precision in taken.items())
+        say(f"precision='auto' was not the same for all, so differences may be of rounding: {told}")
 
 
 def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float | None]]:
@@ -108,16 +122,18 @@ def shown(value: Any) -> str:
     return f"{mean:.4g}" if deviation is None else f"{mean:.4g} ± {deviation:.2g}"
 
 
-def distances_table(rows: Sequence[Mapping[str, Any]], real: Result) -> list[dict[str, str]]:
-    """Return a row a tokenizer: each Fréchet distance of the generator's samples behind that of the reconstructions.
+def distances_table(rows: Sequence[Mapping[str, Any]], real: Record, samples: int) -> list[dict[str, str]]:
+    """Return a row a tokenizer: each distance of the generator's `samples` behind that of the reconstructions.
 
-    The last row is of the `real` images themselves: as many held-out ones as there are samples.
+    Fréchet's and then the kernel's, on each extractor. The last row is of the `real` images themselves: as many
+    held-out ones as there are samples.
     """
-    names, columns = [name for name in rows[0] if is_distance(name)], []
-    for title in dict.fromkeys(name.rpartition("/")[2] for name in names):
+    names, columns = [name for name in rows[0] if is_distance(name)], ["samples"]
+    for title in sorted(dict.fromkeys(name.rpartition("/")[2] for name in names), key=is_kernel):
         columns += [f"r{title}", *(name for name in names if name.endswith(f"/{title}"))]
     own = {name: shown((value, None)) for name, value in real.metrics.items() if is_distance(name)}
-    return [*_columns(rows, columns), {"tokenizer": "real images", **own}]
+    counted = [{**row, "samples": f"{samples:,}"} for row in rows]
+    return [*_columns(counted, columns), {"tokenizer": "real images", "samples": f"{real.images:,}", **own}]
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[dict[str, str]]:
@@ -138,8 +154,18 @@ def steps_table(names: Sequence[str], curves: Mapping[Arm, Mapping[str, Curve]])
 
 
 def is_distance(name: str) -> bool:
-    """Tell whether a metric is a Fréchet distance on pooled features, such as ``guided/FD-timm-resnet50``."""
+    """Tell whether a metric is a distance of pooled features, such as ``guided/FD-timm-resnet50`` or ``guided/KID``."""
+    return is_frechet(name) or is_kernel(name)
+
+
+def is_frechet(name: str) -> bool:
+    """Tell whether a metric is a Fréchet distance on pooled features."""
     return name.rpartition("/")[2].startswith(("FID", "FD-"))
+
+
+def is_kernel(name: str) -> bool:
+    """Tell whether a metric is a kernel distance."""
+    return name.rpartition("/")[2].startswith(("KID", "KD-")) and not name.endswith("_se")
 
 
 def plot_convergence(
@@ -152,7 +178,7 @@ def plot_convergence(
     from matplotlib.figure import Figure  # not pyplot: no window, and no state that others share
     from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
-    metrics = list(dict.fromkeys(name for own in curves.values() for name in own if is_distance(name)))
+    metrics = list(dict.fromkeys(name for own in curves.values() for name in own if is_frechet(name)))
     if not metrics:
         return
     down, across = (len(metrics) + 1) // 2, min(2, len(metrics))
@@ -177,15 +203,9 @@ def plot_convergence(
     save_picture(path, figure)
 
 
-def show_samples(path: Path, arms: Sequence[Arm]) -> None:
-    """Lay the last grids of samples of several arms side by side, three a row, under their names."""
-    grids = []
-    for arm in arms:
-        for last in sorted((arm.folder / "generator" / GENERATION / "pictures").glob("*.png"))[-1:]:
-            try:
-                grids.append((arm.name, open_image(read_bytes(last))))
-            except ImageError as error:
-                raise DataError(f"{last} cannot be read ({error}); remove it: the one before is shown then") from error
+def show_samples(path: Path, pictures: Mapping[str, Path | None]) -> None:
+    """Lay grids of samples, where there are such, side by side, three a row, under the names of their arms."""
+    grids = [(name, read_grid(picture)) for name, picture in pictures.items() if picture is not None]
     if not grids:
         return
     parts = batched(grids, GRIDS_A_ROW)
@@ -196,13 +216,16 @@ def show_samples(path: Path, arms: Sequence[Arm]) -> None:
     save_picture(path, everything)
 
 
-def write_markdown(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Write the tables as Markdown, for a page or a paper."""
+def write_markdown(
+    path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]], told: Mapping[str, str] | None = None
+) -> None:
+    """Write the tables as Markdown, for a page or a paper; below them what else is `told`, by name."""
     lines: list[str] = []
     for title, table in tables.items():
         columns, rows = texts_of(table)
         lines += [f"## {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
+    lines += [f"{name.capitalize()}: {text}" for name, text in (told or {}).items()]
     with replacing(path) as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,8 +12,8 @@ from PIL import Image
 from aligntok.cli import compare
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
-from aligntok.evaluation import comparison
-from aligntok.evaluation.comparison.plan import Arm
+from aligntok.evaluation.comparison import budget
+from aligntok.evaluation.comparison.records import read_record
 from aligntok.evaluation.comparison.summary import over_seeds, show_samples, shown
 from aligntok.evaluation.generation import evaluate_generation
 from aligntok.evaluation.results import read_result
@@ -25,6 +24,7 @@ SPLITS = dict(
     val=dict(type="images", split="val", image_size=32),
     workers=0,
 )
+VARIANTS = dict(guided=dict(cfg_scale=2.0), unguided=dict(cfg_scale=1.0), unconditional=dict(cfg_scale=0))
 OTHER = """
 import torch
 from tiny_extractor import TinyExtractor
@@ -39,7 +39,7 @@ class Second(TinyExtractor):
 def one_timed_step():
     """The estimate of each training from one step: it takes less of the test's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "TIMED_STEPS", 1)
+        patch.setattr(budget, "TIMED_STEPS", 1)
         yield
 
 
@@ -87,7 +87,13 @@ def config(config_source, generation_source, labelled, extractors, tmp_path_fact
         ),
         probe=dict(epochs=1),
         workers=0,
-        samples=dict(num_samples=12, every=2, batch_size=6, variants=dict(guided=dict(cfg_scale=2.0), unguided={})),
+        samples=dict(num_samples=12, every=2, batch_size=6, variants=VARIANTS),
+        results="results",
+        criterion=dict(
+            arm="two",
+            metrics=["unguided/FD-Tiny", "unconditional/KD-Second"],
+            reconstruction=dict(against="one", metrics=["reconstructions/FD-Tiny"], times=1.5),
+        ),
     )
     lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
     (folder / "comparison.py").write_text('"""Two tiny tokenizers."""\n' + lines)
@@ -108,14 +114,23 @@ def finished(config):
 @pytest.mark.slow
 def test_the_table_has_every_column_of_every_tokenizer(finished):
     result = read_result(finished / "comparison.json")
-    tokenizers, generators, more, steps = result.tables.values()
+    tokenizers, generators, more, steps, criterion = result.tables.values()
     assert [row["tokenizer"] for row in tokenizers] == ["one", "two"]
     measured = {"psnr", "l1", "rFD-Tiny", "rFD-Second", "top1", "spatial variance"}
     assert measured <= set(tokenizers[0]), tokenizers[0]
     assert any(name.startswith("CKNNA") for name in tokenizers[0])
-    rest = ["reconstructions/FD-{0}", "guided/FD-{0}", "unguided/FD-{0}"]
-    assert list(generators[0]) == ["tokenizer", *(n.format(t) for t in ("Tiny", "Second") for n in ("rFD-{0}", *rest))]
-    assert {"guided/precision-Tiny", "unguided/KD-Second"} <= {row["metric"] for row in more}
+    kinds = ["reconstructions", *VARIANTS]
+    distances = [f"{kind}/{name}-{title}" for name in ("FD", "KD") for title in ("Tiny", "Second") for kind in kinds]
+    columns = list(generators[0])
+    assert columns == ["tokenizer", "samples", "rFD-Tiny", *distances[:4], "rFD-Second", *distances[4:]]
+    assert [row["samples"] for row in generators] == ["12"] * 3
+    assert {"guided/precision-Tiny", "unguided/KD_se-Second"} <= {row["metric"] for row in more}
+    assert [row["metric"] for row in criterion[::2]] == [
+        "unguided/FD-Tiny",
+        "unconditional/KD-Second",
+        "reconstructions/FD-Tiny",
+    ]
+    assert {"unguided/FD-Tiny", "unconditional/KD-Tiny"} <= set(steps[0])
     assert all("±" in generators[0][name] for name in ("guided/FD-Tiny", "unguided/FD-Second"))
     assert [(row["tokenizer"], row["step"]) for row in steps] == [
         ("one", "2"),
@@ -132,7 +147,8 @@ def test_distances_of_real_images_and_reconstructions_are_yardsticks(finished, l
         shutil.copy(labelled / "val" / names[place], tmp_path / f"{place:02d}.png")
     (row,) = read_result(finished / "comparison.json").tables["Generators on them, after the last step"][2:]
     assert row["tokenizer"] == "real images"
-    assert set(row) == {"tokenizer", "reconstructions/FD-Tiny", "reconstructions/FD-Second"}
+    distances = {f"reconstructions/{kind}-{title}" for kind in ("FD", "KD") for title in ("Tiny", "Second")}
+    assert set(row) == {"tokenizer", "samples", *distances}
     found = evaluate_generation(
         GenerationSettings(
             samples=tmp_path,
@@ -142,7 +158,8 @@ def test_distances_of_real_images_and_reconstructions_are_yardsticks(finished, l
             workers=0,
         )
     )
-    assert float(row["reconstructions/FD-Tiny"]) == pytest.approx(found.metrics["FD-Tiny"], rel=1e-3)
+    for name in ("FD-Tiny", "KD-Tiny"):
+        assert float(row[f"reconstructions/{name}"]) == pytest.approx(found.metrics[name], rel=1e-3)
     own = [
         read_result(finished / "one" / f"seed_{seed}/evaluation/against_references/generation.json") for seed in (0, 1)
     ]
@@ -175,16 +192,68 @@ def test_pictures_page_and_tables_are_there(finished):
 
 
 def test_samples_lie_three_a_row_under_their_names(tmp_path):
-    arms = [Arm(f"arm_{i}", 0, Path("unread.py"), tmp_path / f"arm_{i}") for i in range(4)]
-    for i, arm in enumerate(arms):
-        pictures = arm.folder / "generator" / "generation" / "pictures"
-        pictures.mkdir(parents=True)
-        Image.new("RGB", (64, 64), (0, 60 * i, 255)).save(pictures / "step_00000004.png")
-    show_samples(tmp_path / "samples.png", arms)
+    grids = {f"arm_{i}": tmp_path / f"arm_{i}.png" for i in range(4)}
+    for i, path in enumerate(grids.values()):
+        Image.new("RGB", (64, 64), (0, 60 * i, 255)).save(path)
+    show_samples(tmp_path / "samples.png", {**grids, "drew none": None})
     with Image.open(tmp_path / "samples.png") as sheet:
         assert sheet.size == (3 * (64 + 8) + 8, 2 * (30 + 64 + 8))  # 8 pixels between them, a title of 30 above
         places = [(8, 30), (80, 30), (152, 30), (8, 30 + 102)]
         assert [sheet.getpixel(place) for place in places] == [(0, 60 * i, 255) for i in range(4)]
+
+
+@pytest.mark.slow
+def test_kept_results_alone_make_the_same_summary_on_a_machine_without_the_data(finished, config, tmp_path, capsys):
+    kept = config.parent / "results"
+    names = [f"{name}_seed_{seed}" for name in ("one", "two") for seed in (0, 1)]
+    assert sorted(path.name for path in kept.iterdir()) == sorted(
+        ["real_images.json", *(f"{name}.{end}" for name in names for end in ("json", "png"))]
+    )
+    assert all(str(config.parent) not in path.read_text() for path in kept.glob("*.json"))
+    again = ["--work-dir", str(tmp_path / "elsewhere"), "--cfg-options", "data_root=None"]
+    assert compare([str(config), *again]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("skipped") == 4
+    assert "Training takes about" not in told.out
+    one, two = (read_result(folder / "comparison.json") for folder in (finished, tmp_path / "elsewhere"))
+    assert one.tables == two.tables
+    assert one.metrics == two.metrics
+    assert (tmp_path / "elsewhere" / "samples.png").is_file()
+
+
+@pytest.mark.slow
+def test_what_is_kept_of_an_arm_says_what_it_took_and_what_made_it(finished, config):
+    record = read_record(config.parent / "results" / "two_seed_1.json")
+    assert record.seconds.keys() == {"tokenizer", "evaluation", "latents", "generator"}
+    assert min(record.seconds.values()) > 0
+    assert record.machine["threads"] >= 1
+    assert record.machine["torch"]
+    assert record.made.settings["tokenizer.rest.steps"] == 2
+    assert record.made.settings["generator.steps"] == 4
+    assert record.made.settings["measuring.samples.num_samples"] == 12
+    assert set(record.curves["unguided/FD-Tiny"]) == {2, 4}
+
+
+@pytest.mark.slow
+def test_results_of_other_settings_are_told_and_what_they_left_is_not_gone_on_with(finished, config, capsys):
+    changed = ["--work-dir", str(finished), "--cfg-options", "probe.epochs=2"]
+    before = (finished / "one" / "seed_0" / "made_with.json").read_text()
+    assert compare([str(config), *changed]) == 2
+    told = capsys.readouterr().err
+    assert "one_seed_0.json is of other settings, and made anew (measuring.probe.epochs: 1 -> 2)" in told
+    evaluation, generator = (finished / "one" / "seed_0" / name for name in ("evaluation", "generator"))
+    assert f"set them back, or remove {evaluation}, {generator} to make it anew" in told
+    assert (finished / "one" / "seed_0" / "made_with.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_verdict_is_printed_and_stands_in_the_result(finished, config, capsys):
+    assert compare([str(config), "--work-dir", str(finished)]) == 0
+    verdict = read_result(finished / "comparison.json").settings["verdict"]
+    told = capsys.readouterr().out
+    assert f"Criterion: {verdict}." in told
+    assert "Criterion: after the last step, two is below one on unguided/FD-Tiny, unconditional/KD-Second" in told
+    assert f"Verdict: {verdict}" in (finished / "comparison.md").read_text()
 
 
 @pytest.mark.slow
@@ -193,7 +262,7 @@ def test_started_again_it_does_only_what_is_missing(finished, config, capsys):
     probe = finished / "two" / "seed_1" / "evaluation" / "linear_probe" / "linear_probe.json"
     before = read_result(finished / "comparison.json").tables
     probe.unlink()
-    assert compare([str(config), "--work-dir", str(finished)]) == 0
+    assert compare([str(config), "--work-dir", str(finished), "--cfg-options", "results=None"]) == 0
     assert "finished already, skipped" in capsys.readouterr().err
     assert probe.is_file()
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items() if path != probe)
@@ -204,6 +273,8 @@ def test_the_budget_is_told_before_and_a_dry_run_ends_there(config, tmp_path, ca
     assert compare([str(config), "--work-dir", str(tmp_path / "out"), "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert "Training takes about" in told
+    assert "2 x 3 x 12 samples drawn and measured" in told
+    assert "Criterion: after the last step, two is below one" in told
     assert "1 + 2" in told
     assert not list((tmp_path / "out").glob("one"))
 
@@ -230,6 +301,11 @@ def test_unequal_budgets_are_refused(config, tmp_path, capsys):
         ("tokenizers={'one':'none.py'}", "no config file"),
         ("samples.number=3", "no key named 'number'"),
         ("generator=one.py", "trains no generator"),
+        ("criterion.arm=tow", "criterion: no tokenizer named 'tow'; did you mean 'two'?"),
+        ("criterion.below=['two']", "criterion: 'two' is compared with itself"),
+        ("criterion.metrics=['unguided/FD-Tinny']", "no metric named 'unguided/FD-Tinny'; did you mean"),
+        ("criterion.metrics=['reconstructions/FD-Tiny']", "no metric named 'reconstructions/FD-Tiny'"),
+        ("criterion.reconstruction.metrics=['unguided/FD-Tiny']", "criterion.reconstruction.metrics: no metric"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused(config, tmp_path, capsys, option, message):

@@ -1,0 +1,140 @@
+"""What is kept of an arm has what determines its numbers, no place of a machine, and comes back as it was written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from aligntok.errors import DataError
+from aligntok.evaluation.comparison.plan import read_comparison
+from aligntok.evaluation.comparison.records import Made, Record, made_with, read_record
+
+RECORD = Record("ours", Made({"seed": 0, "steps": 3}), {"psnr": 20.0}, 0, {"FID": {2: 9.0, 10: 5.0}}, {"lr": 0.1})
+
+
+@pytest.fixture
+def changed(config_source, generation_source, extractors, tmp_path):
+    """What determines the numbers of the first arm of a comparison, with options, and others of its tokenizer's."""
+
+    def made(options=(), **tokenizer):
+        stages = [dict(name="all", steps=3)]
+        (tmp_path / "one.py").write_text(config_source(stages=stages, **{"log": dict(every=1), **tokenizer}))
+        (tmp_path / "generator.py").write_text(generation_source())
+        settings = dict(
+            tokenizers=dict(one="one.py"),
+            generator="generator.py",
+            extractors=["tiny_extractor.TinyExtractor"],
+            reference_encoder="ldm_cnn",
+        )
+        lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
+        (tmp_path / "comparison.py").write_text(lines)
+        comparison = read_comparison(tmp_path / "comparison.py", dict(options))
+        return made_with(comparison, comparison.arms[0])
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data_root": "/elsewhere/images"},
+        {"work_dir": "/elsewhere/work"},
+        {"workers": 7, "samples.batch_size": 3},
+        {"results": "results"},
+        {"seeds": [0, 5]},
+    ],
+)
+def test_places_machines_and_what_changes_no_number_leave_the_hash(change, changed):
+    assert changed(change).hash == changed().hash
+
+
+def test_of_a_training_neither_log_nor_checkpoints_nor_what_is_at_its_default_enters_it(changed):
+    one = changed(checkpoint=dict(every=5), log=dict(every=3), spike_factor=30.0, precision="fp32")
+    assert one.hash == changed().hash
+    assert "tokenizer.all.spike_factor" not in one.settings
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"samples.num_samples": 7}, "measuring.samples.num_samples"),
+        (
+            {"samples.variants": {"unconditional": {"cfg_scale": 0}}},
+            "measuring.samples.variants.unconditional.cfg_scale",
+        ),
+        ({"probe.epochs": 2}, "measuring.probe.epochs"),
+        ({"precision": "bf16"}, "measuring.precision"),
+        ({"seeds": [3]}, "seed"),
+    ],
+)
+def test_what_is_measured_otherwise_is_named(change, key, changed):
+    assert key in changed().differences(changed(change))
+
+
+def test_what_is_trained_otherwise_is_named_with_both_values(changed):
+    differs = changed().differences(changed(optimizer=dict(lr=2e-3), spike_factor=20.0))
+    assert differs == {"tokenizer.all.optimizer.lr": (1e-3, 2e-3), "tokenizer.all.spike_factor": (None, 20.0)}
+
+
+def test_no_text_of_it_is_a_place(changed, tmp_path):
+    made = changed(
+        {"data_root": str(tmp_path), "reference_encoder": {"type": "ldm_cnn", "pretrained": "~/weights/a.pt"}}
+    )
+    assert made.settings["measuring.reference_encoder.pretrained"] == "a.pt"
+    assert str(tmp_path) not in json.dumps(made.settings)
+
+
+def test_weights_in_a_file_count_by_their_bytes_where_they_are_at_hand(changed, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    option = {"reference_encoder": {"type": "ldm_cnn", "pretrained": str(weights)}}
+    without = changed(option)
+    weights.write_bytes(b"one")
+    one = changed(option)
+    weights.write_bytes(b"other, longer")
+    other = changed(option)
+    assert one.differences(without) == {}
+    assert list(one.differences(other)) == ["the file weights.safetensors"]
+
+
+def test_what_auto_was_enters_the_hash_where_anything_is_computed_in_it(changed, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    found = {}
+    for fast in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast, raising=False)
+        found[fast] = changed(precision="auto")
+        assert changed().precision is None
+    assert [found[fast].precision for fast in (True, False)] == ["bf16", "fp32"]
+    assert found[True].hash != found[False].hash
+    assert found[True].differences(found[False]) == {}  # tables may be made where "auto" is another
+
+
+def test_it_comes_back_as_it_was_written(tmp_path):
+    RECORD.write(tmp_path / "a.json")
+    assert read_record(tmp_path / "a.json") == RECORD
+    assert RECORD.final == {"psnr": 20.0, "FID": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("made", {"settings": {"seed": 0, "steps": 4}, "files": {}, "precision": None}, "not those of its hash"),
+        ("curves", {"FID": {}}, "a curve of it is empty"),
+        ("curves", {"FID": {"two": 1.0}}, "valid integer"),
+        ("metrics", {"psnr": "high"}, "valid number"),
+        ("format", 9, "it is not of format 1"),
+    ],
+)
+def test_one_that_is_not_as_it_was_written_is_refused_and_says_what_to_do(key, value, says, tmp_path):
+    path = tmp_path / "a.json"
+    RECORD.write(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(DataError, match=f"{path}.*{says}.*remove it to have the arm trained again"):
+        read_record(path)
+
+
+def test_a_metric_that_was_not_measured_is_asked_for_in_vain():
+    with pytest.raises(DataError, match="KID was not measured of 'ours'; there is psnr, FID"):
+        replace(RECORD, curves=RECORD.curves).value("KID")
