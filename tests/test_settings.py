@@ -23,7 +23,7 @@ from aligntok.cli import analyze_latents
 from aligntok.cli.arguments import parse
 from aligntok.cli.commands import reporting_errors
 from aligntok.decoders.ldm_cnn import LDMDecoder
-from aligntok.device import PRECISIONS
+from aligntok.device import AUTO, PRECISIONS
 from aligntok.errors import ConfigError
 from aligntok.evaluation.settings import LatentAnalysis
 from aligntok.registry import shelves
@@ -224,7 +224,7 @@ def test_every_option_has_its_line_of_words_and_a_default_that_is_allowed(cls):
 
 
 def test_precisions_are_those_that_there_are():
-    assert get_args(Precision) == tuple(PRECISIONS)
+    assert get_args(Precision) == (*PRECISIONS, AUTO)
 
 
 # The command line

@@ -39,6 +39,7 @@ USERS_OWN = {
     "engine/optim.py": dict.fromkeys(("__call__", "_take_a_step", "_state_bytes", "kept"), "the training's config"),
     "engine/schedules.py": {"_build": "the training's config"},
     "plugins/component_checks.py": {"build": "a plugin's author"},
+    "evaluation/comparison/criterion.py": {"distance_names": "the comparison's extractors, without weights"},
     "evaluation/cost/__init__.py": {"_measure": "the caller's config"},
     "evaluation/cost/count.py": {"build_encoder": "the caller's encoder"},
     "training/alignment/model.py": {

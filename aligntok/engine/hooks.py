@@ -55,7 +55,7 @@ class KernelsHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         if told := _precision_in_words(runner.trained_model.precision, runner.trained_model.device()):
-            runner.logger.info(told)
+            runner.logger.info("precision: %s", told)
         if is_compiled(runner.trained_model):
             kept = os.environ.get(FOLDER, "no folder")
             runner.logger.info("compiling: the first steps take longer, this time; the code is kept in %s", kept)
@@ -68,15 +68,12 @@ class KernelsHook(Hook):
 
 def _precision_in_words(precision: str, where: torch.device) -> str | None:
     """Return what is to be told of a precision: what "auto" means on this device, and that bf16 is slow on it."""
-    fast, taken = is_fast_in_bf16(where), precision_taken(precision, where)
+    fast = is_fast_in_bf16(where)
     if precision == AUTO:
-        return (
-            f"precision: {taken}, which 'auto' means on this {where.type}: it is {'fast' if fast else 'slow'} in bf16"
-        )
+        taken = precision_taken(precision, where)
+        return f"{taken}, which 'auto' means on this {where.type}: it is {'fast' if fast else 'slow'} in bf16"
     if precision == "bf16" and not fast:
-        return (
-            f"precision: bf16, in which this {where.type} is slower than in fp32; 'auto' takes it where it is fast only"
-        )
+        return f"bf16, in which this {where.type} is slower than in fp32; 'auto' takes it where it is fast alone"
     return None
 
 

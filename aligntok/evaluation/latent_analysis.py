@@ -335,9 +335,8 @@ def tables_of(
         for row in spaces[:-1]
     ]
     tables = {"Latent spaces": spaces, "Difference from the reference encoder, %": differences}
-    if spread:
-        return metrics, {**tables, "Deviation over seeds": spread, "Density on each t-SNE": every}
-    return metrics, {**tables, "Density on the t-SNE": every}
+    several = {"Deviation over seeds": spread} if spread else {}
+    return metrics, {**tables, **several, f"Density on {'each' if spread else 'the'} t-SNE": every}
 
 
 def write_pictures(folder: Path, collection: Collection, maps: Sequence[npt.NDArray[Any]], draws: Draws) -> None:

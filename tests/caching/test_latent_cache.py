@@ -469,7 +469,10 @@ def test_a_disk_that_fills_up_leaves_whole_shards(tokenizer, photos, tmp_path, m
     ("options", "message"),
     [
         (dict(dtype="int8"), "CacheSettings: dtype='int8'; it must be 'fp32', 'bf16' or 'fp16'"),
-        (dict(precision="fp8"), "CacheSettings: precision='fp8'; .*it must be 'fp32', 'tf32', 'bf16' or 'fp16'"),
+        (
+            dict(precision="fp8"),
+            "CacheSettings: precision='fp8'; .*it must be 'fp32', 'tf32', 'bf16', 'fp16' or 'auto'",
+        ),
         (dict(shard_size=0), "CacheSettings: shard_size=0; it must be int of at least 1 or None"),
         (
             dict(image_size=(8, 0)),

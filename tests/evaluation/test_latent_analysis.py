@@ -307,7 +307,7 @@ def test_a_reference_encoder_is_a_word_and_gets_the_tokenizers_grid():
         (dict(image_size=36), ConfigError, "must be multiples of f = 8"),
         (dict(topk=True), ConfigError, "topk=True is bool; it must be int of at least 1"),
         (dict(num=30), ConfigError, "LatentAnalysis: no key named 'num'; it is called 'num_images' now"),
-        (dict(precision="int8"), ConfigError, "precision='int8'; it must be 'fp32', 'tf32', 'bf16' or 'fp16'"),
+        (dict(precision="int8"), ConfigError, "precision='int8'; it must be 'fp32', 'tf32', 'bf16', 'fp16' or 'auto'"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_anything_is_read(

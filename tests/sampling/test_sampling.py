@@ -885,7 +885,7 @@ def test_options_that_cannot_be_are_refused_before_anything_is_written(run, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(precision="fp8"), "precision='fp8'; .*it must be 'fp32', 'tf32', 'bf16' or 'fp16'"),
+        (dict(precision="fp8"), "precision='fp8'; .*it must be 'fp32', 'tf32', 'bf16', 'fp16' or 'auto'"),
         (dict(weights="raw", ema=0.05), "ema 0.05 is one of the averages; leave it, or --weights raw, out"),
         (dict(labels="balance"), "labels='balance'; did you mean 'balanced'"),
         (dict(sampling={"step": 3}), r"Sampling: no key named 'step'; did you mean 'steps'"),

@@ -207,7 +207,7 @@ def test_a_typo_inside_a_stage_says_which_stage(config):
         (dict(discriminator=None), "a loss takes the discriminator's logits, but discriminator is None"),
         (dict(teacher=None), "a loss compares with a teacher's latents, but teacher is None"),
         (dict(teacher="begin"), "teacher='begin'; it must be 'start' or dict or None"),
-        (dict(precision="fp8"), "precision='fp8'; it must be 'fp32', 'tf32', 'bf16' or 'fp16'"),
+        (dict(precision="fp8"), "precision='fp8'; it must be 'fp32', 'tf32', 'bf16', 'fp16' or 'auto'"),
         (dict(global_batch_size=0), "global_batch_size=0; it must be int of at least 1"),
         (dict(gradient_accumulation_steps=0), "gradient_accumulation_steps=0; it must be int of at least 1"),
         (dict(gradient_accumulation_steps=3), "global_batch_size 4 is not divisible by 3"),

@@ -5,13 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from aligntok.errors import ConfigError, DataError, unknown
+from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.comparison.settings import ComparisonSettings, Criterion, ReconstructionLimit
 from aligntok.evaluation.metrics.features import INCEPTION, extractor_config
 from aligntok.registry import EXTRACTORS, without_weights
+
+if TYPE_CHECKING:
+    from aligntok.evaluation.comparison.records import Record
 
 RECONSTRUCTIONS = "reconstructions"  # begins the names of both: images are what a perfect tokenizer makes of them
 MET, NOT_MET, WORSE = "met", "not met", "learns faster, ends worse"
@@ -20,26 +24,18 @@ Curve = Mapping[int, float]  # a quantity's values by step
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured that a criterion asks for: by tokenizer and seed, metrics at the end and curves; and the same
-    metrics of real images.
-    """
+    """What was measured of every tokenizer with every seed, and of real images."""
 
-    final: Mapping[tuple[str, int], Mapping[str, float]]
-    curves: Mapping[tuple[str, int], Mapping[str, Curve]]
-    real: Mapping[str, float]
+    records: Sequence[Record]
+    real: Record
 
-    def values(self, name: str, metric: str) -> dict[int, float]:
+    def values(self, name: str, metric: str) -> dict[int | None, float]:
         """Return a metric of a tokenizer by seed. Raises DataError where it was not measured."""
-        try:
-            return {seed: own[metric] for (of, seed), own in self.final.items() if of == name}
-        except KeyError as error:
-            raise DataError(
-                f"the criterion asks for {metric}, which was not measured of '{name}': a kernel distance needs 4 images"
-            ) from error
+        return {record.seed: record.value(metric) for record in self.records if record.name == name}
 
     def mean_curve(self, name: str, metric: str) -> dict[int, float]:
         """Return a metric of a tokenizer over steps, the mean over seeds."""
-        own = [curves[metric] for (of, _), curves in self.curves.items() if of == name]
+        own = [record.curves[metric] for record in self.records if record.name == name]
         return {step: statistics.fmean(each[step] for each in own) for step in own[0] if all(step in e for e in own)}
 
 
@@ -156,7 +152,11 @@ def _behind(
     criterion: Criterion, limit: ReconstructionLimit, metric: str, found: Found
 ) -> list[tuple[dict[str, str], bool]]:
     """Return a row a seed: how many times as far above real images the arm is as another."""
-    own, theirs, floor = found.values(criterion.arm, metric), found.values(limit.against, metric), found.real[metric]
+    own, theirs, floor = (
+        found.values(criterion.arm, metric),
+        found.values(limit.against, metric),
+        found.real.value(metric),
+    )
     rows = []
     for seed, value in own.items():
         far, near = value - floor, theirs[seed] - floor
@@ -167,7 +167,7 @@ def _behind(
     return rows
 
 
-def _row(metric: str, other: str, seed: int, value: float, theirs: float, met: bool) -> dict[str, str]:
+def _row(metric: str, other: str, seed: int | None, value: float, theirs: float, met: bool) -> dict[str, str]:
     numbers = {"seed": str(seed), "value": f"{value:.5g}", "other's": f"{theirs:.5g}"}
     return {"metric": metric, "other": other, **numbers, "met": "yes" if met else "no"}
 

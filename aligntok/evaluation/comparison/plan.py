@@ -160,9 +160,9 @@ def read_comparison(path: str | Path, options: Mapping[str, Any] | None = None) 
         )
     check_criterion(settings, str(path))
     check_grid(settings, str(path))
-    check_budgets(comparison, comparison.arms, "")
+    check_budgets(comparison, comparison.arms, str(source))
     if grid := comparison.grid_arms():
-        check_budgets(comparison, grid, " in the grid")
+        check_budgets(comparison, grid, f"{source}, grid")
         expand_generation(comparison.generator_config(grid[0], []))  # raises what its overrides cannot be
     return comparison
 
@@ -174,11 +174,13 @@ def check_budgets(comparison: Comparison, arms: Sequence[Arm], where: str) -> No
         try:
             budget = comparison.tokenizer_budget(arm)
         except ConfigError as error:
-            raise error if arm.number is None else ConfigError(f"{comparison.source}: {arm}: {error}") from error
+            if arm.number is None:
+                raise
+            raise ConfigError(f"{where}: set {arm.number} of '{arm.name}' cannot be tried: {error}") from error
         seen[arm.name if arm.number is None else f"{arm.name} {arm.number}"] = budget.images
     if len(set(seen.values())) > 1:
         told = ", ".join(f"{name} {images:,}" for name, images in seen.items())
         raise ConfigError(
-            f"{comparison.source}: the tokenizers see different numbers of images{where} ({told}); give their stages "
-            "steps that make steps x global_batch_size equal"
+            f"{where}: the tokenizers see different numbers of images ({told}); give their stages steps that make "
+            "steps x global_batch_size equal"
         )

@@ -94,9 +94,7 @@ def judged_by(comparison: Comparison, records: Mapping[Arm, Record], real: Recor
     settings, criterion = comparison.settings, comparison.settings.criterion
     if criterion is None:
         return None
-    final = {(arm.name, arm.seed): record.final for arm, record in records.items()}
-    curves = {(arm.name, arm.seed): record.curves for arm, record in records.items()}
-    return judge(settings, criterion, Found(final, curves, real.metrics))
+    return judge(settings, criterion, Found([*records.values()], real))
 
 
 def warn_of_precisions(records: Mapping[Arm, Record]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aligntok.evaluation.comparison.criterion import Found, crossing, judge, statement
+from aligntok.evaluation.comparison.records import Made, Record
 from aligntok.evaluation.comparison.settings import ComparisonSettings, Criterion
 
 FD, OWN = "unguided/FD-A", "reconstructions/FD-A"
@@ -23,12 +24,12 @@ SETTINGS = ComparisonSettings(
 
 def found(real=10.0, **curves):
     """Each tokenizer's curves of two seeds at steps 1 and 2, and its own reconstructions' distances."""
-    final, on_the_way = {}, {}
-    for name, (reconstructions, *seeds) in curves.items():
-        for seed, (first, last) in enumerate(seeds):
-            final[name, seed] = {OWN: reconstructions[seed], FD: last}
-            on_the_way[name, seed] = {FD: {1: first, 2: last}}
-    return Found(final, on_the_way, {OWN: real})
+    records = [
+        Record(name, Made({}), {OWN: reconstructions[seed]}, seed, {FD: {1: first, 2: last}})
+        for name, (reconstructions, *seeds) in curves.items()
+        for seed, (first, last) in enumerate(seeds)
+    ]
+    return Found(records, Record("real", Made({}), {OWN: real}))
 
 
 def test_it_is_met_where_every_seed_is_below_by_more_than_the_larger_spread_asks_for():

@@ -242,7 +242,7 @@ def test_a_generator_that_cannot_follow_is_found_before_the_stages_train(
         (dict(ema=dict(decays=[0.2], inference=0.2)), "EMA decay 0.2; it must lie in [0.5, 1)"),
         (dict(data_root=None), "data_root is not set, so there is nothing to train on"),
         (dict(data_root="nowhere"), "no latent cache in nowhere"),
-        (dict(precision="fp8"), "precision='fp8'; it must be 'fp32', 'tf32', 'bf16' or 'fp16'"),
+        (dict(precision="fp8"), "precision='fp8'; it must be 'fp32', 'tf32', 'bf16', 'fp16' or 'auto'"),
         (dict(attention="flash"), "attention='flash'; it must be 'xformers' or 'sdpa' or None"),
         (dict(optimizer=dict(typ="SGD")), "optimiser 'AdamW' takes no keyword named 'typ'"),
         (dict(generation=dict(steps=3)), "generation is for a generator that is trained after stages"),
