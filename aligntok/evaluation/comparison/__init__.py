@@ -105,7 +105,7 @@ def of_real_images(comparison: Comparison, references: Any) -> Record:
     record = find(comparison, None, say)
     if record is None:
         folder, made = comparison.work_dir / REAL_IMAGES, made_with(comparison, None)
-        begin(folder, made, [folder / "generation.json", comparison.work_dir / "references"])
+        begin(folder, made, lambda _: [folder / "generation.json", comparison.work_dir / "references"])
         if missing(folder / "generation.json"):
             measure_real_images(comparison, [*references().values()], folder)
         record = keep(comparison, None)

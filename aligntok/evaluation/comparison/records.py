@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -162,8 +163,8 @@ def nameless(value: Any) -> Any:
         return {key: nameless(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [nameless(each) for each in value]
-    is_place = isinstance(value, str) and value.startswith(("/", "~", "./", "../"))
-    return Path(value).name if is_place else value
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return Path(text).name if isinstance(text, str) and text.startswith(("/", "~", "./", "../")) else text
 
 
 def files_of(told: Any) -> dict[str, str]:

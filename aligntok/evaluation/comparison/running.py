@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ from aligntok.training.run_info import run_info_of
 REAL_IMAGES = "real_images"  # the folder of what they themselves are measured to be
 EVALUATION, GENERATOR = "evaluation", "generator"  # folders of an arm
 NOTE, SECONDS = "made_with.json", "seconds.json"
+#: Settings, or beginnings of them, that have to do with a tokenizer's measures alone, with its generator, with both.
+_OF_EVALUATION = tuple(f"measuring.{name}" for name in ("probe", "perceptual", "reference_encoder", "num_val"))
+_OF_GENERATOR = ("generator", "metric", "measuring.samples.variants", "measuring.samples.every")
+_MEASURED = ("measuring", "generator", "metric")
 _ANEW = "remove it: it is written anew"
 
 
@@ -74,7 +79,7 @@ def run_arm(comparison: Comparison, arm: Arm, references: Mapping[str, dict[str,
 
     Of an arm of the grid only what the grid needs. Raises ConfigError for a folder with what other settings made.
     """
-    begin(arm.folder, made_with(comparison, arm), [arm.folder / name for name in (EVALUATION, GENERATOR)])
+    begin(arm.folder, made_with(comparison, arm), partial(spoiled, arm))
     with timed(arm, "tokenizer"):
         run(comparison.tokenizer_config(arm), run_info=run_info_of(arm.config, {**arm.options, "seed": arm.seed}))
     with timed(arm, EVALUATION):
@@ -166,10 +171,24 @@ def measure_real_images(
     barrier()
 
 
-def begin(folder: Path, made: Made, measured: Sequence[Path]) -> None:
+def spoiled(arm: Arm, changes: Iterable[str]) -> list[Path]:
+    """Return what settings, by name, have to do with in an arm's folder: all of it, or what follows the tokenizer."""
+    evaluation, generator = arm.folder / EVALUATION, arm.folder / GENERATOR
+    names = [*changes]
+    for own, paths in (
+        (_OF_EVALUATION, [evaluation]),
+        (_OF_GENERATOR, [generator]),
+        (_MEASURED, [evaluation, generator]),
+    ):
+        if all(name.startswith(own) for name in names):
+            return paths
+    return [arm.folder]
+
+
+def begin(folder: Path, made: Made, spoils: Callable[[Iterable[str]], list[Path]]) -> None:
     """Note with which settings things are made in a folder; refuse one in which others have made some.
 
-    What is `measured` is all that must go where the tokenizer would be the same. Raises ConfigError.
+    spoils: what names of settings that differ have made otherwise. Raises ConfigError.
     """
     path = folder / NOTE
     if is_first() and path.is_file():
@@ -177,8 +196,7 @@ def begin(folder: Path, made: Made, measured: Sequence[Path]) -> None:
         changes = before.differences(made)
         if before.precision != made.precision:
             changes["the precision that 'auto' means"] = before.precision, made.precision
-        kept = all(key.startswith(("measuring", "generator", "metric")) for key in changes)
-        if changes and (stale := [each for each in (measured if kept else [folder]) if each.exists()]):
+        if changes and (stale := [each for each in spoils(changes) if each.exists()]):
             shown = ", ".join(map(str, stale))
             raise ConfigError(
                 f"{folder} was made with other settings ({in_words(changes)}); set them back, or remove {shown} to "

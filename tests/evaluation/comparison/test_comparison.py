@@ -241,8 +241,7 @@ def test_results_of_other_settings_are_told_and_what_they_left_is_not_gone_on_wi
     assert compare([str(config), *changed]) == 2
     told = capsys.readouterr().err
     assert "one_seed_0.json is of other settings, and made anew (measuring.probe.epochs: 1 -> 2)" in told
-    evaluation, generator = (finished / "one" / "seed_0" / name for name in ("evaluation", "generator"))
-    assert f"set them back, or remove {evaluation}, {generator} to make it anew" in told
+    assert f"set them back, or remove {finished / 'one' / 'seed_0' / 'evaluation'} to make it anew" in told
     assert (finished / "one" / "seed_0" / "made_with.json").read_text() == before
 
 

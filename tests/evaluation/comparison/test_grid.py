@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from aligntok.cli import compare
+from aligntok.device import precision_taken
 from aligntok.errors import ConfigError
 from aligntok.evaluation.comparison import budget
 from aligntok.evaluation.comparison.grid import choose
@@ -72,7 +73,7 @@ def config(config_source, generation_source, photographs_of_two, extractors, tmp
     (folder / "vae.py").write_text(config_source(stages=[one], losses=kl, **same))
     for name in ("aligned", "random_encoder"):
         (folder / f"{name}.py").write_text(config_source(stages=two, losses=semantic, **same))
-    generator = generation_source(steps=4, sampling=dict(steps=2))
+    generator = generation_source(steps=4, sampling=dict(steps=2), precision="auto")
     (folder / "generator.py").write_text(generator.replace("'num_classes': 3", "'num_classes': 2"))
     return folder / "comparison.py"
 
@@ -177,6 +178,7 @@ def test_the_documented_config_runs_on_tiny_data(config, capsys, monkeypatch):
         assert main.options.items() <= records[best].options.items()
         assert set(records[0].curves) >= {"unguided/FD-Tiny"}
         assert not any(metric.startswith("guided/") for metric in records[0].curves)
+        assert main.made.precision == precision_taken("auto")
     assert result.settings["verdict"]
     capsys.readouterr()
     assert compare(["--work-dir", str(config.parent / "elsewhere"), *command[:1]]) == 0

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from aligntok.errors import DataError
-from aligntok.evaluation.comparison.plan import read_comparison
+from aligntok.evaluation.comparison.plan import Arm, read_comparison
 from aligntok.evaluation.comparison.records import Made, Record, made_with, read_record
+from aligntok.evaluation.comparison.running import spoiled
 
 RECORD = Record("ours", Made({"seed": 0, "steps": 3}), {"psnr": 20.0}, 0, {"FID": {2: 9.0, 10: 5.0}}, {"lr": 0.1})
 
@@ -109,6 +110,23 @@ def test_what_auto_was_enters_the_hash_where_anything_is_computed_in_it(changed,
     assert [found[fast].precision for fast in (True, False)] == ["bf16", "fp32"]
     assert found[True].hash != found[False].hash
     assert found[True].differences(found[False]) == {}  # tables may be made where "auto" is another
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (["measuring.probe.epochs", "measuring.num_val"], ["evaluation"]),
+        (["generator.steps", "measuring.samples.every"], ["generator"]),
+        (["measuring.probe.epochs", "generator.steps"], ["evaluation", "generator"]),
+        (["measuring.samples.num_samples"], ["evaluation", "generator"]),
+        (["measuring.precision"], ["evaluation", "generator"]),
+        (["tokenizer.all.steps", "generator.steps"], [""]),
+        (["the file weights.safetensors"], [""]),
+    ],
+)
+def test_what_is_to_be_removed_is_what_the_changed_settings_made(changes, names, tmp_path):
+    arm = Arm("one", 0, tmp_path / "one.py", tmp_path)
+    assert spoiled(arm, changes) == [tmp_path / name for name in names]
 
 
 def test_it_comes_back_as_it_was_written(tmp_path):
