@@ -24,10 +24,8 @@ from aligntok.data.sampler import BucketIndices, SampleIndex
 from aligntok.data.settings import MAX_ASPECT_RATIO, AspectRatio
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
-from aligntok.data.transforms import (
-    read_image,
-    read_upright_size,
-)
+from aligntok.data.sources.held_out import check_apart
+from aligntok.data.transforms import read_image, read_upright_size
 from aligntok.distributed import any_process, barrier, broadcast, is_first, total, world
 from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, DataError, ImageError, at_least
@@ -186,6 +184,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         if self.source.captions is not None:
             item["caption"] = self.source.captions.pick(shown, self.seed, sample_number if self.train else None)
         return item
+
+    def check_apart(self, val: ImageDataset, cure: str) -> None:
+        """Raise DataError, which ends with a `cure`, when images are measured on that are also trained on."""
+        check_apart(self.source, val.source, cure)
 
     def assign_buckets(self, indices: Sequence[int] | None = None, progress: bool = True) -> BucketIndices:
         """Return the bucket of each image of `indices`, as :func:`assign_buckets` does."""

@@ -86,14 +86,6 @@ def unseen(path: Path, mark: str | None = None) -> Path:
     return path.with_name(f".{path.name}.{mark or secrets.token_hex(4)}.tmp")  # as TEMPORARY has it
 
 
-def remove_unseen(path: Path) -> None:
-    """Remove what processes that were killed left of `path`, as `unseen` names it; of no other file. Raises OSError."""
-    own = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
-    for leftover in [*path.parent.glob(".*.tmp")]:
-        if own.fullmatch(leftover.name):
-            remove(leftover)
-
-
 def put_in_place(made: Path, path: Path) -> None:
     """Let the folder `made` be `path`, whole on the disk; what was there goes. Raises OSError."""
     _flush(made)

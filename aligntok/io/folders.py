@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from aligntok.errors import ConfigError, WriteError
-from aligntok.io.files import TEMPORARY, regular, remove, writing
+from aligntok.io.files import TEMPORARY, put_in_place, regular, remove, unseen, writing
 
 
 @contextmanager
@@ -128,6 +129,27 @@ def remove_leftovers(folder: str | os.PathLike[str], below: bool = True) -> None
 def real(path: str | os.PathLike[str]) -> Path:
     """Return where a path leads, links followed as far as they lead anywhere; ``Path.resolve`` fails for circles."""
     return Path(os.path.realpath(path))
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`, which takes its place once what is inside is done; else nothing of it stays.
+
+    What processes that were killed left of such folders goes. Raises WriteError for an OSError inside.
+    """
+    made = unseen(folder)
+    left = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.tmp")
+    try:
+        with writing(folder):
+            for leftover in [*folder.parent.glob(".*.tmp")]:
+                if left.fullmatch(leftover.name):
+                    remove(leftover)
+            made.mkdir(parents=True)
+            yield made
+            put_in_place(made, folder)
+    finally:
+        with suppress(OSError):
+            remove(made)
 
 
 def check_links(top: str | os.PathLike[str], *folders: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -18,16 +18,8 @@ import numpy.typing as npt
 from aligntok.data.index.format import COLUMNS, DESCRIPTION, FORMAT, SHARDS, VERSION, is_url
 from aligntok.errors import ConfigError, DataError
 from aligntok.io.checksums import read_checksums
-from aligntok.io.files import (
-    put_in_place,
-    remove,
-    remove_unseen,
-    replacing,
-    unseen,
-    write_checksums,
-    write_json,
-    writing,
-)
+from aligntok.io.files import replacing, write_checksums, write_json
+from aligntok.io.folders import replacing_folder
 
 
 @dataclass(frozen=True, order=True)
@@ -57,26 +49,17 @@ def write_index(
     if not samples:
         raise DataError(f"{out}: {len(shards)} shards hold no sample to make an index of")
     check_place(out)
-    made = unseen(out)
-    try:
-        with writing(out):
-            remove_unseen(out)
-            _write_columns(made / COLUMNS, dtypes, shards, columns_of, samples)
-            root, paths = _rooted(out, [shard.path for shard in shards])
-            listed = {"paths": paths, "sizes": [each.size for each in shards], "tags": [each.tag for each in shards]}
-            listed["samples"] = [each.samples for each in shards]
-            write_json(made / SHARDS, listed)
-            said = {"kind": kind, "samples": samples, "columns": dict(dtypes), "caption": caption}
-            told = [said, paths, listed["sizes"], listed["samples"], read_checksums(made / COLUMNS)]
-            digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-            write_json(
-                made / DESCRIPTION, {"format": FORMAT, "version": VERSION, **said, "root": root, "digest": digest}
-            )
-            write_checksums(made, [DESCRIPTION, SHARDS])
-            put_in_place(made, out)
-    finally:
-        with suppress(OSError):
-            remove(made)
+    with replacing_folder(out) as made:
+        _write_columns(made / COLUMNS, dtypes, shards, columns_of, samples)
+        root, paths = _rooted(out, [shard.path for shard in shards])
+        listed = {"paths": paths, "sizes": [each.size for each in shards], "tags": [each.tag for each in shards]}
+        listed["samples"] = [each.samples for each in shards]
+        write_json(made / SHARDS, listed)
+        said = {"kind": kind, "samples": samples, "columns": dict(dtypes), "caption": caption}
+        told = [said, paths, listed["sizes"], listed["samples"], read_checksums(made / COLUMNS)]
+        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        write_json(made / DESCRIPTION, {"format": FORMAT, "version": VERSION, **said, "root": root, "digest": digest})
+        write_checksums(made, [DESCRIPTION, SHARDS])
 
 
 def check_place(out: Path) -> None:

@@ -9,7 +9,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,19 +26,8 @@ from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, DataError
 from aligntok.io.arrays import map_column
 from aligntok.io.console import print_line, print_table
-from aligntok.io.files import (
-    put_in_place,
-    read_json,
-    reading,
-    remove,
-    remove_unseen,
-    replacing,
-    unseen,
-    write_checksums,
-    write_json,
-    writing,
-)
-from aligntok.io.folders import taking_turns
+from aligntok.io.files import read_json, reading, replacing, write_checksums, write_json, writing
+from aligntok.io.folders import replacing_folder, taking_turns
 
 logger = logging.getLogger("aligntok.data")
 
@@ -237,35 +225,27 @@ def _make(index: Index, rules: _Rules, folder: Path, digest: str) -> None:
     """Decide about every sample, and write what comes of it. Raises WriteError, and ConfigError when nothing passes."""
     blocks, shapes = Blocks(index.shards.first), len(rules.shapes)
     totals, passed = np.zeros(shapes, dtype=np.int64), dict[str, int]()
-    made = unseen(folder)
-    try:
-        with writing(folder):
-            remove_unseen(folder)
-            made.mkdir(parents=True)
-            with (
-                replacing(made / BUCKETS) as one,
-                one.open("wb") as all_buckets,
-                replacing(made / COUNTS) as other,
-                other.open("wb") as all_counts,
-            ):
-                for file, number in ((all_buckets, len(index)), (all_counts, blocks.number * shapes)):
-                    head = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": (number,)}
-                    np.lib.format.write_array_header_1_0(file, head)
-                for buckets, counts, found in _decided(rules, blocks):
-                    all_buckets.write(buckets.tobytes())
-                    all_counts.write(counts.tobytes())
-                    totals += counts.sum(axis=0, dtype=np.int64)
-                    passed = {text: passed.get(text, 0) + number for text, number in found.items()}
-            if not totals.any():
-                told = ", ".join(f"{text}: {number:,}" for text, number in passed.items())
-                raise ConfigError(f"{index.folder}: not one of {len(index):,} samples passes ({told}); ask for less")
-            said = {"format": _FORMAT, "digest": digest, "sizes": rules.shapes.sizes, "where": rules.wanted.where}
-            write_json(made / DESCRIPTION, {**said, "totals": totals.tolist(), "passed": passed})
-            write_checksums(made, [BUCKETS, COUNTS, DESCRIPTION])
-            put_in_place(made, folder)
-    finally:
-        with suppress(OSError):
-            remove(made)
+    with replacing_folder(folder) as made:
+        with (
+            replacing(made / BUCKETS) as one,
+            one.open("wb") as all_buckets,
+            replacing(made / COUNTS) as other,
+            other.open("wb") as all_counts,
+        ):
+            for file, number in ((all_buckets, len(index)), (all_counts, blocks.number * shapes)):
+                head = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": (number,)}
+                np.lib.format.write_array_header_1_0(file, head)
+            for buckets, counts, found in _decided(rules, blocks):
+                all_buckets.write(buckets.tobytes())
+                all_counts.write(counts.tobytes())
+                totals += counts.sum(axis=0, dtype=np.int64)
+                passed = {text: passed.get(text, 0) + number for text, number in found.items()}
+        if not totals.any():
+            told = ", ".join(f"{text}: {number:,}" for text, number in passed.items())
+            raise ConfigError(f"{index.folder}: not one of {len(index):,} samples passes ({told}); ask for less")
+        said = {"format": _FORMAT, "digest": digest, "sizes": rules.shapes.sizes, "where": rules.wanted.where}
+        write_json(made / DESCRIPTION, {**said, "totals": totals.tolist(), "passed": passed})
+        write_checksums(made, [BUCKETS, COUNTS, DESCRIPTION])
 
 
 def _decided(

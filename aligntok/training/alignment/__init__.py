@@ -15,11 +15,9 @@ from torch.utils.data import Subset
 from typing_extensions import Self
 
 from aligntok.data.buckets import AspectBuckets
-from aligntok.data.images import ImageDataset, find_buckets
+from aligntok.data.images import find_buckets
 from aligntok.data.loader import make_loader
 from aligntok.data.sampler import batches_in_buckets, evenly_spaced
-from aligntok.data.sources.held_out import check_apart
-from aligntok.data.stream.dataset import StreamDataset
 from aligntok.distributed import world
 from aligntok.engine.checkpoints import PartStates
 from aligntok.engine.hooks import PictureHook, draw_reconstructions
@@ -132,9 +130,7 @@ class AlignmentStage(Stage):
         if given[1] is None:
             return StageData(train)
         val = DATASETS.build({"train": False, **given[1]})
-        if given[0].get("fraction") is None and isinstance(train, ImageDataset) and isinstance(val, ImageDataset):
-            check_apart(train.source, val.source, _HOLD_OUT)
-        if given[0].get("fraction") is None and isinstance(train, StreamDataset) and isinstance(val, StreamDataset):
+        if given[0].get("fraction") is None and type(train) is type(val) and hasattr(train, "check_apart"):
             train.check_apart(val, _HOLD_OUT)
         wanted = self.settings.validation.num_images
         return StageData(train, Subset(val, evenly_spaced(len(val), wanted)) if wanted else val)
