@@ -109,8 +109,9 @@ def verb(prog: str, *positional: str, works: bool = True, gives: bool = True) ->
         def command(arguments: Sequence[str] | None = None) -> int:
             asked, given = parse_with(cls, arguments, f"aligntok {prog}", positional, switches)
             how = {name: given.pop(name, False) for name in ("quiet", "verbose")}
-            with speaking(**how), _telling_all(how["verbose"], f"aligntok {prog}", asked):
-                outcome = _found(work, asked, **given)
+            told = ", ".join(f"{name}={value!r}" for name, value in vars(asked).items())
+            with speaking(**how), _telling_all(how["verbose"], f"aligntok {prog}", told):
+                outcome = _found(lambda: work(asked), **given)
             return outcome.status
 
         command.__doc__ = work.__doc__ or cls.__doc__
@@ -120,13 +121,13 @@ def verb(prog: str, *positional: str, works: bool = True, gives: bool = True) ->
     return made
 
 
-def _found(work: Callable[[Any], Any], asked: Any, json: bool = False) -> Outcome:
+def _found(work: Callable[[], Any], json: bool = False) -> Outcome:
     """Return what a function finds; as JSON it is printed here, by the first process, and its own words go aside."""
     if not json:
-        found = work(asked)
+        found = work()
         return found if isinstance(found, Outcome) else Outcome(found)
     with redirect_stdout(io.StringIO() if is_quiet() else sys.stderr):
-        found = work(asked)
+        found = work()
     outcome = found if isinstance(found, Outcome) else Outcome(found)
     if os.environ.get("RANK", "0") == "0":
         print(_as_json(outcome.found))
@@ -142,7 +143,7 @@ def _as_json(found: Any) -> str:
 
 
 @contextmanager
-def _telling_all(verbose: bool, what: str, asked: Any) -> Iterator[None]:
+def _telling_all(verbose: bool, what: str, asked: str) -> Iterator[None]:
     """Where all is wanted, tell what is asked for, every message until a training's own log takes over, and seconds."""
     if not verbose:
         yield
@@ -151,7 +152,7 @@ def _telling_all(verbose: bool, what: str, asked: Any) -> Iterator[None]:
     before = log.level, log.handlers[:]
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
-    say(f"{what}: {', '.join(f'{name}={value!r}' for name, value in vars(asked).items())}")
+    say(f"{what}: {asked}")
     try:
         yield
         say(f"{what}: {time.monotonic() - began:.1f} s")

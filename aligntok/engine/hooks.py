@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from aligntok.distributed.job import batched
 from aligntok.engine.checkpoints import CURE, write_snapshot
 from aligntok.engine.compile import FOLDER, is_compiled
 from aligntok.engine.ema import LEAST_DECAY
+from aligntok.engine.mmengine import Hook
 from aligntok.engine.trackers import add_picture
 from aligntok.io.console import is_quiet, say
 from aligntok.io.files import write_json, writing

@@ -6,12 +6,11 @@ import inspect
 import logging
 import math
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from aligntok.annotations import check_keywords
 from aligntok.device import device
 from aligntok.distributed import any_process
 from aligntok.distributed.parallel import whole
+from aligntok.engine.mmengine import OptimWrapper, OptimWrapperDict, register_transformers_optimizers
 from aligntok.errors import CheckpointError, ConfigError, DivergenceError, first_line, unknown
 from aligntok.registry import find_class
 
@@ -31,6 +31,8 @@ def check_optimizer(config: Mapping[str, Any], where: str) -> None:
     It takes a step of parameters of one, two and four dimensions, one of them without a gradient to speak of.
     """
     name = config.get("type")
+    if name == "Adafactor" and name not in OPTIMIZERS.module_dict:
+        register_transformers_optimizers()
     optimizer = find_class(OPTIMIZERS, name, "torch.optim.Optimizer", f"{where}: optimiser")
     if not (inspect.isclass(optimizer) and issubclass(optimizer, torch.optim.Optimizer)):
         raise ConfigError(f"{where}: {unknown('optimiser', name, _known_optimizers())}")
@@ -176,10 +178,7 @@ class PartOptimizers(OptimWrapperDict):
 
 def optimizer_bytes(config: Mapping[str, Any], shapes: Iterable[tuple[int, ...]]) -> int:
     """Return what an optimiser keeps, once it has taken a step, of float32 parameters of these shapes."""
-    counts: dict[tuple[int, ...], int] = {}
-    for shape in shapes:
-        counts[shape] = counts.get(shape, 0) + 1
-    return sum(number * _state_bytes(config, shape) for shape, number in counts.items())
+    return sum(number * _state_bytes(config, shape) for shape, number in Counter(shapes).items())
 
 
 def _state_bytes(config: Mapping[str, Any], shape: tuple[int, ...]) -> int:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, cast
 
 from mmengine.logging import MMLogger
 from mmengine.registry import LOOPS
-from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner, ValLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -33,6 +32,7 @@ from aligntok.engine.checkpoints import (
 )
 from aligntok.engine.ema import EMASettings, WeightAverages
 from aligntok.engine.log import log_to
+from aligntok.engine.mmengine import BaseLoop, IterBasedTrainLoop, Runner, ValLoop
 from aligntok.engine.saving import CheckpointWriter
 from aligntok.engine.schedules import go_on_schedules
 from aligntok.errors import CheckpointError, DataError, Preempted

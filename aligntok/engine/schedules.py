@@ -9,10 +9,10 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
 from aligntok.annotations import check_keywords
+from aligntok.engine.mmengine import _ParamScheduler
 from aligntok.errors import ConfigError, first_line, unknown
 from aligntok.registry import find_class
 

@@ -6,6 +6,7 @@ run it is stays in the stage's folder, so that a training that is gone on with g
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
@@ -21,9 +22,9 @@ from typing import Any, Literal
 
 import numpy as np
 from mmengine.registry import VISBACKENDS
-from mmengine.visualization.vis_backend import BaseVisBackend, LocalVisBackend
 
 from aligntok.distributed.job import batched
+from aligntok.engine.mmengine import BaseVisBackend, LocalVisBackend
 from aligntok.errors import AlignTokError, ConfigError, first_line
 from aligntok.imports import FAILURES, import_failure
 from aligntok.io.files import read_json, write_json
@@ -47,12 +48,12 @@ def check_backends(backends: Sequence[Backend]) -> None:
                 raise ConfigError(f"log.backends has '{name}': {import_failure(error)}") from error
 
 
-def vis_backends(backends: Sequence[Backend], folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+def vis_backends(backends: Sequence[Backend], folder: Path, shown: str) -> list[dict[str, Any]]:
     """Return mmengine's configs of the visualizer's backends for a stage in `folder`: ``scalars.json``, and these.
 
-    settings: what trackers show of the stage, flat.
+    shown: what trackers show of the stage, flat, as JSON.
     """
-    about = {"folder": str(folder), "settings": dict(settings)}
+    about = {"folder": str(folder), "shown": shown}
     kinds = {kind.name: {"type": kind.__name__, **about} for kind in (TensorBoardTracker, WandbTracker, MLflowTracker)}
     return [{"type": Scalars.__name__}, *(kinds[name] for name in dict.fromkeys(backends))]
 
@@ -79,9 +80,9 @@ class Tracker(BaseVisBackend):
     name = ""
     begins_anew = False  # after a failure: what it writes by is of no more use
 
-    def __init__(self, folder: str, settings: Mapping[str, Any], save_dir: str = "") -> None:
+    def __init__(self, folder: str, shown: str, save_dir: str = "") -> None:
         super().__init__(save_dir)
-        self.folder, self.settings = Path(folder), settings
+        self.folder, self.shown = Path(folder), dict[str, Any](json.loads(shown))
         self._left: queue.Queue[Callable[[], None] | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
         self._has_begun = self._has_told = False
@@ -215,7 +216,7 @@ class WandbTracker(Tracker):
             id=run,
             resume="allow",
             dir=str(self.folder),
-            config=dict(self.settings),
+            config=self.shown,
             mode=mode,
             reinit="create_new",
             # it is asked for nothing on the terminal, and tells nobody what this machine is called
@@ -268,7 +269,7 @@ class MLflowTracker(Tracker):
         pictures = (work_dir / "mlflow_pictures").as_uri() if place.startswith("sqlite:") else None
         number = experiment.experiment_id if experiment else self._client.create_experiment(work_dir.name, pictures)
         self._run = self._client.create_run(number, run_name=self.folder.name).info.run_id
-        params = [Param(name, str(value)[:500]) for name, value in self.settings.items()]
+        params = [Param(name, str(value)[:500]) for name, value in self.shown.items()]
         for some in batched(params, 100):  # what it takes at once
             self._client.log_batch(self._run, params=some)
         return str(self._run)

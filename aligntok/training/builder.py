@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
@@ -14,7 +15,6 @@ import aligntok
 from aligntok.data.images import find_buckets
 from aligntok.data.loader import make_loader
 from aligntok.data.sampler import GlobalBatchSampler
-from aligntok.data.stream.dataset import StreamDataset
 from aligntok.distributed import barrier, is_first, total, world
 from aligntok.engine import hooks as engine_hooks
 from aligntok.engine.checkpoints import finished_steps
@@ -136,17 +136,17 @@ def _runner_options(stage: Stage, launcher: str) -> dict[str, Any]:
     }
 
 
-def _shown(stage: Stage) -> dict[str, Any]:
+def _shown(stage: Stage) -> str:
     """Return the settings of a stage as trackers show them."""
     settings = without_places(asdict(stage.settings), stage.folder)
-    return {"seed": stage.seed, **flatten(settings)}
+    return json.dumps({"seed": stage.seed, **flatten(settings)}, default=str)
 
 
 def _training_batches(stage: Stage, data: StageData) -> DataLoader[Any]:
     """Return the loader of this process's share of every step's batch."""
     train, loading = data.train, stage.settings.data
     how = stage.settings.global_batch_size, stage.seed, *world(), stage.settings.gradient_accumulation_steps
-    if isinstance(train, StreamDataset):
+    if hasattr(train, "batches"):  # in an order of its own
         sampler: Any = train.batches(*how, num_steps=stage.settings.steps)
     else:
         buckets = find_buckets(train, stage.folder.parent)

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from mmengine.hooks import Hook
-from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.data import Dataset
@@ -21,6 +19,7 @@ from aligntok.distributed import world
 from aligntok.distributed.parallel import Unit, exchange_gradients
 from aligntok.engine.checkpoints import PartStates
 from aligntok.engine.compile import compile_blocks
+from aligntok.engine.mmengine import BaseModel, Hook
 from aligntok.engine.optim import KeptBuffers
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError

@@ -34,7 +34,7 @@ class Dying(Tracker):
     name = "dying"
 
     def __init__(self, folder, fails="", how=None):
-        super().__init__(str(folder), {})
+        super().__init__(str(folder), "{}")
         self.fails, self.how, self.done = fails, how or self.die, []
 
     def die(self):
@@ -164,13 +164,13 @@ def test_tensorboard_that_cannot_write_ends_no_training(broken, write_generation
 def test_tensorboard_that_failed_begins_another_file(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     monkeypatch.setattr(trackers, "PAUSE", 0.0)
-    tracker = TensorBoardTracker(str(tmp_path), {}, str(tmp_path / "vis_data"))
+    tracker = TensorBoardTracker(str(tmp_path), "{}", str(tmp_path / "vis_data"))
     fails = [True]
     send = tracker.send_scalars
     monkeypatch.setattr(tracker, "send_scalars", lambda *given: disk_is_full(*given) if fails.pop() else send(*given))
     fails[:] = [False, True, False]
     use(tracker)
-    tracker = TensorBoardTracker(str(tmp_path), {}, str(tmp_path / "vis_data"))
+    tracker = TensorBoardTracker(str(tmp_path), "{}", str(tmp_path / "vis_data"))
     use(tracker)
     assert len([*tmp_path.glob("vis_data/events.out.tfevents.*")]) == 3
 
@@ -298,7 +298,7 @@ def test_wandb_stays_offline_where_it_would_have_to_ask(environment, mode, wandb
     (tmp_path / "netrc").chmod(0o600)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    use(WandbTracker(str(tmp_path), {}))
+    use(WandbTracker(str(tmp_path), "{}"))
     assert wandb.runs[0].asked["mode"] == mode
 
 
@@ -339,7 +339,7 @@ def test_the_real_wandb_writes_offline_and_goes_on_in_the_same_run(tmp_path, mon
     folder.mkdir(parents=True)
     check_backends(["wandb"])
     for step in (1, 2):
-        tracker = WandbTracker(str(folder), {"steps": 2})
+        tracker = WandbTracker(str(folder), '{"steps": 2}')
         tracker.add_scalars({"loss/l1": 0.25 * step}, step=step)
         tracker.add_image("drawn", PICTURE, step=step)
         tracker.close()
@@ -365,7 +365,7 @@ def test_the_real_mlflow_has_scalars_and_pictures_and_goes_on_in_the_same_run(tm
     folder.mkdir(parents=True)
     check_backends(["mlflow"])
     for step in (1, 2):
-        tracker = MLflowTracker(str(folder), {f"key_{number}": number for number in range(130)})
+        tracker = MLflowTracker(str(folder), json.dumps({f"key_{number}": number for number in range(130)}))
         tracker.add_scalars({"loss/l1": 0.25 * step, "loss_at_time/0.00-0.10": 1.0}, step=step)
         tracker.add_image("drawn", PICTURE, step=step)
         tracker.close()
