@@ -64,10 +64,9 @@ def test_a_file_that_a_wheel_lacks_is_named(tool, tmp_path, monkeypatch, capfd):
     build = '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
     build += '[project]\nname = "aligntok"\nversion = "0"\n[tool.setuptools]\npackages = ["aligntok"]\n'
     (tmp_path / "pyproject.toml").write_text(build)
-    monkeypatch.setattr(tool, "ROOT", tmp_path)
     monkeypatch.setattr(tool, "PLUGINS", [])
     with pytest.raises(SystemExit) as caught:
-        tool.build(tmp_path / "wheels")
+        tool.build(tmp_path / "wheels", tmp_path)
     if caught.value.code == CANNOT_BUILD:
         pytest.skip(capfd.readouterr().err.splitlines()[-1])
     assert "lacks aligntok/inner/left_out.py, aligntok/left_out.json: see package-data" in str(caught.value)
@@ -104,9 +103,21 @@ def test_this_environment_is_of_one_of_the_constraint_files_or_says_so():
         pytest.skip(f"this environment is of none of {[path.name for path in CONSTRAINTS]}: {here}")
 
 
-def test_the_environment_that_make_makes_is_of_a_constraint_file_and_each_is_tested_before_a_release():
+def test_the_environment_that_make_makes_is_of_a_constraint_file_and_each_is_tested_before_a_release(
+    monkeypatch, capsys
+):
     made = (ROOT / "tools/make_environment.sh").read_text()
     assert "--constraint constraints/torch-2.14.txt torch torchvision\n" in made
     (recipe,) = re.findall(r"^test-release:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert "$(wildcard constraints/*.txt)" in recipe
-    assert "tests/wheels/check.py" in recipe
+    assert "tests/wheels/release.py" in recipe
+    monkeypatch.syspath_prepend(str(TOOL.parent))
+    release = importlib.import_module("release")
+    names = [*(path.stem for path in CONSTRAINTS), "lowest", "mlflow", "app"]
+    assert [*release.ENVIRONMENTS] == names
+    asked = []
+    monkeypatch.setattr(release.subprocess, "call", lambda command: asked.append(command[3:]) or len(asked) == 3)
+    assert release.main([]) == 1
+    assert asked == [[*map(str, words)] for words in release.ENVIRONMENTS.values()]
+    assert capsys.readouterr().out.splitlines()[-1] == "failed: lowest"
+    with pytest.raises(SystemExit, match="no environment named highest"):
+        release.main(["highest"])
