@@ -9,13 +9,13 @@ export HF_HUB_OFFLINE ?= 1
 SEED ?= 0
 EACH ?= 8
 
-.PHONY: help demo demo-t2i demo-t2i-measure test test-slow test-release mutants check golden docs install clean
+.PHONY: help demo demo-t2i demo-t2i-measure test suite test-slow test-release mutants check golden docs install clean
 
 help:
 	@echo "make demo      install, train a tokenizer on real photographs, then a generator, write samples"
 	@echo "make test      install, then everything CI runs: lint, types, layers, tests, docs"
 	@echo "make test-slow what \`make test\` leaves out for its length: every fault, every model"
-	@echo "make test-release wheels into empty environments, one for each of constraints/: 8 GB, what is tested there"
+	@echo "make test-release the source archive into empty environments, 8 GB each in turn: see tests/wheels/release.py"
 	@echo "make mutants   break the code in EACH places a file, drawn from SEED, and see whether a test fails"
 	@echo "make demo-t2i  install, train text to image on emoji and their names, draw names never seen, measure them"
 	@echo "make check     the quick part of it: lint, types, layers"
@@ -38,21 +38,18 @@ demo-t2i: $(STAMP)
 demo-t2i-measure: demo-t2i
 	tools/demo_t2i_measure.sh $(BIN)
 
-test: $(STAMP) check
-	$(BIN)/python -m pytest -n auto  # which builds the documentation, too
+test: $(STAMP)
+	$(MAKE) --jobs=2 check suite
+
+suite: $(STAMP)
+	@# It builds the documentation, too. A file's tests run in one process, which makes once what they share.
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n auto -m nightly
 
 test-release: $(STAMP)
-	set -e; for constraint in $(wildcard constraints/*.txt); do \
-	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	  $(BIN)/python tests/wheels/check.py "$$folder" --constraint $$constraint; \
-	  rm -rf "$$folder"; done; \
-	for extra in mlflow app; do \
-	  folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	  $(BIN)/python tests/wheels/check.py "$$folder" --constraint constraints/torch-2.14.txt --extra $$extra; \
-	  rm -rf "$$folder"; done
+	$(BIN)/python tests/wheels/release.py
 
 mutants: $(STAMP)
 	nice -n 10 $(BIN)/python tests/mutation/run.py --seed $(SEED) --each $(EACH)

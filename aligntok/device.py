@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from aligntok.errors import ConfigError, WeightsError, unknown
+from aligntok.errors import ConfigError, unknown
 
 # Of glibc's mallopt(3): how much free memory at the top of the heap, and of which size a piece, goes back to Linux.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -294,8 +294,8 @@ def explaining_out_of_memory(what: str, cure: str) -> Iterator[None]:
     """Turn a full memory, of the device or the machine, into a ConfigError: `what` was too much, and the `cure`."""
     try:
         yield
-    except (MemoryError, RuntimeError, WeightsError) as error:  # torch's for a device is a RuntimeError, too
-        if not is_out_of_memory((error.__cause__ or error) if isinstance(error, WeightsError) else error):
+    except (MemoryError, RuntimeError) as error:  # torch's for a device is a RuntimeError, too
+        if not is_out_of_memory(error):
             raise
         raise ConfigError(f"{what} at once do not fit into the memory of this device; {cure}") from error
 
@@ -320,15 +320,12 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-_FULL = ("out of memory", "not enough memory", "can't allocate memory")  # the last two of torch's CPU allocator
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error is memory that there was not: of a GPU, or of the machine."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _FULL)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
 
 
 def beside(where: torch.device, work: Callable[..., Any], *given: Any) -> Callable[[], Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 
 from aligntok.annotations import checked
-from aligntok.device import device_named, dtype_named, explaining_out_of_memory, put
+from aligntok.device import device_named, dtype_named, put
 from aligntok.engine.checkpoints import join, list_checkpoints, load_parts, read_parts, read_snapshots
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
@@ -42,9 +42,7 @@ def _answering(load: F) -> F:
         if "torch_dtype" in options:
             dtype = str(options["torch_dtype"]).removeprefix("torch.")
             raise ConfigError(f"{load.__name__} takes no torch_dtype=; say dtype={dtype!r}")
-        what = f"{load.__name__}: the weights of {given[0] if given else options.get('source')}"
-        with explaining_out_of_memory(what, "its config says how large they are; a machine with more of it is needed"):
-            return told(*given, **options)
+        return told(*given, **options)
 
     return cast("F", call)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import html
 import importlib
 import re
@@ -15,6 +16,8 @@ from aligntok.imports import quietly
 
 with quietly():  # diffusers, of which autodoc would import it, imports xformers
     importlib.import_module("aligntok.diffusers.models")
+
+gc.set_threshold(1_000_000, 50, 50)  # pages are trees that stay: to look for garbage in them takes a fifth of a build
 
 project = "AlignTok"
 author = "The AlignTok developers"

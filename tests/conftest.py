@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import importlib
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,39 +251,45 @@ TRAIN_TOOL = Path(__file__).parents[1] / "tools" / "train.py"
 
 
 @pytest.fixture(scope="session")
-def tool():
+def warm(tmp_path_factory):
+    """Programs as processes of their own, soon started; see tests/warm.py."""
+    server = _module_of_tests("warm").Server(tmp_path_factory.mktemp("printed"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def start(warm):
+    """Start a tool of ours as a process: (name, words of its command line, setup=code that it runs before, env=).
+
+    Several ones that torchrun would start: several=2.
+    """
+
+    def begin(tool, *words, several=0, **more):
+        program = TRAIN_TOOL.with_name(f"{tool}.py")
+        return warm.several(several, program, *words, **more) if several else warm.start(program, *words, **more)
+
+    yield begin
+    warm.end_all()
+
+
+@pytest.fixture(scope="session")
+def tool(warm):
     """Start the training tool as a process, alone or under torchrun, and look at what it left."""
+
+    def launch(config, work_dir, *more, torchrun=(), env=()):
+        words = (TRAIN_TOOL, config, "--work-dir", work_dir, *more)
+        return warm.torchrun(*torchrun, *words, env=env) if torchrun else warm.start(*words, env=env)
+
     return SimpleNamespace(
         launch=launch,
-        until=until,
+        program=TRAIN_TOOL,
         newest=newest,
         same=same_content,
         same_ends=same_ends,
         folders=FOLDERS,
         bytes_of=bytes_of,
     )
-
-
-def launch(config, work_dir, *more, torchrun=(), **options):
-    """Start the tool; with `torchrun` arguments, under it. Returns the process, whose output is a pipe of lines."""
-    command = [sys.executable]
-    if torchrun:
-        command += ["-m", "torch.distributed.run", *torchrun]
-    command += [str(TRAIN_TOOL), str(config), "--work-dir", str(work_dir), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **options.pop("env", {})}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen(command, env=environment, **{**pipes, **options})
-
-
-def until(process, text, seconds=120):
-    """Read the process's output up to the line that has `text` in it, or to its end; return what was read."""
-    read = []
-    ends = time.monotonic() + seconds
-    for line in process.stdout:
-        read.append(line)
-        if (text and text in line) or time.monotonic() > ends:
-            break
-    return "".join(read)
 
 
 def newest(folder):
@@ -436,6 +440,15 @@ def write_generation(tmp_path, generation_source):
     return write
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    gc.disable()  # until all tests are found, which stay: to look for garbage in them takes a third of the time
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
     """Names that are no text are shown by their codes: pytest-xdist cannot send a report that has them as they are."""
@@ -444,8 +457,8 @@ def pytest_runtest_makereport():
     return report
 
 
-def _module_of_tests(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"data/{name}.py")
+def _module_of_tests(place):
+    spec = importlib.util.spec_from_file_location(Path(place).name, Path(__file__).parent / f"{place}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -454,13 +467,13 @@ def _module_of_tests(name):
 @pytest.fixture(scope="session")
 def server_module():
     """tests/data/server.py, which serves folders on this machine."""
-    return _module_of_tests("server")
+    return _module_of_tests("data/server")
 
 
 @pytest.fixture(scope="session")
 def build_index():
     """A function that writes tar shards of small pictures, and an index of them; see tests/data/shards.py."""
-    return _module_of_tests("shards").build_index
+    return _module_of_tests("data/shards").build_index
 
 
 @pytest.fixture

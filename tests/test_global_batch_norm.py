@@ -1,8 +1,5 @@
 """Batch norm over all processes is that of one process with the whole batch."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -15,9 +12,10 @@ SHARES = (slice(0, 3), slice(3, 4))  # unequal on purpose
 WORKER = """
 import sys, torch, torch.distributed as dist
 from aligntok.discriminators import GlobalBatchNorm2d
-rank, folder = int(sys.argv[1]), sys.argv[2]
+folder = sys.argv[1]
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
 given = torch.load(f"{folder}/given.pt", weights_only=True)
 share = (slice(0, 3), slice(3, 4))[rank]
 for momentum in (0.1, None):
@@ -54,7 +52,7 @@ def reference(given, momentum):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(warm, tmp_path_factory):
     """The folder of what two gloo processes were given, and of what they made of it."""
     folder = tmp_path_factory.mktemp("gloo")
     state = GlobalBatchNorm2d(5).state_dict()
@@ -65,9 +63,8 @@ def two_processes(tmp_path_factory):
         "target": [torch.randn(4, 5, 3, 6) for _ in range(2)],
     }
     torch.save(given, folder / "given.pt")
-    command = [sys.executable, "-W", "error", "-c", WORKER]
-    processes = [subprocess.Popen([*command, str(rank), str(folder)]) for rank in range(2)]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    (folder / "worker.py").write_text(WORKER)
+    warm.together(2, folder / "worker.py", folder, setup=warm.strict)
     return folder
 
 

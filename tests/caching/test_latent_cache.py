@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -279,12 +277,7 @@ def words(tokenizer, photos, out):
     return [str(tokenizer), str(photos), str(out), *options.split()]
 
 
-def run(*command, processes=1):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, *torchrun, *command], env=environment, capture_output=True, text=True, timeout=300
-    )
+TOOL = ROOT / "tools/cache_latents.py"
 
 
 def test_replaced_images_are_refused_and_a_lost_or_damaged_shard_is_of_the_same_ones(tokenizer, tmp_path, caplog):
@@ -315,10 +308,11 @@ def test_replaced_images_are_refused_and_a_lost_or_damaged_shard_is_of_the_same_
 
 
 @pytest.mark.nightly
-def test_a_kill_in_the_midst_of_writing_leaves_whole_shards_only(tokenizer, spoilt, whole, tmp_path, capsys):
+def test_a_kill_in_the_midst_of_writing_leaves_whole_shards_only(warm, tokenizer, spoilt, whole, tmp_path, capsys):
     out = tmp_path / "cache"
-    killed = run("-c", KILLED_WHILE_WRITING, *words(tokenizer, spoilt, out))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (tmp_path / "killed.py").write_text(KILLED_WHILE_WRITING)
+    killed = warm.start(tmp_path / "killed.py", *words(tokenizer, spoilt, out))
+    assert killed.end()[0] == -signal.SIGKILL, killed.output
     assert len([name for name in contents(out) if name.endswith(".tmp")]) == 1
     assert {name for name in contents(out) if not name.startswith(".")} == {
         "encoding.json",
@@ -331,20 +325,18 @@ def test_a_kill_in_the_midst_of_writing_leaves_whole_shards_only(tokenizer, spoi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.nightly)])
-def test_any_number_of_processes_writes_the_same_files(tokenizer, spoilt, whole, tmp_path, processes):
-    done = run(str(ROOT / "tools/cache_latents.py"), *words(tokenizer, spoilt, tmp_path / "cache"), processes=processes)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Latents: ") == 1
+def test_any_number_of_processes_writes_the_same_files(warm, tokenizer, spoilt, whole, tmp_path, processes):
+    printed = "".join(warm.together(processes, TOOL, *words(tokenizer, spoilt, tmp_path / "cache")))
+    assert printed.count("Latents: ") == 1
     assert contents(tmp_path / "cache") == contents(whole)
 
 
 @pytest.mark.nightly
-def test_an_error_of_one_process_is_that_of_all(tokenizer, spoilt, tmp_path):
+def test_an_error_of_one_process_is_that_of_all(warm, tokenizer, spoilt, tmp_path):
     few = [*words(tokenizer, spoilt, tmp_path / "cache")[:-1], "1"]
-    done = run(str(ROOT / "tools/cache_latents.py"), *few, processes=2)
-    assert done.returncode == 1
-    assert "DataError: " in done.stderr
-    assert "2 of 17 images cannot be read" in done.stderr
+    both = warm.several(2, TOOL, *few)
+    assert all(process.end()[0] for process in both)
+    assert any("2 of 17 images cannot be read" in process.output for process in both)
 
 
 def test_a_shard_with_a_changed_bit_is_encoded_again(tokenizer, spoilt, whole, tmp_path, caplog):

@@ -297,8 +297,8 @@ def most_allocated(call: Any) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    number, processes, store, out, *words = sys.argv[1:]
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(number), world_size=int(processes))
+    out, *words = sys.argv[1:]
+    dist.init_process_group("gloo")
     found = {}
     for word in words:
         kind, policy, micro = word.split(":")
@@ -306,7 +306,7 @@ if __name__ == "__main__":
             found[word] = again(kind, policy, micro == "repeatable")
         else:
             found[word] = held(kind, policy) if micro == "held" else train(kind, policy, int(micro))
-    if number == "0":
+    if world()[0] == 0:
         with open(out, "w") as file:
             json.dump(found, file)
     dist.barrier()

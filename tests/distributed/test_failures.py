@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -20,14 +19,11 @@ ENDLESS = ("--stage", "latent_alignment", "--cfg-options", "stages.0.steps=10000
 STEP = "latent_alignment: step 3/"
 
 
-def pair(tool, config, work_dir, *options):
-    """Two processes that torchrun would have started, without torchrun, which would end one when the other is gone."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    meeting = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    ranks = [dict(meeting, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
-    return [tool.launch(config, work_dir, *ENDLESS, *options, env=env) for env in ranks]
+@pytest.fixture
+def pair(warm, tool, write_config, tmp_path):
+    """Start two processes that torchrun would have started, without it, which would end one when the other is gone."""
+    words = (tool.program, write_config(), "--work-dir", tmp_path / "run", *ENDLESS)
+    return lambda *options: warm.several(2, *words, *options)
 
 
 def logs(stage, rank):
@@ -49,9 +45,9 @@ def ranks_under(torchrun):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dead", [0, pytest.param(1, marks=pytest.mark.nightly)])
-def test_a_killed_process_takes_the_other_with_it(write_config, tool, tmp_path, dead):
-    processes = pair(tool, write_config(), tmp_path / "run")
-    tool.until(processes[0], STEP)
+def test_a_killed_process_takes_the_other_with_it(pair, tmp_path, dead):
+    processes = pair()
+    processes[0].until(STEP)
     processes[dead].kill()
     began = time.monotonic()
     printed, _ = processes[1 - dead].communicate(timeout=60)
@@ -95,10 +91,10 @@ def test_who_does_not_answer_when_an_exchange_breaks_off_is_named(monkeypatch, t
 
 
 @pytest.mark.nightly
-def test_a_process_that_falls_silent_is_missed(write_config, tool, tmp_path):
-    processes = pair(tool, write_config(), tmp_path / "run", "process_timeout=6")
-    tool.until(processes[0], STEP)
-    processes[1].send_signal(signal.SIGSTOP)
+def test_a_process_that_falls_silent_is_missed(pair, tmp_path):
+    processes = pair("process_timeout=6")
+    processes[0].until(STEP)
+    processes[1].signal(signal.SIGSTOP)
     printed, _ = processes[0].communicate(timeout=60)
     processes[1].kill()
     processes[1].communicate()
@@ -114,7 +110,7 @@ def test_a_reason_in_one_process_reaches_the_log_of_every_other(write_config, to
     """The reason is a data-loading process of the second that dies; torchrun is there, as in real life."""
     torchrun = ("--standalone", "--nproc_per_node=2")
     process = tool.launch(write_config(), tmp_path / "run", *ENDLESS, "data.workers=1", torchrun=torchrun)
-    tool.until(process, STEP)
+    process.until(STEP)
     (worker,) = [pid for pid in children(ranks_under(process)[1]) if rank_of(pid) == 1]
     os.kill(worker, signal.SIGKILL)
     printed, _ = process.communicate(timeout=60)
@@ -132,7 +128,7 @@ def test_torchrun_may_start_the_processes_again_and_they_go_on(write_config, too
     config, (slow, env) = write_config(steps=12, checkpoint=dict(every=1)), slow_steps
     options = ("--stage", "latent_alignment", "--cfg-options", slow)
     process = tool.launch(config, tmp_path / "run", *options, torchrun=torchrun, env=env)
-    tool.until(process, STEP)
+    process.until(STEP)
     os.kill(ranks_under(process)[1], signal.SIGKILL)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed
@@ -146,8 +142,8 @@ def test_sigterm_to_torchrun_stops_all_after_one_step_and_the_run_goes_on(write_
     config, one = write_config(steps=12, checkpoint=dict(every=1000)), ("--stage", "latent_alignment")
     slow, env = slow_steps
     process = tool.launch(config, tmp_path / "run", *one, "--cfg-options", slow, torchrun=torchrun, env=env)
-    tool.until(process, STEP)
-    process.terminate()
+    process.until(STEP)
+    process.signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     step = finished_steps(tmp_path / "run" / FIRST)
@@ -202,17 +198,15 @@ def test_a_disk_that_is_full_for_the_second_process_ends_all_and_what_was_there_
 
 
 @pytest.mark.nightly
-def test_a_folder_that_another_run_holds_is_refused_by_every_process_of_the_second(write_config, tool, tmp_path):
-    config = write_config()
-    first = tool.launch(config, tmp_path / "run", *ENDLESS)
-    tool.until(first, STEP)
-    second = pair(tool, config, tmp_path / "run")
+def test_a_folder_that_another_run_holds_is_refused_by_every_process_of_the_second(pair, write_config, tool, tmp_path):
+    first = tool.launch(write_config(), tmp_path / "run", *ENDLESS).until(STEP)
+    second = pair()
     try:
         for process in second:
             printed, _ = process.communicate(timeout=300)
             assert process.returncode == 2, printed
             assert f"is in use by another run (process {first.pid})" in printed
-        assert first.poll() is None
+        assert first.returncode is None
     finally:
         for process in (first, *second):
             process.kill()

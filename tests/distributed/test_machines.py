@@ -77,6 +77,16 @@ def everything(pid):
         return
 
 
+def until(process, text, seconds=120):
+    """Read a machine's output up to the line that has `text` in it, or to its end; return what was read."""
+    read, last = [], time.monotonic() + seconds
+    for line in process.stdout:
+        read.append(line)
+        if text in line or time.monotonic() > last:
+            break
+    return "".join(read)
+
+
 def finish(*processes, seconds=400):
     printed = [process.communicate(timeout=seconds)[0] for process in processes]
     return [process.returncode for process in processes], "\n".join(printed)
@@ -92,7 +102,7 @@ def test_a_pair_is_stopped_and_goes_on(machine, tool, config, tmp_path):
     """The scheduler tells one machine: its line ends with 75, the other's with torchrun's 1."""
     port, run = free_port(), tmp_path / "run"
     pair = [machine("pair.sh", 2, i, "127.0.0.1", port, config, "--work-dir", run) for i in range(2)]
-    assert "step 2/" in tool.until(pair[0], "step 2/")
+    assert "step 2/" in until(pair[0], "step 2/")
     pair[1].terminate()
     codes, printed = finish(*pair)
     assert codes == [1, 75], printed
@@ -138,7 +148,7 @@ def test_a_machine_is_lost_and_the_other_goes_on(machine, tool, config, tmp_path
     start = elastic(machine, config, tmp_path / "run", "1:2", 1)
     first = start()
     second = start()
-    said = tool.until(first, "step 3/")
+    said = until(first, "step 3/")
     assert "2 processes x" in " ".join(said.replace("│", " ").split())
     os.kill(torchrun_of(second), signal.SIGKILL)  # its process is left over, and ends by itself
     codes, printed = finish(first)
@@ -154,7 +164,7 @@ def test_of_two_machines_one_is_lost_and_the_end_is_the_same(machine, tool, conf
     start = elastic(machine, config, tmp_path / "run", "1:2", 2, f"parallel={parallel}")
     first = start()
     second = start()
-    assert "step 3/" in tool.until(first, "step 3/")
+    assert "step 3/" in until(first, "step 3/")
     ends(second)
     codes, printed = finish(first)
     assert codes == [0], printed
@@ -176,7 +186,7 @@ def test_a_machine_takes_the_place_of_one_lost_and_the_end_is_the_same(machine, 
     start = elastic(machine, config, tmp_path / "run", "2", 2, *options)
     first = start()
     second = start()
-    assert "step 3/" in tool.until(first, "step 3/")
+    assert "step 3/" in until(first, "step 3/")
     os.kill(torchrun_of(second), signal.SIGKILL)
     codes, printed = finish(first, start())
     assert codes == [0, 0], printed
@@ -188,7 +198,7 @@ def test_a_machine_that_is_told_to_stop_leaves_and_the_other_goes_on(machine, to
     start = elastic(machine, config, tmp_path / "run", "1:2", 1)
     first = start()
     second = start()
-    assert "step 3/" in tool.until(first, "step 3/")
+    assert "step 3/" in until(first, "step 3/")
     second.terminate()
     codes, printed = finish(first, second)
     assert codes == [0, 75], printed
@@ -200,7 +210,7 @@ def test_a_machine_that_is_told_to_stop_leaves_and_the_other_goes_on(machine, to
 def test_a_machine_that_comes_later_takes_part(machine, tool, config, tmp_path):
     start = elastic(machine, config, tmp_path / "run", "1:2", 1)
     first = start()
-    said = tool.until(first, "step 3/")
+    said = until(first, "step 3/")
     assert "1 process x" in " ".join(said.replace("│", " ").split())
     codes, printed = finish(first, start())
     assert codes == [0, 0], printed

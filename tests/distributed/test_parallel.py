@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -25,10 +23,21 @@ from aligntok.training.memory import stage_memory
 sys.path.insert(0, str(Path(__file__).parent))
 import spread
 
-NIGHTLY = ("references", "checkpointing", "compile", "refinement", "constant weights")
 HALVES = {"bf16": 300, "fp16": 20}  # by how much more their rounding parts two runs
 SPLIT = ("constant weights", "ratios of groups")  # also in two micro-batches: of a group two processes have a half each
-QUICK = [kind for kind in (*spread.KINDS, *spread.GENERATORS) if kind not in (*NIGHTLY, "plain")]
+EVERY = [f"{kind}:{policy}:1" for kind in (*spread.KINDS, *spread.GENERATORS) for policy in ("replicate", "shard")]
+EVERY += [f"{kind}:{policy}:2" for kind in SPLIT for policy in ("replicate", "shard")] + ["alignment:bf16:1"]
+#: In each run: the first kind in every way, others in one, in turn; the rest by night.
+QUICK = ["alignment:replicate:1", "alignment:shard:1", "alignment:bf16:1", "lora:shard:1", "variational:replicate:1"]
+QUICK += [
+    "ratios of groups:shard:1",
+    "fp16:replicate:1",
+    "left out:shard:1",
+    "generator:replicate:1",
+    "prompts:shard:1",
+]
+QUICK += ["constant weights:shard:2", "ratios of groups:replicate:2"]
+MORE = [word for word in EVERY if word not in QUICK and not word.startswith("plain:")]
 
 IN_GROUPS = ("alignment", "generator")
 OTHERS = tuple(kind for kind in spread.KINDS if kind not in (*IN_GROUPS, "compile"))
@@ -41,19 +50,17 @@ def one():
     return lambda kind: trained(same.get(kind, kind))
 
 
-def together(processes, tmp_path, words):
-    """What several processes find: by word."""
-    program, out = Path(spread.__file__), tmp_path / "found.json"
-    command = [sys.executable, str(program)]
-    own = [str(processes), str(tmp_path / "store"), str(out), *words]
-    pipes = dict(
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    started = [subprocess.Popen([*command, str(rank), *own], **pipes) for rank in range(processes)]
-    printed = [process.communicate(timeout=600)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, "\n".join(printed)
-    assert "find_unused_parameters=True was specified" not in printed[0]
-    return json.loads(out.read_text())
+@pytest.fixture
+def together(warm, tmp_path):
+    """A function that tells what several processes find: by word."""
+
+    def find(processes, words):
+        out = tmp_path / "found.json"
+        printed = warm.together(processes, spread.__file__, out, *words)
+        assert "find_unused_parameters=True was specified" not in printed[0]
+        return json.loads(out.read_text())
+
+    return find
 
 
 def assert_alike(found, expected, word):
@@ -73,32 +80,31 @@ def assert_alike(found, expected, word):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kinds", [QUICK, pytest.param(NIGHTLY, marks=pytest.mark.nightly)], ids=["quick", "more"])
-def test_two_processes_that_replicate_or_share_are_one(one, tmp_path, kinds):
-    words = [f"{kind}:{policy}:1" for kind in kinds for policy in ("replicate", "shard")]
-    words += [f"{kind}:{policy}:2" for kind in SPLIT for policy in ("replicate", "shard")] + [f"{kinds[0]}:bf16:1"]
-    found = together(2, tmp_path, words)
-    whole = found[f"{kinds[0]}:shard:1"]
-    assert found[f"{kinds[0]}:bf16:1"]["logged"][0]["loss/l1"] != pytest.approx(whole["logged"][0]["loss/l1"], rel=1e-5)
-    assert all(float(step["ratio/gan"]) > 0 for step in one(kinds[0])["logged"])
+@pytest.mark.parametrize("words", [QUICK, pytest.param(MORE, marks=pytest.mark.nightly)], ids=["quick", "more"])
+def test_two_processes_that_replicate_or_share_are_one(one, together, words):
+    found = together(2, words)
     for word in words:
         assert_alike(found[word], one(word.split(":")[0]), word)
+    if half := found.get("alignment:bf16:1"):
+        whole = found["alignment:shard:1"]["logged"][0]["loss/l1"]
+        assert half["logged"][0]["loss/l1"] != pytest.approx(whole, rel=1e-5)
+        assert all(float(step["ratio/gan"]) > 0 for step in one("alignment")["logged"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", [IN_GROUPS, pytest.param(OTHERS, marks=pytest.mark.nightly)], ids=["quick", "all"])
-def test_four_processes_in_groups_of_two_are_one(one, tmp_path, kinds):
+def test_four_processes_in_groups_of_two_are_one(one, together, kinds):
     words = [f"{kind}:groups:1" for kind in kinds]
-    found = together(4, tmp_path, words)
+    found = together(4, words)
     for word in words:
         assert_alike(found[word], one(word.split(":")[0]), word)
 
 
 @pytest.mark.nightly
-def test_two_processes_hold_and_send_what_was_planned(tmp_path):
+def test_two_processes_hold_and_send_what_was_planned(together):
     """Counted tensor by tensor after a step; FSDP2's exchanges as they are called; and what torch's allocator gave."""
     words = [f"{kind}:{policy}:held" for kind in ("alignment", "generator") for policy in ("replicate", "shard")]
-    found = together(2, tmp_path, [*words, "lora:shard:held"])
+    found = together(2, [*words, "lora:shard:held"])
     for word, measured in found.items():
         kind, policy, _ = word.split(":")
         planned = stage_memory(spread.stage_of(kind, policy), 2)
@@ -141,10 +147,10 @@ def test_each_gradient_of_a_bucket_is_averaged_by_itself(monkeypatch):
 
 
 @pytest.mark.nightly
-def test_one_batch_has_one_gradient_of_four_processes_where_it_is_to_be_repeatable(tmp_path):
+def test_one_batch_has_one_gradient_of_four_processes_where_it_is_to_be_repeatable(together):
     """Also in the step after a start, when DDP makes its buckets anew: of two addends the order would not matter."""
     words = ["alignment:replicate:again", "alignment:replicate:repeatable"]
-    found = together(4, tmp_path, words)
+    found = together(4, words)
     assert not all(found[words[0]]), "DDP has stopped to; all is repeatable without our sums a gradient"
     assert all(found[words[1]])
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 # One of two processes; asserts for itself what must come out.
 WORKER = """
-import os, signal, sys, torch, torch.distributed as dist
+import os, signal, torch, torch.distributed as dist
 from torch import nn
 from aligntok.distributed import *
 from aligntok.distributed import job as job_module
@@ -20,9 +17,9 @@ from aligntok.errors import DataError, Preempted
 from contextlib import nullcontext
 job_module.ending_together = lambda timeout: nullcontext()  # there is no store of torchrun's
 torch.set_num_threads(1)
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/store", rank=rank, world_size=2)
-assert start_processes() == "none" and world() == (rank, 2) and is_first() == (rank == 0)
+assert start_processes() == "pytorch"
+rank = dist.get_rank()
+assert world() == (rank, 2) and is_first() == (rank == 0)
 assert mean_over_processes(torch.tensor([1.0, 3.0]) * (rank + 1)).tolist() == [1.5, 4.5]
 assert average_scalars({"a": torch.tensor(float(rank)), "b": torch.tensor(2.0)}) == {"a": 0.5, "b": 2.0}
 torch.manual_seed(rank)
@@ -88,11 +85,10 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_average_what_they_have(tmp_path):
+def test_two_processes_average_what_they_have(warm, tmp_path):
     """Gradients are averaged after the last micro-batch alone; one that all lack stays absent."""
-    command = [sys.executable, "-W", "error", "-c", WORKER]
-    processes = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    (tmp_path / "worker.py").write_text(WORKER)
+    warm.together(2, tmp_path / "worker.py", setup=warm.strict)
 
 
 # At its end it writes whether the process group is still there: what is registered first runs last.
@@ -114,12 +110,10 @@ with ending_together(60.0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ending", "left_open"), [([], "False"), (["preempted"], "False"), (["failed"], "True")])
-def test_the_group_is_ended_before_the_interpreter_unless_a_process_failed(tmp_path, ending, left_open):
+def test_the_group_is_ended_before_the_interpreter_unless_a_process_failed(warm, tmp_path, ending, left_open):
     """torch's own threads abort a process that ends with them at work; those of a broken exchange would never end."""
     script = tmp_path / "leaving.py"
     script.write_text(LEAVING)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([*torchrun, str(script), *ending], capture_output=True, text=True, timeout=120)
-    assert (done.returncode == 0) is (not ending), done.stderr
-    # One that ends late may be ended by torchrun, and writes nothing.
-    assert {end.read_text() for end in tmp_path.glob("end_*")} == {left_open}, done.stderr
+    both = warm.several(2, script, *ending)
+    assert all((process.end()[0] == 0) is (not ending) for process in both), both[0].output
+    assert [end.read_text() for end in tmp_path.glob("end_*")] == [left_open] * 2, both[0].output

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -93,36 +89,18 @@ print("READ", rank, read, flush=True)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(warm, tmp_path_factory):
     """Train from one step to another in so many processes; return how many bytes each has read of tensors."""
-    place, count = tmp_path_factory.mktemp("workers"), itertools.count()
-    (place / "worker.py").write_text(WORKER)
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).parents[1] / "faults/warm.py")]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(**question):
-        server.stdin.write(json.dumps({"setup": "", **question}) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
+    worker = tmp_path_factory.mktemp("workers") / "worker.py"
+    worker.write_text(WORKER)
 
     def train(folder, processes, first, last, kind="shard", asynchronous=True):
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            env = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
-        argv = [str(place / "worker.py"), str(folder), *map(str, (first, last)), kind, str(int(asynchronous))]
-        workers = []
-        for rank in range(processes):
-            if processes > 1 or kind == "shard":
-                env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            out = place / f"{next(count)}.txt"
-            workers.append((ask(argv=argv, env=env, out=str(out)), out))
-        ended = [ask(wait=pid, seconds=120) for pid, _ in workers]
-        printed = [out.read_text() for _, out in workers]
-        assert ended == [0] * processes, "\n".join(printed)
+        words = (worker, folder, first, last, kind, int(asynchronous))
+        alone = processes == 1 and kind != "shard"
+        printed = [warm.start(*words).communicate()[0]] if alone else warm.together(processes, *words)
         return [int(text.split("READ")[1].split()[1]) for text in printed]
 
-    with server:  # closes its pipes, and waits for its end
-        yield train
+    return train
 
 
 def flat(nest, path=""):

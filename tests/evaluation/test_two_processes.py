@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import runpy
-import subprocess
 import sys
 
 import numpy as np
@@ -52,7 +51,7 @@ RESULTS = {
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_tokenizer, photographs, labelled, pictures, tiny_extractor, extractors, tmp_path_factory):
+def folders(tiny_tokenizer, photographs, labelled, pictures, tiny_extractor, extractors, warm, tmp_path_factory):
     """What the program wrote in one process, which read samples as pictures, and in two, which read an array."""
     root = tmp_path_factory.mktemp("processes")
     (root / "program.py").write_text(PROGRAM)
@@ -65,12 +64,8 @@ def folders(tiny_tokenizer, photographs, labelled, pictures, tiny_extractor, ext
         patch.setattr(sys, "argv", one)
         runpy.run_path(str(root / "program.py"))
     path = os.pathsep.join([str(extractors), *filter(None, [os.environ.get("PYTHONPATH")])])
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, str(root / "program.py"), *two[1:]]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (root / "printed").write_text(done.stdout + done.stderr)
+    printed = warm.together(2, root / "program.py", *two[1:], env={"PYTHONPATH": path})
+    (root / "printed").write_text("".join(printed))
     return root
 
 

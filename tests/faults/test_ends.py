@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -72,11 +69,12 @@ def train(start, write_config, tmp_path):
     """Start an endless training with two data-loading processes."""
     (tmp_path / "faulty_hooks.py").write_text(HOOKS)
 
-    def begin(*options, hook="Slow", setup="", env=(), run="run", **changes):
+    def begin(*options, hook="Slow", setup="", env=(), run="run", several=0, **changes):
         config = write_config(**{"steps": 100000, "checkpoint": dict(every=100000), **changes})
         words = [config, "--work-dir", tmp_path / run, "--stage", "latent_alignment"]
         options = ["--cfg-options", "data.workers=2", f"hooks=[{{'type': 'faulty_hooks.{hook}'}}]", *options]
-        return start("train", *words, *options, setup=setup, env={"PYTHONPATH": str(tmp_path), **dict(env)})
+        env = {"PYTHONPATH": str(tmp_path), **dict(env)}
+        return start("train", *words, *options, several=several, setup=setup, env=env)
 
     return begin
 
@@ -187,17 +185,8 @@ def test_images_that_are_deleted_meanwhile(train, photographs, tmp_path):
     ends(process, 2, "images cannot be read")
 
 
-def meeting():
-    """The environments of two processes that torchrun would have started."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    place = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    return [dict(place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
-
-
 def test_two_processes_that_both_fail(train):
-    for process in [train(hook="Fails", env=env) for env in meeting()]:
+    for process in train(hook="Fails", several=2):
         assert process.end(60)[0] in (1, 2), process.output
         assert process.end()[1] < SECONDS
         assert "a defect of a hook" in process.output
@@ -206,7 +195,7 @@ def test_two_processes_that_both_fail(train):
 @pytest.mark.nightly
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_one_of_two_processes_that_is_stopped(train, stopped):
-    processes = [train("process_timeout=6", env=env) for env in meeting()]
+    processes = train("process_timeout=6", several=2)
     processes[0].until(STEP)
     workers = processes[1 - stopped].children()
     processes[stopped].signal(signal.SIGSTOP)
@@ -226,7 +215,7 @@ def test_processes_under_torchrun_that_both_fail(write_config, tool, tmp_path):
     ]
     torchrun = ("--standalone", "--nproc_per_node=2")
     process = tool.launch(write_config(), tmp_path / "run", *options, torchrun=torchrun, env={"PYTHONPATH": path})
-    tool.until(process, "RuntimeError: a defect of a hook")
+    process.until("RuntimeError: a defect of a hook")
     began = time.monotonic()
     process.communicate(timeout=60)
     assert time.monotonic() - began < 2 * SECONDS  # torchrun's own end is in it
@@ -330,7 +319,7 @@ runpy.run_path({tool!r}, run_name="__main__")
 @pytest.mark.parametrize("killed", [0, 1])
 @pytest.mark.parametrize("command", ["cache", "reconstruction", "sample"])
 def test_one_of_two_processes_under_torchrun_is_killed(
-    generator, classes, tiny_tokenizer, tool, tmp_path, command, killed
+    generator, classes, tiny_tokenizer, warm, tmp_path, command, killed
 ):
     """The other one has living data-loading processes, or is in the midst of a batch; torchrun's end is in the time."""
     name, words = READING.get(command, ("sample", "{generator} --out {out} --num-samples 400 --batch-size 2"))
@@ -339,22 +328,16 @@ def test_one_of_two_processes_under_torchrun_is_killed(
     (tmp_path / "hang").touch()
     places = dict(tokenizer=tiny_tokenizer, classes=classes, generator=generator, out=tmp_path / "out")
     (tmp_path / "program.py").write_text(PROGRAM.format(setup=setup, tool=str(TOOLS / f"{name}.py")))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, str(tmp_path / "program.py"), *(word.format(**places) for word in words.split())]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HANG": str(tmp_path / "hang")}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    with subprocess.Popen(command, **pipes) as process:
-        said = tool.until(process, sign)
-        assert sign in said
-        both = children(process.pid)
-        assert len(both) == 2, said
-        readers = [reader for each in both for reader in children(each)]
-        began = time.monotonic()
-        os.kill(both[killed], signal.SIGKILL)
-        said += process.communicate(timeout=60)[0]
-    assert time.monotonic() - began < 2 * SECONDS, said
-    assert process.returncode == 1, said
-    assert not [pid for pid in (*both, *readers) if is_living(pid)], said
+    command = [tmp_path / "program.py", *(word.format(**places) for word in words.split())]
+    process = warm.torchrun("--standalone", "--nproc_per_node=2", *command, env={"HANG": str(tmp_path / "hang")})
+    both = process.until(sign).children()
+    assert len(both) == 2, process.output
+    readers = [reader for each in both for reader in children(each)]
+    began = time.monotonic()
+    os.kill(both[killed], signal.SIGKILL)
+    assert process.end(60)[0] == 1, process.output
+    assert time.monotonic() - began < 2 * SECONDS, process.output
+    assert not [pid for pid in (*both, *readers) if is_living(pid)], process.output
 
 
 def children(pid):

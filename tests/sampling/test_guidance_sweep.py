@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -185,15 +182,9 @@ def test_the_table_is_printed_in_eighty_columns():
 
 
 @pytest.mark.nightly
-def test_several_processes_find_the_same(run, swept, tmp_path):
-    tool = [str(ROOT / "tools/sample.py"), *words(run, tmp_path / "out")]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *torchrun, *tool], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Sweep: ") == 1
+def test_several_processes_find_the_same(warm, run, swept, tmp_path):
+    printed = warm.together(2, ROOT / "tools/sample.py", *words(run, tmp_path / "out"))
+    assert "".join(printed).count("Sweep: ") == 1
     for name in ("rms_from_unguided", "latent_std", "saturated", "evaluations_per_sample"):
         assert column(tmp_path / "out", name) == pytest.approx(column(swept, name), rel=1e-12)
     assert (tmp_path / "out/sweep_grid.png").read_bytes() == (swept / "sweep_grid.png").read_bytes()

@@ -151,15 +151,7 @@ def words(run, out, *more, num=NUM):
     return [str(run), "--num-samples", str(num), "--out", str(out), "--batch-size", "4", *more]
 
 
-def launch(*arguments, processes=1):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, *torchrun, *arguments], env=environment, capture_output=True, text=True, timeout=300
-    )
-
-
-TOOL = str(ROOT / "tools/sample.py")
+TOOL = ROOT / "tools/sample.py"
 SLOW_DISK = """
 import os, time
 from aligntok.cli import sample
@@ -180,11 +172,10 @@ raise SystemExit(sample())
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.nightly)])
-def test_any_number_of_processes_draws_the_same_bits(run, whole, tmp_path, processes):
+def test_any_number_of_processes_draws_the_same_bits(warm, run, whole, tmp_path, processes):
     (tmp_path / "slow.py").write_text(SLOW_DISK)
-    done = launch(str(tmp_path / "slow.py"), *words(run, tmp_path / "out"), processes=processes)
-    assert done.returncode == 0, done.stderr
-    assert [done.stdout.count(text) for text in ("drawing 4", "drawing 3", "Samples: ")] == [2, 1, 1]
+    printed = "".join(warm.together(processes, tmp_path / "slow.py", *words(run, tmp_path / "out")))
+    assert [printed.count(text) for text in ("drawing 4", "drawing 3", "Samples: ")] == [2, 1, 1]
     assert contents(tmp_path / "out") == contents(whole)
 
 
@@ -611,10 +602,11 @@ sample(sys.argv[1:])
 
 
 @pytest.mark.nightly
-def test_a_kill_in_the_midst_of_writing_leaves_whole_pictures_only(run, whole, tmp_path):
+def test_a_kill_in_the_midst_of_writing_leaves_whole_pictures_only(warm, run, whole, tmp_path):
     out = tmp_path / "out"
-    killed = launch("-c", KILLED_WHILE_WRITING, *words(run, out))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (tmp_path / "killed.py").write_text(KILLED_WHILE_WRITING)
+    killed = warm.start(tmp_path / "killed.py", *words(run, out))
+    assert killed.end()[0] == -signal.SIGKILL, killed.output
     there = {path.name for path in (out / "images").glob("*.png") if not path.name.startswith(".")}
     assert {f"00000{i}.png" for i in range(4)} <= there
     assert "000006.png" not in there
@@ -634,18 +626,16 @@ def write_and_be_told_to_stop(self, pictures):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
 PictureWriter.write = write_and_be_told_to_stop
-code = sample()
-os.write(1, f"ended with {code}{os.linesep}".encode())  # at once: what two processes print would mix
-raise SystemExit(code)
+raise SystemExit(sample())
 """
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_ends_all_after_the_same_batch(run, whole, tmp_path):
+def test_sigterm_to_one_process_ends_all_after_the_same_batch(warm, run, whole, tmp_path):
     script, out = tmp_path / "sample.py", tmp_path / "out"
     script.write_text(TOLD_TO_STOP)
-    stopped = launch(str(script), *words(run, out), processes=2)
-    assert stopped.stdout.count("ended with 75") == 2, stopped.stderr
+    stopped = warm.several(2, script, *words(run, out))
+    assert [process.end()[0] for process in stopped] == [75, 75], stopped[0].output
     assert len(pixels(out)) == 8
     sample_images(SampleRequest(run=run, num_samples=NUM, out=out, batch_size=4))
     assert contents(out) == contents(whole)
@@ -831,15 +821,15 @@ def test_samples_that_are_not_finite_are_an_error_and_no_pictures(tmp_path):
 
 
 @pytest.mark.nightly
-def test_an_error_of_one_process_is_that_of_all(tmp_path):
+def test_an_error_of_one_process_is_that_of_all(warm, tmp_path):
     model = make_diffusion()
     with torch.no_grad():
         model.generator.y_embedder.embedding_table.weight[4] = float("nan")
     model.save_pretrained(tmp_path / "run")
-    done = launch(TOOL, *words(tmp_path / "run", tmp_path / "out", "--labels", "balanced"), processes=2)
-    assert done.returncode == 1
-    assert "the latents of sample 4 (seed 4) came out as NaN" in done.stderr
-    assert "Samples: " not in done.stdout
+    both = warm.several(2, TOOL, *words(tmp_path / "run", tmp_path / "out", "--labels", "balanced"))
+    assert all(process.end()[0] for process in both)
+    assert any("the latents of sample 4 (seed 4) came out as NaN" in process.output for process in both)
+    assert not any("Samples: " in process.output for process in both)
 
 
 def test_too_little_memory_is_told_as_such(run, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,8 @@ def test_four_replicas_that_are_stopped_and_go_on_end_as_others_do(tool, write_c
     undisturbed = tool.launch(config, whole, *options, env={**slowly, "SLOW": "0"}, **four)
     assert "step 8/8" in undisturbed.communicate(timeout=300)[0]
     stopped = tool.launch(config, run, *options, env=slowly, **four)
-    assert "step 3/" in tool.until(stopped, "step 3/")
-    stopped.terminate()
+    stopped.until("step 3/")
+    stopped.signal(signal.SIGTERM)
     stopped.communicate(timeout=300)
     assert 3 <= finished_steps(run / "1_only") < 8
     printed = tool.launch(config, run, *options, env={**slowly, "SLOW": "0"}, **four).communicate(timeout=300)[0]

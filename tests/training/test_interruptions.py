@@ -56,7 +56,7 @@ def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tool, tmp_path):
     rng = random.Random(20)
     for stage in STAGES:
         process = tool.launch(whole[1], tmp_path / "run")
-        printed = tool.until(process, f"{stage}: step {rng.randint(1, STEPS - 1)}/{STEPS}")
+        printed = process.until(f"{stage}: step {rng.randint(1, STEPS - 1)}/{STEPS}").output
         time.sleep(rng.uniform(0, 0.06))
         process.kill()
         process.communicate()
@@ -74,8 +74,8 @@ def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_75(whole, 
     """It comes from the scheduler to every process of the job, those that load data too; twice in one run here."""
     options, (slow, env) = ["--cfg-options", "checkpoint.every=1000", "data.workers=2"], slow_steps
     for stage in (0, 1):
-        process = tool.launch(whole[1], tmp_path / "run", *options, slow, start_new_session=True, env=env)
-        printed = tool.until(process, f"{STAGES[stage]}: step 2/{STEPS}")
+        process = tool.launch(whole[1], tmp_path / "run", *options, slow, env=env)
+        printed = process.until(f"{STAGES[stage]}: step 2/{STEPS}").output
         os.killpg(process.pid, signal.SIGTERM)
         printed += until_end(process)
         assert process.returncode == 75, printed
@@ -92,7 +92,7 @@ def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_75(whole, 
 def test_a_data_loading_process_that_dies_ends_the_run_with_the_reason(whole, tool, tmp_path):
     options = ["--cfg-options", "data.workers=1", "stages.0.steps=100000", "checkpoint.every=1"]
     process = tool.launch(whole[1], tmp_path / "run", *options)
-    printed = tool.until(process, f"{STAGES[0]}: step 3/")
+    printed = process.until(f"{STAGES[0]}: step 3/").output
     (worker,) = children(process)
     os.kill(worker, signal.SIGKILL)
     printed += until_end(process, seconds=30)
@@ -251,7 +251,7 @@ def test_a_second_run_in_one_folder_is_refused(whole, tool, tmp_path, capsys):
     process = tool.launch(
         whole[1], tmp_path / "run", "--cfg-options", "stages.0.steps=100000", "checkpoint.every=50000"
     )
-    tool.until(process, "step 1/")
+    process.until("step 1/")
     try:
         assert train([str(whole[1]), "--work-dir", str(tmp_path / "run")]) == 2
         assert f"is in use by another run (process {process.pid}); " in capsys.readouterr().err

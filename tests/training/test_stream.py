@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -255,8 +254,8 @@ def test_two_processes_that_are_killed_go_on_as_one(far, config, tool, tmp_path,
     served.fail("503", 7)
     more = "checkpoint.every=2"
     halved = start(file, "run", more, torchrun=("--standalone", "--nproc_per_node=2"))
-    tool.until(halved, "step 7/12")
-    halved.send_signal(signal.SIGKILL)
+    halved.until("step 7/12")
+    halved.kill()
     halved.communicate(timeout=60)  # until those that it started end, too, as they miss it
     assert 2 <= finished_steps(tmp_path / "run" / FIRST) < 12
     rest = start(file, "run", more)
@@ -278,7 +277,7 @@ def test_two_processes_of_which_one_loses_its_data_end_together_after_a_checkpoi
     place, served = far
     file = config(place, steps=300, cache="/proc/none", remote=dict(attempts=2, **SOON))
     run = tool.launch(file, tmp_path / "run", *STAGE, torchrun=("--standalone", "--nproc_per_node=2"))
-    printed = tool.until(run, "step 4/300")
+    printed = run.until("step 4/300").output
     served.fail("503", 2)  # some of the requests, of one process or the other
     printed += run.communicate(timeout=120)[0]
     assert run.returncode != 0

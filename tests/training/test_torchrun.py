@@ -175,10 +175,9 @@ def assert_close(found, expected):
 
 
 @pytest.mark.slow
-def test_a_mistake_ends_every_process_with_the_message_once_each(write_config, tool, tmp_path):
-    torchrun = ("--standalone", "--nproc_per_node=2")
-    process = tool.launch(write_config(global_batch_size=3), tmp_path / "run", torchrun=torchrun)
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "global_batch_size 3 is not divisible by 2 (2 processes x 1 accumulation steps)" in printed
+def test_a_mistake_ends_every_process_with_the_message_once_each(write_config, warm, tool, tmp_path):
+    said = "global_batch_size 3 is not divisible by 2 (2 processes x 1 accumulation steps)"
+    for process in warm.several(2, tool.program, write_config(global_batch_size=3), "--work-dir", tmp_path / "run"):
+        assert process.end()[0] == 2
+        assert process.output.count(said) == 1
     assert not (tmp_path / "run").exists()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -39,8 +36,9 @@ WORKER = """
 import sys, torch, torch.distributed as dist
 from aligntok.evaluation.metrics.features import FeatureCollector
 torch.set_num_threads(1)
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
+folder = sys.argv[1]
+dist.init_process_group("gloo")
+rank = dist.get_rank()
 pixels = torch.load(f"{folder}/pixels.pt")
 for batch_size, keep in ((9, True), (21, {1, 7, 20, 39})):
     collector = FeatureCollector(Colours(), keep)
@@ -95,12 +93,10 @@ def test_neither_batch_size_nor_order_matters(pixels, batch_size):
 
 
 @pytest.mark.slow
-def test_three_processes_of_which_one_has_nothing_find_what_one_finds(pixels, tmp_path):
+def test_three_processes_of_which_one_has_nothing_find_what_one_finds(warm, pixels, tmp_path):
     torch.save(pixels, tmp_path / "pixels.pt")
-    command = [sys.executable, "-W", "error", "-c", EXTRACTOR + WORKER]
-    workers = [subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE) for rank in range(3)]
-    errors = [worker.communicate(timeout=120)[1].decode() for worker in workers]
-    assert not any(worker.returncode for worker in workers), errors
+    (tmp_path / "worker.py").write_text(EXTRACTOR + WORKER)
+    warm.together(3, tmp_path / "worker.py", tmp_path, setup=warm.strict)
     torch.serialization.add_safe_globals([FeatureSet, Gaussian])
     chosen = collect(pixels, keep={1, 7, 20, 39})
     for rank in range(3):  # every process has all of it

@@ -104,7 +104,7 @@ def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tool, tmp_path):
     rng = random.Random(4)
     for _ in range(3):
         process = tool.launch(whole[1], tmp_path / "run")
-        tool.until(process, f"step {rng.randint(1, STEPS - 1)}/{STEPS}")
+        process.until(f"step {rng.randint(1, STEPS - 1)}/{STEPS}")
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
         process.communicate()
@@ -116,8 +116,8 @@ def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tool, tmp_path):
 def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_75(whole, tool, tmp_path, slow_steps):
     slow, env = slow_steps
     options = ["--cfg-options", "checkpoint.every=1000"]
-    process = tool.launch(whole[1], tmp_path / "run", *options, slow, start_new_session=True, env=env)
-    tool.until(process, f"step 2/{STEPS}")
+    process = tool.launch(whole[1], tmp_path / "run", *options, slow, env=env)
+    process.until(f"step 2/{STEPS}")
     os.killpg(process.pid, signal.SIGTERM)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 75, printed
@@ -136,11 +136,10 @@ def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_75(whole, 
         pytest.param(4, 2, "dict(shard=2)", marks=pytest.mark.nightly),
     ],
 )
-def test_any_split_of_the_batch_is_one_curve(whole, tool, tmp_path, processes, accumulation, held):
-    torchrun = ("--standalone", f"--nproc_per_node={processes}") if processes > 1 else ()
+def test_any_split_of_the_batch_is_one_curve(whole, warm, tool, tmp_path, processes, accumulation, held):
     options = ["--cfg-options", f"gradient_accumulation_steps={accumulation}", f"parallel={held}"]
-    printed = finish(tool.launch(whole[1], tmp_path / "many", *options, torchrun=torchrun))
-    assert printed.count("Generator: ") == 1
+    printed = warm.together(processes, tool.program, whole[1], "--work-dir", tmp_path / "many", *options)
+    assert "".join(printed).count("Generator: ") == 1
     one, many = scalars(whole[0]), scalars(tmp_path / "many")
     assert sorted(one) == sorted(many)
     for step, line in one.items():
