@@ -16,8 +16,9 @@ from aligntok.evaluation.comparison import budget
 from aligntok.evaluation.comparison.records import read_record
 from aligntok.evaluation.comparison.summary import over_seeds, show_samples, shown
 from aligntok.evaluation.generation import evaluate_generation
+from aligntok.evaluation.latent_analysis import analyze_latents
 from aligntok.evaluation.results import read_result
-from aligntok.evaluation.settings import GenerationSettings
+from aligntok.evaluation.settings import GenerationSettings, LatentAnalysis
 
 SPLITS = dict(
     train=dict(type="images", split="train", image_size=32),
@@ -179,6 +180,30 @@ def test_a_mean_is_over_the_seeds_runs(finished):
     values = over_seeds([{"v": each["guided/FD-Tiny"]} for each in read])["v"]
     assert tables["Generators on them, after the last step"][0]["guided/FD-Tiny"] == shown(values)
     assert psnr[0] != psnr[1]
+
+
+@pytest.mark.slow
+def test_latents_of_one_arm_are_what_they_are_beside_another(finished, labelled, tmp_path):
+    arms = [finished / name / "seed_0" for name in ("one", "two")]
+    encoder = dict(type="timm", model_name="vit_tiny_patch16_224", pretrained=False)
+    beside = analyze_latents(
+        LatentAnalysis(
+            tokenizers=tuple(str(arm / "tokenizer" / "tokenizer") for arm in arms),
+            names=("one", "two"),
+            out=tmp_path,
+            encoder=encoder | dict(model_args=dict(depth=1, embed_dim=48, num_heads=3)),
+            data=labelled,
+            split="val",
+            num_images=None,
+            image_size=32,
+            workers=0,
+        )
+    ).metrics
+    for name, arm in zip(("one", "two"), arms, strict=True):
+        alone = read_result(arm / "evaluation/latent_space/latent_space.json").metrics
+        own = [key for key in alone if not key.startswith(("reference/", "CKNNA"))]  # this encoder's weights are random
+        assert len(own) == 5
+        assert {key: beside[f"{name}/{key}"] for key in own} == {key: alone[key] for key in own}
 
 
 @pytest.mark.slow
