@@ -43,6 +43,7 @@ EXECUTED = [
 ]
 CONFIGS = ["docs/configuration.md", "docs/resume.md", "docs/streaming.md"]
 OF_A_GENERATORS_CONFIG = ("docs/evaluation.md", "docs/text_to_image.md")
+OF_A_COMPARISON = ("docs/comparisons.md",)  # tests/evaluation/comparison/test_grid.py runs it
 GENERATED = {"components.md", "configuration_keys.md"}
 WITHOUT_COMMAND = {"architecture.md": "for those who read the code"}
 FIRST_SCREEN = 25  # lines below a title
@@ -263,7 +264,7 @@ def test_every_page_starts_with_what_you_get_and_the_command():
 def test_every_page_with_python_is_tested():
     pages = [ROOT / "README.md", *(DOCS / page for page in {path.name for path in DOCS.glob("*.md")} - GENERATED)]
     found = {str(page.relative_to(ROOT)) for page in pages if python_blocks(str(page.relative_to(ROOT)))}
-    assert found == {*EXECUTED, *CONFIGS, *OF_A_GENERATORS_CONFIG}
+    assert found == {*EXECUTED, *CONFIGS, *OF_A_GENERATORS_CONFIG, *OF_A_COMPARISON}
 
 
 KEY = re.compile(

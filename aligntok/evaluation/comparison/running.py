@@ -191,7 +191,7 @@ def begin(folder: Path, made: Made, spoils: Callable[[Iterable[str]], list[Path]
     spoils: what names of settings that differ have made otherwise. Raises ConfigError.
     """
     path = folder / NOTE
-    if is_first() and path.is_file():
+    if path.is_file():  # in every process: all of them end
         before = read_json(path, DataError, _ANEW, lambda told: Made(**told))
         changes = before.differences(made)
         if before.precision != made.precision:
