@@ -112,9 +112,7 @@ def is_fast_in_bf16(where: torch.device) -> bool:
 
 def precision_taken(precision: str, where: torch.device | None = None) -> str:
     """Return what a precision means on a device (None: this process's): of "auto" bf16 or fp32, of others itself."""
-    if precision != AUTO:
-        return precision
-    return "bf16" if is_fast_in_bf16(where or device()) else "fp32"
+    return precision if precision != AUTO else "bf16" if is_fast_in_bf16(where or device()) else "fp32"
 
 
 @contextmanager
@@ -124,10 +122,9 @@ def computing(precision: str, where: torch.device | None = None, whole: bool = F
     "bf16" and "fp16" are autocast; the others put an end to an autocast around them; "auto" is what
     :func:`precision_taken` says. How float32 is multiplied, see :func:`multiplying`, `whole` included.
     """
-    where = where or device()
     precision = precision_taken(precision, where)
     low = PRECISIONS[precision]
-    with multiplying(precision, whole), torch.autocast(where.type, low, enabled=low is not None):
+    with multiplying(precision, whole), torch.autocast((where or device()).type, low, enabled=low is not None):
         yield
 
 
