@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aligntok.data.transforms import parse_image_size
-from aligntok.distributed import is_first
+from aligntok.distributed import alone, is_first
 from aligntok.evaluation.comparison.criterion import statement
 from aligntok.evaluation.comparison.plan import Comparison
 from aligntok.evaluation.cost import measure_cost
@@ -86,7 +86,8 @@ def estimate_hours(comparison: Comparison) -> dict[str, float | None]:
             out=folder,
             cfg_options={"data_root": None, "work_dir": str(folder)},
         )
-        measure_cost(request)
+        with alone():  # the others go on, and wait
+            measure_cost(request)
     rows = read_result(folder / "cost.json").tables["Training steps"]
     found: dict[str, float | None] = {}
     for name, config in configs.items():
