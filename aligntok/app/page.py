@@ -38,6 +38,8 @@ def _gradio() -> Any:
     """Import Gradio, which then tells its makers nothing. Raises ConfigError where it is not here."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else it looks a name up outside when it starts (6.31)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for name in ("NO_PROXY", "no_proxy"):  # it asks itself whether it is there, and a proxy would not know
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST, "localhost")))
     try:
         import gradio
     except FAILURES as error:

@@ -51,8 +51,12 @@ def served(tiny_tokenizer, tmp_path_factory):
     log = tmp_path_factory.mktemp("app") / "log"
     command = [sys.executable, "-c", WATCH, "app", str(tiny_tokenizer), "--port", str(port), "--device", "cpu"]
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    behind = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # where nobody is
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env={**environment, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**environment, **behind, "OMP_NUM_THREADS": "1"}
+        )
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
     try:
         for _ in range(600):
             assert process.poll() is None, log.read_text()
