@@ -2,7 +2,7 @@
 
     python tools/train.py configs/small/aligntok_semantic_weight_0.py --cfg-options data_root=tiny_imagenet.zip
 
-Our own recipe: 300 + 1,000 + 300 steps of 16 images = 25,600 images seen, 1.0 epochs. Nothing else differs from
+Our own recipe: 1,875 + 5,940 + 1,560 steps of 16 images = 150,000 images seen, 6.0 epochs. Nothing else differs from
 configs/small/aligntok.py.
 Expected (measured by configs/small/comparison.py): docs/small.md.
 """
