@@ -29,7 +29,8 @@ def state_budget(comparison: Comparison) -> None:
     hours, seeds = estimate_hours(comparison), comparison.settings.seeds
     budgets = {arm.name: comparison.tokenizer_budget(arm) for arm in comparison.arms if arm.seed == seeds[0]}
     rows = []
-    for name, budget in {**budgets, "generator": comparison.generator_budget()}.items():
+    generator = {} if comparison.generator is None else {"generator": comparison.generator_budget()}
+    for name, budget in {**budgets, **generator}.items():
         words, time = name if name in budgets else "generator, on each", hours[name]
         steps = " + ".join(f"{count:,}" for count in budget.steps)
         rows.append([words, steps, f"{budget.images:,}", "not timed" if time is None else f"{time:.2f}"])
@@ -39,7 +40,7 @@ def state_budget(comparison: Comparison) -> None:
     )
     grid = state_grid(comparison, hours)
     if None not in hours.values():
-        each = sum(hours[name] or 0 for name in budgets) + len(budgets) * (hours["generator"] or 0)
+        each = sum(hours[name] or 0 for name in budgets) + len(budgets) * (hours.get("generator") or 0)
         console.print_line(f"Training takes about {len(seeds) * each + grid:.1f} hours here, all together.")
     console.print_line(not_counted(comparison))
 
@@ -63,6 +64,8 @@ def state_grid(comparison: Comparison, hours: dict[str, float | None]) -> float:
 
 def not_counted(comparison: Comparison) -> str:
     """Return what the estimate leaves out, in words: all that is measured."""
+    if comparison.generator is None:
+        return "Evaluations come on top of it: for each tokenizer and seed its reconstructions, probe and latents."
     samples, steps = comparison.settings.samples, comparison.generator_budget().steps[0]
     marks, variants = 1 if samples.every is None else -(-steps // samples.every), len(samples.variants) or 1
     drawn = f"{marks} x {variants} x {samples.num_samples:,} samples drawn and measured"
@@ -75,7 +78,9 @@ def not_counted(comparison: Comparison) -> str:
 def estimate_hours(comparison: Comparison) -> dict[str, float | None]:
     """Return hours by training on this machine, from a few timed steps of each; None for what was too slow to time."""
     folder = comparison.work_dir / "budget"
-    configs = {arm.name: arm.config for arm in comparison.arms} | {"generator": comparison.generator}
+    configs = {arm.name: arm.config for arm in comparison.arms}
+    if comparison.generator is not None:
+        configs["generator"] = comparison.generator
     if not (folder / "cost.json").is_file():
         request = CostRequest(
             configs=tuple(dict.fromkeys(configs.values())),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from aligntok.errors import ConfigError, unknown
-from aligntok.evaluation.comparison.settings import ComparisonSettings, Criterion, ReconstructionLimit
+from aligntok.evaluation.comparison.settings import ComparisonSettings, Criterion, Multiple, ReconstructionLimit
 from aligntok.evaluation.metrics.features import INCEPTION, extractor_config
 from aligntok.registry import EXTRACTORS, without_weights
 
@@ -67,22 +67,29 @@ def names_on(title: str) -> list[str]:
 
 
 def of_samples(settings: ComparisonSettings) -> list[str]:
-    """Return what the distances of samples are called."""
-    names = distance_names(settings)
+    """Return what the distances of samples are called; there are none without a generator."""
+    names = [] if settings.generator is None else distance_names(settings)
     return [f"{variant}/{name}" for variant in settings.samples.variants or ["generation"] for name in names]
 
 
 def check_criterion(settings: ComparisonSettings, where: str) -> None:
-    """Raise ConfigError for a criterion that names a tokenizer or a metric that there is not."""
+    """Raise ConfigError for a criterion that asks for nothing, or names a tokenizer or a metric that there is not."""
     criterion = settings.criterion
     if criterion is None:
         return
     limit = criterion.reconstruction
-    named = [criterion.arm, *(criterion.below or ()), *([limit.against] if limit else ())]
+    if not (criterion.metrics or limit or criterion.at_least):
+        raise ConfigError(f"{where}, criterion asks for nothing; give metrics, reconstruction or at_least")
+    if criterion.metrics and settings.generator is None:
+        raise ConfigError(f"{where}, criterion.metrics are of samples, and no generator draws any; give a generator")
+    if limit is not None and limit.against is None and limit.at_most is None:
+        raise ConfigError(f"{where}, criterion.reconstruction has no limit; give against='...' or at_most=...")
+    named = [criterion.arm, *(criterion.below or ()), *(each.against for each in criterion.at_least)]
+    named += [limit.against] if limit is not None and limit.against is not None else []
     for name in named:
         if name not in settings.tokenizers:
             raise ConfigError(f"{where}, criterion: {unknown('tokenizer', name, settings.tokenizers)}")
-    if criterion.arm in named[1:] or not others(settings, criterion):
+    if criterion.arm in named[1:] or (criterion.metrics and not others(settings, criterion)):
         raise ConfigError(f"{where}, criterion: '{criterion.arm}' is compared with itself; name other tokenizers")
     asked = {"metrics": (criterion.metrics, of_samples(settings))}
     if limit is not None:
@@ -105,33 +112,52 @@ def statement(settings: ComparisonSettings, criterion: Criterion) -> str:
     """Return the criterion in words."""
     seeds = len(settings.seeds)
     spread = f"more than {criterion.spreads:g} x the larger spread over seeds of the two" if seeds > 1 else "any amount"
-    told = (
-        f"after the last step, {criterion.arm} is below {', '.join(others(settings, criterion))} on "
-        f"{', '.join(criterion.metrics)}, in {'every seed' if seeds > 1 else 'the only seed'}, by {spread}"
-    )
-    limit = criterion.reconstruction
-    if limit is not None:
-        told += (
-            f"; and on {', '.join(limit.metrics)} it is above real images by at most {limit.times:g} x as much as "
-            f"{limit.against}"
+    told, limit = [], criterion.reconstruction
+    if criterion.metrics:
+        told.append(
+            f"after the last step, {criterion.arm} is below {', '.join(others(settings, criterion))} on "
+            f"{', '.join(criterion.metrics)}, in {'every seed' if seeds > 1 else 'the only seed'}, by {spread}"
         )
-    return told
+    for each in criterion.at_least:
+        told.append(f"{criterion.arm} has at least {each.times:g} x the {each.metric} of {each.against}")
+    if limit is not None:
+        most = [] if limit.at_most is None else [f"{limit.at_most:g}"]
+        most += [] if limit.against is None else [f"{limit.times:g} x as much as {limit.against}"]
+        told.append(
+            f"on {', '.join(limit.metrics)} {criterion.arm} is above real images by at most {' and '.join(most)}"
+        )
+    return "; and ".join(told)
 
 
 def judge(settings: ComparisonSettings, criterion: Criterion, found: Found) -> Judged:
     """Compare what was found with what the criterion asks for."""
-    below = others(settings, criterion)
+    below, limit = others(settings, criterion), criterion.reconstruction
     samples = [row for metric in criterion.metrics for name in below for row in _leads(criterion, metric, name, found)]
-    limit = criterion.reconstruction
+    more = [row for multiple in criterion.at_least for row in _multiples(criterion, multiple, found)]
     own = [] if limit is None else [row for metric in limit.metrics for row in _behind(criterion, limit, metric, found)]
-    failed = [sum(not met for _, met in rows) for rows in (samples, own)]
-    verdict = MET if not any(failed) else WORSE if not failed[0] else NOT_MET
+    kinds = {"samples": samples, "tokenizers": more, "reconstructions": own}
+    failed = {kind: sum(not met for _, met in rows) for kind, rows in kinds.items()}
+    wrong = [kind for kind, number in failed.items() if number]
+    verdict = MET if not wrong else WORSE if samples and wrong == ["reconstructions"] else NOT_MET
     if verdict == WORSE:
         verdict += f"; {_crossings(criterion, below, found)}"
     if verdict == NOT_MET:
-        verdict += f": {failed[0]} of {len(samples)} comparisons of samples fail"
-        verdict += f", and {failed[1]} of {len(own)} of reconstructions" if own else ""
-    return Judged([row for row, _ in [*samples, *own]], verdict)
+        first, *rest = [(kind, failed[kind], len(rows)) for kind, rows in kinds.items() if rows]
+        verdict += f": {first[1]} of {first[2]} comparisons of {first[0]} fail"
+        verdict += "".join(f", and {number} of {count} of {kind}" for kind, number, count in rest)
+    return Judged([row for rows in kinds.values() for row, _ in rows], verdict)
+
+
+def _multiples(criterion: Criterion, multiple: Multiple, found: Found) -> list[tuple[dict[str, str], bool]]:
+    """Return a row a seed: how many times as much as another the arm has of something."""
+    own, theirs = (found.values(name, multiple.metric) for name in (criterion.arm, multiple.against))
+    rows = []
+    for seed, value in own.items():
+        met = value >= multiple.times * theirs[seed]
+        row = _row(multiple.metric, multiple.against, seed, value, theirs[seed], met)
+        times = f"{value / theirs[seed]:.3g} x" if theirs[seed] > 0 else "-"
+        rows.append((row | {"times": times, "wanted": f">= {multiple.times:g} x"}, met))
+    return rows
 
 
 def _leads(criterion: Criterion, metric: str, other: str, found: Found) -> list[tuple[dict[str, str], bool]]:
@@ -151,19 +177,22 @@ def _leads(criterion: Criterion, metric: str, other: str, found: Found) -> list[
 def _behind(
     criterion: Criterion, limit: ReconstructionLimit, metric: str, found: Found
 ) -> list[tuple[dict[str, str], bool]]:
-    """Return a row a seed: how many times as far above real images the arm is as another."""
-    own, theirs, floor = (
-        found.values(criterion.arm, metric),
-        found.values(limit.against, metric),
-        found.real.value(metric),
-    )
+    """Return rows for each seed: how far above real images the arm is, and how many times as far as another."""
+    own, floor = found.values(criterion.arm, metric), found.real.value(metric)
+    theirs = {} if limit.against is None else found.values(limit.against, metric)
     rows = []
     for seed, value in own.items():
-        far, near = value - floor, theirs[seed] - floor
-        met = far <= limit.times * near
-        row = _row(metric, limit.against, seed, value, theirs[seed], met)
-        times = f"{far / near:.3g} x" if near > 0 else "-"
-        rows.append((row | {"real images": f"{floor:.4g}", "above by": times, "wanted": f"<= {limit.times:g} x"}, met))
+        far = value - floor
+        if limit.at_most is not None:
+            met = far <= limit.at_most
+            row = _row(metric, "real images", seed, value, floor, met) | {"real images": f"{floor:.4g}"}
+            rows.append((row | {"above by": f"{far:.4g}", "wanted": f"<= {limit.at_most:g}"}, met))
+        if limit.against is not None:
+            near = theirs[seed] - floor
+            met = far <= limit.times * near
+            row = _row(metric, limit.against, seed, value, theirs[seed], met) | {"real images": f"{floor:.4g}"}
+            times = f"{far / near:.3g} x" if near > 0 else "-"
+            rows.append((row | {"above by": times, "wanted": f"<= {limit.times:g} x"}, met))
     return rows
 
 

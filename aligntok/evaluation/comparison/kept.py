@@ -110,7 +110,9 @@ def of_real_images(comparison: Comparison) -> Record:
 
 
 def generation_curves(arm: Arm) -> dict[str, Curve]:
-    """Return what an arm's generator was measured to be over training, by name."""
+    """Return what an arm's generator was measured to be over training, by name; nothing without one."""
+    if not (arm.folder / GENERATOR).is_dir():
+        return {}
     history = read_history(arm.folder / GENERATOR / GENERATION)
     return {name: curve for name, curve in history.measured.items() if not name.endswith(f"/{WITHOUT_PLACE}")}
 

@@ -63,13 +63,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison, complete: its settings, where it is written, its arms, the generator's config file."""
+    """A comparison, complete: its settings, where it is written, its arms, the generator's config file (None: none)."""
 
     source: Path
     settings: ComparisonSettings
     work_dir: Path
     arms: tuple[Arm, ...]
-    generator: Path
+    generator: Path | None
 
     @property
     def results(self) -> Path | None:
@@ -97,7 +97,11 @@ class Comparison:
         return load_config(arm.config, {**arm.options, **options})
 
     def generator_config(self, arm: Arm, references: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the config of an arm's generator on its latents, measured against `references` on the way."""
+        """Return the config of an arm's generator on its latents, measured against `references` on the way.
+
+        Only where there is a generator.
+        """
+        assert self.generator is not None
         validation = {**asdict(self.settings.samples), "metrics": references}
         options: dict[str, Any] = {"data_root": str(arm.folder / "latents"), "seed": arm.seed}
         grid = self.settings.grid
@@ -115,7 +119,12 @@ class Comparison:
         return Budget.of(expand_stages(self.tokenizer_config(arm)))
 
     def generator_budget(self, arm: Arm | None = None) -> Budget:
-        """Return the budget of the generator, the same for every arm (None: the first), or for every one of a grid."""
+        """Return the budget of the generator, the same for every arm (None: the first), or for every one of a grid.
+
+        Without a generator it has no steps.
+        """
+        if self.generator is None:
+            return Budget((), 0)
         generation = expand_generation(self.generator_config(arm or self.arms[0], []))
         return Budget.of([generation] if generation else [])
 
@@ -151,13 +160,9 @@ def read_comparison(path: str | Path, options: Mapping[str, Any] | None = None) 
         for name, file in settings.tokenizers.items()
         for seed in settings.seeds
     )
-    comparison = Comparison(source, settings, work_dir, arms, source.parent / settings.generator)
-    trained = read_config(comparison.generator, {})
-    if trained.get("stages") or "generator" not in trained:
-        raise ConfigError(
-            f"{comparison.generator} trains no generator, or a tokenizer before it; give a config without stages, and "
-            "with generator=dict(type=...)"
-        )
+    generator = None if settings.generator is None else source.parent / settings.generator
+    comparison = Comparison(source, settings, work_dir, arms, generator)
+    check_generator(comparison)
     check_criterion(settings, str(path))
     check_grid(settings, str(path))
     check_budgets(comparison, comparison.arms, str(source))
@@ -165,6 +170,20 @@ def read_comparison(path: str | Path, options: Mapping[str, Any] | None = None) 
         check_budgets(comparison, grid, f"{source}, grid")
         expand_generation(comparison.generator_config(grid[0], []))  # raises what its overrides cannot be
     return comparison
+
+
+def check_generator(comparison: Comparison) -> None:
+    """Raise ConfigError for a config that is no generator's, and for a grid without a generator to be judged by."""
+    if comparison.generator is None:
+        if comparison.settings.grid is not None:
+            raise ConfigError(f"{comparison.source}: a grid is judged by a generator's samples; give a generator")
+        return
+    trained = read_config(comparison.generator, {})
+    if trained.get("stages") or "generator" not in trained:
+        raise ConfigError(
+            f"{comparison.generator} trains no generator, or a tokenizer before it; give a config without stages, and "
+            "with generator=dict(type=...)"
+        )
 
 
 def check_budgets(comparison: Comparison, arms: Sequence[Arm], where: str) -> None:

@@ -132,10 +132,12 @@ def made_with(comparison: Comparison, arm: Arm | None) -> Made:
     if arm is None:
         told["measuring"] = {key: each for key, each in told["measuring"].items() if key.startswith(_OF_REAL_IMAGES)}
     else:
-        generation = expand_generation(comparison.generator_config(arm, []))
-        assert generation is not None  # read_comparison has seen to it
         stages = {each.name: each.settings for each in expand_stages(comparison.tokenizer_config(arm))}
-        told |= {"seed": arm.seed, "generator": own_settings(GeneratorSettings, asdict(generation.settings))}
+        told["seed"] = arm.seed
+        if comparison.generator is not None:
+            generation = expand_generation(comparison.generator_config(arm, []))
+            assert generation is not None  # read_comparison has seen to it
+            told["generator"] = own_settings(GeneratorSettings, asdict(generation.settings))
         told["tokenizer"] = {name: own_settings(StageSettings, asdict(each)) for name, each in stages.items()}
         if arm.number is not None and comparison.settings.grid is not None:
             told["metric"] = comparison.settings.grid.metric

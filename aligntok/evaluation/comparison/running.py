@@ -87,6 +87,8 @@ def run_arm(comparison: Comparison, arm: Arm, references: Mapping[str, dict[str,
             measure(comparison, arm, [*references.values()])
         else:
             reconstruct(comparison, arm, arm.folder / EVALUATION / "reconstruction", None)
+    if comparison.generator is None:
+        return
     with timed(arm, "latents"):
         images = comparison.images("train", precision=comparison.settings.precision)
         cache_latents(CacheRequest(tokenizer=arm.tokenizer, out=arm.folder / "latents", **images))

@@ -55,12 +55,26 @@ class SamplesSettings:
 class ReconstructionLimit:
     """How far the arm's own reconstructions may be behind another's."""
 
-    against: str
-    """The other tokenizer."""
     metrics: Annotated[list[str], Field(min_length=1)]
     """Such as "reconstructions/FD-EfficientNetLite2-96px"."""
+    against: str | None = None
+    """The other tokenizer; None: none."""
     times: AboveZero = 1.5
     """The arm's distance less that of real images is at most so many times the other's."""
+    at_most: AboveZero | None = None
+    """It is at most so much; None: however much."""
+
+
+@settings
+class Multiple:
+    """How many times as much as another the arm is to have of something."""
+
+    metric: Literal["top1", "top5", "psnr", "ssim"]
+    """Of the tokenizer: accuracies of the linear probe, or what its reconstructions have."""
+    against: str
+    """The other tokenizer."""
+    times: AboveZero = 1.0
+    """The arm has at least so many times as much, in every seed."""
 
 
 @settings
@@ -69,7 +83,7 @@ class Criterion:
 
     arm: str
     """The tokenizer that the claim is of."""
-    metrics: Annotated[list[str], Field(min_length=1)]
+    metrics: list[str] = field(default_factory=list)
     """Of samples after the last step, such as "unguided/FD-EfficientNetLite2-96px"; the arm's is to be lower."""
     below: list[str] | None = None
     """The tokenizers that it is to be below; None: all others."""
@@ -77,6 +91,8 @@ class Criterion:
     """By more than so many times the larger spread over seeds, of the two, in every seed."""
     reconstruction: ReconstructionLimit | None = None
     """How far its reconstructions may be behind; None: any."""
+    at_least: list[Multiple] = field(default_factory=list)
+    """What its tokenizer is to have more of."""
 
 
 @settings
@@ -114,12 +130,12 @@ class ComparisonSettings:
 
     tokenizers: Annotated[dict[str, str], Field(min_length=1)]
     """Name -> config file of a tokenizer's training, beside this one."""
-    generator: str
-    """Config file of the generator that is trained on each, beside this one."""
     extractors: Annotated[list[Any], Field(min_length=1)]
     """Features of the distances; none of them the encoder that is aligned."""
     reference_encoder: str | dict[str, Any]
     """Encoder that latents are compared with (CKNNA)."""
+    generator: str | None = None
+    """Config file of the generator that is trained on each, beside this one; None: tokenizers alone are compared."""
     criterion: Criterion | None = None
     """What is to be seen for the claim to hold; None: nothing is checked."""
     grid: Grid | None = None

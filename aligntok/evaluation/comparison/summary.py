@@ -25,6 +25,8 @@ from aligntok.io.files import replacing
 from aligntok.io.pictures import save_picture, sheet
 
 CURVES, SAMPLES = "convergence.png", "samples.png"
+PICTURES = {"Fréchet distance over training steps": CURVES, "Samples of the same seeds and classes": SAMPLES}
+OF_SAMPLES, OF_RECONSTRUCTIONS = "Generators on them, after the last step", "Reconstructions beside real images"
 GRIDS_A_ROW = 3  # of the samples, so that a page can show them
 
 
@@ -58,7 +60,7 @@ def summarise(
         {f"{arm.name}/seed_{arm.seed}/{name}": n for arm in arms for name, n in records[arm].final.items()},
         {**asdict(comparison.settings), "budget": budget, "arms": kept, **told},
         tables,
-        {"Fréchet distance over training steps": CURVES, "Samples of the same seeds and classes": SAMPLES},
+        {title: name for title, name in PICTURES.items() if (folder / name).is_file()},
     )
     path = result.write(folder)
     write_markdown(folder / "comparison.md", result.tables, told)
@@ -79,14 +81,16 @@ def tables_of(
     curves = {arm: record.curves for arm, record in records.items()}
     own = dict.fromkeys(name for record in records.values() for name in record.metrics)
     more = dict.fromkeys(name for record in records.values() for name in record.curves if not is_distance(name))
-    return {
+    distances = OF_RECONSTRUCTIONS if comparison.generator is None else OF_SAMPLES
+    tables: dict[str, Sequence[Mapping[str, Any]]] = {
         "Tokenizers": _columns(rows, [name for name in own if not name.startswith(f"{RECONSTRUCTIONS}/")]),
-        "Generators on them, after the last step": distances_table(rows, real, comparison.settings.samples.num_samples),
+        distances: distances_table(rows, real, comparison.settings.samples.num_samples),
         "More about the generators": [
             {"metric": name, **{row["tokenizer"]: shown(row[name]) for row in rows if name in row}} for name in more
         ],
         "On the way": steps_table([*means], curves),
     }
+    return {title: table for title, table in tables.items() if table}
 
 
 def judged_by(comparison: Comparison, records: Mapping[Arm, Record], real: Record) -> Judged | None:

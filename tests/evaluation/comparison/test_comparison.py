@@ -293,6 +293,29 @@ def test_started_again_it_does_only_what_is_missing(finished, config, capsys):
     assert read_result(finished / "comparison.json").tables == before
 
 
+@pytest.mark.slow
+def test_tokenizers_alone_are_compared_without_a_generator(config, tmp_path, capsys):
+    criterion = dict(
+        _delete_=True,
+        arm="two",
+        at_least=[dict(metric="top1", against="one", times=9.0)],
+        reconstruction=dict(metrics=["reconstructions/FD-Tiny"], at_most=1e6),
+    )
+    options = ["generator=None", "seeds=[0]", "results=alone", f"criterion={criterion!r}"]
+    assert compare([str(config), "--work-dir", str(tmp_path), "--cfg-options", *options]) == 0
+    told = capsys.readouterr().out
+    assert "Criterion: not met: 1 of 1 comparisons of tokenizers fail, and 0 of 1 of reconstructions." in told
+    result = read_result(tmp_path / "comparison.json")
+    assert [*result.tables] == ["Tokenizers", "Reconstructions beside real images", "Criterion"]
+    rows = result.tables["Reconstructions beside real images"]
+    assert [row["tokenizer"] for row in rows] == ["one", "two", "real images"]
+    assert all("reconstructions/FD-Tiny" in row for row in rows)
+    assert not (tmp_path / "one" / "seed_0" / "generator").exists()
+    again = read_record(config.parent / "alone" / "two_seed_0.json")
+    assert not any(key.startswith("generator") for key in again.made.settings)
+    assert again.curves == {}
+
+
 def test_the_budget_is_told_before_and_a_dry_run_ends_there(config, tmp_path, capsys):
     assert compare([str(config), "--work-dir", str(tmp_path / "out"), "--dry-run"]) == 0
     told = capsys.readouterr().out
@@ -330,6 +353,10 @@ def test_unequal_budgets_are_refused(config, tmp_path, capsys):
         ("criterion.metrics=['unguided/FD-Tinny']", "no metric named 'unguided/FD-Tinny'; did you mean"),
         ("criterion.metrics=['reconstructions/FD-Tiny']", "no metric named 'reconstructions/FD-Tiny'"),
         ("criterion.reconstruction.metrics=['unguided/FD-Tiny']", "criterion.reconstruction.metrics: no metric"),
+        ("criterion.reconstruction.against=None", "criterion.reconstruction has no limit"),
+        ("criterion={'_delete_': True, 'arm': 'two'}", "criterion asks for nothing"),
+        ("criterion.at_least=[{'metric': 'top1', 'against': 'tow'}]", "no tokenizer named 'tow'; did you mean 'two'?"),
+        ("generator=None", "criterion.metrics are of samples, and no generator draws any"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused(config, tmp_path, capsys, option, message):

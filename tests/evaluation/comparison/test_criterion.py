@@ -92,6 +92,33 @@ def test_curves_cross_where_the_line_between_marks_says(own, other, step):
 def test_a_statement_says_all_of_it():
     assert statement(SETTINGS, CRITERION) == (
         "after the last step, ours is below vae, vavae on unguided/FD-A, in every seed, by more than 2 x the larger "
-        "spread over seeds of the two; and on reconstructions/FD-A it is above real images by at most 1.5 x as much as "
-        "vae"
+        "spread over seeds of the two; and on reconstructions/FD-A ours is above real images by at most 1.5 x as "
+        "much as vae"
+    )
+
+
+@pytest.mark.parametrize(
+    ("top1", "own", "verdict"),
+    [
+        ((0.26, 0.30), (69, 70), "met"),  # 2 x 0.13 and 2 x 0.15; 59 and 60 above real images at 10
+        ((0.26, 0.29), (69, 70), "not met: 1 of 2 comparisons of tokenizers fail, and 0 of 2 of reconstructions"),
+        ((0.26, 0.30), (69, 70.5), "not met: 0 of 2 comparisons of tokenizers fail, and 1 of 2 of reconstructions"),
+    ],
+)
+def test_tokenizers_alone_are_judged_by_multiples_and_by_what_lies_above_real_images(top1, own, verdict):
+    criterion = Criterion(
+        arm="ours",
+        at_least=[dict(metric="top1", against="vae", times=2.0)],
+        reconstruction=dict(metrics=[OWN], at_most=60),
+    )
+    records = [
+        Record(name, Made({}), {"top1": tops[seed], OWN: distances[seed]}, seed)
+        for name, tops, distances in (("ours", top1, own), ("vae", (0.13, 0.15), (11, 12)))
+        for seed in (0, 1)
+    ]
+    judged = judge(SETTINGS, criterion, Found(records, Record("real", Made({}), {OWN: 10.0})))
+    assert judged.verdict == verdict
+    assert [row["wanted"] for row in judged.rows] == [">= 2 x", ">= 2 x", "<= 60", "<= 60"]
+    assert statement(SETTINGS, criterion) == (
+        "ours has at least 2 x the top1 of vae; and on reconstructions/FD-A ours is above real images by at most 60"
     )
