@@ -57,7 +57,8 @@ def distance_names(settings: ComparisonSettings) -> list[str]:
         registry, config = extractor_config(given)
         with torch.device("meta"):
             built = registry.build(without_weights(registry, config))
-        names += names_on(built.title if registry is EXTRACTORS else config["type"])
+        title = built.title if registry is EXTRACTORS else config["type"]
+        names += names_on(title if config.get("pretrained") is False else title.removesuffix("-random"))
     return names
 
 

@@ -28,6 +28,8 @@ def check_grid(settings: ComparisonSettings, where: str) -> None:
             f"{where}: nothing is tried of {', '.join(missing)}; give each tokenizer options, a control like='...'"
         )
     for name, own in grid.tokenizers.items():
+        if own.whole and own.like is None:
+            raise ConfigError(f"{where}: '{name}' takes the whole of no other; give like='...' beside whole=True")
         if own.like is not None and (own.options or own.shorter):
             raise ConfigError(f"{where}: '{name}' has options or a shorter training and like='{own.like}'; give one")
         if own.like is not None and not (own.like in grid.tokenizers and grid.tokenizers[own.like].options):
@@ -71,7 +73,8 @@ def choose(comparison: Comparison, records: Mapping[Arm, Record]) -> dict[str, d
             best[name], number[name] = tried(comparison, least), least.number or 0
     for name, its in grid.tokenizers.items():
         if its.like in number:
-            best[name] = dict(grid.shared[number[its.like] % len(grid.shared)])
+            shared = grid.shared[number[its.like] % len(grid.shared)]
+            best[name] = dict(best[its.like] if its.whole else shared)
     return best
 
 

@@ -105,6 +105,8 @@ class GridTokenizer:
     """Config overrides that shorten its training in the grid, such as {"stages.0.steps": 1000}."""
     like: str | None = None
     """In place of options: a control, which takes what is shared as that tokenizer's best has it."""
+    whole: bool = False
+    """The control takes what is that tokenizer's own as well."""
 
 
 @settings

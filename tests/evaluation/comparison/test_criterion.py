@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from aligntok.evaluation.comparison.criterion import Found, crossing, judge, statement
+from aligntok.evaluation.comparison.criterion import Found, crossing, distance_names, judge, statement
 from aligntok.evaluation.comparison.records import Made, Record
 from aligntok.evaluation.comparison.settings import ComparisonSettings, Criterion
 
@@ -122,3 +124,9 @@ def test_tokenizers_alone_are_judged_by_multiples_and_by_what_lies_above_real_im
     assert statement(SETTINGS, criterion) == (
         "ours has at least 2 x the top1 of vae; and on reconstructions/FD-A ours is above real images by at most 60"
     )
+
+
+def test_metrics_are_named_as_they_will_be_with_the_weights_that_are_not_read_yet():
+    given = [dict(type="efficientnet_lite2", size=96), dict(type="efficientnet_lite0", pretrained=False)]
+    settings = replace(SETTINGS, extractors=given)
+    assert distance_names(settings)[::2] == ["FD-EfficientNetLite2-96px", "FD-EfficientNetLite0-random"]

@@ -128,6 +128,15 @@ def test_the_lowest_is_taken_and_a_control_takes_what_is_shared_of_another(plan)
     assert config["losses"]["semantic"]["weight"] == 0.2
 
 
+def test_a_control_takes_all_of_another_where_it_says_so(config):
+    whole = {**GRID, "control": dict(like="aligned", whole=True)}
+    plan = read_comparison(config, {"grid.tokenizers": whole, "grid.shared": SHARED})
+    found = choose(
+        plan, {arm: of(value) for arm, value in zip(plan.grid_arms(), [4, 3, 2, 3, 9, 1, 5, 5], strict=True)}
+    )
+    assert found["control"] == found["aligned"] == {"optimizer.lr": 3e-4, "losses.semantic.weight": 0.3}
+
+
 def test_nothing_is_chosen_before_all_sets_of_a_tokenizer_are_measured(plan):
     some = plan.grid_arms()[:7]
     assert choose(plan, {arm: of(1.0) for arm in some}).keys() == {"vae"}
@@ -143,6 +152,7 @@ def test_nothing_is_chosen_before_all_sets_of_a_tokenizer_are_measured(plan):
         ({"grid.tokenizers.control.like": "alined"}, "no tokenizer named 'alined'; did you mean 'aligned'?"),
         ({"grid.tokenizers.control.options": [{}]}, "'control' has options or a shorter training and like='aligned'"),
         ({"grid.tokenizers.other": {"like": "vae"}}, "no tokenizer named 'other'"),
+        ({"grid.tokenizers.vae.whole": True}, "'vae' takes the whole of no other; give like='...' beside whole=True"),
         ({"grid.tokenizers": {"vae": GRID["vae"], "_delete_": True}}, "nothing is tried of aligned, control"),
         (
             {"grid.tokenizers.vae.shorter": {"stages.0.steps": 2}},
