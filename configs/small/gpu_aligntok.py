@@ -2,8 +2,8 @@
 
     python tools/train.py configs/small/gpu_aligntok.py --cfg-options data_root=tiny_imagenet.zip
 
-Our own recipe: 780 + 2,470 + 650 steps of 64 images = 249,600 images seen, 10.0 epochs of 25,000 photographs; 4 x 4 x 64
-latents hold a twelfth of an image's numbers. Compiled, bf16.
+Our own recipe: 780 + 2,470 + 650 steps of 64 images = 249,600 images seen, 10.0 epochs of 25,000 photographs;
+4 x 4 x 64 latents hold a twelfth of an image's numbers. Compiled, bf16.
 Expected: not run yet.
 """
 
