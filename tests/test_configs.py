@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aligntok.evaluation.comparison import read_comparison
 from aligntok.registry import ENCODERS, LOSSES
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
@@ -15,23 +16,36 @@ from aligntok.training.generation import expand_generation
 from aligntok.training.plan import plan_stage
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = {
+EVERY = {
     str(path.relative_to(ROOT)): path
     for path in sorted((ROOT / "configs").rglob("*.py"))
-    if "_base_" not in path.relative_to(ROOT).parts and not path.stem.startswith("comparison")  # trains nothing
+    if "_base_" not in path.relative_to(ROOT).parts
 }
+COMPARISONS = {name: path for name, path in EVERY.items() if "\ntokenizers = dict(" in path.read_text()}
+CONFIGS = {name: path for name, path in EVERY.items() if name not in COMPARISONS}
 IMAGENET = sorted(name for name in CONFIGS if name.count("/") == 1 and "laion" not in name)
 DEFAULT = "configs/aligntok_dinov2_f16d32.py"
 MILLION = 1e6
 
 
 def test_none_writes_into_the_work_folder_of_another():
-    stems = [path.stem for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.relative_to(ROOT).parts]
+    stems = [path.stem for path in EVERY.values()]
     assert len(set(stems)) == len(stems), sorted(stem for stem in stems if stems.count(stem) > 1)
 
 
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_comparison_can_be_and_sees_as_many_images_as_its_docstring_says(name):
+    pytest.importorskip("aligntok_efficientnet_lite", reason="plugins/aligntok-efficientnet-lite is not installed")
+    pytest.importorskip("aligntok_st_lpips", reason="plugins/aligntok-st-lpips is not installed")
+    comparison = read_comparison(COMPARISONS[name], {"data_root": "unread"})
+    assert comparison.settings.criterion is not None
+    told = {int(number.replace(",", "")) for number in re.findall(r"\d{2,3},\d{3}", docstring(name))}
+    seen = {comparison.tokenizer_budget(comparison.arms[0]).images, comparison.generator_budget().images} - {0}
+    assert told == seen
+
+
 def docstring(name):
-    return " ".join((ast.get_docstring(ast.parse(CONFIGS[name].read_text())) or "").split())
+    return " ".join((ast.get_docstring(ast.parse(EVERY[name].read_text())) or "").split())
 
 
 def stages_of(name):

@@ -4,7 +4,7 @@
 
 Our own recipe: 1,875 + 5,940 + 1,560 steps of 16 images = 150,000 images seen, 6.0 epochs. Nothing else differs from
 configs/small/aligntok.py.
-Expected (measured by configs/small/comparison.py): docs/small.md.
+Expected (measured by configs/small/comparison.py, not run yet): docs/small.md.
 """
 
 _base_ = ["aligntok.py"]

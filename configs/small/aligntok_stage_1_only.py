@@ -3,7 +3,7 @@
     python tools/train.py configs/small/aligntok_stage_1_only.py --cfg-options data_root=tiny_imagenet.zip
 
 Our own recipe: 9,375 steps of 16 images of 32 pixels = 150,000 images seen, 6.0 epochs.
-Expected (measured by configs/small/comparison.py): docs/small.md.
+Expected (measured by configs/small/comparison.py, not run yet): docs/small.md.
 """
 
 _base_ = ["aligntok.py"]

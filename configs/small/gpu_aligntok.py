@@ -4,7 +4,7 @@
 
 Our own recipe: 780 + 2,470 + 650 steps of 64 images = 249,600 images seen, 10.0 epochs of 25,000 photographs;
 4 x 4 x 64 latents hold a twelfth of an image's numbers. Compiled, bf16.
-Expected: not run yet.
+Expected (measured by configs/small/gpu_comparison.py, not run yet): docs/small.md.
 """
 
 _base_ = ["aligntok.py"]

@@ -4,7 +4,7 @@
 
 Tiny-ImageNet at 64 pixels, 50 classes; f16d64 latents, a twelfth of an image's numbers. Each tokenizer sees 249,600
 images and each generator 600,064. The criterion is configs/small/comparison.py's, with one seed.
-Expected: not run yet.
+Expected (measured by configs/small/gpu_comparison.py, not run yet): docs/small.md.
 """
 
 tokenizers = dict(

@@ -5,7 +5,7 @@
 
 Our own recipe: 2,344 steps of 256 images = 600,064 images seen, 24.0 epochs of the 25,000 photographs; a cache of
 205 MB. Compiled, bf16.
-Expected: not run yet.
+Expected (measured by configs/small/gpu_comparison.py, not run yet): docs/small.md.
 """
 
 _base_ = ["generator.py"]
