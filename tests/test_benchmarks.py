@@ -237,3 +237,22 @@ def test_a_linear_code_keeps_the_directions_in_which_patches_differ_most():
         found = code["psnr_of_code"](train, held_out, 2, dim)
         np.testing.assert_allclose(found, 10 * np.log10(4 / lost), atol=0.05)
     assert (code["psnr_of_code"](train, held_out, 2, 3) > 200).all()
+
+
+def test_a_ridge_probe_reads_a_class_off_the_positions_that_tell_it():
+    probe = runpy.run_path(str(FOLDER / "feature_probe.py"))
+    rng = np.random.default_rng(0)
+
+    def sample(number):  # a class is the sign of what channel 1 has at one position; others are noise, channel 0 loud
+        maps, labels = rng.normal(size=(number, 2, 2, 3)).astype(np.float32), rng.integers(0, 2, number)
+        maps[..., 0] *= 10
+        maps[:, 1, 0, 1] = 4 * (2 * labels - 1)
+        return maps, labels
+
+    train, val = sample(400), sample(200)
+    assert probe["accuracy"](train, val) > 0.98
+    assert probe["accuracy"](train, (val[0], 1 - val[1])) < 0.02
+    one, two = (probe["reduced"](train[0], val[0], dim)[1] for dim in (1, 2))
+    np.testing.assert_allclose(abs(np.corrcoef(one.ravel(), val[0][..., 0].ravel())[0, 1]), 1, atol=0.01)
+    assert two.shape == (200, 2, 2, 2)
+    assert probe["accuracy"]((one, val[1]), (one, val[1])) < 0.65 < probe["accuracy"]((two, val[1]), (two, val[1]))
