@@ -96,7 +96,8 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         is_open = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
     if not is_open:
         raise ConfigError(f"cannot write in {folder}: {place} is no folder that may be written in; give another folder")
-    remove_leftovers(folder, below=False)
+    with writing(folder):
+        remove_leftovers(folder, below=False)
 
 
 SPARE_BYTES = 64 << 20  # of disk, beside a checkpoint: for logs and pictures
