@@ -27,6 +27,7 @@ OTHERS = {
     ("io/files.py", "load_tensors"): "in the header of a .safetensors file",
     ("io/checksums.py", "read_checksums"): "what JSON files are checked by",
     ("engine/saving.py", "_of_all_processes"): "what another process of the run has just said",
+    ("engine/trackers.py", "__init__"): "what the run has just said of itself; mmengine hands texts on",
     ("check.py", "_look_at_json"): "any file, to see whether it can be read",
     ("check.py", "_look_at_tensors"): "the header of a .safetensors file",
     ("data/sources/classes.py", "labels_in"): "a stranger's labels beside images: what is none is passed over",
