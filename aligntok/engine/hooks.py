@@ -16,7 +16,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor
 from tqdm import tqdm
 
-from aligntok.device import AUTO, is_fast_in_bf16, precision_taken
+from aligntok.device import AUTO, device, is_fast_in_bf16, precision_taken
 from aligntok.distributed import is_first, mean_over_processes, total
 from aligntok.distributed.job import batched
 from aligntok.engine.checkpoints import CURE, write_snapshot
@@ -54,7 +54,7 @@ class KernelsHook(Hook):
     said = False
 
     def before_train(self, runner: Any) -> None:
-        if told := _precision_in_words(runner.trained_model.precision, runner.trained_model.device()):
+        if told := _precision_in_words(runner.trained_model.precision, device()):
             runner.logger.info("precision: %s", told)
         if is_compiled(runner.trained_model):
             kept = os.environ.get(FOLDER, "no folder")
@@ -170,8 +170,8 @@ def average_scalars(outputs: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the logged values as numbers, averaged over processes in one exchange."""
     names = [name for name, value in outputs.items() if value.numel() == 1]
     values = torch.stack([outputs[name].detach().float().reshape(()).cpu() for name in names])
-    device = next((v.device for v in outputs.values() if v.is_cuda), values.device)
-    return dict(zip(names, mean_over_processes(values.to(device)).tolist(), strict=True))
+    place = next((v.device for v in outputs.values() if v.is_cuda), values.device)
+    return dict(zip(names, mean_over_processes(values.to(place)).tolist(), strict=True))
 
 
 @HOOKS.register_module()

@@ -392,7 +392,7 @@ def test_runs_of_one_name_in_one_process_and_second_do_not_share_files(finished,
 def test_a_dry_run_needs_neither_data_nor_weights_and_prints_every_stage(
     write_config, tiny, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "120")
     model = {**tiny["model"], "encoder": {"type": "dinov2", "pretrained": True, "downsample_factor": 8}}
     losses = {**tiny["losses"], "lpips": dict(type="lpips")}
     config = write_config(
