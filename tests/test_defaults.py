@@ -165,8 +165,8 @@ SETTINGS = {
     "data.sampler:epoch_order": dict(bucket=0),
     "data.sampler:BucketSchedule": dict(seed=0, shuffle=True),
     "data.sampler:GlobalBatchSampler": dict(
-        seed=0, buckets=None
-    ),  # the others are handed on to those of SharedBatchSampler
+        seed=0, rank=0, world_size=1, accumulation=1, start_step=0, shuffle=True, num_steps=None, buckets=None
+    ),
     "data.sampler:SharedBatchSampler": dict(
         seed=0, rank=0, world_size=1, accumulation=1, start_step=0, shuffle=True, num_steps=None
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -164,7 +164,7 @@ class GlobalBatchSampler(SharedBatchSampler):
     Sample n = step * global_batch_size + position is image ``epoch_order(n // len)[n % len]``: every epoch visits
     each image once, and an epoch may end inside a batch, so nothing is dropped and a data set may be smaller than the
     batch. With `buckets`, the bucket of each image, each bucket has such a sequence of its own. Without `shuffle` the
-    images come in their own order, bucket by bucket. The other arguments are those of :class:`SharedBatchSampler`.
+    images come in their own order, bucket by bucket.
     """
 
     def __init__(
@@ -172,16 +172,21 @@ class GlobalBatchSampler(SharedBatchSampler):
         dataset_len: int,
         global_batch_size: int,
         seed: int = 0,
-        *split: Any,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        start_step: int = 0,
+        shuffle: bool = True,
+        num_steps: int | None = None,
         buckets: BucketIndices | None = None,
-        **how: Any,
     ) -> None:
         at_least(1, dataset_len=dataset_len)
         if buckets is not None and len(buckets) != dataset_len:
             raise ConfigError(f"GlobalBatchSampler: buckets of {len(buckets)} images for a data set of {dataset_len}")
         kinds = [None] if buckets is None else range(int(buckets.max()) + 1)
         self._members = [np.arange(dataset_len) if kind is None else np.flatnonzero(buckets == kind) for kind in kinds]
-        super().__init__([len(members) for members in self._members], global_batch_size, seed, *split, **how)
+        how = seed, rank, world_size, accumulation, start_step, shuffle, num_steps
+        super().__init__([len(members) for members in self._members], global_batch_size, *how)
         self.dataset_len = dataset_len
         self._orders: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
 

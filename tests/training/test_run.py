@@ -392,7 +392,7 @@ def test_runs_of_one_name_in_one_process_and_second_do_not_share_files(finished,
 def test_a_dry_run_needs_neither_data_nor_weights_and_prints_every_stage(
     write_config, tiny, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     model = {**tiny["model"], "encoder": {"type": "dinov2", "pretrained": True, "downsample_factor": 8}}
     losses = {**tiny["losses"], "lpips": dict(type="lpips")}
     config = write_config(
@@ -400,7 +400,7 @@ def test_a_dry_run_needs_neither_data_nor_weights_and_prints_every_stage(
     )
     assert start(config, tmp_path / "run", "--dry-run") == 0
     printed = "".join(capsys.readouterr().out.split())
-    for words in ("What is going to be trained", "304.37 M", "14.72 M frozen", "= epochs", "disk a checkpoint"):
+    for words in ("What is going to be trained", "304.37 M", "14.72 M frozen", "= epochs", "│ disk a", "│ checkpoint"):
         assert "".join(words.split()) in printed
     assert not (tmp_path / "run").exists()
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aligntok.evaluation.comparison.records import Record
 
 RECONSTRUCTIONS = "reconstructions"  # begins the names of both: images are what a perfect tokenizer makes of them
-MET, NOT_MET, WORSE = "met", "not met", "learns faster, ends worse"
+MET, NOT_MET, WORSE = "met", "not met", "learns faster, ends worse; not crossed by the last mark"
 Curve = Mapping[int, float]  # a quantity's values by step
 
 
@@ -140,8 +140,6 @@ def judge(settings: ComparisonSettings, criterion: Criterion, found: Found) -> J
     failed = {kind: sum(not met for _, met in rows) for kind, rows in kinds.items()}
     wrong = [kind for kind, number in failed.items() if number]
     verdict = MET if not wrong else WORSE if samples and wrong == ["reconstructions"] else NOT_MET
-    if verdict == WORSE:
-        verdict += f"; {_crossings(criterion, below, found)}"
     if verdict == NOT_MET:
         first, *rest = [(kind, failed[kind], len(rows)) for kind, rows in kinds.items() if rows]
         verdict += f": {first[1]} of {first[2]} comparisons of {first[0]} fail"
@@ -221,14 +219,3 @@ def crossing(own: Curve, other: Curve) -> float | None:
 def in_words(step: float | None) -> str:
     """Return where two curves cross, as a table has it."""
     return "not by the last mark" if step is None else f"{step:,.0f}"
-
-
-def _crossings(criterion: Criterion, below: Sequence[str], found: Found) -> str:
-    """Return where others' curves cross under the arm's, in words."""
-    curves = {
-        f"{name} on {metric}": [found.mean_curve(each, metric) for each in (criterion.arm, name)]
-        for metric in criterion.metrics
-        for name in below
-    }
-    told = [f"{what} at step {at:,.0f}" for what, both in curves.items() if (at := crossing(*both)) is not None]
-    return f"crossed by {', '.join(told)}" if told else "not crossed by the last mark"

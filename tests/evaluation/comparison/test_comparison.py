@@ -44,21 +44,6 @@ def one_timed_step():
         yield
 
 
-@pytest.fixture(scope="session")
-def labelled(tmp_path_factory):
-    """A folder with train/ and val/ of two classes, 30 and 24 pictures."""
-    import numpy as np
-
-    root, rng = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
-    for split, number in (("train", 30), ("val", 24)):
-        for i in range(number):
-            folder = root / split / ("cat", "dog")[i % 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            coarse = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
-            Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
-    return root
-
-
 @pytest.fixture(scope="module")
 def config(config_source, generation_source, labelled, extractors, tmp_path_factory):
     """A comparison of two tiny tokenizers, with two seeds."""

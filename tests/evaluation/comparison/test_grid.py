@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from aligntok.cli import compare
 from aligntok.device import precision_taken
@@ -43,27 +41,14 @@ SPLITS = dict(
 
 
 @pytest.fixture(scope="module")
-def photographs_of_two(tmp_path_factory):
-    """A folder with train/ and val/ of two classes."""
-    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
-    for split, number in (("train", 16), ("val", 24)):
-        for i in range(number):
-            folder = root / split / ("cat", "dog")[i % 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            coarse = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
-            Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(config_source, generation_source, photographs_of_two, extractors, tmp_path_factory):
+def config(config_source, generation_source, labelled, extractors, tmp_path_factory):
     """The config of the documentation, of small things, with the trainings that it names."""
     folder = tmp_path_factory.mktemp("grid")
     (text,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     for old, new in CHANGED.items():
         assert old in text, old
         text = text.replace(old, new)
-    text += f"data_root = {str(photographs_of_two)!r}\nprobe = dict(epochs=1)\nworkers = 0\nnum_val = 22\n"
+    text += f"data_root = {str(labelled)!r}\nprobe = dict(epochs=1)\nworkers = 0\nnum_val = 22\n"
     (folder / "comparison.py").write_text(text)
     kl = dict(l1=dict(type="l1"), kl=dict(type="l1", weight=1e-3))
     semantic = dict(l1=dict(type="l1"), semantic=dict(type="l1", weight=0.2))
