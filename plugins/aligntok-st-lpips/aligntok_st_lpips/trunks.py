@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aligntok.ops.depthwise import depthwise_conv2d
+
 
 class BlurPool(nn.Module):
     """Binomial 3x3 low-pass, then every second pixel: (N, C, h, w) to (N, C, h // 2 + 1, w // 2 + 1) or 1 more."""
@@ -24,7 +26,7 @@ class BlurPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Blur and subsample; the border of 2 is reflected."""
-        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), self.kernel, stride=2, groups=x.shape[1])
+        return depthwise_conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), self.kernel, stride=2)
 
 
 def vgg() -> list[list[nn.Module]]:

@@ -1,0 +1,34 @@
+"""Depthwise convolution, one filter a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aligntok.ops.attention import computed_in
+
+
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Convolve (N, C, H, W) with a filter (C, 1, k, k) for each channel: (N, C, h, w), as F.conv2d with C groups.
+
+    On a CPU a half precision is computed in float32, channels last, and rounded at the end: the gradient of a strided
+    depthwise convolution has no quick kernel there in bf16 (`benchmarks/depthwise.py`).
+    """
+    groups = x.shape[1]
+    precision = computed_in(x)
+    if x.device.type != "cpu" or precision.itemsize >= torch.float32.itemsize:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    with torch.autocast("cpu", enabled=False):
+        wide = x.float().contiguous(memory_format=torch.channels_last)
+        bias = None if bias is None else bias.float()
+        return F.conv2d(wide, weight.float(), bias, stride, padding, dilation, groups).to(precision)
