@@ -66,7 +66,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, wh
     if _choose(forced, q) == "sdpa":
         if not q.is_meta:
             note(who, f"torch's, {_why_not(forced, q)}")
-        return F.scaled_dot_product_attention(q, k, v)
+        return _torchs(q, k, v)
     fused = memory_efficient_attention()
     assert fused is not None
     dtype = computed_in(q)
@@ -114,6 +114,20 @@ def computed_in(q: Tensor) -> torch.dtype:
     kind = q.device.type
     autocast = not q.is_meta and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if autocast else q.dtype
+
+
+def half_on_cpu(x: Tensor) -> bool:
+    """Say whether `x` is computed with in half a precision on a CPU, where some gradients have no quick kernel."""
+    return _device_type(x) == "cpu" and computed_in(x).itemsize < torch.float32.itemsize
+
+
+def _torchs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's own attention; on a CPU in float32, whose gradient is quicker (`benchmarks/half_on_cpu.py`)."""
+    if not half_on_cpu(q):
+        return F.scaled_dot_product_attention(q, k, v)
+    with torch.autocast("cpu", enabled=False):
+        found = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    return found.to(computed_in(q))
 
 
 def _choose(forced: str | None, q: Tensor) -> str:

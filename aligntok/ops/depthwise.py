@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aligntok.ops.attention import computed_in
+from aligntok.ops.attention import computed_in, half_on_cpu
 
 
 def depthwise_conv2d(
@@ -22,13 +22,13 @@ def depthwise_conv2d(
     """Convolve (N, C, H, W) with a filter (C, 1, k, k) for each channel: (N, C, h, w), as F.conv2d with C groups.
 
     On a CPU a half precision is computed in float32, channels last, and rounded at the end: the gradient of a strided
-    depthwise convolution has no quick kernel there in bf16 (`benchmarks/depthwise.py`).
+    depthwise convolution has no quick kernel there in bf16 (`benchmarks/half_on_cpu.py`).
     """
     groups = x.shape[1]
-    precision = computed_in(x)
-    if x.device.type != "cpu" or precision.itemsize >= torch.float32.itemsize:
+    if not half_on_cpu(x):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     with torch.autocast("cpu", enabled=False):
         wide = x.float().contiguous(memory_format=torch.channels_last)
         bias = None if bias is None else bias.float()
-        return F.conv2d(wide, weight.float(), bias, stride, padding, dilation, groups).to(precision)
+        found = F.conv2d(wide, weight.float(), bias, stride, padding, dilation, groups)
+    return found.to(computed_in(x))

@@ -364,3 +364,22 @@ def test_masked_attention_is_rehearsed_as_plain_is(qkv):
     with _as_on_a_gpu():
         found = module._as_pytorch(q, k, v, attn_mask=mask, dropout_p=0.0)
     torch.testing.assert_close(found, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+
+
+def test_in_half_a_precision_on_a_cpu_it_is_computed_in_float32_and_rounded(qkv):
+    exact = F.scaled_dot_product_attention(*(x.double() for x in qkv))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention(*qkv)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, F.scaled_dot_product_attention(*qkv).bfloat16())  # of what was given, in float32
+    halves = [x.bfloat16().requires_grad_() for x in qkv]
+    found, plain = attention(*halves), F.scaled_dot_product_attention(*halves)
+    assert found.dtype == torch.bfloat16
+    for ours, torchs in zip(
+        (found, *torch.autograd.grad(found.sum(), halves)),
+        (plain, *torch.autograd.grad(plain.sum(), halves)),
+        strict=True,
+    ):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours, torchs, rtol=0.02, atol=0.02)
+    assert (found - exact).abs().max() < 0.02
