@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -311,7 +311,8 @@ class ShareValLoop(ValLoop):
     """mmengine's validation loop for held-out images that are shared out: each is measured once.
 
     `num_images` is their number over all processes. The model sees as many batches in every process, since they may
-    share out its weights; `counted` tells which of this process's are measured (None: all).
+    share out its weights; `counted` tells which of this process's are measured (None: all). `between` has other batches
+    and metrics for the time before the last step, as keywords of the same names (None: the same).
     """
 
     def __init__(
@@ -321,14 +322,18 @@ class ShareValLoop(ValLoop):
         evaluator: Any,
         num_images: int,
         counted: Sequence[bool] | None = None,
+        between: Mapping[str, Any] | None = None,
     ) -> None:
         BaseLoop.__init__(self, runner, dataloader)  # the parent's __init__ asks for OpenMMLab's data-set attributes
         self.evaluator = runner.build_evaluator(evaluator)
         self.num_images = num_images
         self.counted = counted
+        self.between = None if between is None else ShareValLoop(runner, num_images=num_images, **between)
 
     def run(self) -> dict[str, float]:
         """Measure all held-out images and return the metrics."""
+        if self.between is not None and self.runner.iter < self.runner.max_iters:
+            return self.between.run()
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()

@@ -62,6 +62,16 @@ class GeneratorLogSettings(LogSettings):
     """Prompts that are drawn, of a generator that takes them; []: captions of training images, evenly spaced."""
 
 
+@settings
+class BetweenSettings:
+    """What is measured before the last step, where that is less than after it."""
+
+    variants: list[str] | None = None
+    """Some of the names in `variants`; None: all."""
+    metrics: list[Any] | None = None
+    """Metrics, as in `metrics`; None: those."""
+
+
 @settings(renamed={"num": "num_samples"})
 class GeneratorValidationSettings:
     """Samples that are measured on the way."""
@@ -81,6 +91,8 @@ class GeneratorValidationSettings:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name -> settings that differ from `sampling`, such as dict(unguided=dict(cfg_scale=1.0)); every metric is taken
     of each. {}: of one, 'generation', as `sampling` says."""
+    between: BetweenSettings | None = None
+    """What is measured before the last step; None: all that is measured after it."""
 
 
 @settings

@@ -15,9 +15,11 @@ from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.generation import evaluate_generation
 from aligntok.evaluation.images import Samples
 from aligntok.evaluation.metrics.features import FeatureCollector, build_extractor, compare
+from aligntok.evaluation.report.collect import read_history
 from aligntok.evaluation.settings import GenerationSettings
 
 TINY = "tiny_extractor.TinyExtractor"
+SOME = dict(type="generation", reference="none.npz", extractor=TINY)  # a metric, never built
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +214,31 @@ def test_a_sweep_measures_the_distance_of_each_combination(run, reference, tiny_
     assert found[1.0] == pytest.approx(online["unguided/FD-Tiny"], rel=1e-5)
 
 
+def test_less_is_measured_before_the_last_step_where_a_config_says_so(
+    write_generation, reference, tiny_extractor, tmp_path
+):
+    variants = dict(guided=dict(cfg_scale=2.0), unguided=dict(cfg_scale=1.0))
+    metric = dict(type="generation", reference=str(reference), extractor=tiny_extractor)
+    measured = dict(num_samples=6, every=1, batch_size=4, variants=variants, metrics=[metric])
+    found = {}
+    for name, between in (
+        ("all", None),
+        ("unguided", dict(variants=["unguided"])),
+        ("bare", dict(metrics=[dict(metric, features=False, variants=["guided"])])),
+    ):
+        config = write_generation(steps=2, validation=dict(measured, between=between), log=dict(every=1, pictures=0))
+        assert train([config, "--work-dir", str(tmp_path / name)]) == 0
+        found[name] = read_history(tmp_path / name / "generation").measured
+    first = {name: {key for key, curve in own.items() if 1 in curve} for name, own in found.items()}
+    assert {key.partition("/")[0] for key in first["unguided"]} == {"unguided"}
+    assert first["unguided"] == {key for key in first["all"] if key.startswith("unguided/")}
+    assert "guided/FD-Tiny" in first["bare"]
+    assert not first["bare"] & {"unguided/FD-Tiny", "guided/KD-Tiny"}  # the latter is of the features
+    for name, own in found.items():
+        assert {key: curve[2] for key, curve in own.items()} == {key: curve[2] for key, curve in found["all"].items()}
+        assert {key: own[key][1] for key in first[name]} == {key: found["all"][key][1] for key in first[name]}
+
+
 @pytest.mark.parametrize(
     ("validation", "message"),
     [
@@ -223,6 +250,19 @@ def test_a_sweep_measures_the_distance_of_each_combination(run, reference, tiny_
             "validation.variants.a: no key named 'scale'; did you mean 'cfg_scale'? known: cfg",
         ),
         (dict(num_samples=4, metrics=[dict(type="generation", reference="none.npz", extractor=TINY)]), "none.npz"),
+        (
+            dict(num_samples=4, every=2, metrics=[SOME], between=dict(variants=["guided"])),
+            "no validation.between.variants named 'guided'; known: generation",
+        ),
+        (
+            dict(num_samples=4, every=2, metrics=[SOME], between=dict(metrics=[])),
+            "validation.between has an empty list",
+        ),
+        (dict(num_samples=4, metrics=[SOME], between=dict(variants=["generation"])), "but nothing is; give"),
+        (
+            dict(num_samples=4, every=2, metrics=[SOME], between=dict(metrics=["oth"])),
+            "validation.between.metrics",
+        ),
     ],
 )
 @pytest.mark.usefixtures("extractors")

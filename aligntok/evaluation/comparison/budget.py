@@ -68,7 +68,8 @@ def not_counted(comparison: Comparison) -> str:
         return "Evaluations come on top of it: for each tokenizer and seed its reconstructions, probe and latents."
     samples, steps = comparison.settings.samples, comparison.generator_budget().steps[0]
     marks, variants = 1 if samples.every is None else -(-steps // samples.every), len(samples.variants) or 1
-    drawn = f"{marks} x {variants} x {samples.num_samples:,} samples drawn and measured"
+    fewer = variants if samples.between is None else len(samples.between.variants or ()) or variants
+    drawn = f"{variants + (marks - 1) * fewer} x {samples.num_samples:,} samples drawn and measured"
     told = f"Evaluations come on top of it: for each tokenizer and seed {drawn}, its reconstructions, probe and latents"
     return (
         f"{told}; for each set of the grid {samples.num_samples:,} samples." if comparison.grid_arms() else f"{told}."

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.comparison.criterion import check_criterion
 from aligntok.evaluation.comparison.grid import check_grid
 from aligntok.evaluation.comparison.settings import ComparisonSettings
+from aligntok.evaluation.metrics.features import extractor_config
 from aligntok.settings import read
 from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config, read_config
@@ -103,12 +104,15 @@ class Comparison:
         """
         assert self.generator is not None
         validation = {**asdict(self.settings.samples), "metrics": references}
+        if (between := self.settings.samples.between) is not None:
+            taken = [each for each in references if between.extractors is None or type_of(each) in between.extractors]
+            validation["between"] = {"variants": between.variants, "metrics": taken or None}
         options: dict[str, Any] = {"data_root": str(arm.folder / "latents"), "seed": arm.seed}
         grid = self.settings.grid
         if arm.number is not None and grid is not None:  # judged by one number, once
             variant, shorter = grid.metric.rpartition("/")[0], dict(grid.generator)
             own = {name: how for name, how in self.settings.samples.variants.items() if name == variant}
-            validation |= {"every": None, "variants": own}
+            validation |= {"every": None, "variants": own, "between": None}
             options = {**shorter, **options}
         return load_config(
             self.generator, {**options, "validation": validation, "work_dir": str(arm.folder / "generator")}
@@ -163,6 +167,7 @@ def read_comparison(path: str | Path, options: Mapping[str, Any] | None = None) 
     generator = None if settings.generator is None else source.parent / settings.generator
     comparison = Comparison(source, settings, work_dir, arms, generator)
     check_generator(comparison)
+    check_between(settings, str(path))
     check_criterion(settings, str(path))
     check_grid(settings, str(path))
     check_budgets(comparison, comparison.arms, str(source))
@@ -170,6 +175,29 @@ def read_comparison(path: str | Path, options: Mapping[str, Any] | None = None) 
         check_budgets(comparison, grid, f"{source}, grid")
         expand_generation(comparison.generator_config(grid[0], []))  # raises what its overrides cannot be
     return comparison
+
+
+def type_of(metric: Mapping[str, Any]) -> str:
+    """Return the registry's name of what a metric of samples is computed on."""
+    return str(extractor_config(metric["extractor"])[1]["type"])
+
+
+def check_between(settings: ComparisonSettings, where: str) -> None:
+    """Raise ConfigError for what cannot be measured before the last step."""
+    between = settings.samples.between
+    if between is None:
+        return
+    if settings.samples.every is None:
+        raise ConfigError(
+            f"{where}: samples.between says what is measured before the last step, but nothing is; give samples.every, "
+            "or leave between out"
+        )
+    types = [type_of({"extractor": each}) for each in settings.extractors]
+    variants = settings.samples.variants or {"generation": {}}
+    for key, names, known in (("variant", between.variants, variants), ("extractor", between.extractors, types)):
+        for name in names or ():
+            if name not in known:
+                raise ConfigError(f"{where}, samples.between.{key}s: {unknown(key, name, known)}")
 
 
 def check_generator(comparison: Comparison) -> None:

@@ -46,6 +46,7 @@ FREE = (
 _OF_ALL = ("tokenizers", "generator", "criterion", "grid", "results", "work_dir", "data_root", "seeds", "workers")
 #: Those that say how real images are.
 _OF_REAL_IMAGES = ("extractors", "image_size", "train_split", "val_split", "num_reference", "samples.num_samples")
+_BETWEEN = "samples.between"
 _PACKAGES = ("torch", "numpy", "pillow", "scikit-learn")
 _CURE = "it is no arm's results: take it from where it was made, or remove it to have the arm trained again"
 
@@ -139,8 +140,9 @@ def made_with(comparison: Comparison, arm: Arm | None) -> Made:
             assert generation is not None  # read_comparison has seen to it
             told["generator"] = own_settings(GeneratorSettings, asdict(generation.settings))
         told["tokenizer"] = {name: own_settings(StageSettings, asdict(each)) for name, each in stages.items()}
-        if arm.number is not None and comparison.settings.grid is not None:
+        if arm.number is not None and comparison.settings.grid is not None:  # measured once, at the end
             told["metric"] = comparison.settings.grid.metric
+            told["measuring"] = {key: each for key, each in told["measuring"].items() if not key.startswith(_BETWEEN)}
     found = json.loads(json.dumps(nameless(flatten(told)), default=str, sort_keys=True))
     used = any(key.rpartition(".")[2] == "precision" and value == AUTO for key, value in found.items())
     return Made(found, files_of(told), precision_taken(AUTO) if used else None)

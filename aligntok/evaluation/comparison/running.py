@@ -49,7 +49,7 @@ EVALUATION, GENERATOR = "evaluation", "generator"  # folders of an arm
 NOTE, SECONDS = "made_with.json", "seconds.json"
 #: Settings, or beginnings of them, that have to do with a tokenizer's measures alone, with its generator, with both.
 _OF_EVALUATION = tuple(f"measuring.{name}" for name in ("probe", "perceptual", "reference_encoder", "num_val"))
-_OF_GENERATOR = ("generator", "metric", "measuring.samples.variants", "measuring.samples.every")
+_OF_GENERATOR = ("generator", "metric", *(f"measuring.samples.{name}" for name in ("variants", "every", "between")))
 _MEASURED = ("measuring", "generator", "metric")
 _ANEW = "remove it: it is written anew"
 

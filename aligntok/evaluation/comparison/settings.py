@@ -34,6 +34,16 @@ class ProbeTraining:
     """Only so many training images; None: all."""
 
 
+@settings
+class BetweenSamples:
+    """What is measured of samples before the last step, where that is less than after it."""
+
+    variants: Annotated[list[str], Field(min_length=1)] | None = None
+    """Some of the names in `samples.variants`; None: all."""
+    extractors: Annotated[list[str], Field(min_length=1)] | None = None
+    """Types of some of `extractors`, such as ["efficientnet_lite2"]; None: all."""
+
+
 @settings(renamed={"num": "num_samples"})
 class SamplesSettings:
     """How the generator is measured on the way."""
@@ -49,6 +59,8 @@ class SamplesSettings:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name -> settings that differ from the generator's `sampling`, such as dict(guided=dict(cfg_scale=2.0),
     unguided={}, unconditional=dict(cfg_scale=0)); {}: as `sampling` says."""
+    between: BetweenSamples | None = None
+    """What is measured before the last step, with `every`; None: all that is measured after it."""
 
 
 @settings

@@ -149,7 +149,7 @@ def steps_table(names: Sequence[str], curves: Mapping[Arm, Mapping[str, Curve]])
     for name in names:
         own = [curves[arm] for arm in curves if arm.name == name]
         distances = [metric for metric in own[0] if is_distance(metric)]
-        for step in own[0][distances[0]] if distances else []:
+        for step in sorted({step for distance in distances for step in own[0][distance]}):
             at = [{d: c[d][step] for d in distances if step in c[d]} for c in own]
             rows.append({"tokenizer": name, "step": f"{step:,}", **{n: shown(v) for n, v in over_seeds(at).items()}})
     return rows

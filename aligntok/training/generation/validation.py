@@ -4,9 +4,10 @@ would draw.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from aligntok.condition import ClassCondition, Condition
 from aligntok.data.buckets import AspectBuckets
@@ -15,7 +16,7 @@ from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import world
 from aligntok.distributed.job import batched, in_full_rounds
 from aligntok.engine.runner import ShareValLoop
-from aligntok.errors import ConfigError, multiples_of
+from aligntok.errors import ConfigError, multiples_of, unknown
 from aligntok.loading import saved_size
 from aligntok.registry import DATASETS, GENERATORS, METRICS, default_of
 from aligntok.sampling.prompt_files import read_prompts
@@ -34,7 +35,8 @@ def check_validation(settings: GeneratorValidationSettings, own: Sampling, where
     if settings.num_samples:
         if settings.prompts is not None:
             read_prompts(settings.prompts)
-        _variants_and_metrics(settings, own)
+        for measured in _measured(settings, own):
+            measured.build()
 
 
 def check_variants(settings: GeneratorValidationSettings, own: Sampling, where: str, num_classes: int = 1) -> None:
@@ -46,9 +48,32 @@ def check_variants(settings: GeneratorValidationSettings, own: Sampling, where: 
         )
     if settings.num_samples:
         check_balanced(settings.labels, settings.num_samples, num_classes, f"{where}: validation.")
-    _variants(settings, own)
+    named = _variants(settings, own)
     for metric in settings.metrics:
         METRICS.check(metric, f"{where}, validation.metrics")
+    if settings.between is not None:
+        check_between(settings, named, where)
+
+
+def check_between(settings: GeneratorValidationSettings, named: Mapping[str, Sampling], where: str) -> None:
+    """Raise ConfigError for what cannot be measured before the last step."""
+    between = settings.between
+    assert between is not None
+    if settings.every is None:
+        raise ConfigError(
+            f"{where}: validation.between says what is measured before the last step, but nothing is; give "
+            "validation.every, or leave between out"
+        )
+    for variant in between.variants or ():
+        if variant not in named:
+            raise ConfigError(f"{where}: {unknown('validation.between.variants', variant, named)}")
+    if [] in (between.variants, between.metrics):
+        raise ConfigError(
+            f"{where}: validation.between has an empty list, but something is to be measured every "
+            f"{settings.every} steps; name some, or give validation.every=None"
+        )
+    for metric in between.metrics or ():
+        METRICS.check(metric, f"{where}, validation.between.metrics")
 
 
 def check_sampling(settings: GeneratorSettings, in_channels: int, where: str) -> None:
@@ -159,33 +184,67 @@ def validation_options(settings: GeneratorValidationSettings, data: StageData) -
     """
     if not settings.num_samples:
         return {}
+    phases = [_phase(settings, data, measured) for measured in _measured(settings, data.made_with.sampling)]
+    return {
+        "val_dataloader": phases[0]["dataloader"],
+        "val_cfg": {
+            "type": ShareValLoop.__name__,
+            "num_images": settings.num_samples,
+            "counted": phases[0]["counted"],
+            "between": None if len(phases) == 1 else phases[1],
+        },
+        "val_evaluator": phases[0]["evaluator"],
+    }
+
+
+class _Measured(NamedTuple):
+    """Kinds of samples by name, and the configs of what measures them."""
+
+    variants: Mapping[str, Sampling]
+    metrics: Sequence[Mapping[str, Any]]
+
+    def build(self) -> list[Any]:
+        """Return the metrics, each of those variants, or, where its config has some, of those of them."""
+        found = []
+        for config in self.metrics:
+            own = [name for name in config.get("variants", self.variants) if name in self.variants]
+            found.append(METRICS.build({**config, "variants": own}))
+        return found
+
+
+def _measured(settings: GeneratorValidationSettings, own: Sampling) -> list[_Measured]:
+    """Return what is measured after the last step; then, where that is less, before it."""
+    found = [_Measured(_variants(settings, own), settings.metrics)]
+    if (between := settings.between) is not None:
+        names = found[0].variants if between.variants is None else between.variants
+        metrics = settings.metrics if between.metrics is None else between.metrics
+        found.append(_Measured({name: found[0].variants[name] for name in names}, metrics))
+    return found
+
+
+def _phase(settings: GeneratorValidationSettings, data: StageData, measured: _Measured) -> dict[str, Any]:
+    """Return one validation's samples, as batches to draw, which of them count in this process, and its metrics."""
     diffusion = data.made_with
-    variants, metrics = _variants_and_metrics(settings, diffusion.sampling)
     labels = None if settings.labels == "random" else settings.labels
     rule = word_rule(diffusion, labels, prompts=_prompts(settings, data))
     numbers = [[*batch] for batch in batched(range(settings.num_samples), settings.batch_size)]
     rank, processes = world()
     # Whole rounds of each variant: processes that share out the generator ask it as often, all for one variant.
-    dealt = [(name, batch) for name in variants for batch in in_full_rounds(numbers, [])][rank::processes]
-    own = [(name, batch or numbers[0]) for name, batch in dealt]
+    dealt = [(name, batch) for name in measured.variants for batch in in_full_rounds(numbers, [])][rank::processes]
     batches: Any = [
         {
             "variant": name,
-            "sampling": variants[name],
+            "sampling": measured.variants[name],
             "numbers": batch,
             "words": [rule.word(number) for number in batch],
             "seeds": [rule.seed(number) for number in batch],
         }
-        for name, batch in own
+        for name, batch in ((name, own or numbers[0]) for name, own in dealt)
     ]
     return {
-        "val_dataloader": make_loader(batches, [[i] for i in range(len(batches))], 0, itemgetter(0)),
-        "val_cfg": {
-            "type": ShareValLoop.__name__,
-            "num_images": settings.num_samples,
-            "counted": [bool(batch) for _, batch in dealt],
-        },
-        "val_evaluator": metrics,
+        "dataloader": make_loader(batches, [[i] for i in range(len(batches))], 0, itemgetter(0)),
+        "evaluator": measured.build(),
+        "counted": [bool(batch) for _, batch in dealt],
     }
 
 
@@ -194,14 +253,6 @@ def _prompts(settings: GeneratorValidationSettings, data: StageData) -> list[str
     if settings.prompts is not None:
         return read_prompts(settings.prompts)
     return data.made_with.condition.captions(data.made_with.condition.examples(settings.num_samples, data.train))
-
-
-def _variants_and_metrics(
-    settings: GeneratorValidationSettings, own: Sampling
-) -> tuple[dict[str, Sampling], list[Any]]:
-    """Return how samples are drawn, by name, "generation" alone or the config's variants, and what measures them."""
-    variants = _variants(settings, own)
-    return variants, [METRICS.build({"variants": list(variants), **config}) for config in settings.metrics]
 
 
 def _variants(settings: GeneratorValidationSettings, own: Sampling) -> dict[str, Sampling]:

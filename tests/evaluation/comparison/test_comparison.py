@@ -26,6 +26,7 @@ SPLITS = dict(
     workers=0,
 )
 VARIANTS = dict(guided=dict(cfg_scale=2.0), unguided=dict(cfg_scale=1.0), unconditional=dict(cfg_scale=0))
+BETWEEN = dict(variants=["guided", "unguided"], extractors=["tiny_extractor.TinyExtractor"])
 OTHER = """
 import torch
 from tiny_extractor import TinyExtractor
@@ -73,7 +74,7 @@ def config(config_source, generation_source, labelled, extractors, tmp_path_fact
         ),
         probe=dict(epochs=1),
         workers=0,
-        samples=dict(num_samples=12, every=2, batch_size=6, variants=VARIANTS),
+        samples=dict(num_samples=12, every=2, batch_size=6, variants=VARIANTS, between=BETWEEN),
         results="results",
         criterion=dict(
             arm="two",
@@ -116,7 +117,8 @@ def test_the_table_has_every_column_of_every_tokenizer(finished):
         "unconditional/KD-Second",
         "reconstructions/FD-Tiny",
     ]
-    assert {"unguided/FD-Tiny", "unconditional/KD-Tiny"} <= set(steps[0])
+    assert {"unguided/FD-Tiny", "guided/KD-Tiny"} <= set(steps[0])
+    assert {"unconditional/KD-Tiny", "guided/FD-Second"} <= set(steps[1]) - set(steps[0])  # after the last step alone
     assert all("±" in generators[0][name] for name in ("guided/FD-Tiny", "unguided/FD-Second"))
     assert [(row["tokenizer"], row["step"]) for row in steps] == [
         ("one", "2"),
@@ -241,7 +243,8 @@ def test_what_is_kept_of_an_arm_says_what_it_took_and_what_made_it(finished, con
     assert record.made.settings["tokenizer.rest.steps"] == 2
     assert record.made.settings["generator.steps"] == 4
     assert record.made.settings["measuring.samples.num_samples"] == 12
-    assert set(record.curves["unguided/FD-Tiny"]) == {2, 4}
+    marks = {"unguided/FD-Tiny": {2, 4}, "unguided/FD-Second": {4}, "unconditional/FD-Tiny": {4}}
+    assert {name: set(record.curves[name]) for name in marks} == marks
 
 
 @pytest.mark.slow
@@ -305,7 +308,7 @@ def test_the_budget_is_told_before_and_a_dry_run_ends_there(config, tmp_path, ca
     assert compare([str(config), "--work-dir", str(tmp_path / "out"), "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert "Training takes about" in told
-    assert "2 x 3 x 12 samples drawn and measured" in told
+    assert "5 x 12 samples drawn and measured" in told
     assert "Criterion: after the last step, two is below one" in told
     assert "1 + 2" in told
     assert not list((tmp_path / "out").glob("one"))

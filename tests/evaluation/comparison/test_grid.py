@@ -13,7 +13,7 @@ from aligntok.errors import ConfigError
 from aligntok.evaluation.comparison import budget
 from aligntok.evaluation.comparison.grid import choose
 from aligntok.evaluation.comparison.plan import read_comparison
-from aligntok.evaluation.comparison.records import Made, Record, read_record
+from aligntok.evaluation.comparison.records import Made, Record, made_with, read_record
 from aligntok.evaluation.results import read_result
 
 PAGE = Path(__file__).parents[3] / "docs" / "comparisons.md"
@@ -97,6 +97,32 @@ def test_every_set_of_own_options_is_tried_with_every_shared_one(plan):
         ["unguided"],
     )
     assert plan.generator_config(plan.arms[0], [])["steps"] == 4
+
+
+def test_what_is_measured_before_the_last_step_is_nothing_to_a_set_of_the_grid(config, plan):
+    assert plan.settings.samples.between is not None
+    validation = plan.generator_config(plan.grid_arms()[0], [])["validation"]
+    assert (validation["every"], validation["between"]) == (None, None)
+    all_of_it = read_comparison(config, {"grid.tokenizers": GRID, "grid.shared": SHARED, "samples.between": None})
+    assert made_with(plan, plan.grid_arms()[0]) == made_with(all_of_it, all_of_it.grid_arms()[0])
+    changes = made_with(plan, plan.arms[0]).differences(made_with(all_of_it, all_of_it.arms[0]))
+    assert changes == {"measuring.samples.between.variants": (["unguided"], None)}
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (dict(between=dict(variants=["unguided"])), "samples.between says what is measured before the last step, but"),
+        (dict(every=2, between=dict(variants=["uncond"])), "samples.between.variants: no variant named 'uncond'"),
+        (dict(every=2, between=dict(extractors=["lite2"])), "samples.between.extractors: no extractor named 'lite2'"),
+        (dict(every=2, between=dict(extractors=[])), "samples.between.extractors=[]; it must be"),
+    ],
+)
+def test_what_cannot_be_measured_on_the_way_is_refused(config, samples, message):
+    changes = {"every": None, **samples}
+    with pytest.raises(ConfigError) as caught:
+        read_comparison(config, {f"samples.{key}": value for key, value in changes.items()})
+    assert message in str(caught.value)
 
 
 def test_the_lowest_is_taken_and_a_control_takes_what_is_shared_of_another(plan):

@@ -117,6 +117,7 @@ def test_what_auto_was_enters_the_hash_where_anything_is_computed_in_it(changed,
     [
         (["measuring.probe.epochs", "measuring.num_val"], ["evaluation"]),
         (["generator.steps", "measuring.samples.every"], ["generator"]),
+        (["measuring.samples.between.variants"], ["generator"]),
         (["measuring.probe.epochs", "generator.steps"], ["evaluation", "generator"]),
         (["measuring.samples.num_samples"], ["evaluation", "generator"]),
         (["measuring.precision"], ["evaluation", "generator"]),
