@@ -14,6 +14,7 @@ from PIL import Image
 from aligntok.caching import cache_latents
 from aligntok.caching.settings import CacheRequest
 from aligntok.evaluation.comparison import read_comparison
+from aligntok.evaluation.comparison.records import made_with
 from aligntok.evaluation.metrics.features import build_extractor
 from aligntok.registry import ENCODERS, EXTRACTORS, LOSSES
 from aligntok.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "small"
 COMPARISON = FOLDER / "comparison.py"
 OF_GPU = ["gpu_aligntok", "gpu_vanilla_vae", "gpu_vavae"]
-NO_TOKENIZERS = {"comparison", "precheck", "generator", "gpu_comparison", "gpu_generator"}
+NO_TOKENIZERS = {"comparison", "parts", "precheck", "generator", "gpu_comparison", "gpu_generator"}
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {*NO_TOKENIZERS, *OF_GPU})
 NEEDED = (
     (ENCODERS, "efficientnet_lite0"),
@@ -43,6 +44,11 @@ def comparison():
     return read_comparison(COMPARISON)
 
 
+@pytest.fixture(scope="module")
+def parts():
+    return read_comparison(FOLDER / "parts.py")
+
+
 def stages_of(name):
     return {
         stage.name: asdict(stage.settings)
@@ -50,17 +56,29 @@ def stages_of(name):
     }
 
 
-def test_every_tokenizer_is_compared_with_two_seeds_or_more(comparison):
-    assert sorted({arm.config.stem for arm in comparison.arms}) == NAMES
+def test_every_tokenizer_is_compared_those_of_the_claim_with_two_seeds_or_more(comparison, parts):
+    assert sorted({arm.config.stem for arm in (*comparison.arms, *parts.arms)}) == NAMES
     assert len(set(comparison.settings.seeds)) >= 2
+    judged = comparison.settings.criterion
+    assert {judged.arm, *judged.below} == {arm.name for arm in comparison.arms}
 
 
-def test_all_see_as_many_images_in_steps_of_one_size(comparison):
-    budgets = [comparison.tokenizer_budget(arm) for arm in comparison.arms]
+def test_all_see_as_many_images_in_steps_of_one_size(comparison, parts):
+    budgets = [plan.tokenizer_budget(arm) for plan in (comparison, parts) for arm in plan.arms]
     assert {(sum(budget.steps), budget.images) for budget in budgets} == {(9375, 150_000)}
-    assert comparison.generator_budget() == ((4000,), 256_000)
+    assert comparison.generator_budget() == parts.generator_budget() == ((4000,), 256_000)
     (tried,) = {comparison.tokenizer_budget(arm).images for arm in comparison.grid_arms()}
     assert (len(comparison.grid_arms()), tried) == (18, 30_000)
+
+
+def test_what_both_measure_is_the_same_to_the_hash_so_that_it_is_done_once(comparison, parts):
+    both = [
+        {arm.title: made_with(plan, arm).hash for arm in (*plan.arms, *plan.grid_arms()) if arm.name == "aligntok"}
+        for plan in (comparison, parts)
+    ]
+    assert both[1].items() <= both[0].items()
+    assert len(both[1]) == 7
+    assert (comparison.results.resolve(), parts.settings.seeds) == (parts.results.resolve(), [0])
 
 
 def test_the_precheck_trains_what_the_comparison_does(comparison):

@@ -1,4 +1,4 @@
-"""The small comparison: eight tokenizers at one budget of images and with one encoder, a small transformer on each.
+"""The small comparison: five tokenizers at one budget of images and with one encoder, a small transformer on each.
 
     python tools/compare.py configs/small/comparison.py --cfg-options data_root=tiny_imagenet.zip
 
@@ -15,9 +15,6 @@ tokenizers = dict(
     vavae="vavae.py",
     aligntok="aligntok.py",
     random_encoder="aligntok_random_encoder.py",
-    stage_1_only="aligntok_stage_1_only.py",
-    semantic_weight_0="aligntok_semantic_weight_0.py",
-    semantic_weight_1="aligntok_semantic_weight_1.py",
 )
 generator = "generator.py"
 criterion = dict(
@@ -62,9 +59,6 @@ grid = dict(
         ),
         vanilla_vae_equal_rfd=dict(like="vanilla_vae"),
         random_encoder=dict(like="aligntok", whole=True),
-        stage_1_only=dict(like="aligntok"),
-        semantic_weight_0=dict(like="aligntok"),
-        semantic_weight_1=dict(like="aligntok"),
     ),
     generator={"steps": 500, "schedule": None},
 )
@@ -90,4 +84,5 @@ samples = dict(
         unguided=dict(cfg_scale=1.0),
         unconditional=dict(cfg_scale=0.0),
     ),
+    between=dict(variants=["unguided"], extractors=["efficientnet_lite2"]),
 )
