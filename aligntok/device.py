@@ -323,25 +323,3 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
-
-
-def beside(where: torch.device, work: Callable[..., Any], *given: Any) -> Callable[[], Any]:
-    """Do work that gives tensors by name in a stream of its own; what returns them makes the caller's wait for it.
-
-    For a thread, while another computes on the same device. On a CPU there are no streams.
-    """
-    if where.type != "cuda":
-        found = work(*given)
-        return lambda: found
-    stream = torch.cuda.Stream(where)
-    with torch.cuda.stream(stream):
-        found = work(*given)
-
-    def wait() -> Any:
-        here = torch.cuda.current_stream(where)
-        here.wait_stream(stream)
-        for tensor in found.values():
-            tensor.record_stream(here)
-        return found
-
-    return wait

@@ -20,6 +20,7 @@ from aligntok.distributed import agree, any_process, barrier
 from aligntok.distributed.dcp import sharded
 from aligntok.distributed.job import sigterm_was_sent
 from aligntok.distributed.parallel import Parallel, parallelise
+from aligntok.engine.ahead import ahead
 from aligntok.engine.checkpoints import (
     Checkpoint,
     PartStates,
@@ -245,7 +246,8 @@ class StepLoop(IterBasedTrainLoop):
             self.runner.val_loop.run()  # it was stopped between its last step and the validation after it
         with explaining_loader_errors():  # a worker's death interrupts whatever the process is doing
             left = range(self._iter, self._max_iters)
-            steps = self._ahead([next(batches) for _ in range(sampler.accumulation)] for _ in left)
+            taken = ([next(batches) for _ in range(sampler.accumulation)] for _ in left)
+            steps = ahead(taken, self.runner.model)
             step = next(steps, None)
             while step is not None and not self.stop_training:
                 if not self.runner.model.training:  # a validation was in between
@@ -291,19 +293,6 @@ class StepLoop(IterBasedTrainLoop):
                 raise lost
             barrier()  # here the process that lost its data tells the others
         return step
-
-    def _ahead(self, steps: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
-        """Give the micro-batches of each step; where the model prepares them, once those of the next are begun with."""
-        model: Any = self.runner.model
-        if not getattr(model, "prepares", False):
-            yield from steps
-            return
-        prepared = ([model.prepare(each) for each in step] for step in steps)
-        current = next(prepared, None)
-        while current is not None:
-            following = next(prepared, None)
-            yield current
-            current = following
 
 
 @LOOPS.register_module()

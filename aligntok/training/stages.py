@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from aligntok.distributed import world
 from aligntok.distributed.parallel import Unit, exchange_gradients
+from aligntok.engine.ahead import arriving, send
 from aligntok.engine.checkpoints import PartStates
 from aligntok.engine.compile import compile_blocks
 from aligntok.engine.mmengine import BaseModel, Hook
@@ -84,6 +85,9 @@ class TrainedModel(BaseModel):
     is the source of every random number that it draws.
     """
 
+    #: What a step does nothing with but compute; labels are looked at before, and tokens go to their encoder.
+    travels: ClassVar[tuple[str, ...]] = ("images", "latents", "encoded")
+
     def __init__(self, settings: Any, seed: int) -> None:
         super().__init__()
         self.settings, self.seed, self.precision = settings, seed, settings.precision
@@ -102,6 +106,16 @@ class TrainedModel(BaseModel):
         """Return the bytes of weights that a step needs but for `parts`, by name. Raises as their check does."""
         return {}
 
+    @property
+    def prepares(self) -> bool:
+        """Whether something of the next step can be done beside the present one."""
+        return self.device().type == "cuda"
+
+    def prepare(self, step: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Begin with a step's micro-batches beside the step before; return them, with what comes of it."""
+        send(step[0], self.travels, self.device())
+        return step
+
     def backward(self, batch: Mapping[str, Tensor], place: MicroBatch) -> dict[str, Tensor]:
         """Give what is trained the gradients of a micro-batch; return what to log."""
         raise NotImplementedError
@@ -118,7 +132,7 @@ class TrainedModel(BaseModel):
         count, logs = len(data.micro_batches), []
         scale = optim_wrapper.loss_scale(self.device()) / count
         before = torch_state(self.device())
-        for i, batch in enumerate(data.micro_batches):
+        for i, batch in enumerate(arriving(data.micro_batches, self.travels, self.device())):
             exchange_gradients(self, i == count - 1)
             logs.append(self.backward(batch, MicroBatch(data.step, i, count, scale)))
         if (count, world()[1]) != (1, 1) and torch_state(self.device()) != before:

@@ -240,4 +240,4 @@ def test_encoders_are_not_moved_while_another_thread_asks_them(text, monkeypatch
 @pytest.mark.parametrize(("precision", "ahead"), [("fp32", True), ("bf16", True), ("tf32", False)])
 def test_nothing_is_encoded_beside_a_step_that_rounds_otherwise(precision, ahead):
     training = SimpleNamespace(diffusion=SimpleNamespace(condition=SimpleNamespace(encodes=True)), precision=precision)
-    assert GenerationModel.prepares.fget(training) is ahead
+    assert GenerationModel.encodes_ahead.fget(training) is ahead

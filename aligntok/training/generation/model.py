@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,11 @@ from typing_extensions import Self
 
 from aligntok.caching.encoder import check_posterior, latent_shape, posterior_noise
 from aligntok.condition import Given
-from aligntok.device import beside, computing, multiplying
+from aligntok.device import computing, multiplying
 from aligntok.diffusion.flow import direction_loss, interpolate, path_velocity, velocity_mse
 from aligntok.diffusion.times import sample_times, shift_of
 from aligntok.distributed.parallel import Unit
+from aligntok.engine.ahead import beside
 from aligntok.engine.checkpoints import load_parts
 from aligntok.engine.compile import listed_blocks
 from aligntok.errors import DivergenceError
@@ -57,19 +59,25 @@ class GenerationModel(TrainedModel):
         self.train()
 
     @property
-    def prepares(self) -> bool:
-        """Whether there is something to compute of a batch beside the step before: prompts, encoded as they come.
+    def encodes_ahead(self) -> bool:
+        """Whether the prompts of the next step, encoded as they come, are encoded beside the present one.
 
         Not with "tf32": that is a setting of the whole process, and encoders are to compute without it.
         """
         return self.diffusion.condition.encodes and self.precision != "tf32"
 
-    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Begin to encode a batch's prompts, beside the step before; return the batch, which has what comes of it."""
-        if self._encoding is None:
-            self._encoding = ThreadPoolExecutor(1)
-        where = self.device()
-        return {**batch, "given": self._encoding.submit(beside, where, self.diffusion.condition.of, batch, where)}
+    @property
+    def prepares(self) -> bool:
+        """Whether something of the next step can be done beside the present one."""
+        return self.encodes_ahead or super().prepares
+
+    def prepare(self, step: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Begin with a step's micro-batches, their prompts too; return them, with what comes of it."""
+        if self.encodes_ahead:
+            self._encoding = self._encoding or ThreadPoolExecutor(1)
+            begin, where = partial(self._encoding.submit, beside), self.device()
+            step = [{**batch, "given": begin(where, self.diffusion.condition.of, batch, where)} for batch in step]
+        return super().prepare(step)
 
     @property
     def generator(self) -> Any:
