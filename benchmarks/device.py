@@ -2,6 +2,7 @@
 
     python benchmarks/device.py                                # all parts, at most 10 minutes, as they come
     python benchmarks/device.py --only compiled deterministic  # some of them
+    python benchmarks/device.py --reference ../LightningDiT    # a clone of the published code, beside ours
 
 Each part runs in a process of its own, with a limit of its own, and prints its lines when it is done; one that fails or
 takes too long says so, and the next begins. Weights and images are random, and lie in memory. `--small` takes models of
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +39,7 @@ SMALL_RECIPE = {
     "data.train.image_size": 64,
 }
 SMALL_GENERATOR = {"generator.size": "S", "generator.depth": 2, "generator.input_size": 4}
+POINTS, GUIDANCE = 16, 4.0  # of samplings: 15 steps
 FIXED = {"losses.gan.adaptive_weight": None, "stages.1.losses.semantic.adaptive_weight": None}
 Lines = Iterator[str]
 
@@ -48,6 +51,12 @@ class Setting(NamedTuple):
     seconds: float  # of steps that are timed
     configs: Path
     folder: Path
+    reference: Path | None  # a clone of the published LightningDiT
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The size of the generator, its depth if it is not that size's own, and the side of its latents."""
+        return dict(size="S", depth=2, latent_size=4) if self.small else dict(size="XL", depth=None, latent_size=16)
 
     @property
     def precision(self) -> str:
@@ -60,17 +69,21 @@ class Setting(NamedTuple):
 
 
 def take_steps(it: Setting, config: str, stage: str, images: int, **options: Any) -> dict[str, float]:
-    """Train a stage of a config with random weights; return images a second, peak GiB, and the first step's seconds."""
-    from aligntok.evaluation.cost.measure import synchronise
+    """Train a stage of a config with random weights; return what :func:`timed` finds."""
     from aligntok.evaluation.cost.steps import Step
 
-    began = time.perf_counter()
-    step = Step(ready(it, config, stage, images, **options))
+    return timed(it, Step(ready(it, config, stage, images, **options)), images)
+
+
+def timed(it: Setting, step: Callable[[], None], images: int) -> dict[str, float]:
+    """Take steps; return images a second, peak GiB, and the first step's seconds."""
+    from aligntok.evaluation.cost.measure import synchronise
+
     synchronise()
-    built = time.perf_counter()
+    began = time.perf_counter()
     step()
     synchronise()
-    first = time.perf_counter()
+    first = time.perf_counter() - began
     for _ in range(3):
         step()
     synchronise()
@@ -81,7 +94,7 @@ def take_steps(it: Setting, config: str, stage: str, images: int, **options: Any
         number += 1
     rate = number * it.images(images) / (time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
-    return dict(rate=rate, gib=peak, build=built - began, first=first - built)
+    return dict(rate=rate, gib=peak, first=first)
 
 
 def ready(it: Setting, config: str, stage: str, images: int, **options: Any) -> Any:
@@ -132,7 +145,7 @@ def memory(it: Setting) -> Lines:
 def compiled(it: Setting) -> Lines:
     """Stage 2, compiled, in two processes one after the other; goal 60 s to the first step, then 20 s."""
     for start in ("first", "second"):
-        words = words_of("compiled_start", it.small, it.seconds, it.configs)
+        words = words_of("compiled_start", it)
         cache = {"TORCHINDUCTOR_CACHE_DIR": str(it.folder / "compiled"), "TRITON_CACHE_DIR": str(it.folder / "triton")}
         said = subprocess.check_output(words, text=True, env={**os.environ, **cache})
         yield f"{start} start:            {said.splitlines()[-1].strip()}"
@@ -143,15 +156,50 @@ def compiled_start(it: Setting) -> Lines:
     yield told(take_steps(it, RECIPE, "perceptual_alignment", 8, compile=True))
 
 
+def published(it: Setting, how: str, ours: Any) -> Any:
+    """Return the published LightningDiT with the weights of ours, and what its scripts do with it."""
+    from generator_step import build_published
+
+    from aligntok.device import device
+
+    more = dict(reference=it.reference, points=POINTS, compile=how == "compiled", grad_checkpointing=False)
+    return build_published(argparse.Namespace(**it.shape, **more), ours, device())
+
+
 def generator(it: Setting) -> Lines:
     """LightningDiT-XL/1 at 128 images; paper's 237, goal 400 images/s."""
+    from aligntok.evaluation.cost.steps import Step
+
     for how, own in (("eager", {}), ("compiled", {"compile": True})):
-        yield f"{how:24s} {told(take_steps(it, GENERATOR, 'generation', 128, **own))}"
+        step = Step(ready(it, GENERATOR, "generation", 128, **own))
+        ours = timed(it, step, 128)
+        yield f"{how:24s} {told(ours)}"
+        batch, model = step.micro_batches[0], step.runner.trained_model.generator.cpu()
+        del step
         clean_up()
+        if it.reference:
+            yield from published_steps(it, how, model, batch, ours)
+
+
+def published_steps(it: Setting, how: str, model: Any, batch: dict[str, Any], ours: dict[str, float]) -> Lines:
+    """The published code on the same batch, from the same weights, and ours over it."""
+    from generator_step import take_step
+
+    side = published(it, how, model)
+    where = next(side.model.parameters()).device
+    step = partial(take_step, side, batch["latents"].to(where), batch["label"].to(where), it.precision)
+    theirs = timed(it, step, 128)
+    yield f"{f'published, {how}':24s} {told(theirs)}"
+    del side, step
+    clean_up()
+    rate, memory = (ours[name] / theirs[name] for name in ("rate", "gib"))
+    yield f"{f'ours / published, {how}':24s} {rate:.2f} x the images/s, {memory:.2f} x the memory"
 
 
 def sampling(it: Setting) -> Lines:
     """32 guided images of 15 steps, decoded; goal 45 images/s."""
+    from generator_step import GUIDED_3
+
     from aligntok.decoders.ldm_cnn import LDMDecoder
     from aligntok.device import computing, device
     from aligntok.diffusion.guidance import classifier_free
@@ -160,33 +208,41 @@ def sampling(it: Setting) -> Lines:
     from aligntok.engine.compile import compile_blocks
     from aligntok.generators.lightning_dit import LightningDiT
 
-    side = 4 if it.small else 16
-    own = dict(depth=2) if it.small else {}
-    model = LightningDiT("S" if it.small else "XL", input_size=side, in_channels=32, **own).to(device()).eval()
+    size, depth, side = it.shape.values()
+    own = dict(depth=depth) if depth else {}
+    model = LightningDiT(size, input_size=side, in_channels=32, **own).to(device()).eval()
     decoder = LDMDecoder(ch=32 if it.small else 128).to(device()).eval()
     images = it.images(32)
     noise, labels = torch.randn(images, 32, side, side, device=device()), torch.arange(images, device=device())
-    grid = time_grid(16)
+
+    def ours(scale: float) -> Any:
+        return sample(classifier_free(model, labels, model.null_class, scale), noise, time_grid(POINTS))
 
     @torch.inference_mode()
-    def draw(precision: str, scale: float) -> Any:
-        with computing(precision, whole=True):
-            drift = classifier_free(model, labels, model.null_class, scale)
-            return decoder(sample(drift, noise, grid)).float().cpu()
+    def line(how: str, precision: str, guided: bool, latents: Callable[[], Any]) -> tuple[str, float]:
+        began, number = 0.0, -1  # a first draw may compile
+        while number < 1 or time.perf_counter() - began < it.seconds:
+            with computing(precision, whole=True):
+                decoder(latents()).float().cpu()
+            number += 1
+            began = began if number else time.perf_counter()
+        rate = number * images / (time.perf_counter() - began)
+        return f"{how}, {precision}, {'guided' if guided else 'unguided'}: {rate:.1f} images/s", rate
 
     for how in ("eager", "compiled"):
-        if how == "compiled":  # its first draw compiles, of one kind for the time that there is
+        if how == "compiled":
             compile_blocks([model], {})
-        for precision, scale in ((it.precision, 4.0), ("tf32", 4.0), (it.precision, 1.0))[
-            : 1 if how == "compiled" else 3
-        ]:
-            draw(precision, scale)
-            began, number = time.perf_counter(), 0
-            while time.perf_counter() - began < it.seconds or number < 1:
-                draw(precision, scale)
-                number += 1
-            rate = number * images / (time.perf_counter() - began)
-            yield f"{how}, {precision}, {'guided' if scale > 1 else 'unguided'}: {rate:.1f} images/s"
+        said, rate = line(how, it.precision, True, partial(ours, GUIDANCE))
+        yield said
+        if it.reference:
+            theirs = published(it, how, model)
+            drawn = partial(theirs.samplings[GUIDED_3], noise, labels)
+            theirs.model.eval()
+            said, its = line(f"published, {how}", it.precision, True, drawn)
+            yield f"{said}; ours / published: {rate / its:.2f} x"
+        if how == "eager":  # compiled, one kind for the time that there is
+            yield line(how, "tf32", True, partial(ours, GUIDANCE))[0]
+            yield line(how, it.precision, False, partial(ours, 1.0))[0]
 
 
 def deterministic(it: Setting) -> Lines:
@@ -223,10 +279,11 @@ def attention(it: Setting) -> Lines:
     yield from subprocess.check_output(words, text=True).splitlines()
 
 
-def words_of(part: str, small: bool, seconds: float, configs: Path) -> list[str]:
+def words_of(part: str, it: Setting) -> list[str]:
     """Return the command of a process that runs one part."""
-    words = [sys.executable, "-W", "ignore", __file__, "--part", part, "--seconds", str(seconds)]
-    return [*words, "--configs", str(configs), *(["--small"] if small else [])]
+    words = [sys.executable, "-W", "ignore", __file__, "--part", part, "--seconds", str(it.seconds)]
+    words += ["--configs", str(it.configs), *(["--small"] if it.small else [])]
+    return words + (["--reference", str(it.reference)] if it.reference else [])
 
 
 def clean_up() -> None:
@@ -239,14 +296,14 @@ def clean_up() -> None:
 
 #: Parts, and the seconds that each may take: together less than 10 minutes.
 PARTS: dict[str, tuple[Callable[[Setting], Lines], float]] = {
-    "stages": (stages, 90),
+    "stages": (stages, 80),
     "ratios": (ratios, 45),
-    "memory": (memory, 60),
-    "deterministic": (deterministic, 75),
-    "compiled": (compiled, 120),
-    "generator": (generator, 100),
-    "sampling": (sampling, 70),
-    "attention": (attention, 35),
+    "memory": (memory, 50),
+    "deterministic": (deterministic, 70),
+    "compiled": (compiled, 110),
+    "generator": (generator, 125),
+    "sampling": (sampling, 85),
+    "attention": (attention, 30),
 }
 
 
@@ -257,24 +314,28 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--seconds", type=float, default=5.0, help="of steps that are timed, each time")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="default: those beside this file's folder")
+    parser.add_argument("--reference", type=Path, help="folder of a clone of the published LightningDiT")
     parser.add_argument("--limit", type=float, default=1.0, help="times the seconds that a part may take")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.part:
-        part = compiled_start if given.part == "compiled_start" else PARTS[given.part][0]
-        with tempfile.TemporaryDirectory() as folder:
-            it = Setting(given.small, given.seconds, given.configs, Path(folder))
-            for line in part(it):
+    with tempfile.TemporaryDirectory() as folder:
+        it = Setting(given.small, given.seconds, given.configs, Path(folder), given.reference)
+        if given.part:
+            for line in (compiled_start if given.part == "compiled_start" else PARTS[given.part][0])(it):
                 print(f"  {line}", flush=True)
-        return
+        else:
+            run(given.only, it, given.limit)
+
+
+def run(parts: list[str], it: Setting, limit: float) -> None:
+    """Run parts, each in a process of its own, and say where."""
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: a CPU, whose numbers mean nothing"
     print(f"{where}; torch {torch.__version__}", flush=True)
-    for name in given.only:
+    for name in parts:
         print(f"\n{name}: {PARTS[name][0].__doc__}", flush=True)
         began = time.perf_counter()
-        words = words_of(name, given.small, given.seconds, given.configs)
         try:
-            subprocess.run(words, check=True, timeout=given.limit * PARTS[name][1])
+            subprocess.run(words_of(name, it), check=True, timeout=limit * PARTS[name][1])
         except subprocess.TimeoutExpired as error:
             print(f"  took longer than {error.timeout:.0f} s, and was ended", flush=True)
         except subprocess.CalledProcessError as error:

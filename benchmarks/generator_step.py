@@ -35,6 +35,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from aligntok.device import computing
 from aligntok.diffusion.flow import flow_matching_loss, interpolate, path_velocity
 from aligntok.diffusion.guidance import classifier_free
 from aligntok.diffusion.samplers import sample
@@ -112,10 +113,12 @@ def build_ours(given: argparse.Namespace) -> Side:
     return Side(model, optimizer, WeightAverages({"generator": model}, [], [DECAY]).update, samplings)
 
 
-def build_published(given: argparse.Namespace, ours: nn.Module) -> Side:
+def build_published(given: argparse.Namespace, ours: nn.Module, where: torch.device | str = "cpu") -> Side:
     """Return the published model, with our weights, and what its training script does with it."""
     sys.path.insert(0, str(given.reference))
-    # The published module compiles its functions as it is imported.
+    # The published module compiles its functions as it is imported: another time to have them otherwise.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "models"]:
+        del sys.modules[name]
     with nullcontext() if given.compile else mock.patch.object(torch, "compile", lambda function: function):
         module = import_module("models.lightningdit")
     width, depth, heads = SIZES[given.size]
@@ -123,6 +126,7 @@ def build_published(given: argparse.Namespace, ours: nn.Module) -> Side:
     options = dict(use_swiglu=True, use_rope=True, use_rmsnorm=True, use_checkpoint=given.grad_checkpointing)
     model = module.LightningDiT(given.latent_size, 1, CHANNELS, num_classes=CLASSES, **shape, **options)
     model.load_state_dict(ours.state_dict(), strict=False)  # the position tables are its own
+    model.to(where)
     averages = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
     @torch.no_grad()
@@ -153,20 +157,19 @@ def now() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def time_training(side: Side, given: argparse.Namespace) -> Laps:
-    """Take one training step; return its seconds by part."""
-    side.model.train()
-    shape = (given.batch_size, CHANNELS, given.latent_size, given.latent_size)
-    data, labels = torch.randn(shape), torch.randint(CLASSES, shape[:1])
-    laps, began = {}, now()
-
-    def lap(part: str) -> None:
-        laps[part] = now() - began - sum(laps.values())
-
-    noise, t = torch.randn_like(data), sample_times(torch.rand(len(data)))
+def take_step(
+    side: Side,
+    data: Tensor,
+    labels: Tensor,
+    precision: str = "fp32",
+    lap: Callable[[str], None] = lambda part: None,
+) -> None:
+    """Take one training step on latents (N, C, h, w) and labels (N,); `lap` hears of each part that is done."""
+    noise, t = torch.randn_like(data), sample_times(torch.rand(len(data), device=data.device))
     x = interpolate(noise, data, t)
     lap("noisy latents")
-    predicted = side.model(x, t, labels)
+    with computing(precision, data.device):
+        predicted = side.model(x, t, labels).float()
     lap("forward")
     loss = flow_matching_loss(predicted, path_velocity(noise, data)).mean()
     lap("loss")
@@ -177,6 +180,19 @@ def time_training(side: Side, given: argparse.Namespace) -> Laps:
     lap("optimiser")
     side.average()
     lap("moving average")
+
+
+def time_training(side: Side, given: argparse.Namespace) -> Laps:
+    """Take one training step; return its seconds by part."""
+    side.model.train()
+    shape = (given.batch_size, CHANNELS, given.latent_size, given.latent_size)
+    data, labels = torch.randn(shape), torch.randint(CLASSES, shape[:1])
+    laps, began = {}, now()
+
+    def lap(part: str) -> None:
+        laps[part] = now() - began - sum(laps.values())
+
+    take_step(side, data, labels, lap=lap)
     return {**laps, WHOLE: sum(laps.values())}
 
 

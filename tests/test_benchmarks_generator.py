@@ -1,9 +1,12 @@
-"""The benchmark of a generator's step runs and tells what it did; its seconds are nobody's promise."""
+"""The benchmarks of a generator beside the published code run and tell what they did; seconds are nobody's promise."""
 
 from __future__ import annotations
 
+import os
+import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "generator_step.py"
+DEVICE = BENCHMARK.with_name("device.py")
 TINY = shlex.split("--depth 1 --latent-size 4 --batch-size 2 --points 9 --rounds 2 --steps 1 --threads 1")
 #: The published model's interface around our weights: a module `models.lightningdit` as a clone has it.
 PUBLISHED = """
@@ -71,11 +75,48 @@ def test_published_seconds_are_told_to_be_of_another_run(monkeypatch, capsys):
     assert "not run beside ours in this run: its 3 and 15.6 s were measured once" in out
 
 
-def test_published_code_runs_beside_ours(run, tmp_path):
+@pytest.fixture
+def clone(tmp_path):
+    """A folder that stands in for a clone of the published code."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "lightningdit.py").write_text(PUBLISHED)
-    out = run("--reference", str(tmp_path))
+    return tmp_path
+
+
+def test_published_code_runs_beside_ours(run, clone):
+    out = run("--reference", str(clone))
     assert "\nPublished\n" in out
     for goal in ("training step", "guided sampling", "guided in an interval"):
         assert f"\n  {goal} " in out.partition("over the published code")[2]
     assert "not run beside" not in out
+
+
+def test_on_a_device_each_line_of_the_published_code_has_ours_over_it(clone):
+    """Not compiled, which would take minutes; the lines are the same."""
+    words = [sys.executable, DEVICE, "--small", "--seconds", "0.1", "--limit", "9", "--only", "generator", "sampling"]
+    environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    out = subprocess.run([*words, "--reference", clone], text=True, check=True, capture_output=True, env=environment)
+    parts = [part.splitlines()[1:-1] for part in out.stdout.split("\n\n")[1:]]
+    training, sampling = ([line.strip() for line in part] for part in parts)
+    for number, how in enumerate(("eager", "compiled")):
+        ours, theirs, ratios = training[3 * number : 3 * number + 3]
+        rates = [float(line.partition(" images/s")[0].split()[-1]) for line in (ours, theirs)]
+        assert re.match(rf"{how} +[\d.]+ images/s, +nan GiB, first step", ours)
+        assert re.match(rf"published, {how} +[\d.]+ images/s, +nan GiB, first step", theirs)
+        found = re.fullmatch(rf"ours / published, {how} +([\d.]+) x the images/s, nan x the memory", ratios)
+        assert float(found[1]) == pytest.approx(rates[0] / rates[1], rel=0.02, abs=0.02)
+    assert [line.partition(": ")[0] for line in sampling] == [
+        "eager, fp32, guided",
+        "published, eager, fp32, guided",
+        "eager, tf32, guided",
+        "eager, fp32, unguided",
+        "compiled, fp32, guided",
+        "published, compiled, fp32, guided",
+    ]
+    for ours, theirs in (sampling[:2], sampling[4:]):
+        rates = [float(line.partition(" images/s")[0].split()[-1]) for line in (ours, theirs)]
+        assert float(theirs.split()[-2]) == pytest.approx(rates[0] / rates[1], rel=0.02, abs=0.02)
+
+
+def test_the_parts_of_a_devices_table_take_ten_minutes_together():
+    assert sum(limit for _, limit in runpy.run_path(str(DEVICE))["PARTS"].values()) <= 600
