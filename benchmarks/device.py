@@ -158,7 +158,7 @@ def compiled_start(it: Setting) -> Lines:
 
 def published(it: Setting, how: str, ours: Any) -> Any:
     """Return the published LightningDiT with the weights of ours, and what its scripts do with it."""
-    from generator_step import build_published
+    from published_dit import build_published
 
     from aligntok.device import device
 
@@ -171,34 +171,34 @@ def generator(it: Setting) -> Lines:
     from aligntok.evaluation.cost.steps import Step
 
     for how, own in (("eager", {}), ("compiled", {"compile": True})):
+        clean_up()
         step = Step(ready(it, GENERATOR, "generation", 128, **own))
         ours = timed(it, step, 128)
         yield f"{how:24s} {told(ours)}"
         batch, model = step.micro_batches[0], step.runner.trained_model.generator.cpu()
         del step
-        clean_up()
         if it.reference:
             yield from published_steps(it, how, model, batch, ours)
 
 
 def published_steps(it: Setting, how: str, model: Any, batch: dict[str, Any], ours: dict[str, float]) -> Lines:
     """The published code on the same batch, from the same weights, and ours over it."""
-    from generator_step import take_step
+    from published_dit import take_step
 
+    from aligntok.device import device
+
+    clean_up()
     side = published(it, how, model)
-    where = next(side.model.parameters()).device
-    step = partial(take_step, side, batch["latents"].to(where), batch["label"].to(where), it.precision)
+    step = partial(take_step, side, batch["latents"].to(device()), batch["label"].to(device()), it.precision)
     theirs = timed(it, step, 128)
     yield f"{f'published, {how}':24s} {told(theirs)}"
-    del side, step
-    clean_up()
-    rate, memory = (ours[name] / theirs[name] for name in ("rate", "gib"))
+    rate, memory = ours["rate"] / theirs["rate"], ours["gib"] / theirs["gib"]
     yield f"{f'ours / published, {how}':24s} {rate:.2f} x the images/s, {memory:.2f} x the memory"
 
 
 def sampling(it: Setting) -> Lines:
     """32 guided images of 15 steps, decoded; goal 45 images/s."""
-    from generator_step import GUIDED_3
+    from published_dit import GUIDED_3
 
     from aligntok.decoders.ldm_cnn import LDMDecoder
     from aligntok.device import computing, device
@@ -209,8 +209,8 @@ def sampling(it: Setting) -> Lines:
     from aligntok.generators.lightning_dit import LightningDiT
 
     size, depth, side = it.shape.values()
-    own = dict(depth=depth) if depth else {}
-    model = LightningDiT(size, input_size=side, in_channels=32, **own).to(device()).eval()
+    model = LightningDiT(size, input_size=side, in_channels=32, **(dict(depth=depth) if depth else {}))
+    model = model.to(device()).eval()
     decoder = LDMDecoder(ch=32 if it.small else 128).to(device()).eval()
     images = it.images(32)
     noise, labels = torch.randn(images, 32, side, side, device=device()), torch.arange(images, device=device())
@@ -235,9 +235,7 @@ def sampling(it: Setting) -> Lines:
         said, rate = line(how, it.precision, True, partial(ours, GUIDANCE))
         yield said
         if it.reference:
-            theirs = published(it, how, model)
-            drawn = partial(theirs.samplings[GUIDED_3], noise, labels)
-            theirs.model.eval()
+            drawn = partial(published(it, how, model).samplings[GUIDED_3], noise, labels)
             said, its = line(f"published, {how}", it.precision, True, drawn)
             yield f"{said}; ours / published: {rate / its:.2f} x"
         if how == "eager":  # compiled, one kind for the time that there is
@@ -329,6 +327,10 @@ def main() -> None:
 
 def run(parts: list[str], it: Setting, limit: float) -> None:
     """Run parts, each in a process of its own, and say where."""
+    if it.reference:
+        from published_dit import import_published
+
+        import_published(it.reference)  # ends here if it cannot be imported
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: a CPU, whose numbers mean nothing"
     print(f"{where}; torch {torch.__version__}", flush=True)
     for name in parts:

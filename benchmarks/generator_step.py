@@ -21,30 +21,38 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
+from published_dit import (
+    CHANNELS,
+    CLASSES,
+    DECAY,
+    GUIDED_3,
+    IN_INTERVAL,
+    SCALE,
+    SHIFT,
+    START,
+    Sampling,
+    Side,
+    build_published,
+    depth_of,
+    take_step,
+)
 from torch import Tensor, nn
 
-from aligntok.device import computing
-from aligntok.diffusion.flow import flow_matching_loss, interpolate, path_velocity
 from aligntok.diffusion.guidance import classifier_free
 from aligntok.diffusion.samplers import sample
-from aligntok.diffusion.times import sample_times, time_grid
+from aligntok.diffusion.times import time_grid
 from aligntok.engine.compile import compile_blocks
 from aligntok.engine.ema import WeightAverages
 from aligntok.generators.lightning_dit import SIZES, LightningDiT
 
-CHANNELS, CLASSES, IMAGES, SCALE, DECAY = 32, 1000, 4, 4.0, 0.9999
+IMAGES = 4
 #: The work whose seconds are known of the published code, by option.
 KNOWN_WORK = {
     "size": "S",
@@ -56,9 +64,7 @@ KNOWN_WORK = {
     "compile": False,
     "grad_checkpointing": False,
 }
-GUIDED, GUIDED_3 = "guided, all channels", "guided, first 3 channels"
-IN_INTERVAL, UNGUIDED = "guided for t in 0.125 to 1, shift 0.3", "unguided"
-START, SHIFT = 0.125, 0.3  # of that interval and of its grid, as the published settings for samples have them
+GUIDED, UNGUIDED = "guided, all channels", "unguided"
 #: Goals in shares of the published code's seconds, and of samplings which of ours is held against which of theirs.
 TRAINING, SAMPLED, SAMPLED_IN_INTERVAL = "training step", "guided sampling", "guided in an interval"
 GOALS = {TRAINING: 0.90, SAMPLED: 0.70, SAMPLED_IN_INTERVAL: 0.70}
@@ -72,27 +78,11 @@ PARTS = {
 REST, WHOLE = "the rest", "the whole step"
 
 Laps = dict[str, float]
-Sampling = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass
-class Side:
-    """One implementation: a model, how its weights are stepped and averaged, and its samplings by name."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    average: Callable[[], None]
-    samplings: dict[str, Sampling]  # (noise, labels) -> samples
-    batches: list[int] = field(default_factory=list)  # rows of each call of the model
-
-    def __post_init__(self) -> None:
-        # Not of the model: the published guidance calls its forward() past the hooks.
-        self.model.x_embedder.register_forward_pre_hook(lambda _, inputs: self.batches.append(len(inputs[0])))
 
 
 def build_ours(given: argparse.Namespace) -> Side:
     """Return our model, optimiser, average and samplings."""
-    model = LightningDiT(given.size, input_size=given.latent_size, in_channels=CHANNELS, **_depth(given))
+    model = LightningDiT(given.size, input_size=given.latent_size, in_channels=CHANNELS, **depth_of(given))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.02)  # as initialised, most gradients would be 0
     model.set_grad_checkpointing(given.grad_checkpointing)
@@ -113,73 +103,9 @@ def build_ours(given: argparse.Namespace) -> Side:
     return Side(model, optimizer, WeightAverages({"generator": model}, [], [DECAY]).update, samplings)
 
 
-def build_published(given: argparse.Namespace, ours: nn.Module, where: torch.device | str = "cpu") -> Side:
-    """Return the published model, with our weights, and what its training script does with it."""
-    sys.path.insert(0, str(given.reference))
-    # The published module compiles its functions as it is imported: another time to have them otherwise.
-    for name in [name for name in sys.modules if name.partition(".")[0] == "models"]:
-        del sys.modules[name]
-    with nullcontext() if given.compile else mock.patch.object(torch, "compile", lambda function: function):
-        module = import_module("models.lightningdit")
-    width, depth, heads = SIZES[given.size]
-    shape = dict(hidden_size=width, depth=depth, num_heads=heads) | _depth(given)
-    options = dict(use_swiglu=True, use_rope=True, use_rmsnorm=True, use_checkpoint=given.grad_checkpointing)
-    model = module.LightningDiT(given.latent_size, 1, CHANNELS, num_classes=CLASSES, **shape, **options)
-    model.load_state_dict(ours.state_dict(), strict=False)  # the position tables are its own
-    model.to(where)
-    averages = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-    @torch.no_grad()
-    def average() -> None:
-        for name, parameter in model.named_parameters():
-            averages[name].mul_(DECAY).add_(parameter, alpha=1 - DECAY)
-
-    def sampling(shift: float = 1.0, *interval: Any) -> Sampling:
-        def guided(noise: Tensor, y: Tensor) -> Tensor:
-            both = torch.cat([y, torch.full_like(y, CLASSES)])
-            grid = time_grid(given.points, shift)
-            doubled = noise.repeat(2, 1, 1, 1)
-            return sample(lambda x, t: model.forward_with_cfg(x, t, both, SCALE, *interval), doubled, grid)[: len(y)]
-
-        return guided
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=0)
-    samplings = {GUIDED_3: sampling(), IN_INTERVAL: sampling(SHIFT, True, START)}
-    return Side(model, optimizer, average, samplings)
-
-
-def _depth(given: argparse.Namespace) -> dict[str, int]:
-    return {"depth": given.depth} if given.depth else {}
-
-
 def now() -> float:
     """Return the time in seconds: on one thread those of the processor, whatever else runs on the machine."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def take_step(
-    side: Side,
-    data: Tensor,
-    labels: Tensor,
-    precision: str = "fp32",
-    lap: Callable[[str], None] = lambda part: None,
-) -> None:
-    """Take one training step on latents (N, C, h, w) and labels (N,); `lap` hears of each part that is done."""
-    noise, t = torch.randn_like(data), sample_times(torch.rand(len(data), device=data.device))
-    x = interpolate(noise, data, t)
-    lap("noisy latents")
-    with computing(precision, data.device):
-        predicted = side.model(x, t, labels).float()
-    lap("forward")
-    loss = flow_matching_loss(predicted, path_velocity(noise, data)).mean()
-    lap("loss")
-    loss.backward()
-    lap("backward")
-    side.optimizer.step()
-    side.optimizer.zero_grad()
-    lap("optimiser")
-    side.average()
-    lap("moving average")
 
 
 def time_training(side: Side, given: argparse.Namespace) -> Laps:

@@ -31,10 +31,15 @@ class LightningDiT(Ours):
 """
 
 
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    """The benchmarks' folder as Python's first one, which it is for a script."""
+    monkeypatch.setattr(sys, "path", [str(BENCHMARK.parent), *sys.path])
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the benchmark with some options and return what it printed."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*options):
         monkeypatch.setattr(sys, "argv", [str(BENCHMARK), *TINY, *options])
@@ -116,6 +121,17 @@ def test_on_a_device_each_line_of_the_published_code_has_ours_over_it(clone):
     for ours, theirs in (sampling[:2], sampling[4:]):
         rates = [float(line.partition(" images/s")[0].split()[-1]) for line in (ours, theirs)]
         assert float(theirs.split()[-2]) == pytest.approx(rates[0] / rates[1], rel=0.02, abs=0.02)
+
+
+def test_a_folder_without_the_published_code_is_told_before_anything_is_measured(tmp_path):
+    words = [sys.executable, DEVICE, "--small", "--reference", tmp_path]
+    ended = subprocess.run(words, text=True, capture_output=True)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        f"--reference {tmp_path}: No module named 'models'; give a folder with a clone of the published LightningDiT, "
+        "and install what its model imports (timm, einops, fairscale)"
+    )
+    assert not ended.stdout
 
 
 def test_the_parts_of_a_devices_table_take_ten_minutes_together():

@@ -165,6 +165,7 @@ def look_at_options(tool):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [tool, *arguments])
+            patch.syspath_prepend(str(ROOT / tool.rpartition("/")[0]))  # as Python does for a script
             patch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
             patch.setattr(cli.arguments, "read", stopping(cli.arguments.read))
             with pytest.raises(SystemExit) as ended:
