@@ -75,8 +75,9 @@ class GenerationModel(TrainedModel):
         """Begin with a step's micro-batches, their prompts too; return them, with what comes of it."""
         if self.encodes_ahead:
             self._encoding = self._encoding or ThreadPoolExecutor(1)
-            begin, where = partial(self._encoding.submit, beside), self.device()
-            step = [{**batch, "given": begin(where, self.diffusion.condition.of, batch, where)} for batch in step]
+            where, pool = self.device(), self._encoding
+            encode = partial(beside, where, self.diffusion.condition.of)
+            step = [{**batch, "given": pool.submit(encode, batch, where)} for batch in step]
         return super().prepare(step)
 
     @property
