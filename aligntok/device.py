@@ -128,6 +128,11 @@ def computing(precision: str, where: torch.device | None = None, whole: bool = F
         yield
 
 
+def whole_on_cpu() -> torch.autocast:
+    """Compute on a CPU in the types of what is given, in spite of an autocast around."""
+    return torch.autocast("cpu", enabled=False)
+
+
 @contextmanager
 def meeting(weights: torch.dtype, where: torch.device) -> Iterator[None]:
     """Bring float32 to the type of weights that are kept in 16 bits where the two meet; others are met as they are."""

@@ -125,7 +125,7 @@ def test_loaders_are_made_in_one_way_and_their_ends_explained():
     made = {
         "training/builder.py:_training_batches",  # for mmengine's loops, of engine/runner
         "training/alignment/__init__.py:validation",
-        "training/generation/validation.py:validation_options",
+        "training/generation/validation.py:_phase",
     }
     explained = {
         "evaluation/images.py:in_rounds",
@@ -161,6 +161,7 @@ def test_devices_and_their_arithmetic_are_settled_in_one_module():
     assert calls("autocast", "set_float32_matmul_precision", "current_device") == {
         "device.py:device",
         "device.py:computing",
+        "device.py:whole_on_cpu",
         "device.py:meeting",
         "device.py:multiplying",
     }

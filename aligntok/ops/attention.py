@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.device import device
+from aligntok.device import device, whole_on_cpu
 from aligntok.errors import ConfigError, first_line, unknown
 from aligntok.imports import FAILURES, import_failure, quietly, version_of
 
@@ -125,7 +125,7 @@ def _torchs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's own attention; on a CPU in float32, whose gradient is quicker (`benchmarks/half_on_cpu.py`)."""
     if not half_on_cpu(q):
         return F.scaled_dot_product_attention(q, k, v)
-    with torch.autocast("cpu", enabled=False):
+    with whole_on_cpu():
         found = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
     return found.to(computed_in(q))
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aligntok.device import whole_on_cpu
 from aligntok.ops.attention import computed_in, half_on_cpu
 
 
@@ -27,7 +28,7 @@ def depthwise_conv2d(
     groups = x.shape[1]
     if not half_on_cpu(x):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    with torch.autocast("cpu", enabled=False):
+    with whole_on_cpu():
         wide = x.float().contiguous(memory_format=torch.channels_last)
         bias = None if bias is None else bias.float()
         found = F.conv2d(wide, weight.float(), bias, stride, padding, dilation, groups)
