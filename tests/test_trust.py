@@ -52,7 +52,7 @@ USERS_OWN = {
         "_beside_nothing": "the same",
     },
     "training/generation/data.py": {"build": "the training's config"},
-    "training/generation/validation.py": {"_variants_and_metrics": "the training's config"},
+    "training/generation/validation.py": {"build": "the training's config"},
     "sampling/guidance_sweep.py": {"sweep_guidance": "the caller's metrics"},
     "caching/encoder.py": {"latent_statistics": "the training's config"},
     "training/alignment/objective.py": {"__init__": "the training's config"},

@@ -2,8 +2,8 @@
 
     python tools/compare.py configs/small/parts.py --cfg-options data_root=tiny_imagenet.zip
 
-Measured as configs/small/comparison.py measures, with its first seed; AlignTok's tokenizer and its grid are that one's,
-and all take the learning rate that it chose. No claim is judged.
+Each tokenizer sees 150,000 images and each generator 256,000, with the first seed of configs/small/comparison.py, and
+measured as there. AlignTok and its grid are that one's; all take the learning rate that it chose. No claim is judged.
 Expected (measured by this config, not run yet): docs/small.md.
 """
 
