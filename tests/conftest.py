@@ -161,6 +161,23 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
+def write_labelled():
+    """A function that fills a folder with train/ and val/ of two classes, so many 32-pixel pictures each."""
+
+    def write(root, **numbers):
+        rng = np.random.default_rng(0)
+        for split, number in numbers.items():
+            for i in range(number):
+                folder = root / split / ("cat", "dog")[i % 2]
+                folder.mkdir(parents=True, exist_ok=True)
+                coarse = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
+                Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+        return root
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def photographs(tmp_path_factory):
     """A folder with train/ and val/: pictures of a sky, a ground and a few things on it, with noise."""
     root = tmp_path_factory.mktemp("photographs")

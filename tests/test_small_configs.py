@@ -6,10 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from aligntok.caching import cache_latents
 from aligntok.caching.settings import CacheRequest
@@ -152,16 +150,9 @@ def test_no_distance_is_measured_on_the_aligned_encoder_or_on_the_loss(compariso
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
+def photographs(write_labelled, tmp_path_factory):
     """A folder with train/ and val/ of two classes, 32-pixel pictures."""
-    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
-    for split, number in (("train", 32), ("val", 4)):
-        for i in range(number):
-            folder = root / split / ("cat", "dog")[i % 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            coarse = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
-            Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
-    return root
+    return write_labelled(tmp_path_factory.mktemp("photographs"), train=32, val=4)
 
 
 @pytest.mark.slow

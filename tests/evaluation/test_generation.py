@@ -225,6 +225,7 @@ def test_less_is_measured_before_the_last_step_where_a_config_says_so(
         ("all", None),
         ("unguided", dict(variants=["unguided"])),
         ("bare", dict(metrics=[dict(metric, features=False, variants=["guided"])])),
+        ("none", dict(variants=["unguided"], metrics=[dict(metric, variants=["guided"])])),
     ):
         config = write_generation(steps=2, validation=dict(measured, between=between), log=dict(every=1, pictures=0))
         assert train([config, "--work-dir", str(tmp_path / name)]) == 0
@@ -232,6 +233,7 @@ def test_less_is_measured_before_the_last_step_where_a_config_says_so(
     first = {name: {key for key, curve in own.items() if 1 in curve} for name, own in found.items()}
     assert {key.partition("/")[0] for key in first["unguided"]} == {"unguided"}
     assert first["unguided"] == {key for key in first["all"] if key.startswith("unguided/")}
+    assert first["none"] == set()
     assert "guided/FD-Tiny" in first["bare"]
     assert not first["bare"] & {"unguided/FD-Tiny", "guided/KD-Tiny"}  # the latter is of the features
     for name, own in found.items():

@@ -204,21 +204,19 @@ class _Measured(NamedTuple):
     metrics: Sequence[Mapping[str, Any]]
 
     def build(self) -> list[Any]:
-        """Return the metrics, each of those variants, or, where its config has some, of those of them."""
-        found = []
-        for config in self.metrics:
-            own = [name for name in config.get("variants", self.variants) if name in self.variants]
-            found.append(METRICS.build({**config, "variants": own}))
-        return found
+        """Return the metrics, each of those variants, or of those that its config has."""
+        return [METRICS.build({"variants": list(self.variants), **config}) for config in self.metrics]
 
 
 def _measured(settings: GeneratorValidationSettings, own: Sampling) -> list[_Measured]:
     """Return what is measured after the last step; then, where that is less, before it."""
     found = [_Measured(_variants(settings, own), settings.metrics)]
     if (between := settings.between) is not None:
-        names = found[0].variants if between.variants is None else between.variants
+        names = [*found[0].variants] if between.variants is None else between.variants
         metrics = settings.metrics if between.metrics is None else between.metrics
-        found.append(_Measured({name: found[0].variants[name] for name in names}, metrics))
+        some = [[name for name in config.get("variants", names) if name in names] for config in metrics]
+        taken = [{**config, "variants": each} for config, each in zip(metrics, some, strict=True) if each]
+        found.append(_Measured({name: found[0].variants[name] for name in names}, taken))
     return found
 
 
