@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 import time
 import weakref
@@ -23,13 +22,18 @@ from aligntok.ends import at_end
 from aligntok.errors import AlignTokError, DataError, first_line
 
 STUCK_SECONDS = 600.0  # without a batch after which a data-loading process counts as stuck
+STATUS_SECONDS = 5.0  # between two looks at the processes where nothing counts as stuck
 END_SECONDS = 1.0  # for data-loading processes to end by themselves
 _reading: weakref.WeakSet[Any] = weakref.WeakSet()  # the iterators of loaders with processes
 _workers: weakref.WeakSet[Any] = weakref.WeakSet()  # those processes, which may outlive a loader when they are stuck
 
 
 class _Batches(data.dataloader._MultiProcessingDataLoaderIter):
-    """torch's iterator, whose end says nothing where it could not be made."""
+    """torch's iterator, which tells that a process died where it is asked for a batch, and nowhere else.
+
+    Torch's tells it by its handler of SIGCHLD: in the middle of a step, of the writing of a checkpoint, of the telling
+    that it died. Its end says nothing where it could not be made.
+    """
 
     def __init__(self, loader: data.DataLoader[Any]) -> None:
         try:
@@ -37,6 +41,28 @@ class _Batches(data.dataloader._MultiProcessingDataLoaderIter):
         except OSError:
             self._shutdown = True  # else torch's __del__ misses what was not made yet, and Python prints a traceback
             raise
+        self._heed(False)
+
+    def _try_get_data(self, timeout: float = STATUS_SECONDS) -> Any:
+        # The handler is needed while it waits: a process that dies within a long message leaves its reader waiting.
+        self._heed(threading.current_thread() is threading.main_thread())
+        try:
+            for worker, reads in zip(self._workers, self._workers_status, strict=True):
+                if reads and not worker.is_alive():
+                    raise RuntimeError(f"DataLoader worker (pid {worker.pid}) ended with {worker.exitcode}")
+            return super()._try_get_data(timeout)
+        finally:
+            self._heed(False)
+
+    def _heed(self, deaths: bool) -> None:
+        """Have torch's handler raise an error in this thread, the main one, when one of the processes dies, or not."""
+        if self._worker_pids_set == deaths:
+            return
+        if deaths:
+            signal_handling._set_worker_pids(id(self), tuple(worker.pid or 0 for worker in self._workers))
+        else:
+            signal_handling._remove_worker_pids(id(self))
+        self._worker_pids_set = deaths
 
 
 class DataLoader(data.DataLoader[Any]):
@@ -72,9 +98,7 @@ def end_loading() -> None:
     """
     own = [worker for worker in _workers if worker._parent_pid == os.getpid()]
     for each in _reading if own else ():
-        if each._worker_pids_set:  # else torch raises an error, wherever this process is, when one is killed
-            signal_handling._remove_worker_pids(id(each))
-            each._worker_pids_set = False
+        each._heed(False)  # else torch raises an error here when one is killed
         each._workers_done_event.set()
         for queue in each._index_queues:
             queue.put(None)
@@ -123,9 +147,6 @@ def explaining_loader_errors() -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it died while handing a batch over
         if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
             raise
-        if threading.current_thread() is threading.main_thread():
-            # torch's handler of SIGCHLD raises wherever the process is, even while it tells the reason
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise _explained(error) from error
 
 

@@ -244,7 +244,7 @@ class StepLoop(IterBasedTrainLoop):
             batches = iter(self.dataloader)
         if self._iter >= self._max_iters and self.runner.val_loop is not None:
             self.runner.val_loop.run()  # it was stopped between its last step and the validation after it
-        with explaining_loader_errors():  # a worker's death interrupts whatever the process is doing
+        with explaining_loader_errors():
             left = range(self._iter, self._max_iters)
             taken = ([next(batches) for _ in range(sampler.accumulation)] for _ in left)
             steps = ahead(taken, self.runner.model)
