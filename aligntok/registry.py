@@ -324,3 +324,15 @@ def shelves() -> dict[str, ComponentRegistry]:
     """Return every registry by its shelf name, in the order users see them."""
     components = ENCODERS, ADAPTERS, DECODERS, LOSSES, DISCRIMINATORS, GENERATORS, EXTRACTORS, TEXT_ENCODERS
     return {registry.name: registry for registry in (*components, DATASETS, METRICS, HOOKS)}
+
+
+def with_keywords(given: Any, keywords: Mapping[str, Any], where: str) -> Any:
+    """Return the config of a component, given by name or config, with keywords beside; as it is where there are none.
+
+    Raises ConfigError for keywords, named `where`, of no component.
+    """
+    if not keywords:
+        return given
+    if given is None:
+        raise ConfigError(f"{where} {dict(keywords)} are of no component; name one, or leave them out")
+    return {**({"type": given} if isinstance(given, str) else given), **keywords}

@@ -9,6 +9,7 @@ from aligntok.evaluation.metrics.online import GenerationMetric
 from aligntok.evaluation.results import Result, check_out, publish, result_folder
 from aligntok.evaluation.settings import GenerationSettings
 from aligntok.io.pictures import image_grid, save_picture, to_picture
+from aligntok.registry import with_keywords
 
 SHOWN = 64  # samples in the picture
 
@@ -26,7 +27,8 @@ def evaluate_generation(asked: GenerationSettings) -> Result:
     """
     with job():
         drawn = Samples(asked.samples, asked.num_samples, asked.batch_size, asked.workers)
-        metric = GenerationMetric(str(asked.reference), asked.extractor)
+        extractor = with_keywords(asked.extractor, asked.extractor_options, "extractor_options")
+        metric = GenerationMetric(str(asked.reference), extractor)
         found = metric.reference
         folder = result_folder(asked.out, drawn.path, f"generation_{found.name}", inside=bool(drawn.description))
         check_out(folder)

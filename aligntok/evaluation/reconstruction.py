@@ -20,6 +20,7 @@ from aligntok.imports import FAILURES, import_failure
 from aligntok.io.files import replacing
 from aligntok.io.pictures import reconstruction_grid, save_picture, to_picture
 from aligntok.loading import load_tokenizer
+from aligntok.registry import with_keywords
 
 SHOWN = 8  # images in each of the pictures of the worst and the best
 PICTURES = {"The worst reconstructions by PSNR": "worst.png", "The best reconstructions by PSNR": "best.png"}
@@ -52,7 +53,8 @@ def evaluate_reconstruction(asked: ReconstructionSettings) -> Result:
             {**({"type": each} if isinstance(each, str) else each), **asked.perceptual_options}
             for each in asked.perceptual or ()
         ]
-        metric = ReconstructionMetric(perceptual, asked.extractor)
+        extractor = with_keywords(asked.extractor, asked.extractor_options, "extractor_options")
+        metric = ReconstructionMetric(perceptual, extractor)
         for batch in images:
             made = reconstruct(batch.images)
             rows = zip(batch.images.to(made.device), made, batch.indices.tolist(), strict=True)

@@ -28,6 +28,7 @@ from aligntok.evaluation.settings import ReferenceSettings
 from aligntok.extractors import Extractor
 from aligntok.io.arrays import read_npz
 from aligntok.io.files import save_tensors
+from aligntok.registry import with_keywords
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def make_reference(asked: ReferenceSettings) -> Path:
         raise DataError(f"a reference is a {SUFFIX} file, out is {path}; give {path.with_suffix(SUFFIX)}")
     with job():
         check_out(path.parent)
-        built = build_extractor(asked.extractor)
+        built = build_extractor(with_keywords(asked.extractor, asked.extractor_options, "extractor_options"))
         images = EvaluationImages(asked)
         kept = min(asked.keep_features, len(images))
         wanted = frozenset(images.indices[i * len(images) // kept] for i in range(kept))

@@ -108,6 +108,8 @@ class ReconstructionSettings(ImageSettings):
     extractor: str | dict[str, Any] | None = "inception_v3"
     """Features to compare on: inception_v3, perhaps with :/path/to/its/weights, timm:MODEL, open_clip:MODEL/TAG, or the
     name of an extractor or encoder that a plugin adds; None: no Fréchet distance; in Python also a config."""
+    extractor_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keywords of it, such as size=96."""
     perceptual: tuple[str | dict[str, Any], ...] | None = ("lpips",)
     """Distances: names of losses; in Python also configs."""
     perceptual_options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -135,6 +137,8 @@ class GenerationSettings:
     """The folder to write; None: evaluation/... in tools/sample.py's folder, else here."""
     extractor: str | dict[str, Any] = "inception_v3"
     """The reference's features; as for reconstructions."""
+    extractor_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keywords of it, such as size=96."""
     num_samples: Positive | None = None
     """Samples, evenly spread over those there are; None: all."""
     batch_size: BatchSize = 32
@@ -186,6 +190,8 @@ class ReferenceSettings(ImageSettings):
     """What results call it; None: the file's name."""
     extractor: str | dict[str, Any] = "inception_v3"
     """Features to keep; as for reconstructions."""
+    extractor_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keywords of it, such as size=96."""
     keep_features: Count = 10_000
     """Images, evenly spread, whose features are kept for KID, precision, recall, density and coverage."""
 

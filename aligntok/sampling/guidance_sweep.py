@@ -27,7 +27,7 @@ from aligntok.io.files import replacing, write_json
 from aligntok.io.folders import remove_leftovers
 from aligntok.io.pictures import image_grid, save_picture, sheet, to_picture
 from aligntok.io.places import without_places
-from aligntok.registry import METRICS
+from aligntok.registry import METRICS, with_keywords
 from aligntok.sampling.folder import Pixels, compared
 from aligntok.sampling.pipeline import SamplePipeline
 from aligntok.sampling.samples import default_folder
@@ -99,7 +99,8 @@ def sweep_guidance(request: SampleRequest) -> Path:
         settings |= {"sampling": settings["sampling"] | swept, "num": num, "batch_size": batch_size}
         metrics = []
         if request.reference is not None:
-            measured = {"reference": str(request.reference), "extractor": request.extractor, "features": False}
+            extractor = with_keywords(request.extractor, request.extractor_options, "extractor_options")
+            measured = {"reference": str(request.reference), "extractor": extractor, "features": False}
             settings["metrics"] = [{"type": "generation", **measured}]
             metrics = [METRICS.build({**settings["metrics"][0], "variants": [_name(each) for each in grid]})]
         listed = {name.removesuffix("_scale"): "-".join(f"{x:g}" for x in values) for name, values in swept.items()}

@@ -87,6 +87,8 @@ class SampleRequest:
     """Of make-reference: measure the distance of each scale and steps from it."""
     extractor: str = "inception_v3"
     """The reference's features."""
+    extractor_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keywords of it, such as size=96."""
 
     def __post_init__(self) -> None:
         if self.weights == "raw" and self.ema is not None:

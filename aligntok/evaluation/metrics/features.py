@@ -139,11 +139,11 @@ def compare(generated: FeatureSet, reference: FeatureSet, seed: int = 0) -> dict
 
 
 def build_extractor(given: str | Mapping[str, Any] | Extractor) -> Extractor:
-    """Build a frozen extractor from a config ``dict(type=name, ...)`` or a word; one that is built stays as it is.
+    """Build a frozen extractor from a config ``dict(type=word, ...)`` or a word; one that is built stays as it is.
 
     A word is an extractor's name (``inception_v3``), perhaps with a local file of its weights
     (``inception_v3:/path/file.pth``); ``timm:MODEL``; ``open_clip:MODEL`` or ``open_clip:MODEL/TAG``; or the name of a
-    registered encoder, whose features are averaged over the grid under that title.
+    registered encoder, whose features are averaged over the grid under that title, with its keywords if it has any.
 
     Raises ConfigError for a name that is neither, listing both, and whatever the component raises.
     """
@@ -151,14 +151,20 @@ def build_extractor(given: str | Mapping[str, Any] | Extractor) -> Extractor:
         return given
     registry, config = extractor_config(given)
     built = registry.build(config)
-    extractor = built if registry is EXTRACTORS else EncoderFeatures(built, title=config["type"])
-    return extractor.eval().requires_grad_(False)
+    if registry is ENCODERS:
+        title = "-".join([config["type"], *(f"{key}={value}" for key, value in config.items() if key != "type")])
+        built = EncoderFeatures(built, title=title)
+    return built.eval().requires_grad_(False)
 
 
 def extractor_config(given: str | Mapping[str, Any]) -> tuple[ComponentRegistry, dict[str, Any]]:
     """Return which registry builds an extractor, and of what. Raises ConfigError for a word that is none."""
     if isinstance(given, Mapping):
-        return EXTRACTORS, dict(given)
+        word = given.get("type")
+        if not isinstance(word, str) or word in EXTRACTORS:
+            return EXTRACTORS, dict(given)
+        registry, config = extractor_config(word)
+        return registry, {**config, **given, "type": config["type"]}
     name, colon, argument = given.partition(":")
     if name in EXTRACTORS or "." in name:  # with a dot: any class that can be imported
         options: dict[str, Any] = {"pretrained": argument} if colon else {}
