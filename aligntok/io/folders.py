@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -63,10 +63,11 @@ def _claim(path: Path) -> TextIO:
 
 
 @contextmanager
-def taking_turns(path: Path) -> Iterator[None]:
+def taking_turns(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a file for a piece of work that several processes or threads come to do: who comes meanwhile waits.
 
-    Nothing of it stays. Where the file system has no locks, or the file cannot be made, nothing is held.
+    waits: is called before that. Nothing of it stays. Where the file system has no locks, or the file cannot be made,
+    nothing is held.
     """
     try:
         descriptor = regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
@@ -75,7 +76,11 @@ def taking_turns(path: Path) -> Iterator[None]:
         return
     try:
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waits()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         with suppress(OSError):

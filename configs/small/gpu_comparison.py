@@ -3,7 +3,8 @@
     python tools/compare.py configs/small/gpu_comparison.py --cfg-options data_root=tiny_imagenet.zip
 
 Tiny-ImageNet at 64 pixels, 50 classes; f16d64 latents, a twelfth of an image's numbers. Each tokenizer sees 249,600
-images and each generator 600,064. The criterion is configs/small/comparison.py's, with one seed.
+images and each generator 600,064. The criterion is that of configs/small/comparison.py on one
+network, against two tokenizers, with one seed.
 Expected (measured by configs/small/gpu_comparison.py, not run yet): docs/small.md.
 """
 

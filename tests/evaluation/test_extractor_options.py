@@ -10,7 +10,9 @@ import aligntok.evaluation.settings
 import aligntok.sampling.settings
 from aligntok.cli import evaluate, sample, train
 from aligntok.errors import ConfigError
-from aligntok.evaluation.metrics.features import build_extractor, extractor_config
+from aligntok.evaluation.comparison.criterion import distance_names
+from aligntok.evaluation.comparison.settings import ComparisonSettings
+from aligntok.evaluation.metrics.features import build_extractor, extractor_config, title_of_encoder
 from aligntok.evaluation.reconstruction import evaluate_reconstruction
 from aligntok.evaluation.settings import ReconstructionSettings
 from aligntok.registry import ENCODERS, EXTRACTORS, with_keywords
@@ -42,13 +44,23 @@ def test_a_config_names_an_extractor_as_a_word_does(given, registry, config):
     assert extractor_config(given) == (registry, config)
 
 
-def test_an_encoders_keywords_are_in_its_title():
-    options = dict(type="efficientnet_lite0", pretrained=False)
-    assert (
-        build_extractor("efficientnet_lite0").title == "EfficientNetLite0"
-    )  # an extractor of the same name comes first
-    assert build_extractor(dict(type="mae", pretrained=False, size="base")).title == "mae-pretrained=False-size=base"
-    assert build_extractor(options).title == "EfficientNetLite0-random"
+@pytest.mark.parametrize(
+    ("config", "title"),
+    [
+        (dict(type="dinov2"), "dinov2"),
+        (dict(type="mae", size="base", pretrained=False), "mae-size=base-random"),
+        (dict(size="base", pretrained="/data/of mine/w.pth", type="mae"), "mae-size=base-w"),
+        (dict(type="ldm_cnn", ch_mult=(1, 2), ch=32), "ldm_cnn-ch=32-ch_mult=_1_2_"),
+    ],
+)
+def test_an_encoders_keywords_are_in_its_title_which_can_be_a_files_name(config, title):
+    assert title_of_encoder(config) == title
+
+
+def test_an_encoders_title_is_what_a_comparison_expects(tmp_path):
+    config = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), resolution=32)
+    settings = ComparisonSettings(tokenizers=dict(a="a.py"), extractors=[config], reference_encoder="dinov2")
+    assert distance_names(settings)[0] == f"FD-{build_extractor(config).title}"
 
 
 def test_keywords_of_nothing_are_refused():

@@ -17,7 +17,7 @@ from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.comparison.budget import state_budget, state_criterion
 from aligntok.evaluation.comparison.grid import choose
 from aligntok.evaluation.comparison.kept import find, finish, keep
-from aligntok.evaluation.comparison.plan import Arm, Comparison, read_comparison
+from aligntok.evaluation.comparison.plan import Arm, Comparison, check_budgets, read_comparison
 from aligntok.evaluation.comparison.records import Record, made_with
 from aligntok.evaluation.comparison.running import (
     REAL_IMAGES,
@@ -53,7 +53,8 @@ def compare(asked: ComparisonRequest) -> Result | None:
     comparison = read_comparison(Path(asked.config), {**asked.cfg_options, **own})
     chosen(comparison, only)
     start_processes()
-    check_out(comparison.work_dir)
+    for folder in filter(None, (comparison.work_dir, comparison.results)):
+        check_out(folder)
     state_criterion(comparison)
     if asked.dry_run or is_anything_left(comparison, only):
         state_budget(comparison)
@@ -63,6 +64,7 @@ def compare(asked: ComparisonRequest) -> Result | None:
     real = of_real_images(comparison, references)
     tried = finish(comparison, of_tokenizers(comparison, comparison.grid_arms(), only), references)
     comparison = comparison.with_options(choose(comparison, tried))
+    check_budgets(comparison, comparison.arms, str(comparison.source))
     records = finish(comparison, chosen(comparison, only), references)
     if only is not None:
         say(f"Finished: {', '.join(only)}. When all are, the same command without --only makes the summary.")

@@ -11,8 +11,8 @@ import torch
 
 from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.comparison.settings import ComparisonSettings, Criterion, Multiple, ReconstructionLimit
-from aligntok.evaluation.metrics.features import INCEPTION, extractor_config
-from aligntok.registry import EXTRACTORS, without_weights
+from aligntok.evaluation.metrics.features import INCEPTION, extractor_config, title_of_encoder
+from aligntok.registry import ENCODERS, without_weights
 
 if TYPE_CHECKING:
     from aligntok.evaluation.comparison.records import Record
@@ -35,8 +35,7 @@ class Found:
 
     def mean_curve(self, name: str, metric: str) -> dict[int, float]:
         """Return a metric of a tokenizer over steps, the mean over seeds."""
-        own = [record.curves[metric] for record in self.records if record.name == name]
-        return {step: statistics.fmean(each[step] for each in own) for step in own[0] if all(step in e for e in own)}
+        return mean_curve([record.curves[metric] for record in self.records if record.name == name])
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,13 @@ class Judged:
 
     rows: list[dict[str, str]]
     verdict: str
+
+
+def mean_curve(curves: Sequence[Curve]) -> dict[int, float]:
+    """Return the mean of curves at the steps that all of them have."""
+    return {
+        step: statistics.fmean(each[step] for each in curves) for step in curves[0] if all(step in c for c in curves)
+    }
 
 
 def distance_names(settings: ComparisonSettings) -> list[str]:
@@ -57,7 +63,7 @@ def distance_names(settings: ComparisonSettings) -> list[str]:
         registry, config = extractor_config(given)
         with torch.device("meta"):
             built = registry.build(without_weights(registry, config))
-        title = built.title if registry is EXTRACTORS else config["type"]
+        title = title_of_encoder(config) if registry is ENCODERS else built.title
         names += names_on(title if config.get("pretrained") is False else title.removesuffix("-random"))
     return names
 
@@ -163,7 +169,8 @@ def _leads(criterion: Criterion, metric: str, other: str, found: Found) -> list[
     """Return a row a seed: by how much the arm is below another, and by how much it is to be."""
     own, theirs = (found.values(name, metric) for name in (criterion.arm, other))
     wanted = criterion.spreads * max(max(each.values()) - min(each.values()) for each in (own, theirs))
-    crossed = in_words(crossing(*(found.mean_curve(name, metric) for name in (criterion.arm, other))))
+    curves = [found.mean_curve(name, metric) for name in (criterion.arm, other)]
+    crossed = in_words(crossing(*curves)) if len(set.intersection(*map(set, curves))) > 1 else "one mark only"
     rows = []
     for seed, value in own.items():
         met = value < theirs[seed] - wanted

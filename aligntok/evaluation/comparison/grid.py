@@ -37,6 +37,13 @@ def check_grid(settings: ComparisonSettings, where: str) -> None:
             raise ConfigError(
                 f"{where}: '{name}' is like one that is not tried: {unknown('tokenizer', own.like, tried)}"
             )
+    for name, own in grid.tokenizers.items():
+        sets = [set(own.shorter), set().union(*own.options), set().union(*grid.shared)]
+        if twice := sorted(sets[0] & (sets[1] | sets[2]) | sets[1] & sets[2]):
+            raise ConfigError(
+                f"{where}: {', '.join(twice)} of '{name}' is in two of shorter, options and shared, of which one "
+                "overrides the other; leave it in one"
+            )
     counts = {name: len(own.options) for name, own in grid.tokenizers.items() if own.like is None}
     if len(set(counts.values())) != 1 or not min(counts.values()):
         told = ", ".join(f"{name} {count}" for name, count in counts.items())

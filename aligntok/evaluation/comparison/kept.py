@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from aligntok.evaluation.comparison.running import (
 from aligntok.evaluation.latent_analysis import REFERENCE
 from aligntok.evaluation.report.collect import Curve, read_history
 from aligntok.evaluation.results import read_result
-from aligntok.io.files import read_bytes
+from aligntok.io.files import read_bytes, read_json, writing
+from aligntok.io.folders import taking_turns
 from aligntok.io.pictures import save_picture
 from aligntok.loading import GENERATION
 
@@ -39,15 +42,34 @@ def finish(
     """Return what is kept of arms, in order; train and measure those of which nothing is. Collective."""
     records = {}
     for arm in arms:
-        record = find(comparison, arm, say)
-        if record is None:
-            say(f"{arm}: {arm.folder}")
-            run_arm(comparison, arm, references())
-            record = keep(comparison, arm)
-        else:
-            say(f"{arm}: its results are in {comparison.results}, skipped")
+        with in_turn(arm):
+            record = find(comparison, arm, say)
+            if record is None:
+                say(f"{arm}: {arm.folder}")
+                run_arm(comparison, arm, references())
+                record = keep(comparison, arm)
+            else:
+                say(f"{arm}: its results are in {comparison.results}, skipped")
         records[arm] = record
     return records
+
+
+@contextmanager
+def in_turn(arm: Arm) -> Iterator[None]:
+    """Hold an arm, which others may come to: two processes share the work, or one's control needs the other's grid."""
+
+    def wait() -> None:
+        say(f"{arm}: another process is at it, which is waited for")
+
+    if not is_first():
+        barrier()
+        yield
+        return
+    with writing(arm.folder.parent):
+        arm.folder.parent.mkdir(parents=True, exist_ok=True)
+    with taking_turns(arm.folder.parent / f".{arm.title}.lock", wait):
+        barrier()
+        yield
 
 
 def place_of(comparison: Comparison, arm: Arm | None) -> Path | None:
@@ -68,7 +90,9 @@ def find(comparison: Comparison, arm: Arm | None, tell: Callable[[str], None] = 
     changes = record.made.differences(made_with(comparison, arm))
     if changes:
         tell(f"{path} is of other settings, and made anew ({in_words(changes)})")
-    return None if changes else record
+    if changes:
+        return None
+    return record if arm is None else replace(record, name=arm.name)  # it may have been trained under another name
 
 
 def keep(comparison: Comparison, arm: Arm | None) -> Record:
@@ -113,8 +137,21 @@ def generation_curves(arm: Arm) -> dict[str, Curve]:
     """Return what an arm's generator was measured to be over training, by name; nothing without one."""
     if not (arm.folder / GENERATOR).is_dir():
         return {}
-    history = read_history(arm.folder / GENERATOR / GENERATION)
-    return {name: curve for name, curve in history.measured.items() if not name.endswith(f"/{WITHOUT_PLACE}")}
+    folder = arm.folder / GENERATOR / GENERATION
+    history = read_history(folder)
+    for fault in history.faults:
+        say(f"{arm}: {fault}")
+    last, found = read_json(folder / "result.json", DataError, f"remove {folder.parent} to train it anew", _last)
+    return {
+        name: {**{step: n for step, n in history.measured.get(name, {}).items() if step < last}, last: value}
+        for name, value in found.items()
+        if not name.endswith(f"/{WITHOUT_PLACE}")
+    }
+
+
+def _last(content: dict[str, Any]) -> tuple[int, dict[str, float]]:
+    """Return a generator's last step, and what was measured after it."""
+    return int(content["step"]), {str(name): float(value) for name, value in content["metrics"].items()}
 
 
 def last_grid(arm: Arm) -> Path | None:

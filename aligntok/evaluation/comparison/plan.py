@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aligntok.errors import ConfigError, unknown
+from aligntok.evaluation.comparison.checks import check_measures
 from aligntok.evaluation.comparison.criterion import check_criterion
 from aligntok.evaluation.comparison.grid import check_grid
 from aligntok.evaluation.comparison.settings import ComparisonSettings
@@ -167,6 +168,7 @@ def read_comparison(path: str | Path, options: Mapping[str, Any] | None = None) 
     generator = None if settings.generator is None else source.parent / settings.generator
     comparison = Comparison(source, settings, work_dir, arms, generator)
     check_generator(comparison)
+    check_measures(settings, str(path))
     check_between(settings, str(path))
     check_criterion(settings, str(path))
     check_grid(settings, str(path))

@@ -24,6 +24,7 @@ from aligntok.distributed import world
 from aligntok.errors import DataError, first_line
 from aligntok.evaluation.comparison.plan import Arm, Comparison
 from aligntok.evaluation.comparison.settings import ComparisonSettings
+from aligntok.evaluation.metrics.features import extractor_config
 from aligntok.imports import version_of
 from aligntok.io.checksums import sha256
 from aligntok.io.files import read_json, write_json
@@ -48,7 +49,18 @@ _OF_ALL = ("tokenizers", "generator", "criterion", "grid", "results", "work_dir"
 _OF_REAL_IMAGES = ("extractors", "image_size", "train_split", "val_split", "num_reference", "samples.num_samples")
 _BETWEEN = "samples.between"
 _PACKAGES = ("torch", "numpy", "pillow", "scikit-learn")
+_OF_REFERENCES = ("image_size", "train_split", "num_reference")
 _CURE = "it is no arm's results: take it from where it was made, or remove it to have the arm trained again"
+
+
+class _Default:
+    """What a setting is that is left out: None says something else, such as that there is no discriminator."""
+
+    def __repr__(self) -> str:
+        return "its default"
+
+
+DEFAULT = _Default()
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,8 @@ class Made:
     def differences(self, other: Made) -> dict[str, tuple[Any, Any]]:
         """Return what differs, by name: here and in the other. A file that one of them has not at hand passes."""
         own, its = self.settings, other.settings
-        found = {key: (own.get(key), its.get(key)) for key in {**own, **its} if own.get(key) != its.get(key)}
+        both = {key: (own.get(key, DEFAULT), its.get(key, DEFAULT)) for key in {**own, **its}}
+        found = {key: (here, there) for key, (here, there) in both.items() if here != there}
         files = self.files.keys() & other.files.keys()
         return found | {f"the file {name}": ("", "") for name in files if self.files[name] != other.files[name]}
 
@@ -99,7 +112,8 @@ class Record:
         """Return a metric after the last step. Raises DataError where it was not measured."""
         if metric not in self.final:
             raise DataError(
-                f"{metric} was not measured of '{self.name}'; there is {', '.join(self.final) or 'nothing'}"
+                f"{metric} was not measured of '{self.name}'; there is {', '.join(self.final) or 'nothing'}: to have "
+                "it measured, remove the file and the folder of its results"
             )
         return self.final[metric]
 
@@ -129,6 +143,7 @@ def read_record(path: Path) -> Record:
 def made_with(comparison: Comparison, arm: Arm | None) -> Made:
     """Return what determines the numbers of an arm; None: those of real images."""
     settings = {key: value for key, value in asdict(comparison.settings).items() if key not in _OF_ALL}
+    settings["extractors"] = [without_place(each) for each in settings["extractors"]]
     told: dict[str, Any] = {"measuring": own_settings(ComparisonSettings, settings)}
     if arm is None:
         told["measuring"] = {key: each for key, each in told["measuring"].items() if key.startswith(_OF_REAL_IMAGES)}
@@ -146,6 +161,13 @@ def made_with(comparison: Comparison, arm: Arm | None) -> Made:
     found = json.loads(json.dumps(nameless(flatten(told)), default=str, sort_keys=True))
     used = any(key.rpartition(".")[2] == "precision" and value == AUTO for key, value in found.items())
     return Made(found, files_of(told), precision_taken(AUTO) if used else None)
+
+
+def references_made_with(comparison: Comparison) -> Made:
+    """Return what determines which images references are of."""
+    of_real_images = made_with(comparison, None).settings
+    names = tuple(f"measuring.{name}" for name in _OF_REFERENCES)
+    return Made({key: value for key, value in of_real_images.items() if key.startswith(names)})
 
 
 def own_settings(cls: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +191,12 @@ def nameless(value: Any) -> Any:
         return [nameless(each) for each in value]
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     return Path(text).name if isinstance(text, str) and text.startswith(("/", "~", "./", "../")) else text
+
+
+def without_place(extractor: Any) -> Any:
+    """Return an extractor that is named with a file of its weights as the config that says so."""
+    has_place = isinstance(extractor, str) and "/" in extractor
+    return extractor_config(extractor)[1] if has_place else extractor
 
 
 def files_of(told: Any) -> dict[str, str]:

@@ -21,7 +21,7 @@ from aligntok.distributed import barrier, is_first
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.comparison.criterion import RECONSTRUCTIONS, names_on
 from aligntok.evaluation.comparison.plan import Arm, Comparison
-from aligntok.evaluation.comparison.records import Made, made_with
+from aligntok.evaluation.comparison.records import Made, made_with, references_made_with
 from aligntok.evaluation.images import EvaluationImages, frozen
 from aligntok.evaluation.latent_analysis import analyze_latents
 from aligntok.evaluation.linear_probe import linear_probe
@@ -50,6 +50,7 @@ NOTE, SECONDS = "made_with.json", "seconds.json"
 #: Settings, or beginnings of them, that have to do with a tokenizer's measures alone, with its generator, with both.
 _OF_EVALUATION = tuple(f"measuring.{name}" for name in ("probe", "perceptual", "reference_encoder", "num_val"))
 _OF_GENERATOR = ("generator", "metric", *(f"measuring.samples.{name}" for name in ("variants", "every", "between")))
+_OF_LATENTS = tuple(f"measuring.{name}" for name in ("precision", "image_size", "train_split"))
 _MEASURED = ("measuring", "generator", "metric")
 _ANEW = "remove it: it is written anew"
 
@@ -57,15 +58,18 @@ _ANEW = "remove it: it is written anew"
 def make_references(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Return the configs of the metrics that samples are measured by, their references made of training images.
 
-    By extractor's title. Raises DataError when those images changed since the first was made.
+    By extractor's title. Raises DataError when those images changed since the first was made, ConfigError when others
+    are asked for.
     """
     metrics = {}
     images = comparison.images("train", num_images=comparison.settings.num_reference)
+    folder = comparison.work_dir / "references"
     if is_first():
-        must_not_change(comparison.work_dir / "references", open_source(images["data"], images["split"]))
+        must_not_change(folder, open_source(images["data"], images["split"]))
+    begin(folder, references_made_with(comparison), lambda _: sorted(folder.glob("*.safetensors")))
     for extractor in comparison.settings.extractors:
         built = build_extractor(extractor)
-        path = comparison.work_dir / "references" / f"{built.title}.safetensors"
+        path = folder / f"{built.title}.safetensors"
         if missing(path):
             say(f"Reference on {built.title}: {path}")
             batch_size = comparison.settings.samples.batch_size
@@ -84,7 +88,7 @@ def run_arm(comparison: Comparison, arm: Arm, references: Mapping[str, dict[str,
         run(comparison.tokenizer_config(arm), run_info=run_info_of(arm.config, {**arm.options, "seed": arm.seed}))
     with timed(arm, EVALUATION):
         if arm.number is None:
-            measure(comparison, arm, [*references.values()])
+            measure(comparison, arm, references)
         else:
             reconstruct(comparison, arm, arm.folder / EVALUATION / "reconstruction", None)
     if comparison.generator is None:
@@ -105,12 +109,11 @@ def judges(comparison: Comparison, arm: Arm, references: Mapping[str, dict[str, 
     return [own for title, own in references.items() if grid.metric.rpartition("/")[2] in names_on(title)]
 
 
-def measure(comparison: Comparison, arm: Arm, references: Sequence[Mapping[str, Any]]) -> None:
+def measure(comparison: Comparison, arm: Arm, references: Mapping[str, dict[str, Any]]) -> None:
     """Measure an arm's tokenizer, as far as that is not done: reconstructions, probe, latents."""
     settings, folder = comparison.settings, arm.folder / EVALUATION
-    for extractor in settings.extractors:
-        name = extractor["type"] if isinstance(extractor, Mapping) else str(extractor)
-        reconstruct(comparison, arm, folder / ("reconstruction_" + re.sub(r"\W", "_", name)), extractor)
+    for title, metric in references.items():
+        reconstruct(comparison, arm, folder / ("reconstruction_" + re.sub(r"\W", "_", title)), metric["extractor"])
     if missing(folder / "linear_probe" / "linear_probe.json"):
         own = ("image_size", "train_split", "val_split", "num_val", "workers", "precision")
         more = {**asdict(settings.probe), **{key: getattr(settings, key) for key in own}}
@@ -129,7 +132,7 @@ def measure(comparison: Comparison, arm: Arm, references: Sequence[Mapping[str, 
         analyze_latents(analysis)
     if missing(folder / "against_references" / "generation.json"):
         made = frozen(load_tokenizer(arm.tokenizer), settings.precision)
-        measure_real_images(comparison, references, folder / "against_references", made)
+        measure_real_images(comparison, [*references.values()], folder / "against_references", made)
 
 
 def reconstruct(comparison: Comparison, arm: Arm, folder: Path, extractor: Any) -> None:
@@ -183,7 +186,8 @@ def spoiled(arm: Arm, changes: Iterable[str]) -> list[Path]:
         (_MEASURED, [evaluation, generator]),
     ):
         if all(name.startswith(own) for name in names):
-            return paths
+            encoded = any(name.startswith(_OF_LATENTS) for name in names)
+            return [*paths, arm.folder / "latents"] if encoded else paths
     return [arm.folder]
 
 
@@ -193,6 +197,11 @@ def begin(folder: Path, made: Made, spoils: Callable[[Iterable[str]], list[Path]
     spoils: what names of settings that differ have made otherwise. Raises ConfigError.
     """
     path = folder / NOTE
+    if not path.is_file() and (stale := [each for each in spoils(made.settings) if each.exists()]):
+        raise ConfigError(
+            f"{folder} has no {NOTE}, so nobody can tell with which settings {', '.join(map(str, stale))} was made; "
+            "remove it to make it anew"
+        )
     if path.is_file():  # in every process: all of them end
         before = read_json(path, DataError, _ANEW, lambda told: Made(**told))
         changes = before.differences(made)

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from aligntok.distributed.job import batched
-from aligntok.evaluation.comparison.criterion import RECONSTRUCTIONS, Found, Judged, judge
+from aligntok.evaluation.comparison.criterion import RECONSTRUCTIONS, Found, Judged, judge, mean_curve
 from aligntok.evaluation.comparison.grid import grid_table
 from aligntok.evaluation.comparison.kept import read_grid, shown_grid
 from aligntok.evaluation.comparison.plan import Arm, Comparison
@@ -191,8 +191,8 @@ def plot_convergence(
             own = [of_arm[metric] for arm, of_arm in curves.items() if arm.name == name and metric in of_arm]
             for curve in own:
                 axis.plot([*curve], [*curve.values()], ".", color=f"C{colour}", alpha=0.5)
-            line = [statistics.fmean(values) for values in zip(*(curve.values() for curve in own), strict=False)]
-            axis.plot([*own[0]][: len(line)], line, color=f"C{colour}", label=name)
+            line = mean_curve(own)
+            axis.plot([*line], [*line.values()], color=f"C{colour}", label=name)
             reached = mean[f"{RECONSTRUCTIONS}/{metric.rpartition('/')[2]}"][0]
             axis.axhline(reached, color=f"C{colour}", linestyle=":", linewidth=1)
         axis.set(title=metric, xlabel="training steps", yscale="log")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -151,10 +153,19 @@ def build_extractor(given: str | Mapping[str, Any] | Extractor) -> Extractor:
         return given
     registry, config = extractor_config(given)
     built = registry.build(config)
-    if registry is ENCODERS:
-        title = "-".join([config["type"], *(f"{key}={value}" for key, value in config.items() if key != "type")])
-        built = EncoderFeatures(built, title=title)
-    return built.eval().requires_grad_(False)
+    extractor = EncoderFeatures(built, title_of_encoder(config)) if registry is ENCODERS else built
+    return extractor.eval().requires_grad_(False)
+
+
+def title_of_encoder(config: Mapping[str, Any]) -> str:
+    """Return what numbers on an encoder's features are called after: its name, its keywords, ``-random`` or a file.
+
+    Of a file of weights the name alone. All of it can stand in a file's name.
+    """
+    keywords = [f"{key}={config[key]}" for key in sorted(config) if key not in ("type", "pretrained")]
+    weights = config.get("pretrained")
+    taken = [Path(weights).stem] if isinstance(weights, str) else ["random"] if weights is False else []
+    return re.sub(r"[^\w.=-]+", "_", "-".join([config["type"], *keywords, *taken]))
 
 
 def extractor_config(given: str | Mapping[str, Any]) -> tuple[ComponentRegistry, dict[str, Any]]:

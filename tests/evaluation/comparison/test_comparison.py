@@ -161,7 +161,7 @@ def test_distances_of_real_images_and_reconstructions_are_yardsticks(finished, l
 def test_a_mean_is_over_the_seeds_runs(finished):
     runs = [finished / "one" / f"seed_{seed}" for seed in (0, 1)]
     read = [json.loads((run / "generator/generation/result.json").read_text())["metrics"] for run in runs]
-    psnr = [read_result(next(run.glob("evaluation/*tiny*/reconstruction.json"))).metrics["psnr"] for run in runs]
+    psnr = [read_result(run / "evaluation/reconstruction_Tiny/reconstruction.json").metrics["psnr"] for run in runs]
     tables = read_result(finished / "comparison.json").tables
     assert tables["Tokenizers"][0]["psnr"] == shown(over_seeds([{"v": value} for value in psnr])["v"])
     values = over_seeds([{"v": each["guided/FD-Tiny"]} for each in read])["v"]
@@ -345,6 +345,14 @@ def test_unequal_budgets_are_refused(config, tmp_path, capsys):
         ("criterion={'_delete_': True, 'arm': 'two'}", "criterion asks for nothing"),
         ("criterion.at_least=[{'metric': 'top1', 'against': 'tow'}]", "no tokenizer named 'tow'; did you mean 'two'?"),
         ("generator=None", "criterion.metrics are of samples, and no generator draws any"),
+        ("val_split=train", "train_split and val_split are both 'train'"),
+        (
+            "extractors=['tiny_extractor.TinyExtractor', {'type': 'tiny_extractor.TinyExtractor', 'width': 4}]",
+            "FD-Tiny",
+        ),
+        ("reference_encoder.sise=2", "reference_encoder: encoder 'timm'"),
+        ("perceptual=[{'type': 'l11'}]", "no loss named 'l11'"),
+        ("samples.variants.unguided.cfg_scal=2", "samples.variants.unguided"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused(config, tmp_path, capsys, option, message):

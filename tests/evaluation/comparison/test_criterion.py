@@ -130,3 +130,11 @@ def test_metrics_are_named_as_they_will_be_with_the_weights_that_are_not_read_ye
     given = [dict(type="efficientnet_lite2", size=96), dict(type="efficientnet_lite0", pretrained=False)]
     settings = replace(SETTINGS, extractors=given)
     assert distance_names(settings)[::2] == ["FD-EfficientNetLite2-96px", "FD-EfficientNetLite0-random"]
+
+
+def test_where_curves_have_one_mark_in_common_none_can_cross():
+    own = Record("ours", Made({}), {OWN: 1.0}, 0, {FD: {10: 5.0}})
+    found = Found([own, replace(own, name="vae", curves={FD: {5: 9.0, 10: 4.0}})], Record("real", Made({}), {OWN: 0.5}))
+    criterion = replace(CRITERION, below=["vae"], reconstruction=None)
+    (row,) = judge(replace(SETTINGS, seeds=[0]), criterion, found).rows
+    assert row["crossed at step"] == "one mark only"

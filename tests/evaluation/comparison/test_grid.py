@@ -13,7 +13,7 @@ from aligntok.errors import ConfigError
 from aligntok.evaluation.comparison import budget
 from aligntok.evaluation.comparison.grid import choose
 from aligntok.evaluation.comparison.plan import read_comparison
-from aligntok.evaluation.comparison.records import Made, Record, made_with, read_record
+from aligntok.evaluation.comparison.records import DEFAULT, Made, Record, made_with, read_record
 from aligntok.evaluation.results import read_result
 
 PAGE = Path(__file__).parents[3] / "docs" / "comparisons.md"
@@ -106,7 +106,7 @@ def test_what_is_measured_before_the_last_step_is_nothing_to_a_set_of_the_grid(c
     all_of_it = read_comparison(config, {"grid.tokenizers": GRID, "grid.shared": SHARED, "samples.between": None})
     assert made_with(plan, plan.grid_arms()[0]) == made_with(all_of_it, all_of_it.grid_arms()[0])
     changes = made_with(plan, plan.arms[0]).differences(made_with(all_of_it, all_of_it.arms[0]))
-    assert changes == {"measuring.samples.between.variants": (["unguided"], None)}
+    assert changes == {"measuring.samples.between.variants": (["unguided"], DEFAULT)}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +172,8 @@ def test_nothing_is_chosen_before_all_sets_of_a_tokenizer_are_measured(plan):
         ({"grid.shared": [{"optimiser.lr": 1e-3}]}, "no key named 'optimiser'; did you mean 'optimizer'?"),
         ({"grid.generator": {"step": 2}}, "no key named 'step'; did you mean 'steps'?"),
         ({"grid.shared": []}, "grid.shared=[]; it must be list of"),
+        ({"grid.shared": [{"stages.0.steps": 9}]}, "stages.0.steps of 'vae' is in two of shorter, options and shared"),
+        ({"grid.shared": [{"losses.kl.weight": 9.0}]}, "losses.kl.weight of 'vae' is in two of shorter, options and"),
     ],
 )
 def test_a_grid_that_is_not_alike_or_names_nothing_is_refused(config, change, message):

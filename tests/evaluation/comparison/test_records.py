@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aligntok.errors import DataError
+from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.comparison.plan import Arm, read_comparison
-from aligntok.evaluation.comparison.records import Made, Record, made_with, read_record
-from aligntok.evaluation.comparison.running import spoiled
+from aligntok.evaluation.comparison.records import DEFAULT, Made, Record, made_with, read_record, references_made_with
+from aligntok.evaluation.comparison.running import NOTE, begin, spoiled
 
 RECORD = Record("ours", Made({"seed": 0, "steps": 3}), {"psnr": 20.0}, 0, {"FID": {2: 9.0, 10: 5.0}}, {"lr": 0.1})
 
@@ -20,7 +20,7 @@ RECORD = Record("ours", Made({"seed": 0, "steps": 3}), {"psnr": 20.0}, 0, {"FID"
 def changed(config_source, generation_source, extractors, tmp_path):
     """What determines the numbers of the first arm of a comparison, with options, and others of its tokenizer's."""
 
-    def made(options=(), **tokenizer):
+    def comparison(options=(), **tokenizer):
         stages = [dict(name="all", steps=3)]
         (tmp_path / "one.py").write_text(config_source(stages=stages, **{"log": dict(every=1), **tokenizer}))
         (tmp_path / "generator.py").write_text(generation_source())
@@ -32,10 +32,14 @@ def changed(config_source, generation_source, extractors, tmp_path):
         )
         lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
         (tmp_path / "comparison.py").write_text(lines)
-        comparison = read_comparison(tmp_path / "comparison.py", dict(options))
-        return made_with(comparison, comparison.arms[0])
+        return read_comparison(tmp_path / "comparison.py", dict(options))
 
-    return made
+    def of_first(options=(), **tokenizer):
+        found = comparison(options, **tokenizer)
+        return made_with(found, found.arms[0])
+
+    of_first.comparison = comparison
+    return of_first
 
 
 @pytest.mark.parametrize(
@@ -77,7 +81,21 @@ def test_what_is_measured_otherwise_is_named(change, key, changed):
 
 def test_what_is_trained_otherwise_is_named_with_both_values(changed):
     differs = changed().differences(changed(optimizer=dict(lr=2e-3), spike_factor=20.0))
-    assert differs == {"tokenizer.all.optimizer.lr": (1e-3, 2e-3), "tokenizer.all.spike_factor": (None, 20.0)}
+    assert differs == {"tokenizer.all.optimizer.lr": (1e-3, 2e-3), "tokenizer.all.spike_factor": (DEFAULT, 20.0)}
+
+
+@pytest.mark.parametrize("key", ["discriminator", "spike_factor", "ema"])
+def test_what_is_set_to_none_is_not_what_is_left_out(key, changed):
+    """None says that there is none, and the default that there is one."""
+    differs = changed(**{key: None}).differences(changed(**{"spike_factor": 20.0} if key != "spike_factor" else {}))
+    assert any(name.startswith(f"tokenizer.all.{key}") for name in differs)
+
+
+def test_an_extractor_by_a_word_with_a_file_is_its_config(changed, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"one")
+    made = changed({"extractors": [f"inception_v3:{tmp_path / 'w.pth'}"]})
+    assert made.settings["measuring.extractors"] == [{"type": "inception_v3", "pretrained": "w.pth"}]
+    assert list(made.files) == ["w.pth"]
 
 
 def test_no_text_of_it_is_a_place(changed, tmp_path):
@@ -120,7 +138,7 @@ def test_what_auto_was_enters_the_hash_where_anything_is_computed_in_it(changed,
         (["measuring.samples.between.variants"], ["generator"]),
         (["measuring.probe.epochs", "generator.steps"], ["evaluation", "generator"]),
         (["measuring.samples.num_samples"], ["evaluation", "generator"]),
-        (["measuring.precision"], ["evaluation", "generator"]),
+        (["measuring.precision"], ["evaluation", "generator", "latents"]),
         (["tokenizer.all.steps", "generator.steps"], [""]),
         (["the file weights.safetensors"], [""]),
     ],
@@ -157,3 +175,20 @@ def test_one_that_is_not_as_it_was_written_is_refused_and_says_what_to_do(key, v
 def test_a_metric_that_was_not_measured_is_asked_for_in_vain():
     with pytest.raises(DataError, match="KID was not measured of 'ours'; there is psnr, FID"):
         replace(RECORD, curves=RECORD.curves).value("KID")
+
+
+def test_references_of_other_images_are_refused(changed, tmp_path):
+    (tmp_path / "references").mkdir()
+    comparison = changed.comparison({"work_dir": str(tmp_path), "num_reference": 5})
+    folder, spoils = tmp_path / "references", lambda _: sorted((tmp_path / "references").glob("*.safetensors"))
+    begin(folder, references_made_with(comparison), spoils)
+    begin(folder, references_made_with(changed.comparison({"num_reference": 4})), spoils)  # nothing was made yet
+    (folder / "a.safetensors").write_bytes(b"")
+    begin(folder, references_made_with(changed.comparison({"num_reference": 4, "probe.epochs": 9})), spoils)
+    with pytest.raises(
+        ConfigError, match=r"num_reference: 4 -> its default\); set them back, or remove .*a.safetensors"
+    ):
+        begin(folder, references_made_with(changed.comparison({})), spoils)
+    (folder / NOTE).unlink()
+    with pytest.raises(ConfigError, match="nobody can tell with which settings .*a.safetensors was made; remove it"):
+        begin(folder, references_made_with(comparison), spoils)
