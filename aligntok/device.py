@@ -162,7 +162,17 @@ def multiplying(precision: str, whole: bool = False) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        if whole:
+            torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def allow_repeatable() -> None:
+    """Have cuBLAS add up in one order, unless the environment says how: it reads that once, at its first product.
+
+    So that a process may compute something on a GPU before what is to be :func:`repeatable`.
+    """
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _REPEATABLE["CUBLAS_WORKSPACE_CONFIG"][0])
 
 
 @contextmanager
@@ -171,8 +181,8 @@ def repeatable(asked: bool = True) -> Iterator[None]:
 
     torch takes the form of each operation that adds up in one order, cuDNN, cuBLAS, NCCL and Inductor with it, and
     some that have no such form on GPUs go backward in ours. On the CPU nothing changes. To be entered
-    before the process uses a GPU. Raises ConfigError for an environment that says otherwise, and inside of it for an
-    operation that has no such form, by its name.
+    before the process uses a GPU, or after :func:`allow_repeatable` was called before that. Raises ConfigError for an
+    environment that says otherwise, and inside of it for an operation that has no such form, by its name.
     """
     if not asked:
         yield

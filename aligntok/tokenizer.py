@@ -204,14 +204,14 @@ class Tokenizer(
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents (N, d, h, w) into images (N, 3, h f, w f), nominally in [-1, 1] and not clamped.
 
-        Latents are brought to the tokenizer's device, and to its type, unless autocast sees to that. Raises ConfigError
-        for what are no such latents.
+        Latents go to the decoder's device, and without autocast to its type. Raises ConfigError for what are none.
         """
         if not is_traced():
             check_latents(latents, self.latent_dim)
             if not latents.is_meta:
                 kept = torch.is_autocast_enabled(latents.device.type)
-                latents = latents.to(self.device, latents.dtype if kept else self.dtype)
+                own = next(self.decoder.parameters(), latents)  # the encoder may be elsewhere: drawing needs none
+                latents = latents.to(own.device, latents.dtype if kept else own.dtype)
         return self.decoder(latents)
 
     @overload

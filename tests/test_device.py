@@ -50,6 +50,10 @@ def test_float32_is_multiplied_as_the_precision_says_and_then_as_before(
         assert state() == ("high" if products else "highest", convolutions)
         raise KeyError
     assert state() == before
+    with arithmetic(precision):
+        torch.backends.cudnn.allow_tf32 = not convolutions  # somebody else's thread, meanwhile: it is not ours to undo
+    assert state()[1] is not convolutions
+    torch.backends.cudnn.allow_tf32 = convolutions
     with suppress(KeyError), arithmetic(precision, whole=True):
         assert state() == ("high" if whole else "highest", whole)
         raise KeyError

@@ -182,6 +182,7 @@ def test_devices_and_their_arithmetic_are_settled_in_one_module():
     assert named("OutOfMemoryError") == {"device.py:is_out_of_memory"}
     asked = found(lambda node: isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.cuda.is_available")
     assert asked == {
+        "device.py:allow_repeatable",  # before any GPU is in use
         "device.py:device",
         "distributed/__init__.py:start_processes",  # where it is said which GPU is this process's
     }

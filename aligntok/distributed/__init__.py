@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from aligntok.device import allow_repeatable
 from aligntok.errors import DataError, ProcessError
 
 ORPHANED = "the torchrun that started this process was killed"
@@ -30,12 +31,14 @@ def start_processes() -> str:
     mmengine 0.10.7 calls ``torch.cuda.set_device`` on a machine without a GPU, so the group is made here first.
     """
     global _parent
+    allow_repeatable()
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return "none"
     _parent = os.getppid()
     if not dist.is_initialized():
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+            # where a scheduler shows each process a GPU of its own, that is the first of one
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         # Tensors on the GPU go by NCCL; numbers that the CPU holds, such as votes, by gloo, which needs no GPU.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, **_meeting_place())

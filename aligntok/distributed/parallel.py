@@ -113,6 +113,8 @@ def _one_by_one(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Average a bucket over processes, each gradient in it by itself."""
     mean = bucket.buffer().div_(world()[1])
     sums = [dist.all_reduce(gradient, async_op=True) for gradient in bucket.gradients()]  # views of it
+    if mean.is_cuda:  # NCCL's sums follow each other, and a future of several would not wait for their stream
+        return sums[-1].get_future().then(lambda _: mean)
     together = torch.futures.collect_all([each.get_future() for each in sums])
     found: torch.futures.Future[Tensor] = together.then(lambda _: mean)
     return found

@@ -21,6 +21,7 @@ logger = logging.getLogger("aligntok.engine")
 #: The environment variable of torch's that says where compiled code is kept; torch by itself takes a temporary folder.
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 RECOMPILE_LIMIT = 64
+GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record CUDA graphs
 
 
 def compile_blocks(
@@ -32,9 +33,11 @@ def compile_blocks(
     compile faster than whole networks, equal ones once; and the last layers, where gradient ratios are found, stay
     outside or in a small graph of their own, so that finding a ratio does not walk a whole compiled network backward.
     Blocks with a weight that is set `apart` are left as they are: a compiled one does not say what its layers give.
-    Raises ConfigError for a keyword that torch.compile does not take, and as :func:`keep_compiled` does.
+    Raises ConfigError for a keyword that torch.compile does not take, for CUDA graphs, and as :func:`keep_compiled`
+    does.
     """
     check_keywords(torch.compile, dict(options), who="compile")
+    refuse_graphs(options)
     keep_compiled()
     # The ratio is found first and the block walked after it, so a graph's saved tensors must outlive one walk. torch
     # 2.14 gives them away after the first unless this is off.
@@ -46,6 +49,19 @@ def compile_blocks(
             for block in blocks_of(module):
                 if not any(weight is each for weight in apart for each in block.parameters()):
                     block.compile(**options)
+
+
+def refuse_graphs(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for keywords of torch.compile that record CUDA graphs.
+
+    A graph's outputs lie where the next call of a compiled block writes, and a block's input is the output of another.
+    """
+    own = options.get("options") or {}
+    if options.get("mode") in GRAPHS or own.get("triton.cudagraphs"):
+        raise ConfigError(
+            f"compile={dict(options)} records CUDA graphs, of which one block's overwrite what another has given; take "
+            "mode='max-autotune-no-cudagraphs', or leave it out"
+        )
 
 
 def keep_compiled() -> Path | None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aligntok.device import device, whole_on_cpu
+from aligntok.device import device, is_out_of_memory, whole_on_cpu
 from aligntok.errors import ConfigError, first_line, unknown
 from aligntok.imports import FAILURES, import_failure, quietly, version_of
 
@@ -75,10 +75,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None, wh
     try:  # xformers wants (B, tokens, heads, dim)
         rows = (x.flatten(0, -4).transpose(1, 2) for x in (q, k, v))
         found = fused(*rows).transpose(1, 2).unflatten(0, q.shape[:-3])
-    except NotImplementedError as error:
+    except Exception as error:  # beside having no operator, a kernel for another torch or GPU can fail in any way
+        if is_out_of_memory(error):
+            raise
         if forced:
             raise ConfigError(
-                f"attention backend 'xformers' was forced, but has no operator for {q.dtype} heads of width "
+                f"attention backend 'xformers' was forced, but cannot attend with {q.dtype} heads of width "
                 f"{q.shape[-1]} here: {first_line(error)}\n  use 'sdpa', or leave the choice open"
             ) from error
         _refused[dtype, q.shape[-1]] = first_line(error)
@@ -98,6 +100,8 @@ def _why_not(forced: str | None, q: Tensor) -> str:
         return "as was asked"
     if _device_type(q) != "cuda":
         return "as xformers runs on CUDA alone"
+    if torch.compiler.is_compiling():
+        return "as it is compiled"
     if memory_efficient_attention() is None:
         return f"as xformers cannot be imported ({''.join(_unimported)})"
     dtype, width = computed_in(q), q.shape[-1]
@@ -136,6 +140,8 @@ def _choose(forced: str | None, q: Tensor) -> str:
     if where == "meta":  # nothing is computed
         return "sdpa"
     if forced is None:
+        if torch.compiler.is_compiling():  # of which xformers is no part: each attention would end the graph
+            return "sdpa"
         suits = where == "cuda" and (computed_in(q), q.shape[-1]) not in _refused and memory_efficient_attention()
         return "xformers" if suits else "sdpa"
     if forced not in BACKENDS:

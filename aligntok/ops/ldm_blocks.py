@@ -74,6 +74,7 @@ class _NormSiLU(torch.autograd.Function):
         x, weight, bias, mean, rstd = ctx.saved_tensors
         normed = _normalise(x, weight, bias, ctx.groups, ctx.eps)[0]
         gradient = torch.ops.aten.silu_backward(gradient.to(normed.dtype), normed)
+        gradient = gradient.contiguous()  # as torch's own formula has it: the kernel reads whatever lies there
         sizes = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], ctx.groups, [*ctx.needs_input_grad[:3]])
         found = torch.ops.aten.native_group_norm_backward(gradient, _wide(x), mean, rstd, _wide(weight), *sizes)
         given = zip(found, (x, weight, bias), strict=True)

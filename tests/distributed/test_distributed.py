@@ -102,7 +102,12 @@ def test_half_of_torchruns_environment_is_none(monkeypatch, name):
 
 @pytest.mark.parametrize(
     ("gpus", "local", "backend", "device"),
-    [(True, "2", "cpu:gloo,cuda:nccl", [2]), (True, None, "cpu:gloo,cuda:nccl", [0]), (False, "2", "gloo", [])],
+    [
+        (8, "2", "cpu:gloo,cuda:nccl", [2]),
+        (8, None, "cpu:gloo,cuda:nccl", [0]),
+        (1, "2", "cpu:gloo,cuda:nccl", [0]),  # a scheduler shows each process its own alone
+        (0, "2", "gloo", []),
+    ],
 )
 @pytest.mark.parametrize("agent", [True, False])
 def test_a_process_takes_its_own_gpu_and_meets_the_others_of_its_life(monkeypatch, gpus, local, backend, device, agent):
@@ -112,7 +117,9 @@ def test_a_process_takes_its_own_gpu_and_meets_the_others_of_its_life(monkeypatc
     for name, value in environment.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     joined, stores, chosen, ends = [], [], [], []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *given, **named: joined.append((given, named)))
     monkeypatch.setattr(torch.distributed, "TCPStore", lambda *given, **named: stores.append((given, named)) or "store")
@@ -123,6 +130,8 @@ def test_a_process_takes_its_own_gpu_and_meets_the_others_of_its_life(monkeypatc
     monkeypatch.setattr(distributed.atexit, "unregister", ends.remove)
     assert start_processes() == "pytorch"
     assert chosen == device
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if gpus else None)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     meeting = dict(store=("aligntok/meeting/store 5 8", "store"), rank=5, world_size=8) if agent else {}
     assert joined == [((backend,), meeting)]
     named = dict(is_master=False, timeout=timedelta(seconds=30))

@@ -146,6 +146,21 @@ def test_each_gradient_of_a_bucket_is_averaged_by_itself(monkeypatch):
     torch.testing.assert_close(found, torch.arange(6.0) / 2 + 1)
 
 
+def test_on_gpus_the_average_waits_for_the_last_sum_in_the_stream_that_they_all_take(monkeypatch):
+    """A future of several, which torch makes without devices, would not make the reader's stream wait for theirs."""
+    buffer = SimpleNamespace(is_cuda=True, div_=lambda processes: buffer)
+    first, last = torch.futures.Future(), torch.futures.Future()
+    sums = iter(SimpleNamespace(get_future=lambda each=each: each) for each in (first, last))
+    bucket = SimpleNamespace(buffer=lambda: buffer, gradients=lambda: [1, 2])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: next(sums))
+    monkeypatch.setattr(torch.futures, "collect_all", lambda _: pytest.fail("it has no device"))
+    monkeypatch.setattr(parallel, "world", lambda: (0, 2))
+    found = parallel._one_by_one(bucket)
+    assert not found.done()
+    last.set_result([])
+    assert found.wait() is buffer
+
+
 @pytest.mark.nightly
 def test_one_batch_has_one_gradient_of_four_processes_where_it_is_to_be_repeatable(together):
     """Also in the step after a start, when DDP makes its buckets anew: of two addends the order would not matter."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -99,6 +100,23 @@ def test_without_a_cache_of_the_users_compiling_goes_on(cache, monkeypatch, capl
         assert keep_compiled() is None
     assert "every start compiles anew" in caplog.text
     assert FOLDER not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("options", "graphs"),
+    [
+        (dict(mode="reduce-overhead"), True),
+        (dict(mode="max-autotune"), True),
+        (dict(options={"triton.cudagraphs": True}), True),
+        (dict(options={"triton.cudagraphs": False}), False),
+        (dict(mode="max-autotune-no-cudagraphs"), False),
+        (dict(mode="default"), False),
+        ({}, False),
+    ],
+)
+def test_cuda_graphs_are_refused_whose_outputs_the_next_block_would_overwrite(cache, options, graphs):
+    with pytest.raises(ConfigError, match="records CUDA graphs") if graphs else nullcontext():
+        compile_blocks([nn.Linear(2, 2)], options)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks at it

@@ -137,7 +137,7 @@ def test_tensors_that_xformers_refuses_go_to_sdpa_after_one_try(qkv, calls, monk
     for _ in range(3):
         torch.testing.assert_close(attention(*qkv), F.scaled_dot_product_attention(*qkv))
     assert len(calls) == 1
-    with pytest.raises(ConfigError, match=r"operator for torch\.float32 heads of width 8 here: No operator found"):
+    with pytest.raises(ConfigError, match=r"attend with torch\.float32 heads of width 8 here: No operator found"):
         attention(*qkv, backend="xformers")
 
 
@@ -161,9 +161,32 @@ def test_an_unknown_backend_is_refused(qkv):
         attention(*qkv, backend="flash")
 
 
-def test_it_compiles_into_one_graph(qkv):
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_it_compiles_into_one_graph(qkv, calls, where, monkeypatch):
+    monkeypatch.setattr(module, "_device_type", lambda q: where)
+    torch.compiler.reset()
     compiled = torch.compile(attention, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*qkv), attention(*qkv))
+    torch.testing.assert_close(compiled(*qkv), F.scaled_dot_product_attention(*qkv))
+    assert not calls
+    said = {"cpu": "as xformers runs on CUDA alone", "cuda": "as it is compiled"}
+    assert module.kernels_taken() == f"others: torch's, {said[where]}"
+
+
+@pytest.mark.usefixtures("on_cuda")
+def test_a_kernel_that_fails_in_any_way_is_refused_but_memory_is_not_its_fault(qkv, calls, monkeypatch):
+    fails = [AttributeError("another torch"), torch.OutOfMemoryError("CUDA out of memory")]
+
+    def broken(q, k, v):
+        calls.append(1)
+        raise fails[len(calls) - 1]
+
+    _install(monkeypatch, broken)
+    for _ in range(2):
+        torch.testing.assert_close(attention(*qkv), F.scaled_dot_product_attention(*qkv))
+    assert len(calls) == 1
+    with pytest.raises(torch.OutOfMemoryError):
+        attention(*qkv, backend="xformers")
 
 
 @pytest.mark.usefixtures("on_cuda")

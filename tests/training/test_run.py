@@ -559,6 +559,7 @@ def test_one_stage_can_be_run_alone(finished, tmp_path, capsys):
         ("clip_grad_norm=0", "clip_grad_norm=0; it must be int or float above 0 or None"),
         ("checkpoint.keep_every=3", "is no multiple of checkpoint.every=2, so nothing would be kept; 4 would work"),
         ("compile.mod=max-autotune", "did you mean 'mode'?"),
+        ("compile.mode=max-autotune", "records CUDA graphs, of which one block's overwrite what another has given"),
         ("lora.rank=4", "lora trains the encoder, but this stage trains only adapter, decoder"),
         ("precision=fp8", "precision='fp8'; it must be 'fp32', 'tf32', 'bf16', 'fp16' or 'auto'"),
         ("discriminator.num_layers=6", "PatchGAN"),

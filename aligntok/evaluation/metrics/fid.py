@@ -200,7 +200,7 @@ def _radii(points: Tensor, k: int) -> Tensor:
     for start, d in _distances(points, points):
         rows = torch.arange(len(d), device=d.device)
         d[rows, rows + start] = math.inf  # not itself, however many are equal to it
-        found.append(d.kthvalue(k, dim=1).values)
+        found.append(d.topk(k, dim=1, largest=False).values[:, -1])  # kthvalue has no repeatable form on some GPUs
     return torch.cat(found)
 
 
