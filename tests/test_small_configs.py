@@ -66,7 +66,7 @@ def test_all_see_as_many_images_in_steps_of_one_size(comparison, parts):
     assert {(sum(budget.steps), budget.images) for budget in budgets} == {(9375, 150_000)}
     assert comparison.generator_budget() == parts.generator_budget() == ((4000,), 256_000)
     (tried,) = {comparison.tokenizer_budget(arm).images for arm in comparison.grid_arms()}
-    assert (len(comparison.grid_arms()), tried) == (18, 30_000)
+    assert (len(comparison.grid_arms()), tried) == (24, 30_000)
 
 
 def test_what_both_measure_is_the_same_to_the_hash_so_that_it_is_done_once(comparison, parts):

@@ -30,7 +30,7 @@ extractors = [dict(type="efficientnet_lite2", size=96)]
 perceptual = [dict(type="st_lpips", net="vgg")]
 reference_encoder = dict(type="efficientnet_lite0", stride=16)
 precision = "auto"
-probe = dict(epochs=5)
+probe = dict(epochs=5, standardize=True)
 workers = 8
 samples = dict(
     num_samples=2500,

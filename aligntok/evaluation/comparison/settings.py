@@ -32,6 +32,8 @@ class ProbeTraining:
     """Images of a step."""
     num_train: Positive | None = None
     """Only so many training images; None: all."""
+    standardize: bool = False
+    """Bring features to mean 0 and deviation 1 over the training images: latents of tokenizers differ in scale."""
 
 
 @settings

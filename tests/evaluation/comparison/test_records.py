@@ -192,3 +192,8 @@ def test_references_of_other_images_are_refused(changed, tmp_path):
     (folder / NOTE).unlink()
     with pytest.raises(ConfigError, match="nobody can tell with which settings .*a.safetensors was made; remove it"):
         begin(folder, references_made_with(comparison), spoils)
+
+
+def test_the_probe_of_a_comparison_can_be_standardised_and_says_so(changed):
+    differs = changed().differences(changed({"probe.standardize": True}))
+    assert differs == {"measuring.probe.standardize": (DEFAULT, True)}
