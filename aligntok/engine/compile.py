@@ -15,7 +15,7 @@ import torch._functorch.config as functorch_config
 from torch import nn
 
 from aligntok.annotations import check_keywords
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, first_line
 
 logger = logging.getLogger("aligntok.engine")
 #: The environment variable of torch's that says where compiled code is kept; torch by itself takes a temporary folder.
@@ -33,11 +33,9 @@ def compile_blocks(
     compile faster than whole networks, equal ones once; and the last layers, where gradient ratios are found, stay
     outside or in a small graph of their own, so that finding a ratio does not walk a whole compiled network backward.
     Blocks with a weight that is set `apart` are left as they are: a compiled one does not say what its layers give.
-    Raises ConfigError for a keyword that torch.compile does not take, for CUDA graphs, and as :func:`keep_compiled`
-    does.
+    Raises what :func:`check_compile` and :func:`keep_compiled` do.
     """
-    check_keywords(torch.compile, dict(options), who="compile")
-    refuse_graphs(options)
+    check_compile(options, "compile")
     keep_compiled()
     # The ratio is found first and the block walked after it, so a graph's saved tensors must outlive one walk. torch
     # 2.14 gives them away after the first unless this is off.
@@ -51,16 +49,21 @@ def compile_blocks(
                     block.compile(**options)
 
 
-def refuse_graphs(options: Mapping[str, Any]) -> None:
-    """Raise ConfigError for keywords of torch.compile that record CUDA graphs.
+def check_compile(options: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for keywords that torch.compile does not take, and for those that record CUDA graphs.
 
     A graph's outputs lie where the next call of a compiled block writes, and a block's input is the output of another.
     """
+    check_keywords(torch.compile, dict(options), who="compile")
+    try:
+        torch.compile(nn.Identity(), **options)
+    except Exception as error:  # whatever a backend or the modes have to say
+        raise ConfigError(f"{where}: torch.compile takes no compile={options} ({first_line(error)})") from error
     own = options.get("options") or {}
     if options.get("mode") in GRAPHS or own.get("triton.cudagraphs"):
         raise ConfigError(
-            f"compile={dict(options)} records CUDA graphs, of which one block's overwrite what another has given; take "
-            "mode='max-autotune-no-cudagraphs', or leave it out"
+            f"{where}: compile={dict(options)} records CUDA graphs, of which one block's overwrite what another has "
+            "given; take mode='max-autotune-no-cudagraphs', or leave it out"
         )
 
 

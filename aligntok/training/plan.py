@@ -7,17 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from aligntok.annotations import check_keywords
 from aligntok.data.sampler import per_process_batch
 from aligntok.distributed.parallel import check_group
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, load_parts, part_states, read_parts
+from aligntok.engine.compile import check_compile
 from aligntok.engine.optim import check_optimizer, optimizer_bytes, side_of
 from aligntok.engine.schedules import check_schedule
-from aligntok.errors import ConfigError, first_line, some_of
+from aligntok.errors import ConfigError, some_of
 from aligntok.io.console import print_table
 from aligntok.io.folders import check_space
 from aligntok.loading import check_there
@@ -66,13 +65,7 @@ def plan_stage(stage: Stage, processes: int, num_images: int | None = None) -> S
         check_optimizer(config, f"{where}, {'discriminator_' * (side == 'discriminator')}optimizer")
     check_schedule(stage.settings.schedule, where, stage.settings.steps, stage.settings.schedule_end)
     if isinstance(stage.settings.compile, Mapping):
-        check_keywords(torch.compile, dict(stage.settings.compile), who="compile")
-        try:
-            torch.compile(nn.Identity(), **stage.settings.compile)
-        except Exception as error:  # whatever a backend or the modes have to say
-            raise ConfigError(
-                f"{where}: torch.compile takes no compile={stage.settings.compile} ({first_line(error)})"
-            ) from error
+        check_compile(stage.settings.compile, where)
     for split in ("train", "val"):
         if (data := getattr(stage.settings.data, split, None)) is not None:
             DATASETS.check(data, f"{where}, data.{split}")
