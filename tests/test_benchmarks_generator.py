@@ -96,6 +96,7 @@ def test_published_code_runs_beside_ours(run, clone):
     assert "not run beside" not in out
 
 
+@pytest.mark.nightly
 def test_on_a_device_each_line_of_the_published_code_has_ours_over_it(clone):
     """Not compiled, which would take minutes; the lines are the same."""
     words = [sys.executable, DEVICE, "--small", "--seconds", "0.1", "--limit", "9", "--only", "generator", "sampling"]

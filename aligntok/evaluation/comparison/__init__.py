@@ -53,10 +53,11 @@ def compare(asked: ComparisonRequest) -> Result | None:
     comparison = read_comparison(Path(asked.config), {**asked.cfg_options, **own})
     chosen(comparison, only)
     start_processes()
-    for folder in filter(None, (comparison.work_dir, comparison.results)):
-        check_out(folder)
+    check_out(comparison.work_dir)
     state_criterion(comparison)
     if asked.dry_run or is_anything_left(comparison, only):
+        if comparison.results is not None:
+            check_out(comparison.results)
         state_budget(comparison)
     if asked.dry_run:
         return None

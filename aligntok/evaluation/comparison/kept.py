@@ -42,16 +42,22 @@ def finish(
     """Return what is kept of arms, in order; train and measure those of which nothing is. Collective."""
     records = {}
     for arm in arms:
-        with in_turn(arm):
-            record = find(comparison, arm, say)
-            if record is None:
-                say(f"{arm}: {arm.folder}")
-                run_arm(comparison, arm, references())
-                record = keep(comparison, arm)
-            else:
-                say(f"{arm}: its results are in {comparison.results}, skipped")
-        records[arm] = record
+        record = find(comparison, arm, say)
+        if record is not None:
+            say(f"{arm}: its results are in {comparison.results}, skipped")
+        records[arm] = made_in_turn(comparison, arm, references) if record is None else record
     return records
+
+
+def made_in_turn(comparison: Comparison, arm: Arm, references: Callable[[], Mapping[str, dict[str, Any]]]) -> Record:
+    """Train and measure an arm, unless another process has meanwhile, and return what is kept of it. Collective."""
+    with in_turn(arm):
+        record = find(comparison, arm)
+        if record is None:
+            say(f"{arm}: {arm.folder}")
+            run_arm(comparison, arm, references())
+            record = keep(comparison, arm)
+    return record
 
 
 @contextmanager

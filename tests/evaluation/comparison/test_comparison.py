@@ -12,6 +12,7 @@ from PIL import Image
 from aligntok.cli import compare
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources import open_source
+from aligntok.evaluation import comparison as comparison_module
 from aligntok.evaluation.comparison import budget
 from aligntok.evaluation.comparison.records import read_record
 from aligntok.evaluation.comparison.summary import over_seeds, show_samples, shown
@@ -215,7 +216,9 @@ def test_samples_lie_three_a_row_under_their_names(tmp_path):
 
 
 @pytest.mark.slow
-def test_kept_results_alone_make_the_same_summary_on_a_machine_without_the_data(finished, config, tmp_path, capsys):
+def test_kept_results_alone_make_the_same_summary_on_a_machine_without_the_data(
+    finished, config, tmp_path, capsys, monkeypatch
+):
     kept = config.parent / "results"
     names = [f"{name}_seed_{seed}" for name in ("one", "two") for seed in (0, 1)]
     assert sorted(path.name for path in kept.iterdir()) == sorted(
@@ -223,9 +226,13 @@ def test_kept_results_alone_make_the_same_summary_on_a_machine_without_the_data(
     )
     assert all(str(config.parent) not in path.read_text() for path in kept.glob("*.json"))
     again = ["--work-dir", str(tmp_path / "elsewhere"), "--cfg-options", "data_root=None"]
+    checked = []
+    monkeypatch.setattr(comparison_module, "check_out", checked.append)
     assert compare([str(config), *again]) == 0
     told = capsys.readouterr()
     assert told.err.count("skipped") == 4
+    assert checked == [tmp_path / "elsewhere"]  # what is kept may lie where nothing can be written
+    assert not (tmp_path / "elsewhere" / "one").exists()
     assert "Training takes about" not in told.out
     one, two = (read_result(folder / "comparison.json") for folder in (finished, tmp_path / "elsewhere"))
     assert one.tables == two.tables
@@ -345,6 +352,7 @@ def test_unequal_budgets_are_refused(config, tmp_path, capsys):
         ("criterion={'_delete_': True, 'arm': 'two'}", "criterion asks for nothing"),
         ("criterion.at_least=[{'metric': 'top1', 'against': 'tow'}]", "no tokenizer named 'tow'; did you mean 'two'?"),
         ("generator=None", "criterion.metrics are of samples, and no generator draws any"),
+        ("results=comparison.py/kept", "comparison.py/kept"),
         ("val_split=train", "train_split and val_split are both 'train'"),
         (
             "extractors=['tiny_extractor.TinyExtractor', {'type': 'tiny_extractor.TinyExtractor', 'width': 4}]",
