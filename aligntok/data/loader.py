@@ -22,7 +22,6 @@ from aligntok.ends import at_end
 from aligntok.errors import AlignTokError, DataError, first_line
 
 STUCK_SECONDS = 600.0  # without a batch after which a data-loading process counts as stuck
-STATUS_SECONDS = 5.0  # between two looks at the processes where nothing counts as stuck
 END_SECONDS = 1.0  # for data-loading processes to end by themselves
 _reading: weakref.WeakSet[Any] = weakref.WeakSet()  # the iterators of loaders with processes
 _workers: weakref.WeakSet[Any] = weakref.WeakSet()  # those processes, which may outlive a loader when they are stuck
@@ -43,14 +42,14 @@ class _Batches(data.dataloader._MultiProcessingDataLoaderIter):
             raise
         self._heed(False)
 
-    def _try_get_data(self, timeout: float = STATUS_SECONDS) -> Any:
+    def _try_get_data(self, *timeout: float) -> Any:
         # The handler is needed while it waits: a process that dies within a long message leaves its reader waiting.
         self._heed(threading.current_thread() is threading.main_thread())
         try:
             for worker, reads in zip(self._workers, self._workers_status, strict=True):
                 if reads and not worker.is_alive():
                     raise RuntimeError(f"DataLoader worker (pid {worker.pid}) ended with {worker.exitcode}")
-            return super()._try_get_data(timeout)
+            return super()._try_get_data(*timeout)
         finally:
             self._heed(False)
 

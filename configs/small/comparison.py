@@ -47,27 +47,20 @@ grid = dict(
                 "stages.0.schedule.1.end": 1875,
             },
         ),
-        aligntok=dict(
-            options=[{"stages.1.losses.semantic.weight": weight} for weight in (1.0, 0.3, 0.1)],
-            shorter={
-                "stages.0.steps": 375,
-                "stages.1.steps": 1188,
-                "stages.1.schedule.1.end": 1188,
-                "stages.2.steps": 312,
-                "stages.2.schedule.0.end": 312,
-            },
-        ),
         vanilla_vae_equal_rfd=dict(like="vanilla_vae"),
-        random_encoder=dict(
-            options=[{"stages.1.losses.semantic.weight": weight} for weight in (1.0, 0.3, 0.1)],
-            shorter={
-                "stages.0.steps": 375,
-                "stages.1.steps": 1188,
-                "stages.1.schedule.1.end": 1188,
-                "stages.2.steps": 312,
-                "stages.2.schedule.0.end": 312,
-            },
-        ),
+        **{
+            name: dict(
+                options=[{"stages.1.losses.semantic.weight": weight} for weight in (1.0, 0.3, 0.1)],
+                shorter={
+                    "stages.0.steps": 375,
+                    "stages.1.steps": 1188,
+                    "stages.1.schedule.1.end": 1188,
+                    "stages.2.steps": 312,
+                    "stages.2.schedule.0.end": 312,
+                },
+            )
+            for name in ("aligntok", "random_encoder")
+        },
     ),
     generator={"steps": 500, "schedule": None},
 )
