@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from aligntok.io.files import replacing
+from aligntok.io.files import writing_text
 
 TOKENIZER_CARD = """---
 {{ card_data }}
@@ -47,5 +47,5 @@ of the tokenizer. The licence is that of the pretrained encoder's weights and of
 def write_card(folder: Path, model: Any, options: dict[str, Any] | None) -> None:
     """Write the README.md of a model that huggingface_hub's mixin makes a card of, with `options` of its template."""
     card = model.generate_model_card(**(options or {}))
-    with replacing(folder / "README.md") as temporary:
-        temporary.write_text(str(card), encoding="utf-8")
+    with writing_text(folder / "README.md") as file:
+        file.write(str(card))

@@ -68,11 +68,12 @@ def compare(models: Models, picture: Image.Image | None) -> dict[str, Compared]:
     for name, tokenizer in models.tokenizers.items():
         images = tokenizer.processor.preprocess(_smaller(picture))
         latent = tokenizer.encode(images)
-        made = tokenizer.decode(latent).float().cpu().clamp(-1, 1)
+        decoded = tokenizer.decode(latent).float().cpu()
+        shown, made = tokenizer.processor.to_pil(decoded)[0], decoded.clamp(-1, 1)
         error = ((made - images).abs() * AMPLIFIED - 1).clamp(-1, 1)
         shape = " x ".join(map(str, latent.shape[1:]))
         words = f"{name}: PSNR {psnr(images[0], made[0]):.2f} dB, latent {shape}, f{tokenizer.downsample_factor}"
-        found[name] = Compared(to_picture(made[0]), to_picture(error[0]), words)
+        found[name] = Compared(shown, to_picture(error[0]), words)
     return found
 
 
@@ -91,7 +92,7 @@ def sample(
     away = [negative] * number if negative and takes_prompts(model) else None
     seeds = [seed + i for i in range(number)]
     images = model.sample(words, seeds, sampling=sampling, negative=away)
-    return [to_picture(image) for image in images.cpu()]
+    return model.tokenizer.processor.to_pil(images)
 
 
 @checked
@@ -110,7 +111,8 @@ def interpolate(
     other = tokenizer.processor.preprocess(_smaller(last), size=tuple(one.shape[-2:]))
     begin, end = (tokenizer.encode(images) for images in (one, other))
     shares = torch.linspace(0, 1, max(2, steps)).tolist()
-    return [to_picture(tokenizer.decode(torch.lerp(begin, end, share))[0].float().cpu()) for share in shares]
+    decoded = [tokenizer.decode(torch.lerp(begin, end, share)) for share in shares]
+    return [picture for each in decoded for picture in tokenizer.processor.to_pil(each)]
 
 
 @checked

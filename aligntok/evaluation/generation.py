@@ -30,7 +30,9 @@ def evaluate_generation(asked: GenerationSettings) -> Result:
         extractor = with_keywords(asked.extractor, asked.extractor_options, "extractor_options")
         metric = GenerationMetric(str(asked.reference), extractor)
         found = metric.reference
-        folder = result_folder(asked.out, drawn.path, f"generation_{found.name}", inside=bool(drawn.description))
+        folder = result_folder(
+            asked.out, drawn.path, "generation_" + found.name.replace("/", "_"), inside=bool(drawn.description)
+        )
         check_out(folder)
         for batch in drawn:
             metric.add(batch.pixels, batch.indices)

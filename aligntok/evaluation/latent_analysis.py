@@ -28,6 +28,7 @@ from aligntok.evaluation.images import EvaluationImages, begins_anew, frozen
 from aligntok.evaluation.metrics.latent_space import cknna, density_measures, spatial_variance, total_variation
 from aligntok.evaluation.results import Result, evaluating, identity, publish, result_folder
 from aligntok.evaluation.settings import FEWEST, LatentAnalysis
+from aligntok.io.folders import told_apart
 from aligntok.io.pictures import pca_pictures, pca_sheet, save_picture, tsne_plot
 from aligntok.loading import load_tokenizer
 from aligntok.registry import ENCODERS
@@ -73,7 +74,8 @@ def analyze_latents(asked: LatentAnalysis) -> Result:
             **{"weights": asked.weights, "precision": precision_taken(asked.precision), "topk": asked.topk},
             "tsne": {"points": len(maps[0][0]), "perplexity": PERPLEXITY, "seeds": list(asked.seeds)},
         }
-        pictures = {PCA: "pca.png", **{f"t-SNE of latents: {each.title}": each.map_file for each in models}}
+        own = zip(models, map_files(models), strict=True)
+        pictures = {PCA: "pca.png", **{f"t-SNE of latents: {each.title}": file for each, file in own}}
         result = Result("latent_space", ", ".join(map(str, asked.tokenizers)), metrics, settings, tables, pictures)
         return publish(result, folder, lambda folder: write_pictures(folder, collection, maps, draws))
 
@@ -82,8 +84,7 @@ def analyze_latents(asked: LatentAnalysis) -> Result:
 class LatentModel:
     """A model whose latents are looked at: images (N, 3, H, W) in [-1, 1] to latents (N, C, h, w).
 
-    name: in metrics and files. label: in pictures. shape: (C, h, w) of an image's latent. what: which model it is, as
-    JSON types.
+    name: in metrics and files. label: in pictures. shape: (C, h, w) of an image's latent. what: which, as JSON types.
     """
 
     name: str
@@ -97,10 +98,10 @@ class LatentModel:
         """What tables call it."""
         return f"{self.label} ({REFERENCE})" if self.name == REFERENCE else self.label
 
-    @property
-    def map_file(self) -> str:
-        """The file of the picture of its t-SNE."""
-        return f"tsne_{re.sub(r'[^A-Za-z0-9.-]+', '_', self.name)}.png"
+
+def map_files(models: Sequence[LatentModel]) -> list[str]:
+    """Return the file of the picture of each model's t-SNE."""
+    return [f"tsne_{name}.png" for name in told_apart([re.sub(r"[^A-Za-z0-9.-]+", "_", each.name) for each in models])]
 
 
 def load_models(
@@ -113,10 +114,9 @@ def load_models(
     loaded = [load_tokenizer(source, weights=asked.weights) for source in asked.tokenizers]
     config = on_grid_of(encoder, {each.downsample_factor for each in loaded})
     models = []
-    for name, source, tokenizer in zip(names, asked.tokenizers, loaded, strict=True):
-        shape, encode = latent_shape(tokenizer, size), frozen(tokenizer, asked.precision, "encode")
-        what: dict[str, Any] = {"source": os.fspath(source), "identity": identity(tokenizer)}
-        what["downsample_factor"] = tokenizer.downsample_factor
+    for name, source, own in zip(names, asked.tokenizers, loaded, strict=True):
+        shape, encode = latent_shape(own, size), frozen(own, asked.precision, "encode")
+        what = dict(source=os.fspath(source), identity=identity(own), downsample_factor=own.downsample_factor)
         models.append(LatentModel(name, name, encode, shape, what))
     encode = frozen(ENCODERS.build(dict(config)), asked.precision)
     channels, height, width = encode(torch.zeros(1, 3, *size)).shape[1:]
@@ -341,10 +341,10 @@ def tables_of(
 
 def write_pictures(folder: Path, collection: Collection, maps: Sequence[npt.NDArray[Any]], draws: Draws) -> None:
     """Write the PCA picture, and the first seed's t-SNE of every model."""
-    titles = [each.model.label for each in collection.models]
+    models = [each.model for each in collection.models]
     columns = [pca_pictures(each.shown) for each in collection.models]
-    save_picture(folder / "pca.png", pca_sheet(collection.inputs, titles, columns))
+    save_picture(folder / "pca.png", pca_sheet(collection.inputs, [each.label for each in models], columns))
     rows = draws.rows[0][collection.read[draws.rows[0]] > 0]
     labels = collection.labels[rows][: len(maps[0][0])].numpy()
-    for each, (first, *_) in zip(collection.models, maps, strict=True):
-        save_picture(folder / each.model.map_file, tsne_plot(first, labels, each.model.label))
+    for model, file, (first, *_) in zip(models, map_files(models), maps, strict=True):
+        save_picture(folder / file, tsne_plot(first, labels, model.label))

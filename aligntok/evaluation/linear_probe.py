@@ -81,6 +81,8 @@ def linear_probe(asked: ProbeSettings) -> Result:
         scale = statistics(train) if asked.standardize else (torch.zeros(1), torch.ones(1))
         probe = Probe(encode.dim, len(names), asked.lr, asked.seed, *scale)
         history = run(probe, train, val, asked)
+        settings |= {"images": len(val) - val.unreadable(), "train_images": len(train) - train.unreadable()}
+        settings |= {"unreadable": val.unreadable(), "train_unreadable": train.unreadable()}
         metrics = {name: history[-1][name] for name in ("top1", "top5")}
         return publish(Result("linear_probe", str(asked.tokenizer), metrics, settings, {"Epochs": history}), folder)
 
@@ -120,6 +122,10 @@ class SplitFeatures:
     def __len__(self) -> int:
         """The number of rows, images that cannot be read among them."""
         return len(self.images)
+
+    def unreadable(self) -> int:
+        """The number of images, of those gone through, that could not be read; collective."""
+        return self.images.skipped + int(total(torch.tensor(len(self._named))))
 
     def mine(self, rows: Tensor) -> Tensor:
         """Return those of the rows that are this process's: those that `EvaluationImages` deals to it."""
@@ -305,9 +311,10 @@ def go_through(
             asked += len(batch)
             bar.update(len(batch))
             stop_if_preempted(begins_anew())
-            if asked - int(sums[2]) > -(-len(features) // 100):
+            missing = asked - int(sums[2])
+            if missing > -(-len(features) // 100) or missing == len(features):
                 raise DataError(
-                    f"{asked - int(sums[2])} of the first {asked} images cannot be read (named above), more than 1 % "
+                    f"{missing} of the first {asked} images cannot be read (named above), more than 1 % "
                     f"of all {len(features)}; repair or remove them: the numbers would be of other images than you mean"
                 )
     return sums

@@ -22,7 +22,7 @@ from aligntok.evaluation.metrics.image_quality import psnr
 from aligntok.evaluation.settings import ReconstructRequest
 from aligntok.io.console import print_line
 from aligntok.io.files import regular
-from aligntok.io.folders import check_writable, real
+from aligntok.io.folders import check_writable, real, told_apart
 from aligntok.io.pictures import reconstruction_grid, save_picture, to_picture
 from aligntok.loading import load_tokenizer
 from aligntok.tokenizer import Tokenizer
@@ -31,9 +31,10 @@ from aligntok.tokenizer import Tokenizer
 def reconstruct_pictures(asked: ReconstructRequest) -> dict[str, Any]:
     """Write the reconstruction of every picture into a folder, print its name and PSNR, last the mean; return these.
 
-    What cannot be read is named on stderr and under "unreadable", and the others are done. The PSNR is of the pixels
-    that the tokenizer was given: cut to multiples of f, or of `size`. Raises ConfigError where there is no picture,
-    and, without `force`, before anything is written, where a file is in the place of one.
+    What cannot be read, or comes back as what is not finite, is named on stderr and under "unreadable", and the others
+    are done. The PSNR is of the pixels that the tokenizer was given: cut to multiples of f, or of `size`. Raises
+    ConfigError where there is no picture, and, without `force`, before anything is written, where a file is in the
+    place of one.
     """
     check_writable(asked.out)
     targets = name_targets(find_pictures(asked.images, Path(asked.out)))
@@ -72,7 +73,13 @@ def reconstruct_pictures(asked: ReconstructRequest) -> dict[str, Any]:
 def _again(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     what = "the {} x {} pixels of a picture".format(*images.shape[-2:])
     with explaining_out_of_memory(what, "a smaller --size, --dtype bfloat16 or --device cpu takes less of it"):
-        return tokenizer.decode(tokenizer.encode(images)).float().cpu()
+        made = tokenizer.decode(tokenizer.encode(images)).float().cpu()
+    if not made.isfinite().all():
+        raise ImageError(
+            "its reconstruction is not finite; take --dtype float32. If it is not finite in float32 either, the "
+            "tokenizer is broken"
+        )
+    return made
 
 
 def find_pictures(given: Iterable[str | os.PathLike[str]], out: Path) -> dict[Path, Path]:
@@ -107,15 +114,7 @@ def _open(top: Path, name: str) -> BinaryIO:
 
 def name_targets(pictures: dict[Path, Path]) -> dict[Path, Path]:
     """Return the name of what is made of each picture, without its suffix: its own, or that and a number, from _2 on,
-    where another of that name comes before it.
+    where another of that name comes before it (see :func:`told_apart`).
     """
-    own = [name.with_suffix("") for name in pictures.values()]
-    taken, named = set[Path](), dict[Path, Path]()
-    for source, name in zip(pictures, own, strict=True):
-        number, free = 1, name
-        while free in taken or (number > 1 and free in own):
-            number += 1
-            free = name.with_name(f"{name.name}_{number}")
-        taken.add(free)
-        named[source] = free
-    return named
+    own = told_apart([str(name.with_suffix("")) for name in pictures.values()])
+    return dict(zip(pictures, map(Path, own), strict=True))

@@ -17,7 +17,7 @@ from aligntok.evaluation.metrics.online import ImageRow, ReconstructionMetric
 from aligntok.evaluation.results import Result, evaluating, identity, publish, result_folder
 from aligntok.evaluation.settings import ReconstructionSettings
 from aligntok.imports import FAILURES, import_failure
-from aligntok.io.files import replacing
+from aligntok.io.files import replacing, writing_text
 from aligntok.io.pictures import reconstruction_grid, save_picture, to_picture
 from aligntok.loading import load_tokenizer
 from aligntok.registry import with_keywords
@@ -66,7 +66,7 @@ def evaluate_reconstruction(asked: ReconstructionSettings) -> Result:
             "tokenizer": {"identity": identity(model), "weights": asked.weights},
             "precision": precision_taken(asked.precision),
             "perceptual": perceptual,
-            "extractor": None if metric.extractor is None else metric.extractor.title,
+            "extractor": metric.extractor and {"title": metric.extractor.title, "identity": metric.extractor.identity},
         }
 
         def write(folder: Path) -> None:
@@ -81,16 +81,17 @@ def evaluate_reconstruction(asked: ReconstructionSettings) -> Result:
 def write_table(path: Path, metric: ReconstructionMetric, images: EvaluationImages) -> None:
     """Write a row an image, in the order of the data: its name, PSNR, SSIM and distances; as CSV, or Parquet."""
     columns = ["name", "psnr", "ssim", *metric.distances]
-    rows = [[images.source.names[row.place], row.psnr, row.ssim, *row.distances] for row in metric.rows]
-    with replacing(path) as temporary:
-        if path.suffix == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet as pq
+    names = [images.source.names[row.place].encode(errors="backslashreplace").decode() for row in metric.rows]
+    rows = [[name, row.psnr, row.ssim, *row.distances] for name, row in zip(names, metric.rows, strict=True)]
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
+        with replacing(path) as temporary:
             pq.write_table(pa.table({column: [row[i] for row in rows] for i, column in enumerate(columns)}), temporary)
-            return
-        with temporary.open("w", newline="") as file:
-            csv.writer(file).writerows([columns, *rows])
+        return
+    with writing_text(path) as file:
+        csv.writer(file).writerows([columns, *rows])
 
 
 def write_extremes(

@@ -27,7 +27,7 @@ from aligntok.evaluation.results import check_out
 from aligntok.evaluation.settings import ReferenceSettings
 from aligntok.extractors import Extractor
 from aligntok.io.arrays import read_npz
-from aligntok.io.files import save_tensors
+from aligntok.io.files import reading, save_tensors
 from aligntok.registry import with_keywords
 
 
@@ -52,6 +52,7 @@ class Reference:
 
 FORMAT = "aligntok reference 1"
 SUFFIX = ".safetensors"
+CURE = "fetch or make it again"
 BATCH = 64  # images of ADM's at once
 #: ADM's statistics: what ours are called, and their shapes.
 STATISTICS = {
@@ -116,14 +117,28 @@ def read_reference(path: str | os.PathLike[str], extractor: Extractor) -> Refere
     if not file.is_file():
         raise DataError(f"no reference at {file}; make one with `tools/evaluate.py make-reference DATA {file}`")
     tensors, described = _read_adm(file, extractor) if file.suffix == ".npz" else _read_own(file)
-    title, count, spatial = described["title"], described["num_images"], None
-    if "spatial_mean" in tensors:
-        spatial = Gaussian(tensors["spatial_mean"], tensors["spatial_covariance"], count)
-    gaussian = Gaussian(tensors["mean"], tensors["covariance"], count)
-    features = FeatureSet(title, gaussian, spatial, tensors.get("features"), logits=None, count=count)
-    reference = Reference(**described, feature_set=features)
+    with reading(file, DataError, CURE):
+        title, count, features = described["title"], described["num_images"], tensors.get("features")
+        gaussian = _gaussian(tensors, count)
+        spatial = _gaussian(tensors, count, "spatial_") if "spatial_mean" in tensors else None
+        if features is not None:
+            _check_sound("features", features, torch.float32, (len(features), len(gaussian.mean)))
+        kept = FeatureSet(title, gaussian, spatial, features, logits=None, count=count)
+        reference = Reference(**described, feature_set=kept)
     _check_extractor(reference, extractor)
     return reference
+
+
+def _gaussian(tensors: Mapping[str, Tensor], count: int, of: str = "") -> Gaussian:
+    mean, covariance = tensors[f"{of}mean"], tensors[f"{of}covariance"]
+    _check_sound(f"{of}mean", mean, torch.float64, (mean.numel(),))
+    _check_sound(f"{of}covariance", covariance, torch.float64, (mean.numel(), mean.numel()))
+    return Gaussian(mean, covariance, count)
+
+
+def _check_sound(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if tensor.dtype != dtype or tensor.shape != shape or not tensor.isfinite().all():
+        raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}, or not finite")
 
 
 def _read_own(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -139,10 +154,18 @@ def _read_own(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is no reference of this version (its format is {metadata.get('format')!r}, not {FORMAT!r}); make "
             "one with `tools/evaluate.py make-reference`"
         )
-    if checksum(tensors, metadata["reference"]) != metadata["checksum"]:
-        raise DataError(f"the reference {path} is damaged (its checksum differs); fetch or make it again")
-    described = json.loads(metadata["reference"])
-    return tensors, {**described, "image_size": tuple(described["image_size"])}
+    with reading(path, DataError, CURE):
+        if checksum(tensors, metadata["reference"]) != metadata["checksum"]:
+            raise DataError(f"the reference {path} is damaged (its checksum differs); fetch or make it again")
+        described = json.loads(metadata["reference"])
+        height, width = map(int, described["image_size"])
+        words = {name: str(described[name]) for name in ("name", "title", "resize")}
+        return tensors, {
+            **described,
+            **words,
+            "image_size": (height, width),
+            "num_images": int(described["num_images"]),
+        }
 
 
 def _check_extractor(reference: Reference, extractor: Extractor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,8 @@ class Result:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             hide_host()
-            with SummaryWriter(str(path.parent)) as writer:
+            # TensorBoard takes no folder whose name is no text
+            with suppress(UnicodeEncodeError), SummaryWriter(str(path.parent)) as writer:
                 for name, value in self.metrics.items():
                     writer.add_scalar(f"{self.kind}/{name}", value, self.step or 0)
         content = {**without_places(asdict(self), path.parent), "pictures": dict(self.pictures)}  # names beside it
@@ -75,10 +76,15 @@ def read_result(path: str | os.PathLike[str]) -> Result:
         content.pop("aligntok_version")
         whole = {**with_places(content, Path(path).parent), "pictures": content.get("pictures", {})}
         try:
-            return TypeAdapter(Result).validate_python(whole)
+            found = TypeAdapter(Result).validate_python(whole)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        if found.kind not in KINDS:
+            raise ValueError(f"it is of the kind '{found.kind}', which is none of {', '.join(KINDS)}")
+        if not 0 <= (found.step or 0) <= 2**53:
+            raise ValueError("it is of a step that there is not")
+        return found
 
     cure = "so it is no result of an evaluation: run the evaluation again, or leave that file out"
     return read_json(path, DataError, cure, parse)

@@ -25,7 +25,8 @@ class Extractor(nn.Module):
     words, how it brings images to its own input size. Both are part of what a reference file is checked by.
 
     A component resizes and normalises by itself, and ends building with :meth:`freeze`. Where its weights are random
-    its title says so, so that no metric on them has the name of one that others publish.
+    its title says so, so that no metric on them has the name of one that others publish; to that of one built with a
+    local file :func:`aligntok.evaluation.metrics.features.build_extractor` adds the file's name.
 
     ``forward`` takes images as they would be saved, uint8 (N, 3, H, W), and returns :class:`Features`; an image's
     features depend on it alone. It takes `pretrained` (True, False for random weights, or a local file) as encoders do.

@@ -51,7 +51,7 @@ def promised(path: Path) -> dict[str, str]:
     """
     own, listed, found = checksum_path(path), path.with_name(CHECKSUMS), {}
     if own.is_file():
-        with own.open() as file:
+        with own.open(errors="replace") as file:  # a name, which need not be text, follows
             found[own.name] = (file.read(1000).split() or [""])[0]
     if listed.is_file() and path != listed:
         sums = read_checksums(path.parent)

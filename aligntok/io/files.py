@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, overload
 
 from aligntok.errors import AlignTokError, WriteError, first_line
 from aligntok.io.checksums import CHECKSUMS, checksum_path, remember, sha256, verify
@@ -69,7 +69,16 @@ def replacing(path: str | os.PathLike[str], cure: str = MAKE_ROOM, checksum: boo
     if digest is not None:
         remember(target, digest)
         with replacing(checksum_path(target), cure) as temporary:
-            temporary.write_text(f"{digest}  {target.name}\n")  # as `sha256sum --check` reads it
+            line = f"{digest}  ".encode() + os.fsencode(target.name)  # as `sha256sum --check` reads it
+            temporary.write_bytes(line + b"\n")
+
+
+@contextmanager
+def writing_text(path: str | os.PathLike[str], cure: str = MAKE_ROOM) -> Iterator[TextIO]:
+    """Yield a file to write UTF-8 to, as :func:`replacing` does; in names what is no text becomes ``\\udce9``."""
+    how: dict[str, Any] = dict(newline="", encoding="utf-8", errors="backslashreplace")
+    with replacing(path, cure) as temporary, temporary.open("w", **how) as file:
+        yield file
 
 
 def discard(path: Path) -> None:

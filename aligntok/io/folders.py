@@ -6,13 +6,33 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from aligntok.errors import ConfigError, WriteError
 from aligntok.io.files import TEMPORARY, put_in_place, regular, remove, unseen, writing
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Return names of files that every disk keeps apart: each its own, or that and a number, from _2 on, where another
+    comes before it that some disks take for the same: in capitals, or with its accents as letters of their own.
+    """
+    own, taken, found = {*map(_folded, names)}, set[str](), list[str]()
+    for name in names:
+        number, free = 1, name
+        while _folded(free) in taken or (number > 1 and _folded(free) in own):
+            number += 1
+            free = f"{name}_{number}"
+        taken.add(_folded(free))
+        found.append(free)
+    return found
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.distributed.output_folder import found_by_first
 from aligntok.errors import DataError, ImageError, Preempted, first_line
 from aligntok.io.console import say
-from aligntok.io.files import read_bytes, replacing, write_json
+from aligntok.io.files import read_bytes, replacing, write_json, writing_text
 from aligntok.io.folders import check_space, remove_leftovers
 from aligntok.io.pictures import captioned, image_grid, save_picture, to_picture
 from aligntok.io.places import without_places
@@ -101,8 +101,8 @@ class SampleFolder:
                 json.dumps({"file": f"{PICTURES}/{self.picture(number).name}", **record}, ensure_ascii=False)
                 for number, record in enumerate(self.records)
             ]
-            with replacing(self.path / PROMPTS) as temporary:
-                temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
+            with writing_text(self.path / PROMPTS) as file:
+                file.write("\n".join([*lines, ""]))
 
     def _describe(self, finished: bool) -> None:
         settings = without_places(self.settings, self.path)

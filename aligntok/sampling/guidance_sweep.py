@@ -23,7 +23,7 @@ from aligntok.distributed.job import batched, in_full_rounds, job, shares
 from aligntok.distributed.output_folder import output_folder
 from aligntok.errors import Preempted
 from aligntok.io.console import print_table
-from aligntok.io.files import replacing, write_json
+from aligntok.io.files import write_json, writing_text
 from aligntok.io.folders import remove_leftovers
 from aligntok.io.pictures import image_grid, save_picture, sheet, to_picture
 from aligntok.io.places import without_places
@@ -111,7 +111,7 @@ def sweep_guidance(request: SampleRequest) -> Path:
             if is_first():
                 remove_leftovers(path)
                 write_json(path / DESCRIPTION, without_places(settings, path))
-                with replacing(path / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
+                with writing_text(path / "sweep.csv") as file:
                     writer = csv.writer(file)
                     writer.writerow(points[0].row())
                     writer.writerows([value for value, _ in point.row().values()] for point in sorted(points))

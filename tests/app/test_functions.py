@@ -100,6 +100,23 @@ def test_what_cannot_be_is_said_in_a_sentence(ask, said, models):
         ask(models)
 
 
+def test_what_is_not_finite_is_no_picture(models, picture, tmp_path):
+    name, tokenizer = next(iter(models.tokenizers.items()))
+    broken = copy.deepcopy(tokenizer)
+    with torch.no_grad():
+        [*broken.decoder.parameters()][-1].fill_(torch.nan)
+    generator = copy.deepcopy(models.generator)
+    generator.tokenizer = broken
+    both = functions.Models({name: broken}, generator)
+    for ask in (
+        lambda: functions.compare(both, picture),
+        lambda: functions.interpolate(both, name, picture, picture),
+        lambda: functions.sample(both, "1", 0, 2, 1.0),
+    ):
+        with pytest.raises(ConfigError, match="images hold NaN"):
+            ask()
+
+
 def test_tokenizers_of_one_name_are_told_apart(tiny_tokenizer, tmp_path):
     aligntok.load_tokenizer(tiny_tokenizer).save_pretrained(tmp_path / tiny_tokenizer.name)
     both = [tiny_tokenizer, tmp_path / tiny_tokenizer.name]

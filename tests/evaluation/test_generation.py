@@ -15,8 +15,9 @@ from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.generation import evaluate_generation
 from aligntok.evaluation.images import Samples
 from aligntok.evaluation.metrics.features import FeatureCollector, build_extractor, compare
+from aligntok.evaluation.references import make_reference
 from aligntok.evaluation.report.collect import read_history
-from aligntok.evaluation.settings import GenerationSettings
+from aligntok.evaluation.settings import GenerationSettings, ReferenceSettings
 
 TINY = "tiny_extractor.TinyExtractor"
 SOME = dict(type="generation", reference="none.npz", extractor=TINY)  # a metric, never built
@@ -78,6 +79,17 @@ def test_an_evaluation_adds_nothing_to_the_pictures_that_the_next_is_of(
         )
         assert result.metrics == pytest.approx(found[1].metrics, rel=1e-6)
     assert (tmp_path / "evaluation" / "drawn" / "generation_real" / "generation.json").is_file()
+
+
+def test_a_references_name_leads_nowhere(pictures, tiny_extractor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ReferenceSettings(
+        data=pictures / "real", out="r.safetensors", image_size=32, extractor=tiny_extractor, name="a/../../../b"
+    )
+    make_reference(asked)
+    how = dict(samples=pictures / "drawn", reference="r.safetensors", extractor=tiny_extractor, workers=0)
+    evaluate_generation(GenerationSettings(**how))
+    assert (tmp_path / "evaluation/drawn/generation_a_.._.._.._b/generation.json").is_file()
 
 
 def test_a_folder_that_cannot_be_written_in_is_told_before_any_sample_is_measured(

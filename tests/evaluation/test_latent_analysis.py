@@ -21,9 +21,11 @@ from aligntok.errors import ConfigError, DataError, UnknownComponentError
 from aligntok.evaluation.latent_analysis import (
     DENSITY,
     Draws,
+    LatentModel,
     analyze_latents,
     distinct_names,
     encoder_config,
+    map_files,
     on_grid_of,
     tsne,
 )
@@ -344,3 +346,8 @@ def test_the_command_takes_tokenizers_and_then_the_data(tokenizers, images, tmp_
     assert "ConfigError: reference encoder 'timm' names no model" in capsys.readouterr().err
     assert command([tokenizers[0], str(images), "--topk", "0"]) == 2
     assert "ConfigError: aligntok analyze-latents: --topk 0; it must be int of at least 1" in capsys.readouterr().err
+
+
+def test_no_picture_of_a_space_takes_the_file_of_another():
+    models = [LatentModel(name, name, F.relu, (1, 1, 1), {}) for name in ("run a", "run_a", "Run A", "run_a_2")]
+    assert map_files(models) == ["tsne_run_a.png", "tsne_run_a_3.png", "tsne_Run_A_4.png", "tsne_run_a_2.png"]

@@ -144,6 +144,7 @@ def test_an_unreadable_image_is_left_out_and_more_are_an_error(tiny_tokenizer, l
         )
     )
     assert 0 < numbers(result)[0][1] < 10
+    assert [result.settings[name] for name in ("train_images", "train_unreadable", "unreadable")] == [59, 1, 0]
     (tmp_path / "data/train/bee/4.png").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be read .named above., more than 1 %"):
         linear_probe(
@@ -151,6 +152,22 @@ def test_an_unreadable_image_is_left_out_and_more_are_an_error(tiny_tokenizer, l
                 tokenizer=tiny_tokenizer, data=tmp_path / "data", out=tmp_path / "out", memory_gb=memory_gb, **OPTIONS
             )
         )
+
+
+@pytest.mark.parametrize("memory_gb", [16.0, 0.0])
+@pytest.mark.parametrize("num_val", [24, 1])
+def test_images_are_those_that_were_read_and_of_none_there_is_no_number(
+    tiny_tokenizer, labelled, tmp_path, memory_gb, num_val
+):
+    shutil.copytree(labelled, tmp_path / "data")
+    (tmp_path / "data/val/ant/0.png").write_bytes(b"")
+    how = dict(tokenizer=tiny_tokenizer, data=tmp_path / "data", out=tmp_path / "out", memory_gb=memory_gb)
+    asked = ProbeSettings(**how, **{**OPTIONS, "num_val": num_val})
+    if num_val == 1:
+        with pytest.raises(DataError, match="cannot be read"):
+            linear_probe(asked)
+        return
+    assert [linear_probe(asked).settings[name] for name in ("images", "unreadable", "train_images")] == [23, 1, 60]
 
 
 def test_an_unreadable_image_changes_the_result_alike_either_way(tiny_tokenizer, labelled, tmp_path):

@@ -85,6 +85,16 @@ def test_a_number_never_takes_the_name_of_another_picture(pictures):
     assert [str(name) for name in named.values()] == ["x", "x_3", "x_2"]
 
 
+def test_names_that_some_disks_take_for_one_are_told_apart():
+    from pathlib import Path
+
+    from aligntok.evaluation.own_pictures import name_targets
+
+    names = ["Cat.png", "cat.jpg", "caf\u00e9.png", "cafe\u0301.png", "CAT_2.png"]
+    named = name_targets({Path(str(number), name): Path(name) for number, name in enumerate(names)})
+    assert [str(name) for name in named.values()] == ["Cat", "cat_3", "caf\u00e9", "cafe\u0301_2", "CAT_2"]
+
+
 def test_what_is_there_is_kept_unless_forced(tiny_tokenizer, pictures, capsys):
     out = pictures / "out"
     out.mkdir()
@@ -125,6 +135,22 @@ def test_a_picture_too_large_for_the_memory_is_named_with_what_would_fit(tiny_to
     assert [line.split()[0] for line in printed.splitlines()] == ["cat.png", "dog.png", "mean"]
     assert "the 40 x 80 pixels of a picture at once do not fit" in told
     assert "--size" in told
+
+
+def test_a_reconstruction_that_is_not_finite_is_no_black_picture(tiny_tokenizer, pictures, monkeypatch, capsys):
+    decode = Tokenizer.decode
+
+    def decode_large(self, latents):
+        return decode(self, latents).mul_(torch.inf if latents.shape[-2:] == (4, 5) else 1)
+
+    monkeypatch.setattr(Tokenizer, "decode", decode_large)
+    Image.new("RGB", (24, 24)).save(pictures / "b/sound.png")
+    assert reconstruct(tiny_tokenizer, pictures / "b", "--out", pictures / "out") == 1
+    printed, told = capsys.readouterr()
+    assert [line.split()[0] for line in printed.splitlines()] == ["sound.png", "mean"]
+    assert "nan" not in printed
+    assert f"left out: {pictures}/b/dog.png: its reconstruction is not finite; take --dtype float32" in told
+    assert [path.name for path in (pictures / "out").iterdir()] == ["sound.png"]
 
 
 def test_size_and_side_by_side(tiny_tokenizer, pictures, capsys):

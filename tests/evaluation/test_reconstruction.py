@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import struct
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from aligntok.cli import evaluate, train
 from aligntok.cli.arguments import parse
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.metrics.image_quality import psnr
-from aligntok.evaluation.reconstruction import evaluate_reconstruction
+from aligntok.evaluation.metrics.online import ImageRow
+from aligntok.evaluation.reconstruction import evaluate_reconstruction, write_table
 from aligntok.evaluation.settings import ReconstructionSettings
 
 
@@ -168,3 +171,15 @@ def test_none_is_no_distance_and_stands_alone(tiny_tokenizer, tmp_path, capsys):
     asked = parse(ReconstructionSettings, ["a", "b", "--perceptual", "none"], "evaluate", ("tokenizer", "data"))
     assert asked.perceptual is None
     assert evaluate(["reconstruction", str(tiny_tokenizer), str(tmp_path), "--perceptual", "none", "lpips"]) == 2
+
+
+@pytest.mark.parametrize("table", ["csv", "parquet"])
+def test_a_name_that_is_no_text_is_in_the_table_by_its_code(table, tmp_path):
+    images = SimpleNamespace(source=SimpleNamespace(names=[os.fsdecode(b"caf\xe9.png"), "猫.png"]))
+    metric = SimpleNamespace(distances={}, rows=[ImageRow(place, 30.0, 0.9, ()) for place in (0, 1)])
+    write_table(tmp_path / f"t.{table}", metric, images)
+    if table == "csv":
+        rows = list(csv.DictReader((tmp_path / "t.csv").read_text(encoding="utf-8").splitlines()))
+    else:
+        rows = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "t.parquet").to_pylist()
+    assert [row["name"] for row in rows] == [r"caf\udce9.png", "猫.png"]

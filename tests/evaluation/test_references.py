@@ -241,3 +241,36 @@ def test_samples_alone_and_damaged_archives_are_refused(tmp_path):
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     with pytest.raises(DataError, match=r"one\.npz is damaged|no reference of ADM's"):
         read_reference(tmp_path / "one.npz", StandIn())
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"said": None}, "it has no 'reference'"),
+        ({"said": [1]}, "list indices"),
+        ({"image_size": None}, "NoneType"),
+        ({"num_images": "many"}, "invalid literal"),
+        ({"more": 1}, "unexpected keyword argument 'more'"),
+        ({"covariance": None}, "it has no 'covariance'"),
+        ({"spatial_covariance": None}, "it has no 'spatial_covariance'"),
+        ({"covariance": torch.eye(26, dtype=torch.float64)}, r"covariance is torch.float64 \(26, 26\), not .*27, 27"),
+        ({"mean": torch.full((27,), torch.nan, dtype=torch.float64)}, "mean is .* or not finite"),
+        ({"mean": torch.tensor(1.0, dtype=torch.float64)}, r"mean is .* not torch.float64 \(1,\)"),
+        ({"features": torch.zeros(4, 26)}, r"features is .*4, 26.*27"),
+        ({"features": torch.zeros(4, 27, dtype=torch.int64)}, "features is torch.int64"),
+    ],
+)
+def test_a_file_that_is_not_quite_ours_is_refused_in_a_sentence(make, change, fault):
+    path = make()
+    with safe_open(path, framework="pt") as file:
+        said = json.loads(file.metadata()["reference"])
+        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+    tensors |= {key: value for key, value in change.items() if isinstance(value, torch.Tensor) or key in tensors}
+    tensors = {key: value for key, value in tensors.items() if value is not None}
+    said = json.dumps(change.get("said", {**said, **{key: v for key, v in change.items() if key not in tensors}}))
+    metadata = {"reference": said, "checksum": references.checksum(tensors, said)}
+    metadata = {} if change.get("said", 1) is None else metadata
+    save_file(tensors, path, {"format": references.FORMAT, **metadata})
+    path.with_name(f"{path.name}.sha256").unlink()
+    with pytest.raises(DataError, match=rf"real\.safetensors cannot be read \(.*{fault}.*; fetch or make it again"):
+        read_reference(path, Colours())

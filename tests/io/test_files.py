@@ -9,8 +9,8 @@ import stat
 import pytest
 
 from aligntok.errors import ConfigError, WriteError
-from aligntok.io import files
-from aligntok.io.files import put_in_place, remove, replacing, write_json
+from aligntok.io import checksums, files
+from aligntok.io.files import put_in_place, remove, replacing, write_json, writing_text
 from aligntok.io.folders import check_links, check_writable, lock_folder
 
 
@@ -123,3 +123,28 @@ def test_what_is_not_there_is_removed_without_a_word_below_a_file_too(tmp_path):
     remove(tmp_path / "nothing")
     remove(tmp_path / "file/below")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_checksum_is_beside_a_file_whose_name_is_no_text(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.json")
+    write_json(path, {}, checksum=True)
+    checksums.forget()
+    assert checksums.verify(path)
+    assert (tmp_path / os.fsdecode(b"caf\xe9.json.sha256")).read_bytes().endswith(b"  caf\xe9.json\n")
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_text_is_whole_utf_8_or_absent(cut, tmp_path):
+    def write():
+        with writing_text(tmp_path / "a.md") as file:
+            file.write("猫 caf\udce9 \ud800\r\n")
+            if cut:
+                raise RuntimeError
+
+    if cut:
+        with pytest.raises(RuntimeError):
+            write()
+        assert not [*tmp_path.iterdir()]
+    else:
+        write()
+        assert (tmp_path / "a.md").read_bytes().decode("utf-8") == "猫 caf\\udce9 \\ud800\r\n"

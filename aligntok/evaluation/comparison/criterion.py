@@ -11,7 +11,7 @@ import torch
 
 from aligntok.errors import ConfigError, unknown
 from aligntok.evaluation.comparison.settings import ComparisonSettings, Criterion, Multiple, ReconstructionLimit
-from aligntok.evaluation.metrics.features import INCEPTION, extractor_config, title_of_encoder
+from aligntok.evaluation.metrics.features import INCEPTION, extractor_config, title_of_encoder, title_with_weights
 from aligntok.registry import ENCODERS, without_weights
 
 if TYPE_CHECKING:
@@ -63,8 +63,10 @@ def distance_names(settings: ComparisonSettings) -> list[str]:
         registry, config = extractor_config(given)
         with torch.device("meta"):
             built = registry.build(without_weights(registry, config))
+        weights = config.get("pretrained")
         title = title_of_encoder(config) if registry is ENCODERS else built.title
-        names += names_on(title if config.get("pretrained") is False else title.removesuffix("-random"))
+        title = title if weights is False else title.removesuffix("-random")
+        names += names_on(title_with_weights(title, weights))
     return names
 
 

@@ -40,6 +40,7 @@ from aligntok.evaluation.settings import (
 )
 from aligntok.io import console
 from aligntok.io.files import read_json, write_json
+from aligntok.io.folders import told_apart
 from aligntok.loading import load_tokenizer
 from aligntok.training.run import run
 from aligntok.training.run_info import run_info_of
@@ -112,8 +113,9 @@ def judges(comparison: Comparison, arm: Arm, references: Mapping[str, dict[str, 
 def measure(comparison: Comparison, arm: Arm, references: Mapping[str, dict[str, Any]]) -> None:
     """Measure an arm's tokenizer, as far as that is not done: reconstructions, probe, latents."""
     settings, folder = comparison.settings, arm.folder / EVALUATION
-    for title, metric in references.items():
-        reconstruct(comparison, arm, folder / ("reconstruction_" + re.sub(r"\W", "_", title)), metric["extractor"])
+    names = told_apart([re.sub(r"\W", "_", title) for title in references])
+    for name, metric in zip(names, references.values(), strict=True):
+        reconstruct(comparison, arm, folder / f"reconstruction_{name}", metric["extractor"])
     if missing(folder / "linear_probe" / "linear_probe.json"):
         own = ("image_size", "train_split", "val_split", "num_val", "workers", "precision")
         more = {**asdict(settings.probe), **{key: getattr(settings, key) for key in own}}

@@ -21,7 +21,7 @@ from aligntok.evaluation.report.collect import Curve
 from aligntok.evaluation.results import Result
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.console import print_line, print_table, say
-from aligntok.io.files import replacing
+from aligntok.io.files import writing_text
 from aligntok.io.pictures import save_picture, sheet
 
 CURVES, SAMPLES = "convergence.png", "samples.png"
@@ -228,8 +228,8 @@ def write_markdown(
         lines += [f"## {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
     lines += [f"{name.capitalize()}: {text}" for name, text in (told or {}).items()]
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+    with writing_text(path) as file:
+        file.write("\n".join(lines))
 
 
 def texts_of(table: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

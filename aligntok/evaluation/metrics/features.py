@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,8 +154,29 @@ def build_extractor(given: str | Mapping[str, Any] | Extractor) -> Extractor:
         return given
     registry, config = extractor_config(given)
     built = registry.build(config)
-    extractor = EncoderFeatures(built, title_of_encoder(config)) if registry is ENCODERS else built
+    if registry is ENCODERS:
+        built = EncoderFeatures(built, title_of_encoder(config))
+    extractor: Extractor = built
+    extractor.title = title_with_weights(extractor.title, config.get("pretrained"))
     return extractor.eval().requires_grad_(False)
+
+
+def title_with_weights(title: str, pretrained: Any) -> str:
+    """Return the title of an extractor of a file of weights, whose name ends it, or of one of several sets of them.
+
+    Inception-v3 has looked into the file, and has the title of the published weights only where these are in it.
+    """
+    if not isinstance(pretrained, str | os.PathLike) or title.startswith(INCEPTION):
+        return title
+    path = Path(pretrained)
+    ending = "-" + in_file_names(path.stem)
+    is_file = bool(path.suffix) or len(path.parts) > 1  # a set's name may be in the title already, as open_clip's is
+    return (title if is_file else title.removesuffix(ending)) + ending
+
+
+def in_file_names(text: str) -> str:
+    """Return text with an underscore for whatever has no place in a file's name."""
+    return re.sub(r"[^\w.=-]+", "_", text)
 
 
 def title_of_encoder(config: Mapping[str, Any]) -> str:
@@ -164,8 +186,8 @@ def title_of_encoder(config: Mapping[str, Any]) -> str:
     """
     keywords = [f"{key}={config[key]}" for key in sorted(config) if key not in ("type", "pretrained")]
     weights = config.get("pretrained")
-    taken = [Path(weights).stem] if isinstance(weights, str) else ["random"] if weights is False else []
-    return re.sub(r"[^\w.=-]+", "_", "-".join([config["type"], *keywords, *taken]))
+    title = in_file_names("-".join([config["type"], *keywords, *(["random"] if weights is False else [])]))
+    return title_with_weights(title, weights)
 
 
 def extractor_config(given: str | Mapping[str, Any]) -> tuple[ComponentRegistry, dict[str, Any]]:

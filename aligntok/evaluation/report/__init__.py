@@ -30,7 +30,7 @@ from aligntok.evaluation.report.collect import Run, Training, as_number, find, p
 from aligntok.evaluation.report.evaluations import evaluation
 from aligntok.evaluation.results import KINDS
 from aligntok.evaluation.settings import ReportSettings
-from aligntok.io.files import regular, replacing
+from aligntok.io.files import regular, writing_text
 from aligntok.io.places import page_without_places
 
 __all__ = ["write_report"]
@@ -42,7 +42,7 @@ _KEY = {
     "generation": ("gfid", "fid", "fd", "is", "precision", "recall"),
     "text_image": ("hpsv2-", "hpsv2.1-", "pickscore-", "imagereward-", "geneval (hf)-", "vqascore-", "clipscore-"),
     "linear_probe": ("top1", "top5"),
-    "latent_space": ("cknna",),
+    "latent_space": ("cknna-",),
 }
 _FROM_LOG = {"PyTorch": r"PyTorch: (\S+)", "Python": r"Python: (\S+)", "GPU": r"GPU 0[^:]*: (.+)"}
 _NAMES, _SIZES = ("model", "model_name", "name"), {"stride": "stride", "ch": "ch"}
@@ -63,8 +63,8 @@ def write_report(asked: ReportSettings) -> Path:
     own = (first.parent if first.is_file() else first) / "report.html"
     path = own if asked.out is None else Path(asked.out).expanduser()
     page = page_without_places(render(runs, asked.title), runs[0].path.absolute().parent)
-    with replacing(path, "the report is not written. Make room, or give another --out") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    with writing_text(path, "the report is not written. Make room, or give another --out") as file:
+        file.write(page)
     return path
 
 

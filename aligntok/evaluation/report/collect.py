@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from aligntok.errors import AlignTokError, DataError, first_line
 from aligntok.evaluation.results import KINDS, Result, read_result
@@ -24,6 +24,7 @@ DEPTH = 8  # of the folders that are searched
 _PRUNED = {"checkpoints", "ema_snapshots", "vis_data"}
 TIME_BINS = "loss_at_time/"
 UNREAD = "the page goes without it"  # of a file that is damaged
+MOST = 2**53  # steps, images or seconds: whole numbers up to it are floats, too
 
 
 Curve = dict[int, float]  # a quantity's values by step
@@ -79,6 +80,8 @@ def _read_records(path: Path) -> tuple[dict[tuple[int, str], dict[str, float]], 
         try:
             content = json.loads(line)
             step, found = int(content.pop("step")), {name: float(value) for name, value in content.items()}
+            if not 0 <= step <= MOST:
+                raise ValueError(f"step {step}")
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             damaged += 1
             continue
@@ -91,14 +94,14 @@ def _read_records(path: Path) -> tuple[dict[tuple[int, str], dict[str, float]], 
     return records, damaged
 
 
-def is_number(value: Any) -> bool:
-    """Tell whether a value of a file is a number: what is true or false is none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_number(value: Any) -> TypeGuard[float]:
+    """Tell whether a value of a file is a number: what is true or false is none, nor is one too large for a float."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300)
 
 
 def as_number(value: Any) -> int:
-    """Return a whole number read from a file, 0 for what is none."""
-    return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
+    """Return a whole number read from a file, 0 for what is none, and for one that counts nothing: beyond MOST."""
+    return int(value) if is_number(value) and abs(value) <= MOST else 0
 
 
 def part(settings: Mapping[str, Any] | None, *keys: str) -> dict[str, Any]:
@@ -280,11 +283,8 @@ def _take(run: Run, folder: Path, files: set[str]) -> None:
         run.missing.append(first_line(error))
     for path in (folder / f"{kind}.json" for kind in KINDS if f"{kind}.json" in files):
         try:
-            found = read_result(path)
-            if found.kind not in KINDS or not all(isinstance(each, (int, float)) for each in found.metrics.values()):
-                raise DataError(f"{path} is of the kind '{found.kind}', or has metrics that are no numbers")
-            run.results.append(Evaluated(path, found))
-        except (AlignTokError, AttributeError, TypeError) as error:
+            run.results.append(Evaluated(path, read_result(path)))
+        except AlignTokError as error:
             run.missing.append(first_line(error))
 
 

@@ -29,7 +29,7 @@ from aligntok.evaluation.report.blocks import (
     table_of,
     without_place,
 )
-from aligntok.evaluation.report.collect import Evaluated, Run, Training, find, is_number, part
+from aligntok.evaluation.report.collect import Evaluated, Run, Training, as_number, find, part
 from aligntok.evaluation.report.figures import pictures
 from aligntok.evaluation.results import Result
 from aligntok.io.files import read_json
@@ -261,4 +261,4 @@ def images_of(result: Result) -> int | None:
     names = ("images", "num_images", "samples", "num_samples", "num")
     places = (result.metrics, result.settings)
     counts = (value for place in places for name, value in place.items() if without_place(name) in names)
-    return next((int(value) for value in counts if is_number(value)), None)
+    return next(filter(None, map(as_number, counts)), None)

@@ -31,6 +31,7 @@ _TYPES = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg", b"RIFF": "image/we
 
 #: Colours that matplotlib is given, here and in plots.mplstyle; the page's variables stand in for them.
 _INK, _GRID, _LINE = "#010203", "#040506", "#0a0b0"  # the last with a digit behind it
+LARGEST = 1e300  # value in a plot: what is beyond leaves matplotlib no room for its axes
 LINES = 6  # colours of lines in the page's style; more lines begin again, dashed
 _plots = count()  # so that the ids in each are unique in a page
 
@@ -150,7 +151,8 @@ def plot(
             style: dict[str, Any] = dict(linewidth=0.7, alpha=0.28) if line.faint else dict(markersize=3)
             style["linestyle"] = (0, (4, 2)) if line.colour >= LINES else "solid"
             style["marker"] = "o" if line.dots and len(line.points) <= 40 else ""
-            axes.plot([*line.points], [*line.points.values()], color=f"{_LINE}{line.colour % LINES}", **style)
+            heights = [y if abs(y) < LARGEST else math.nan for y in line.points.values()]
+            axes.plot([*line.points], heights, color=f"{_LINE}{line.colour % LINES}", **style)
         _set_limits(axes, lines)
         if until:
             axes.set_xlim(-0.02 * until, 1.02 * until)
@@ -176,7 +178,7 @@ def plot(
 
 def _set_limits(axes: Any, lines: Sequence[Line]) -> None:
     """Show what most values span: one spike at the start must not press all else flat; many decades, as powers."""
-    values = sorted(y for line in lines for y in line.points.values() if math.isfinite(y))
+    values = sorted(y for line in lines for y in line.points.values() if abs(y) < LARGEST)
     if not values:
         return
     low, high = values[0], values[-1]

@@ -26,7 +26,7 @@ from aligntok.evaluation.report.blocks import (
     write_seconds,
     write_value,
 )
-from aligntok.evaluation.report.collect import Curve, Run, Samples, Training, part
+from aligntok.evaluation.report.collect import Curve, Run, Samples, Training, is_number, part
 from aligntok.evaluation.report.figures import Line, contact_sheet, pictures, plot, short_number, smooth, thin
 
 #: Families of logged quantities by the beginning of their names, in the order in which they are shown.
@@ -267,7 +267,7 @@ def stages(runs: Sequence[Run]) -> Section:
                 "steps": stage.progress,
                 "batch": write_value(stage.batch),
                 "learning rate": write_value(part(stage.settings, "optimizer").get("lr")),
-                "time": write_seconds(seconds) if isinstance(seconds, (int, float)) else NONE,
+                "time": write_seconds(seconds) if is_number(seconds) and math.isfinite(seconds) else NONE,
             }
             cells = {name: Cell(text, number=name in numbers) for name, text in (words | numbers).items()}
             rows.append(cells | stage.metrics)

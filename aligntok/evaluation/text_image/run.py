@@ -25,7 +25,7 @@ from aligntok.evaluation.text_image.questions import Answerer, DPGBench, SoftTIF
 from aligntok.evaluation.text_image.samples import PromptedSamples, PromptSet, matched
 from aligntok.evaluation.text_image.scorers import CLIP, Aesthetic, CLIPScore, HPSv2, PickScore, Scorer
 from aligntok.evaluation.text_image.summary import Numbers, by_category, mean_of, preferred, score, side_by_side
-from aligntok.io.files import replacing
+from aligntok.io.files import writing_text
 
 logger = logging.getLogger("aligntok.evaluation")
 
@@ -228,7 +228,7 @@ def write_table(
     """Write a row a picture, in the order of the folders: folder, file, prompt, turn, category and every number."""
     columns = [name for scorer in scorers for name in scorer.columns]
     names = _names([each.path for each in folders])
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with writing_text(path) as file:
         table = csv.writer(file)
         table.writerow(["folder", "file", "prompt", "turn", "category", *columns])
         for name, numbers, folder in zip(names, values, folders, strict=True):

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from aligntok.errors import ConfigError
-from aligntok.evaluation.metrics.features import build_extractor
+from aligntok.evaluation.comparison.criterion import distance_names
+from aligntok.evaluation.comparison.settings import ComparisonSettings
+from aligntok.evaluation.metrics.features import build_extractor, title_with_weights
 from aligntok.extractors import EncoderFeatures
 from aligntok.extractors.libraries import TimmExtractor
 from aligntok.registry import ENCODERS, EXTRACTORS
+
+
+class Named(torch.nn.Identity):
+    title = "Inception-v3"
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """What the registry of extractors is asked to build, instead of building it."""
     seen = []
-    monkeypatch.setattr(EXTRACTORS, "build", lambda config: seen.append(config) or torch.nn.Identity())
+    monkeypatch.setattr(EXTRACTORS, "build", lambda config: seen.append(config) or Named())
     return seen
 
 
@@ -41,6 +51,37 @@ def test_a_config_is_built_frozen():
     assert isinstance(extractor, TimmExtractor)
     assert not extractor.training
     assert not [p for p in extractor.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("name", ["mine.safetensors", "test_resnet.pt"])
+def test_with_a_file_of_weights_the_title_is_not_that_of_the_published_ones(name, tmp_path):
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pt")
+    path = tmp_path / name
+    if path.suffix == ".pt":
+        (tmp_path / "w.pt").rename(path)
+    else:
+        save_file(torch.load(tmp_path / "w.pt"), path)
+    config = dict(type="timm", model="test_resnet", pretrained=path)
+    assert build_extractor(config).title == f"timm-test_resnet-{path.stem}"
+    foretold = distance_names(ComparisonSettings(tokenizers={"a": "a.py"}, extractors=[config], reference_encoder="x"))
+    assert foretold == [f"FD-timm-test_resnet-{path.stem}", f"KD-timm-test_resnet-{path.stem}"]
+
+
+@pytest.mark.parametrize(
+    ("title", "pretrained", "expected"),
+    [
+        ("open_clip-ViT-B-32-openai", "openai", "open_clip-ViT-B-32-openai"),
+        ("open_clip-ViT-B-32", "openai", "open_clip-ViT-B-32-openai"),
+        ("open_clip-ViT-B-32", "/w/ViT-B-32.pt", "open_clip-ViT-B-32-ViT-B-32"),
+        ("Inception-v3", "/w/any.pth", "Inception-v3"),
+        ("Inception-v3-other", "/w/any.pth", "Inception-v3-other"),
+        ("EfficientNetLite0", Path("my weights.pt"), "EfficientNetLite0-my_weights"),
+        ("EfficientNetLite0", True, "EfficientNetLite0"),
+        ("EfficientNetLite0-random", False, "EfficientNetLite0-random"),
+    ],
+)
+def test_a_title_ends_with_the_file_or_set_that_the_weights_are_of(title, pretrained, expected):
+    assert title_with_weights(title, pretrained) == expected
 
 
 def test_an_encoders_name_gives_its_features(monkeypatch):

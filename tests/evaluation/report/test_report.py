@@ -6,6 +6,8 @@ import base64
 import html
 import io
 import json
+import math
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +23,7 @@ from PIL import Image
 from aligntok.cli import report as command
 from aligntok.data.transforms import open_image
 from aligntok.errors import DataError, WriteError
-from aligntok.evaluation.report import write_report
+from aligntok.evaluation.report import key_numbers, write_report
 from aligntok.evaluation.report.blocks import NONE, TIMES, data, metric, write_seconds, write_value
 from aligntok.evaluation.report.collect import find, read_history
 from aligntok.evaluation.report.evaluations import FREE, FREE_FOR_GENERATORS, compare
@@ -361,6 +363,57 @@ def test_odd_descriptions_are_no_crash(settings, tmp_path):
     for path in folder.glob("*/stage.json"):
         path.write_text(settings)
     assert visible(write_report(ReportSettings(runs=[folder], out=folder / "report.html")))
+
+
+def test_words_that_are_no_text_are_shown_by_their_code(tmp_path):
+    folder = make_run(tmp_path / os.fsdecode(b"r\xe9"), generator=False)
+    (folder / "run.json").write_text(json.dumps({"config": "a\udce9", "docstring": "b\ud800"}))
+    assert r"r\udce9" in visible(write_report(ReportSettings(runs=[folder], out=tmp_path / "r.html")))
+    Result("generation", "caf\udce9", {"FID": 3.0}).write(folder / "g")
+    assert write_report(ReportSettings(runs=[folder / "g"])).is_file()
+
+
+HUGE = 10**400
+ODD = {
+    "steps": ("1_latent_alignment/stage.json", {"stage": "a", "steps": HUGE}),
+    "setting": ("1_latent_alignment/stage.json", {"stage": "a", "steps": 40, "other": HUGE}),
+    "step": ("1_latent_alignment/result.json", {"step": HUGE}),
+    "seconds": ("1_latent_alignment/result.json", {"seconds": math.nan}),
+    "images": ("g/generation.json", {"metrics": {"FID": 3.0, "images": math.inf}}),
+    "setting of a result": ("g/generation.json", {"metrics": {"FID": 3.0}, "settings": {"a": HUGE, "num": math.nan}}),
+    "step of a result": ("g/generation.json", {"metrics": {"FID": 3.0}, "step": HUGE}),
+    "logged step": ("1_latent_alignment/20270101_000000/vis_data/scalars.json", {**trained(1), "step": HUGE}),
+    "loss": ("1_latent_alignment/20270101_000000/vis_data/scalars.json", {**trained(2), "loss/l1": 1e308}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_numbers_that_there_cannot_be_are_no_crash(name, tmp_path):
+    folder = make_run(tmp_path / "run", generator=False)
+    for later in NAMES[1:]:
+        shutil.rmtree(next(folder.glob(f"?_{later}")))
+    place, content = ODD[name]
+    (folder / place).parent.mkdir(parents=True, exist_ok=True)
+    if place.endswith("generation.json"):
+        content = {"format": 1, "aligntok_version": "0", "kind": "generation", "subject": "s", **content}
+    (folder / place).write_text(json.dumps(content))
+    assert visible(write_report(ReportSettings(runs=[folder], out=tmp_path / "r.html")))
+
+
+def test_a_single_file_that_is_no_result_is_refused_as_one_in_a_folder_is(tmp_path):
+    path = tmp_path / "cost.json"
+    Result("cost", "s", {"a": 3.0}).write(tmp_path)
+    path.write_text(path.read_text().replace('"kind": "cost"', '"kind": "costs"'))
+    with pytest.raises(DataError, match=r"cost\.json cannot be read \(it is of the kind 'costs', which is none of"):
+        write_report(ReportSettings(runs=[path], out=tmp_path / "r.html"))
+    with pytest.raises(DataError, match="holds nothing to report .not found: .*of the kind 'costs'"):
+        write_report(ReportSettings(runs=[tmp_path], out=tmp_path / "r.html"))
+
+
+def test_a_latent_space_has_a_key_number(tmp_path):
+    Result("latent_space", "s", {"CKNNA-dinov2": 0.4, "reference/CKNNA-dinov2": 1.0}).write(tmp_path)
+    (head, text), *others = key_numbers(find(tmp_path)).items()
+    assert (head.text, text, others) == ("CKNNA-dinov2", "0.400", [])
 
 
 def test_a_folder_with_nothing_to_report_is_an_error(tmp_path, capsys):
