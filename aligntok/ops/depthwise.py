@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aligntok.device import whole_on_cpu
-from aligntok.ops.attention import computed_in, half_on_cpu
+from aligntok.ops import attention
 
 
 def depthwise_conv2d(
@@ -26,10 +26,10 @@ def depthwise_conv2d(
     depthwise convolution has no quick kernel there in bf16 (`benchmarks/half_on_cpu.py`).
     """
     groups = x.shape[1]
-    if not half_on_cpu(x):
+    if not attention.half_on_cpu(x):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     with whole_on_cpu():
         wide = x.float().contiguous(memory_format=torch.channels_last)
         bias = None if bias is None else bias.float()
         found = F.conv2d(wide, weight.float(), bias, stride, padding, dilation, groups)
-    return found.to(computed_in(x))
+    return found.to(attention.computed_in(x))

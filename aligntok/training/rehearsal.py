@@ -217,6 +217,7 @@ def _as_on_a_gpu() -> Iterator[None]:
     with (
         torch.library._scoped_library("aten", "IMPL") as library,
         mock.patch.object(attention, "_choose", return_value="sdpa"),
+        mock.patch.object(attention, "half_on_cpu", return_value=False),
         mock.patch.object(device, "on_plain_cpu", return_value=False),
         mock.patch.object(F, "scaled_dot_product_attention", _fused_attention),
     ):

@@ -20,12 +20,14 @@ from aligntok.errors import WeightsError
 from aligntok.generators import dit_blocks
 from aligntok.losses import lpips
 from aligntok.ops import embeddings, ldm_blocks
+from aligntok.ops.attention import attention
+from aligntok.ops.depthwise import depthwise_conv2d
 from aligntok.training import memory
 from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.config import load_config
 from aligntok.training.generation.model import GenerationModel
 from aligntok.training.memory import GIB, USABLE, StageMemory, print_memory, stage_memory
-from aligntok.training.rehearsal import IN_FLOAT32, IN_THE_WIDEST, Course, _as_on_a_gpu
+from aligntok.training.rehearsal import IN_FLOAT32, IN_THE_WIDEST, Course, _as_on_a_gpu, _Names
 from aligntok.training.run import expand
 from aligntok.training.stages import MicroBatch
 
@@ -80,6 +82,22 @@ def test_autocast_of_a_rehearsal_is_a_gpus_and_a_processors_again_afterwards():
         on_a_gpu = types()
     assert on_a_gpu == [torch.bfloat16, *[torch.float32] * 6, torch.bfloat16]
     assert types()[1:4] == [torch.bfloat16] * 3
+
+
+def test_half_precision_stays_half_in_a_rehearsal_as_on_a_gpu():
+    x, weight = torch.ones(1, 2, 4, 4, dtype=torch.bfloat16), torch.ones(2, 1, 3, 3, dtype=torch.bfloat16)
+
+    def steps():
+        with _Names() as attending:
+            attention(x, x, x)
+        with _Names() as convolving:
+            depthwise_conv2d(x, weight)
+        return "_to_copy" in attending.seen, "_to_copy" in convolving.seen
+
+    with _as_on_a_gpu():
+        on_a_gpu = steps()
+    assert on_a_gpu == (False, False)
+    assert steps() == (True, True)  # a processor's way is float32's
 
 
 def test_what_an_optimiser_keeps_is_seen_in_a_step_of_it():
