@@ -153,8 +153,8 @@ class TextImageSettings:
     score, VQAScore, GenEval, GenEval 2 and DPG-Bench, each on weights of yours. Under torchrun every process takes its
     share. Of two folders also who wins.
 
-        aligntok evaluate text-image samples --metrics clip
-        aligntok evaluate text-image samples --metrics hpsv2 --weights hpsv2=/weights/HPS_v2.1_compressed.pt
+        aligntok evaluate text-image samples --metrics clip --weights clip=/weights/clip-vit-large-patch14
+        aligntok evaluate text-image samples --metrics hpsv2.1 --weights hpsv2.1=/weights/HPS_v2.1_compressed.pt
     """
 
     samples: Annotated[tuple[str | Path, ...], Field(min_length=1, max_length=2)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shlex
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from aligntok.cli.arguments import described, parse
 from aligntok.errors import ConfigError, WeightsError
+from aligntok.evaluation.settings import TextImageSettings
 from aligntok.evaluation.text_image import scorers
 from aligntok.evaluation.text_image.image_reward import ImageReward
 from aligntok.evaluation.text_image.needs import METRICS, PLACES, check_weights
@@ -266,6 +270,15 @@ def test_a_file_that_would_run_code_is_refused(clip, tmp_path):
     torch.save({"layers.0.weight": Bad()}, tmp_path / "head.pth")
     with pytest.raises(WeightsError, match="head.pth cannot be read as weights"):
         Aesthetic(tmp_path / "head.pth", clip, "aesthetic")
+
+
+def test_the_examples_give_each_metric_its_weights():
+    for example in described(TextImageSettings)[1]:
+        asked = parse(TextImageSettings, shlex.split(example)[3:], example, ("samples",))
+        with pytest.raises(WeightsError, match="there is no"):  # all is named, and nothing is there
+            check_weights(asked.metrics, asked.weights)
+        for name in {"hpsv2", "hpsv2.1"} & {*asked.weights}:
+            assert Path(asked.weights[name]).name in PLACES[name][0]
 
 
 def test_what_is_missing_is_told_in_one_line_before_anything_is_built(tmp_path):
