@@ -91,6 +91,10 @@ def test_the_image_and_the_environment_install_what_there_is():
         for path in re.findall(r"--constraint (\S+)", text):
             assert (ROOT / path).is_file(), path
     assert extras(image) == extras(conda)
+    assert "demo" in extras(image)  # what its plugins, and the pages that one begins with, need
+    plugins = re.findall(r"--editable (plugins/\S+)", conda)
+    assert {Path(plugin).name for plugin in plugins} == {"aligntok-efficientnet-lite", "aligntok-st-lpips"}
+    assert all((ROOT / plugin / "pyproject.toml").is_file() for plugin in plugins)
     python = re.search(r"python=([\d.]+)", conda)[1].split(".")
     assert tuple(map(int, python)) >= (3, 10)
     assert yaml.safe_load(conda)["dependencies"][-1]["pip"]
@@ -104,6 +108,12 @@ def test_the_image_runs_as_a_user_and_keeps_files_of_the_hub_outside():
     assert [said for word, said in steps if word == "VOLUME"] == ["/hub"]
     assert any(word == "ENV" and "HF_HOME=/hub" in said for word, said in steps)
     assert [said for word, said in steps if word == "ENTRYPOINT"] == ['["aligntok"]']
+    (place,) = (said for word, said in steps if word == "WORKDIR")
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    made, owned = (re.search(rf"{command} ([\w/ ]+)", text)[1].split() for command in ("mkdir -p", "chown -R aligntok"))
+    assert f"{place}/work_dirs" in made  # a volume over it is the user's then
+    assert place in owned
+    assert f"-v aligntok-runs:{place}/work_dirs " in (ROOT / "docs/quickstart.md").read_text()
     left_out = (ROOT / ".dockerignore").read_text().split()
     assert ".git" in left_out
     for name in ("aligntok", "configs", "plugins", "constraints", "pyproject.toml", "README.md", "LICENSE"):
