@@ -268,7 +268,8 @@ def test_every_page_with_python_is_tested():
 
 
 KEY = re.compile(
-    r"(?<![\w./])(?:stages\.\d\.)?((?:data|ema|log|checkpoint|validation|transport|latent_cache|init_from|sampling|lora)"
+    r"(?<![\w./])(?:stages\.\d\.)?"
+    r"((?:data|ema|log|checkpoint|validation|transport|latent_cache|init_from|start|sampling|lora)"
     r"\.[a-z_]+)(?=[=,\s]|\.\w|$)"
 )
 
@@ -282,6 +283,14 @@ def test_keys_named_in_the_documentation_are_keys():
             named += [(key, page.name) for key in KEY.findall(code)]
     assert len(named) > 50
     assert [found for found in named if found[0] not in keys] == []
+
+
+def test_the_message_that_the_quickstart_shows_is_the_one_that_comes(capsys):
+    page = (DOCS / "quickstart.md").read_text()
+    shown = re.search(r"^(ConfigError: --cfg-options: .*?)\.\.\.", page, re.MULTILINE | re.DOTALL)[1]
+    config = ROOT / "configs/demo/photographs_f8d16.py"
+    assert train([str(config), "--dry-run", "--cfg-options", "global_bach_size=8"]) == 2
+    assert capsys.readouterr().err.startswith(" ".join(shown.split()))
 
 
 def test_the_tutorials_code_is_the_templates():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,7 @@ from aligntok.training.config import FIXED, FREE, FREE_BELOW, HOW_IT_IS_READ, co
 from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.settings import StageSettings
 
+ROOT = Path(__file__).parents[2]
 FIRST = "1_latent_alignment"
 ONE = ("--stage", "latent_alignment", "--cfg-options")
 
@@ -127,6 +130,16 @@ def test_settings_that_may_change_and_those_that_may_not_are_keys():
         *(f"data.train.{name}" for name in HOW_IT_IS_READ),
     } <= keys
     assert {*HOW_IT_IS_READ} <= {*inspect.signature(StreamDataset).parameters}
+
+
+def test_the_page_names_every_setting_that_may_change_and_that_may_not():
+    page = (ROOT / "docs/resume.md").read_text()
+    for answer, settings in (("nothing is said", {*FREE, *FREE_BELOW}), ("an error: the saved", {*FIXED})):
+        rows = re.findall(rf"^\| (.*) \| {answer}", page, re.MULTILINE)
+        named = set(re.findall(r"`([\w.]+)`", " ".join(rows)))
+        short = {name.removeprefix("data.train.") for name in settings}
+        assert short <= named
+        assert named - short <= {"fraction", "deterministic"}  # of data.val, which may not; of the run, not of a stage
 
 
 def test_differences_are_named_by_their_keys():
