@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from aligntok import cli
 from aligntok.evaluation import comparison
@@ -256,7 +257,28 @@ def run_docker(words):
     """Let the command after the image's name run here; of a build, look whether there is something to build."""
     if words[0] == "build":
         return look_at_paths([f"{words[-1]}/Dockerfile"])
-    return run_train(words[words.index("train") + 1 :])
+    arguments = words[words.index("aligntok") + 1 :]
+    if "--entrypoint" in words:
+        assert words[words.index("--entrypoint") + 1] == "torchrun"
+        return run_torchrun(arguments)
+    assert arguments[0] == "train"
+    return run_train(arguments[1:])
+
+
+def run_conda(words):
+    """Look at the file that an environment is made of, and whether the one that is activated has its name."""
+    if words[:2] == ["env", "create"]:
+        return look_at_paths([f"./{words[-1]}"])
+    return int(words != ["activate", yaml.safe_load(Path("environment.yml").read_text())["name"]])
+
+
+def look_at_a_download(words):
+    """Tell whether configs say that their tokenizer is of a repository of the hub, and look for it in that folder."""
+    verb, repository, option, folder = words
+    assert (verb, option) == ("download", "--local-dir")
+    texts = [path.read_text() for path in Path("configs/generator").glob("*.py")]
+    found = [text for text in texts if f"a file of {repository} on the Hugging Face hub" in text]
+    return int(not found or not all(f'\ntokenizer = "{folder}/' in text for text in found))
 
 
 def look_at_paths(words):
@@ -289,7 +311,8 @@ RUNNERS = {
     **{f"benchmarks/{name}.py": look_at_options(f"benchmarks/{name}.py") for name in BENCHMARKS},
     "aligntok": run_aligntok,
     "docker": run_docker,
-    "conda": lambda words: look_at_paths([f"./{words[-1]}"]),
+    "conda": run_conda,
+    "hf": look_at_a_download,
     "pip": look_at_paths,
     "cp": look_at_paths,
     "mkdir": look_at_paths,
