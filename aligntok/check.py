@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aligntok.errors import ConfigError, DataError, first_line, some_of
+from aligntok.io.arrays import damage_told
 from aligntok.io.checksums import CHECKSUMS, SUFFIX, read_checksums, verify
-from aligntok.io.files import TEMPORARY, inside, read_json
+from aligntok.io.files import DAMAGE, TEMPORARY, inside, read_json
 from aligntok.settings import settings
 
 _THREADS = 8
@@ -120,7 +121,7 @@ def _look(path: Path) -> Problem | bool:
             if path.name.endswith(end):
                 checked |= look(path, checked)
         return checked
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         return Problem(path, f"is damaged ({getattr(error, 'strerror', None) or error})", cure)
 
 
@@ -158,7 +159,7 @@ def _look_at_tensors(path: Path, checked: bool) -> bool:
 
 def _look_at_archive(path: Path, checked: bool) -> bool:
     if not checked:
-        with zipfile.ZipFile(path) as archive:
+        with damage_told(), zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
         if bad is not None:
             raise ValueError(f"the checksum of {bad} in it does not fit")
@@ -197,7 +198,7 @@ def _missing(folder: Path, seen: set[Path]) -> Iterator[Problem]:
         if (folder / name).is_file():
             try:
                 yield from look(folder)
-            except (DataError, ValueError, TypeError, KeyError, AttributeError) as error:  # it leads astray
+            except (DataError, *DAMAGE) as error:  # it leads astray
                 if not any(path.parent == folder for path in seen):
                     yield Problem(folder / name, f"is no list of what the folder has ({first_line(error)})", _AGAIN)
 
@@ -240,10 +241,11 @@ def _missing_of_cache(folder: Path) -> Iterator[Problem]:
 
 def _missing_of_samples(folder: Path) -> Iterator[Problem]:
     said = read_json(folder / "samples.json", DataError, "")
-    wanted = (f"{number:06d}.png" for number in range(int(said["num"])))
-    lost = [name for name in wanted if not (folder / "images" / name).is_file()]
+    there = {path.name for path in (folder / "images").glob("*.png") if path.stem.isdecimal()}
+    wanted = int(said["num"])  # a stranger's number: what is there is counted, not what should be
+    lost = wanted - sum(int(Path(name).stem) < wanted for name in there)
     if lost or not said["finished"]:
-        reason = f"{len(lost)} of {said['num']} samples are not there" if lost else "these samples are not finished"
+        reason = f"{lost} of {wanted} samples are not there" if lost else "these samples are not finished"
         yield Problem(folder, reason, "start the same command again, which draws what is missing")
 
 

@@ -33,7 +33,7 @@ def export_for_diffusers(
     Raises ConfigError for a generator that diffusers has no class for, or if it would overwrite another folder, and
     what loading raises.
     """
-    target = checked_target(out, WEIGHTS, PIPELINE)
+    target = checked_target(out, WEIGHTS, PIPELINE, "vae/config.json")
     if not has_generator(Path(source)):
         tokenizer, statistics = _tokenizer(source, weights, average, latents, components)
         return target, f"{_home(kind := write_autoencoder(target, tokenizer, statistics))}.{kind}"

@@ -28,11 +28,13 @@ from aligntok.condition import (
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.device import meeting
 from aligntok.diffusion.sampling import draw_samples
-from aligntok.diffusion.settings import Sampling
+from aligntok.diffusion.settings import Sampling, changed
 from aligntok.errors import ConfigError, WeightsError
+from aligntok.io.checksums import CHECKSUMS
 from aligntok.io.files import check_file, read_json, reading, save_tensors, write_checksums, write_json
 from aligntok.processor import check_latents
 from aligntok.registry import GENERATORS
+from aligntok.rng import SEEDS
 from aligntok.settings import Positive
 from aligntok.tokenizer import Tokenizer
 from aligntok.weights.hub import fetch_folder
@@ -120,14 +122,14 @@ class LatentDiffusion(
         guidance without a null condition.
         """
         condition, (words, seeds) = self.condition, (_listed(words, "words"), _listed(seeds, "seeds"))
-        chosen = Sampling(**{**asdict(self.sampling), **sampling}) if isinstance(sampling, Mapping) else sampling
+        chosen = Sampling(**changed(self.sampling, sampling)) if isinstance(sampling, Mapping) else sampling
         chosen = self.sampling if chosen is None else chosen
         check_values(LatentDiffusion.sample_latents, {"sampling": chosen, "size": size, "weak": weak}, "sample")
         if len(words) != len(seeds) or not len(words):
             raise ConfigError(f"{len(words)} words and {len(seeds)} seeds were given; give as many, at least one")
         whole = [isinstance(seed, Integral) and not isinstance(seed, bool) for seed in seeds]
-        if wrong := [s for s, is_one in zip(seeds, whole, strict=True) if not is_one or not -(2**63) <= int(s) < 2**63]:
-            raise ConfigError(f"seeds hold {wrong[0]!r}; they are whole numbers of at most 63 bits")
+        if wrong := [s for s, is_one in zip(seeds, whole, strict=True) if not is_one or not 0 <= int(s) < SEEDS]:
+            raise ConfigError(f"seeds hold {wrong[0]!r}; they are whole numbers from 0 to 2^32 - 1")
         if negative is not None and len(negative := _listed(negative, "negative")) != len(words):
             raise ConfigError(f"{len(words)} words and {len(negative)} in negative were given; give as many")
         where, null = next(self.generator.parameters()).device, None
@@ -217,7 +219,7 @@ class LatentDiffusion(
         save_tensors(path / "generator.safetensors", self.generator.state_dict(), checksum=False)
         write_json(path / "latent_diffusion.json", self.config)
         write_card(path, self, model_card_kwargs)
-        write_checksums(path, ["generator.safetensors", "latent_diffusion.json"])
+        write_checksums(path, ["generator.safetensors", "latent_diffusion.json", f"tokenizer/{CHECKSUMS}"])
         if not push_to_hub:
             return None
         return self.push_to_hub(repo_id or path.name, model_card_kwargs=model_card_kwargs, **push_options)
@@ -246,6 +248,7 @@ class LatentDiffusion(
         described = path / "latent_diffusion.json"
         fields = read_json(described, WeightsError, cure, described_fields)
         check_registered(fields, components)  # before the tokenizer's parts are imported
+        check_file(path / "tokenizer" / CHECKSUMS, WeightsError, "copy the folder again, whole, or save it again")
         tokenizer = Tokenizer.from_pretrained(path / "tokenizer", components=components)
         if fields.get("text"):
             text_encoders = {**saved_encoders(path / "text_encoders", fields["text"]), **(text_encoders or {})}

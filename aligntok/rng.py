@@ -18,6 +18,8 @@ NumpyStream: TypeAlias = Literal[
 ]
 TorchStream: TypeAlias = Literal["noise", "step", "layers", "weights", "probe", "points", "subsets", "shuffle"]
 
+SEEDS = 2**32  # torch's generator on the CPU takes a seed's lowest 32 bits, and leaves the others out
+
 #: The entropy of NumPy's default generator.
 NUMPY: dict[str, Callable[..., int | tuple[int, ...]]] = {
     "order": lambda seed, epoch, bucket: (0, seed, epoch, bucket),  # of the images of a bucket in an epoch

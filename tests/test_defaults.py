@@ -227,7 +227,7 @@ CONSTANTS = {
     "generators.lightning_dit:TABLE_TOLERANCE": 0.01,
     "generators.dit_blocks:EPS": 1e-6,
     "generators.dit_blocks:TIME_CHANNELS": 256,
-    "sampling.pipeline:SEEDS": 4_294_967_296,
+    "rng:SEEDS": 4_294_967_296,
     "sampling.pipeline:SAME_STATISTICS": 0.001,
     "device:PRECISIONS": {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16},
 }

@@ -363,7 +363,30 @@ def test_what_differs_of_its_sampling_is_given_as_keywords(model):
             model.sample([0], seeds=[1], sampling=wrong)
 
 
-@pytest.mark.parametrize("seed", ["a", 1.5, 2**63, None])
+def test_another_sampler_begins_with_its_own_options_and_the_same_one_keeps_those_not_named():
+    model = make(steps=2, sampler="ddim", options=dict(eta=0.5, noise="flow"))
+    other = model.sample([0], [1], sampling=dict(sampler="heun"))
+    assert torch.equal(other, model.sample([0], [1], sampling=Sampling(steps=2, sampler="heun")))
+    kept = Sampling(steps=2, sampler="ddim", options=dict(eta=0.2, noise="flow"))
+    changed = model.sample([0], [1], sampling=dict(options=dict(eta=0.2)))
+    assert torch.equal(changed, model.sample([0], [1], sampling=kept))
+    with pytest.raises(ConfigError, match="options"):
+        model.sample([0], [1], sampling=dict(options=None))
+
+
+def test_parts_of_two_writings_are_told_apart(model, saved, monkeypatch):
+    """As a kill leaves them after the tokenizer of a second one."""
+    other = make()
+    with torch.no_grad():
+        next(other.tokenizer.decoder.parameters()).add_(1)
+    monkeypatch.setattr("aligntok.latent_diffusion.save_tensors", lambda *given, **how: (_ for _ in ()).throw(OSError))
+    with pytest.raises(OSError):
+        other.save_pretrained(saved)
+    with pytest.raises(WeightsError, match=r"tokenizer/checksums.json .*; copy the folder again, whole, or save it"):
+        LatentDiffusion.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, 2**32, -1, None])
 def test_seeds_that_cannot_be_are_refused(model, seed):
-    with pytest.raises(ConfigError, match="seeds hold .*; they are whole numbers of at most 63 bits"):
+    with pytest.raises(ConfigError, match="seeds hold .*; they are whole numbers from 0 to 2.32 - 1"):
         model.sample([0, 0], seeds=[1, seed])

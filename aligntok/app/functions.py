@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -88,7 +88,7 @@ def sample(
     """
     model = _generator(models)
     sampling = replace(model.sampling, steps=steps, cfg_scale=guidance)
-    words = [_word(model, word)] * number
+    words = [word.strip() if isinstance(word, str) else word] * number
     away = [negative] * number if negative and takes_prompts(model) else None
     seeds = [seed + i for i in range(number)]
     images = model.sample(words, seeds, sampling=sampling, negative=away)
@@ -125,12 +125,6 @@ def _generator(models: Models) -> LatentDiffusion:
     if models.generator is None:
         raise ConfigError("this page has no generator; start it with --generator")
     return models.generator
-
-
-def _word(model: LatentDiffusion, word: str | int) -> Any:
-    """Return a class's number where that is what was written, else the words."""
-    text = str(word).strip()
-    return int(text) if text.isdecimal() and not takes_prompts(model) else text
 
 
 def _smaller(picture: Image.Image | None) -> Image.Image:

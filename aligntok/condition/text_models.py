@@ -223,10 +223,7 @@ def paths_of(text: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     named = {name: (text or {}).get(name) for name in ROLES}
     given = {name: {key: each.get(key) for key in PLACES} for name, each in named.items() if isinstance(each, Mapping)}
-    there = {
-        name: {key: at for key, at in each.items() if at and (os.path.exists(at) or _ELSEWHERE.fullmatch(at))}
-        for name, each in given.items()
-    }
+    there = {name: {key: at for key, at in each.items() if at and _is_found(at)} for name, each in given.items()}
     return {name: places for name, places in there.items() if "path" in places}
 
 
@@ -265,6 +262,11 @@ def check_text_registered(text: Mapping[str, Any], components: Mapping[str, Any]
                 raise ConfigError(f"generator.text.{name} stands in a file without an identity; save the model again")
 
 
-def _is_local(path: Any) -> bool:
+def _is_found(path: str | os.PathLike[str]) -> bool:
+    """Tell whether there is such a place, or may be elsewhere: in a package, or under a hub id."""
+    return os.path.exists(path) or _ELSEWHERE.fullmatch(os.fspath(path)) is not None
+
+
+def _is_local(path: str | os.PathLike[str] | None) -> bool:
     """Tell whether a text encoder's path is a place of this machine, and no hub id."""
-    return path is None or os.path.isabs(path) or path.startswith((".", "~")) or os.path.exists(path)
+    return path is None or os.path.isabs(path) or os.fspath(path).startswith((".", "~")) or os.path.exists(path)

@@ -29,6 +29,7 @@ from aligntok.data.transforms import read_image, read_upright_size
 from aligntok.distributed import any_process, barrier, broadcast, is_first, total, world
 from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, DataError, ImageError, at_least
+from aligntok.io.arrays import damage_told
 from aligntok.io.files import check_file, discard, reading, replacing
 from aligntok.rng import rng
 from aligntok.settings import Count, ImageSize, Width
@@ -266,7 +267,7 @@ def _read_buckets(file: Path) -> BucketIndices | None:
     if file.is_file():
         try:
             check_file(file, DataError, "")
-            with reading(file, DataError, ""):
+            with reading(file, DataError, ""), damage_told():
                 found = np.array(np.load(file, mmap_mode="r"))  # mapped: no more than the file has
         except DataError as error:
             logger.warning("sizes of images are read again: %s is damaged (%s)", file, error.__cause__)

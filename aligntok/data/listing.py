@@ -18,6 +18,7 @@ import numpy.typing as npt
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources.base import ImageSource
 from aligntok.errors import ConfigError, DataError
+from aligntok.io.arrays import damage_told
 from aligntok.io.files import check_file, reading, replacing
 
 logger = logging.getLogger("aligntok.data")
@@ -147,7 +148,7 @@ class Listing:
         if not path.is_file():
             return None
         check_file(path, DataError, cure)
-        with reading(path, DataError, cure), np.load(path, allow_pickle=False) as found:
+        with reading(path, DataError, cure), damage_told(), np.load(path, allow_pickle=False) as found:
             arrays = {name: found[name] for name in ("names", "sizes", "marks", "labels", "sampled", "digests")}
             arrays |= {"captions": found["captions"]} if "captions" in found else {}  # of a version without, none
             *names, unit = json.loads(found["class_names"].tobytes())

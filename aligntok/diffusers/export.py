@@ -59,6 +59,7 @@ def write_pipeline(folder: str | os.PathLike[str], model: LatentDiffusion) -> No
     Its scheduler is Euler's, with the model's own shift of times. Raises ConfigError as `write_autoencoder` does.
     """
     place, sampling = Path(folder), asdict(model.sampling)
+    (place / PIPELINE).unlink(missing_ok=True)  # written last: parts of two exports are no pipeline
     vae = write_autoencoder(place / "vae", model.tokenizer, model.statistics)
     shape = {"in_channels": model.latent_shape[0], "sample_size": list(model.latent_shape[1:])}
     tensors = {f"model.{name}": tensor for name, tensor in model.generator.state_dict().items()}

@@ -93,7 +93,7 @@ class LightningDiTModel(_Built):
     def forward(self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = True) -> Any:
         """Return noise - data, which diffusers' flows go against: latents (N, C, h, w), times (N,) from 1000 to 0."""
         t = 1 - timestep.to(torch.float32) / TIMES
-        found = -self.model(hidden_states.to(self.dtype), t.to(self.dtype), class_labels)
+        found = -self.model(hidden_states.to(self.dtype), t, class_labels)  # times keep float32, whatever the weights
         return Transformer2DModelOutput(sample=found) if return_dict else (found,)
 
 

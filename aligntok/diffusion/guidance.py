@@ -19,6 +19,7 @@ Given = Tensor | Mapping[str, Tensor]
 #: model(x, t, y) -> velocity: x (N, C, ...), t (N,), y of N rows.
 Model = Callable[[Tensor, Tensor, Given], Tensor]
 Rows = slice | Tensor
+ROUNDED = 1e-6  # by how much a time in float32 may miss the end of an interval that it was to be
 Pair = Callable[[Tensor, Tensor, Rows], tuple[Tensor, Tensor]]
 
 
@@ -137,7 +138,8 @@ def _rows_inside(t: Tensor, interval: tuple[float, float] | None) -> Rows | None
     """Return which of t (N,) lie in the interval: all (a slice), none (None), or their numbers."""
     if interval is None:
         return slice(None)
-    inside = (t >= interval[0]) & (t <= interval[1])  # Kynkaanniemi et al. 2024: guidance in a limited interval
+    # Kynkaanniemi et al. 2024: guidance in a limited interval, ends included; times of diffusers are 1 - t, rounded.
+    inside = (t >= interval[0] - ROUNDED) & (t <= interval[1] + ROUNDED)
     numbers = inside.nonzero().flatten()
     if len(numbers) == len(t):
         return slice(None)

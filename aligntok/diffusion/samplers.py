@@ -58,6 +58,8 @@ def dopri5(velocity: Velocity, noise: Tensor, times: Tensor, *, rtol: float = 1e
     """
     if not (rtol > 0 and atol > 0):
         raise ConfigError(f"dopri5: rtol={rtol}, atol={atol}; both must be above 0")
+    if noise.device.type == "mps":
+        raise ConfigError("dopri5 keeps its time in float64, which mps does not have; take sampler='heun'")
     from torchdiffeq import odeint  # needed here only, and it imports all of scipy's integrators
 
     steps = _steps("dopri5", times)

@@ -13,6 +13,7 @@ from aligntok.diffusion.guidance import Given, Model, autoguidance, classifier_f
 from aligntok.diffusion.samplers import generators_from_seeds, options_of, sample
 from aligntok.diffusion.settings import Sampling
 from aligntok.diffusion.times import shift_of, time_grid
+from aligntok.errors import ConfigError
 from aligntok.rng import batch_noise
 
 #: Samplers whose steps follow from the whole batch: samples that must not depend on one another are drawn one by one.
@@ -22,7 +23,13 @@ COUPLING = ("dopri5",)
 def check_sampling(sampling: Sampling) -> None:
     """Raise ConfigError for settings that cannot work."""
     options_of(sampling.sampler, sampling.options, without="randomness")
-    times(sampling, (1, 1), None)
+    with torch.device("cpu"):  # also where a model is built that has no memory
+        grid = times(sampling, (1, 1), None)
+    if not (grid.diff() > 0).all():
+        raise ConfigError(
+            f"steps={sampling.steps} with shift={sampling.shift}: neighbouring times are the same in float32; give "
+            "fewer steps, or a shift nearer to 1"
+        )
     guided_velocity(sampling, _nothing, torch.zeros(1, dtype=torch.long), 0)
 
 

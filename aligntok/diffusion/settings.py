@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -53,3 +54,13 @@ class Sampling:
         from aligntok.diffusion.sampling import check_sampling  # torch, which a command's help does without
 
         check_sampling(self)
+
+
+def changed(own: Sampling, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of a Sampling that differs from another: another sampler begins with its own options, and of
+    the same one those stay that are not changed.
+    """
+    kept = own.options if changes.get("sampler", own.sampler) == own.sampler else {}
+    options = changes.get("options", {})
+    whole = {**kept, **options} if isinstance(options, Mapping) else options
+    return {**dataclasses.asdict(own), **changes, "options": whole}

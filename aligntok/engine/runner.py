@@ -38,6 +38,9 @@ from aligntok.engine.saving import CheckpointWriter
 from aligntok.engine.schedules import go_on_schedules
 from aligntok.errors import CheckpointError, DataError, Preempted
 
+#: What a training may take of another's checkpoint, by the name that it has there.
+_TAKEN = {"weights": "parts", "averages": "ema", "optimizer": "optimizers"}
+
 
 class StageRunner(Runner):
     """One stage as an mmengine run; its checkpoints, EMA and start are AlignTok's own.
@@ -128,20 +131,24 @@ class StageRunner(Runner):
         if found is None:
             model.load_start(self._start())
             write_frozen(self.work_dir, model.frozen_parts(), model.trained_parts())
-        if self._averages is not None:
-            kept = self._averages.sigma_rel, self._averages.decays
-            self.ema = WeightAverages(model.averaged_parts(), *kept)
+        self.ema = self._new_averages(model)
         if found is not None:
             self._go_on(model, found)
         elif self._taken is not None:
             self._take(*self._taken)
         self._has_loaded = True
 
+    def _new_averages(self, model: Any) -> WeightAverages | None:
+        """Return averages that begin as the weights are now; None where none are kept."""
+        if self._averages is None:
+            return None
+        return WeightAverages(model.averaged_parts(), self._averages.sigma_rel, self._averages.decays)
+
     def _take(self, folder: Path, what: Collection[str]) -> None:
         """Begin with averages and moments of another training of the same model; rates and steps are this one's."""
         other = open_newest(folder)
         assert other is not None  # its weights were read from it
-        content, optimizers = self._content(other), cast(Any, self.optim_wrapper)
+        content, optimizers = self._content(other, {*what} - {"weights"}), cast(Any, self.optim_wrapper)
         if "averages" in what and self.ema is not None:
             if content["ema"] is None:
                 raise CheckpointError(f"{folder} keeps no EMA; leave 'averages' out of init_from.take")
@@ -153,13 +160,16 @@ class StageRunner(Runner):
                 for group, rate in zip(side.optimizer.param_groups, own, strict=True):
                     group["lr"] = rate
 
-    def _content(self, found: Checkpoint) -> dict[str, Any]:
-        """Return what a checkpoint of this model has, shares of what is shared out."""
+    def _content(self, found: Checkpoint, what: Collection[str] = tuple(_TAKEN)) -> dict[str, Any]:
+        """Return what a checkpoint of this model has, shares of what is shared out, read into the model."""
         optimizers: Any = self.optim_wrapper
         groups = {side: wrapper.optimizer.param_groups for side, wrapper in optimizers.items()}
         owners = {side: [p for group in own for p in group["params"]] for side, own in groups.items()}
         moments = {"sides": {side: {"state": dict(enumerate(own))} for side, own in owners.items()}}
-        content: dict[str, Any] = found.load(found.content, sharded({**self._weights(), "optimizers": moments}))
+        like = sharded({**self._weights(), "optimizers": moments})
+        left = {own for name, own in _TAKEN.items() if name not in what}
+        asked = {name: value for name, value in found.content.items() if name not in left}
+        content: dict[str, Any] = found.load(asked, like)
         return content
 
     def _go_on(self, model: Any, found: Checkpoint) -> None:
@@ -172,6 +182,8 @@ class StageRunner(Runner):
         go_on_schedules(self._schedulers(), content["schedulers"], content["step"], load)
         if self.ema is not None and content["ema"] is not None:
             self.ema.load_state_dict(content["ema"])
+        else:
+            self.ema = self._new_averages(model)  # asked for since: they begin as the weights that were just read
         loop: Any = self.train_loop
         loop.start_at(content["step"])
         self._seconds_before = content["seconds"]

@@ -8,8 +8,8 @@ import mmap
 import os
 import pickle
 import zipfile
-import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,28 +35,39 @@ def read_npz(
     wanted. Raises OSError or ValueError for a file that is damaged, holds less or more than it declares, or objects.
     """
     arrays: dict[str, Any] = {}
-    try:
-        with open(path, "rb", opener=regular) as raw, zipfile.ZipFile(raw) as archive:
-            for name in [name for name in names if f"{name}.npy" in archive.namelist()]:
-                entry = archive.getinfo(f"{name}.npy")
-                begin, shape, fortran, dtype = _header(archive, entry)
-                size = dtype.itemsize * math.prod(shape)
-                if dtype.hasobject or min(shape, default=0) < 0 or begin + size != entry.file_size:
-                    raise ValueError(f"{name} is {dtype} {shape} in {entry.file_size} bytes")
-                check(name, dtype, shape)
-                order: Any = "F" if fortran else "C"
-                if name in mapped and entry.compress_type == zipfile.ZIP_STORED:
-                    raw.seek(entry.header_offset + _LOCAL - 4)  # its name and extra field may differ from the list's
-                    begin += entry.header_offset + _LOCAL + int(np.frombuffer(raw.read(4), "<u2").sum())
-                    arrays[name] = np.memmap(path, dtype, "r", begin, shape, order)
-                else:
-                    check_size(size, MOST_UNPACKED)
-                    with archive.open(entry) as file:
-                        file.read(begin)
-                        arrays[name] = np.frombuffer(file.read(), dtype).reshape(shape, order=order).copy(order="K")
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+    with damage_told(), open(path, "rb", opener=regular) as raw, zipfile.ZipFile(raw) as archive:
+        for name in [name for name in names if f"{name}.npy" in archive.namelist()]:
+            entry = archive.getinfo(f"{name}.npy")
+            begin, shape, fortran, dtype = _header(archive, entry)
+            size = dtype.itemsize * math.prod(shape)
+            if dtype.hasobject or min(shape, default=0) < 0 or begin + size != entry.file_size:
+                raise ValueError(f"{name} is {dtype} {shape} in {entry.file_size} bytes")
+            check(name, dtype, shape)
+            order: Any = "F" if fortran else "C"
+            if name in mapped and entry.compress_type == zipfile.ZIP_STORED:
+                raw.seek(entry.header_offset + _LOCAL - 4)  # its name and extra field may differ from the list's
+                begin += entry.header_offset + _LOCAL + int(np.frombuffer(raw.read(4), "<u2").sum())
+                arrays[name] = np.memmap(path, dtype, "r", begin, shape, order)
+            else:
+                check_size(size, MOST_UNPACKED)
+                with archive.open(entry) as file:
+                    file.read(begin)
+                    arrays[name] = np.frombuffer(file.read(), dtype).reshape(shape, order=order).copy(order="K")
     return arrays
+
+
+@contextmanager
+def damage_told() -> Iterator[None]:
+    """Turn what numpy and zipfile raise inside where a file is damaged into ValueError; OSError stays.
+
+    Numpy reads a header by Python's own parser: one changed bit of it is a SyntaxError, a TokenError, an IndexError.
+    """
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def _header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
@@ -78,7 +89,7 @@ def map_column(path: str | os.PathLike[str], dtype: str, rows: int) -> np.memmap
     Raises OSError or ValueError, before anything is mapped, for a file of another type, shape or number of bytes. Not
     for several threads at once: numpy reads a header with Python's parser, which fails there before 3.11.8.
     """
-    with open(path, "rb", opener=regular) as file:
+    with damage_told(), open(path, "rb", opener=regular) as file:
         begin, shape, _, found = _read_header(file)
         size = os.fstat(file.fileno()).st_size
     wanted = np.dtype(dtype)

@@ -53,9 +53,12 @@ def promised(path: Path) -> dict[str, str]:
     if own.is_file():
         with own.open(errors="replace") as file:  # a name, which need not be text, follows
             found[own.name] = (file.read(1000).split() or [""])[0]
-    if listed.is_file() and path != listed:
-        sums = read_checksums(path.parent)
-        found |= {CHECKSUMS: sums[path.name]} if path.name in sums else {}
+    folder, name = path.parent, path.name
+    if path == listed:  # of a part of a folder, which names it so that parts of two writings are told apart
+        folder, name = folder.parent, f"{folder.name}/{name}"
+    if (folder / CHECKSUMS).is_file():
+        sums = read_checksums(folder)
+        found |= {CHECKSUMS: sums[name]} if name in sums else {}
     return found
 
 

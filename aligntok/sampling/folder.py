@@ -32,6 +32,7 @@ from aligntok.distributed import is_first
 from aligntok.distributed.job import batched, progress_bar, stop_if_preempted
 from aligntok.distributed.output_folder import found_by_first
 from aligntok.errors import DataError, ImageError, Preempted, first_line
+from aligntok.io.arrays import read_npz
 from aligntok.io.console import say
 from aligntok.io.files import read_bytes, replacing, write_json, writing_text
 from aligntok.io.folders import check_space, remove_leftovers
@@ -81,6 +82,9 @@ class SampleFolder:
         remove_leftovers(self.path)
         there = self._there()
         is_missing = [int(self.picture(i).name not in there) for i in range(self.num)]
+        self._write_records()  # of as many as there are to be, where more had been drawn
+        if not npz and not self._has_arrays():
+            (self.path / ARRAYS).unlink(missing_ok=True)
         if missing := sum(is_missing):
             (self.path / ARRAYS).unlink(missing_ok=True)  # of fewer samples, or of ones that have been lost since
             bytes_each = 3 * math.prod(self.image_size)  # noise does not get smaller as a PNG
@@ -88,7 +92,6 @@ class SampleFolder:
             what = f"{missing} samples{' and samples.npz' if npz else ''}"
             check_space(self.path / DESCRIPTION, needed, what, "give another --out, or take --no-npz")
             self._describe(finished=False)
-            self._write_records()
             say(f"Drawing {missing} of {self.num} samples into {self.path}")
         return is_missing
 
@@ -127,10 +130,9 @@ class SampleFolder:
 
     def _has_arrays(self) -> bool:
         try:
-            with zipfile.ZipFile(self.path / ARRAYS) as archive, archive.open("arr_0.npy") as file:
-                np.lib.format.read_magic(file)
-                return bool(np.lib.format.read_array_header_1_0(file)[0][0] == self.num)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            arrays = read_npz(self.path / ARRAYS, ["arr_0"], lambda *_: None, mapped=["arr_0"])
+            return arrays["arr_0"].shape == (self.num, *self.image_size, 3)
+        except (OSError, ValueError, KeyError):
             return False
 
     def pixels(self) -> Iterator[Pixels]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,18 +19,18 @@ from aligntok.condition import ClassCondition
 from aligntok.data.transforms import parse_image_size
 from aligntok.device import computing, device, explaining_out_of_memory, multiplying, precision_on, precision_taken
 from aligntok.diffusion.sampling import draw_samples
-from aligntok.diffusion.settings import Sampling
+from aligntok.diffusion.settings import Sampling, changed
 from aligntok.engine.compile import compile_blocks
 from aligntok.errors import ConfigError, DivergenceError, first_line, multiples_of
 from aligntok.io.pictures import to_uint8
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import load_latent_diffusion
+from aligntok.rng import SEEDS
 from aligntok.sampling.prompt_files import read_prompts
 from aligntok.sampling.settings import SampleRequest
 from aligntok.sampling.words import word_rule
 from aligntok.weights.load import weights_hash
 
-SEEDS = 2**32  # torch's generator on the CPU takes a seed's lowest 32 bits, and leaves the others out
 DECODED_AT_ONCE = 2**20  # pixels: 16 pictures of 256 x 256, whatever the batch; a decoder needs a GiB for a few
 SAME_STATISTICS = 1e-3  # of a channel's deviation: by how much two generators' latents may be normalised differently
 
@@ -50,7 +50,7 @@ class SamplePipeline:
         self.model = load_latent_diffusion(
             request.run, weights=request.weights, average=request.ema, text_encoders=request.text_encoders or None
         )
-        self.sampling = _changed(self.model.sampling, request.sampling)
+        self.sampling = Sampling(**changed(self.model.sampling, request.sampling))
         prompts = request.prompt if request.prompts is None else read_prompts(request.prompts)
         self.rule = word_rule(self.model, request.labels, request.classes, prompts, request.seed)
         self._check_negative()
@@ -86,7 +86,7 @@ class SamplePipeline:
 
         Each is rehearsed on a single number, with a model that says 0.
         """
-        if self.request.seed + num > SEEDS:
+        if self.rule.seed(num - 1) >= SEEDS:
             raise ConfigError(
                 f"seed {self.request.seed} with {num} samples: seeds end at 2^32 - 1, and sample i has seed + i; "
                 "give a lower seed"
@@ -198,11 +198,6 @@ def generator_identity(model: LatentDiffusion) -> str:
     """SHA-256 of the generator's weights and config and its latents' statistics, 64 hexadecimal digits."""
     config = {"generator": model.config["generator"], "statistics": model.config["statistics"]}
     return weights_hash(config, model.generator)
-
-
-def _changed(own: Sampling, changes: Mapping[str, Any]) -> Sampling:
-    kept = own.options if changes.get("sampler", own.sampler) == own.sampler else {}
-    return replace(own, **{**changes, "options": {**kept, **changes.get("options", {})}})
 
 
 def _nothing(x: Tensor, t: Tensor, y: Any) -> Tensor:

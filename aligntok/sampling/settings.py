@@ -101,6 +101,7 @@ class SampleRequest:
             raise ConfigError(
                 "--negative and --autoguidance were both given; guidance leads away from one of them: leave one out"
             )
+        self._check_idle()
         if self.guidance_sweep is None:
             if self.reference is not None:
                 raise ConfigError(
@@ -112,3 +113,16 @@ class SampleRequest:
             raise ConfigError(
                 "--guidance-sweep and --sweep-steps say which scales and steps; leave out --cfg-scale, --steps"
             )
+
+    def _check_idle(self) -> None:
+        """Raise ConfigError for an option that would do nothing beside the others."""
+        own = {field.name: field.default for field in dataclasses.fields(self)}
+        for names, needs, is_there in (
+            (("split", "real_label"), "--real-images", self.real_images is not None),
+            (("real_images", "grid", "npz"), "no --guidance-sweep", self.guidance_sweep is None),
+            (("extractor", "extractor_options"), "--reference", self.reference is not None),
+        ):
+            for name in names:
+                if not is_there and getattr(self, name) not in (own[name], {}):
+                    option = f"--{'no-' if name == 'npz' else ''}{name.replace('_', '-')}"
+                    raise ConfigError(f"{option} was given, but it needs {needs}; leave it out, or see to that")

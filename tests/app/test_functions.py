@@ -72,6 +72,15 @@ def test_samples_are_the_models_of_that_class_seed_steps_and_guidance(models):
     assert other[0].size == drawn[0].size
 
 
+def test_a_class_is_the_one_of_that_name_where_names_are_numbers(models):
+    own = models.generator
+    named = LatentDiffusion(own.generator_config, own.tokenizer, own.statistics, (4, 4, 4), ("1", "2", "3"))
+    named.load_state_dict(own.state_dict())
+    drawn = functions.sample(functions.replace(models, generator=named), "1", seed=5, steps=3, guidance=1.0)
+    expected = own.sample([0], [5], sampling=dict(steps=3, cfg_scale=1.0))
+    assert drawn[0].tobytes() == to_picture(expected[0]).tobytes()
+
+
 def test_what_lies_between_begins_and_ends_at_the_reconstructions(models, picture):
     name, tokenizer = next(iter(models.tokenizers.items()))
     last = Image.new("RGB", picture.size, (200, 30, 90))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -162,6 +163,51 @@ def test_links_and_pipes_are_left_alone(place, capsys):
     status, (line,) = check(place, capsys)
     assert status == 0
     assert "pipe.json" in line
+
+
+def deflated(path):
+    np.savez_compressed(path, arr_0=np.arange(3000))
+    content = bytearray(path.read_bytes())
+    content[200] ^= 255
+    path.write_bytes(content)
+
+
+def changed(place, value):
+    def change(path):
+        content = bytearray(path.read_bytes())
+        content[content.rindex(b"PK\1\2") + place] ^= value
+        path.write_bytes(content)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [deflated, changed(6, 100), changed(8, 1), changed(10, 1), half, lambda path: path.write_bytes(b"PK")],
+    ids=["packed numbers", "version", "encrypted", "method", "half", "nothing"],
+)
+def test_any_damage_of_an_archive_is_a_line(place, capsys, spoil):
+    spoil(place / "samples/samples.npz")
+    status, lines = check(place, capsys)
+    assert status == 2
+    assert any("samples.npz: is damaged" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("number", ["Infinity", "1e400", "10000000000000", "[]", '"x"'])
+def test_a_number_of_samples_that_cannot_be_is_a_line(place, capsys, number):
+    (place / "samples/samples.json").write_text(f'{{"num": {number}, "finished": true}}')
+    status, lines = check(place, capsys)
+    assert status == 2
+    assert any("samples" in line for line in lines[:-1]), lines
+
+
+def test_a_header_without_offsets_is_a_line(place, capsys):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}).encode()
+    (place / "references/dino.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (place / "references/dino.safetensors.sha256").unlink()
+    status, lines = check(place, capsys)
+    assert status == 2
+    assert any("dino.safetensors: is damaged" in line for line in lines), lines
 
 
 def test_nothing_to_check_is_told(tmp_path, capsys):

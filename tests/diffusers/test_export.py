@@ -17,6 +17,7 @@ from aligntok.check import CheckRequest, check_folder
 from aligntok.cli import export
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.diffusion.samplers import generators_from_seeds
+from aligntok.diffusion.settings import Sampling
 from aligntok.errors import ConfigError, DataError, WeightsError
 from aligntok.exporting import export_for_diffusers
 from aligntok.latent_diffusion import LatentDiffusion
@@ -300,3 +301,44 @@ def test_a_damaged_autoencoder_of_ours_is_one_clear_error(saved, tmp_path):
     (tmp_path / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(WeightsError, match="cannot be loaded"):
         aligntok.load_tokenizer(tmp_path / "vae")
+
+
+@pytest.mark.parametrize(("steps", "interval"), [(5, (0.2, 1.0)), (10, (0.0, 0.1)), (10, (0.4, 1.0))])
+def test_guidance_begins_and_ends_at_the_same_step_as_ours(tmp_path, steps, interval):
+    """1 - t of these ends is another float32 than t."""
+    from aligntok.diffusers import LightningDiTPipeline
+
+    model = diffusion(vit())
+    model.sampling = Sampling(steps=steps, cfg_scale=3.0, cfg_interval=interval)
+    model.save_pretrained(tmp_path / "ours")
+    export_for_diffusers(tmp_path / "ours", tmp_path / "pipeline")
+    pipeline = LightningDiTPipeline.from_pretrained(tmp_path / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    noise = batch_noise(generators_from_seeds([5]), (4, 4, 4))
+    found = pipeline(["b"], latents=noise, output_type="pt").images * 2 - 1
+    torch.testing.assert_close(found, model.sample(["b"], [5]), rtol=0, atol=1e-5)
+
+
+def test_times_are_whole_numbers_of_float32_in_half_precision_too(tmp_path, monkeypatch):
+    from aligntok.diffusers import LightningDiTModel
+
+    model = LightningDiTModel(DIT, 4, (4, 4)).bfloat16()
+    seen = []
+    monkeypatch.setattr(model.model, "forward", lambda x, t, y: seen.append(t) or x)
+    model(torch.zeros(1, 4, 4, 4), torch.tensor([996.0]), torch.tensor([0]))
+    assert seen[0].dtype == torch.float32
+    assert float(seen[0]) == pytest.approx(0.004, abs=1e-7)
+
+
+def test_an_export_that_was_cut_off_is_no_pipeline_and_is_made_by_the_same_command(tmp_path, monkeypatch):
+    from aligntok.diffusers import export as module
+
+    diffusion(vit()).save_pretrained(tmp_path / "ours")
+    export_for_diffusers(tmp_path / "ours", tmp_path / "pipeline")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_write", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            export_for_diffusers(tmp_path / "ours", tmp_path / "pipeline")
+    assert not (tmp_path / "pipeline/model_index.json").exists()
+    export_for_diffusers(tmp_path / "ours", tmp_path / "pipeline")
+    assert (tmp_path / "pipeline/model_index.json").is_file()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from aligntok.diffusion.samplers import SAMPLERS, euler, generators_from_seeds
+from aligntok.diffusion.samplers import SAMPLERS, dopri5, euler, generators_from_seeds
 from aligntok.diffusion.sampling import draw_samples, guided_velocity, times
 from aligntok.diffusion.settings import Sampling
 from aligntok.errors import ConfigError
@@ -122,3 +123,15 @@ def test_guidance_without_anything_to_lead_away_from_is_refused():
     with pytest.raises(ConfigError, match="guidance on channels=5, but x has 4"):
         draw([0], Sampling(steps=2, cfg_scale=2.0, cfg_channels=5))
     assert draw_samples(model, torch.tensor([0]), [0], SHAPE, Sampling(steps=2)).shape == (1, *SHAPE)
+
+
+def test_times_that_float32_cannot_tell_apart_are_refused_by_what_makes_them():
+    with pytest.raises(ConfigError, match=r"steps=100000 with shift=1000\.0: neighbouring times are the same"):
+        Sampling(steps=100_000, shift=1000.0)
+    Sampling(steps=1000, shift=1000.0)
+
+
+def test_a_solver_whose_time_has_64_bits_is_refused_where_there_are_none():
+    noise = SimpleNamespace(device=torch.device("mps"))
+    with pytest.raises(ConfigError, match="dopri5 keeps its time in float64, which mps does not have; take"):
+        dopri5(lambda x, t: x, noise, torch.tensor([0.0, 1.0]))

@@ -23,9 +23,10 @@ from torch import nn
 
 from aligntok import distributed
 from aligntok.cli.generating import sample as command
+from aligntok.condition import PromptCondition
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.data.transforms import open_image
-from aligntok.diffusion.settings import Sampling
+from aligntok.diffusion.settings import Sampling, changed
 from aligntok.distributed import job, output_folder
 from aligntok.engine import compile as engine_compile
 from aligntok.engine.checkpoints import write_frozen
@@ -38,11 +39,11 @@ from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import STAGE_FORMAT
 from aligntok.sampling import folder, pipeline
 from aligntok.sampling import samples as sampling
-from aligntok.sampling.folder import write_npz
+from aligntok.sampling.folder import SampleFolder, write_npz
 from aligntok.sampling.pipeline import SamplePipeline, generator_identity
 from aligntok.sampling.samples import sample_images
 from aligntok.sampling.settings import SampleRequest
-from aligntok.sampling.words import LabelRule
+from aligntok.sampling.words import LabelRule, PromptRule
 from aligntok.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -326,9 +327,9 @@ def test_what_is_not_given_is_as_the_generators_config_says(run, tmp_path, optio
 
 def test_options_belong_to_their_sampler():
     own = Sampling(steps=3, sampler="ddim", options={"eta": 0.5})
-    assert pipeline._changed(own, {"steps": 7}).options == {"eta": 0.5}
-    assert pipeline._changed(own, {"options": {"eta": 1.0}}).options == {"eta": 1.0}
-    assert pipeline._changed(own, {"sampler": "heun"}).options == {}
+    assert changed(own, {"steps": 7})["options"] == {"eta": 0.5}
+    assert changed(own, {"options": {"eta": 1.0}})["options"] == {"eta": 1.0}
+    assert changed(own, {"sampler": "heun"})["options"] == {}
 
 
 @pytest.mark.parametrize(
@@ -879,6 +880,13 @@ def test_options_that_cannot_be_are_refused_before_anything_is_written(run, tmp_
         (dict(weights="raw", ema=0.05), "ema 0.05 is one of the averages; leave it, or --weights raw, out"),
         (dict(labels="balance"), "labels='balance'; did you mean 'balanced'"),
         (dict(sampling={"step": 3}), r"Sampling: no key named 'step'; did you mean 'steps'"),
+        (dict(split="val"), "--split was given, but it needs --real-images"),
+        (dict(real_label="label"), "--real-label was given, but it needs --real-images"),
+        (dict(guidance_sweep=(2.0,), real_images="x"), "--real-images was given, but it needs no --guidance-sweep"),
+        (dict(guidance_sweep=(2.0,), grid=4), "--grid was given, but it needs no --guidance-sweep"),
+        (dict(guidance_sweep=(2.0,), npz=False), "--no-npz was given, but it needs no --guidance-sweep"),
+        (dict(extractor="timm"), "--extractor was given, but it needs --reference"),
+        (dict(guidance_sweep=(2.0,), extractor_options=dict(size=96)), "--extractor-options was given, but it needs"),
     ],
 )
 def test_a_drawing_that_cannot_be_is_refused(options, message):
@@ -906,6 +914,37 @@ def test_processes_that_have_different_generators_are_told(monkeypatch):
 def test_seeds_that_torch_would_take_for_one_are_the_reason_for_their_limit():
     same = [torch.randn(4, generator=torch.Generator().manual_seed(5 + k * pipeline.SEEDS)) for k in range(2)]
     assert torch.equal(*same)
+
+
+def test_seeds_of_prompts_are_their_own_however_high_the_sets_is():
+    rule = PromptRule(PromptCondition.__new__(PromptCondition), ["a", "b"], 2**32 - 1)
+    assert all(0 <= rule.seed(i) < pipeline.SEEDS for i in range(8))
+
+
+def test_what_belongs_to_more_samples_does_not_stay_beside_fewer(run, tmp_path):
+    out = tmp_path / "out"
+    sample_images(SampleRequest(run=run, num_samples=4, out=out, batch_size=4))
+    (out / "prompts.jsonl").write_text("")
+    sample_images(SampleRequest(run=run, num_samples=2, out=out, npz=False))
+    assert not (out / "samples.npz").exists()
+    folder = SampleFolder(out, 2, (8, 12), None, {}, records=[{"prompt": "a"}, {"prompt": "b"}])
+    assert folder.begin_together(npz=False) == set()
+    assert [json.loads(line)["prompt"] for line in (out / "prompts.jsonl").read_text().splitlines()] == ["a", "b"]
+
+
+def test_a_damaged_array_counts_as_none(tmp_path):
+    pixels = [np.zeros((2, 2, 3), np.uint8)] * 3
+    [*write_npz(tmp_path / "samples.npz", iter(pixels), (3, 2, 2, 3), None)]
+    folder = SampleFolder(tmp_path, 3, (2, 2), None, {})
+    assert folder._has_arrays()
+    content = (tmp_path / "samples.npz").read_bytes()
+    absent = 0
+    for place in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        (tmp_path / "samples.npz").write_bytes(changed)
+        absent += not folder._has_arrays()
+    assert absent > 500
 
 
 def test_progress_is_told_for_what_is_missing(run, tmp_path, monkeypatch):

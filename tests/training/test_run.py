@@ -616,6 +616,18 @@ def test_without_averages_the_raw_weights_are_the_tokenizer(write_config, tmp_pa
         aligntok.load_tokenizer(stage, weights="ema")
 
 
+def test_averages_asked_for_while_going_on_begin_as_the_weights_are(write_config, tmp_path):
+    stage = tmp_path / "run" / FOLDERS[0]
+    only = ["--stage", "latent_alignment"]
+    assert start(write_config(steps=1, ema=None), tmp_path / "run", *only) == 0
+    before = newest(stage)["parts"]["decoder"]
+    ema = dict(sigma_rel=[], decays=[0.9], inference=0.9)
+    assert start(write_config(steps=2, ema=ema), tmp_path / "run", *only) == 0
+    content = newest(stage)
+    for name, average in content["ema"]["averages"]["0.9"]["decoder"].items():
+        torch.testing.assert_close(average, torch.lerp(before[name], content["parts"]["decoder"][name], 0.1))
+
+
 def test_an_average_of_another_width_is_made_from_snapshots(write_config, tmp_path, monkeypatch):
     """Post hoc, close to the same width tracked all along."""
     ema = dict(sigma_rel=[0.05, 0.10], inference=0.05, snapshot_every=2)

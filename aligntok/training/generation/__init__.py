@@ -202,7 +202,8 @@ class GeneratorStage(Stage):
     def check(self, model: GenerationModel) -> None:
         """Raise ConfigError for sampling that cannot work with the generator."""
         sampling, generator = self.settings.sampling, model.generator
-        model.diffusion.condition.check_guidance(sampling.cfg_scale, f"{self.where}, sampling")
+        for name, each in held_to.drawn_with(self.settings).items():
+            model.diffusion.condition.check_guidance(each.cfg_scale, f"{self.where}, {name}")
         held_to.check_sampling(self.settings, generator.in_channels, self.where)
         held_to.check_captions(self.settings, self.where)
         held_to.check_stream(self.settings, self.where)

@@ -5,14 +5,13 @@ would draw.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from aligntok.condition import ClassCondition, Condition
 from aligntok.data.buckets import AspectBuckets
 from aligntok.data.loader import make_loader
-from aligntok.diffusion.settings import Sampling
+from aligntok.diffusion.settings import Sampling, changed
 from aligntok.distributed import world
 from aligntok.distributed.job import batched, in_full_rounds
 from aligntok.engine.runner import ShareValLoop
@@ -80,11 +79,11 @@ def check_sampling(settings: GeneratorSettings, in_channels: int, where: str) ->
     """Raise ConfigError for guidance of more channels than there are, and for a sampler that may ask the generator more
     often in one of the processes that share it.
     """
-    guided = settings.sampling.cfg_channels
-    if guided is not None and guided > in_channels:
-        raise ConfigError(f"{where}: sampling.cfg_channels={guided} of {in_channels} latent channels")
-    drawn = [settings.sampling, *_variants(settings.validation, settings.sampling).values()]
-    if settings.parallel != "replicate" and any(each.sampler == "dopri5" for each in drawn):
+    drawn = drawn_with(settings)
+    for name, each in drawn.items():
+        if each.cfg_channels is not None and each.cfg_channels > in_channels:
+            raise ConfigError(f"{where}: {name}.cfg_channels={each.cfg_channels} of {in_channels} latent channels")
+    if settings.parallel != "replicate" and any(each.sampler == "dopri5" for each in drawn.values()):
         raise ConfigError(
             f"{where}: sampler 'dopri5' asks the generator as often as a batch needs, and processes that share it must "
             "ask alike; take 'heun' while training, or parallel='replicate'"
@@ -253,9 +252,15 @@ def _prompts(settings: GeneratorValidationSettings, data: StageData) -> list[str
     return data.made_with.condition.captions(data.made_with.condition.examples(settings.num_samples, data.train))
 
 
+def drawn_with(settings: GeneratorSettings) -> dict[str, Sampling]:
+    """Return what samples are drawn with while training, by the key that says it."""
+    own = settings.sampling
+    named = _variants(settings.validation, own) if settings.validation.variants else {}
+    return {"sampling": own, **{f"validation.variants.{name}": each for name, each in named.items()}}
+
+
 def _variants(settings: GeneratorValidationSettings, own: Sampling) -> dict[str, Sampling]:
     named = settings.variants or {"generation": {}}
     return {
-        name: read(Sampling, {**asdict(own), **changes}, f"validation.variants.{name}")
-        for name, changes in named.items()
+        name: read(Sampling, changed(own, changes), f"validation.variants.{name}") for name, changes in named.items()
     }

@@ -226,6 +226,9 @@ def test_a_generator_that_cannot_follow_is_found_before_the_stages_train(
     assert not list(tmp_path.rglob("checkpoints"))
 
 
+GENERATOR = dict(type="lightning_dit", hidden_size=32, depth=2, num_heads=2, input_size=4)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -234,6 +237,18 @@ def test_a_generator_that_cannot_follow_is_found_before_the_stages_train(
         (dict(losses=dict()), "no key named 'losses'"),
         (dict(sampling=dict(sampler="eular")), "did you mean 'euler'?"),
         (dict(sampling=dict(cfg_interval=[0.5, 0.1])), "it is (lo, hi)"),
+        (
+            dict(
+                generator={**GENERATOR, "in_channels": 4, "num_classes": 3, "class_dropout_prob": 0.0},
+                sampling=dict(steps=2),
+                validation=dict(every=1, num_samples=2, variants=dict(led=dict(cfg_scale=3.0))),
+            ),
+            "validation.variants.led",
+        ),
+        (
+            dict(validation=dict(every=1, num_samples=2, variants=dict(led=dict(cfg_channels=99)))),
+            "validation.variants.led.cfg_channels=99 of 4 latent channels",
+        ),
         (dict(transport=dict(times="cosine")), "transport.times='cosine'; "),
         (dict(transport=dict(direction_weight=-1.0)), "direction_weight=-1.0"),
         (dict(latent_cache=dict(image_size=32), data=dict(train=dict(root="x"))), "leave one of the two out"),
@@ -260,9 +275,6 @@ def test_a_config_forces_the_attention(write_generation, tmp_path, capsys, monke
     assert train([write_generation(attention="xformers"), "--work-dir", str(tmp_path / "run")]) == 2
     assert "attention backend 'xformers' was forced" in capsys.readouterr().err
     assert train([write_generation(attention="sdpa", steps=1), "--work-dir", str(tmp_path / "other")]) == 0
-
-
-GENERATOR = dict(type="lightning_dit", hidden_size=32, depth=2, num_heads=2, input_size=4)
 
 
 @pytest.mark.parametrize(
