@@ -110,7 +110,7 @@ class ComponentRegistry(Registry):
 
     def find(self, name: str, components: Mapping[str, Any] | None = None) -> Any:
         """Return the class that `components` has under a name, else what :meth:`get` returns."""
-        given = (components or {}).get(name)
+        given = (components or {}).get(name) if isinstance(name, str) else None
         return self.get(name) if given is None else given
 
     def _missing(self, key: str) -> str:
@@ -285,16 +285,20 @@ def default_of(component: Any, keyword: str) -> Any:
     return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
 
 
-def without_weights(registry: ComponentRegistry, config: Any) -> Any:
-    """Return a component's config with ``pretrained=False``, if it takes that keyword; what was given is checked."""
+def without_weights(registry: ComponentRegistry, config: Any, components: Mapping[str, Any] | None = None) -> Any:
+    """Return a component's config with ``pretrained=False``, if it takes that keyword; what was given is checked.
+
+    What its weights alone said of it, as ``in_place_of_weights(config)`` of its class has it, is said by keywords.
+    """
     if not isinstance(config, Mapping) or "type" not in config:
         return config
-    component = registry.get(config["type"])
+    component = registry.find(config["type"], components)
     if "pretrained" not in inspect.signature(component).parameters:
         return dict(config)
     given = {"pretrained": config["pretrained"]} if "pretrained" in config else {}
     check_values(component, given, f"{registry.kind} '{config['type']}'")
-    return {**config, "pretrained": False}
+    said = component.in_place_of_weights(config) if hasattr(component, "in_place_of_weights") else {}
+    return {**config, **said, "pretrained": False}
 
 
 ENCODERS = ComponentRegistry("encoders", "encoder")  # pretrained vision models: images -> features

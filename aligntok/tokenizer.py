@@ -24,7 +24,7 @@ from aligntok.device import is_traced
 from aligntok.errors import AlignTokError, ConfigError, UnknownComponentError, WeightsError, first_line
 from aligntok.io.files import DAMAGE, check_file, read_json, save_tensors, write_checksums, write_json
 from aligntok.processor import ImageProcessor, Picture, Pictures, as_batch, check_latents, check_reach
-from aligntok.registry import ADAPTERS, DECODERS, ENCODERS
+from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, without_weights
 from aligntok.settings import Width
 from aligntok.weights.hub import HUB_OPTIONS, fetch_folder
 from aligntok.weights.load import weights_hash, weights_in_words
@@ -346,5 +346,5 @@ def _build(
     name = given["type"]
     parameters = inspect.signature(registry.find(name, components)).parameters
     config = {**{key: value for key, value in defaults.items() if key in parameters}, **given}
-    saved = {**config, "pretrained": False} if "pretrained" in parameters else config
-    return registry.build(config, trusted=trusted, components=components), json.loads(json.dumps(saved))
+    built = registry.build(config, trusted=trusted, components=components)
+    return built, json.loads(json.dumps(without_weights(registry, config, components)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from aligntok.annotations import takes_keywords_of
 from aligntok.encoders.timm import LevelEncoder, build_backbone, intermediate
+from aligntok.errors import AlignTokError
 from aligntok.ops.embeddings import resample_position_grid, run_block
 from aligntok.weights.libraries import OpenCLIPModel
 from aligntok.weights.load import load_into
@@ -20,6 +22,8 @@ class OpenCLIPEncoder(LevelEncoder):
 
     model_name: one of open_clip.list_models(). pretrained: True for the published weights where there is one set of
     them, the tag of a set, False for random ones, or a local file (the whole model's or the image tower's).
+    weights_of: the tag whose activation, mean and std the tower has (by default that of `pretrained`): for a file of
+    OpenAI's weights, say, "openai"; of what trained from a set, a saved config says so where it makes a difference.
     downsample_factor: f. stride: p, of a CNN tower the stage whose features are taken (by default the deepest with
     p <= f); of a ViT the patch. out_index: which block or stage, instead of the last one of that stride. final_norm:
     apply the tower's last norm where it has one for the patches. antialias: see Encoder.
@@ -29,10 +33,28 @@ class OpenCLIPEncoder(LevelEncoder):
     """
 
     @takes_keywords_of(LevelEncoder)
-    def __init__(self, model_name: str, *, pretrained: bool | str | os.PathLike[str] = True, **keywords: Any) -> None:
-        model = OpenCLIPModel(model_name, pretrained)
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        pretrained: bool | str | os.PathLike[str] = True,
+        weights_of: str | None = None,
+        **keywords: Any,
+    ) -> None:
+        model = OpenCLIPModel(model_name, pretrained, weights_of)
         super().__init__(build_tower(model), model.who, model.vision["image_size"], model.mean, model.std, **keywords)
         self.model_name = model_name
+
+    @staticmethod
+    def in_place_of_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keywords that, without its pretrained weights, a config needs to be of the same network."""
+        name: Any = config.get("model_name")
+        try:
+            given, plain = (OpenCLIPModel(name, each) for each in (config.get("pretrained", True), False))
+        except AlignTokError:  # of a name, a tag or a file that there is not: whoever builds it says so
+            return {}
+        differs = (given.quick_gelu, given.mean, given.std) != (plain.quick_gelu, plain.mean, plain.std)
+        return {"weights_of": given.tag} if differs and not config.get("weights_of") else {}
 
     def level_features(self, pixels: Tensor) -> Tensor:
         return self.backbone(pixels)

@@ -98,12 +98,13 @@ class OpenCLIPModel:
     """The image side of an open_clip model: what its config says, and the weights that `pretrained` asks for.
 
     pretrained: True for the published weights where there is one set of them, the tag of a set, False for random ones,
-    or a local file (the whole model's or the image tower's). tag: the set that is meant, or '' for random weights or a
-    file. mean, std: those the tower was published with. Raises ConfigError, with the nearest name, for an unknown model
-    or where the set is not clear, and WeightsError for an unknown tag.
+    or a local file (the whole model's or the image tower's). weights_of: the tag of the set that a file, or weights to
+    come, are of. tag: the set that is meant, or '' for random weights or a file. mean, std: those the tower was
+    published with. Raises ConfigError, with the nearest name, for an unknown model or where the set is not clear, and
+    WeightsError for an unknown tag.
     """
 
-    def __init__(self, name: str, pretrained: bool | str | os.PathLike[str]) -> None:
+    def __init__(self, name: str, pretrained: bool | str | os.PathLike[str], weights_of: str | None = None) -> None:
         import open_clip  # who uses timm alone does not wait for it
 
         known = open_clip.list_models()
@@ -115,12 +116,16 @@ class OpenCLIPModel:
         self.tag = self._chosen_tag(tags)
         self.embed_dim: int = config["embed_dim"]
         self.vision: dict[str, Any] = config["vision_cfg"]
+        self.published = open_clip.get_pretrained_cfg(name, self.tag)
+        if weights_of and not open_clip.pretrained.is_pretrained_cfg(name, weights_of):
+            raise WeightsError(f"{self.who}: weights_of: {unknown('pretrained tag', weights_of, tags)}")
         # Random weights and a file say nothing of the mean and std that the tower expects; its published sets do.
-        self.published = open_clip.get_pretrained_cfg(name, self.tag or (tags or [""])[0])
-        self.mean: tuple[float, ...] = self.published.get("mean") or open_clip.OPENAI_DATASET_MEAN
-        self.std: tuple[float, ...] = self.published.get("std") or open_clip.OPENAI_DATASET_STD
+        known_by = weights_of or self.tag
+        as_published = open_clip.get_pretrained_cfg(name, known_by or (tags or [""])[0])
+        self.mean: tuple[float, ...] = as_published.get("mean") or open_clip.OPENAI_DATASET_MEAN
+        self.std: tuple[float, ...] = as_published.get("std") or open_clip.OPENAI_DATASET_STD
         # Some sets were trained with QuickGELU under a plain model name; a file or random weights go by the name.
-        self.quick_gelu = bool(config.get("quick_gelu") or (self.tag and self.published.get("quick_gelu")))
+        self.quick_gelu = bool(config.get("quick_gelu") or (known_by and as_published.get("quick_gelu")))
 
     def _chosen_tag(self, tags: list[str]) -> str:
         import open_clip

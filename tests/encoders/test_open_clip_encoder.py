@@ -10,7 +10,10 @@ from safetensors.torch import save_file
 
 from aligntok.encoders.open_clip import OpenCLIPEncoder
 from aligntok.errors import ConfigError, WeightsError
+from aligntok.loading import load_tokenizer
 from aligntok.plugins.testing import check_encoder
+from aligntok.tokenizer import Tokenizer
+from aligntok.training.alignment import expand_stages
 
 TOWERS = {
     "tiny-vit": {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 3},
@@ -72,6 +75,75 @@ def test_the_mean_and_std_are_those_the_tower_was_published_with(monkeypatch):
     encoder = OpenCLIPEncoder("tiny-vit", pretrained=False)
     assert encoder.mean.flatten().tolist() == pytest.approx([0.1] * 3)
     assert encoder.std.flatten().tolist() == pytest.approx([0.2] * 3)
+
+
+SETS = {
+    "plain": {"url": "https://a/plain.pt"},
+    "quick": {"url": "https://a/quick.pt", "quick_gelu": True},
+    "half": {"url": "https://a/half.pt", "mean": (0.5,) * 3, "std": (0.5,) * 3},
+}
+
+
+@pytest.fixture
+def sets(monkeypatch, tmp_path):
+    """Sets of published weights of tiny-vit, in torch hub's folder: their files."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setitem(__import__("open_clip").pretrained._PRETRAINED, "tiny-vit", SETS)
+    folder = tmp_path / "hub/checkpoints"
+    folder.mkdir(parents=True)
+    tower = OpenCLIPEncoder("tiny-vit", pretrained=False).backbone
+    files = {tag: folder / f"{tag}.pt" for tag in SETS}
+    for file in files.values():
+        torch.save({f"visual.{name}": tensor for name, tensor in tower.state_dict().items()}, file)
+    return files
+
+
+def tokenizer_of(**encoder):
+    parts = dict(adapter=dict(type="linear"), decoder=dict(type="ldm_cnn", ch=32, num_res_blocks=1), latent_dim=4)
+    return Tokenizer(dict(type="open_clip", model_name="tiny-vit", **encoder), **parts).eval()
+
+
+@pytest.mark.parametrize("tag", SETS)
+def test_a_tokenizer_of_published_weights_comes_back_with_their_activation_mean_and_std(sets, tmp_path, tag):
+    tokenizer, images = tokenizer_of(pretrained=tag), torch.rand(1, 3, 64, 64) * 2 - 1
+    tokenizer.save_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        latents = tokenizer.encode(images)
+        for copy in (load_tokenizer(tmp_path / "saved"), Tokenizer.from_config(tokenizer.config)):
+            copy.load_state_dict(tokenizer.state_dict())
+            assert torch.equal(copy.eval().encode(images), latents)
+            assert (copy.config, copy.identity) == (tokenizer.config, tokenizer.identity)
+    said = {"weights_of": tag} if tag != "plain" else {}  # what says nothing more changes no identity
+    assert tokenizer.config["encoder"].items() >= {"pretrained": False, **said}.items()
+    assert ("weights_of" in tokenizer.config["encoder"]) == bool(said)
+    assert tokenizer.encoder.mean.flatten()[0] == pytest.approx(0.5 if tag == "half" else 0.48145466)
+    is_quick = type(tokenizer.encoder.backbone.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+    assert is_quick == (tag == "quick")
+
+
+def test_a_file_is_of_the_set_that_is_named(sets, tmp_path):
+    file, images = str(sets["quick"]), torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        of_tag, plain, named = (
+            OpenCLIPEncoder("tiny-vit", **given).eval()(images)
+            for given in (dict(pretrained="quick"), dict(pretrained=file), dict(pretrained=file, weights_of="quick"))
+        )
+    assert torch.equal(named, of_tag)
+    assert not torch.equal(plain, of_tag)
+    assert tokenizer_of(pretrained=file, weights_of="quick").config["encoder"]["weights_of"] == "quick"
+    with pytest.raises(WeightsError, match="tiny-vit': weights_of: no pretrained tag named 'quik'; did you mean 'quic"):
+        OpenCLIPEncoder("tiny-vit", pretrained=False, weights_of="quik")
+
+
+def test_later_stages_have_the_network_of_the_first(sets):
+    encoder = dict(type="open_clip", model_name="tiny-vit", pretrained="quick")
+    start = dict(stage="a", weights="raw")
+    stages = [dict(name="a", steps=1), dict(name="b", steps=1, init_from=start)]
+    model = dict(encoder=encoder, decoder=dict(type="ldm_cnn", ch=32, num_res_blocks=1), latent_dim=4)
+    config = dict(model=model, losses=dict(l1=dict(type="l1")), work_dir="run", seed=0, stages=stages)
+    config |= dict(data=dict(train=dict(type="images"), val=None), trainable=["decoder"])
+    second = expand_stages(config)[1].settings.model["encoder"]
+    assert second == {**encoder, "pretrained": False, "weights_of": "quick"}
 
 
 def test_block_and_norm_are_chosen():

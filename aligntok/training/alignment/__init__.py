@@ -60,7 +60,7 @@ def expand_stages(config: Mapping[str, Any]) -> list[AlignmentStage]:
         given["losses"] = {name: loss for name, loss in given.get("losses", {}).items() if loss is not None}
         encoder = given.get("model", {}).get("encoder")
         if given.get("init_from") is not None and isinstance(encoder, dict):
-            encoder["pretrained"] = False  # the weights come from the earlier stage
+            given["model"]["encoder"] = without_weights(ENCODERS, encoder)  # they come from the earlier stage
         settings = read(StageSettings, given, f"stage '{overrides['name']}'")
         start = _find_start(settings.init_from, stages, f"stage '{overrides['name']}'")
         data, root = settings.data, config.get("data_root")
