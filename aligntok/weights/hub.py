@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
 from aligntok.errors import WeightsError, first_line
+from aligntok.io.checksums import sha256 as sha256_of
 
 #: How long the hub may take to answer before it counts as unreachable, in seconds.
 PROBE_SECONDS = 3.0
@@ -23,21 +26,31 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 _OF_A_MODEL = ("*.json", "*.safetensors", "*.txt", "*.model")
 #: How names of files of weights end.
 FILES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+#: What a repository's only file of weights is called: placed by hand, it goes by the repository's name alone.
+_USUAL = ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model", "diffusion_pytorch_model")
 
 
-def fetch(source: str | os.PathLike[str], who: str, files: Sequence[str] = (), sha256: str | None = None) -> Path:
+def fetch(
+    source: str | os.PathLike[str],
+    who: str,
+    files: Sequence[str] = (),
+    sha256: str | None = None,
+    published: bool = False,
+) -> Path:
     """Return the local path of a file of weights, fetching it if need be.
 
-    source: a local file; or an address (``https://...``), whose file stays in torch hub's checkpoint folder unless its
-    SHA-256 does not begin with `sha256`; or, with `files`, a Hugging Face repository (``owner/name@revision``), of
-    which the first file is taken that there is. What is placed by hand (:func:`placed_file`, :func:`placed_url`) and
-    what is in a cache comes first. `who` is the component that wants it, in errors. Raises WeightsError when it cannot
-    be had, naming what to fetch and where to put it; within some seconds when a host can't be reached.
+    source: a local file; or an address (``https://...``), whose file stays in torch hub's checkpoint folder; or, with
+    `files`, a Hugging Face repository (``owner/name@revision``), of which the first file is taken that there is. What
+    is placed by hand (:func:`placed_file`, :func:`placed_url`) and what is in a cache comes first. sha256: what an
+    address's file has to begin with, wherever it is from. published: a library names the address, so that its file
+    goes by its own name, as one with a SHA-256 does. `who` is the component that wants it, in errors. Raises
+    WeightsError when it cannot be had, naming what to fetch and where to put it, within some seconds when a host can't
+    be reached, and for a file of another SHA-256.
     """
     if files:
         return _from_hub(os.fspath(source), files, who)
     if os.fspath(source).startswith(("https://", "http://")):
-        return _from_address(os.fspath(source), who, sha256)
+        return _from_address(os.fspath(source), who, sha256, published)
     file = Path(source).expanduser()
     if not file.is_file():
         raise _nothing_at(file, who)
@@ -59,14 +72,27 @@ def _nothing_at(file: Path, who: str) -> WeightsError:
     return WeightsError(f"{who}: no weights at {file}; place the file there, a .safetensors, .bin or .pth")
 
 
-def placed_url(url: str) -> Path:
-    """Where a file of a plain address is kept, and may be put by hand: torch.hub's checkpoints folder."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(url)
+def placed_url(url: str, by_name: bool = True) -> Path:
+    """Where a file of a plain address is kept, and may be put by hand: torch.hub's checkpoints folder.
+
+    by_name: its name says what it is; else a part of the address's SHA-256 goes with it, as many end alike.
+    """
+    stem, suffix = os.path.splitext(os.path.basename(urlsplit(url).path))
+    mark = "" if by_name else f"-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    return _placed(f"{stem}{mark}{suffix}")
 
 
 def placed_file(repo: str, filename: str) -> Path:
-    """Where a file of a hub repository may be put by hand: torch.hub's checkpoints folder, named after the repo."""
-    return placed_url(repo.replace("/", "--") + Path(filename).suffix)
+    """Where a file of a hub repository may be put by hand: torch.hub's checkpoints folder, named after the repo.
+
+    So are the revision, where `repo` has one (``owner/name@revision``), and the file, if its name is an unusual one.
+    """
+    stem, suffix = os.path.splitext(filename)
+    return _placed("--".join([repo] if stem in _USUAL else [repo, stem]).replace("/", "--") + suffix)
+
+
+def _placed(name: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
 
 
 def unreachable(url: str) -> str:
@@ -92,25 +118,37 @@ def unreachable(url: str) -> str:
 
 def _from_hub(repo: str, filenames: Sequence[str], who: str) -> Path:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
 
     repo_id, _, revision = repo.partition("@")
     for filename in filenames:
         cached = try_to_load_from_cache(repo_id, filename, revision=revision or None)
-        for candidate in (placed_file(repo_id, filename), Path(cached) if isinstance(cached, str) else None):
+        for candidate in (placed_file(repo, filename), Path(cached) if isinstance(cached, str) else None):
             if candidate and candidate.is_file():
                 return candidate
     source = f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}/{filenames[0]}"
-    place = placed_file(repo_id, filenames[0])
+    place = placed_file(repo, filenames[0])
     if reason := _offline(constants.HF_HUB_OFFLINE) or unreachable(constants.ENDPOINT):
         raise _not_fetched(who, source, place, reason)
     try:
         for filename in filenames:
-            with suppress(EntryNotFoundError):
+            with _passing_absent():
                 return Path(hf_hub_download(repo_id, filename, revision=revision or None))
     except Exception as error:  # gated or absent repositories, and a connection lost on the way
         raise _not_fetched(who, source, place, f"{type(error).__name__}: {first_line(error)}") from error
     raise _not_fetched(who, source, place, f"the repository has none of {', '.join(filenames)}")
+
+
+@contextmanager
+def _passing_absent() -> Iterator[None]:
+    """Pass over a file that a repository does not have; one that could not be asked for is another matter."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except LocalEntryNotFoundError:  # a kind of the other: the hub was busy, or the connection lost
+        raise
+    except EntryNotFoundError:
+        pass
 
 
 def fetch_folder(repo: str, what: str, **options: Any) -> Path:
@@ -164,9 +202,11 @@ class Repository:
         self._reason = ""
 
     def find(self, *names: str) -> Path | None:
-        """Return the local path of the first of these files that it has; None where none can be had."""
-        from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-        from huggingface_hub.errors import EntryNotFoundError
+        """Return the local path of the first of these files that it has; None where none can be had.
+
+        Raises WeightsError where a hub that answered does not any more: whether it has one is unknown.
+        """
+        from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
 
         wanted = [f"{self.folder}/{name}".lstrip("/") for name in names]
         try:
@@ -176,20 +216,27 @@ class Repository:
             if self._unreachable is None:  # asked once for all files
                 self._unreachable = _offline(constants.HF_HUB_OFFLINE) or unreachable(constants.ENDPOINT)
             self._reason = self._unreachable or "it has none"
-            for name in wanted if not self._unreachable else ():
-                with suppress(EntryNotFoundError):
+            unknown = [name for name, place in zip(wanted, known, strict=True) if place is None]  # of others: it has none
+            for name in unknown if not self._unreachable else ():
+                with _passing_absent():
                     return Path(hf_hub_download(self.repo, name, revision=self.revision))
+        except errors.LocalEntryNotFoundError as error:
+            self._reason = f"{type(error).__name__}: {first_line(error)}"
+            raise self._not_had(names) from error
         except Exception as error:  # a name that none can have; gated or absent repositories; a lost connection
             self._reason = f"{type(error).__name__}: {first_line(error)}"
         return None
 
     def file(self, *names: str) -> Path:
         """Return what :meth:`find` does. Raises WeightsError, naming files, places and the reason, where it is None."""
-        from huggingface_hub import constants
-
         if found := self.find(*names):
             return found
-        raise WeightsError(
+        raise self._not_had(names)
+
+    def _not_had(self, names: Sequence[str]) -> WeightsError:
+        from huggingface_hub import constants
+
+        return WeightsError(
             f"{self.who}: there is no folder {self.name}, and {' or '.join(names)} of the hub's repository of that "
             f"name cannot be had: {self._reason}\n"
             f"  looked for in {constants.HF_HUB_CACHE} and at {constants.ENDPOINT}/{self.repo}; fetch it where there "
@@ -197,9 +244,14 @@ class Repository:
         )
 
 
-def _from_address(url: str, who: str, sha256: str | None) -> Path:
-    place = placed_url(url)
+def _from_address(url: str, who: str, sha256: str | None, published: bool) -> Path:
+    place = placed_url(url, by_name=published or sha256 is not None)
     if place.is_file():
+        if sha256 and not sha256_of(place).startswith(sha256):
+            raise WeightsError(
+                f"{who}: {place} is not the file of {url}, whose SHA-256 begins with {sha256}; remove it, so that it is "
+                "fetched again, or place the right one there"
+            )
         return place
     if reason := _offline() or unreachable(url):
         raise _not_fetched(who, url, place, reason)

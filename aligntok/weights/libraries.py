@@ -53,7 +53,7 @@ def pretrained_tensors(
             names = (published.hf_hub_filename,) if published.hf_hub_filename else TIMM_FILES
             path = fetch(published.hf_hub_id, who, names)
         elif published is not None and published.url:
-            path = fetch(published.url if isinstance(published.url, str) else published.url[0], who)
+            path = fetch(published.url if isinstance(published.url, str) else published.url[0], who, published=True)
         else:
             raise WeightsError(
                 f"{who}: no weights are published under this name; give a pretrained tag "
@@ -157,7 +157,7 @@ class OpenCLIPModel:
             return None, ""
         path: Any = self.pretrained
         if self.tag and not self.published.get("hf_hub"):
-            path = fetch(self.published["url"], self.who)
+            path = fetch(self.published["url"], self.who, published=True)
         elif self.tag:
             repo, filename = os.path.split(self.published["hf_hub"])
             names = (os.path.splitext(filename)[0] + ".safetensors", filename) if filename else OPEN_CLIP_FILES

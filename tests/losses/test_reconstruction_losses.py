@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from aligntok.errors import ConfigError, WeightsError
-from aligntok.losses.lpips import LPIPSLoss, _BySlices, _Distance
+from aligntok.losses.lpips import TRUNKS, LPIPSLoss, _BySlices, _Distance
 from aligntok.losses.reconstruction import L1Loss
 from aligntok.weights import hub
 
@@ -91,6 +91,10 @@ def test_torchvisions_file_is_found_in_the_hub_folder(tmp_path, lpips_loss, monk
     folder.mkdir(parents=True)
     features = {f"features.{k.partition('.')[2]}": v for k, v in lpips_loss.net.state_dict().items()}
     torch.save(features, folder / "alexnet-owt-7be5be79.pth")
+    with pytest.raises(WeightsError, match=r"alexnet-owt-7be5be79\.pth is not the file of https.* with 7be5be79; remove"):
+        LPIPSLoss("alex")
+    digest = hub.sha256_of(folder / "alexnet-owt-7be5be79.pth")
+    monkeypatch.setitem(TRUNKS, "alex", TRUNKS["alex"]._replace(sha256=digest[:8]))
     x, y = images(1, 3, 32, 32), images(1, 3, 32, 32, seed=1)
     assert torch.equal(LPIPSLoss("alex")(x, y), lpips_loss(x, y))
 
