@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from aligntok.errors import WeightsError
+from aligntok.io.files import reading
 from aligntok.tokenizer import Tokenizer
 from aligntok.weights.diffusers import (
     OURS,
@@ -46,7 +47,8 @@ def load_ldm_autoencoder(path: str | os.PathLike[str], resolution: int = 256) ->
             f"{path} is no LDM-style autoencoder: it lacks {', '.join(sorted(missing))}; "
             f"its keys begin with {', '.join(sorted({key.split('.')[0] for key in weights})[:8])}"
         )
-    widths = _widths(ours, resolution)
+    with reading(path, WeightsError, "give a whole checkpoint of LDM's KL autoencoder or of a VA-VAE"):
+        widths = _widths(ours, resolution)
     tokenizer = _tokenizer({"type": "ldm_cnn", **widths}, widths["latent_dim"], 2 ** (len(widths["ch_mult"]) - 1))
     load_into(tokenizer, {_our_name(key): value.float() for key, value in ours.items()}, WHO, path)
     return tokenizer.eval()
@@ -94,7 +96,7 @@ def _widths(weights: Mapping[str, Tensor], resolution: int) -> dict[str, Any]:
     """Read the keywords of our LDM encoder and decoder off the shapes of the published tensors."""
     ch = weights["encoder.conv_in.weight"].shape[0]
     levels = 1 + max(int(key.split(".")[2]) for key in weights if key.startswith("encoder.down."))
-    blocks = 1 + max(int(key.split(".")[4]) for key in weights if key.startswith("encoder.down.0.block."))
+    blocks = len({key.split(".")[4] for key in weights if key.startswith("encoder.down.0.block.")})
     multipliers = [weights[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // ch for i in range(levels)]
     attended = [i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in weights]
     return {

@@ -204,6 +204,23 @@ def test_missing_and_misshapen_tensors_are_one_clear_error(tmp_path, published):
             load_ldm_autoencoder(tmp_path / f"{name}.safetensors", resolution=32)
 
 
+SPOILT = {
+    "a level is missing": {"encoder.down.2.x": torch.zeros(1)},
+    "a level without number": {"encoder.down.foo.w": torch.zeros(1)},
+    "a name that ends": {"encoder.down.": torch.zeros(1)},
+    "no channels": {"encoder.conv_in.weight": torch.zeros(0, 3, 3, 3)},
+    "no shape": {"encoder.conv_in.weight": torch.zeros(())},
+    "too short a shape": {"post_quant_conv.weight": torch.zeros(4)},
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_names_and_shapes_of_no_such_autoencoder_are_one_clear_error(tmp_path, published, kind):
+    save_file({**published, **SPOILT[kind]}, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match=r"a\.safetensors cannot be read \(.*; give a whole checkpoint of LDM's"):
+        load_ldm_autoencoder(tmp_path / "a.safetensors", resolution=32)
+
+
 def test_an_encoder_without_its_levels_is_one_clear_error(tmp_path, published):
     spoilt = {name: t for name, t in published.items() if not name.startswith("encoder.down.")}
     save_file(spoilt, tmp_path / "a.safetensors")

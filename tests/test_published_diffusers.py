@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -218,6 +219,31 @@ def test_it_can_be_fine_tuned_and_costed_as_a_part_of_a_config(published, write_
 
 
 # What is wrong
+
+
+@pytest.mark.parametrize("damage", [b"[" * 200_000, b'{"_class_name": "\xff"}', b"5", None])
+def test_a_damaged_config_is_one_clear_error(tmp_path, damage):
+    file = tmp_path / "config.json"
+    os.mkfifo(file) if damage is None else file.write_bytes(damage)
+    with pytest.raises(WeightsError, match="cannot be read|no config.json|neither a saved tokenizer"):
+        aligntok.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(block_out_channels=5),
+        dict(scaling_factor="x"),
+        dict(latents_mean=3),
+        dict(latents_std=[0]),
+        dict(latents_std=["a"]),
+        dict(latents_mean=["a"] * 4),
+    ],
+)
+def test_values_that_cannot_be_are_one_clear_error(tmp_path, changes):
+    (tmp_path / "config.json").write_text(json.dumps({**KINDS[SD], "_class_name": "AutoencoderKL", **changes}))
+    with pytest.raises(ConfigError, match="diffusers cannot build an AutoencoderKL of this config"):
+        aligntok.load_tokenizer(tmp_path)
 
 
 def test_what_is_no_such_autoencoder_is_one_clear_error(published, tmp_path, monkeypatch):

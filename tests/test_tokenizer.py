@@ -226,6 +226,7 @@ def test_a_part_given_as_a_module_works_but_cannot_be_saved(tmp_path):
         (dict(decoder={**DECODER, "latent_dim": 6}), "has latent_dim 6, but the tokenizer's latent_dim 5 asks for 5"),
         (dict(adapter=dict(type="mlp", latent_dim=5), variational=True), "latent_dim 5 asks for 10; leave it out"),
         (dict(adapter=dict(type="mlp", width=3)), "adapter 'mlp' takes no keyword named 'width'"),
+        (dict(encoder=dict(type=["timm"])), "no encoder named '['timm']'"),
         (dict(decoder=dict(type="ldm_cn")), "no decoder named 'ldm_cn'; did you mean 'ldm_cnn'?"),
     ],
 )

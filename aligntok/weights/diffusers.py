@@ -7,7 +7,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aligntok.errors import AlignTokError, ConfigError, WeightsError, first_line
 from aligntok.imports import FAILURES, import_failure, quietly
+from aligntok.io.files import DAMAGE, read_bytes
 from aligntok.weights.hub import HUB_OPTIONS
 from aligntok.weights.load import load_into
 
@@ -52,11 +54,12 @@ _NAMES = (
 def complete_config(config: Mapping[str, Any] | None, latent_dim: int | None) -> dict[str, Any]:
     """Return the keywords of diffusers' AutoencoderKL: `config`, as its config.json has it, without its notes.
 
-    `latent_dim`, where given, replaces its latent channels.
+    `latent_dim`, where given, replaces its latent channels. Raises ConfigError for levels that are no list.
     """
     given = {key: value for key, value in (config or {}).items() if not key.startswith("_")}
     whole = {**DEFAULTS, **given, **({} if latent_dim is None else {"latent_channels": latent_dim})}
-    levels = len(whole["block_out_channels"])
+    with _config_at_fault():
+        levels = len(whole["block_out_channels"])
     whole.setdefault("down_block_types", ["DownEncoderBlock2D"] * levels)
     whole.setdefault("up_block_types", ["UpDecoderBlock2D"] * levels)
     return whole
@@ -78,9 +81,18 @@ def with_diffusers_names(tensors: Mapping[str, Tensor], levels: int) -> dict[str
 
 def build_autoencoder(config: Mapping[str, Any]) -> Any:
     """Build a diffusers AutoencoderKL with random weights. Raises ConfigError without diffusers or for wrong keys."""
-    try:
+    with _config_at_fault():
         return _class()(**config)
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:  # of sizes, by torch
+
+
+@contextmanager
+def _config_at_fault() -> Iterator[None]:
+    """Turn what values that cannot be raise inside, by torch of sizes too, into a ConfigError."""
+    try:
+        yield
+    except AlignTokError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
         raise ConfigError(
             f"diffusers cannot build an AutoencoderKL of this config ({first_line(error)}); give the keys of its "
             "config.json"
@@ -103,16 +115,17 @@ class AutoencoderPart(nn.Module):
         weights if `pretrained` asks for some. Raises ConfigError for units that can't be, WeightsError when there are
         no such weights.
         """
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        shift = [config.get("shift_factor") or 0.0] if mean is None else list(mean)
-        factor = config.get("scaling_factor") or 1.0
-        scale = [factor] if std is None else [factor / value for value in std]
-        if not all(value > 0 and math.isfinite(value) for value in scale):
-            raise ConfigError(
-                f"diffusers AutoencoderKL: scaling_factor={factor}, latents_std={std}; both must be above 0"
-            )
-        self.register_buffer("shift", torch.tensor(shift).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("scale", torch.tensor(scale).view(1, -1, 1, 1), persistent=False)
+        with _config_at_fault():
+            mean, std = config.get("latents_mean"), config.get("latents_std")
+            shift = [config.get("shift_factor") or 0.0] if mean is None else list(mean)
+            factor = config.get("scaling_factor") or 1.0
+            scale = [factor] if std is None else [factor / value for value in std]
+            if not all(value > 0 and math.isfinite(value) for value in scale):
+                raise ConfigError(
+                    f"diffusers AutoencoderKL: scaling_factor={factor}, latents_std={std}; both must be above 0"
+                )
+            self.register_buffer("shift", torch.tensor(shift).view(1, -1, 1, 1), persistent=False)
+            self.register_buffer("scale", torch.tensor(scale).view(1, -1, 1, 1), persistent=False)
         if not pretrained:
             return
         found = None if pretrained is True else find_autoencoder(pretrained)
@@ -150,8 +163,8 @@ def find_autoencoder(source: str | os.PathLike[str], **options: Any) -> tuple[di
         try:
             on_hub = not os.path.isdir(source)
             path = hf_hub_download(os.fspath(source), name, **_of_the_hub(options)) if on_hub else Path(source) / name
-            config = json.loads(Path(path).read_text())
-        except (HfHubHTTPError, OSError, ValueError):  # it is not to be had: offline, absent, no file of JSON
+            config = json.loads(read_bytes(path).decode("utf-8"))
+        except (HfHubHTTPError, *DAMAGE):  # it is not to be had: offline, absent, no file of JSON
             continue
         if not isinstance(config, dict):
             continue
