@@ -14,8 +14,9 @@ from aligntok.imports import FAILURES, import_failure
 from aligntok.io.files import names_of_one_tensor
 from aligntok.settings import AboveZero, Share, Width, settings
 
-#: Attention and MLP layers of the transformer blocks of timm and open_clip; other encoders need `targets` of their own.
-TARGETS = r".*blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
+#: Attention and MLP layers of timm's transformer blocks, also of open_clip's towers that are timm's, and the MLP layers
+#: of open_clip's own, whose attention is one module of torch's; other encoders need `targets` of their own.
+TARGETS = r".*blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|c_fc|c_proj))"
 _BASE = ".base_layer."
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import aligntok
 from aligntok.cli import train
+from aligntok.encoders.open_clip import OpenCLIPEncoder
 from aligntok.encoders.timm import TimmEncoder
 from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint, read_frozen
 from aligntok.errors import ConfigError
@@ -47,6 +48,17 @@ def test_only_the_updates_of_attention_and_mlp_train(encoder):
     assert encoder.last_layer is encoder.backbone.blocks[1].mlp.fc2.lora_B.default.weight
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(encoder.eval()(images), plain.eval()(images))  # the updates begin as nothing
+
+
+def test_open_clips_own_towers_are_trained_in_their_mlps(add_towers):
+    add_towers({"tiny-vit": {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2}})
+    encoder = OpenCLIPEncoder("tiny-vit", pretrained=False)
+    add_lora(encoder, ["encoder"], LoRASettings(**LORA))
+    trained = {name.partition(".lora_")[0] for name, p in encoder.named_parameters() if p.requires_grad}
+    blocks = [f"backbone.transformer.resblocks.{i}.mlp" for i in (0, 1)]
+    assert trained == {f"{block}.{layer}" for block in blocks for layer in ("c_fc", "c_proj")}
+    encoder(torch.rand(1, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters() if p.requires_grad)
 
 
 def test_layers_that_share_a_weight_are_refused(encoder):
