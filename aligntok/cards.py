@@ -45,7 +45,12 @@ of the tokenizer. The licence is that of the pretrained encoder's weights and of
 
 
 def write_card(folder: Path, model: Any, options: dict[str, Any] | None) -> None:
-    """Write the README.md of a model that huggingface_hub's mixin makes a card of, with `options` of its template."""
+    """Write the README.md of a model that huggingface_hub's mixin makes a card of, with `options` of its template.
+
+    One that is there is its owner's, and stays, unless `options` are given.
+    """
+    if options is None and (folder / "README.md").exists():
+        return
     card = model.generate_model_card(**(options or {}))
     with writing_text(folder / "README.md") as file:
         file.write(str(card))

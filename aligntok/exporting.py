@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aligntok.data.latent_shards import LatentStatistics, read_manifest
-from aligntok.diffusers.export import PIPELINE, WEIGHTS, write_autoencoder, write_pipeline
+from aligntok.diffusers.export import PIPELINE, write_autoencoder, write_pipeline
 from aligntok.errors import ConfigError, DataError
-from aligntok.loading import checked_target, has_generator, load_latent_diffusion, load_tokenizer
+from aligntok.io.folders import checked_target
+from aligntok.loading import has_generator, load_latent_diffusion, load_tokenizer
 from aligntok.onnx import ENCODER, write_onnx
 from aligntok.tokenizer import Tokenizer
+from aligntok.weights.diffusers import WEIGHTS
 
 
 def export_for_diffusers(
@@ -63,7 +65,7 @@ def export_onnx(
     The arguments are those of `export_for_diffusers`. Raises ConfigError, as :func:`aligntok.onnx.write_onnx` does, and
     what loading raises.
     """
-    target = checked_target(out, ENCODER)
+    target = checked_target(out, ENCODER, says=None)
     tokenizer, statistics = _tokenizer(source, weights, average, latents, components)
     write_onnx(target, tokenizer, statistics)
     return target

@@ -16,7 +16,7 @@ from aligntok.engine.checkpoints import join, list_checkpoints, load_parts, read
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.io.files import read_json, reading
-from aligntok.io.folders import check_writable
+from aligntok.io.folders import OWN, checked_target
 from aligntok.io.places import with_places
 from aligntok.latent_diffusion import LatentDiffusion, check_registered, described_fields
 from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
@@ -75,10 +75,13 @@ def load_tokenizer(
     torch's; `dtype` "float32", "bfloat16", "float16" or torch's. A keyword that is None is as one that is not given.
 
     Raises WeightsError or CheckpointError when there is no tokenizer there, or it is damaged, UnknownComponentError for
-    a part that is neither registered nor given, ConfigError for a choice of weights outside of a work folder, a device
-    that is not here, and keywords that there are not.
+    a part that is neither registered nor given, ConfigError for a choice of weights outside of a work folder, a
+    `resolution` of what is no file, a device that is not here, and keywords that there are not.
     """
+    source = os.path.expanduser(source)
     place, path = _placement("load_tokenizer", device, dtype), Path(source)
+    if resolution is not None and not path.is_file():
+        raise ConfigError(f"resolution={resolution} is of a checkpoint file alone, and {source} is none; leave it out")
     if path.is_dir() and not ((path / "config.json").is_file() or (path / "model_index.json").is_file()):
         return place(load_stage_tokenizer(_furthest_stage(path), weights, sigma_rel, components, rebuild))
     if weights is not None or sigma_rel is not None:
@@ -101,7 +104,7 @@ def _placement(who: str, device: Any, dtype: Any) -> Callable[[Any], Any]:
 
 def check_there(source: str | os.PathLike[str]) -> None:
     """Raise WeightsError for what is surely a path, and no hub id, and is not there."""
-    name, path = str(source), Path(source)
+    name, path = str(source), Path(source).expanduser()
     is_path = path.suffix in CHECKPOINT_SUFFIXES or name.startswith((".", "/", "~")) or name.count("/") > 1
     if is_path and not path.exists():
         raise WeightsError(f"no such file or folder: {source}")
@@ -237,24 +240,9 @@ def export_tokenizer(
     For a work folder, `weights` and `sigma_rel` choose; an EMA width that was not kept is rebuilt from the furthest
     stage's snapshots. Raises CheckpointError if there are none, ConfigError if it would overwrite another folder.
     """
-    target = checked_target(out, "model.safetensors")
+    target = checked_target(out, "model.safetensors", says=OWN)
     tokenizer = load_tokenizer(source, components=components, weights=weights, sigma_rel=sigma_rel, rebuild=True)
     tokenizer.save_pretrained(target)
-    return target
-
-
-def checked_target(out: str | os.PathLike[str], *marks: str) -> Path:
-    """Return the folder to export into, without what a process that was killed left there.
-
-    marks: files of which an earlier export of the same format has one. Raises ConfigError for a file, and for a folder
-    of other things.
-    """
-    target = Path(out)
-    if os.path.lexists(target) and not target.is_dir():
-        raise ConfigError(f"{target} is a file; give a new folder, or one of an earlier export")
-    if target.exists() and any(target.iterdir()) and not any((target / mark).is_file() for mark in marks):
-        raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or an earlier export's")
-    check_writable(target)
     return target
 
 
@@ -290,6 +278,7 @@ def load_latent_diffusion(
     Raises WeightsError or CheckpointError when there is none there, or it is damaged, UnknownComponentError for a part
     that is neither registered nor given, ConfigError as that function does.
     """
+    source = os.path.expanduser(source)
     place, path = _placement("load_latent_diffusion", device, dtype), Path(source)
     check_there(source)
     if path.exists() and not (path / "latent_diffusion.json").is_file():
@@ -321,6 +310,7 @@ def _trained(
 
 def has_generator(path: Path) -> bool:
     """Tell whether a folder is a saved generator's, or a training's that has made one."""
+    path = path.expanduser()
     folders = (path, path / GENERATION)
     return (path / "latent_diffusion.json").is_file() or any(
         _is_trained(each, makes_generator=True) for each in folders

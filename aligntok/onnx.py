@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import aligntok
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.errors import ConfigError, WriteError, first_line
 from aligntok.imports import FAILURES, import_failure, import_object
+from aligntok.io.checksums import sha256
 from aligntok.io.files import remove, replacing, unseen, write_checksums, writing
 from aligntok.tokenizer import Tokenizer
 
@@ -50,22 +52,23 @@ def write_onnx(
     operations that ONNX does not have or onnxruntime computes otherwise; WriteError.
     """
     runtime = _needed()
-    tokenizer = tokenizer.float().cpu().eval()
+    tokenizer = copy.deepcopy(tokenizer).float().cpu().eval()  # the caller's stays where and what it is
     metadata = {"downsample_factor": tokenizer.downsample_factor, "latent_dim": tokenizer.latent_dim}
     metadata |= {f"latents_{name}": each for name, each in asdict(statistics).items()} if statistics else {}
     said = {name: json.dumps(value) for name, value in {**metadata, "aligntok_version": aligntok.__version__}.items()}
-    place, names = Path(folder), list[str]()
+    place = Path(folder)
     made = unseen(place / "onnx")
     try:
         with writing(place):
             made.mkdir(parents=True)
             for name, encodes in ((ENCODER, True), (DECODER, False)):
                 _convert(made / name, _Half(tokenizer, encodes).eval(), said, runtime)
-        for file in sorted(made.iterdir(), reverse=True):  # large weights, in a file of their own, first
-            with replacing(place / file.name) as temporary:
-                os.replace(file, temporary)
-            names.append(file.name)
-        write_checksums(place, names)
+        with writing(place):
+            sums = {file.name: sha256(file) for file in sorted(made.iterdir(), reverse=True)}
+        write_checksums(place, sums)  # first: they say whose folder it is, and do not fit an earlier export's files
+        for name in sums:  # large weights, in a file of their own, first
+            with replacing(place / name) as temporary:
+                os.replace(made / name, temporary)
     finally:
         remove(made)
 

@@ -23,6 +23,7 @@ from aligntok.cards import TOKENIZER_CARD, write_card
 from aligntok.device import is_traced
 from aligntok.errors import AlignTokError, ConfigError, UnknownComponentError, WeightsError, first_line
 from aligntok.io.files import DAMAGE, check_file, read_json, save_tensors, write_checksums, write_json
+from aligntok.io.folders import begin_export
 from aligntok.processor import ImageProcessor, Picture, Pictures, as_batch, check_latents, check_reach
 from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, without_weights
 from aligntok.settings import Width
@@ -281,9 +282,9 @@ class Tokenizer(
         take it.
         """
         config = self.config
-        folder = Path(save_directory)
-        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
-        kwargs.pop("config", None)  # push_to_hub hands ours back
+        folder = Path(save_directory).expanduser()
+        push, repo_id, _ = (kwargs.pop(name, None) for name in ("push_to_hub", "repo_id", "config"))  # of ours
+        begin_export(folder, config)
         save_tensors(folder / "model.safetensors", self.state_dict(), checksum=False)
         write_card(folder, self, kwargs.get("model_card_kwargs"))
         write_json(folder / "config.json", config)
@@ -301,7 +302,7 @@ class Tokenizer(
         WeightsError when neither is there, the hub cannot be reached, or the weights do not fit the config,
         UnknownComponentError for a part that is neither registered nor given.
         """
-        source = str(pretrained_model_name_or_path)
+        source = os.path.expanduser(str(pretrained_model_name_or_path))
         if not os.path.isdir(source):
             source = str(fetch_folder(source, "a tokenizer", **{name: kwargs.pop(name, None) for name in HUB_OPTIONS}))
         if not os.path.isfile(os.path.join(source, "config.json")):
@@ -343,8 +344,7 @@ def _build(
         raise ConfigError(
             f"{part} must be dict(type=name, ...), or a module that has {', '.join(asked)}; it is {str(given)[:100]}"
         )
-    name = given["type"]
-    parameters = inspect.signature(registry.find(name, components)).parameters
+    parameters = inspect.signature(registry.find(given["type"], components)).parameters
     config = {**{key: value for key, value in defaults.items() if key in parameters}, **given}
     built = registry.build(config, trusted=trusted, components=components)
     return built, json.loads(json.dumps(without_weights(registry, config, components)))

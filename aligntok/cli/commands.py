@@ -139,7 +139,10 @@ def _as_json(found: Any) -> str:
         of_fields = dataclasses.is_dataclass(value) and not isinstance(value, type)
         return dataclasses.asdict(value) if of_fields else str(value)
 
-    return json.dumps(found, indent=2, default=plain, ensure_ascii=False)
+    # NaN and infinity, which JSON has no words for, are null; letters that stdout may not have go by their codes.
+    told = json.loads(json.dumps(found, default=plain), parse_constant=lambda _: None)
+    in_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "").replace("_", "") == "utf8"
+    return json.dumps(told, indent=2, ensure_ascii=not in_utf8)
 
 
 @contextmanager

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+import aligntok
 from aligntok.adapters import IdentityAdapter
 from aligntok.data.latent_shards import LatentStatistics
 from aligntok.decoders.ldm_cnn import LDMDecoder
 from aligntok.diffusion.times import shift_of
 from aligntok.encoders.ldm_cnn import LDMEncoder
 from aligntok.errors import ConfigError
-from aligntok.io.files import save_tensors, write_checksums, write_json
+from aligntok.io.files import write_checksums, write_json
+from aligntok.io.folders import OWN_OF_DIFFUSERS
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
 from aligntok.weights import diffusers as kl
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINE = "model_index.json"
 #: Where diffusers looks for our classes: modules that have been imported by then.
 MODELS = "aligntok.diffusers.models"
@@ -40,7 +38,8 @@ def write_autoencoder(
     said["latent_channels"], tensors = tokenizer.latent_dim, tokenizer.state_dict()
     shape = _kl_shape(tokenizer)
     if shape is not None:
-        _write(folder, kl.CLASS, {**said, **shape}, kl.with_diffusers_names(tensors, len(shape["block_out_channels"])))
+        theirs = kl.with_diffusers_names(tensors, len(shape["block_out_channels"]))
+        kl.write_model(folder, {"_class_name": kl.CLASS, **said, **shape}, theirs)
         return kl.CLASS
     levels = tokenizer.downsample_factor.bit_length()
     if tokenizer.downsample_factor != 2 ** (levels - 1):
@@ -49,7 +48,8 @@ def write_autoencoder(
             f"{tokenizer.downsample_factor}; leave --format diffusers out"
         )
     said |= {"tokenizer": tokenizer.config, "block_out_channels": [1] * levels}  # its length alone is asked for
-    _write(folder, kl.OURS, said, {f"model.{name}": tensor for name, tensor in tensors.items()})
+    ours = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    kl.write_model(folder, {"_class_name": kl.OURS, **said}, ours)
     return kl.OURS
 
 
@@ -63,7 +63,8 @@ def write_pipeline(folder: str | os.PathLike[str], model: LatentDiffusion) -> No
     vae = write_autoencoder(place / "vae", model.tokenizer, model.statistics)
     shape = {"in_channels": model.latent_shape[0], "sample_size": list(model.latent_shape[1:])}
     tensors = {f"model.{name}": tensor for name, tensor in model.generator.state_dict().items()}
-    _write(place / "transformer", "LightningDiTModel", {"generator": model.generator_config, **shape}, tensors)
+    described = {"_class_name": "LightningDiTModel", "generator": model.generator_config, **shape}
+    kl.write_model(place / "transformer", described, tensors)
     # diffusers' times are 1 - t: a shift there is the inverse of ours.
     shift = 1 / (shift_of(model.sampling.shift, model.latent_shape[1:], model.generator) or 1.0)
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": shift}
@@ -71,6 +72,7 @@ def write_pipeline(folder: str | os.PathLike[str], model: LatentDiffusion) -> No
     write_checksums(place / "scheduler", ["scheduler_config.json"])
     index = {
         "_class_name": "LightningDiTPipeline",
+        OWN_OF_DIFFUSERS: aligntok.__version__,
         "transformer": [MODELS, "LightningDiTModel"],
         "vae": ["diffusers" if vae == kl.CLASS else MODELS, vae],
         "scheduler": ["diffusers", scheduler["_class_name"]],
@@ -79,13 +81,6 @@ def write_pipeline(folder: str | os.PathLike[str], model: LatentDiffusion) -> No
     }
     write_json(place / PIPELINE, index)
     write_checksums(place, [PIPELINE])
-
-
-def _write(folder: str | os.PathLike[str], kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    place = Path(folder)
-    save_tensors(place / WEIGHTS, tensors, {"format": "pt"}, checksum=False)
-    write_json(place / "config.json", {"_class_name": kind, **config})
-    write_checksums(place, [WEIGHTS, "config.json"])
 
 
 def _kl_shape(tokenizer: Tokenizer) -> dict[str, Any] | None:

@@ -7,13 +7,17 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from aligntok.errors import ConfigError, WriteError
-from aligntok.io.files import TEMPORARY, put_in_place, regular, remove, unseen, writing
+from aligntok.io.checksums import CHECKSUMS, read_checksums
+from aligntok.io.files import TEMPORARY, put_in_place, read_json, regular, remove, unseen, write_json, writing
+
+#: By which key a config.json is that of an export of ours: for ourselves, and for diffusers, which overlooks it.
+OWN, OWN_OF_DIFFUSERS = "aligntok_version", "_aligntok_version"
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
@@ -123,6 +127,44 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         raise ConfigError(f"cannot write in {folder}: {place} is no folder that may be written in; give another folder")
     with writing(folder):
         remove_leftovers(folder, below=False)
+
+
+def checked_target(out: str | os.PathLike[str], *marks: str, says: str | None = OWN_OF_DIFFUSERS) -> Path:
+    """Return the folder to export into, without what a process that was killed left there.
+
+    An earlier export of the same format, whole or begun, may be overwritten: one whose checksums list one of the
+    `marks`, paths in the folder, or that has a config beside it with the key `says`. Raises ConfigError for a file, and
+    for a folder of other things, of another's model of the same names too.
+    """
+    target = Path(out).expanduser()
+    if os.path.lexists(target) and not target.is_dir():
+        raise ConfigError(f"{target} is a file; give a new folder, or one of an earlier export")
+    with writing(target):
+        is_used = target.exists() and any(not TEMPORARY.fullmatch(name) for name in os.listdir(target))
+    if is_used and not any(_is_exported(target / mark, says) for mark in marks):
+        raise ConfigError(f"{target} is a folder with other things in it; give a new folder, or an earlier export's")
+    check_writable(target)
+    return target
+
+
+def _is_exported(mark: Path, says: str | None) -> bool:
+    with suppress(ValueError):  # of checksums that cannot be read
+        if (mark.parent / CHECKSUMS).is_file() and mark.name in read_checksums(mark.parent):
+            return True
+    for name in {mark.name, "config.json"}:
+        with suppress(ConfigError):
+            if name.endswith(".json") and says in read_json(mark.with_name(name), ConfigError, "copy it again"):
+                return True
+    return False
+
+
+def begin_export(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write the config of an export into a folder without one: it says whose the folder is, if the export is killed.
+
+    Over an earlier export it comes after the weights, whose checksums then tell that those are not of it.
+    """
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", config)
 
 
 SPARE_BYTES = 64 << 20  # of disk, beside a checkpoint: for logs and pictures

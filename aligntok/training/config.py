@@ -52,7 +52,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> d
     config = read_config(path, dict(options or {}))
     check_config(config, str(path))
     filled = {**asdict(RunSettings()), **config}
-    filled["work_dir"] = filled["work_dir"] or f"work_dirs/{Path(path).stem}"
+    filled["work_dir"] = os.path.expanduser(filled["work_dir"] or f"work_dirs/{Path(path).stem}")
     return filled
 
 

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import aligntok
 from aligntok.errors import AlignTokError, ConfigError, WeightsError, first_line
 from aligntok.imports import FAILURES, import_failure, quietly
-from aligntok.io.files import DAMAGE, read_bytes
+from aligntok.io.files import DAMAGE, read_bytes, save_tensors, write_checksums, write_json
+from aligntok.io.folders import OWN_OF_DIFFUSERS, begin_export
 from aligntok.weights.hub import HUB_OPTIONS
 from aligntok.weights.load import load_into
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLASS = "AutoencoderKL"
 OURS = "AutoencoderAlignTok"  # a tokenizer of any kind, exported
 SUBFOLDERS = ("", "vae")  # the autoencoder alone, or inside a pipeline
@@ -97,6 +100,15 @@ def _config_at_fault() -> Iterator[None]:
             f"diffusers cannot build an AutoencoderKL of this config ({first_line(error)}); give the keys of its "
             "config.json"
         ) from error
+
+
+def write_model(folder: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write the folder of a model of diffusers, of its config.json and its weights by their names."""
+    place, said = Path(folder), {**config, OWN_OF_DIFFUSERS: aligntok.__version__}
+    begin_export(place, said)
+    save_tensors(place / WEIGHTS, tensors, {"format": "pt"}, checksum=False)
+    write_json(place / "config.json", said)
+    write_checksums(place, [WEIGHTS, "config.json"])
 
 
 def factor_of(config: Mapping[str, Any]) -> int:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aligntok.io.files import save_tensors, write_checksums, write_json
+from aligntok.weights.diffusers import write_model
 
 CLASS = "FluxTransformer2DModel"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 #: Black Forest Labs' name of a layer, or of a number of layers, to diffusers': several are one matrix there.
 LAYERS: Mapping[str, tuple[str, ...]] = {
     "img_in": ("x_embedder",),
@@ -112,8 +110,4 @@ def write_for_diffusers(
 ) -> None:
     """Write the folder of a FluxTransformer2DModel: its keywords, and weights by Black Forest Labs' names."""
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    place = Path(folder)
-    named = with_diffusers_names(tensors, width)
-    save_tensors(place / WEIGHTS, named, {"format": "pt"}, checksum=False)
-    write_json(place / "config.json", {"_class_name": CLASS, **config})
-    write_checksums(place, [WEIGHTS, "config.json"])
+    write_model(folder, {"_class_name": CLASS, **config}, with_diffusers_names(tensors, width))

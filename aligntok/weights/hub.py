@@ -215,8 +215,8 @@ class Repository:
                 return Path(cached)
             if self._unreachable is None:  # asked once for all files
                 self._unreachable = _offline(constants.HF_HUB_OFFLINE) or unreachable(constants.ENDPOINT)
-            self._reason = self._unreachable or "it has none"
-            unknown = [name for name, place in zip(wanted, known, strict=True) if place is None]  # of others: it has none
+            self._reason = self._unreachable or "it has none"  # of which the cache may know
+            unknown = [name for name, place in zip(wanted, known, strict=True) if place is None]
             for name in unknown if not self._unreachable else ():
                 with _passing_absent():
                     return Path(hf_hub_download(self.repo, name, revision=self.revision))
@@ -249,8 +249,8 @@ def _from_address(url: str, who: str, sha256: str | None, published: bool) -> Pa
     if place.is_file():
         if sha256 and not sha256_of(place).startswith(sha256):
             raise WeightsError(
-                f"{who}: {place} is not the file of {url}, whose SHA-256 begins with {sha256}; remove it, so that it is "
-                "fetched again, or place the right one there"
+                f"{who}: {place} is not the file of {url}, whose SHA-256 begins with {sha256}; remove it, so that it "
+                "is fetched again, or place the right one there"
             )
         return place
     if reason := _offline() or unreachable(url):

@@ -120,9 +120,7 @@ def test_a_plain_address_that_does_not_answer_is_one_error(no_files, monkeypatch
 
 def test_addresses_that_end_alike_have_files_of_their_own(no_files, monkeypatch):
     monkeypatch.setattr(hub, "unreachable", lambda url: "")
-    monkeypatch.setattr(
-        torch.hub, "download_url_to_file", lambda url, place, *_, **__: hub.Path(place).write_text(url)
-    )
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, place, *_, **__: hub.Path(place).write_text(url))
     urls = [f"https://{host}/{run}/model.safetensors" for host in "ab" for run in "12"]
     urls += ["https://a/model.safetensors?download=true", "https://a/model.safetensors?version=2"]
     files = [hub.fetch(url, "me") for url in (*urls, *urls)]

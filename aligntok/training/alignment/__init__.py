@@ -78,7 +78,7 @@ def _find_start(init_from: InitFrom | None, earlier: Sequence[Stage], where: str
     folders = {stage.name: stage.folder for stage in earlier}
     source = "the stages before it"
     if init_from.work_dir is not None:
-        found = sorted(Path(init_from.work_dir).glob("[0-9]*_*"))
+        found = sorted(Path(init_from.work_dir).expanduser().glob("[0-9]*_*"))
         folders, source = {folder.name.partition("_")[2]: folder for folder in found}, f"those in {init_from.work_dir}"
     if init_from.stage not in folders:
         raise ConfigError(f"{where} begins from stage '{init_from.stage}'; {source}: {', '.join(folders) or 'none'}")
