@@ -163,8 +163,9 @@ def begin_export(folder: Path, config: Mapping[str, Any]) -> None:
 
     Over an earlier export it comes after the weights, whose checksums then tell that those are not of it.
     """
-    if not (folder / "config.json").exists():
-        write_json(folder / "config.json", config)
+    with writing(folder / "config.json"):  # it may not even be looked at
+        if not (folder / "config.json").exists():
+            write_json(folder / "config.json", config)
 
 
 SPARE_BYTES = 64 << 20  # of disk, beside a checkpoint: for logs and pictures
