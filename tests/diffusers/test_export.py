@@ -336,7 +336,7 @@ def test_an_export_that_was_cut_off_is_no_pipeline_and_is_made_by_the_same_comma
     diffusion(vit()).save_pretrained(tmp_path / "ours")
     export_for_diffusers(tmp_path / "ours", tmp_path / "pipeline")
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_write", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(module.kl, "write_model", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             export_for_diffusers(tmp_path / "ours", tmp_path / "pipeline")
     assert not (tmp_path / "pipeline/model_index.json").exists()
