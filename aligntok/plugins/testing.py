@@ -148,7 +148,9 @@ def check_loss(
     reached = [i for i, key in enumerate(names) if key == starts]
     check.promise(bool(reached), f"forward takes neither '{at}', where its gradient starts, nor 'fake_logits'")
     check.module(loss, *given, reached=reached)
-    if hasattr(loss, "discriminator_loss"):
+    trains = hasattr(loss, "discriminator_loss")
+    check.promise(trains or "fake_logits" not in names, "a loss of fake_logits must have a discriminator_loss, too")
+    if trains:
         shape = known["fake_logits"].shape
         real, fake = (random_tensor(*shape, seed=seed).requires_grad_() for seed in (1, 2))
         value = loss.discriminator_loss(real, fake)

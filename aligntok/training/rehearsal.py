@@ -135,7 +135,7 @@ def watch(stage: Stage, model: Any) -> tuple[Course | None, str]:
     try:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         _without_values(model, mode)
-        with mode, _as_on_a_gpu():
+        with mode, _as_on_a_gpu(), alone():
             few, more = (_held(stage, model, images) for images in _SAMPLES)
     except Exception as error:  # whatever a component does with values that are not there
         return None, first_line(error)

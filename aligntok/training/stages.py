@@ -18,7 +18,7 @@ from typing_extensions import Self
 from aligntok.distributed import world
 from aligntok.distributed.parallel import Unit, exchange_gradients
 from aligntok.engine.ahead import arriving, send
-from aligntok.engine.checkpoints import PartStates
+from aligntok.engine.checkpoints import PartStates, finished_steps
 from aligntok.engine.compile import compile_blocks
 from aligntok.engine.mmengine import BaseModel, Hook
 from aligntok.engine.optim import KeptBuffers
@@ -26,7 +26,7 @@ from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError
 from aligntok.loading import STAGE_FILE
 from aligntok.ops.dropout import follow_samples, set_seeds
-from aligntok.rng import rng, torch_state
+from aligntok.rng import rng, seed_torch, torch_state
 from aligntok.training.settings import TrainingSettings
 
 
@@ -126,6 +126,7 @@ class TrainedModel(BaseModel):
         Returns what to log, averaged over micro-batches. Of a step that is left out nothing stays, in buffers neither.
         Raises ConfigError where layers draw numbers of a batch that is split, which are others without the split.
         """
+        seed_torch("layers", self.seed, data.step)  # what these draw themselves: nothing to save, nothing to lose
         if self._buffers_before is None:
             self._buffers_before = KeptBuffers(self)
         self._buffers_before.keep()
@@ -191,6 +192,11 @@ class Stage(ABC):
     def description(self) -> Path:
         """The file in its folder that says what it trains, and how."""
         return self.folder / STAGE_FILE
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it goes on from a checkpoint of its own; before the first, what was written counts for nothing."""
+        return self.description.is_file() and finished_steps(self.folder) > 0
 
     @property
     def where(self) -> str:

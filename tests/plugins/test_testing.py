@@ -173,6 +173,13 @@ class OneSided(Absolute):
         return (1 - real).relu().mean()
 
 
+class Untrained(nn.Module):
+    at, inputs = "reconstruction", ("fake_logits",)
+
+    def forward(self, fake):
+        return -fake.mean()
+
+
 def registered(monkeypatch, registry: Registry, component: type) -> str:
     len(registry)  # loads the plugins, so that they stay when this one goes
     monkeypatch.setitem(registry._module_dict, "under_test", component)
@@ -214,6 +221,7 @@ def test_a_broken_encoder_is_caught_at_the_promise_it_breaks(monkeypatch, compon
         (WrongPlace, "takes neither 'latents'"),
         (DetachedLoss, "no gradient reaches any input or parameter"),
         (OneSided, "pull at the real and at the fake logits"),
+        (Untrained, "a loss of fake_logits must have a discriminator_loss"),
     ],
 )
 def test_a_broken_loss_is_caught_at_the_promise_it_breaks(monkeypatch, component, message):

@@ -21,7 +21,7 @@ from aligntok.registry import LOSSES
 from aligntok.training import run as run_module
 from aligntok.training.alignment.model import AlignmentModel
 from aligntok.training.config import load_config
-from aligntok.training.rehearsal import check_repeatable
+from aligntok.training.rehearsal import check_repeatable, watch
 from aligntok.training.run import expand
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -112,12 +112,14 @@ def test_a_dry_run_tells_what_a_gpu_refuses_and_a_gpu_does(write_config, tmp_pat
 
 def test_several_processes_rehearse_each_for_itself(write_config, monkeypatch, reflecting):
     reflecting["gan"] = dict(type="gan", weight=0.1, adaptive_weight=dict(at="decoder"))
-    (stage,) = expand(load_config(write_config(losses=reflecting, stages=[dict(name="only", steps=1)])))
+    (stage,) = expand(load_config(write_config(losses=reflecting, stages=[dict(name="only", steps=2)])))
     for name, found in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 2)):
         monkeypatch.setattr(torch.distributed, name, lambda *_, found=found: found)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: 1 / 0)
     with pytest.raises(ConfigError, match="reflection_pad1d_backward"):
         check_repeatable(stage)
+    course, why = watch(stage, stage.build_model())
+    assert course is not None, why
     assert torch.distributed.is_initialized()
 
 

@@ -98,7 +98,7 @@ def test_a_loss_cannot_balance_at_a_layer_that_lora_leaves_frozen(tiny):
     options = dict(steps=1, model=tiny["model"], trainable=["encoder", "adapter", "decoder"], teacher="start")
     losses = dict(l1=dict(type="l1"), semantic=tiny["semantic"])
     lora = LoRASettings(**LORA, targets=r".*attn\.(qkv|proj)")
-    with pytest.raises(ConfigError, match="last layer frozen, where loss 'semantic' is weighed"):
+    with pytest.raises(ConfigError, match="last layer is frozen, by lora .* where loss 'semantic' is weighed"):
         AlignmentModel(StageSettings(losses=losses, lora=lora, **options))
     losses["semantic"] = {**tiny["semantic"], "adaptive_weight": None}
     AlignmentModel(StageSettings(losses=losses, lora=lora, **options))

@@ -57,16 +57,23 @@ def gradient_at(parameter: nn.Parameter, outputs: Sequence[Tensor], gradients: S
 
     Raises ConfigError when the parameter has no part in the outputs: a ratio of 0 would switch a loss off unnoticed.
     """
+    (found,) = _arriving([parameter], outputs, gradients, parameter)
+    return found
+
+
+def _arriving(
+    at: Sequence[Tensor], outputs: Sequence[Tensor], gradients: Sequence[Tensor], weight: nn.Parameter
+) -> list[Tensor]:
+    """Return the gradients of tensors of a last layer, whose `weight` an error tells of."""
     try:
-        (found,) = torch.autograd.grad(outputs, [parameter], gradients, retain_graph=True)
+        return list(torch.autograd.grad(outputs, at, gradients, retain_graph=True))
     except RuntimeError as error:
         if "not have been used in the graph" not in str(error):
             raise
         raise ConfigError(
-            f"a gradient ratio is taken at a last layer of shape {tuple(parameter.shape)} that has no part in what the "
+            f"a gradient ratio is taken at a last layer of shape {tuple(weight.shape)} that has no part in what the "
             "losses pull on; give the component the last_layer that its output comes from, or set adaptive_weight=None"
         ) from error
-    return found
 
 
 @dataclass
@@ -81,7 +88,7 @@ class LastLayer:
     def pulls(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Return what arrives at what the layer gave when `outputs` receive `gradients`; the graph is kept.
 
-        Raises ConfigError where that was not kept, or does not go by image.
+        Raises ConfigError where that was not kept, does not go by image, or has no part in the outputs.
         """
         images = len(outputs[0])
         if not self.calls or any(len(given) % images for _, given in self.calls):
@@ -90,7 +97,7 @@ class LastLayer:
                 f"a gradient ratio of groups of images is taken at a last layer of shape {tuple(self.weight.shape)} "
                 f"that gives {gives}; give the component another last_layer, or set adaptive_weight.images to None"
             )
-        return list(torch.autograd.grad(outputs, [given for _, given in self.calls], gradients, retain_graph=True))
+        return _arriving([given for _, given in self.calls], outputs, gradients, self.weight)
 
     def gradients(self, pulls: Sequence[Sequence[Tensor]], images: slice, of: int) -> Tensor:
         """Return the gradients (len(pulls), *weight) of some `images` of a batch `of` so many, for each of `pulls`.

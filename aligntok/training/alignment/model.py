@@ -19,10 +19,8 @@ from aligntok.distributed.parallel import Unit, load_state
 from aligntok.engine.checkpoints import load_parts
 from aligntok.engine.compile import listed_blocks
 from aligntok.engine.ema import PartStates
-from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError
 from aligntok.registry import DISCRIMINATORS, ENCODERS
-from aligntok.rng import seed_torch
 from aligntok.tokenizer import PARTS, Tokenizer
 from aligntok.training.alignment.graph import ForwardGraph, run_forward
 from aligntok.training.alignment.objective import Objective
@@ -76,21 +74,28 @@ class AlignmentModel(TrainedModel):
             self.discriminator = DISCRIMINATORS.build(settings.discriminator)
         self.teacher = self._build_teacher(settings.teacher)
         for name in PARTS:
-            getattr(self.tokenizer, name).requires_grad_(name in self.trainable)
+            if name not in self.trainable:  # of what is trained, what a component froze stays frozen
+                getattr(self.tokenizer, name).requires_grad_(False)
         if settings.lora is not None:
             add_lora(self.tokenizer.encoder, self.trainable, settings.lora)
-            balanced = [t for t in self.objective.terms if t.adaptive_weight and t.adaptive_weight.at == "encoder"]
-            if balanced and not self.tokenizer.encoder.last_layer.requires_grad:
-                raise ConfigError(
-                    f"lora leaves the encoder's last layer frozen, where loss '{balanced[0].name}' is weighed; "
-                    "let lora.targets match the last block's MLP too, or set the loss's adaptive_weight to None"
-                )
+        self._check_last_layers()
         if settings.grad_checkpointing:
             self.tokenizer.encoder.set_grad_checkpointing(True)
             self.tokenizer.decoder.set_grad_checkpointing(True)
         apart = [getattr(self.tokenizer, part).last_layer for part in self.objective.parts_with_groups()]
         self.compile_parts(self.tokenizer, self.teacher, apart=apart)
         self.train()
+
+    def _check_last_layers(self) -> None:
+        """Raise ConfigError for a last layer that is frozen where a loss is weighed."""
+        for term in self.objective.terms:
+            at = term.adaptive_weight and term.adaptive_weight.at
+            if at and not getattr(self.tokenizer, at).last_layer.requires_grad:
+                raise ConfigError(
+                    f"the {at}'s last layer is frozen, by lora or by the {at} itself, where loss '{term.name}' is "
+                    "weighed; let lora.targets match the last block's MLP too, train that layer, or set the loss's "
+                    "adaptive_weight to None"
+                )
 
     def _build_teacher(self, config: str | Mapping[str, Any] | None) -> Teacher | None:
         latents = self.objective.needs("teacher_latents")
@@ -129,7 +134,8 @@ class AlignmentModel(TrainedModel):
         """
         if states is not None:
             parts = {**self.trained_parts(), **self.frozen_parts()}
-            wanted = {name: part for name, part in parts.items() if name in states}
+            own = {name: part for name, part in parts.items() if not name.startswith("teacher_")}  # not that stage's
+            wanted = {name: part for name, part in own.items() if name in states}
             fitting = {name: with_lora(states[name], part) for name, part in wanted.items()}
             load_parts(wanted, fitting, "what the stage starts from")
         if self.teacher is None or self.settings.teacher != "start":
@@ -182,15 +188,6 @@ class AlignmentModel(TrainedModel):
             self.teacher.eval()
         return self
 
-    def train_step(self, data: StepBatch, optim_wrapper: Any) -> dict[str, Tensor]:
-        """Do one optimiser step of generator side and discriminator, from one forward pass a micro-batch; collective.
-
-        What is drawn in it follows from the seed and the samples' numbers, what layers draw themselves from (seed,
-        step): nothing to save, nothing to lose on resume.
-        """
-        seed_torch("layers", self.seed, data.step)
-        return super().train_step(data, optim_wrapper)
-
     def posterior_noise(self, images: Tensor, place: MicroBatch) -> Tensor | None:
         """Return the numbers (N, d, h, w) that draw a micro-batch's latents from their posteriors, if there are any."""
         if not self.tokenizer.variational:
@@ -229,7 +226,7 @@ class AlignmentModel(TrainedModel):
     def _backward_discriminator(self, graph: ForwardGraph) -> None:
         """Give the discriminator its gradients; the logits of the reconstruction served the generator side already."""
         losses = map(self.objective.loss, self.objective.active(graph.step))
-        (loss,) = (loss for loss in losses if "fake_logits" in loss.inputs)
+        (loss,) = (loss for loss in losses if "fake_logits" in loss.inputs)  # the objective has at most one
         fake_logits = graph.inputs["fake_logits"]
         with record_function("discriminator"):
             real_logits = self.discriminator(graph.inputs["images"])

@@ -48,7 +48,8 @@ class Objective(nn.Module):
     adaptive_weight=..., ...)}``.
 
     Keywords that are not the term's (weight, start_step, adaptive_weight) go to the loss. Raises ConfigError for an
-    adaptive weight at a part that is not `trainable`, or a loss that pulls on an unknown tensor.
+    adaptive weight at a part that is not `trainable`, or on the other side of the latents, a loss that pulls on an
+    unknown tensor, and for several that take the discriminator's logits.
     """
 
     def __init__(self, losses: Mapping[str, Mapping[str, Any]], trainable: tuple[str, ...]) -> None:
@@ -76,12 +77,29 @@ class Objective(nn.Module):
             point = self.losses[name].at
             if point not in POINTS:
                 raise ConfigError(f"loss '{name}' pulls on '{point}'; a loss can pull on {', '.join(POINTS)}")
-            if point == "reconstruction" and at == "encoder":
+            place = "decoder" if point == "reconstruction" else "encoder"
+            if at not in (None, place):
+                pulled = "image" if point == "reconstruction" else point
                 raise ConfigError(
-                    f"loss '{name}' pulls on the image, so its adaptive_weight is at='decoder', not 'encoder'"
+                    f"loss '{name}' pulls on the {pulled}, so its adaptive_weight is at='{place}', not '{at}'"
                 )
         for term in self.terms:
             self._check_references(term)
+        self._check_adversarial()
+
+    def _check_adversarial(self) -> None:
+        """Raise ConfigError for several losses that take the discriminator's logits, or one that cannot train it."""
+        taking = [term.name for term in self.terms if "fake_logits" in self.loss(term).inputs]
+        if len(taking) > 1:
+            raise ConfigError(
+                f"losses {', '.join(taking)} all take the discriminator's logits, and one trains it; set the others to "
+                "None"
+            )
+        if taking and not hasattr(self.losses[taking[0]], "discriminator_loss"):
+            raise ConfigError(
+                f"loss '{taking[0]}' takes the discriminator's logits but has no discriminator_loss(real_logits, "
+                "fake_logits), by which the discriminator is trained; give it one, or take 'gan'"
+            )
 
     def _check_references(self, term: LossTerm) -> None:
         """Raise ConfigError unless what the term is held against can be known before its own ratio is."""

@@ -15,6 +15,8 @@ from torch import nn
 from aligntok.caching.encoder import posterior_noise
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError
+from aligntok.losses import Loss
+from aligntok.registry import LOSSES
 from aligntok.training.alignment.gradient_ratio import (
     AdaptiveWeight,
     LastLayer,
@@ -503,6 +505,16 @@ def test_two_processes_of_two_images_have_the_gradients_of_one_with_four(tiny, a
     assert_same_gradients({name: (first[name] + second[name]) / 2 for name in first}, whole)
 
 
+class Logits(Loss):
+    """An adversarial loss that trains no discriminator."""
+
+    at = "reconstruction"
+    inputs = ("fake_logits",)
+
+    def forward(self, fake_logits):
+        return -fake_logits.mean()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -510,9 +522,14 @@ def test_two_processes_of_two_images_have_the_gradients_of_one_with_four(tiny, a
         (dict(l1=dict(weight=1.0)), r"loss 'l1' must be dict\(type=..., ...\)"),
         (dict(l1=dict(type="l1", wieght=1.0)), "loss 'l1' takes no keyword named 'wieght'; did you mean 'weight'"),
         (dict(l1=dict(type="l1", adaptive_weight=dict(at="encoder"))), "pulls on the image, .* not 'encoder'"),
+        (dict(kl=dict(type="kl", adaptive_weight=dict(at="decoder"))), "pulls on the moments, .* at='encoder', not"),
+        (dict(own=dict(type="gan", start_step=9)), "losses gan, own all take the discriminator's logits, and one"),
+        (dict(gan=dict(type="logits")), "loss 'gan' takes the discriminator's logits but has no discriminator_loss"),
     ],
 )
-def test_a_loss_that_cannot_be_is_a_clear_error(tiny, change, said):
+def test_a_loss_that_cannot_be_is_a_clear_error(tiny, change, said, monkeypatch):
+    list(LOSSES)  # loads the plugins first
+    monkeypatch.setitem(LOSSES.module_dict, "logits", Logits)
     with pytest.raises(ConfigError, match=said):
         build(tiny, losses={**tiny["losses"], **change})
 

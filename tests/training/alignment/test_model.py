@@ -12,7 +12,9 @@ from aligntok.engine.compile import blocks_of
 from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StepBatch
 from aligntok.errors import ConfigError, DivergenceError
+from aligntok.tokenizer import Tokenizer
 from aligntok.training.alignment import expand_stages
+from aligntok.training.alignment import model as model_module
 from aligntok.training.alignment.graph import run_forward
 from aligntok.training.alignment.model import AlignmentModel
 from aligntok.weights.lora import LoRASettings
@@ -159,6 +161,35 @@ def test_without_a_loss_that_needs_them_there_is_neither_teacher_nor_discriminat
     assert model.teacher is None
     assert model.discriminator is None
     assert set(train(model, 1)) == {"loss/l1", "skipped_steps", *(f"grad_norm/{part}" for part in PARTS)}
+
+
+def test_what_a_component_froze_stays_frozen(stage_model, monkeypatch):
+    class Half(Tokenizer):
+        """Some of its weights are fixed, as positions in sines are."""
+
+        frozen = "proj.weight"
+
+        def __init__(self, **given):
+            super().__init__(**given)
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(not name.endswith(self.frozen))
+
+    monkeypatch.setattr(model_module, "Tokenizer", Half)
+    model = stage_model(1)
+    before = {part: copied(getattr(model.tokenizer, part)) for part in PARTS}
+    train(model, 3)
+    changed = {
+        f"{part}.{name}"
+        for part, state in before.items()
+        for name, tensor in state.items()
+        if not torch.equal(tensor, getattr(model.tokenizer, part).state_dict()[name])
+    }
+    assert changed
+    assert not [name for name in changed if name.endswith("proj.weight")]
+    assert any(name.endswith("proj.bias") for name in changed)
+    monkeypatch.setattr(Half, "frozen", "conv_out.weight")
+    with pytest.raises(ConfigError, match="the decoder's last layer is frozen, .* where loss 'gan' is weighed"):
+        stage_model(1)
 
 
 def test_a_gan_without_a_discriminator_is_a_config_error(stage_model):
@@ -420,7 +451,10 @@ def test_each_reconstruction_has_the_index_of_its_image(stage_model):
         (dict(model=dict(latent_dim=4)), "model has no encoder"),
         (dict(teacher=None), "compares with a teacher's latents, but teacher is None; set teacher='start'"),
         (dict(teacher=dict(type="timm")), "compares with a teacher's latents, but teacher is {'type': 'timm'}"),
-        (dict(lora=dict(targets=r".*attn\.qkv")), "lora leaves the encoder's last layer frozen, where loss 'semantic'"),
+        (
+            dict(lora=dict(targets=r".*attn\.qkv")),
+            "the encoder's last layer is frozen, by lora or .* where loss 'semantic' is weighed",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_one_another_are_a_config_error(stage_model, change, said):
@@ -432,7 +466,7 @@ def test_lora_may_leave_the_last_layer_frozen_where_nothing_is_weighed_there(sta
     semantic = {**tiny["semantic"], "adaptive_weight": None}
     lora = LoRASettings(targets=r".*attn\.qkv")
     stage_model(1, lora=lora, losses=dict(l1=dict(type="l1"), semantic=semantic))
-    with pytest.raises(ConfigError, match="lora leaves the encoder's last layer frozen"):
+    with pytest.raises(ConfigError, match="the encoder's last layer is frozen, by lora"):
         stage_model(1, lora=lora)
     assert stage_model(1, lora=LoRASettings()).tokenizer.encoder.last_layer.requires_grad  # and here all is well
 
@@ -498,6 +532,7 @@ def test_a_teacher_with_a_config_of_its_own_keeps_its_weights_and_is_of_features
         for parameter in model.tokenizer.parameters():
             parameter.add_(0.1)
     model.load_start(None)
-    model.load_start(model_states := {"encoder": copied(model.tokenizer.encoder)})
+    model_states = {"encoder": copied(model.tokenizer.encoder)}
+    model.load_start({**model_states, "teacher_encoder": model_states["encoder"]})  # of the stage that it begins from
     assert same(before, model.teacher.state_dict())
     assert not same({f"encoder.{name}": t for name, t in model_states["encoder"].items()}, before)

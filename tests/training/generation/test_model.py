@@ -129,6 +129,20 @@ def test_what_layers_drop_follows_the_samples(make):
     assert sum(losses) / 2 == pytest.approx(float(model.backward(whole, at(5))["loss/total"]), rel=1e-5)
 
 
+def test_what_layers_draw_themselves_is_of_the_step_and_the_seed(make):
+    """And not of what was drawn before, of which a run that goes on knows nothing."""
+
+    class Optimizers:
+        loss_scale = staticmethod(lambda device: torch.ones(()))
+        step_parts = staticmethod(lambda parts, losses: {})
+
+    model, drawn = make(seed=3), []
+    model.generator.register_forward_hook(lambda module, given, output: drawn.append(float(torch.rand(()))))
+    for step in (5, 6, 5):
+        model.train_step(StepBatch(step, [batch(4)]), Optimizers())
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
 def test_losses_are_told_apart_by_time(make):
     bins = make(time_bins=4)._binned(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0.0, 0.3, 0.26, 1.0]))
     assert bins.tolist() == [[1.0, 6.0, 0.0, 8.0], [1.0, 2.0, 0.0, 1.0]]
