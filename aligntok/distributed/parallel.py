@@ -23,6 +23,8 @@ logger = logging.getLogger("aligntok.engine")
 #: DDP's. Weights are given to all before they are spread; buffers change alike in all.
 _NO_SYNC: dict[str, Any] = dict(init_sync=False, forward_sync_buffers=False)
 
+_EXCHANGES = "_exchanges_gradients"  # of a model: what it was told last
+
 
 class Unit(NamedTuple):
     """A module that is called as a whole in a step, and its blocks, which are shared out and gathered one by one.
@@ -70,7 +72,7 @@ def parallelise(model: _Spread, parallel: Parallel = "replicate") -> None:
     if parallel == "replicate":
         for unit in model.units():
             if any(p.requires_grad for p in unit.part.parameters()):
-                _replicate(unit.part)
+                _replicate(unit.part, model)
         return
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -83,8 +85,8 @@ def parallelise(model: _Spread, parallel: Parallel = "replicate") -> None:
         _shard(unit, mesh, policy)
 
 
-def _replicate(part: nn.Module) -> None:
-    """Have DDP average a part's gradients, from its first forward pass in training on.
+def _replicate(part: nn.Module, model: Any) -> None:
+    """Have DDP average the gradients of a `model`'s part, from its first forward pass in training on.
 
     Only then it is seen whether the output depends on all of its weights, some of which may be left out of the features
     that are asked for. DDP looks for those in every step if there are any, and complains if there are none.
@@ -101,6 +103,7 @@ def _replicate(part: nn.Module) -> None:
         trained = {p for p in part.parameters() if p.requires_grad}
         replicate(part, find_unused_parameters=not trained <= _leaves(output), **_NO_SYNC)
         state = replicate.state(part)
+        state._no_sync = not getattr(model, _EXCHANGES, True)  # it was not there yet to be told
         if torch.are_deterministic_algorithms_enabled():
             state._comm_hook_args.append(((None, lambda _, bucket: _one_by_one(bucket)), {}))  # DDP reads annotations
         state.forward_pre_hook(part, args, kwargs)
@@ -168,6 +171,7 @@ def _are_apart(blocks: list[nn.Module], part: nn.Module) -> bool:
 
 def exchange_gradients(model: nn.Module, now: bool) -> None:
     """Have the backward passes to come exchange gradients, or only add them up, as before a step's last micro-batch."""
+    model.__dict__[_EXCHANGES] = now  # for parts that are not called before
     for module in _that_have("set_requires_gradient_sync", model):  # DDP's and FSDP2's
         module.set_requires_gradient_sync(now)
 

@@ -43,6 +43,18 @@ def visualizing(runner: Any) -> Iterator[Any]:
         yield runner.visualizer
 
 
+class OnceLoadedHook(Hook):
+    """Calls a function before the first step of a start, once it is known that the training can go on."""
+
+    priority = "HIGHEST"
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def before_train(self, runner: Any) -> None:
+        self.call()
+
+
 @HOOKS.register_module()
 class KernelsHook(Hook):
     """Says before the first step that it compiles and in what it computes, where that is a question of the device, and

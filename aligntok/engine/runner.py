@@ -275,6 +275,8 @@ class StepLoop(IterBasedTrainLoop):
                 if self.runner.val_loop is not None and due:
                     self.runner.val_loop.run()
                 step = self._next(steps)
+        if self.stop_training:  # by a hook: what was trained since the last checkpoint is kept
+            self._save()
         del batches  # stops the workers
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")

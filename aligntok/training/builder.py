@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -17,12 +18,10 @@ from aligntok.data.loader import make_loader
 from aligntok.data.sampler import GlobalBatchSampler
 from aligntok.distributed import barrier, is_first, total, world
 from aligntok.engine import hooks as engine_hooks
-from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.optim import PartOptimizersConstructor
 from aligntok.engine.runner import StageRunner, StepLoop
 from aligntok.engine.schedules import complete_schedule
 from aligntok.engine.trackers import vis_backends
-from aligntok.errors import ConfigError
 from aligntok.io.console import say
 from aligntok.io.files import hide_host, write_json
 from aligntok.io.places import without_places
@@ -30,6 +29,7 @@ from aligntok.loading import STAGE_FORMAT
 from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS
 from aligntok.settings import flatten
+from aligntok.training.plan import check_start
 from aligntok.training.stages import Stage, StageData
 
 _RUNS = count()
@@ -40,20 +40,10 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
 
     Raises ConfigError when the stage that it starts from has no checkpoint, and what training raises.
     """
-    folder = stage.start_folder
-    if folder is not None and not finished_steps(folder) and not finished_steps(stage.folder):
-        raise ConfigError(f"stage '{stage.name}' starts from {folder}, which has no checkpoint; train that stage first")
+    check_start(stage)
     described: dict[str, Any] = {}
     runner = build_runner(stage, data, launcher, lambda model: described.update(stage.describe(model)))
-    if is_first():
-        about = {"format": STAGE_FORMAT, "aligntok_version": aligntok.__version__, "stage": stage.name}
-        about |= {"seed": stage.seed, **described}
-        if (listing := getattr(data.train, "listing", None)) is not None:
-            listing.write(stage.folder)
-            about["source"] = listing.described()
-        settings = without_places(asdict(stage.settings), stage.folder)
-        write_json(stage.description, {**about, **settings}, checksum=True)
-    barrier()
+    runner.register_hook(engine_hooks.OnceLoadedHook(partial(_write_description, stage, data, described)))
     try:
         runner.train()
     finally:
@@ -63,6 +53,19 @@ def train(stage: Stage, data: StageData, launcher: str = "none") -> StageRunner:
     if unreadable and is_first():
         say(f"{stage.name}: images that could not be read and were replaced: {unreadable} (named above)")
     return runner
+
+
+def _write_description(stage: Stage, data: StageData, described: Mapping[str, Any]) -> None:
+    """Write what a stage trains, and how, beside a listing of its data; collective."""
+    if is_first():
+        about = {"format": STAGE_FORMAT, "aligntok_version": aligntok.__version__, "stage": stage.name}
+        about |= {"seed": stage.seed, **described}
+        if (listing := getattr(data.train, "listing", None)) is not None:
+            listing.write(stage.folder)
+            about["source"] = listing.described()
+        settings = without_places(asdict(stage.settings), stage.folder)
+        write_json(stage.description, {**about, **settings}, checksum=True)
+    barrier()
 
 
 def build_runner(

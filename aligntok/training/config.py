@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntok.distributed import is_first
-from aligntok.engine.checkpoints import finished_steps
 from aligntok.engine.schedules import end_of_schedule
 from aligntok.errors import CheckpointError, ConfigError, first_line
 from aligntok.io.places import with_places, without_places
@@ -180,7 +179,7 @@ def report_config_diff(stage: Stage, finished: bool) -> None:
             f"{stage.folder} was begun before a generator's training was described in {file.name}; go on with the "
             "version of AlignTok that wrote it, or remove the folder to train anew"
         )
-    if not file.is_file() or not finished_steps(stage.folder):
+    if not stage.has_begun:
         return
     cure = "so what the stage was trained with is unknown: restore it, or remove it to go on without the comparison"
     begun = with_places(read_stage_file(stage.folder, cure), stage.folder)
@@ -198,7 +197,8 @@ def report_config_diff(stage: Stage, finished: bool) -> None:
             f"stage '{stage.name}' in {stage.folder} has begun with other settings ({shown}), and {', '.join(fixed)} "
             f"cannot change on the way. Set it back{kept}, or remove the folder to train the stage anew"
         )
-    consequence = "remove its folder to train it again" if finished else "it goes on, and ends as neither would alone"
+    anew = "remove its folder, and those of later stages, to train it again"
+    consequence = anew if finished else "it goes on, and ends as neither would alone"
     if is_first():
         logger.warning(
             "stage '%s' in %s was trained with other settings (%s); %s", stage.name, stage.folder, shown, consequence

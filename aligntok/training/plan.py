@@ -85,9 +85,16 @@ def check_weights(stage: Stage) -> None:
     for key, value in keywords_in(asdict(stage.settings)):
         if key == "pretrained":
             check_named(value, stage.where)
-        elif key == "tokenizer" and value is not None and not stage.description.is_file():  # its own copy, once begun
+        elif key == "tokenizer" and value is not None and not stage.has_begun:  # its own copy, once begun
             check_there(value)
     stage.check_encoders()
+
+
+def check_start(stage: Stage) -> None:
+    """Raise ConfigError where a stage, which has no checkpoint, starts from one that has none."""
+    folder = stage.start_folder
+    if folder is not None and not finished_steps(folder) and not finished_steps(stage.folder):
+        raise ConfigError(f"stage '{stage.name}' starts from {folder}, which has no checkpoint; train that stage first")
 
 
 def make_plan(stage: Stage, model: Any, processes: int, num_images: int | None = None) -> StagePlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -15,7 +16,7 @@ from aligntok.device import device, multiplying, repeatable
 from aligntok.distributed import agree, barrier, is_first, world
 from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.distributed.parallel import check_group
-from aligntok.engine.checkpoints import finished_steps, share_hashing
+from aligntok.engine.checkpoints import finished_steps, list_checkpoints, share_hashing
 from aligntok.engine.log import logging_the_end
 from aligntok.engine.trackers import check_backends
 from aligntok.errors import CheckpointError, ConfigError, Preempted, WeightsError, unknown
@@ -32,6 +33,8 @@ from aligntok.training.rehearsal import check_repeatable
 from aligntok.training.request import Hardware, TrainRequest
 from aligntok.training.run_info import print_summary, read_result, run_info_of, write_run_info
 from aligntok.training.stages import Stage
+
+logger = logging.getLogger("aligntok.training")
 
 
 def read_request(asked: TrainRequest) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -77,7 +80,7 @@ def run(
                 break
             if i and folder is None and any(stage.needs_stages for stage in together):
                 raise ConfigError("the generator's tokenizer is not finished; train all stages first, without --stage")
-            folder = _train(config, together, chosen, launcher, None if i else run_info)
+            folder = _train(config, stages, together, chosen, launcher, run_info)
     return folder
 
 
@@ -158,12 +161,13 @@ def _say_what_loads(config: Mapping[str, Any]) -> None:
 
 def _train(
     config: Mapping[str, Any],
+    stages: Sequence[Stage],
     group: Sequence[Stage],
     chosen: Sequence[Stage],
     launcher: str,
     run_info: Mapping[str, Any] | None,
 ) -> Path | None:
-    """Train those of the stages that are chosen and left, and print what all that are finished reached.
+    """Train those of a group of the stages that are chosen and left, and print what all that are finished reached.
 
     Returns what the last one exports, once it is finished.
     """
@@ -171,6 +175,7 @@ def _train(
     left = [stage for stage in wanted if _is_left(stage)]
     for stage in left:
         check_backends(stage.settings.log.backends)
+    _tell_followers(stages, left)
     data = {stage.name: stage.build_data() for stage in wanted} if left else {}
     for stage in left:
         if is_first() and finished_steps(stage.folder):
@@ -224,6 +229,23 @@ def _is_left(stage: Stage) -> bool:
     if finished:
         _say(f"{stage.name}: finished already, skipped")
     return not finished
+
+
+def _tell_followers(stages: Sequence[Stage], left: Sequence[Stage]) -> None:
+    """Warn where stages have begun from what is trained only now, anew or further: they stay what they are."""
+    changing = {stage.folder for stage in left if finished_steps(stage.folder) < stage.settings.steps}
+    following: dict[Path, None] = {}
+    for i, stage in enumerate(stages):
+        if list_checkpoints(stage.folder):
+            start = stages[i - 1].folder if stage.needs_stages else stage.start_folder
+            if start in {*changing, *following}:
+                following[stage.folder] = None
+    if following and is_first():
+        logger.warning(
+            "what is trained now others have begun from, as it was before, and they stay as they are: %s; to train "
+            "them on it, remove their folders, too",
+            ", ".join(map(str, following)),
+        )
 
 
 def _say(text: str) -> None:

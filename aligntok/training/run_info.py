@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 
 def run_info_of(config: str | os.PathLike[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what starts a run: the config file with its docstring, and the options given beside it."""
+    """Return what starts a run, and when: the config file with its docstring, and the options given beside it."""
     own = re.search(r"(?:^|/)(configs/.*)", str(config))  # where a checkout lies says nothing
-    return {"config": own[1] if own else str(config), "docstring": read_docstring(config), "options": dict(options)}
+    what = {"config": own[1] if own else str(config), "docstring": read_docstring(config), "options": dict(options)}
+    return {**what, "started": datetime.now().isoformat(timespec="seconds")}
 
 
 def read_docstring(config: str | os.PathLike[str]) -> str:
@@ -44,7 +45,6 @@ def write_run_info(work_dir: str | os.PathLike[str], run_info: Mapping[str, Any]
     """Write ``run.json`` into a work folder: the newest start's run_info, with versions, machine and time."""
     cuda = device().type == "cuda"
     here = {
-        "started": datetime.now().isoformat(timespec="seconds"),
         "aligntok_version": aligntok.__version__,
         "torch_version": torch.__version__,
         "device": torch.cuda.get_device_name() if cuda else platform.machine() + " CPU",

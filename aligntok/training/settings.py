@@ -63,7 +63,7 @@ class InitFrom:
     work_dir: str | None = None
     """Begin from that stage in another run's work folder."""
     weights: Literal["raw", "ema"] = "raw"
-    """Which of its weights: raw ones, or their averages where it keeps them."""
+    """Which of its weights: raw ones, or their averages, which it has to keep."""
 
 
 @settings

@@ -1,7 +1,7 @@
 """A few seeded steps of every kind of training, held by processes in every way: what the tests of `parallel` compare.
 
 As a program, one of several processes: RANK WORLD STORE OUT, then words KIND:POLICY:MICRO, KIND:POLICY:held for what it
-holds, or KIND:POLICY:again and :repeatable for whether one batch has one gradient; the first one writes OUT.
+holds, or KIND:POLICY:again, :repeatable and :split for whether one batch has one gradient; the first one writes OUT.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from aligntok.data.latent_shards import LatentStatistics
 from aligntok.device import repeatable
 from aligntok.diffusion.settings import Sampling
 from aligntok.distributed import mean_over_processes, total, world
-from aligntok.distributed.parallel import Sharding, parallelise, to_shares, whole
+from aligntok.distributed.parallel import Sharding, exchange_gradients, parallelise, to_shares, whole
 from aligntok.engine.ema import WeightAverages
 from aligntok.engine.optim import SIDES, PartOptimizersConstructor
 from aligntok.engine.runner import StepBatch
@@ -269,16 +269,21 @@ def held(kind: str, policy: str) -> dict[str, float]:
     }
 
 
-def again(kind: str, policy: str, asked: bool) -> list[bool]:
-    """Tell of the second, third, ... backward pass of one batch whether its gradients are the first's; collective."""
+def again(kind: str, policy: str, asked: bool, micro: int = 1) -> list[bool]:
+    """Tell of the second, third, ... backward pass of one batch whether its gradients are the first's; collective.
+
+    Each in so many micro-batches, as a step goes.
+    """
     with repeatable(asked):
         model, first, same = build(kind), list[torch.Tensor](), []
         parallelise(model, POLICIES[policy])
         source, each = torch.Generator().manual_seed(7 + world()[0]), BATCH // world()[1]
-        batch = dict(images=torch.rand(each, 3, 32, 32, generator=source) * 2 - 1)
+        images = torch.rand(each, 3, 32, 32, generator=source) * 2 - 1
         for _ in range(4):
             model.zero_grad()
-            model.backward(batch, MicroBatch(STEPS - 1, 0, 1))
+            for i, part in enumerate(images.chunk(micro)):
+                exchange_gradients(model, i == micro - 1)
+                model.backward(dict(images=part), MicroBatch(STEPS - 1, i, micro))
             found = [whole(p.grad).clone() for p in model.parameters() if p.grad is not None]
             first = first or found
             same.append(all(map(torch.equal, first, found)))
@@ -302,8 +307,8 @@ if __name__ == "__main__":
     found = {}
     for word in words:
         kind, policy, micro = word.split(":")
-        if micro in ("again", "repeatable"):
-            found[word] = again(kind, policy, micro == "repeatable")
+        if micro in ("again", "repeatable", "split"):
+            found[word] = again(kind, policy, micro == "repeatable", 2 if micro == "split" else 1)
         else:
             found[word] = held(kind, policy) if micro == "held" else train(kind, policy, int(micro))
     if world()[0] == 0:

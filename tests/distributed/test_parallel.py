@@ -17,7 +17,7 @@ import aligntok
 from aligntok.distributed import parallel
 from aligntok.distributed.parallel import Sharding, Unit, check_group, load_state, parallelise, traffic, whole
 from aligntok.errors import ConfigError
-from aligntok.training.alignment.gradient_ratio import gradient_at
+from aligntok.training.alignment.gradient_ratio import LastLayer, gradient_at
 from aligntok.training.memory import stage_memory
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -37,6 +37,7 @@ QUICK += [
     "prompts:shard:1",
 ]
 QUICK += ["constant weights:shard:2", "ratios of groups:replicate:2"]
+IN_PARTS = "alignment:replicate:split"
 MORE = [word for word in EVERY if word not in QUICK and not word.startswith("plain:")]
 
 IN_GROUPS = ("alignment", "generator")
@@ -82,9 +83,10 @@ def assert_alike(found, expected, word):
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [QUICK, pytest.param(MORE, marks=pytest.mark.nightly)], ids=["quick", "more"])
 def test_two_processes_that_replicate_or_share_are_one(one, together, words):
-    found = together(2, words)
+    found = together(2, [*words, IN_PARTS])
     for word in words:
         assert_alike(found[word], one(word.split(":")[0]), word)
+    assert all(found[IN_PARTS]), "the first step of a start, which may go on, has other bits than every other"
     if half := found.get("alignment:bf16:1"):
         whole = found["alignment:shard:1"]["logged"][0]["loss/l1"]
         assert half["logged"][0]["loss/l1"] != pytest.approx(whole, rel=1e-5)
@@ -275,6 +277,9 @@ def test_a_ratio_at_a_layer_without_a_part_in_it_is_refused():
     assert gradient_at(used.weight, [out], [torch.ones_like(out)]).tolist() == [[1, 1], [1, 1]]
     with pytest.raises(ConfigError, match=r"a gradient ratio is taken at a last layer of shape \(2, 2\) that has no"):
         gradient_at(other.weight, [out], [torch.ones_like(out)])
+    last = LastLayer(other.weight, other, calls=[((out,), other(torch.ones(1, 2)))])
+    with pytest.raises(ConfigError, match=r"a gradient ratio is taken at a last layer of shape \(2, 2\) that has no"):
+        last.pulls([out], [torch.ones_like(out)])
 
 
 def test_whole_tensors_stay_as_they_are():

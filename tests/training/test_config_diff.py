@@ -96,12 +96,20 @@ def test_a_checkpoint_of_another_shape_is_found_before_training(go_on, tmp_path,
     assert (tmp_path / "run" / FIRST / "stage.json").read_text() == before
 
 
+def test_what_is_refused_at_loading_leaves_the_description_as_it_was(go_on, tmp_path, capsys):
+    before = (tmp_path / "run" / FIRST / "stage.json").read_text()
+    assert go_on("ema.sigma_rel=[0.05,0.2]") == 2
+    assert "the checkpoint holds EMA widths or decays 0.05, 0.1, but" in capsys.readouterr().err
+    assert (tmp_path / "run" / FIRST / "stage.json").read_text() == before
+    assert go_on("seed=0") == 0
+
+
 def test_a_finished_stage_of_other_settings_is_reported(go_on, caplog, capsys):
     assert go_on("seed=0") == 0
     caplog.clear()
     assert go_on("optimizer.lr=1e-5", "optimizer.type=RAdam") == 0
     assert "finished already, skipped" in capsys.readouterr().err
-    assert "remove its folder to train it again" in caplog.text
+    assert "remove its folder, and those of later stages, to train it again" in caplog.text
 
 
 def test_a_work_folder_of_another_format_is_refused_by_whoever_reads_it(go_on, tmp_path, capsys):

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
 from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.plan import plan_stage
+from aligntok.training.settings import CheckpointSettings
 from aligntok.training.stages import RandomItems, Stage, StageData
 
 PACKAGE = Path(__file__).parents[2] / "aligntok"
@@ -194,6 +195,9 @@ class EndAt(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == AT:
+            if self.how == "stop":  # as mmengine's EarlyStoppingHook does
+                runner.train_loop.stop_training = True
+                return
             assert runner.checkpoints.begun == AT
             assert runner.checkpoints.saved == AT - 1
             if self.how == "error":
@@ -242,6 +246,14 @@ def test_whatever_ends_a_training_waits_for_what_was_begun(tmp_path, slowly, how
     with catching_sigterm():
         begin(tmp_path, 4)
     assert weights(tmp_path / "1_line") == {3: 1.75, 4: 1.875}
+
+
+def test_a_hook_that_stops_the_training_loses_no_step(tmp_path, slowly):
+    stage = line(tmp_path, 9)
+    stage.settings.hooks[:] = [dict(type="EndAt", how="stop")]
+    stage = replace(stage, settings=replace(stage.settings, checkpoint=CheckpointSettings(every=100)))
+    train(stage, stage.build_data())
+    assert weights(tmp_path / "1_line") == {3: 1.75}
 
 
 def test_a_disk_that_is_full_ends_the_training_at_its_next_step(tmp_path, monkeypatch):

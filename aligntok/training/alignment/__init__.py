@@ -19,10 +19,10 @@ from aligntok.data.images import find_buckets
 from aligntok.data.loader import make_loader
 from aligntok.data.sampler import batches_in_buckets, evenly_spaced
 from aligntok.distributed import world
-from aligntok.engine.checkpoints import PartStates
+from aligntok.engine.checkpoints import PartStates, finished_steps, part_states
 from aligntok.engine.hooks import PictureHook, draw_reconstructions
 from aligntok.engine.runner import ShareValLoop
-from aligntok.errors import AlignTokError, ConfigError, first_line, multiples_of
+from aligntok.errors import AlignTokError, CheckpointError, ConfigError, first_line, multiples_of
 from aligntok.loading import load_stage_tokenizer, read_merged_parts
 from aligntok.registry import (
     ADAPTERS,
@@ -39,8 +39,10 @@ from aligntok.registry import (
 )
 from aligntok.settings import read
 from aligntok.training.alignment.model import AlignmentModel
+from aligntok.training.plan import check_start
 from aligntok.training.settings import InitFrom, RunSettings, StageSettings
 from aligntok.training.stages import RandomItems, Stage, StageData, check_placed, merge, place_key, placed
+from aligntok.weights.lora import lora_scaling, without_lora
 
 _HOLD_OUT = (
     "hold some out by name with data.val.fraction=0.05, name others with data.val.split, or set data.val=None for none"
@@ -193,6 +195,35 @@ class AlignmentStage(Stage):
                     f"{self.where}: images of {each} do not go through its parts ({first_line(error)}); sizes or "
                     "channels of two of them do not fit"
                 ) from error
+
+    def check_follows(self, stages: list[Stage]) -> None:
+        """Raise ConfigError where one of the `stages` before it, which it begins from, makes weights of other shapes.
+
+        Or no averages, which are asked for. Of one that has its steps the weights themselves are looked at later.
+        """
+        start = self.settings.init_from
+        before: Any = next((stage for stage in stages if stage.folder == self.start_folder), None)
+        if start is None or before is None or finished_steps(self.folder):
+            return
+        if finished_steps(before.folder) >= before.settings.steps:
+            return
+        where = f"{self.where} begins from stage '{before.name}'"
+        if start.weights == "ema" and before.settings.ema is None:
+            raise ConfigError(f"{where} with weights='ema', but that one has ema=None; set its ema, or weights='raw'")
+        model, lora = before.build_model(), before.settings.lora
+        states = part_states({**model.frozen_parts(), **model.trained_parts()})
+        if lora is not None:
+            states["encoder"] = without_lora(states["encoder"], lora_scaling(asdict(lora)))
+        try:
+            self.build_model().load_start(states)
+        except CheckpointError as error:
+            raise ConfigError(f"{where}, whose parts are others: {error}") from error
+
+    def check_beforehand(self, stages: list[Stage]) -> None:
+        """Check whether it fits the stage that it begins from, and whether one of another run is there."""
+        self.check_follows(stages)
+        if self.start_folder not in [stage.folder for stage in stages]:
+            check_start(self)
 
     def read_start(self) -> PartStates | None:
         """Read the weights of the stage that it begins from, raw or averaged, low-rank updates merged."""

@@ -180,7 +180,7 @@ class GeneratorStage(Stage):
         generator = self.settings.generator
         if "num_classes" in generator or "num_classes" not in _keywords(generator):
             return self
-        begun = read_stage_file(self.folder, UNKNOWN)["generator"] if self.description.is_file() else None
+        begun = read_stage_file(self.folder, UNKNOWN)["generator"] if self.has_begun else None
         number = number_of_classes(self.look()) if begun is None else begun.get("num_classes")
         known = {} if number is None else {"num_classes": number}
         return replace(self, settings=replace(self.settings, generator={**generator, **known}))
@@ -195,7 +195,7 @@ class GeneratorStage(Stage):
     def open_tokenizer(self) -> Tokenizer:
         """Load the tokenizer: the run's own copy once it has begun, else that of the config, or of its cache."""
         kept = self.folder / "tokenizer"
-        if (kept / "config.json").is_file() and self.description.is_file():
+        if (kept / "config.json").is_file() and self.has_begun:
             return load_tokenizer(kept, components=self.components)
         return load_tokenizer(trained_on.tokenizers_source(self), components=self.components)
 
@@ -210,7 +210,7 @@ class GeneratorStage(Stage):
         held_to.check_words(self.settings, model.diffusion.condition, self.where)
         classes = self.settings.generator.get("num_classes", 1)  # of the data, once they are known
         held_to.check_variants(self.settings.validation, sampling, self.where, classes)
-        source = None if self.description.is_file() else self.settings.tokenizer  # what has begun has its own copy
+        source = None if self.has_begun else self.settings.tokenizer  # what has begun has its own copy
         size = None if source is None else saved_size(source)
         held_to.check_size(self.settings, generator.in_channels, size, "the tokenizer", self.name)
 

@@ -52,7 +52,7 @@ def build(stage: GeneratorStage) -> StageData:
     statistics, shape = _statistics(stage, tokenizer, train)
     names, sampling = tuple(getattr(train, "class_names", ())), asdict(settings.sampling)
     seed_torch("weights", stage.seed)  # the generator's first weights
-    begun = read_stage_file(stage.folder, UNKNOWN, described_fields) if stage.description.is_file() else {}
+    begun = read_stage_file(stage.folder, UNKNOWN, described_fields) if stage.has_begun else {}
     diffusion = LatentDiffusion(pinned(settings.generator, begun), tokenizer, statistics, shape, names, sampling)
     diffusion.condition.check_data(train)
     if (texts := diffusion.condition.to_encode(train)) is not None:
@@ -104,7 +104,7 @@ def _statistics(
     stage: GeneratorStage, tokenizer: Tokenizer, train: Any
 ) -> tuple[LatentStatistics, tuple[int, int, int]]:
     """Return the latents' statistics and shape: of the training that it goes on from; the cache's; new ones."""
-    settings, has_begun = stage.settings.data, stage.description.is_file()
+    settings, has_begun = stage.settings.data, stage.has_begun
     start = read_stage_file(stage.folder, UNKNOWN, described_fields) if has_begun else _start(stage, tokenizer)
     if settings.train["type"] == "latents":
         if stage.settings.init_from is not None:

@@ -19,8 +19,9 @@ from aligntok.cli import train
 from aligntok.data.loader import number_of_classes
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_checkpoint
 from aligntok.latent_diffusion import LatentDiffusion
-from aligntok.loading import load_latent_diffusion
+from aligntok.loading import load_latent_diffusion, load_tokenizer
 from aligntok.ops import attention
+from aligntok.training.stages import TrainedModel
 
 STEPS = 6
 EXACT = dict(type="AdamW", lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, eps=1e-2)  # rounding is not divided by
@@ -201,6 +202,10 @@ def test_one_config_trains_tokenizer_cache_and_generator(config_source, classes,
     capsys.readouterr()
     assert train([str(tmp_path / "chain.py"), "--work-dir", str(run)]) == 0
     assert capsys.readouterr().err.count("finished already, skipped") == 4
+    further = ["--cfg-options", "generation.steps=3", "generation.log.pictures=0"]
+    assert train([str(tmp_path / "chain.py"), "--work-dir", str(run), *further]) == 0
+    noted = json.loads((run / "run.json").read_text())  # the newest start, whatever it had left to train
+    assert noted["options"]["generation.steps"] == 3
     another = ["--work-dir", str(tmp_path / "another"), "--stage", "generation"]  # on the tokenizer of that run
     own = f"generation.tokenizer={run / 'tokenizer'}"
     assert train([str(tmp_path / "chain.py"), *another, "--cfg-options", own, "seed=1"]) == 0
@@ -347,6 +352,35 @@ def test_the_number_of_classes_is_the_datas_and_stays(write_generation, tmp_path
 def test_classes_are_counted_by_their_names_or_by_the_largest_label(names, labels, number):
     data = SimpleNamespace() if names is None else SimpleNamespace(class_names=tuple(names), labels=np.array(labels))
     assert number_of_classes(data) == number
+
+
+def test_until_its_first_checkpoint_a_training_takes_what_its_config_says(
+    write_generation, tmp_path, classes, tiny_tokenizer, monkeypatch
+):
+    """Its description, and a copy of its tokenizer, lie there already when it is stopped."""
+    torch.manual_seed(1)
+    other, saved = tmp_path / "other", load_tokenizer(tiny_tokenizer)
+    with torch.no_grad():
+        for parameter in saved.adapter.parameters():
+            parameter.mul_(2)
+    saved.save_pretrained(other)
+    changes = dict(data_root=str(classes), ema=None, log=dict(pictures=0), steps=1)
+    changes["data"] = dict(train=dict(type="images", split="train", image_size=32), statistics_images=6)
+    told, go = {}, TrainedModel.train_step
+    for tokenizer in (tiny_tokenizer, other):
+        config = write_generation(tokenizer=str(tokenizer), **changes)
+        stopped = tokenizer is tiny_tokenizer
+        monkeypatch.setattr(TrainedModel, "train_step", interrupted if stopped else go)
+        assert train([config, "--work-dir", str(tmp_path / "run")]) == (130 if stopped else 0)
+        said = json.loads((tmp_path / "run" / "generation" / "stage.json").read_text())
+        told[tokenizer] = said["tokenizer_identity"], said["statistics"]["mean"]
+    assert told[other][0] == saved.identity == load_tokenizer(tmp_path / "run" / "generation" / "tokenizer").identity
+    assert told[other][0] != told[tiny_tokenizer][0]
+    assert told[other][1] != told[tiny_tokenizer][1]
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_what_a_state_depends_on_cannot_change_on_the_way(whole, tmp_path, capsys):
