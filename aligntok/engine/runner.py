@@ -140,9 +140,8 @@ class StageRunner(Runner):
 
     def _new_averages(self, model: Any) -> WeightAverages | None:
         """Return averages that begin as the weights are now; None where none are kept."""
-        if self._averages is None:
-            return None
-        return WeightAverages(model.averaged_parts(), self._averages.sigma_rel, self._averages.decays)
+        kept = self._averages
+        return None if kept is None else WeightAverages(model.averaged_parts(), kept.sigma_rel, kept.decays)
 
     def _take(self, folder: Path, what: Collection[str]) -> None:
         """Begin with averages and moments of another training of the same model; rates and steps are this one's."""
