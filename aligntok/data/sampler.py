@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,24 @@ def batches_in_buckets(buckets: BucketIndices, batch_size: int) -> Iterator[list
         yield from batched(members, batch_size)
 
 
-class BucketSchedule:
+class Forgetful:
+    """Base of what goes to other processes without what belongs to one: attributes that begin with an underscore.
+
+    `_forget` makes those: caches, which cannot be pickled where they are of a method, and threads.
+    """
+
+    def _forget(self) -> None:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+
+class BucketSchedule(Forgetful):
     """Which bucket each optimiser step takes, and the how-manieth of that bucket it is, from (seed, step) alone.
 
     A bucket of n images is an endless stream of passes over them, cut into batches of B. A step belongs to the epoch
@@ -61,6 +78,9 @@ class BucketSchedule:
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
+        self._forget()
+
+    def _forget(self) -> None:
         self._laid_out = lru_cache(1)(self._lay_out)
 
     def first_step(self, epoch: int) -> int:

@@ -11,7 +11,7 @@ from aligntok.data.buckets import AspectBuckets, CropTally
 from aligntok.data.index.format import CAPTIONED, DOMAIN, FIXED, Index
 from aligntok.data.index.tables import image_bytes, opened_table
 from aligntok.data.remote import RemoteFiles, shown
-from aligntok.data.sampler import evenly_spaced
+from aligntok.data.sampler import Forgetful, evenly_spaced
 from aligntok.data.sources.base import ImageSource, PackedNames
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError
@@ -21,17 +21,20 @@ _AT_ONCE = 1 << 20  # samples of which the columns are looked at
 _AGAIN = "make the index anew with `aligntok index`"
 
 
-class SampledSource(ImageSource):
+class SampledSource(Forgetful, ImageSource):
     """At most `number` samples of an index, evenly spread, of those that could be read when it was made."""
 
     def __init__(self, index: Index, number: int, files: RemoteFiles) -> None:
         samples = np.array(evenly_spaced(len(index), number), dtype=np.int64)
         self.samples = samples[index.column("height")[samples] > 0]
         self.index, self.files = index, files
-        self._group = lru_cache(2)(self._read_group)
+        self._forget()
         places = (shown(index.shards.place(int(shard))) for shard in index.shard_of(self.samples))
         names = (f"{place}, sample {sample}" for place, sample in zip(places, self.samples.tolist(), strict=True))
         super().__init__(str(index.folder), PackedNames(names))
+
+    def _forget(self) -> None:
+        self._group = lru_cache(2)(self._read_group)
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one sample. Raises DataError when they cannot be had."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aligntok.data.sampler import SampleIndex, SharedBatchSampler
+from aligntok.data.sampler import Forgetful, SampleIndex, SharedBatchSampler
 from aligntok.data.stream.selection import Selection
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError
@@ -65,7 +65,7 @@ def _mixed(value: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint
     return mixed ^ (mixed >> np.uint64(32))
 
 
-class StreamOrder:
+class StreamOrder(Forgetful):
     """The order of a selection's samples, for batches of `batch_size` over all processes.
 
     Each bucket is an endless sequence: position p is in epoch ``p // n`` of the n samples of that bucket, each of which
@@ -81,13 +81,6 @@ class StreamOrder:
         self._windows = lru_cache(2)(self._count_windows)
         self._members = lru_cache(4)(self._gather)
         self._tables = lru_cache(_WINDOWS_KEPT)(self._shuffle)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._forget()
 
     def samples(self, bucket: int, first: int, number: int) -> Int64s:
         """Return the samples at `number` positions of a bucket's sequence, from `first` on: numbers in the index."""

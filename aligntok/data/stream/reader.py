@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from aligntok.data.remote import RemoteFiles, local_path
+from aligntok.data.sampler import Forgetful
 from aligntok.data.sources.captions import captions_in
 from aligntok.data.stream.cache import BlockCache
 from aligntok.data.stream.selection import Selection
@@ -41,7 +42,7 @@ class Span(NamedTuple):
     end: int
 
 
-class SampleReader(ABC):
+class SampleReader(Forgetful, ABC):
     """Reads the samples of a selection. Picklable; for several threads.
 
     captioned: whether captions are read, too. threads: requests at once, and as many for what comes later. skips:
@@ -59,13 +60,6 @@ class SampleReader(ABC):
     ) -> None:
         self.index, self.selection, self.captioned = selection.index, selection, captioned
         self.files, self.cache, self.threads, self.skips = files, cache, threads, skips
-        self._forget()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
         self._forget()
 
     def _forget(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import runpy
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from aligntok.cli import main
 from aligntok.data.buckets import AspectBuckets
+from aligntok.data.index.sampled import SampledSource
+from aligntok.data.remote import RemoteFiles
 
 COLUMNS = runpy.run_path(str(Path(__file__).with_name("packing.py")))["COLUMNS"]
 
@@ -63,3 +66,10 @@ def test_a_data_check_of_an_index_reads_shards_and_has_no_use_for_what_folders_h
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     (told,) = look(capsys, index.folder, status=1)["data"].values()
     assert told["unreadable"]["images"] == 1
+
+
+def test_samples_of_an_index_can_be_looked_at_by_processes_that_are_not_forked(tables, build):
+    source = SampledSource(build(tables), 5, RemoteFiles())
+    whole = [source.read(i) for i in range(5)]
+    copied = pickle.loads(pickle.dumps(source))
+    assert [copied.read(i) for i in range(5)] == whole

@@ -214,6 +214,16 @@ def test_a_copy_for_a_worker_reads_the_same(far, tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_workers_that_are_not_forked_read_the_same(served_folder, whole):
+    data = StreamDataset(served_folder / "index", **WANTED)
+    sampler = data.batches(BATCH, 7, num_steps=STEPS)
+    next(iter(sampler))
+    copied = pickle.loads(pickle.dumps(data))  # as a spawned worker gets it, once batches were asked for
+    items = copied.__getitems__(sampler.batch(3))
+    assert [item["index"] for item in items] == whole[3][0]
+    assert copied._sampler.batch(40) == sampler.batch(40)
+
+
 def test_what_it_is_made_of_tells_when_that_changes(served_folder, build_index, tmp_path):
     data = StreamDataset(served_folder / "index", **WANTED)
     data.listing.write(tmp_path)
