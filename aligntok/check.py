@@ -68,12 +68,12 @@ def check_folder(asked: CheckRequest) -> list[Problem]:
     root = Path(asked.folder).expanduser()
     if not root.exists():
         raise ConfigError(f"there is no {root} to check; give a folder, or a file, that AlignTok wrote")
-    files = [root] if root.is_file() else [*_files(root)]
-    if not files:
+    problems: list[Problem] = []
+    files = [root] if root.is_file() else [*_files(root, problems)]
+    if not files and not problems:
         raise ConfigError(f"{root} has no files to check")
     from aligntok.distributed.job import progress_bar
 
-    problems: list[Problem] = []
     unchecked: list[Path] = []
     with ThreadPoolExecutor(_THREADS) as pool, progress_bar(len(files), f"checking {root}", "file") as bar:
         for path, found in zip(files, pool.map(_look, files), strict=True):
@@ -99,8 +99,15 @@ def check_folder(asked: CheckRequest) -> list[Problem]:
     return problems
 
 
-def _files(root: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(root):
+def _files(root: Path, problems: list[Problem]) -> Iterator[Path]:
+    """Yield the files of a folder; one in it that cannot be listed is a problem more."""
+
+    def note(error: OSError) -> None:
+        problems.append(
+            Problem(Path(error.filename), f"cannot be listed ({error.strerror})", "correct its permissions")
+        )
+
+    for parent, folders, names in os.walk(root, onerror=note):
         folders[:] = sorted(name for name in folders if not TEMPORARY.fullmatch(name))
         for name in sorted(names):
             if name != ".lock" and not (name.startswith(".") and name.endswith(".tmp")):

@@ -9,10 +9,11 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from aligntok.errors import ConfigError, WriteError
+from aligntok.errors import AlignTokError, ConfigError, WriteError
 from aligntok.io.checksums import CHECKSUMS, read_checksums
 from aligntok.io.files import TEMPORARY, put_in_place, read_json, regular, remove, unseen, write_json, writing
 
@@ -221,6 +222,26 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             remove(made)
 
 
+def refuse_unlisted(kind: type[AlignTokError], error: OSError) -> None:
+    """Raise an error of that `kind` for a folder that cannot be listed, which os.walk passes over: an `onerror`.
+
+    One that is gone, or was never there, is none.
+    """
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise kind(
+            f"the folder {error.filename} cannot be listed ({error.strerror}); correct its permissions, or move it away"
+        ) from error
+
+
+def listed(folder: str | os.PathLike[str], kind: type[AlignTokError]) -> list[Path]:
+    """Return what lies in a folder, in any order; nothing without one. Raises as `refuse_unlisted` does."""
+    try:
+        return [*Path(folder).iterdir()]
+    except OSError as error:
+        refuse_unlisted(kind, error)
+        return []
+
+
 def check_links(top: str | os.PathLike[str], *folders: Path) -> None:
     """Raise ConfigError for one of `folders` in `top`, or a folder in it, that is a link which leads out of `top`.
 
@@ -228,7 +249,7 @@ def check_links(top: str | os.PathLike[str], *folders: Path) -> None:
     """
     root = real(top)
     for folder in folders:
-        for place, inner, _ in os.walk(folder):
+        for place, inner, _ in os.walk(folder, onerror=partial(refuse_unlisted, ConfigError)):
             for path in map(Path, (place, *(os.path.join(place, name) for name in inner))):
                 if path.is_symlink() and not real(path).is_relative_to(root):
                     raise ConfigError(

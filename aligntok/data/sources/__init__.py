@@ -28,6 +28,7 @@ from aligntok.data.sources.tables import open_hub, open_parquet, open_saved
 from aligntok.data.sources.webdataset import ShardSource, expand_pattern
 from aligntok.data.transforms import image_suffixes
 from aligntok.errors import ConfigError, DataError, suggestion
+from aligntok.io.folders import listed
 
 _HUB = "hf://"
 _PACKED = {".tar": ShardSource, ".parquet": open_parquet}
@@ -115,7 +116,7 @@ def _open_pattern(given: str, path: Path, split: str, label: str | None, caption
             "fetch them and give the folder, or hf://owner/name for a data set of the Hugging Face hub"
         )
     if "{" not in given:
-        near = suggestion(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+        near = suggestion(path.name, (each.name for each in listed(path.parent, DataError)))
         raise DataError(f"no file or folder of images at {path}; {near}set `data_root` to one that exists")
     files = [Path(file).expanduser() for file in expand_pattern(given)]
     missing = [file for file in files if not file.is_file()]
@@ -132,7 +133,7 @@ def _open_folder(path: Path, split: str, label: str | None, caption: str | None)
     folder = path if by_name else path / split
     if any((folder / name).is_file() for name in _SAVED):
         return open_saved(folder, split if by_name else "", label, caption)
-    inner = sorted(child for child in path.iterdir() if child.is_dir() and not is_hidden(child.name))
+    inner = sorted(child for child in listed(path, DataError) if child.is_dir() and not is_hidden(child.name))
     files = packed_files(folder)
     if all((folder / name).is_file() for name in _INDEX):
         raise DataError(
@@ -155,7 +156,7 @@ def _open_folder(path: Path, split: str, label: str | None, caption: str | None)
             f"{folder} holds images of several kinds: {' and '.join(kinds)}; move one kind away, "
             "or set `data_root` to a file, a pattern or a subfolder of one kind"
         )
-    beside = (child for child in folder.iterdir() if child.is_file() and not is_hidden(child.name))
+    beside = (child for child in listed(folder, DataError) if child.is_file() and not is_hidden(child.name))
     others = Counter(suffix_of(child.name) or "without suffix" for child in beside if child.suffix != files[0].suffix)
     say_passed_over(str(folder), others)
     source = _PACKED[files[0].suffix](located(path, split), files, label, caption)
@@ -164,12 +165,16 @@ def _open_folder(path: Path, split: str, label: str | None, caption: str | None)
 
 
 def packed_files(folder: Path) -> list[Path]:
-    """Return the shards and tables in a folder; a repository of the hub has its tables in ``data``."""
+    """Return the shards and tables in a folder; a repository of the hub has its tables in ``data``.
 
-    def files(place: Path, pattern: str) -> list[Path]:
-        return sorted(path for path in place.glob(pattern) if path.is_file() and not is_hidden(path.name))
+    Raises DataError for a folder that cannot be listed.
+    """
 
-    return [*files(folder, "*.tar"), *(files(folder, "*.parquet") or files(folder / "data", "*.parquet"))]
+    def files(place: Path, suffix: str) -> list[Path]:
+        found = (path for path in listed(place, DataError) if path.name.endswith(suffix))
+        return sorted(path for path in found if path.is_file() and not is_hidden(path.name))
+
+    return [*files(folder, ".tar"), *(files(folder, ".parquet") or files(folder / "data", ".parquet"))]
 
 
 def _first_image(folder: Path) -> list[Path]:

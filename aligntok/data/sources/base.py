@@ -25,10 +25,10 @@ from aligntok.distributed import is_first
 from aligntok.errors import DataError, some_of, unknown
 from aligntok.imports import FAILURES, import_failure
 from aligntok.io.files import check_size, regular
+from aligntok.io.folders import refuse_unlisted
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
 
 logger = logging.getLogger("aligntok.data")
 
@@ -185,12 +185,12 @@ def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield the folders of a tree, '' or a path in it, with the names of their files; links are followed.
 
     A folder that is there twice is visited once, under its own path rather than a link's, so that links cannot go
-    round in circles; hidden ones are passed over.
+    round in circles; hidden ones are passed over. Raises DataError for one that cannot be listed.
     """
     seen, waiting = set(), [top]  # links wait until every folder that is none was visited
     while waiting:
         begin = waiting.pop(0)
-        for place, folders, files in os.walk(begin):
+        for place, folders, files in os.walk(begin, onerror=partial(refuse_unlisted, DataError)):
             found = os.stat(place)
             if (found.st_dev, found.st_ino) in seen:
                 folders.clear()

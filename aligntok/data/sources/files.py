@@ -36,6 +36,7 @@ from aligntok.data.transforms import image_suffixes
 from aligntok.distributed.job import batched
 from aligntok.errors import DataError, some_of
 from aligntok.io.files import check_size, read_bytes, regular
+from aligntok.io.folders import listed
 
 _ZIP_LOCAL_HEADER = struct.Struct("<26xHH")  # the lengths of the name and of the extra field end it
 _THREADS, _CHUNK = 16, 256
@@ -123,7 +124,7 @@ class FolderSource(FileTreeSource):
     def __init__(self, path: Path, split: str = "", caption: str | None = None) -> None:
         self.folder = path / split
         if not self.folder.is_dir():
-            raise _missing_split(path, split, (child.name for child in path.iterdir() if child.is_dir()))
+            raise _missing_split(path, split, (child.name for child in listed(path, DataError) if child.is_dir()))
         files: list[str] = []
         tops = set()
         for inside, names in walk(self.folder):

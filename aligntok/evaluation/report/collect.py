@@ -216,7 +216,7 @@ def find(source: str | os.PathLike[str]) -> Run:
         run.results.append(Evaluated(path, read_result(path)))
         return run
     origins = {}
-    for folder, files in _walk(path):
+    for folder, files in _walk(path, run.missing):
         if RUN in files:
             origins[folder] = _read_json(run, folder / RUN)
         _take(run, folder, files)
@@ -248,8 +248,11 @@ def _check_is_one(run: Run) -> None:
             two.before = one.before + max(one.step, one.steps)
 
 
-def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:
-    for place, folders, files in os.walk(top):
+def _walk(top: Path, missing: list[str]) -> Iterator[tuple[Path, set[str]]]:
+    def note(error: OSError) -> None:
+        missing.append(f"{error.filename} cannot be listed ({error.strerror}); {UNREAD}")
+
+    for place, folders, files in os.walk(top, onerror=note):
         folder = Path(place)
         deep = len(folder.relative_to(top).parts) >= DEPTH or "manifest.json" in files  # the latter of a latent cache
         left_out = {*folders} if deep else _PRUNED | ({"images"} if SAMPLES in files else set())
