@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from typing import BinaryIO
 
@@ -13,7 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from aligntok.data.sources.base import ImageSource, PackedNames, say_once
+from aligntok.distributed.job import batched
 from aligntok.errors import ConfigError, DataError
+
+_THREADS, _CHUNK = 16, 256
 
 
 def hold_out(source: ImageSource, fraction: float, held_out: bool) -> ImageSource:
@@ -100,10 +104,9 @@ def check_apart(train: ImageSource, val: ImageSource, cure: str) -> None:
     They are told by where they lie, not by what they show: files of folders and zips one by one, shards and tables by
     the file, data sets of the hub by the split.
     """
-    places = val.places()
-    measured = {*map(os.path.realpath, places)} if val.root else {*places}  # a validation may be links to some images
+    measured = {*_followed(val)}
     if (
-        any(place in measured for place in train.places())
+        any(place in measured for place in _followed(train))
         or measured & _wholes(train)
         or {*train.places()} & _wholes(val)
     ):
@@ -111,6 +114,21 @@ def check_apart(train: ImageSource, val: ImageSource, cure: str) -> None:
             f"images of {val.where} are measured on that are also trained on, in {train.where}: what is measured would "
             f"be what was learned by heart; {cure}"
         )
+
+
+def _followed(source: ImageSource) -> Iterator[str]:
+    """Yield the places of a source, those of files that are links by what they lead to: either set may be of links."""
+
+    def follow(part: list[str]) -> list[str]:
+        return [os.path.realpath(place) if os.path.islink(place) else place for place in part]
+
+    places = [*source.places()]
+    if not source.root:
+        yield from places
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for found in pool.map(follow, batched(places, _CHUNK)):
+            yield from found
 
 
 def _wholes(source: ImageSource) -> set[str]:

@@ -397,6 +397,10 @@ def test_a_split_within_what_is_trained_on_is_refused(tree, tmp_path):
         (tmp_path / name).symlink_to(target)
         with pytest.raises(DataError, match="are also trained on"):
             check_apart(open_source(root), open_source(tmp_path / name.split("/")[0]), "")
+        with pytest.raises(DataError, match="are also trained on"):
+            check_apart(open_source(tmp_path / name.split("/")[0]), open_source(root), "")
+    with pytest.raises(DataError, match="are also trained on"):  # both are links to the same
+        check_apart(open_source(tmp_path / "files"), open_source(tmp_path / "folders"), "")
     (tmp_path / "link").symlink_to(root)
     with pytest.raises(DataError, match="are also trained on"):
         check_apart(open_source(root), open_source(tmp_path / "link"), "")
