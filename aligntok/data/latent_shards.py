@@ -189,7 +189,7 @@ class Shard:
                 raise ValueError(f"{self.bytes} bytes of {needed}")
             kinds = [[self._header[name][key] for key in ("dtype", "shape")] for name in self._halves]
             self.dtype, (self.images, *rest) = kinds[0]
-            self._copies, *shape = rest if len(kinds) == 1 else (2, *rest)
+            self.copies, *shape = rest if len(kinds) == 1 else (2, *rest)
             self.latent_shape: list[int] = shape
             if len(shape) != 3 or kinds[0] != kinds[-1]:
                 raise ValueError(f"its latents are {', '.join(map(str, kinds))}")
@@ -207,7 +207,7 @@ class Shard:
 
     def map_latents(self) -> MappedRows | PairedRows:
         """Map the latents into memory, as (n * copies, C h w). The shard must have some."""
-        rows, width = self.images * self._copies // len(self._halves), math.prod(self.latent_shape)
+        rows, width = self.images * self.copies // len(self._halves), math.prod(self.latent_shape)
         mapped = [MappedRows(self.path, *self._place(name)[::2], rows, width) for name in self._halves]
         return mapped[0] if len(mapped) == 1 else PairedRows(mapped)
 
@@ -238,7 +238,7 @@ class Shard:
     @property
     def moments(self) -> Moments:
         """The moments of all latents of the shard."""
-        count = self.images * self._copies * math.prod(self.latent_shape[1:])
+        count = self.images * self.copies * math.prod(self.latent_shape[1:])
         return Moments(count, self._read("mean"), self._read("m2"))
 
     def _place(self, name: str) -> tuple[np.dtype[Any], int, int]:

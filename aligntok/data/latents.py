@@ -19,9 +19,10 @@ from torch.utils.data import Dataset, default_collate
 
 from aligntok.data.captions import Captions
 from aligntok.data.latent_shards import LatentStatistics, Manifest, Shard, damaged
-from aligntok.data.lightningdit import open_manifest
+from aligntok.data.lightningdit import TYPES, open_manifest
 from aligntok.data.listing import Listing, hashes
 from aligntok.data.sampler import SampleIndex
+from aligntok.data.sources.classes import check_labels
 from aligntok.device import DTYPES
 from aligntok.distributed import is_first_of_node
 from aligntok.errors import ConfigError, DataError, at_least
@@ -33,6 +34,7 @@ from aligntok.settings import Count
 
 logger = logging.getLogger("aligntok.data")
 _FLIPS_AT_ONCE = 4096  # samples whose flips come from one random stream: to seed one for each takes longer than to read
+_CURE = "copy the cache again, whole, or make it anew"
 _MOST_MAPPED = 512  # shards; each holds a file descriptor, of which a process often may have 1024
 
 
@@ -116,6 +118,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._ends = np.cumsum([shard.images for shard in self._shards])
         self._begins = self._ends - [shard.images for shard in self._shards]
         self.labels = np.concatenate([shard.labels for shard in self._shards])
+        check_labels(f"{self.root}: the labels", self.labels, self.class_names, _CURE)
         self.source_index = np.concatenate([shard.index for shard in self._shards])
         self.captions = None if caption is None else Captions.joined([shard.captions for shard in self._shards])
         self._mean, self._std = self.statistics.tensors()
@@ -221,12 +224,20 @@ def _open_shards(root: Path, manifest: Manifest) -> list[Shard]:
     """Open every shard with something in it. Raises DataError for one that is missing or not of the manifest."""
     shards = []
     for entry in manifest.shards:
-        shard = Shard(inside(root, entry["file"], DataError, "copy the cache again, whole, or make it anew"))
+        shard = Shard(inside(root, entry["file"], DataError, _CURE))
         if (shard.images, shard.bytes) != (entry["images"], entry["bytes"]):
             raise DataError(
                 f"{shard.path} is not the shard of the manifest: {shard.images} images in {shard.bytes} bytes, not "
-                f"{entry['images']} in {entry['bytes']}; copy the cache again, whole"
+                f"{entry['images']} in {entry['bytes']}; {_CURE}"
             )
-        if shard.images:
-            shards.append(shard)
+        if not shard.images:
+            continue
+        found = TYPES.get(shard.dtype), (*shard.latent_shape,), shard.copies
+        said = manifest.encoding["dtype"], (*manifest.latent_shape,), manifest.copies
+        if found != said:
+            kinds = (f"{shape} of {dtype}, {copies} of each image" for dtype, shape, copies in (found, said))
+            raise DataError(f"{shard.path} is not the shard of the manifest: latents {', not '.join(kinds)}; {_CURE}")
+        shards.append(shard)
+    if (in_all := sum(shard.images for shard in shards)) != manifest.images:
+        raise DataError(f"{root}: its manifest says {manifest.images:,} images, and {in_all:,} of its shards; {_CURE}")
     return shards

@@ -30,6 +30,8 @@ from aligntok.errors import DataError
 from aligntok.io.arrays import check_stored, why_unread
 from aligntok.io.files import read_bytes, reading, replacing
 
+#: Types of latents, by what they are called in a shard.
+TYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 STATISTICS = "latents_stats.pt"
 PATTERN = "latents_rank*_shard*.safetensors"
 _MOST_STATISTICS = 1 << 20  # bytes of the file
@@ -49,13 +51,12 @@ def open_manifest(folder: str | os.PathLike[str]) -> Manifest:
         return read_manifest(root)
     shards = [Shard(path) for path in paths]
     kinds = {(shard.dtype, (*shard.latent_shape,)): shard.path.name for shard in shards}
-    names = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
     (dtype, shape), *others = kinds
-    if others or dtype not in names:
+    if others or dtype not in TYPES:
         told = "; ".join(f"{name}: {kind[0]} {kind[1]}" for kind, name in kinds.items())
-        raise DataError(f"{root}: latents must be of one shape, and of one type, {', '.join(names)}; {told}")
+        raise DataError(f"{root}: latents must be of one shape, and of one type, {', '.join(TYPES)}; {told}")
     return Manifest(
-        encoding={"format": FORMAT, "tokenizer": {"identity": "", "source": ""}, "dtype": names[dtype], "hflip": True},
+        encoding={"format": FORMAT, "tokenizer": {"identity": "", "source": ""}, "dtype": TYPES[dtype], "hflip": True},
         images=sum(shard.images for shard in shards),
         latent_shape=(shape[0], shape[1], shape[2]),
         statistics=_read_statistics(root / STATISTICS, shape[0]),

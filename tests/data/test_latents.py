@@ -321,6 +321,17 @@ AMISS = {
     "a tensor backwards": (lambda f: redeclare(f, "labels", shape=[-7], data_offsets=[28, 0]), "labels declares"),
     "half an image": (lambda f: redeclare(f, "mean", shape=[1.5, 2]), "mean declares"),
     "a changed bit": (lambda f: flip(shard_path(f, 3)), r"shard_00003.*its SHA-256 is not the one in"),
+    "another type": (
+        lambda f: encoded(f, dtype="fp16"),
+        r"latents \(3, 4, 6\) of fp32, 2 of each image, not .* of fp16",
+    ),
+    "another shape": (
+        lambda f: rewrite(f, latent_shape=[3, 6, 4]),
+        r"latents \(3, 4, 6\) of fp32.* not \(3, 6, 4\) of",
+    ),
+    "copies that it has not": (lambda f: encoded(f, hflip=False), "2 of each image, not .* 1 of each image"),
+    "more images": (lambda f: rewrite(f, images=14), "says 14 images, and 13 of its shards"),
+    "fewer classes": (lambda f: rewrite(f, class_names=["ant", "bee"]), "labels reach to 2, .* names of 2 classes"),
     "shards swapped": (swap, "is not the shard of the manifest: 7 images .* not 5"),
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from aligntok.data.sources.base import ImageSource, Labels, say_once
 from aligntok.errors import DataError, some_of
@@ -87,6 +88,12 @@ def number_classes(where: str, found: Sequence[int | str | None]) -> tuple[Label
         )
     index_of: dict[int | str | None, int] = {None: -1, **{name: number for number, name in enumerate(names)}}
     return np.array([index_of.get(value, value) for value in found], dtype=np.int32), tuple(names)
+
+
+def check_labels(what: str, labels: npt.NDArray[Any], names: Sequence[str], cure: str) -> None:
+    """Raise DataError, which ends with a `cure`, for a label above those of the classes, where these have names."""
+    if names and (most := int(labels.max(initial=-1))) >= len(names):
+        raise DataError(f"{what} reach to {most}, and there are names of {len(names)} classes, from 0 on; {cure}")
 
 
 def several_labels(where: str, names: Sequence[str]) -> DataError:

@@ -28,12 +28,13 @@ from aligntok.data.sources.base import (
     spellings,
 )
 from aligntok.data.sources.captions import caption_columns, captions_of_column, one_of
-from aligntok.data.sources.classes import LABEL_NAMES, several_labels
+from aligntok.data.sources.classes import LABEL_NAMES, check_labels, several_labels
 from aligntok.data.transforms import holds_image
 from aligntok.errors import DataError, ImageError, first_line, some_of, unknown
-from aligntok.io.files import check_size, inside, read_bytes
+from aligntok.io.files import check_size, inside, read_bytes, reading
 
 _HUB = "hf://"
+_CURE = "correct that column, or choose another with `label`, or label='' for none"
 _LABELS_ARE = ("int", "uint", "string", "large_string")
 _LABEL_WORDS = re.compile(r"(?<![a-z])(labels?|cls|class|category)(?![a-z])", re.IGNORECASE)
 _ROWS_TRIED = 8  # to see whether a column of bytes holds images
@@ -288,13 +289,17 @@ def _label_column(where: str, dataset: Any, label: str | None) -> str | None:
 
 
 def _read_labels(where: str, dataset: Any, name: str) -> tuple[Labels, tuple[str, ...]]:
-    column, class_names = _column(dataset, name)[:][name], tuple(getattr(dataset.features[name], "names", None) or ())
-    if "string" in _dtype(dataset.features[name]):
-        pyarrow, compute = import_module("pyarrow"), import_module("pyarrow.compute")
-        texts = compute.utf8_trim_whitespace(column)
-        class_names = tuple(sorted({*texts.unique().to_pylist()} - {None, ""}))
-        column = compute.index_in(texts, value_set=pyarrow.array(class_names, texts.type))
-    labels = column.cast("int64").fill_null(-1).to_numpy()
+    class_names = tuple(getattr(dataset.features[name], "names", None) or ())
+    with reading(f"{where}: column '{name}'", DataError, _CURE):  # text may be no UTF-8, a number above all of int64
+        column = _column(dataset, name)[:][name]
+        column.validate(full=True)
+        if "string" in _dtype(dataset.features[name]):
+            pyarrow, compute = import_module("pyarrow"), import_module("pyarrow.compute")
+            texts = compute.utf8_trim_whitespace(column)
+            class_names = tuple(sorted({*texts.unique().to_pylist()} - {None, ""}))
+            column = compute.index_in(texts, value_set=pyarrow.array(class_names, texts.type))
+        labels = column.cast("int64").fill_null(-1).to_numpy()
+    check_labels(f"{where}: the labels in column '{name}'", labels, class_names, _CURE)
     if labels.min() < -1 or labels.max() > np.iinfo(np.int32).max:
         raise DataError(
             f"{where}: column '{name}' holds {labels.min()} to {labels.max()}; class indices are 0, 1, ..., or -1"

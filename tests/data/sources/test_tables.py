@@ -102,6 +102,21 @@ def test_a_label_that_is_no_class_index_is_refused(table, encoded, wrong):
         open_source(table(image=structs(encoded), label=[wrong] + [0] * 11))
 
 
+def test_labels_that_no_file_should_have_are_refused(table, encoded, as_dataset):
+    text = pa.py_buffer(b"\xff" * 12)  # no UTF-8, which the file says that it is
+    places = pa.py_buffer(np.arange(13, dtype=np.int32))
+    broken = pa.Array.from_buffers(pa.string(), 12, [None, places, text])
+    for labels in (broken, pa.array([2**63 + 5] * 12, pa.uint64())):
+        with pytest.raises(DataError, match=r"column 'label' cannot be read .*; correct that column, or choose"):
+            open_source(table(image=structs(encoded), label=labels))
+    few = as_dataset().cast_column("label", datasets.Value("int64"))
+    few = few.cast_column("label", datasets.ClassLabel(names=["ant", "bee", "zebra"]))
+    assert RowSource("few", few).class_names == ("ant", "bee", "zebra")
+    few.info.features["label"].names = ["ant", "bee"]  # as a file may say, which nobody holds against its rows
+    with pytest.raises(DataError, match="labels in column 'label' reach to 2, and there are names of 2 classes"):
+        RowSource("few", few)
+
+
 def test_the_only_class_column_is_taken_whatever_its_name_but_not_one_of_two(as_dataset):
     fine = as_dataset().rename_column("label", "fine")
     assert RowSource("fine", fine).class_names == ("ant", "bee", "zebra")
