@@ -114,6 +114,28 @@ def test_a_zip_entry_of_an_impossible_size_is_refused(tmp_path, monkeypatch):
         open_source(path)
 
 
+@pytest.mark.parametrize(("offset", "wrong"), [(6, b"\x63"), (46, b"\xff")], ids=["a version", "a name in UTF-8"])
+def test_a_zip_whose_list_cannot_be_read_is_refused(tmp_path, offset, wrong):
+    path = zipped(tmp_path / "x.zip", "a/\u00e9.png", png())
+    data = bytearray(path.read_bytes())
+    place = data.rfind(b"PK\x01\x02") + offset
+    place += 2 * (offset == 46)  # the é of the name
+    data[place : place + 1] = wrong
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="is not a zip archive, or a damaged one"):
+        open_source(path)
+
+
+def test_a_zip_entry_that_cannot_be_unpacked_is_unreadable_and_not_the_end(tmp_path):
+    path = zipped(tmp_path / "x.zip", "a/z.png", bytes(BIG))
+    data = bytearray(path.read_bytes())
+    place = data.rfind(b"PK\x03\x04") + 30 + len("a/z.png")
+    data[place : place + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a/z\.png in .* cannot be unpacked"):
+        open_source(path).read(1)
+
+
 def test_a_member_of_a_shard_that_declares_more_than_there_is_is_unreadable(tmp_path):
     pytest.importorskip("webdataset")
     path = tmp_path / "x.tar"

@@ -205,9 +205,11 @@ class ZipSource(FileTreeSource):
             raise ValueError(f"no entry begins at byte {offset} of {self.path}")
         data = self._files.read(self.path, offset + len(header) + sum(_ZIP_LOCAL_HEADER.unpack(header)), size)
         if method == zipfile.ZIP_DEFLATED:
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
-                data, whole + 1
-            )  # and one, to see that there are more
+            try:
+                # One byte more than there should be, to see whether there are more.
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, whole + 1)
+            except zlib.error as error:
+                raise ValueError(f"{self.names[index]} in {self.path} cannot be unpacked: {error}") from error
         if len(data) != whole:
             raise ValueError(f"{self.names[index]} in {self.path} has not the {whole} bytes that it declares")
         if zlib.crc32(data) != checksum:
@@ -227,7 +229,7 @@ def _zip_entries(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, EOFError, struct.error) as error:
+    except (zipfile.BadZipFile, EOFError, struct.error, ValueError, NotImplementedError) as error:
         raise DataError(
             f"{path} is not a zip archive, or a damaged one ({error}); copy it again, or give a folder or .tar"
         ) from error
