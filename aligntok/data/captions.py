@@ -57,7 +57,7 @@ class Captions:
         None for the first one.
         """
         begin, end = self.first[image], self.first[image + 1]
-        chosen = begin if sample is None or end - begin == 1 else begin + _drawn(seed, sample, int(end - begin))
+        chosen = begin + drawn(seed, sample, int(end - begin))
         return self.text[self.begins[chosen] : self.ends[chosen]].tobytes().decode()
 
     def hashes(self) -> Int64s:
@@ -152,7 +152,19 @@ def _cumulated(counts: npt.ArrayLike) -> Int64s:
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
-def _drawn(seed: int, sample: int, among: int) -> int:
+def texts_of(given: Any) -> list[str]:
+    """Return the texts of a caption, or of a list of captions, without white space around them.
+
+    Empty ones are left out, unless all are empty: of those one is returned.
+    """
+    texts = [text.strip() for text in (given if isinstance(given, list) else [given]) if isinstance(text, str)]
+    return [text for text in texts if text] or texts[:1]
+
+
+def drawn(seed: int, sample: int | None, among: int) -> int:
+    """Return which of so many captions a sample is given: the one that (seed, its number) draws, the first for None."""
+    if sample is None or among == 1:
+        return 0
     block, place = divmod(sample, _DRAWN_AT_ONCE)
     return int(_uniform(seed, block)[place] * among)
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch.utils.data import Dataset, get_worker_info
 
 from aligntok.data.buckets import AspectBuckets, crop_to_tensor, draft_side
-from aligntok.data.captions import AUTO
+from aligntok.data.captions import AUTO, drawn
 from aligntok.data.index import Index
 from aligntok.data.listing import Listing, hashes
 from aligntok.data.remote import RemoteFiles
@@ -46,8 +46,9 @@ class StreamDataset(Dataset[dict[str, Any]]):
 
     An item is as that of :class:`aligntok.data.images.ImageDataset`: ``dict(images=float32 (3, H, W) in [-1, 1],
     label=-1, index=number in the index)``, cropped, mirrored and drawn alike, and with `caption` ("auto", or where the
-    index has them) ``caption``, a text. A :class:`SampleIndex` asks for a number in the index, as the order that
-    :meth:`batches` gives has it; a plain integer for a place among those that pass.
+    index has them) ``caption``, a text, one of several drawn as there, of those that are not empty. A
+    :class:`SampleIndex` asks for a number in the index, as the order that :meth:`batches` gives has it; a plain integer
+    for a place among those that pass.
 
     A sample that cannot be read is replaced by another one of its bucket, which (seed, sample number, try) name; more
     than `max_unreadable` of those read so far, and more than 16, are an error. So is a shard that stays away, unless
@@ -160,13 +161,18 @@ class StreamDataset(Dataset[dict[str, Any]]):
         found = self.reader.read([each.index for each in asked])
         if self._sampler is not None and isinstance(requests[0], SampleIndex):
             self.reader.bring([each.index for each in self._sampler.later(requests[0])])
-        return [self._item(*each) for each in zip(asked, found, strict=True)]
+        items = [self._item(*each) for each in zip(asked, found, strict=True)]
+        if self.captioned:
+            for item, request in zip(items, requests, strict=True):
+                sample = request.sample_number if self.train and isinstance(request, SampleIndex) else None
+                item["caption"] = item["caption"][drawn(self.seed, sample, len(item["caption"]))]
+        return items
 
     def _at(self, place: int) -> int:
         return self.selection.nth(range(len(self))[place])
 
     def _item(self, asked: SampleIndex, found: Raw | AlignTokError) -> dict[str, Any]:
-        """Return the item of a sample, or of another one that takes its place."""
+        """Return the item of a sample, with all its captions, or of another one that takes its place."""
         sample, bucket = asked.index, int(self.selection.buckets[asked.index])
         for again in range(_TRIES):
             try:
@@ -177,8 +183,8 @@ class StreamDataset(Dataset[dict[str, Any]]):
                 if self.on_missing == "stop":
                     raise
                 self._note(2, sample, error)
-            drawn = rng("instead", self.seed, asked.sample_number, again).integers(self.selection.totals[bucket])
-            sample = self.selection.nth(int(drawn), bucket)
+            other = rng("instead", self.seed, asked.sample_number, again).integers(self.selection.totals[bucket])
+            sample = self.selection.nth(int(other), bucket)
             (found,) = self.reader.read([sample])
         raise DataError(f"{self.index.folder}: {_TRIES} samples in a row cannot be read; they are named above")
 
@@ -186,12 +192,12 @@ class StreamDataset(Dataset[dict[str, Any]]):
         self._counts[self._row(), 0] += 1
         if isinstance(found, AlignTokError):
             raise found
-        data, caption = found
+        data, captions = found
         size, own = self.shapes.sizes[bucket], rng("sample", self.seed, number) if self.train else None
         draft = draft_side(size, self.short_side) if self.train else None
         image = open_image(data, draft_side=draft, max_aspect_ratio=self.max_aspect_ratio)
         item = {"images": crop_to_tensor(image, size, self.short_side, self.hflip, own), "label": -1, "index": sample}
-        return {**item, "caption": caption} if self.captioned else item
+        return {**item, "caption": captions} if self.captioned else item
 
     def _note(self, kind: int, sample: int, error: AlignTokError) -> None:
         """Count a sample that is replaced, and say so. Raises DataError for too many broken ones."""

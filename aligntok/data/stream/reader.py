@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from aligntok.data.captions import texts_of
 from aligntok.data.remote import RemoteFiles, local_path
 from aligntok.data.sampler import Forgetful
 from aligntok.data.sources.captions import captions_in
@@ -28,10 +29,10 @@ _BLOCKS_KNOWN, _BLOCKS_AHEAD = 1024, 256
 
 
 class Raw(NamedTuple):
-    """A sample as it is stored: the encoded image, and its caption, None where none is asked for."""
+    """A sample as it is stored: the encoded image, and its captions, none where none are asked for."""
 
     image: bytes
-    caption: str | None
+    captions: list[str]
 
 
 class Span(NamedTuple):
@@ -95,7 +96,7 @@ class SampleReader(Forgetful, ABC):
         """Return what it is kept under: other words for other bytes."""
 
     def read(self, samples: Iterable[int]) -> list[Raw | AlignTokError]:
-        """Return image and caption of each sample; or the error that came in its place.
+        """Return image and captions of each sample; or the error that came in its place.
 
         ImageError is about that sample, ShardError about its shard.
         """
@@ -177,7 +178,7 @@ class TarReader(SampleReader):
 
     def _sample(self, sample: int) -> Raw:
         image, *caption = (self._read(sample, *where) for where in self._ranges(sample))
-        return Raw(image, self._text(sample, *caption) if caption else None)
+        return Raw(image, self._texts(sample, *caption) if caption else [])
 
     def _ranges(self, sample: int) -> list[tuple[int, int]]:
         """Return where image and caption begin and end in the shard."""
@@ -185,18 +186,17 @@ class TarReader(SampleReader):
         found = [self.index.spans(np.array([sample]), each) for each in of]
         return [(int(begins[0]), int(ends[0])) for begins, ends in found]
 
-    def _text(self, sample: int, content: bytes) -> str:
+    def _texts(self, sample: int, content: bytes) -> list[str]:
         what, kind = self.index.caption or "", ".txt"
         if what.startswith("json:"):
             what, kind = what.removeprefix("json:"), ".json"
         try:
-            text = captions_in(self.place(sample), kind, content, what).get(what)
+            texts = texts_of(captions_in(self.place(sample), kind, content, what).get(what))
         except DataError as error:
             raise ImageError(first_line(error)) from error
-        text = text[0] if isinstance(text, list) and text else text
-        if not isinstance(text, str):
+        if not texts:
             raise ImageError("it has no caption")
-        return text.strip()
+        return texts
 
     def _read(self, sample: int, begin: int, end: int) -> bytes:
         span = self._span_of(sample, begin, end)

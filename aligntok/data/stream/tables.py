@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from aligntok.data.captions import texts_of
 from aligntok.data.index.tables import image_bytes, opened_table
 from aligntok.data.sources.captions import MOST_READ
 from aligntok.data.stream.reader import Raw, SampleReader, Span
@@ -18,14 +18,15 @@ from aligntok.io.files import check_size, reading
 Int64s = npt.NDArray[np.int64]
 _ROWS = 64  # at once in memory
 _BLOCKS_HELD, _BLOCKS_KNOWN = 4, 1024
+_BETWEEN = b"\xff"  # captions: a byte that no text in UTF-8 has
 _CURE = "put it back as it was, or make the index anew"
 
 
 class TableReader(SampleReader):
     """Reads the samples of parquet shards, row group by row group: images, and captions, are rows of two columns.
 
-    A block's samples that are selected lie behind one another in what is kept, image and caption of each, as long as
-    the index says; what a caption lacks of that is filled with zeros.
+    A block's samples that are selected lie behind one another in what is kept, image and captions of each; for these
+    there is twice the room that the index says, for what parts them, and what they lack of it is filled with zeros.
     """
 
     def _forget(self) -> None:
@@ -49,19 +50,19 @@ class TableReader(SampleReader):
         row = int(np.searchsorted(samples, sample))
         begin, middle, end = (int(each) for each in ends[2 * row : 2 * row + 3])
         found = self._kept(span, begin, end) if self.cache.works else self._held(span)[begin:end]
-        image, caption = found[: middle - begin], found[middle - begin :]
-        return Raw(image, caption.rstrip(b"\0").decode() if self.captioned else None)
+        image, texts = found[: middle - begin], found[middle - begin :].rstrip(b"\0").split(_BETWEEN)
+        return Raw(image, [text.decode() for text in texts] if self.captioned else [])
 
     def _block_of(self, sample: int) -> int:
         return int(self.selection.blocks.of(np.array([sample]))[0])
 
     def _ends_of(self, block: int) -> tuple[Int64s, Int64s]:
-        """Return the samples of a block that are selected, (n,), and where images and captions end, (2 n + 1,)."""
+        """Return the samples of a block that are selected, (n,), and where an image and captions end, (2 n + 1,)."""
         samples, _ = self.selection.members(np.array([block]))
         sizes = np.zeros((len(samples), 2), dtype=np.int64)
         sizes[:, 0] = self.index.column("size")[samples]
         if self.captioned:
-            sizes[:, 1] = self.index.column("caption_size")[samples]
+            sizes[:, 1] = 2 * self.index.column("caption_size")[samples].astype(np.int64)
         return samples, np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes.ravel())])
 
     def _spans_for(self, sample: int) -> list[Span]:
@@ -82,15 +83,16 @@ class TableReader(SampleReader):
         shard, shards = self.shard_of(int(samples[0])), self.index.shards
         where, pieces = shards.place(shard), []
         with reading(where, ShardError, _CURE):
-            check_size(int(np.diff(ends)[1::2].max(initial=0)), MOST_READ)  # of a caption, which is filled up to that
+            check_size(int(np.diff(ends)[1::2].max(initial=0)) // 2, MOST_READ)  # of captions, filled up to twice that
             for found, sizes in zip(self._rows(shard, samples), np.diff(ends).reshape(-1, 2).tolist(), strict=True):
-                if len(found[0]) != sizes[0] or len(found[1]) > sizes[1]:
+                image, texts = found
+                if len(image) != sizes[0] or 2 * sum(map(len, texts)) > sizes[1]:
                     raise ValueError("a row is not as it was indexed")
-                pieces += [found[0], found[1].ljust(sizes[1], b"\0")]
+                pieces += [image, _BETWEEN.join(texts).ljust(sizes[1], b"\0")]
         return b"".join(pieces)
 
-    def _rows(self, shard: int, samples: Int64s) -> Iterator[tuple[bytes, bytes]]:
-        """Yield image and caption of some samples of a shard, in their order."""
+    def _rows(self, shard: int, samples: Int64s) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Yield image and captions of some samples of a shard, in their order."""
         shards = self.index.shards
         groups, rows = (self.index.column(name)[samples].astype(np.int64) for name in ("row_group", "row"))
         with opened_table(self.files, shards.place(shard), shards.listed(shard)) as (table, image):
@@ -102,13 +104,7 @@ class TableReader(SampleReader):
                     part = batch.take([row - first for row in here])
                     texts = part.column(self.index.caption).to_pylist() if self.captioned else [""] * len(part)
                     for content, text in zip(image_bytes(part.column(image)), texts, strict=True):
-                        yield content or b"", _first(text).strip().encode()
+                        yield content or b"", [each.encode() for each in texts_of(text)]
                     first += len(batch)
                     if first > max(wanted):
                         break
-
-
-def _first(text: Any) -> str:
-    """Return a caption, of several the first."""
-    text = next(iter(text), "") if isinstance(text, list) else text
-    return text if isinstance(text, str) else ""

@@ -210,7 +210,7 @@ def test_a_copy_for_a_worker_reads_the_same(far, tmp_path):
     copied = pickle.loads(pickle.dumps(data.reader))
     assert copied.read([5, 200]) == data.reader.read([5, 200])
     if (child := os.fork()) == 0:  # with a pool and connections that are the parent's
-        os._exit(0 if data.reader.read([7])[0].caption == "picture 7" else 1)
+        os._exit(0 if data.reader.read([7])[0].captions == ["picture 7"] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

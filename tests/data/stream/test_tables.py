@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from aligntok.data.captions import drawn
 from aligntok.data.index.build import build_index
 from aligntok.data.sampler import SampleIndex
 from aligntok.data.settings import IndexRequest
@@ -87,11 +91,41 @@ def test_it_is_the_same_kept_or_not_and_from_far_away(tables, tmp_path, serve):
     assert told(read(far)) == whole
 
 
-def test_of_several_captions_the_first_is_taken(tmp_path):
+def test_of_several_captions_one_is_drawn_as_images_draw_it(tmp_path):
     write(tmp_path / "tables", several=True)
     build_index(IndexRequest(shards=(str(tmp_path / "tables"),), out=tmp_path / "index", columns=("score",), workers=0))
-    item = open_stream(tmp_path / "index", tmp_path)[3]
-    assert item["caption"] == f"picture {item['index']} é"
+    data = open_stream(tmp_path / "index", tmp_path, seed=3)
+    assert data[3]["caption"] == f"picture {data[3]['index']} é"
+    requests = [SampleIndex(number, 4090 + number) for number in range(2, 9)]
+    wanted = [(f"picture {n} é", "another")[drawn(3, 4090 + n, 2)] for n in range(2, 9)]
+    assert len({*wanted}) > 2
+    (tmp_path / "file").write_text("")
+    for cache in ("cache", "file"):  # kept, or not
+        kept = open_stream(tmp_path / "index", tmp_path, seed=3, cache=str(tmp_path / cache))
+        assert [item["caption"] for item in kept.__getitems__(requests)] == wanted
+    still = open_stream(tmp_path / "index", tmp_path, seed=3, train=False)
+    assert [item["caption"] for item in still.__getitems__(requests)] == [f"picture {n} é" for n in range(2, 9)]
+
+
+def test_captions_without_text_are_passed_over_and_others_are_drawn_from_both_kinds_of_shards(tmp_path):
+    given = [[None, "a cat"], ["", " a cat "], ["a cat"], [" a dog", "", "a cat"]]
+    rows = [{"image": {"bytes": shards.picture(0)[0], "path": None}, "caption": each} for each in given]
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tars").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "tables/0.parquet")
+    with tarfile.open(tmp_path / "tars/0.tar", "w") as tar:
+        for number, row in enumerate(rows):
+            texts = [text or "" for text in row["caption"]]
+            for name, data in (("png", row["image"]["bytes"]), ("json", json.dumps({"caption": texts}).encode())):
+                info = tarfile.TarInfo(f"{number}.{name}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    for kind in ("tables", "tars"):
+        build_index(IndexRequest(shards=(str(tmp_path / kind),), out=tmp_path / "index", workers=0))
+        data = StreamDataset(tmp_path / "index", image_size=32, caption="auto", cache=str(tmp_path / kind / "cache"))
+        assert [data[SampleIndex(place, 0)]["caption"] for place in range(3)] == ["a cat"] * 3
+        found = [data[SampleIndex(3, number)]["caption"] for number in range(20)]
+        assert found == [("a dog", "a cat")[drawn(0, number, 2)] for number in range(20)]
 
 
 def test_a_shard_that_is_another_than_was_indexed_is_named(tables, tmp_path):
