@@ -8,13 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from aligntok.data.captions import CaptionList
+from aligntok.data.captions import CaptionList, texts_of
 from aligntok.data.index.format import DOMAIN
 from aligntok.data.index.parts import Asked, Part, domains, numbers, sides
 from aligntok.data.remote import RemoteFiles
 from aligntok.data.sources.base import optional_library
 from aligntok.data.sources.captions import CAPTIONED, MOST_READ, captions_in, json_object
-from aligntok.data.sources.webdataset import Member, check_one_image, members, open_member, opened_shard, split_names
+from aligntok.data.sources.webdataset import (
+    Member,
+    check_one_image,
+    members,
+    open_member,
+    opened_shard,
+    split_names,
+    twice,
+)
 from aligntok.data.transforms import image_suffixes
 from aligntok.errors import DataError, unknown
 from aligntok.io.files import MOST_BYTES, reading
@@ -44,16 +52,19 @@ def read_tar(files: RemoteFiles, place: str, listed: tuple[int, str], asked: Ask
             elif member.extension in CAPTIONED:
                 what, content = f"{place}: {member.name}", open_member(archive, member).read(MOST_READ + 1)
                 for called, given in _captions(what, member, content, asked.caption).items():
-                    texts.setdefault(called, {})[member.key] = (member.info.offset_data, member.info.size, given)
-                if member.kind == ".json":
-                    rows[member.key] = _row(what, content)
+                    there = texts.setdefault(called, {})
+                    if there.get(member.key, (given,))[-1] != given:
+                        raise twice(place, member, "caption")
+                    there[member.key] = member.info.offset_data, member.info.size, given
+                if member.kind == ".json" and rows.setdefault(member.key, row := _row(what, content)) != row:
+                    raise twice(place, member, "metadata")
     columns: dict[str, Any] = {
         "offset": np.array([member.info.offset_data for member in images.values()], dtype=np.int64),
         "size": np.array([min(member.info.size, MOST_BYTES) for member in images.values()], dtype=np.uint32),
         "height": np.array([height for height, _ in shapes], dtype=np.uint16),
         "width": np.array([width for _, width in shapes], dtype=np.uint16),
     }
-    lie = _chosen(place, texts)
+    lie = _chosen(place, texts, images)
     if lie is not None:
         where = [texts[lie].get(key, (0, 0, None)) for key in images]
         columns["caption_offset"] = np.array([offset for offset, *_ in where], dtype=np.int64)
@@ -84,16 +95,17 @@ def _row(what: str, content: bytes) -> dict[str, Any]:
         return {}
 
 
-def _chosen(place: str, texts: Mapping[str, Mapping[str, tuple[int, int, Any]]]) -> str | None:
-    """Return how captions lie, of the ways that there are: the .txt, which has to say the same as a .json beside it."""
-    if len(texts) < 2:
-        return next(iter(texts), None)
-    (_, first), (_, second) = sorted(texts.items(), reverse=True)
-    for key in first.keys() & second.keys():
-        one, other = (given.strip() if isinstance(given, str) else given for *_, given in (first[key], second[key]))
-        if one != other:
-            raise DataError(f"{place}: captions are in {' and in '.join(sorted(texts))}; choose one with --caption")
-    return max(texts)
+def _chosen(
+    place: str, texts: Mapping[str, Mapping[str, tuple[int, int, Any]]], images: Mapping[str, Member]
+) -> str | None:
+    """Return how captions lie, of the ways that there are: the .txt, which has to say the same as a .json beside it.
+
+    Raises DataError where it does not, or one has captions of images of which the other has none.
+    """
+    said = [{key: texts_of(given) for key, (*_, given) in found.items() if key in images} for found in texts.values()]
+    if any(each != said[0] for each in said[1:]):
+        raise DataError(f"{place}: captions are in {' and in '.join(sorted(texts))}; choose one with --caption")
+    return max(texts, default=None)
 
 
 def _metadata(

@@ -53,9 +53,9 @@ class ShardSource(ImageSource):
     ``.txt``, a key of the ``.json``, or "auto" for that and the key `caption`. Other members are passed over, which is
     said. ``names[i]`` is ``shard.tar/path/of/member.jpg``.
 
-    Only the images' places are kept, and at most 64 shards open at a time. Raises DataError
-    when a shard is damaged or compressed, when a sample has two images or a wrong label, when there is no image, when
-    labels are of two kinds, for wrong captions, and when the library `webdataset` is not installed.
+    Only the images' places are kept, and at most 64 shards open at a time. Raises DataError when a shard is damaged or
+    compressed, when a sample has two images, two labels or a wrong one, when there is no image, when labels are of two
+    kinds, for wrong captions, and when the library `webdataset` is not installed.
     """
 
     def __init__(
@@ -227,6 +227,13 @@ def check_one_image(where: object, member: Member, images: Mapping[str, Member])
         )
 
 
+def twice(where: object, member: Member, what: str) -> DataError:
+    """Return the error of a member that says of its sample what another one of that key and ending has said."""
+    return DataError(
+        f"{where}: sample '{member.key}' has its {what} twice, {member.info.name} the second; pack it once"
+    )
+
+
 def _list_members(
     archive: tarfile.TarFile, path: Path, split_name: SplitName, label: str | None, caption: str | None
 ) -> _Listing:
@@ -240,14 +247,13 @@ def _list_members(
         if member.extension in LABELLED:
             found = labels_in(what, member.kind, open_member(archive, member).read(_LARGEST_TEXT), label)
         for called, value in found.items():
-            labels[called][key] = value
+            if labels[called].setdefault(key, value) != value:
+                raise twice(path, member, "label")
         if caption is not None and member.extension in CAPTIONED:
             told = captions_in(what, member.kind, open_member(archive, member).read(MOST_READ + 1), caption)
         for called, given in told.items():
             if key in captions[called]:
-                raise DataError(
-                    f"{path}: sample '{key}' has its caption twice, {member.info.name} the second; pack it once"
-                )
+                raise twice(path, member, "caption")
             captions[called][key] = given
         if member.is_image(archive, suffixes):
             check_one_image(path, member, images)

@@ -87,6 +87,38 @@ def test_captions_that_say_the_same_twice_are_those_of_the_text_and_others_are_a
     assert build(shards, caption=None).caption is None
 
 
+def packed(tmp_path, *texts):
+    picture = SAMPLES[0][0]
+    images = [(f"{number}.jpg", picture) for number in range(2)]
+    return packing.write_tar(tmp_path / "own/0.tar", [*images, *texts])
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (
+            [("0.txt", b"a"), ("1.json", b'{"caption": "b"}')],
+            "captions are in json:caption and in txt; choose one with",
+        ),
+        (
+            [("0.txt", b"a"), ("0.json", b'{"caption": "b"}')],
+            "captions are in json:caption and in txt; choose one with",
+        ),
+        ([("0.txt", b"a"), ("0.txt", b"b")], "sample '0' has its caption twice, 0.txt the second; pack it once"),
+        ([("0.json", b'{"hits": 1}'), ("0.json", b'{"hits": 2}')], "sample '0' has its metadata twice, 0.json the sec"),
+    ],
+)
+def test_no_caption_is_lost_to_another(tmp_path, build, texts, told):
+    with pytest.raises(DataError, match=told):
+        build(packed(tmp_path, *texts), columns=())
+
+
+def test_the_same_caption_in_several_places_is_one(tmp_path, build):
+    twice = [("0.txt", b"a "), ("0.json", b'{"caption": ["a", ""]}'), ("0.txt", b"a "), ("9.json", b'{"caption": "b"}')]
+    index = build(packed(tmp_path, *twice), columns=())
+    assert (index.caption, index.column("caption_size").tolist()) == ("txt", [2, 0])
+
+
 def test_a_table_s_rows_and_what_is_known_of_them(tables, build):
     index = build(tables)
     assert (index.kind, index.caption, len(index)) == ("parquet", "caption", N)

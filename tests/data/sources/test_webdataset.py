@@ -110,6 +110,13 @@ def test_a_sample_of_two_images_is_refused(shard):
         open_source(shard("a.jpg", "a.mask.png"))
 
 
+def test_a_sample_of_two_labels_is_refused(shard):
+    same = shard("a.png", ("a.cls", b"1"), ("a.cls", b"1 "), "b.png", ("b.cls", b"2"))
+    assert open_source(same).labels.tolist() == [1, 2]
+    with pytest.raises(DataError, match=r"sample 'a' has its label twice, a\.cls the second; pack it once"):
+        open_source(shard("a.png", ("a.cls", b"1"), ("a.cls", b"2")))
+
+
 @pytest.mark.parametrize("text", [b"", b"1.5", b"-2", b"12345678901", b"\xffcat", b"cat" * 99])
 def test_a_class_that_is_neither_index_nor_name_is_refused(shard, text):
     with pytest.raises(DataError, match=r"one\.tar: a\.cls holds b'.*'; a \.cls member holds a class index"):
