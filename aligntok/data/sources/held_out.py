@@ -24,7 +24,8 @@ def hold_out(source: ImageSource, fraction: float, held_out: bool) -> ImageSourc
     """Return the images of a source that are held out, about a `fraction` of them, or the others.
 
     An image is held out if the first 8 bytes of the SHA-256 of its :meth:`ImageSource.key` (in Unicode's form NFC) are,
-    as a number, below fraction x 2^64: that of the lowest number, if none is. Images that are added move none.
+    as a number, below fraction x 2^64: that of the lowest number, if none is. Images that are added move none, unless
+    they change the others' keys: a shard in a folder beside or above that of all others does, and a row before others.
 
     Raises ConfigError unless the fraction is between 0 and 1, DataError when nothing is left to train on.
     """
