@@ -13,6 +13,8 @@ from aligntok.settings import AboveZero, Count, ImageSize, NotNegative, Positive
 AspectRatio = Annotated[float, Field(ge=1, le=1e6)]
 #: How many times longer than wide, or wider than long, an image of a data set may be; a strip is counted as unreadable.
 MAX_ASPECT_RATIO = 50.0
+#: The same of an index, which has no sides of longer ones.
+IndexedRatio = Annotated[float, Field(ge=1, le=MAX_ASPECT_RATIO)]
 
 
 @settings
@@ -136,8 +138,8 @@ class Wanted:
     """File of hosts, one a line, whose images are left out."""
     image_size: Shapes = 256
     """A side, HEIGHTxWIDTH, several of these, or side=256 for shapes of that area."""
-    max_aspect_ratio: AspectRatio = MAX_ASPECT_RATIO
-    """Leave out images that are more times as long as wide, or as wide as long."""
+    max_aspect_ratio: IndexedRatio = MAX_ASPECT_RATIO
+    """Leave out images that are more times as long as wide, or as wide as long; an index has no longer ones."""
     captioned: bool = False
     """Leave out images without a caption."""
     fraction: Share | None = None

@@ -20,7 +20,7 @@ from aligntok.data.index import Index
 from aligntok.data.listing import Listing, hashes
 from aligntok.data.remote import RemoteFiles
 from aligntok.data.sampler import SampleIndex
-from aligntok.data.settings import MAX_ASPECT_RATIO, AspectRatio, RemoteSettings, Shapes, Wanted
+from aligntok.data.settings import MAX_ASPECT_RATIO, IndexedRatio, RemoteSettings, Shapes, Wanted
 from aligntok.data.sources.base import say_once
 from aligntok.data.stream.cache import BlockCache
 from aligntok.data.stream.order import WINDOW, StreamSampler
@@ -73,7 +73,7 @@ class StreamDataset(Dataset[dict[str, Any]]):
         hflip: bool = True,
         seed: Count = 0,
         short_side: Width | None = None,
-        max_aspect_ratio: AspectRatio = MAX_ASPECT_RATIO,
+        max_aspect_ratio: IndexedRatio = MAX_ASPECT_RATIO,
         caption: str | None = None,
         fraction: float | None = None,
         held_out: bool = False,

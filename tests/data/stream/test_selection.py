@@ -171,6 +171,7 @@ def test_a_full_disk_leaves_nothing(index, monkeypatch):
         (dict(where="score > 100"), "not one of 300 samples passes .*score > 100: 0"),
         (dict(where="scor > 1"), "did you mean 'score'"),
         (dict(held_out=True), "give fraction="),
+        (dict(max_aspect_ratio=51), "max_aspect_ratio=51; it must be .* at most 50"),
     ],
 )
 def test_a_wish_that_cannot_be_is_refused(index, wanted, told):
