@@ -11,7 +11,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from aligntok.caching.encoder import LatentEncoder, ShardJob, encode_shards
+from aligntok.caching.encoder import LatentEncoder, ShardJob, check_varies, encode_shards
 from aligntok.caching.settings import CacheRequest, LatentCacheSettings
 from aligntok.data.latent_shards import (
     ENCODING,
@@ -50,9 +50,9 @@ def cache_latents(request: CacheRequest) -> Path:
     of a finished cache it checks the files. Images that cannot be read are left out, and named in the manifest.
     Collective under torchrun.
 
-    Raises DataError for images or a cache that cannot be used and latents that are not finite; WriteError for too
-    little disk; ConfigError for other options than the cache was begun with; WeightsError or CheckpointError for the
-    tokenizer; Preempted after SIGTERM.
+    Raises DataError for images or a cache that cannot be used and latents that are not finite, or do not vary;
+    WriteError for too little disk; ConfigError for other options than the cache was begun with; WeightsError or
+    CheckpointError for the tokenizer; Preempted after SIGTERM.
     """
     with job():
         encoder = LatentEncoder(load_tokenizer(request.tokenizer, weights=request.weights), request)
@@ -147,7 +147,7 @@ class LatentCache:
     def _finish(self) -> str:
         """Write the manifest from the shards; return a line about the cache.
 
-        Raises DataError when too much was left out, or a shard is missing.
+        Raises DataError when too much was left out, a shard is missing, or a channel of the latents is constant.
         """
         shards = [Shard(job.path) for job in self.jobs]
         skipped = [found for shard in shards for found in shard.skipped]
@@ -155,11 +155,13 @@ class LatentCache:
         moments = Moments.merged([shard.moments for shard in shards])
         if not moments.count:
             raise DataError(f"{self.images.where}: not one of {len(self.images)} images can be read")
+        statistics = LatentStatistics.of(moments)
+        check_varies(statistics, len(self.images) - len(skipped))
         manifest = Manifest(
             encoding=self.settings,
             images=len(self.images) - len(skipped),
             latent_shape=self.encoder.latent_shape,
-            statistics=LatentStatistics.of(moments),
+            statistics=statistics,
             class_names=self.images.class_names,
             shards=[{"file": s.path.name, "images": s.images, "bytes": s.bytes} for s in shards],
             skipped=skipped,

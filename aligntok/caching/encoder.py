@@ -257,9 +257,14 @@ def latent_statistics(
     means, squares = np.split(rows_of_all[:, 1:], 2, axis=1)
     parts = [Moments(int(n), m, s) for n, m, s in zip(rows_of_all[:, 0], means, squares, strict=True)]
     statistics = LatentStatistics.of(Moments.merged(parts))
+    check_varies(statistics, len(indices))
+    return statistics
+
+
+def check_varies(statistics: LatentStatistics, images: int) -> None:
+    """Raise DataError unless the latents of so many images can be normalised: finite, and no channel constant."""
     if not (np.isfinite(statistics.mean).all() and min(statistics.std) > 0):
         raise DataError(
-            f"the latents of {len(indices)} images are not finite, or a channel of them is constant (deviations "
+            f"the latents of {images} images are not finite, or a channel of them is constant (deviations "
             f"{', '.join(f'{s:.3g}' for s in statistics.std)}); this tokenizer cannot be trained on"
         )
-    return statistics

@@ -198,6 +198,16 @@ def test_latents_that_are_not_finite_are_an_error_that_names_the_image(tokenizer
 # Whose latents they are
 
 
+def test_latents_of_which_a_channel_is_constant_make_no_cache(tokenizer, photos, tmp_path):
+    broken = Tokenizer.from_pretrained(tokenizer)
+    with torch.no_grad():
+        broken.adapter.fc2.weight[1] = 0
+    broken.save_pretrained(tmp_path / "broken")
+    with pytest.raises(DataError, match="latents of 17 images are not finite, or a channel of them is constant"):
+        cache_latents(CacheRequest(tokenizer=tmp_path / "broken", data=photos, out=tmp_path / "c", **TINY, workers=0))
+    assert not (tmp_path / "c/manifest.json").exists()
+
+
 def test_a_tokenizers_identity_is_that_of_what_encodes(tokenizer):
     loaded = Tokenizer.from_pretrained(tokenizer)
     identity = loaded.identity
