@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from aligntok.annotations import checked
 from aligntok.data.transforms import (
+    MOST_RESIZED,
     center_crop,
     cover_and_crop,
     covering,
@@ -120,6 +121,8 @@ class ImageProcessor:
         own = (images.shape[-2], images.shape[-1])
         target = self._cut(own) if size is None else size
         if size is not None:
+            images = images if fit == "resize" else _middle_of_strip(images, target)
+            own = (images.shape[-2], images.shape[-1])
             whole = target if fit == "resize" else covering(own[::-1], target)[::-1]
             if whole != own:
                 images = F.interpolate(images, whole, mode="bicubic", antialias=True).clamp(-1, 1)
@@ -134,6 +137,22 @@ class ImageProcessor:
                 f"size={self.multiple}, or a larger image"
             )
         return own[0] // self.multiple * self.multiple, own[1] // self.multiple * self.multiple
+
+
+def _middle_of_strip(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return images (N, 3, h, w), of strips what covers (H, W), `size`, in the middle, and what a filter sees beside.
+
+    As :func:`cover_and_crop` does of pictures: what would get much larger than what is cut out of it.
+    """
+    own = (images.shape[-2], images.shape[-1])
+    whole = covering(own[::-1], size)[::-1]
+    if whole[0] * whole[1] <= MOST_RESIZED * size[0] * size[1]:
+        return images
+    for axis, (has, grown, wants) in enumerate(zip(own, whole, size, strict=True)):
+        needs = -(-wants * has // grown) + 2 * (-(-2 * has // grown) + 2)  # bicubic filters reach 2 pixels to each side
+        needs += (has - needs) % 2  # so that the middle stays where it is
+        images = images.narrow(axis - 2, (has - needs) // 2, needs) if needs < has else images
+    return images
 
 
 def as_batch(images: Tensor) -> Tensor:

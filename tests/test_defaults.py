@@ -215,7 +215,7 @@ CONSTANTS = {
     "engine.checkpoints:FORMAT": 3,
     "engine.saving:PATIENCE_SECONDS": 10.0,
     "data.transforms:MAX_ASPECT_RATIO": 50.0,
-    "data.transforms:_WHOLE": 50,
+    "data.transforms:MOST_RESIZED": 50,
     "data.images:UNREADABLE": 255,
     "data.latents:_FLIPS_AT_ONCE": 4096,
     "data.latents:_MOST_MAPPED": 512,  # of the 1024 files that a process may open

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from torch.nn import functional as F
 
 from aligntok import ImageProcessor
-from aligntok.data.transforms import cover_and_crop, open_image, to_tensor
+from aligntok.data.transforms import cover_and_crop, covering, open_image, to_tensor
 from aligntok.errors import ConfigError, ImageError
 from aligntok.processor import as_floats, check_reach
 
@@ -67,6 +68,20 @@ def exif(image, orientation, path):
     tags[ExifTags.Base.Orientation] = orientation
     image.save(path, exif=tags)
     return path
+
+
+@pytest.mark.parametrize("shape", [(4, 900), (901, 4), (3, 801)])
+def test_of_a_strip_as_a_tensor_only_the_middle_is_resized(process, shape, monkeypatch):
+    strip = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole = covering(shape[::-1], (12, 12))[::-1]
+    resized = F.interpolate(strip, whole, mode="bicubic", antialias=True).clamp(-1, 1)
+    top, left = ((side - 12) // 2 for side in whole)
+    asked, real = [], F.interpolate
+    monkeypatch.setattr(F, "interpolate", lambda images, size, **how: asked.append(size) or real(images, size, **how))
+    found = process.preprocess(strip, size=12)
+    torch.testing.assert_close(found, resized[..., top : top + 12, left : left + 12], atol=1e-4, rtol=0)
+    assert max(asked[0]) < 60
+    assert process.preprocess(torch.zeros(3, 1, 10_000), size=256).shape == (1, 3, 256, 256)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -30,7 +30,7 @@ logger = logging.getLogger("aligntok.data")
 #: What is opened, whatever a file is called: Pillow's names. It may have no AVIF; the last two are of its plugins.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JXL")
 #: Times the pixels of what it covers: so large an image is made to be cropped, of larger ones the crop alone.
-_WHOLE = 50
+MOST_RESIZED = 50
 #: How names of such files end, in any case.
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -296,7 +296,7 @@ def cover_and_crop(
     rounding, in memory of a few times theirs.
     """
     width, height = covering(image.size, cover)
-    if width * height <= _WHOLE * cover[0] * cover[1]:
+    if width * height <= MOST_RESIZED * cover[0] * cover[1]:
         whole = resize_to_cover(image, cover)
         return center_crop(whole, size) if rng is None else random_crop(whole, size, rng)
     left, top, right, bottom = _place((width, height), size, rng)
