@@ -14,13 +14,14 @@ from aligntok.decoders.ldm_cnn import LDMDecoder
 from aligntok.diffusion.times import shift_of
 from aligntok.encoders.ldm_cnn import LDMEncoder
 from aligntok.errors import ConfigError
+from aligntok.io.checksums import CHECKSUMS
 from aligntok.io.files import write_checksums, write_json
 from aligntok.io.folders import OWN_OF_DIFFUSERS
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.tokenizer import Tokenizer
 from aligntok.weights import diffusers as kl
 
-PIPELINE = "model_index.json"
+PIPELINE, PARTS = "model_index.json", ("vae", "transformer", "scheduler")
 #: Where diffusers looks for our classes: modules that have been imported by then.
 MODELS = "aligntok.diffusers.models"
 
@@ -59,7 +60,6 @@ def write_pipeline(folder: str | os.PathLike[str], model: LatentDiffusion) -> No
     Its scheduler is Euler's, with the model's own shift of times. Raises ConfigError as `write_autoencoder` does.
     """
     place, sampling = Path(folder), asdict(model.sampling)
-    (place / PIPELINE).unlink(missing_ok=True)  # written last: parts of two exports are no pipeline
     vae = write_autoencoder(place / "vae", model.tokenizer, model.statistics)
     shape = {"in_channels": model.latent_shape[0], "sample_size": list(model.latent_shape[1:])}
     tensors = {f"model.{name}": tensor for name, tensor in model.generator.state_dict().items()}
@@ -80,7 +80,7 @@ def write_pipeline(folder: str | os.PathLike[str], model: LatentDiffusion) -> No
         "sampling": sampling,
     }
     write_json(place / PIPELINE, index)
-    write_checksums(place, [PIPELINE])
+    write_checksums(place, [PIPELINE, *(f"{part}/{CHECKSUMS}" for part in PARTS)])  # of this writing, all of them
 
 
 def _kl_shape(tokenizer: Tokenizer) -> dict[str, Any] | None:

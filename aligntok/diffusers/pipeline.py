@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,13 @@ from torch import Tensor
 
 from aligntok.condition import condition_of
 from aligntok.data.latent_shards import LatentStatistics
+from aligntok.diffusers.export import PARTS
 from aligntok.diffusers.models import TIMES, LightningDiTModel
 from aligntok.diffusion.sampling import guided_velocity
 from aligntok.diffusion.settings import Sampling
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, WeightsError
+from aligntok.io.checksums import CHECKSUMS
+from aligntok.io.files import check_file
 
 
 class LightningDiTPipeline(DiffusionPipeline):
@@ -46,6 +51,14 @@ class LightningDiTPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         self.register_to_config(id2label=dict(id2label or {}), sampling=dict(sampling or {}))
         self.image_processor = VaeImageProcessor(vae_scale_factor=2 ** (len(vae.config.block_out_channels) - 1))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **keywords: Any) -> Any:
+        """Load a pipeline as diffusers does. Raises WeightsError for a folder whose parts two exports have left."""
+        for part in PARTS:
+            place = Path(pretrained_model_name_or_path, part, CHECKSUMS)
+            check_file(place, WeightsError, "export the generator again, or copy the folder again, whole")
+        return super().from_pretrained(pretrained_model_name_or_path, **keywords)
 
     @torch.no_grad()
     def __call__(

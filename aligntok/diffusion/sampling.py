@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from aligntok.diffusion.flow import Velocity
 from aligntok.diffusion.guidance import Given, Model, autoguidance, classifier_free, rows_of
 from aligntok.diffusion.samplers import generators_from_seeds, options_of, sample
 from aligntok.diffusion.settings import Sampling
-from aligntok.diffusion.times import shift_of, time_grid
+from aligntok.diffusion.times import shift_of, shift_times, time_grid
 from aligntok.errors import ConfigError
 from aligntok.rng import batch_noise
 
@@ -23,9 +24,8 @@ COUPLING = ("dopri5",)
 def check_sampling(sampling: Sampling) -> None:
     """Raise ConfigError for settings that cannot work."""
     options_of(sampling.sampler, sampling.options, without="randomness")
-    with torch.device("cpu"):  # also where a model is built that has no memory
-        grid = times(sampling, (1, 1), None)
-    if not (grid.diff() > 0).all():
+    even: Any = np.linspace(0, 1, sampling.steps + 1, dtype=np.float32)  # where no tensor has values, too
+    if not (np.diff(shift_times(even, shift_of(sampling.shift, (1, 1), None))) > 0).all():
         raise ConfigError(
             f"steps={sampling.steps} with shift={sampling.shift}: neighbouring times are the same in float32; give "
             "fewer steps, or a shift nearer to 1"

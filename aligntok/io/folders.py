@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -225,9 +226,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def refuse_unlisted(kind: type[AlignTokError], error: OSError) -> None:
     """Raise an error of that `kind` for a folder that cannot be listed, which os.walk passes over: an `onerror`.
 
-    One that is gone, or was never there, is none.
+    One that is gone, was never there, or is a link in a circle, is none.
     """
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
         raise kind(
             f"the folder {error.filename} cannot be listed ({error.strerror}); correct its permissions, or move it away"
         ) from error

@@ -331,14 +331,18 @@ def test_times_are_whole_numbers_of_float32_in_half_precision_too(tmp_path, monk
 
 
 def test_an_export_that_was_cut_off_is_no_pipeline_and_is_made_by_the_same_command(tmp_path, monkeypatch):
+    from aligntok.diffusers import LightningDiTPipeline
     from aligntok.diffusers import export as module
 
     diffusion(vit()).save_pretrained(tmp_path / "ours")
+    other = diffusion(cnn())
     export_for_diffusers(tmp_path / "ours", tmp_path / "pipeline")
+    other.save_pretrained(tmp_path / "other")
     with monkeypatch.context() as patched:
-        patched.setattr(module.kl, "write_model", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(module, "shift_of", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            export_for_diffusers(tmp_path / "ours", tmp_path / "pipeline")
-    assert not (tmp_path / "pipeline/model_index.json").exists()
-    export_for_diffusers(tmp_path / "ours", tmp_path / "pipeline")
-    assert (tmp_path / "pipeline/model_index.json").is_file()
+            export_for_diffusers(tmp_path / "other", tmp_path / "pipeline")
+    with pytest.raises(WeightsError, match=r"vae/checksums.json .*; export the generator again, or copy the folder"):
+        LightningDiTPipeline.from_pretrained(tmp_path / "pipeline")
+    export_for_diffusers(tmp_path / "other", tmp_path / "pipeline")
+    LightningDiTPipeline.from_pretrained(tmp_path / "pipeline")
