@@ -117,12 +117,12 @@ class SampleRequest:
     def _check_idle(self) -> None:
         """Raise ConfigError for an option that would do nothing beside the others."""
         own = {field.name: field.default for field in dataclasses.fields(self)}
-        for names, needs, is_there in (
-            (("split", "real_label"), "--real-images", self.real_images is not None),
-            (("real_images", "grid", "npz"), "no --guidance-sweep", self.guidance_sweep is None),
-            (("extractor", "extractor_options"), "--reference", self.reference is not None),
+        for names, where, is_idle in (
+            (("split", "real_label"), "without --real-images", self.real_images is None),
+            (("real_images", "grid", "npz"), "with --guidance-sweep", self.guidance_sweep is not None),
+            (("extractor", "extractor_options"), "without --reference", self.reference is None),
         ):
             for name in names:
-                if not is_there and getattr(self, name) not in (own[name], {}):
+                if is_idle and getattr(self, name) not in (own[name], {}):
                     option = f"--{'no-' if name == 'npz' else ''}{name.replace('_', '-')}"
-                    raise ConfigError(f"{option} was given, but it needs {needs}; leave it out, or see to that")
+                    raise ConfigError(f"{option} does nothing {where}; leave it out")

@@ -880,13 +880,16 @@ def test_options_that_cannot_be_are_refused_before_anything_is_written(run, tmp_
         (dict(weights="raw", ema=0.05), "ema 0.05 is one of the averages; leave it, or --weights raw, out"),
         (dict(labels="balance"), "labels='balance'; did you mean 'balanced'"),
         (dict(sampling={"step": 3}), r"Sampling: no key named 'step'; did you mean 'steps'"),
-        (dict(split="val"), "--split was given, but it needs --real-images"),
-        (dict(real_label="label"), "--real-label was given, but it needs --real-images"),
-        (dict(guidance_sweep=(2.0,), real_images="x"), "--real-images was given, but it needs no --guidance-sweep"),
-        (dict(guidance_sweep=(2.0,), grid=4), "--grid was given, but it needs no --guidance-sweep"),
-        (dict(guidance_sweep=(2.0,), npz=False), "--no-npz was given, but it needs no --guidance-sweep"),
-        (dict(extractor="timm"), "--extractor was given, but it needs --reference"),
-        (dict(guidance_sweep=(2.0,), extractor_options=dict(size=96)), "--extractor-options was given, but it needs"),
+        (dict(split="val"), "--split does nothing without --real-images"),
+        (dict(real_label="label"), "--real-label does nothing without --real-images"),
+        (dict(guidance_sweep=(2.0,), real_images="x"), "--real-images does nothing with --guidance-sweep"),
+        (dict(guidance_sweep=(2.0,), grid=4), "--grid does nothing with --guidance-sweep"),
+        (dict(guidance_sweep=(2.0,), npz=False), "--no-npz does nothing with --guidance-sweep"),
+        (dict(extractor="timm"), "--extractor does nothing without --reference"),
+        (
+            dict(guidance_sweep=(2.0,), extractor_options=dict(size=96)),
+            "--extractor-options does nothing without --reference",
+        ),
     ],
 )
 def test_a_drawing_that_cannot_be_is_refused(options, message):
