@@ -248,9 +248,9 @@ def _missing_of_cache(folder: Path) -> Iterator[Problem]:
 
 def _missing_of_samples(folder: Path) -> Iterator[Problem]:
     said = read_json(folder / "samples.json", DataError, "")
-    there = {path.name for path in (folder / "images").glob("*.png") if path.stem.isdecimal()}
     wanted = int(said["num"])  # a stranger's number: what is there is counted, not what should be
-    lost = wanted - sum(int(Path(name).stem) < wanted for name in there)
+    names = {path.name: int(path.stem) for path in (folder / "images").glob("*.png") if path.stem.isdecimal()}
+    lost = wanted - sum(name == f"{number:06d}.png" and number < wanted for name, number in names.items())
     if lost or not said["finished"]:
         reason = f"{lost} of {wanted} samples are not there" if lost else "these samples are not finished"
         yield Problem(folder, reason, "start the same command again, which draws what is missing")

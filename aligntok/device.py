@@ -64,6 +64,13 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def has_values(numbers: Any) -> bool:
+    """Tell whether there are numbers to ask for: a tensor on the meta device, or of a rehearsal, has none."""
+    from torch._subclasses.fake_tensor import FakeTensor  # which a start that rehearses nothing does without
+
+    return not (isinstance(numbers, FakeTensor) or getattr(numbers, "is_meta", False))
+
+
 def keep_freed_memory() -> None:
     """Have this process keep the memory of tensors that are freed for the next ones, where it computes on a CPU.
 

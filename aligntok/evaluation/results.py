@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # a report is written without mmengine
     from aligntok.tokenizer import Tokenizer
 
 FORMAT = 1
+MOST = 2**53  # steps, images or seconds: whole numbers up to it are floats, too
 KINDS = ("comparison", "reconstruction", "generation", "text_image", "linear_probe", "latent_space", "cost")
 
 
@@ -82,7 +83,7 @@ def read_result(path: str | os.PathLike[str]) -> Result:
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
         if found.kind not in KINDS:
             raise ValueError(f"it is of the kind '{found.kind}', which is none of {', '.join(KINDS)}")
-        if not 0 <= (found.step or 0) <= 2**53:
+        if not 0 <= (found.step or 0) <= MOST:
             raise ValueError("it is of a step that there is not")
         return found
 

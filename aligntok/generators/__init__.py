@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
+from aligntok.device import has_values
 from aligntok.errors import AlignTokError, ConfigError, at_least, unknown
 from aligntok.weights.load import load_into, read_tensors
 
@@ -169,7 +169,7 @@ def check_label_range(labels: Any, generator: Any, error: type[AlignTokError] = 
 
     error: DataError for labels that are the data's, among which no null class may be. A plan's have no values to check.
     """
-    if isinstance(labels, FakeTensor):
+    if not has_values(labels):
         return
     low, high, classes = int(labels.min()), int(labels.max()), generator.num_classes
     null = generator.null_class if error is ConfigError else None

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import pad_sequence
 
-from aligntok.device import is_out_of_memory
+from aligntok.device import has_values, is_out_of_memory
 from aligntok.errors import ConfigError, at_least, first_line, unknown
 from aligntok.ops import attention as plain
 
@@ -94,7 +93,7 @@ def present(mask: Tensor, where: torch.device) -> Present | None:
 
     where: the device that attends; a mask on the CPU is looked at without waiting for it. Each sequence has a token.
     """
-    if mask.is_meta or isinstance(mask, FakeTensor):
+    if not has_values(mask):
         return Present(mask, None)
     lengths = tuple(mask.sum(1).tolist())
     if min(lengths, default=mask.shape[1]) == mask.shape[1]:

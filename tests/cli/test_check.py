@@ -201,6 +201,13 @@ def test_a_number_of_samples_that_cannot_be_is_a_line(place, capsys, number):
     assert any("samples" in line for line in lines[:-1]), lines
 
 
+def test_a_picture_by_another_name_is_no_sample(place, capsys):
+    (place / "samples/images/000001.png").rename(place / "samples/images/1.png")
+    status, lines = check(place, capsys)
+    assert status == 2
+    assert any("1 of 3 samples are not there" in line for line in lines), lines
+
+
 def test_a_header_without_offsets_is_a_line(place, capsys):
     header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}).encode()
     (place / "references/dino.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from aligntok.errors import AlignTokError, DataError, first_line
-from aligntok.evaluation.results import KINDS, Result, read_result
+from aligntok.evaluation.results import KINDS, MOST, Result, read_result
 from aligntok.io.files import inside, read_bytes, read_json, reading, regular
 from aligntok.io.places import with_places
 
@@ -24,7 +24,6 @@ DEPTH = 8  # of the folders that are searched
 _PRUNED = {"checkpoints", "ema_snapshots", "vis_data"}
 TIME_BINS = "loss_at_time/"
 UNREAD = "the page goes without it"  # of a file that is damaged
-MOST = 2**53  # steps, images or seconds: whole numbers up to it are floats, too
 
 
 Curve = dict[int, float]  # a quantity's values by step

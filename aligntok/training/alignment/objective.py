@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import record_function
 
 from aligntok.annotations import check_keywords
+from aligntok.device import has_values
 from aligntok.errors import ConfigError
 from aligntok.registry import LOSSES
 from aligntok.settings import Count, read, settings
@@ -223,17 +223,13 @@ class Objective(nn.Module):
 
 def _tell_of_eps(term: LossTerm, step: int, kept: Tensor) -> None:
     """Say, now and then as asking takes time, that the addition to a ratio's divisor is no small one."""
-    if step % 100 == 0 and not _is_rehearsed(kept) and 0 < (share := float(kept)) < 0.99:
+    if step % 100 == 0 and has_values(kept) and 0 < (share := float(kept)) < 0.99:
         logger.warning(
             "loss '%s': its gradient is so small at the last layer that adaptive_weight.eps leaves %s of its weight; "
             "make eps smaller",
             term.name,
             f"{share:.2g}",
         )
-
-
-def _is_rehearsed(tensor: Tensor) -> bool:
-    return tensor.is_meta or isinstance(tensor, FakeTensor)  # which have no value to ask for
 
 
 def _trained(loss: nn.Module) -> list[nn.Parameter]:
