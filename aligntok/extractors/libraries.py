@@ -97,17 +97,20 @@ class OpenCLIPExtractor(LibraryExtractor):
     """The image embedding (N, D) of an open_clip model, projected into the space of texts but not normalised.
 
     model: one of open_clip.list_models(). pretrained: the tag of a set of weights, True where there is one set, a local
-    file (the whole model's or the image tower's), or False for random ones. The title is ``open_clip-<model>``, with
-    ``-<tag>`` where there is one, and ``-random`` for random weights. Images are resized to the tower's own size,
-    bicubic and antialiased, without crop. Raises ConfigError for an unknown model, and WeightsError for a tag or
-    weights that can't be had or don't fit.
+    file (the whole model's or the image tower's), or False for random ones. weights_of: the tag whose activation, mean
+    and std the tower has (by default that of `pretrained`): for a file of OpenAI's weights, say, "openai". The title is
+    ``open_clip-<model>``, with ``-<tag>`` where there is one, ``-random`` for random weights and ``-as-<weights_of>``.
+    Images are resized to the tower's own size, bicubic and antialiased, without crop. Raises ConfigError for an unknown
+    model, and WeightsError for a tag or weights that can't be had or don't fit.
     """
 
-    def __init__(self, model: str, pretrained: bool | str | os.PathLike[str] = True) -> None:
-        meant = OpenCLIPModel(model, pretrained)
+    def __init__(
+        self, model: str, pretrained: bool | str | os.PathLike[str] = True, weights_of: str | None = None
+    ) -> None:
+        meant = OpenCLIPModel(model, pretrained, weights_of)
         super().__init__()
-        ending = meant.tag or ("random" if pretrained is False else "")
-        self.title = f"open_clip-{model}" + (f"-{ending}" if ending else "")
+        endings = [meant.tag or ("random" if pretrained is False else ""), weights_of and f"as-{weights_of}"]
+        self.title = "-".join([f"open_clip-{model}", *filter(None, endings)])
         self.tower = meant.build_visual()
         tensors, source = meant.image_tensors()
         if tensors is not None:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torchvision.transforms import functional as TF
 
 from aligntok.errors import ConfigError, WeightsError
+from aligntok.extractors import resized
 from aligntok.extractors.libraries import OpenCLIPExtractor, TimmExtractor
 
 TOWERS = {
@@ -122,3 +123,18 @@ def test_open_clip_weights_that_do_not_fit_are_named(tmp_path):
         OpenCLIPExtractor("tiny-vit", pretrained=tmp_path / "r.pt")
     with pytest.raises(WeightsError, match="no file or pretrained tag named"):
         OpenCLIPExtractor("ViT-B-32", pretrained="nobodys")
+
+
+def test_a_file_says_of_which_set_its_weights_are(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        open_clip.pretrained._PRETRAINED, "tiny-vit", {"a": {}, "b": {"quick_gelu": True, "mean": (0.5,) * 3}}
+    )
+    model = open_clip.create_model("tiny-vit", force_quick_gelu=True).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    extractor = OpenCLIPExtractor("tiny-vit", tmp_path / "w.pt", weights_of="b")
+    x = (resized(images, (64, 64), "bicubic") - 0.5) / torch.tensor(open_clip.OPENAI_DATASET_STD).view(-1, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(extractor(images).pooled, model.encode_image(x))
+    assert extractor.title == "open_clip-tiny-vit-as-b"
+    with pytest.raises(WeightsError, match="weights_of: no pretrained tag named 'nobodys'"):
+        OpenCLIPExtractor("tiny-vit", False, weights_of="nobodys")
