@@ -9,4 +9,4 @@ Expected (measured by configs/small/comparison.py, not run yet): docs/small.md.
 
 _base_ = ["vanilla_vae.py"]
 
-losses = dict(kl=dict(weight=1e-2 / (3 * 32 * 32)))
+losses = dict(kl=dict(weight=3e-1 / (3 * 32 * 32)))
