@@ -9,9 +9,9 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends build-essential python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-# Files of the hub outlive the container here, and runs in a volume over work_dirs. Data-loading processes exchange
+# Files of the hub, and of addresses and compiled code, outlive the container here, and runs in a volume over work_dirs. Data-loading processes exchange
 # batches by /dev/shm, hence --shm-size.
-ENV HF_HOME=/hub PATH=/opt/aligntok/bin:$PATH PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
+ENV HF_HOME=/hub TORCH_HOME=/hub/torch TORCHINDUCTOR_CACHE_DIR=/hub/compiled PATH=/opt/aligntok/bin:$PATH PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 RUN useradd --create-home --uid 10001 aligntok \
     && mkdir -p /hub /opt/aligntok /home/aligntok/project/work_dirs \
     && chown -R aligntok /hub /opt/aligntok /home/aligntok/project

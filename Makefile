@@ -1,8 +1,9 @@
-# `make demo` and `make test` do their own set-up, in .venv (VENV=/elsewhere to share one between clones).
+# `make demo` and `make test` do their own set-up, in .venv. VENV=/elsewhere is shared between clones: each that is another
+# than the one before it installs itself there, which takes seconds.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.aligntok-$(shell cat pyproject.toml plugins/*/pyproject.toml constraints/*.txt | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.aligntok-$(shell { pwd; cat pyproject.toml plugins/*/pyproject.toml constraints/*.txt; } | cksum | cut -d' ' -f1)
 PLUGINS := $(wildcard plugins/aligntok-*)
 export HF_HUB_OFFLINE ?= 1
 

@@ -14,7 +14,8 @@ import random
 import shutil
 from pathlib import Path
 
-from aligntok.io.files import put_in_place, remove, replacing, unseen, writing
+from aligntok.errors import AlignTokError
+from aligntok.io.folders import replacing_folder
 
 
 def shuffle(table: Path, seed: int) -> None:
@@ -23,7 +24,7 @@ def shuffle(table: Path, seed: int) -> None:
         head, *rows = csv.reader(file)
     words = [row[1:] for row in rows]
     random.Random(seed).shuffle(words)
-    with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([head, *([row[0], *own] for row, own in zip(rows, words, strict=True))])
 
 
@@ -33,14 +34,12 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    made = unseen(args.out)
     try:
-        with writing(args.out):
-            shutil.copytree(args.data, made)
+        with replacing_folder(args.out) as made:
+            shutil.copytree(args.data, made, dirs_exist_ok=True)
             shuffle(made / "train" / "captions.csv", args.seed)
-            put_in_place(made, args.out)
-    finally:
-        remove(made)
+    except AlignTokError as error:
+        parser.error(str(error))
     print(f"{args.out}: captions of train/ shuffled")
 
 

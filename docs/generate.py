@@ -133,9 +133,9 @@ def main() -> None:
     for stale in set(API.glob("*.md")) - set(pages):
         stale.unlink()
     for path, text in pages.items():
-        if not path.is_file() or path.read_text() != text:
+        if not path.is_file() or path.read_text("utf-8") != text:
             with replacing(path) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

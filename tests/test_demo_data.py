@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -56,6 +57,20 @@ def test_crops_are_of_the_training_photographs_and_cover_them(monkeypatch, tmp_p
         with Image.open(path) as image:
             sizes.add(image.size)
     assert sizes == {(64, 64)}
+    make(monkeypatch, tmp_path, "--crops", "1")  # nothing of an earlier call stays to be trained on
+    assert len([*(tmp_path / "crops").glob("*/*.png")]) == 30
+    make(monkeypatch, tmp_path)
+    assert not (tmp_path / "crops").exists()
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_it_cannot_or_may_not_write_over_is_told_in_a_sentence(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out, said in ((tmp_path / "file/below", "could not be written"), (tmp_path, "has other things in it")):
+        with pytest.raises(SystemExit):
+            make(monkeypatch, out)
+        assert re.search(f"error: .*{said}", capsys.readouterr().err)
+    assert [*tmp_path.iterdir()] == [tmp_path / "file"]
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path, capsys):

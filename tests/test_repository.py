@@ -47,10 +47,17 @@ def test_the_source_archive_has_every_file_and_makes_the_same_wheel(tmp_path):
     there = {
         str(path.relative_to(tmp_path / "sources")) for path in (tmp_path / "sources").rglob("*") if path.is_file()
     }
+    for leftover in ("build/lib/a.py", "dist/a.tar.gz", "aligntok_template.egg-info/PKG-INFO"):
+        (path := tmp_path / "sources/plugins/aligntok-template" / leftover).parent.mkdir(parents=True)
+        path.write_text("of an earlier build")
+    (tmp_path / "sources/tests/.hypothesis").mkdir()
+    (tmp_path / "sources/tests/.hypothesis/a").write_text("of a test")
     archive = built(tmp_path / "sources", "sdist", tmp_path / "sdist")
     with tarfile.open(archive) as tar:
-        names = {name.partition("/")[2] for name in tar.getnames()}
+        names = {each.name.partition("/")[2] for each in tar if each.isfile()}
         assert there - names == set()
+        made = {name for name in names - there if not name.startswith("aligntok.egg-info/")}
+        assert made == {"PKG-INFO", "setup.cfg"}
         tar.extractall(tmp_path / "unpacked", filter="data")
     (folder,) = (tmp_path / "unpacked").iterdir()
     assert (folder / "tools/demo.sh").stat().st_mode & 0o111  # the demo runs from it
@@ -106,7 +113,8 @@ def test_the_image_runs_as_a_user_and_keeps_files_of_the_hub_outside():
     assert words.index("USER") < max(i for i, (word, said) in enumerate(steps) if word == "RUN" and "pip" in said)
     assert [said for word, said in steps if word == "USER"] == ["aligntok"]
     assert [said for word, said in steps if word == "VOLUME"] == ["/hub"]
-    assert any(word == "ENV" and "HF_HOME=/hub" in said for word, said in steps)
+    (kept,) = (said.split() for word, said in steps if word == "ENV")
+    assert {"HF_HOME=/hub", "TORCH_HOME=/hub/torch", "TORCHINDUCTOR_CACHE_DIR=/hub/compiled"} <= {*kept}
     assert [said for word, said in steps if word == "ENTRYPOINT"] == ['["aligntok"]']
     (place,) = (said for word, said in steps if word == "WORKDIR")
     text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
@@ -142,3 +150,15 @@ def test_what_a_page_names_is_there(name):
         assert target in targets, target
     for path in re.findall(r"\]\(([\w./]+)\)|`([\w/]+\.(?:md|py|cff))`", text):
         assert (ROOT / "".join(path)).exists(), path
+
+
+def test_an_environment_that_clones_share_is_installed_for_the_one_that_uses_it(tmp_path):
+    stamps = set()
+    for name in ("one", "other"):
+        for part in ("Makefile", "pyproject.toml", "plugins", "constraints"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / part).symlink_to(ROOT / part)
+        asked = ["make", "--dry-run", "install", f"VENV={tmp_path}/venv"]
+        said = subprocess.run(asked, cwd=tmp_path / name, capture_output=True, text=True, check=True).stdout
+        stamps.add(re.search(r"touch (\S+)", said)[1])
+    assert len(stamps) == 2

@@ -3,7 +3,8 @@
     python tools/make_demo_data.py OUT [--crops 6]
 
 OUT/train/*.png and OUT/val/*.png, the same files each time. Four photographs under free licences are held out. With
---crops, OUT/crops/NAME/*.png are 64-pixel parts of each training photograph, as the demo's generator learns them.
+--crops, OUT/crops/NAME/*.png are 64-pixel parts of each training photograph, as the demo's generator learns them. OUT
+is written whole or not at all, and in place of what an earlier call wrote.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from aligntok.errors import AlignTokError
+from aligntok.errors import AlignTokError, ConfigError
 from aligntok.imports import folder_of, installing
-from aligntok.io.files import replacing
+from aligntok.io.folders import replacing_folder
 
 # Left out of what scikit-image ships: drawings, binary images, texture swatches, the second view of a stereo pair.
 SKIMAGE = {
@@ -73,8 +74,8 @@ def write_crops(source: Path, out: Path, across: int) -> int:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    with replacing(path) as unfinished:
-        image.save(unfinished, "PNG", compress_level=1)  # lossless all the same, and quicker
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, "PNG", compress_level=1)  # lossless all the same, and quicker
 
 
 def main() -> None:
@@ -85,13 +86,16 @@ def main() -> None:
     if args.crops < 0:
         parser.error(f"--crops {args.crops} must be at least 0")
     try:
+        if args.out.exists() and not {path.name for path in args.out.iterdir()} <= {"train", "val", "crops"}:
+            raise ConfigError(f"{args.out} has other things in it; give a new folder")
         photographs = shipped_photographs()
-    except (FileNotFoundError, AlignTokError) as error:
+        with replacing_folder(args.out) as out:
+            for path in photographs:
+                write_photograph(path, out)
+            training = [out / "train" / f"{path.stem}.png" for path in photographs if path.stem not in HELD_OUT]
+            crops = sum(write_crops(path, out, args.crops) for path in training) if args.crops else 0
+    except (OSError, AlignTokError) as error:  # OSError: of another version of a package
         parser.error(str(error))
-    for path in photographs:
-        write_photograph(path, args.out)
-    training = [args.out / "train" / f"{path.stem}.png" for path in photographs if path.stem not in HELD_OUT]
-    crops = sum(write_crops(path, args.out, args.crops) for path in training) if args.crops else 0
     print(f"{len(photographs)} photographs in {args.out}, {len(HELD_OUT)} of them held out in val/; {crops} crops")
 
 

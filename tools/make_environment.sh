@@ -7,7 +7,8 @@ shift 2
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     { echo "AlignTok needs Python 3.10 or newer; $python is $("$python" --version). Say PYTHON=python3.x" >&2; exit 2; }
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+# Without pip it is what a system without ensurepip leaves, or an interruption.
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 
 echo "Installing into $venv (about 7 GB, most of it PyTorch; some minutes) ..."

@@ -19,7 +19,7 @@ from PIL import Image
 
 from aligntok.errors import AlignTokError, ConfigError
 from aligntok.imports import folder_of
-from aligntok.io.files import put_in_place, remove, unseen, writing
+from aligntok.io.folders import replacing_folder
 
 COLOUR = re.compile(r"\b(light blue|red|orange|yellow|green|blue|purple|brown|black|white|grey|pink)\b")
 TONE = re.compile(r" ?\b((?:medium-light|medium-dark|light|medium|dark) skin tone)\b")
@@ -77,22 +77,19 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of the combinations that is held out, about")
     args = parser.parse_args()
-    made, share = unseen(args.out), args.held_out
+    share = args.held_out
     try:
         if not 0 < share < 1:
             raise ConfigError(f"--held-out {share} must be above 0 and below 1")
         if args.out.exists() and not {path.name for path in args.out.iterdir()} <= {"train", "val", "SOURCE.txt"}:
             raise ConfigError(f"{args.out} has other things in it; give a new folder")
         held = hold_out(emoji := shipped_emoji(), share)
-        with writing(args.out):
+        with replacing_folder(args.out) as made:
             write_split(made / "train", [each for each in emoji if each not in held])
             write_split(made / "val", [each for each in emoji if each in held])
             (made / "SOURCE.txt").write_text(SOURCE, encoding="utf-8")
-            put_in_place(made, args.out)
     except (AlignTokError, OSError) as error:  # OSError: of another version of a package
         parser.error(str(error))
-    finally:
-        remove(made)
     print(f"{len(emoji) - len(held):,} emoji in {args.out / 'train'}, {len(held)} combinations held out in val/")
 
 
