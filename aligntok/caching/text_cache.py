@@ -48,6 +48,7 @@ logger = logging.getLogger("aligntok.data")
 FORMAT = 1
 DESCRIPTION = "texts.json"
 _AGAIN = "copy the cache again, whole, or start what made it: it encodes what is missing"
+_LESS = "give the text encoders precision='bf16' or fewer max_tokens, or cache_texts a lower batch_size"
 _NAMES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}  # of types, in safetensors
 _MOST_OPEN = 512  # shards; each holds a file descriptor, of which a process often may have 1024
 
@@ -243,8 +244,9 @@ def cache_texts(
 
     tokens: whose rows are kept; pooled: whose pooled row is, if any. Started again, it goes on where it was; of a
     finished cache it checks the files. Collective: processes share out the shards, and the files are the same however
-    many they are. Raises ConfigError for other texts, encoders or options than the folder was begun with, DataError for
-    what is not finite in `dtype` (fp16 ends at 65504), WriteError, and Preempted after SIGTERM.
+    many they are. Encoders that were asked are on the CPU afterwards. Raises ConfigError for other texts, encoders or
+    options than the folder was begun with, DataError for what is not finite in `dtype` (fp16 ends at 65504),
+    WriteError, and Preempted after SIGTERM.
     """
     check_pooled(pooled)
     at_least(1, batch_size=batch_size, shard_size=shard_size)
@@ -272,10 +274,13 @@ def cache_texts(
     with output_folder(folder, DESCRIPTION, made, _compared, "other texts, other text encoders"):
         is_left = found_by_first(partial(_begin, folder, jobs, made), len(jobs))
         left = list(compress(jobs, is_left))
-        for encoder in {id(each): each for each in (tokens, pooled) if each is not None and left}.values():
+        encoders = {id(each): each for each in (tokens, pooled) if each is not None and left}.values()
+        for encoder in encoders:
             encoder.to(device())
         for job in shares(left, "encoding texts", stopped, lambda job: len(job.texts), "text"):
             _encode(job, tokens, pooled, dtype, batch_size)
+        for encoder in encoders:  # what is trained on the cache has the device to itself
+            encoder.to("cpu")
         if is_first():
             shards = [{"file": j.path.name, "texts": len(j.texts), "bytes": j.path.stat().st_size} for j in jobs]
             write_json(folder / MANIFEST, {"made": made, "shards": shards})
@@ -317,7 +322,7 @@ def _encode(job: _Shard, tokens: TextEncoder, pooled: TextEncoder | None, dtype:
     """Encode the texts of a shard and write it. Texts of like length go together, as padding costs time."""
     rows, pools = dict[int, Tensor](), dict[int, Tensor]()
     for part in batched(sorted(range(len(job.texts)), key=lambda at: len(job.texts[at])), batch_size):
-        with explaining_out_of_memory(f"{len(part)} texts", "lower the batch size"):
+        with explaining_out_of_memory(f"{len(part)} texts", _LESS):
             found = encode_both([job.texts[at] for at in part], tokens, pooled)
         for number, at in enumerate(part):
             rows[at] = _stored(found["text"][number][found["mask"][number]], dtype, job.texts[at])
@@ -338,7 +343,7 @@ def _stored(value: Tensor, dtype: str, text: str) -> Tensor:
     if not stored.isfinite().all():
         raise DataError(
             f"what the text encoder gives for {text[:60]!r} is not finite as {dtype} (it goes up to "
-            f"{float(value.abs().max()):.3g}, and fp16 ends at 65504); take dtype='bf16' or 'fp32'. If it is not "
-            "finite in fp32 either, the text encoder is broken"
+            f"{float(value.abs().max()):.3g}, and fp16 ends at 65504); take dtype='bf16' or 'fp32', in a config "
+            "generator.text.cache='bf16' or 'fp32'. If it is not finite in fp32 either, the text encoder is broken"
         )
     return stored

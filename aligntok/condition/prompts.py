@@ -156,7 +156,8 @@ class PromptCondition(Condition):
             return None
         captions = captions_of(data)
         texts = (text for image in range(len(captions)) for text in captions[image])
-        return {"texts": texts, "tokens": self.encoders["tokens"], "pooled": self.encoders.get("pooled")}
+        kept = {} if self.text.cache is True else {"dtype": self.text.cache}
+        return {"texts": texts, "tokens": self.encoders["tokens"], "pooled": self.encoders.get("pooled"), **kept}
 
     def blank(self, number: int, device: torch.device) -> dict[str, Tensor]:
         """Return zeros for prompts that are as long as the text encoder takes them."""

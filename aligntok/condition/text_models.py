@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,9 +38,9 @@ class TextSettings:
     """The one whose vector of the whole prompt joins the time; None: none."""
     dropout: Share = 0.1
     """How often training puts the empty prompt in a caption's place, for both encoders at once."""
-    cache: bool = False
-    """Encode every caption once, into <work_dir>/texts, before the first step; else, as they come. For small sets: a
-    caption of 20 tokens by T5-XXL takes 164 kB."""
+    cache: bool | Literal["fp16", "bf16", "fp32"] = False
+    """Encode every caption once, into <work_dir>/texts, before the first step, and keep it so precisely, True: as fp16;
+    else, as they come. For small sets: a caption of 20 tokens by T5-XXL takes 164 kB."""
     guidance: AboveZero | None = None
     """What weights that were distilled with guidance are told of it, with guidance_embed=True, such as 3.5."""
 

@@ -151,9 +151,19 @@ def test_more_shards_than_may_be_open_are_read_in_turn(cache, monkeypatch):
     assert len(held._open) == 1
 
 
+def test_encoders_leave_the_device_once_all_texts_are_encoded(tmp_path, monkeypatch):
+    moves, encoder = [], Letters(pooled=True)
+    monkeypatch.setattr(Letters, "to", lambda self, where: moves.append((str(where), len(self.encoded))))
+    monkeypatch.setattr(text_cache, "device", lambda: "there")
+    made(tmp_path / "cache", tokens=encoder, pooled=encoder)
+    assert moves == [("there", 0), ("cpu", 22)]
+    made(tmp_path / "cache", tokens=encoder, pooled=encoder)  # nothing is left to encode
+    assert len(moves) == 2
+
+
 def test_what_is_not_finite_as_it_is_stored_is_refused(tmp_path):
     large = Letters(scale=1e5)
-    with pytest.raises(DataError, match=r"is not finite as fp16 \(it goes up to .*; take dtype='bf16' or 'fp32'"):
+    with pytest.raises(DataError, match=r"is not finite as fp16 \(.*, in a config generator.text.cache='bf16'"):
         made(tmp_path / "cache", tokens=large)
     assert not list((tmp_path / "cache").glob("*.safetensors"))
     held = made(tmp_path / "other", tokens=large, dtype="bf16")

@@ -57,6 +57,14 @@ def test_one_encoder_that_has_both_parts_is_loaded_once(text):
     assert encoders["tokens"] is encoders["pooled"]
 
 
+@pytest.mark.parametrize(("cache", "how"), [(True, {}), ("bf16", {"dtype": "bf16"})])
+def test_a_cache_keeps_rows_as_precisely_as_it_is_told(text, cache, how):
+    made = condition(text(cache=cache)).to_encode(SimpleNamespace(captions=[("a",), ("b", "c")]))
+    assert [*made.pop("texts")] == ["a", "b", "c"]
+    assert [name for name in made if name not in ("tokens", "pooled")] == [*how]
+    assert made.get("dtype") == how.get("dtype")
+
+
 def test_dropped_captions_are_the_empty_prompt_for_both_encoders(text):
     made = condition(text())
     given = made.of({"caption": CAPTIONS}, CPU)
