@@ -27,8 +27,9 @@ def export_for_diffusers(
 ) -> tuple[Path, str]:
     """Write what `source` has as a folder that diffusers loads; return the folder, and the class that does.
 
-    A generator of prompts, where its class can be exported, is a transformer of diffusers'; one of classes becomes a
-    pipeline with its tokenizer; of a source without a generator the tokenizer becomes an autoencoder. `source` and the
+    A generator of prompts, where its class can be exported, is a transformer of diffusers', with its tokenizer in
+    ``vae/``; one of classes becomes a pipeline with it; of a source without a generator the tokenizer becomes an
+    autoencoder. A generator's mean and deviation of latents are in the config in ``vae/``. `source` and the
     others as in :func:`load_latent_diffusion` and :func:`load_tokenizer`; latents: a cache that the tokenizer made,
     whose mean and deviation its config is to have.
 
@@ -40,10 +41,14 @@ def export_for_diffusers(
         tokenizer, statistics = _tokenizer(source, weights, average, latents, components)
         return target, f"{_home(kind := write_autoencoder(target, tokenizer, statistics))}.{kind}"
     if latents is not None:
-        raise ConfigError(f"{source} has a generator, whose own mean and deviation are written; leave --latents out")
+        raise ConfigError(
+            f"{source} has a generator, whose own mean and deviation are written, into vae/config.json; leave "
+            "--latents out"
+        )
     model = load_latent_diffusion(source, weights=weights, average=average, components=components)
     if hasattr(model.generator, "export_diffusers"):
         model.generator.export_diffusers(target)
+        write_autoencoder(target / "vae", model.tokenizer, model.statistics)
         return target, "diffusers.FluxTransformer2DModel"
     if model.generator.conditioned_on != "classes":
         name = type(model.generator).__name__

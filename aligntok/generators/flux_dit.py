@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +19,7 @@ from aligntok.ops.packed import Present, present
 from aligntok.settings import AboveZero, Count, Depth, Width
 from aligntok.weights.flux import is_of_diffusers, with_bfl_names, write_for_diffusers
 
+logger = logging.getLogger("aligntok.export")
 #: Options that diffusers' class has no keywords for.
 FIXED_IN_DIFFUSERS = {"mlp_ratio": 4.0, "theta": 10_000}
 TIME_FACTOR = 1000.0  # of noise levels and guidance scales, before they are embedded
@@ -135,9 +137,9 @@ class FluxDiT(PromptedGenerator):
     def export_diffusers(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that diffusers' ``FluxTransformer2DModel.from_pretrained`` loads: config and weights.
 
-        It attends to all text that it is given, as with text_padding="attend"; without pooled text here, it takes one
-        number, which has no effect. Raises ConfigError for options that it does not have, WriteError when the disk
-        does not take it.
+        It attends to all text that it is given, as with text_padding="attend", which is told where this model was
+        trained otherwise; without pooled text here, it takes one number, which has no effect. Raises ConfigError for
+        options that it does not have, WriteError when the disk does not take it.
         """
         for name, only in FIXED_IN_DIFFUSERS.items():
             if (own := getattr(self, name)) != only:
@@ -166,6 +168,11 @@ class FluxDiT(PromptedGenerator):
             "axes_dims_rope": list(self.axes_dim),
         }
         write_for_diffusers(folder, config, tensors)
+        if self.text_padding == "mask":
+            logger.warning(
+                "FluxDiT: diffusers' class attends to padding, this model was trained without (text_padding='mask'); "
+                "give it each prompt's own tokens alone, or prompts of one length together"
+            )
 
     @torch.no_grad()
     def _initialise(self) -> None:

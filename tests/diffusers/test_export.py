@@ -232,7 +232,7 @@ def test_the_transformer_of_a_pipeline_goes_against_the_velocity(tmp_path):
 
 def test_a_cache_beside_a_generator_is_refused(tmp_path):
     diffusion(vit()).save_pretrained(tmp_path / "ours")
-    with pytest.raises(ConfigError, match="leave --latents out"):
+    with pytest.raises(ConfigError, match="written, into vae/config.json; leave --latents out"):
         export_for_diffusers(tmp_path / "ours", tmp_path / "out", latents="cache")
     assert not (tmp_path / "out").exists()
 

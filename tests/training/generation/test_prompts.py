@@ -12,6 +12,8 @@ import pytest
 import torch
 
 import aligntok
+from aligntok.app import functions
+from aligntok.check import CheckRequest, check_folder
 from aligntok.cli import export, sample, train
 from aligntok.condition.text_models import TextModels
 from aligntok.data.transforms import open_image
@@ -170,11 +172,17 @@ def test_a_weaker_generator_needs_no_encoders_of_its_own(trained, tmp_path, text
     assert sample([exported, *given, "--autoguidance", exported, "--out", str(tmp_path / "out")]) == 0
 
 
-def test_a_generator_is_exported_for_diffusers(trained, tmp_path):
+def test_a_generator_is_exported_for_diffusers(trained, tmp_path, caplog, capsys):
     flux = pytest.importorskip("diffusers").FluxTransformer2DModel
     run, out = trained, tmp_path / "out"
     assert export([str(run), str(out), "--format", "diffusers"]) == 0
-    generator, theirs = aligntok.load_latent_diffusion(run).generator, flux.from_pretrained(out)
+    assert "give it each prompt's own tokens alone" in caplog.text
+    model, theirs = aligntok.load_latent_diffusion(run), flux.from_pretrained(out)
+    generator, said = model.generator, json.loads((out / "vae/config.json").read_text())
+    assert said["latents_mean"] == list(model.statistics.mean)
+    assert said["latents_std"] == list(model.statistics.std)
+    assert not check_folder(CheckRequest(folder=out))
+    assert "6 of 6 files are as they were written" in capsys.readouterr().out
     x, t, text, pooled = torch.randn(2, 4, 3, 5), torch.tensor([0.2, 0.9]), torch.randn(2, 6, 32), torch.randn(2, 32)
     ids = torch.cartesian_prod(torch.zeros(1), torch.arange(3.0), torch.arange(5.0))
     found = theirs(
