@@ -23,7 +23,7 @@ class ContinueFrom:
     """What a generator's training begins from: another one's end, as a training at twice the size does."""
 
     folder: str
-    """A work folder with a generator of the same shape, on latents of the same tokenizer; its newest checkpoint."""
+    """A work folder with a generator of the same shape, tokenizer and text encoders; its newest checkpoint."""
     take: list[Literal["weights", "averages", "optimizer"]] = field(
         default_factory=lambda: ["weights", "averages", "optimizer"]
     )

@@ -49,11 +49,11 @@ def build(stage: GeneratorStage) -> StageData:
         config["tokenizer_identity"] = tokenizer.identity
     train = DATASETS.build({"train": True, "seed": stage.seed, **config})
     check_classes(stage, train)
-    statistics, shape = _statistics(stage, tokenizer, train)
+    start = read_stage_file(stage.folder, UNKNOWN, described_fields) if stage.has_begun else _start(stage, tokenizer)
+    statistics, shape = _statistics(stage, tokenizer, train, start)
     names, sampling = tuple(getattr(train, "class_names", ())), asdict(settings.sampling)
     seed_torch("weights", stage.seed)  # the generator's first weights
-    begun = read_stage_file(stage.folder, UNKNOWN, described_fields) if stage.has_begun else {}
-    diffusion = LatentDiffusion(pinned(settings.generator, begun), tokenizer, statistics, shape, names, sampling)
+    diffusion = LatentDiffusion(pinned(settings.generator, start), tokenizer, statistics, shape, names, sampling)
     diffusion.condition.check_data(train)
     if (texts := diffusion.condition.to_encode(train)) is not None:
         diffusion.condition.cache = cache_texts(stage.folder.parent / "texts", **texts)
@@ -101,16 +101,15 @@ def _make_cache(stage: GeneratorStage, tokenizer: Tokenizer) -> None:
 
 
 def _statistics(
-    stage: GeneratorStage, tokenizer: Tokenizer, train: Any
+    stage: GeneratorStage, tokenizer: Tokenizer, train: Any, start: Mapping[str, Any]
 ) -> tuple[LatentStatistics, tuple[int, int, int]]:
     """Return the latents' statistics and shape: of the training that it goes on from; the cache's; new ones."""
-    settings, has_begun = stage.settings.data, stage.has_begun
-    start = read_stage_file(stage.folder, UNKNOWN, described_fields) if has_begun else _start(stage, tokenizer)
+    settings = stage.settings.data
     if settings.train["type"] == "latents":
         if stage.settings.init_from is not None:
             train.normalise_as(start["statistics"])
         return train.statistics, train.latent_shape
-    if has_begun:
+    if stage.has_begun:
         return start["statistics"], tuple(start["latent_shape"])
     size = square_size(train) or train[0]["images"].shape[1:]
     height, width = (side // tokenizer.downsample_factor for side in size)

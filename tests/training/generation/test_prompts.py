@@ -261,6 +261,13 @@ def test_what_cannot_be_gone_on_from_is_refused(prompted, trained, tmp_path, cap
     capsys.readouterr()
     assert train([prompted("wider", generator=wider, init_from=dict(folder=str(trained)))]) == 2
     assert "does not fit" in capsys.readouterr().err
+    for cache in (False, True):
+        shorter = dict(FLUX, text=dict(tokens=dict(bert, max_tokens=31), pooled=bert, cache=cache))
+        shorter, run = prompted("shorter", generator=shorter, init_from=dict(folder=str(trained))), tmp_path / "shorter"
+        assert train([shorter, "--cfg-options", f"work_dir={run}"]) == 2
+        assert "generator.text.tokens: the text encoder at" in (said := capsys.readouterr().err)
+        assert "is another one (identity" in said
+        assert not (run / "generation/stage.json").exists()
 
 
 def test_the_next_steps_captions_are_encoded_beside_a_step(prompted, tmp_path, monkeypatch):
