@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -47,15 +47,23 @@ def load(
     tokenizers: Sequence[str | os.PathLike[str]],
     generator: str | os.PathLike[str] | None = None,
     device: str | None = None,
+    text_encoders: Mapping[str, Any] | None = None,
 ) -> Models:
-    """Load the models. Two tokenizers of one name are told apart by where they are. Raises what loading raises."""
+    """Load the models, `text_encoders` as :func:`load_latent_diffusion` takes them when the first prompt asks for some.
+
+    Two tokenizers of one name are told apart by where they are. Raises what loading raises, of text encoders, too.
+    """
     if not tokenizers:
         raise ConfigError("there is no tokenizer to load; name one at least")
     stems = [Path(each).name or str(each) for each in tokenizers]
     names = [name if stems.count(name) == 1 else str(each) for name, each in zip(stems, tokenizers, strict=True)]
     where = device or this_device()
     loaded = {name: load_tokenizer(each, device=where) for name, each in zip(names, tokenizers, strict=True)}
-    return Models(loaded, None if generator is None else load_latent_diffusion(generator, device=where))
+    if generator is None:
+        return Models(loaded)
+    drawing = load_latent_diffusion(generator, device=where, text_encoders=text_encoders)
+    drawing.condition.check_encoders()  # now, not when somebody asks for a picture
+    return Models(loaded, drawing)
 
 
 @checked

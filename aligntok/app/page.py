@@ -28,7 +28,7 @@ def serve(asked: AppRequest) -> None:
     """
     _gradio()
     _check_port(asked.port)
-    models = functions.load(asked.tokenizers, asked.generator, asked.device)
+    models = functions.load(asked.tokenizers, asked.generator, asked.device, asked.text_encoders)
     made = page(models)
     say(f"The page is at http://{HOST}:{asked.port}   (Ctrl-C ends it)")
     made.launch(server_name=HOST, server_port=asked.port, share=False, quiet=True, show_error=True, footer_links=[])

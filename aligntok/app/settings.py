@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,8 @@ class AppRequest:
     """Work folders or stages, saved tokenizers, published checkpoints, hub ids."""
     generator: str | Path | None = None
     """A work folder with a trained generator, or a saved one."""
+    text_encoders: dict[str, str] = field(default_factory=dict)
+    """Where the text encoders of a saved generator are: tokens=FOLDER, pooled=FOLDER."""
     port: Annotated[int, Field(ge=1, le=65535)] = 7860
     """Where the page is: http://127.0.0.1:PORT."""
     device: str | None = None

@@ -98,8 +98,8 @@ class TextModels:
         if not config.get("path"):
             raise WeightsError(
                 f"generator.text.{name}: the '{config.get('type')}' text encoder has no path; give its folder or hub "
-                f"id, as generator.text.{name}.path=... in a config or text_encoders=dict({name}=...) to "
-                "load_latent_diffusion"
+                f"id, as generator.text.{name}.path=... in a config, --text-encoders {name}=... to a command or "
+                f"text_encoders=dict({name}=...) to load_latent_diffusion"
             )
         # What a file brings was looked at when it came: names registered, content known by its identity.
         encoder = TEXT_ENCODERS.build(config, trusted=True, components=self.components)

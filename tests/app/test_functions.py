@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,6 +131,16 @@ def test_tokenizers_of_one_name_are_told_apart(tiny_tokenizer, tmp_path):
     aligntok.load_tokenizer(tiny_tokenizer).save_pretrained(tmp_path / tiny_tokenizer.name)
     both = [tiny_tokenizer, tmp_path / tiny_tokenizer.name]
     assert list(functions.load(both, device="cpu").tokenizers) == [str(each) for each in both]
+
+
+def test_the_command_is_told_where_text_encoders_are(monkeypatch):
+    asked = []
+    monkeypatch.setattr(page, "_gradio", lambda: None)
+    monkeypatch.setattr(page, "_check_port", lambda port: None)
+    monkeypatch.setattr(page, "page", lambda models: SimpleNamespace(launch=lambda **how: None))
+    monkeypatch.setattr(functions, "load", lambda *given: asked.extend(given))
+    assert cli.main(["app", "t", "--generator", "g", "--text-encoders", "tokens=a", "pooled=b"]) == 0
+    assert asked == [("t",), "g", None, dict(tokens="a", pooled="b")]
 
 
 def test_without_gradio_the_line_that_installs_it_is_given(tiny_tokenizer, monkeypatch, capsys):

@@ -119,6 +119,10 @@ def test_an_export_names_its_text_encoders_and_has_none(trained, kept, tmp_path,
     with pytest.raises(WeightsError, match=r"generator.text.tokens: the 'hf_text' text encoder has no path; give its"):
         aligntok.load_latent_diffusion(exported)("a red apple")
     bert = text_model("bert")
+    with pytest.raises(WeightsError, match=r"has no path; give its .*, --text-encoders tokens=\.\.\. to a command or"):
+        functions.load([exported / "tokenizer"], exported, "cpu")
+    models = functions.load([exported / "tokenizer"], exported, "cpu", dict(tokens=bert, pooled=bert))
+    assert functions.sample(models, "a red apple", 0, 2, 1.0)
     model = aligntok.load_latent_diffusion(exported, text_encoders=dict(tokens=bert, pooled=bert))
     assert torch.equal(model("a red apple"), aligntok.load_latent_diffusion(run)("a red apple"))
     model = aligntok.load_latent_diffusion(exported, text_encoders=dict(tokens=text_model("qwen3"), pooled=bert))
