@@ -78,6 +78,14 @@ def test_a_line_says_its_number_its_prompt_and_all_else(tmp_path):
     assert [line.said for line in read_prompt_file(tmp_path / "b.jsonl")] == [{}, {"tag": "colors", "prompt": "b"}]
 
 
+def test_a_prompt_with_a_question_a_line_is_drawn_once(tmp_path):
+    lines = ["item_id,text,proposition_id", "a,red apple,1", "a,red apple,2", "b,two cats,1", "a,red apple,3"]
+    (tmp_path / "dpg.csv").write_text("\n".join(lines))
+    assert read_prompts(tmp_path / "dpg.csv") == ["red apple", "two cats"]
+    (tmp_path / "plain.csv").write_text("text,id\nred apple,1\nred apple,2\n")
+    assert read_prompts(tmp_path / "plain.csv") == ["red apple"] * 2
+
+
 def test_a_caption_of_several_lines_in_a_table_is_one_prompt(tmp_path):
     (tmp_path / "a.csv").write_text('prompt\n"two\ncats"\ndog\n')
     assert read_prompts(tmp_path / "a.csv") == ["two\ncats", "dog"]
