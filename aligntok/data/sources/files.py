@@ -48,8 +48,9 @@ class FileTreeSource(ImageSource):
     Images are known by their endings, and by their content where they have none; what is passed over is said.
     ``class_names`` are the top-level folders that hold images, sorted by name. Images beside them, fewer than theirs,
     are left out, which is said; with as many or more, or all at the top level, the source is flat and has no classes.
-    Files and folders that begin with a dot are passed over. `caption` says where captions are; None: nowhere. Raises
-    DataError when there is no image, or none in one of the `top_folders`, and for wrong captions.
+    Files and folders that begin with a dot are passed over. `caption` says where captions are; None: nowhere. With
+    captions every image is taken: they say of it what a class would. Raises DataError when there is no image, or none
+    in one of the `top_folders`, and for wrong captions.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class FileTreeSource(ImageSource):
                 f"{where} holds no image ({len(files)} other files{told}); "
                 f"images end in {', '.join(image_suffixes())} and may lie in folders of any depth"
             )
-        images = _in_class_folders(where, sorted(images, key=lambda name: name.split("/")))
+        images = _in_class_folders(where, sorted(images, key=lambda name: name.split("/")), caption is not None)
         packed = PackedNames(images)
         if caption is not None:
             self.captions, used = captions_of_files(where, packed, files, open_file, caption)
@@ -99,10 +100,10 @@ class FileTreeSource(ImageSource):
         return (f"{resolved(self.root + folder)}/{name}" for folder, _, name in parted)
 
 
-def _in_class_folders(where: str, images: list[str]) -> list[str]:
-    """Return the images without those that lie beside class folders; all of them where that is no matter of few."""
+def _in_class_folders(where: str, images: list[str], captioned: bool) -> list[str]:
+    """Return the images without those that lie beside class folders; all of them where these are many, or captioned."""
     stray = [name for name in images if "/" not in name]
-    if stray and len(stray) < len(images) - len(stray):
+    if stray and not captioned and len(stray) < len(images) - len(stray):
         say_once(
             f"{where}: left out {len(stray):,} images that lie beside the class folders, such as {stray[0]}; "
             "put them into folders, or all images into one"

@@ -92,6 +92,14 @@ def test_a_table_at_the_root_of_a_folder_or_zip(tmp_path, pack, table):
 
 
 @pytest.mark.parametrize("pack", [folder, archive])
+def test_few_captioned_images_beside_many_in_folders_are_taken_too(tmp_path, pack):
+    captions = {name: CAPTIONS[first] for first in [*CAPTIONS][:1] for name in ("a.png", "trip/b.png", "trip/c.png")}
+    images = dict.fromkeys(captions, png(0))
+    assert found(pack(tmp_path / "set", {**images, "captions.csv": as_csv(captions=captions)})) == captions
+    assert len(open_source(pack(tmp_path / "plain", images))) == 2
+
+
+@pytest.mark.parametrize("pack", [folder, archive])
 def test_texts_beside_the_images_of_a_folder_or_zip(tmp_path, pack, caplog):
     root = pack(tmp_path / "json", {**IMAGES, **as_json()})
     assert found(root) == found(root, "caption") == CAPTIONS
