@@ -212,7 +212,7 @@ class GeneratorStage(Stage):
         held_to.check_variants(self.settings.validation, sampling, self.where, classes)
         source = None if self.has_begun else self.settings.tokenizer  # what has begun has its own copy
         size = None if source is None else saved_size(source)
-        held_to.check_size(self.settings, generator.in_channels, size, "the tokenizer", self.name)
+        held_to.check_size(self.settings, generator, size, "the tokenizer", self.name)
 
     def check_encoders(self) -> None:
         """Check the text encoders, their files but for the weights, and their widths."""
@@ -234,7 +234,7 @@ class GeneratorStage(Stage):
         tokenizer, generator = stages[-1].build_model().tokenizer, self.build_model().generator
         check_posterior(self.posterior, tokenizer)
         size = tokenizer.latent_dim, tokenizer.downsample_factor
-        held_to.check_size(self.settings, generator.in_channels, size, "the stages' tokenizer", self.name)
+        held_to.check_size(self.settings, generator, size, "the stages' tokenizer", self.name)
 
     def validation(self, data: StageData) -> dict[str, Any]:
         """Return how samples are drawn and measured on the way."""

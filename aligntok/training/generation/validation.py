@@ -138,10 +138,10 @@ def check_words(settings: GeneratorSettings, condition: Condition, where: str) -
 
 
 def check_size(
-    settings: GeneratorSettings, in_channels: int, tokenizers: tuple[int, int] | None, whose: str, where: str
+    settings: GeneratorSettings, generator: Any, tokenizers: tuple[int, int] | None, whose: str, where: str
 ) -> None:
     """Raise ConfigError for sizes of images that there cannot be, and where generator or images do not fit a
-    tokenizer's latent dimension and factor, if known.
+    tokenizer's latent dimension and factor, if known. Latents are whole patches, of every size.
     """
     sizes = {} if settings.latent_cache is None else {"latent_cache.image_size": settings.latent_cache.image_size}
     if (kind := (train := settings.data.train)["type"]) in ("images", "stream"):
@@ -150,14 +150,16 @@ def check_size(
     if tokenizers is None:
         return
     latent_dim, factor = tokenizers
-    if in_channels != latent_dim:
+    if generator.in_channels != latent_dim:
         raise ConfigError(
-            f"{where}: generator.in_channels={in_channels}, but {whose} has latent_dim {latent_dim}; set one to the "
-            "other"
+            f"{where}: generator.in_channels={generator.in_channels}, but {whose} has latent_dim {latent_dim}; set "
+            "one to the other"
         )
+    patch = getattr(generator, "patch_size", 1)
+    of = "f" if patch == 1 else f"f x patch_size = {factor} x {patch}"
     for name, several in buckets.items():
         for each in several:
-            multiples_of(factor, f"{where}: {name}", each)
+            multiples_of(factor * patch, f"{where}: {name}", each, of)
 
 
 def latent_side(settings: GeneratorSettings) -> tuple[int, int]:

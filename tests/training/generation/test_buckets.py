@@ -180,6 +180,14 @@ def test_shapes_that_cannot_be_are_found_by_a_dry_run(write_mixed, capsys, size,
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("patch", "status"), [(1, 0), (2, 2)])
+def test_every_shape_is_of_whole_patches(write_mixed, capsys, patch, status):
+    config = write_mixed([(32, 32), (24, 40)], generator={**TRANSFORMER, "patch_size": patch})
+    assert train([config, "--dry-run"]) == status
+    said = "(24, 40); its sides must be multiples of f x patch_size = 8 x 2 = 16, such as"
+    assert (said in capsys.readouterr().err) == (status == 2)
+
+
 def test_shapes_of_equal_area_come_from_the_command_line(write_mixed, seen, tmp_path, capsys):
     config = write_mixed(image_size=32, steps=3)
     assert train([config, "--dry-run", "--cfg-options", "data.train.image_size=dict(side=32,multiple_of=8)"]) == 0
