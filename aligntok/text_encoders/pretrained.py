@@ -31,6 +31,7 @@ from aligntok.weights.transformers import (
 )
 
 logger = logging.getLogger("aligntok.text")
+_MOST_TOLD = 100  # prompts that are named as too long, of millions that there may be
 
 
 class PretrainedTextEncoder(TextEncoder):
@@ -160,8 +161,8 @@ class PromptTokenizer:
         """Return ``dict(input_ids=, attention_mask=)``, int64 (N, L), padded behind the prompts.
 
         L is the longest prompt's length, or max_tokens with `full`. A prompt that no token stands for, as "" where the
-        model wants none around it, becomes the token of a beginning or end. What is cut is told in words, once.
-        Raises ConfigError for what are no prompts, and WeightsError for tokens that the model does not know.
+        model wants none around it, becomes the token of a beginning or end. What is cut is told in words, once,
+        of a hundred prompts. Raises ConfigError for what are no prompts, and for tokens that the model does not know.
         """
         texts = check_prompts(texts, self.who)
         rows = self.tokenizer(texts, add_special_tokens=True, padding=False, truncation=False)["input_ids"]
@@ -186,11 +187,12 @@ class PromptTokenizer:
         """Return the tokens of a prompt that is too long, cut; say once how many of its words are left out."""
         found = self.tokenizer(text, truncation=True, max_length=self.max_tokens, return_offsets_mapping=True)
         left_out = text[max(end for _, end in found["offset_mapping"]) :].split()
-        if left_out and hash(text) not in self._told:
+        if left_out and len(self._told) < _MOST_TOLD and hash(text) not in self._told:
             self._told.add(hash(text))
             logger.warning(
-                "%s: a prompt of %d tokens is cut to %d, without its last %d words: %s...",
+                "%s: a prompt of %d tokens is cut to %d, without its last %d words: %s...%s",
                 *(self.who, len(row), self.max_tokens, len(left_out), ascii(text[:40])[1:-1]),
+                " (others are cut without a word from now on)" * (len(self._told) == _MOST_TOLD),
             )
         ids: list[int] = found["input_ids"]
         return ids

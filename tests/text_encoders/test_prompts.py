@@ -60,6 +60,16 @@ def test_of_ten_thousand_words_it_says_once_how_many_are_left_out(encoder, caplo
     assert f"is cut to 12, without its last {10_000 - words} words: a a a a" in said[0]
 
 
+def test_of_many_prompts_that_are_cut_the_first_hundred_are_named(encoder, caplog):
+    tokenize = encoder().tokenize
+    with caplog.at_level(logging.WARNING, logger="aligntok"):
+        for number in range(103):
+            tokenize([f"{'cat ' * 11}{'a ' * number}"])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 100 == len(tokenize._told)
+    assert [number for number, each in enumerate(said) if "others are cut without a word" in each] == [99]
+
+
 def test_a_prompt_that_just_fits_is_not_told_of(encoder, caplog):
     tokenize = encoder().tokenize
     with caplog.at_level(logging.WARNING, logger="aligntok"):
