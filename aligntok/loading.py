@@ -12,7 +12,7 @@ import torch
 
 from aligntok.annotations import checked
 from aligntok.device import device_named, dtype_named, put
-from aligntok.engine.checkpoints import join, list_checkpoints, load_parts, read_parts, read_snapshots
+from aligntok.engine.checkpoints import SNAPSHOTS, join, list_checkpoints, load_parts, read_parts, read_snapshots
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.io.files import read_json, reading
@@ -119,6 +119,25 @@ def saved_size(source: str | os.PathLike[str]) -> tuple[int, int] | None:
     return found if all(isinstance(each, int) for each in found) else None  # type: ignore[return-value]
 
 
+def _read_average(
+    folder: str | os.PathLike[str], ema: Mapping[str, Any] | None, weights: str, which: float | None, rebuild: bool
+) -> PartStates:
+    """Read every part of a training; `rebuild` makes a width that its `ema` did not keep from its snapshots, at the
+    last of them (EDM2, App. C.2).
+    """
+    kept = [number for name in ("sigma_rel", "decays") for number in (ema or {}).get(name, ())]
+    if not rebuild or which is None or which in kept:
+        return read_parts(folder, weights, which)
+    if not (snapshots := read_snapshots(folder)):
+        raise CheckpointError(
+            f"{folder} keeps neither an EMA of width {which} nor snapshots to make one from; "
+            "set ema.snapshot_every for the stage"
+        )
+    steps, widths, parts = zip(*snapshots, strict=True)
+    coefficients = map(float, post_hoc_coefficients(steps, widths, max(steps), which))
+    return join(read_parts(folder), synthesise(zip(coefficients, parts, strict=True)))
+
+
 def load_stage_tokenizer(
     folder: str | os.PathLike[str],
     weights: str | None = None,
@@ -147,21 +166,10 @@ def read_merged_parts(
 ) -> PartStates:
     """Read every part of a stage as :func:`aligntok.engine.checkpoints.read_parts` does, low-rank updates merged.
 
-    `rebuild` as in :func:`load_stage_tokenizer`, at the last snapshot (EDM2, App. C.2).
+    `rebuild` as in :func:`load_stage_tokenizer`.
     """
     stage = _read_description(folder)
-    if rebuild and sigma_rel is not None and sigma_rel not in (stage["ema"] or {}).get("sigma_rel", []):
-        snapshots = read_snapshots(folder)
-        if not snapshots:
-            raise CheckpointError(
-                f"{folder} keeps neither an EMA of width {sigma_rel} nor snapshots to make one from; "
-                "set ema.snapshot_every for the stage"
-            )
-        steps, widths, parts = zip(*snapshots, strict=True)
-        coefficients = map(float, post_hoc_coefficients(steps, widths, max(steps), sigma_rel))
-        states = join(read_parts(folder), synthesise(zip(coefficients, parts, strict=True)))
-    else:
-        states = read_parts(folder, weights, sigma_rel)
+    states = _read_average(folder, stage["ema"], weights, sigma_rel, rebuild)
     lora = stage.get("lora")
     return {**states, "encoder": without_lora(states["encoder"], lora_scaling(lora))} if lora else states
 
@@ -269,7 +277,7 @@ def load_latent_diffusion(
     `source` is a folder that ``LatentDiffusion.save_pretrained`` wrote, the hub id of one, a training work folder, or
     its ``generation`` folder; the keywords are those of :func:`load_tokenizer`. Of a training the newest checkpoint is
     taken: `weights` "raw", or "ema" (None: where it is kept), of the width or decay `average` (None: that of the
-    config's `ema.inference`).
+    config's `ema.inference`); a width that was not kept is made from snapshots.
 
     `components` are classes by the names that its files give them, for parts that no plugin registers. `text_encoders`
     are folders or hub ids, such as ``dict(tokens="/path/to/t5")``, of those that encode prompts, which no export holds,
@@ -297,13 +305,14 @@ def _trained(
     text_encoders: Mapping[str, Any] | None,
 ) -> LatentDiffusion:
     """Return the newest generator of a training's folder."""
-    has_ema, fields = read_stage_file(folder, UNKNOWN, lambda said: (bool(said["ema"]), described_fields(said)))
+    ema, fields = read_stage_file(folder, UNKNOWN, lambda said: (said["ema"], described_fields(said)))
     check_registered(fields, components)  # before the tokenizer's parts are imported
     tokenizer = Tokenizer.from_pretrained(folder / "tokenizer", components=components)
     with reading(folder / STAGE_FILE, CheckpointError, UNKNOWN):
         described = {**with_places(fields, folder), "tokenizer": tokenizer}
         model = LatentDiffusion(trusted=False, components=components, text_encoders=text_encoders, **described)
-    states = read_parts(folder, weights or ("ema" if has_ema else "raw"), average)
+    has_snapshots = (folder / SNAPSHOTS).is_dir()
+    states = _read_average(folder, ema, weights or ("ema" if ema else "raw"), average, has_snapshots)
     load_parts({"generator": model.generator}, states, f"the newest checkpoint in {folder}")
     return model.eval()
 

@@ -33,6 +33,7 @@ logger = logging.getLogger("aligntok.engine")
 FORMAT = 3
 OF_ONE_FILE = 2  # the format before, ``step_00001000.pt``
 CURE = "the checkpoints before it are whole. Make room and start the same command again"
+SNAPSHOTS = "ema_snapshots"  # of a stage's folder
 _DAMAGED = "it is damaged or incomplete"
 _FROZEN = "frozen.safetensors"
 _NAME = re.compile(r"step_(\d{8,})(\.pt)?")
@@ -329,7 +330,7 @@ def join(first: PartStates, second: PartStates) -> PartStates:
 def write_snapshot(stage_dir: str | os.PathLike[str], step: int, averages: Mapping[str, PartStates]) -> None:
     """Write the averages of all widths after `step`, for widths chosen later (:func:`read_snapshots`); collective."""
     states = {f"{width}/{part}": state for width, parts in averages.items() for part, state in parts.items()}
-    _save_whole(Path(stage_dir) / "ema_snapshots" / f"step_{step:08d}.safetensors", states)
+    _save_whole(Path(stage_dir) / SNAPSHOTS / f"step_{step:08d}.safetensors", states)
 
 
 def read_snapshots(stage_dir: str | os.PathLike[str]) -> list[tuple[int, float, PartStates]]:
@@ -339,7 +340,7 @@ def read_snapshots(stage_dir: str | os.PathLike[str]) -> list[tuple[int, float, 
     """
     cure = "copy that file again; without it, remove it, and the widths are made of the other snapshots"
     found: dict[tuple[int, float], PartStates] = {}
-    for path in sorted((Path(stage_dir) / "ema_snapshots").glob("step_*.safetensors")):
+    for path in sorted((Path(stage_dir) / SNAPSHOTS).glob("step_*.safetensors")):
         for key, state in _by_part(load_tensors(path, CheckpointError, cure)).items():
             width, part = key.split("/")
             found.setdefault((int(path.stem.split("_")[1]), float(width)), {})[part] = state

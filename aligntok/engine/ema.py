@@ -46,6 +46,11 @@ class EMASettings:
                 f"decays={self.decays}"
             )
         check_averages(self.sigma_rel, self.decays)
+        if self.snapshot_every and not self.sigma_rel:
+            raise ConfigError(
+                f"ema.snapshot_every={self.snapshot_every} keeps widths, and ema.sigma_rel names none; give two, such "
+                "as [0.05, 0.10], or leave it out"
+            )
 
 
 @cache

@@ -42,7 +42,7 @@ class SampleRequest:
     weights: Literal["raw", "ema"] | None = None
     """Of a work folder; None: averages where they are kept."""
     ema: Share | None = None
-    """Width or decay of the average; None: the config's ema.inference."""
+    """Width or decay of the average, a width that was not kept from snapshots; None: the config's ema.inference."""
     labels: Literal["random", "balanced"] | None = None
     """Random by the sample's seed, or each class in turn; None: random where there are classes."""
     classes: tuple[str | int, ...] = ()

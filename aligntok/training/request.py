@@ -83,7 +83,7 @@ class ExportRequest:
     weights: Literal["raw", "ema"] | None = None
     """Of a work folder; None: averages where they are kept."""
     ema: Share | None = None
-    """Width of the average; one that was not kept is made from the snapshots. Of a generator, one that is kept."""
+    """Width of the average; one that was not kept is made from the snapshots. Or a decay that was."""
     format: Literal["aligntok", "diffusers", "onnx"] = "aligntok"
     """diffusers: of a source with a generator its pipeline, or its transformer of prompts, else the tokenizer as an
     autoencoder; onnx: the tokenizer's encoder and decoder."""

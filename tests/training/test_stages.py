@@ -77,8 +77,8 @@ def test_default_keywords_belong_to_the_default_type_only():
     losses = {"l1": {"type": "l1"}}
     stage = StageSettings(steps=1, losses=losses, optimizer={"type": "SGD", "lr": 1.0}, ema=None)
     assert (stage.optimizer, stage.ema) == ({"type": "SGD", "lr": 1.0}, None)
-    generator = GeneratorSettings(steps=1, generator={"type": "lightning_dit"}, ema={"snapshot_every": 5})
-    assert (generator.ema.decays, generator.ema.snapshot_every, generator.data.workers) == ([0.9999], 5, 0)
+    generator = GeneratorSettings(steps=1, generator={"type": "lightning_dit"}, ema={"sigma_rel": [0.1]})
+    assert (generator.ema.decays, generator.ema.sigma_rel, generator.data.workers) == ([0.9999], [0.1], 0)
 
 
 def test_expanding_changes_nothing_and_gives_the_same_again(config):

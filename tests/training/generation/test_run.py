@@ -17,7 +17,8 @@ import torch
 import aligntok
 from aligntok.cli import train
 from aligntok.data.loader import number_of_classes
-from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_checkpoint
+from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_checkpoint, read_snapshots
+from aligntok.engine.ema import post_hoc_coefficients
 from aligntok.latent_diffusion import LatentDiffusion
 from aligntok.loading import load_latent_diffusion, load_tokenizer
 from aligntok.ops import attention
@@ -259,6 +260,7 @@ GENERATOR = dict(type="lightning_dit", hidden_size=32, depth=2, num_heads=2, inp
         (dict(latent_cache=dict(image_size=32), data=dict(train=dict(root="x"))), "leave one of the two out"),
         (dict(latent_cache=dict(image_sise=32)), "did you mean 'image_size'?"),
         (dict(ema=dict(decays=[0.2], inference=0.2)), "EMA decay 0.2; it must lie in [0.5, 1)"),
+        (dict(ema=dict(snapshot_every=1)), "ema.snapshot_every=1 keeps widths, and ema.sigma_rel names none"),
         (dict(data_root=None), "data_root is not set, so there is nothing to train on"),
         (dict(data_root="nowhere"), "no latent cache in nowhere"),
         (dict(precision="fp8"), "precision='fp8'; it must be 'fp32', 'tf32', 'bf16', 'fp16' or 'auto'"),
@@ -273,6 +275,20 @@ def test_each_mistake_is_one_clear_error_before_training(write_generation, tmp_p
     assert train([write_generation(**changes), "--work-dir", str(tmp_path / "run")]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_a_width_that_was_not_kept_is_made_of_a_generators_snapshots(write_generation, tmp_path):
+    ema, run = dict(sigma_rel=[0.05, 0.10], decays=[0.9], inference=0.05, snapshot_every=1), tmp_path / "run"
+    assert train([write_generation(ema=ema, steps=3, log=dict(pictures=0)), "--work-dir", str(run)]) == 0
+    steps, widths, parts = zip(*read_snapshots(run / "generation"), strict=True)
+    shares = post_hoc_coefficients(steps, widths, 3, 0.07)
+    made = load_latent_diffusion(run, average=0.07).generator.state_dict()
+    for name in parts[0]["generator"]:
+        expected = sum(share * part["generator"][name].double() for share, part in zip(shares, parts, strict=True))
+        torch.testing.assert_close(made[name].double(), expected, rtol=0, atol=1e-6)
+    kept = read_checkpoint(list_checkpoints(run / "generation")[-1][1])["ema"]["averages"]["0.9"]["generator"]
+    found = load_latent_diffusion(run, average=0.9).generator.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in kept.items())
 
 
 def test_a_config_forces_the_attention(write_generation, tmp_path, capsys, monkeypatch):
