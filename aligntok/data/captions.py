@@ -123,11 +123,13 @@ class CaptionList:
         self._text, self._ends, self._images = bytearray(), array("q", [0]), array("q")
 
     def add(self, image: int, given: Any) -> None:
-        """Add an image's caption, or a list of captions; None is none.
+        """Add an image's caption, or a list of captions; None is none, alone or in a list.
 
         Raises ValueError, with a reason, for what is no caption, and for more of them than there can be.
         """
-        for text in given if isinstance(given, list) else [] if given is None else [given]:
+        for text in given if isinstance(given, list) else [given]:
+            if text is None:
+                continue
             if not isinstance(text, str):
                 raise ValueError(f"it is {type(text).__name__}, and no text")
             encoded = text.strip().encode()  # half of a surrogate pair is a ValueError

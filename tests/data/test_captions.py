@@ -41,7 +41,7 @@ def test_some_of_them_and_several_sets_of_them():
 
 def test_a_caption_that_came_in_two_parts_counts_as_two():
     captions = CaptionList(2)
-    for image, given in [(1, " b "), (0, "a"), (1, ["c", "d\n"]), (0, None)]:
+    for image, given in [(1, " b "), (0, "a"), (1, ["c", None, "d\n"]), (0, None), (0, [None])]:
         captions.add(image, given)
     assert [*captions.packed()] == [("a",), ("b", "c", "d")]
 

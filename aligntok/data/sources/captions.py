@@ -128,7 +128,9 @@ def leave_out_uncaptioned(source: ImageSource, most: int) -> ImageSource:
 
 
 def captions_of_column(where: str, name: str, column: Any) -> Captions:
-    """Return the captions in a column of Arrow data, of text or lists of text. Raises DataError for invalid ones."""
+    """Return the captions in a column of Arrow data, of text or lists of text, without nulls. Raises DataError for
+    invalid ones.
+    """
     pyarrow, compute = import_module("pyarrow"), import_module("pyarrow.compute")
     parts, rows = [], 0
     for chunk in column.chunks:
@@ -137,19 +139,19 @@ def captions_of_column(where: str, name: str, column: Any) -> Captions:
             chunk.validate(full=True)  # a file may say that its bytes are UTF-8, and its lists within them
         except ValueError as error:
             raise _no_caption(place, first_line(error)) from error
+        counts, texts = np.ones(len(chunk), dtype=np.int64), chunk
         if pyarrow.types.is_nested(chunk.type):
-            counts = compute.fill_null(compute.list_value_length(chunk), 0)
-            texts = compute.fill_null(chunk.flatten(), "")
-        else:
-            counts, texts = chunk.is_valid().cast("int64"), chunk.drop_null()
-        trimmed = compute.utf8_trim_whitespace(texts).cast(pyarrow.large_binary())
+            counts = compute.fill_null(compute.list_value_length(chunk), 0).to_numpy(zero_copy_only=False)
+            texts = chunk.flatten()
+        before = np.concatenate([[0], np.cumsum(texts.is_valid().to_numpy(zero_copy_only=False), dtype=np.int64)])
+        trimmed = compute.utf8_trim_whitespace(texts.drop_null()).cast(pyarrow.large_binary())
         _, ends, text = trimmed.buffers()
         bounds = np.frombuffer(ends, dtype=np.int64) if len(trimmed) else np.zeros(1, dtype=np.int64)
         own = bounds[trimmed.offset :][: len(trimmed) + 1]
         if len(trimmed) and (most := int(np.diff(own).max())) > MOST_BYTES:
             raise _no_caption(place, f"one has {most:,} bytes")
         data = np.frombuffer(text if text is not None else b"", dtype=np.uint8)[own[0] : own[-1]]
-        first = np.concatenate([[0], np.cumsum(counts.to_numpy(zero_copy_only=False), dtype=np.int64)])
+        first = before[np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])]
         parts.append(Captions(data, own[:-1] - own[0], own[1:] - own[0], first))
         rows += len(chunk)
     return Captions.joined(parts)

@@ -159,7 +159,7 @@ def test_what_editors_leave_in_files_is_no_part_of_a_caption(tmp_path, caplog):
 
 def test_columns_of_every_arrow_type_of_text():
     pa = pytest.importorskip("pyarrow")
-    texts = [["left out"], [" a ", "b"], [], ["c"], None]
+    texts = [["left out"], [" a ", None, "b"], [None], ["c"], None]
     for kind in (pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.string(), pa.large_string()):
         nested = pa.types.is_nested(kind)
         values = texts if nested else [each and each[0] if each else None for each in texts]
