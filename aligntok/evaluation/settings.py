@@ -26,6 +26,13 @@ TextImageMetric = Literal[
 ]
 FEWEST = 20  # images and points: below, neither neighbours nor densities mean anything
 
+#: Keys of a training, or beginnings of them, that its numbers do not depend on, or not beyond rounding.
+NEUTRAL = (
+    *("checkpoint", "log", "validation", "compile", "grad_checkpointing", "attention", "parallel"),
+    *("data.workers", "data.timeout", "data.val", "data.nominal_images"),
+    *(f"data.train.{name}" for name in ("root", "index", "cache", "threads")),
+)
+
 
 @settings
 class DataSettings:

@@ -25,6 +25,7 @@ from aligntok.errors import DataError, first_line
 from aligntok.evaluation.comparison.plan import Arm, Comparison
 from aligntok.evaluation.comparison.settings import ComparisonSettings
 from aligntok.evaluation.metrics.features import extractor_config
+from aligntok.evaluation.settings import NEUTRAL
 from aligntok.imports import version_of
 from aligntok.io.checksums import sha256
 from aligntok.io.files import read_json, write_json
@@ -36,13 +37,7 @@ from aligntok.training.generator_settings import GeneratorSettings
 from aligntok.training.settings import StageSettings
 
 FORMAT = 1
-#: Settings of a training, or beginnings of them, that its numbers do not depend on, or not beyond rounding.
-FREE = (
-    *("checkpoint", "log", "validation", "compile", "grad_checkpointing", "attention", "parallel"),
-    *("data.workers", "data.timeout", "data.val", "data.nominal_images"),
-    *(f"data.train.{name}" for name in ("root", "index", "cache", "threads")),
-    "samples.batch_size",
-)
+FREE = (*NEUTRAL, "samples.batch_size")  # what no number depends on, or the beginning of it
 #: Settings of the comparison that say nothing of how an arm is measured.
 _OF_ALL = ("tokenizers", "generator", "criterion", "grid", "results", "work_dir", "data_root", "seeds", "workers")
 #: Those that say how real images are.

@@ -1,10 +1,12 @@
 """Sections on the results of evaluations: metrics, tables, pictures and settings, the paper's numbers beside them.
 
-The paper's stand there only where a run is the paper's: its config, options that change nothing, images and metric.
+The paper's stand there only where a run is the paper's, and measured as it measures: its config, options that change
+nothing, a generator's tokenizer, images, settings of the evaluation and the samples, and metric.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,9 +31,10 @@ from aligntok.evaluation.report.blocks import (
     table_of,
     without_place,
 )
-from aligntok.evaluation.report.collect import Evaluated, Run, Training, as_number, find, part
+from aligntok.evaluation.report.collect import Evaluated, Run, Training, as_number, find, is_number, part
 from aligntok.evaluation.report.figures import pictures
 from aligntok.evaluation.results import Result
+from aligntok.evaluation.settings import NEUTRAL
 from aligntok.io.files import read_json
 from aligntok.settings import flatten
 
@@ -46,10 +49,7 @@ _NEVER = {
     "comparison": "a comparison's tokenizers are compared with one another",
 }
 #: Keys of a config, or beginnings of them, that a run of the paper's may set otherwise: no number depends on them.
-FREE = {
-    *("work_dir", "data_root", "seed", "checkpoint", "log", "validation", "compile", "grad_checkpointing", "attention"),
-    *("deterministic", "data.workers", "data.timeout", "data.nominal_images"),
-}
+FREE = {*NEUTRAL, "work_dir", "data_root", "seed", "deterministic", "process_timeout"}
 #: The same of a generator, without batch norm to see micro-batches; tokenizer, steps and scale are compared themselves.
 FREE_FOR_GENERATORS = FREE | {"gradient_accumulation_steps", "tokenizer", "sampling.steps", "sampling.cfg_scale"}
 
@@ -150,35 +150,32 @@ def compare(run: Run, found: Evaluated) -> PaperNumbers:
     kind, result = found.result.kind, found.result
     if kind in _NEVER:
         return _none(_NEVER[kind])
-    run = run if run.trainings else _run_behind(run, result)
+    generator = str(part(result.settings, "samples", "generator").get("source") or "")
+    run = run if run.trainings else _run_at(result.subject, generator) or run
     if kind == "cost":
         return _costs(run, result)
     wanted, images = data("paper")["evaluated"][kind], images_of(result)
     if images != wanted["images"]:
         seen = "an unknown number" if images is None else f"{images:,}"
         return _none(f"its own are of {wanted['images']:,} {wanted['of']}, these of {seen}")
+    if other := next((name for name, own in wanted["settings"].items() if _value(result, name) not in own), None):
+        return _none(f"its own are of {other}={json.dumps(wanted['settings'][other][0])}, these are not")
     trainings = _evaluated(run, result)
     if not trainings:
         return _none("the training that was evaluated is not there whole")
     what = "generator" if kind == "generation" else "tokenizer"
-    same = next((entry for entry in data("paper")[f"{what}s"] if _is_the_papers(run, trainings, entry)), None)
+    on = _tokenizer_of(trainings[-1]) if kind == "generation" else ()
+    same = next((entry for entry in data("paper")[f"{what}s"] if _is_the_papers(run, trainings, entry, on)), None)
     if same is None:
         # a result that came from elsewhere may name any folder: of a run that it is not in, nothing is told
         is_inside = found.path.resolve().is_relative_to(run.path.resolve())
-        return _none(f"it has no such {what}" + f" ({_in_short(run, trainings)})" * is_inside)
+        return _none(f"it has no such {what}" + f" ({_in_short(run, trainings, on)})" * is_inside)
     title, values = same["title"], same["values"]
     if kind == "generation":
-        sampling = part(result.settings, "samples", "sampling")
-        steps, scale = sampling.get("steps"), sampling.get("cfg_scale")
-        is_guided = None if scale is None else scale != 1
-        # published code counts a solver's times, one more than its steps
-        alike = (
-            v for v in values if steps in (v["sampler_steps"], v["sampler_steps"] - 1) and v["guided"] is is_guided
-        )
-        values = next(alike, None)
+        values, words = _as_sampled(result, trainings[-1], values)
         if values is None:
-            return _none(f"it has none of {steps or '?'} steps at scale {scale or '?'}")
-        title += f", {values['sampler_steps']} sampling steps, {'with' if is_guided else 'without'} guidance"
+            return _none(f"it has none of {words}")
+        title += f", {words}"
     tables = {plain(name): (value["value"], value["table"]) for name, value in values.get(kind, {}).items()}
     return PaperNumbers(f"The paper's column: {title}. Only metrics of the very same name are compared.", tables)
 
@@ -195,38 +192,79 @@ def _costs(run: Run, result: Result) -> PaperNumbers:
     return PaperNumbers("No costs of the paper beside these: its tables are of DINOv2-L, f16d32, with the LDM decoder.")
 
 
-def _run_behind(run: Run, result: Result) -> Run:
-    """Return the run that an evaluation alone is of, where its subject leads to one."""
-    generator = str(part(result.settings, "samples", "generator").get("source") or "")
-    for place in filter(None, (result.subject, generator)):
+def _value(result: Result, name: str) -> Any:
+    """Return a setting of a result by dotted name; None where it says nothing of it."""
+    *keys, last = name.split(".")
+    return (part(result.settings, *keys) if keys else result.settings).get(last)
+
+
+def _as_sampled(
+    result: Result, generator: Training, values: Sequence[Mapping[str, Any]]
+) -> tuple[Mapping[str, Any] | None, str]:
+    """Return those of the paper's values that are of samples drawn like a result's, if any, and how it was in words.
+
+    Steps and guidance are the paper's, all else the sampling of the training's config, which is the paper's.
+    """
+    sampling, own = part(result.settings, "samples", "sampling"), part(generator.settings, "sampling")
+    steps, scale = sampling.get("steps"), sampling.get("cfg_scale")
+    free = {"steps", "cfg_scale"} | ({"cfg_interval", "cfg_channels", "preserve_energy"} if scale == 1 else set())
+    other = [key for key in {**own, **sampling} if key not in free and (own.get(key) or 0) != (sampling.get(key) or 0)]
+    if other:
+        return None, f"samples with other settings than its config's: {', '.join(other)}"
+    is_guided = scale > 1 if is_number(scale) and scale >= 1 else None  # below 1 it leads away from the class
+    # published code counts a solver's times, one more than its steps
+    alike = (v for v in values if steps in (v["sampler_steps"], v["sampler_steps"] - 1) and v["guided"] is is_guided)
+    if (found := next(alike, None)) is None:
+        return None, f"{steps or '?'} steps at scale {'?' if scale is None else scale}"
+    return found, f"{found['sampler_steps']} sampling steps, {'with' if is_guided else 'without'} guidance"
+
+
+def _run_at(*places: str) -> Run | None:
+    """Return the run that the first of some places is, or is in, if any."""
+    for place in filter(None, places):
         for folder in (Path(place), Path(place).parent):
             if any([*folder.glob("[0-9]*_*/stage.json"), *folder.glob("generation/stage.json")]):
                 try:
                     return find(folder)
                 except DataError:
                     continue
-    return run
+    return None
+
+
+def _tokenizer_of(generator: Training) -> tuple[str, ...]:
+    """Return the names of a generator's tokenizer: its file's, and the titles of the paper's trainings that made it."""
+    place = str(generator.settings.get("tokenizer") or "")
+    run = _run_at(place)
+    stages = [] if run is None else _stages_until(run, place)
+    entries = data("paper")["tokenizers"] if run is not None and stages else ()
+    return Path(place).name, *(entry["title"] for entry in entries if _is_the_papers(run, stages, entry))
+
+
+def _stages_until(run: Run, subject: str) -> list[Training]:
+    """Return the stages of a run up to the one that a place names, else all of them; nothing unless they are whole."""
+    names, name = [stage.folder.resolve().name for stage in run.stages], Path(subject).name
+    stages = run.stages[: names.index(name) + 1 if name in names else None]
+    return [] if any(each.step < (each.steps or 1) for each in stages) else stages
 
 
 def _evaluated(run: Run, result: Result) -> list[Training]:
     """Return what a result is of, a generator or the stages up to one; nothing where that was not at its end."""
-    stages = run.stages
-    names, subject = [stage.folder.resolve().name for stage in stages], Path(result.subject).name
-    until = names.index(subject) + 1 if subject in names else len(stages)
-    trainings = run.generators[-1:] if result.kind == "generation" else stages[:until]
+    trainings = run.generators[-1:] if result.kind == "generation" else _stages_until(run, result.subject)
     is_early = trainings and result.step is not None and result.step < trainings[-1].steps
     return [] if is_early or any(each.step < (each.steps or 1) for each in trainings) else trainings
 
 
-def _is_the_papers(run: Run, trainings: Sequence[Training], entry: Mapping[str, Any]) -> bool:
-    """Tell whether trainings are those of an entry of paper.json: its config, its tokenizer for a generator.
+def _is_the_papers(run: Run, trainings: Sequence[Training], entry: Mapping[str, Any], on: Sequence[str] = ()) -> bool:
+    """Tell whether trainings are those of an entry of paper.json: its config, and for a generator a tokenizer, `on`.
 
     The steps say up to which stage of a config it is.
     """
     schedule = [(steps, entry["batch"]) for steps in entry["steps"]]
     if [(each.steps, each.batch) for each in trainings] != schedule or not _is_run_of(run, entry["configs"]):
         return False
-    wanted = entry.get("tokenizer", {})
+    wanted = dict(entry.get("tokenizer", {}))
+    if wanted and wanted.pop("from") not in on:
+        return False
 
     def has_them(own: dict[str, Any]) -> bool:
         return all(value == (own[key]["type"] if key == "encoder" else own[key]) for key, value in wanted.items())
@@ -252,12 +290,13 @@ def _changed(run: Run) -> list[str]:
     return [f"{n}={v}" for n, v in given.items() if not any(f"{plain_names[n]}.".startswith(f"{k}.") for k in free)]
 
 
-def _in_short(run: Run, trainings: Sequence[Training]) -> str:
+def _in_short(run: Run, trainings: Sequence[Training], on: Sequence[str]) -> str:
     if not run.origin.get("config"):
         return "no run.json names the config that it was started with"
     steps = " + ".join(f"{training.steps:,}" for training in trainings)
     options = " ".join(["", "with", *_changed(run)]) if _changed(run) else ""
-    return f"{run.origin['config']}{options}, {steps} steps of {trainings[-1].batch}"
+    tokenizer = f", on {on[-1] or 'no tokenizer that it names'}" if on else ""
+    return f"{run.origin['config']}{options}, {steps} steps of {trainings[-1].batch}{tokenizer}"
 
 
 def images_of(result: Result) -> int | None:
