@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # errors are said without torch
     from torch import Tensor
@@ -98,6 +98,14 @@ def at_least(least: float, where: str = "", /, **options: float | None) -> None:
         if value is not None and value < least:
             prefix = f"{where}: " if where else ""
             raise ConfigError(f"{prefix}{name} is {value}; it must be {least} or more")
+
+
+def distinct(**lists: Iterable[Any]) -> None:
+    """Raise ConfigError for an option that has a value twice, where twice the same would pass for two."""
+    for name, values in lists.items():
+        found = [*values]
+        if twice := [value for place, value in enumerate(found) if value in found[:place]]:
+            raise ConfigError(f"{name}={found} has {twice[0]!r} twice; give each once")
 
 
 def check_same_shape(who: str, **tensors: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, distinct
 from aligntok.settings import (
     BatchSize,
     Count,
@@ -95,6 +95,9 @@ class LatentAnalysis(ImageSettings):
     """Rows of the PCA picture."""
     precision: Precision = "fp32"
     """Of the models' arithmetic."""
+
+    def __post_init__(self) -> None:
+        distinct(seeds=self.seeds)
 
 
 @settings

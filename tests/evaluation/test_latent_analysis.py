@@ -287,6 +287,11 @@ def test_names_that_tell_nothing_apart_are_refused(names, message):
         distinct_names(["x", "x"], names)
 
 
+def test_a_seed_that_is_given_twice_is_refused():
+    with pytest.raises(ConfigError, match=r"seeds=\[0, 2, 0\] has 0 twice; give each once"):
+        LatentAnalysis(tokenizers=("a",), data="b", seeds=(0, 2, 0))
+
+
 def test_a_reference_encoder_is_a_word_and_gets_the_tokenizers_grid():
     assert encoder_config("dinov2") == {"type": "dinov2"}
     assert encoder_config("timm:vit_x") == {"type": "timm", "model_name": "vit_x"}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aligntok.errors import ConfigError, unknown
+from aligntok.errors import ConfigError, DataError, unknown
 from aligntok.evaluation.comparison.criterion import of_samples
 from aligntok.evaluation.comparison.settings import ComparisonSettings
 
@@ -66,7 +67,8 @@ def tried(comparison: Comparison, arm: Arm) -> dict[str, Any]:
 def choose(comparison: Comparison, records: Mapping[Arm, Record]) -> dict[str, dict[str, Any]]:
     """Return the config overrides for each tokenizer that the grid decides, as far as its sets are all measured.
 
-    Of sets with the same number the first is taken; a control takes what is shared in the best set of another.
+    Of sets with the same number the first is taken, and none that has none; a control takes what is shared in the best
+    set of another. Raises DataError where all sets of a tokenizer diverged.
     """
     grid = comparison.settings.grid
     if grid is None:
@@ -76,7 +78,13 @@ def choose(comparison: Comparison, records: Mapping[Arm, Record]) -> dict[str, d
     for name in grid.tokenizers:
         own = [arm for arm in comparison.grid_arms() if arm.name == name]
         if own and all(arm in records for arm in own):
-            least = min(own, key=lambda arm: records[arm].value(grid.metric))
+            values = {arm: records[arm].value(grid.metric) for arm in own}
+            if not (sound := [arm for arm in own if math.isfinite(values[arm])]):
+                raise DataError(
+                    f"the grid found nothing for '{name}': all of its {len(own)} sets diverged; give other options, "
+                    "such as lower learning rates"
+                )
+            least = min(sound, key=values.__getitem__)
             best[name], number[name] = tried(comparison, least), least.number or 0
     for name, its in grid.tokenizers.items():
         if its.like in number:
@@ -92,7 +100,8 @@ def grid_table(comparison: Comparison, records: Mapping[Arm, Record]) -> list[di
     for arm in records:
         options, found = tried(comparison, arm), records[arm]
         row = {"tokenizer": arm.name, "set": str(arm.number), "options": in_words(options)}
-        row |= {"PSNR": f"{found.value('psnr'):.4g}", grid.metric: f"{found.value(grid.metric):.5g}"}
+        numbers = {"PSNR": f"{found.value('psnr'):.4g}", grid.metric: f"{found.value(grid.metric):.5g}"}
+        row |= dict.fromkeys(numbers, "diverged") if found.diverged else numbers
         is_best = options == chosen.get(arm.name)
         rows.append({**row, "chosen": "yes" if is_best else ""})
     return rows

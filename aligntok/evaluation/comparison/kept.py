@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from aligntok.data.transforms import open_image
-from aligntok.distributed import barrier, is_first
-from aligntok.errors import DataError, ImageError
+from aligntok.distributed import barrier, is_first, world
+from aligntok.errors import DataError, DivergenceError, ImageError
 from aligntok.evaluation.comparison.plan import Arm, Comparison
 from aligntok.evaluation.comparison.records import Record, machine, made_with, nameless, read_record
 from aligntok.evaluation.comparison.running import (
@@ -55,8 +55,16 @@ def made_in_turn(comparison: Comparison, arm: Arm, references: Callable[[], Mapp
         record = find(comparison, arm)
         if record is None:
             say(f"{arm}: {arm.folder}")
-            run_arm(comparison, arm, references())
-            record = keep(comparison, arm)
+            try:
+                run_arm(comparison, arm, references())
+                record = keep(comparison, arm)
+            except DivergenceError as error:
+                if arm.number is None:
+                    raise
+                say(f"{arm} diverged, and is not chosen: {error}")
+                record = write(comparison, arm, of_arm(comparison, arm, diverged=True))
+                if world()[1] > 1:  # which have let go of one another: the next start goes on after it
+                    raise
     return record
 
 
@@ -103,19 +111,25 @@ def find(comparison: Comparison, arm: Arm | None, tell: Callable[[str], None] = 
 
 def keep(comparison: Comparison, arm: Arm | None) -> Record:
     """Return what there is of an arm in its work folder, or, None, of real images; write it where such is kept."""
-    record, path = of_real_images(comparison) if arm is None else of_arm(comparison, arm), place_of(comparison, arm)
+    record = write(comparison, arm, of_real_images(comparison) if arm is None else of_arm(comparison, arm))
+    barrier()
+    return record
+
+
+def write(comparison: Comparison, arm: Arm | None, record: Record) -> Record:
+    """Write what is kept of an arm, where such is kept, in the first process; return it."""
+    path = place_of(comparison, arm)
     if path is not None and is_first():
         if arm is not None and (grid := last_grid(arm)) is not None:
             picture = read_grid(grid)
             picture.thumbnail((LARGEST, LARGEST))
             save_picture(path.with_suffix(".png"), picture)
         record.write(path)
-    barrier()
     return record
 
 
-def of_arm(comparison: Comparison, arm: Arm) -> Record:
-    """Return what an arm's tokenizer and generator were measured to be."""
+def of_arm(comparison: Comparison, arm: Arm, diverged: bool = False) -> Record:
+    """Return what an arm's tokenizer and generator were measured to be, as far as they were."""
     values: dict[str, float] = {}
     for path in sorted((arm.folder / EVALUATION).glob("*/*.json")):
         found = read_result(path).metrics.items()
@@ -125,7 +139,8 @@ def of_arm(comparison: Comparison, arm: Arm) -> Record:
         seed=arm.seed,
         made=made_with(comparison, arm),
         metrics=values,
-        curves=generation_curves(arm),
+        curves={} if diverged else generation_curves(arm),
+        diverged=diverged,
         options=nameless(arm.options),
         seconds=read_seconds(arm),
         machine=machine(),

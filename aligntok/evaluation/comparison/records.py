@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Mapping
@@ -86,7 +87,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of an arm: what it was made with, metrics by name, curves by name and step, seconds by part."""
+    """What is kept of an arm: what it was made with, metrics by name, curves by name and step, seconds by part.
+
+    diverged: its training did not come to its end, as one of a grid may.
+    """
 
     name: str
     made: Made
@@ -95,6 +99,7 @@ class Record:
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     images: int | None = None
+    diverged: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
 
@@ -104,7 +109,9 @@ class Record:
         return {**self.metrics, **{name: curve[max(curve)] for name, curve in self.curves.items()}}
 
     def value(self, metric: str) -> float:
-        """Return a metric after the last step. Raises DataError where it was not measured."""
+        """Return a metric after the last step, infinite after none. Raises DataError where it was not measured."""
+        if self.diverged:
+            return math.inf
         if metric not in self.final:
             raise DataError(
                 f"{metric} was not measured of '{self.name}'; there is {', '.join(self.final) or 'nothing'}: to have "

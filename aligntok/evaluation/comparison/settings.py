@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from aligntok.errors import ConfigError, distinct
+from aligntok.io.folders import told_apart
 from aligntok.settings import (
     AboveZero,
     BatchSize,
@@ -18,6 +21,8 @@ from aligntok.settings import (
     Workers,
     settings,
 )
+
+_FOLDERS = ("references", "real_images", "grid", "budget")  # of a comparison's work folder, beside the tokenizers'
 
 
 @settings
@@ -185,3 +190,17 @@ class ComparisonSettings:
     """Processes that read images for evaluations and the latents' cache."""
     samples: SamplesSettings = field(default_factory=SamplesSettings)
     """How the generator is measured on the way."""
+
+    def __post_init__(self) -> None:
+        distinct(seeds=self.seeds)
+        names = [*self.tokenizers]
+        if wrong := [name for name in names if not re.fullmatch(r"\w[\w.-]{0,99}", name)]:
+            raise ConfigError(
+                f"tokenizers: {wrong[0]!r} is no name of a folder; take letters, digits, '_', '-' and '.', at most 100"
+            )
+        apart = told_apart([*_FOLDERS, *names])[len(_FOLDERS) :]
+        if taken := [name for name, free in zip(names, apart, strict=True) if name != free]:
+            raise ConfigError(
+                f"tokenizers: '{taken[0]}' is the folder of something else, or differs from it in capitals alone, "
+                "which some disks take for one; take another name"
+            )

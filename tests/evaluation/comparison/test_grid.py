@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aligntok.cli import compare
 from aligntok.device import precision_taken
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.comparison import budget
-from aligntok.evaluation.comparison.grid import choose
+from aligntok.evaluation.comparison.grid import choose, grid_table
 from aligntok.evaluation.comparison.plan import read_comparison
 from aligntok.evaluation.comparison.records import DEFAULT, Made, Record, made_with, read_record
 from aligntok.evaluation.results import read_result
@@ -137,6 +139,16 @@ def test_the_lowest_is_taken_and_a_control_takes_what_is_shared_of_another(plan)
     config = plan.tokenizer_config(control)
     assert config["optimizer"]["lr"] == 3e-4
     assert config["losses"]["semantic"]["weight"] == 0.2
+
+
+def test_a_set_that_diverged_or_has_no_number_is_never_chosen(plan):
+    sets = [of(math.nan), replace(of(0.0), diverged=True, curves={}), of(7.0), of(8.0), *map(of, (1, 1, 1, 1))]
+    tried = dict(zip(plan.grid_arms(), sets, strict=True))
+    assert choose(plan, tried)["vae"] == {"optimizer.lr": 1e-3, "losses.kl.weight": 2.0}
+    rows = grid_table(plan, tried)
+    assert [rows[1][column] for column in ("PSNR", plan.settings.grid.metric, "chosen")] == ["diverged", "diverged", ""]
+    with pytest.raises(DataError, match="the grid found nothing for 'vae': all of its 4 sets diverged"):
+        choose(plan, {**tried, **dict.fromkeys(plan.grid_arms()[:4], sets[1])})
 
 
 def test_a_control_takes_all_of_another_where_it_says_so(config):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from aligntok.errors import DataError
-from aligntok.evaluation.comparison.kept import generation_curves, in_turn
+from aligntok.errors import DataError, DivergenceError
+from aligntok.evaluation.comparison import kept
+from aligntok.evaluation.comparison.kept import generation_curves, in_turn, made_in_turn
 from aligntok.evaluation.comparison.plan import Arm
+from aligntok.evaluation.comparison.records import Made, read_record
 
 
 def test_numbers_are_of_the_last_step_whatever_the_log_has_kept(tmp_path):
@@ -45,3 +49,22 @@ def test_who_comes_to_an_arm_that_is_worked_at_waits_and_says_so(tmp_path, capsy
     thread.join()
     assert order == ["first", "second"]
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("number", [3, None])
+def test_a_set_of_the_grid_that_diverges_is_kept_as_such_and_a_main_training_ends_all(number, tmp_path, monkeypatch):
+    def diverge(*_):
+        raise DivergenceError("11 steps in a row had to be left out")
+
+    monkeypatch.setattr(kept, "run_arm", diverge)
+    monkeypatch.setattr(kept, "find", lambda *_: None)
+    monkeypatch.setattr(kept, "made_with", lambda *_: Made({"lr": 9.0}))
+    arm = Arm("one", 0, tmp_path / "one.py", tmp_path / "one" / "set_3", number=number)
+    comparison = SimpleNamespace(results=tmp_path)
+    if number is None:
+        with pytest.raises(DivergenceError):
+            made_in_turn(comparison, arm, dict)
+        return
+    made = made_in_turn(comparison, arm, dict)
+    assert made == read_record(tmp_path / "grid_one_3.json")
+    assert made.value("any") == math.inf

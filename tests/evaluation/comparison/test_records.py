@@ -197,3 +197,21 @@ def test_references_of_other_images_are_refused(changed, tmp_path):
 def test_the_probe_of_a_comparison_can_be_standardised_and_says_so(changed):
     differs = changed().differences(changed({"probe.standardize": True}))
     assert differs == {"measuring.probe.standardize": (DEFAULT, True)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [0, 1, 0]}, "seeds=[0, 1, 0] has 0 twice; give each once"),
+        ({"tokenizers": {"../../x": "one.py"}}, "tokenizers: '../../x' is no name of a folder"),
+        ({"tokenizers": {"": "one.py"}}, "tokenizers: '' is no name of a folder"),
+        ({"tokenizers": {"a/b": "one.py"}}, "tokenizers: 'a/b' is no name of a folder"),
+        ({"tokenizers": {".one": "one.py"}}, "tokenizers: '.one' is no name of a folder"),
+        ({"tokenizers": {"One": "one.py"}}, "tokenizers: 'One' is the folder of something else, or differs from it"),
+        ({"tokenizers": {"grid": "one.py"}}, "tokenizers: 'grid' is the folder of something else"),
+    ],
+)
+def test_seeds_given_twice_and_names_that_are_no_folders_of_their_own_are_refused(changes, message, changed):
+    with pytest.raises(ConfigError) as caught:
+        changed(changes)
+    assert message in str(caught.value)
