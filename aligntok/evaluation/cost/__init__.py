@@ -28,7 +28,7 @@ from aligntok.training.alignment import expand_stages
 from aligntok.training.config import load_config
 from aligntok.training.generation import expand_generation
 
-__all__ = ["measure_cost"]
+__all__ = ["measure_cost", "names_of"]
 
 MODELS, SCHEDULE, STAGE_PARTS = "Parameters", "Stages", "Stages by part"
 OPERATIONS = "Multiply-accumulates of a forward pass"
@@ -54,8 +54,7 @@ def measure_cost(asked: CostRequest, console: Console | None = None) -> Result:
     DataError before the first measurement.
     """
     console = console or Console()
-    stems = [Path(path).stem for path in asked.configs]
-    names = [n if stems.count(n) == 1 else str(path) for n, path in zip(stems, asked.configs, strict=True)]
+    names = names_of(asked.configs)
     loaded = [load_config(Path(path), asked.cfg_options) for path in asked.configs]
     folder = Path(asked.out).expanduser() if asked.out else Path(loaded[0]["work_dir"]) / "evaluation" / "cost"
     check_writable(folder)
@@ -85,6 +84,12 @@ def measure_cost(asked: CostRequest, console: Console | None = None) -> Result:
     path = result.write(folder)
     print_line(f"Written: {path}", console)
     return result
+
+
+def names_of(configs: Sequence[str | Path]) -> list[str]:
+    """Return what configs are called in tables: by their files' names, or whole paths where two share one."""
+    stems = [Path(path).stem for path in configs]
+    return [name if stems.count(name) == 1 else str(path) for name, path in zip(stems, configs, strict=True)]
 
 
 def _measure(counted: Sequence[Counted], factor: int, asked: CostRequest, device: torch.device) -> dict[str, list[Row]]:

@@ -109,7 +109,7 @@ def _measured(stage: Stage, images: int) -> float:
     """Return the seconds of a step of one GPU on this machine."""
     say(f"measuring a training step of {stage.name}")
     alone = replace(stage, settings=replace(stage.settings, global_batch_size=images))
-    counted = CountedStage(alone, make_plan(alone, alone.build_model(), 1), 0)
+    counted = CountedStage(alone, make_plan(stage, stage.build_model(), 1), 0)  # its batch need not go in groups
     with multiplying(stage.settings.precision), tempfile.TemporaryDirectory() as folder:
         try:
             row, _ = measure_step(stage.name, counted, CostSettings(), this_device(), Path(folder))

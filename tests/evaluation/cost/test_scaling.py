@@ -81,7 +81,9 @@ def test_what_cannot_be_computed_is_one_sentence(capsys, arguments, said):
 
 
 def test_a_step_of_one_gpu_is_measured_where_none_is_given(write_config, capsys):
-    config = write_config(data_root=None, data=dict(train=dict(image_size=32)))
+    config = write_config(
+        data_root=None, data=dict(train=dict(image_size=32)), discriminator=dict(type="patchgan", group_images=4)
+    )
     found = cost_scaling(asked(config=config, stage="latent_alignment", images=2, gpus=[1, 2]))["latent_alignment"]
     assert found[0].seconds > 0
     assert "measuring a training step of latent_alignment" in capsys.readouterr().err
