@@ -2,7 +2,7 @@
 
 global_batch_size = 64
 data = dict(
-    train=dict(type="images", split="train", image_size=256),
+    train=dict(type="images", split="train", image_size=256, hflip=True),  # ours: the paper speaks of no flips
     val=dict(type="images", split="val", image_size=256),
     nominal_images=1_281_167,
     workers=8,

@@ -1,7 +1,7 @@
 """LightningDiT-B/1 on VA-VAE f16d32, ImageNet 256, 100K steps: the baseline of the cheap run.
 
     torchrun --nproc_per_node=8 tools/cache_latents.py checkpoints/vavae-imagenet256-f16d32-dinov2.pt \
-        /path/to/imagenet latents/vavae_f16d32 --split train
+        /path/to/imagenet latents/vavae_f16d32 --split train --posterior sample
     torchrun --nproc_per_node=8 tools/train.py configs/generator/lightningdit_b_vavae_f16d32_100k.py \
         --cfg-options data_root=latents/vavae_f16d32
 

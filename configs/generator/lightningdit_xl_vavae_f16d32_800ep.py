@@ -1,7 +1,7 @@
 """LightningDiT-XL/1 with QKNorm on VA-VAE f16d32, ImageNet 256, 1M steps (paper, Table 4): the long run's baseline.
 
     torchrun --nproc_per_node=8 tools/cache_latents.py checkpoints/vavae-imagenet256-f16d32-dinov2.pt \
-        /path/to/imagenet latents/vavae_f16d32 --split train
+        /path/to/imagenet latents/vavae_f16d32 --split train --posterior sample
     torchrun --nproc_per_node=8 tools/train.py configs/generator/lightningdit_xl_vavae_f16d32_800ep.py \
         --cfg-options data_root=latents/vavae_f16d32
 

@@ -1,7 +1,7 @@
 """LightningDiT-XL/1 without classes on VA-VAE f16d32, ImageNet 256, 80K steps (paper, Sec. 4.2.2 and Table 3).
 
     torchrun --nproc_per_node=8 tools/cache_latents.py checkpoints/vavae-imagenet256-f16d32-dinov2.pt \
-        /path/to/imagenet latents/vavae_f16d32 --split train
+        /path/to/imagenet latents/vavae_f16d32 --split train --posterior sample
     torchrun --nproc_per_node=8 tools/train.py configs/generator/lightningdit_xl_vavae_f16d32_unconditional.py \
         --cfg-options data_root=latents/vavae_f16d32
 

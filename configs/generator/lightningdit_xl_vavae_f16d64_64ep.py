@@ -1,7 +1,7 @@
 """LightningDiT-XL/1 on VA-VAE f16d64, ImageNet 256, 80K steps (paper, Table 3): the baseline with twice the channels.
 
     torchrun --nproc_per_node=8 tools/cache_latents.py checkpoints/vavae-imagenet256-f16d64-dinov2-50ep.ckpt \
-        /path/to/imagenet latents/vavae_f16d64 --split train
+        /path/to/imagenet latents/vavae_f16d64 --split train --posterior sample
     torchrun --nproc_per_node=8 tools/train.py configs/generator/lightningdit_xl_vavae_f16d64_64ep.py \
         --cfg-options data_root=latents/vavae_f16d64
 

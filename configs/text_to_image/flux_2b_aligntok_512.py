@@ -5,7 +5,7 @@
 
 It begins where work_dirs/flux_2b_aligntok_256 ended; steps and warm-up are counted anew.
 Paper: 135 h on 32 H100 (90K steps of 512 images, 46.1 M images seen = 0.07 epochs of the 616 M images).
-Expected (paper, COCO captions): gFID 30.27, KID 0.015, HPSv2 0.249, GenEval 0.556. Not yet run here.
+Expected (paper): no number at 512 pixels, pictures alone (Figs. 6 and 21). Not yet run here.
 """
 
 _base_ = ["flux_2b_aligntok_256.py"]

@@ -5,7 +5,7 @@
 
 Paper: 135 h on 32 H100 for its own (90K steps of 512 images, 46.1 M images seen = 0.07 epochs of the 616 M images),
 this one's time not stated.
-Expected (paper, COCO captions): gFID 35.78, KID 0.018, HPSv2 0.242, GenEval 0.476. Not yet run here.
+Expected (paper): no number at 512 pixels. Not yet run here.
 """
 
 _base_ = ["flux_2b_flux_vae_256.py"]
