@@ -29,6 +29,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from aligntok.device import device
 from aligntok.errors import first_line
+from aligntok.evaluation.cost.measure import synchronise
 from aligntok.ops.attention import attention, kernels_taken
 from aligntok.ops.packed import BACKENDS, packed_attention
 
@@ -71,11 +72,6 @@ def ending_after(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def synchronise() -> None:
-    if device().type == "cuda":
-        torch.cuda.synchronize()
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:

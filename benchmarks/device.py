@@ -15,6 +15,7 @@ import argparse
 import gc
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -258,16 +259,12 @@ def deterministic(it: Setting) -> Lines:
                 for _ in range(3):
                     step()
             state = step.runner.trained_model.state_dict()
-            found.append([hashlib.sha256(bytes_of(each)).digest() for each in state.values()])
+            tensors = [each.detach().cpu().contiguous().flatten().view(torch.uint8) for each in state.values()]
+            found.append([hashlib.sha256(each.numpy()).digest() for each in tensors])
             del step, state
             clean_up()
         equal = sum(a == b for a, b in zip(*found, strict=True))
         yield f"deterministic={asked}: {equal} of {len(found[0])} tensors equal"
-
-
-def bytes_of(tensor: torch.Tensor) -> Any:
-    """Return a tensor's bytes."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def attention(it: Setting) -> Lines:
@@ -336,12 +333,16 @@ def run(parts: list[str], it: Setting, limit: float) -> None:
     for name in parts:
         print(f"\n{name}: {PARTS[name][0].__doc__}", flush=True)
         began = time.perf_counter()
-        try:
-            subprocess.run(words_of(name, it), check=True, timeout=limit * PARTS[name][1])
-        except subprocess.TimeoutExpired as error:
-            print(f"  took longer than {error.timeout:.0f} s, and was ended", flush=True)
-        except subprocess.CalledProcessError as error:
-            print(f"  ended with {error.returncode}; what it said stands above", flush=True)
+        here = {**os.environ, "TMPDIR": str(it.folder)}  # nothing stays of one that is ended
+        with subprocess.Popen(words_of(name, it), env=here, start_new_session=True) as process:
+            try:
+                if code := process.wait(limit * PARTS[name][1]):
+                    print(f"  ended with {code}; what it said stands above", flush=True)
+            except subprocess.TimeoutExpired as error:
+                print(f"  took longer than {error.timeout:.0f} s, and was ended", flush=True)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)  # with what it started
         print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
 
 

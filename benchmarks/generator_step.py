@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +49,7 @@ from aligntok.diffusion.samplers import sample
 from aligntok.diffusion.times import time_grid
 from aligntok.engine.compile import compile_blocks
 from aligntok.engine.ema import WeightAverages
+from aligntok.evaluation.cost.measure import now, spread
 from aligntok.generators.lightning_dit import SIZES, LightningDiT
 
 IMAGES = 4
@@ -101,11 +101,6 @@ def build_ours(given: argparse.Namespace) -> Side:
     }
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=0, fused=True)
     return Side(model, optimizer, WeightAverages({"generator": model}, [], [DECAY]).update, samplings)
-
-
-def now() -> float:
-    """Return the time in seconds: on one thread those of the processor, whatever else runs on the machine."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def time_training(side: Side, given: argparse.Namespace) -> Laps:
@@ -171,12 +166,6 @@ def measure(sides: dict[str, Side], given: argparse.Namespace) -> dict[str, Meas
                 found[name].training.append(training)
                 found[name].samplings.append(samplings)
     return found
-
-
-def spread(values: list[float]) -> str:
-    """Return median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:8.3f} ({low:.3f}-{high:.3f})"
 
 
 def print_training(found: Measured, batch_size: int) -> None:

@@ -55,9 +55,9 @@ class OpenedForEachSample(Dataset[Any]):
 def write_both(folder: Path, images: int, shard_size: int) -> tuple[OpenedForEachSample, LatentDataset]:
     """Write the same random latents in both layouts, and open them."""
     published, ours, random = [], [], torch.Generator().manual_seed(0)
-    for number in range(images // shard_size):
-        latents = torch.randn(shard_size, 2, *SHAPE, generator=random)
-        labels, index = torch.arange(shard_size) % 1000, torch.arange(shard_size) + number * shard_size
+    for number, start in enumerate(range(0, images, shard_size)):
+        index = torch.arange(start, min(start + shard_size, images))  # fewer in the last
+        latents, labels = torch.randn(len(index), 2, *SHAPE, generator=random), index % shard_size % 1000
         published.append(folder / f"published_{number}.safetensors")
         tensors = {"latents": latents[:, 0].contiguous(), "latents_flip": latents[:, 1].contiguous(), "labels": labels}
         save_file(tensors, published[-1])

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from aligntok.device import device
+from aligntok.evaluation.cost.measure import now, spread
 from aligntok.generators.flux_dit import FluxDiT
 from aligntok.imports import quietly
 from aligntok.ops.attention import kernels_taken
@@ -130,21 +130,10 @@ def attend(given: argparse.Namespace, masked: bool) -> Callable[[], Any]:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Return what a call takes: on one thread the processor's seconds, whatever else runs on the machine."""
-    clock = time.process_time if torch.get_num_threads() == 1 and device().type == "cpu" else time.perf_counter
-    if device().type == "cuda":
-        torch.cuda.synchronize()
-    began = clock()
+    """Return what a call takes."""
+    began = now()
     call()
-    if device().type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - began
-
-
-def spread(values: list[float]) -> str:
-    """Return median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:8.4f} ({low:.4f}-{high:.4f})"
+    return now() - began
 
 
 def main() -> None:
@@ -179,11 +168,11 @@ def main() -> None:
             laps[name] += [took] * bool(number)
     print(kernels_taken())
     for name, taken in laps.items():
-        print(f"  {name:28s} {spread(taken)} s")
+        print(f"  {name:28s} {spread(taken, 4)} s")
     for name, other, most in GOALS:
         ratios = [a / b for a, b in zip(laps[name], laps[other], strict=True)]
         met = "met" if statistics.median(ratios) <= most else "not met"
-        print(f"  {f'{name} / {other}':42s} {spread(ratios)}, goal at most {most:.2f}: {met}")
+        print(f"  {f'{name} / {other}':42s} {spread(ratios, 4)}, goal at most {most:.2f}: {met}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import resource
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -37,14 +36,12 @@ from PIL import Image
 from torch.profiler import record_function
 
 from aligntok.cli.arguments import parse_options
-from aligntok.engine.runner import StepBatch
 from aligntok.evaluation.cost.measure import Stopwatch, seconds_of
+from aligntok.evaluation.cost.steps import Step as MeasuredStep
 from aligntok.training.alignment import AlignmentStage, expand_stages
 from aligntok.training.alignment import objective as objective_module
 from aligntok.training.alignment.graph import ENCODER_SIDE, ForwardGraph
-from aligntok.training.builder import build_runner
 from aligntok.training.config import load_config
-from aligntok.training.stages import StageData
 
 CONFIG = Path(__file__).parents[1] / "configs" / "aligntok_dinov2_f16d32.py"
 SMALL = {
@@ -61,35 +58,24 @@ WHOLE, FIXED, AGAIN = "the whole step", "fixed weights, no gradient ratios", "th
 Variant = Callable[[Any], AbstractContextManager[Any]]
 
 
-class Step:
-    """One optimiser step of a stage, as the training loop takes it, with everything that training builds."""
+class Step(MeasuredStep):
+    """A step of a stage with everything that training builds, and which can do without new images and averages."""
 
     def __init__(self, stage: AlignmentStage) -> None:
-        self.stage = stage
-        self.runner = build_runner(stage, StageData(stage.build_data().train))
+        super().__init__(stage)
         self.model = self.runner.trained_model
-        self.optimizers: Any = self.runner.build_optim_wrapper(self.runner.optim_wrapper)
-        self.runner.optim_wrapper = self.optimizers
+        self.runner.optim_wrapper, self.ema = self.optimizers, None
         self.runner.load_or_resume()
-        self.number = max(term.start_step for term in self.model.objective.terms)  # every loss is active
-        loader = self.runner.train_loop.dataloader
-        loader.batch_sampler.start_step = self.number
-        self.runner.model.train()
-        self.batches = iter(loader)
-        self.batch = next(self.batches)
+        self.ema = self.runner.ema  # a checkpoint has them
         self.loads = self.averages = True
 
     def __call__(self) -> None:
-        if self.loads:
-            self.batch = self.next_batch()
-        self.runner.model.train_step(StepBatch(self.number, [self.batch]), self.optimizers)
-        if self.averages:
-            self.runner.ema.update()
-        self.number += 1
-
-    def next_batch(self) -> dict[str, Any]:
-        """Wait for the data loader."""
-        return next(self.batches)
+        with ExitStack() as without:
+            if not self.averages:
+                without.enter_context(mock.patch.object(self, "ema", None))
+            if not self.loads:
+                without.enter_context(mock.patch.object(self, "next_batches", return_value=self.micro_batches))
+            super().__call__()
 
 
 class Watched(NamedTuple):
@@ -106,7 +92,7 @@ def watched_calls(step: Step) -> Iterator[Watched]:
     on_image = [
         t.name for t in objective.terms if objective.loss(t).at not in ENCODER_SIDE and t.adaptive_weight is None
     ]
-    yield Watched(step, "next_batch", DATA)
+    yield Watched(step, "next_batches", DATA)
     yield Watched(model.tokenizer.encoder, "forward", ENCODE)
     yield Watched(model.tokenizer.adapter, "forward", ENCODE)
     yield Watched(model.tokenizer.decoder, "forward", DECODE)
@@ -124,7 +110,7 @@ def watched_calls(step: Step) -> Iterator[Watched]:
     yield Watched(step.optimizers, "step_parts", NORMS)
     for _, side in step.optimizers.items():
         yield Watched(side, "step", OPTIMISERS)
-    yield Watched(step.runner.ema, "update", EMA)
+    yield Watched(step.ema, "update", EMA)
 
 
 def time_parts(step: Step) -> dict[str, float]:
@@ -203,7 +189,7 @@ def peak_memory(options: dict[str, Any], stage: int, variant: str, threads: int)
     step = Step(build_stage({**options, "data.workers": 0}, stage))  # a pool's process may start none
     with variants(step.stage)[variant](step):
         if variant == "without EMA":
-            step.runner.ema = None
+            step.runner.ema = step.ema = None
         if not any(step.model.objective.needs(name) for name in ("teacher_latents", "teacher_features")):
             step.model.teacher = None
         for _ in range(2):  # the optimisers' state comes with the first
@@ -243,9 +229,8 @@ def measure(options: dict[str, Any], index: int, rounds: int, threads: int) -> N
             with variant(step):
                 seconds[-1][name] = seconds_of(step)
     every = stage.settings.checkpoint.every
-    began = time.perf_counter()
-    step.runner.save_step(step.number)
-    parts = [{**p, CHECKPOINT.format(every): (time.perf_counter() - began) / every} for p in parts[1:]]
+    saving = seconds_of(functools.partial(step.runner.save_step, step.number)) / every
+    parts = [{**p, CHECKPOINT.format(every): saving} for p in parts[1:]]
     step.runner.checkpoints.finish()  # it is written while the next steps are taken, into a folder that is going to go
     print(f"\nStage {index + 1}, {stage.name}: trains {', '.join(stage.settings.trainable)}")
     print_parts(parts)

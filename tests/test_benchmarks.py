@@ -130,7 +130,7 @@ def test_a_checkpoint_is_written_hashed_and_read(run, tmp_path):
 
 
 def test_three_ways_of_reading_latents_are_timed(run):
-    options = "--images 64 --shard-size 32 --batch-size 8 --batches 1 2 --rounds 2 --workers 0"
+    options = "--images 80 --shard-size 32 --batch-size 8 --batches 10 12 --rounds 1 --workers 0"  # 80: a short shard
     assert len(re.findall(r"[\d,]+/s \(\d+\.\d x\)", run("latent_reading", options))) == 3
 
 
@@ -207,6 +207,38 @@ def test_a_part_of_the_devices_table_that_takes_too_long_is_ended_and_the_next_b
     command = [sys.executable, FOLDER / "device.py", "--small", "--only", "stages", "memory", "--limit", "0.001"]
     printed = subprocess.run(command, text=True, check=True, capture_output=True).stdout
     assert printed.count("and was ended") == 2
+
+
+def test_what_a_part_started_is_ended_with_it_and_nothing_stays_of_its_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    device = runpy.run_path(str(FOLDER / "device.py"))
+    script = f"mktemp -d; sleep 60 & echo $! > {tmp_path}/pid; wait"
+    monkeypatch.setitem(device["run"].__globals__, "words_of", lambda *_: ["sh", "-c", script])
+    (tmp_path / "work").mkdir()
+    device["run"](["stages"], device["Setting"](True, 1.0, FOLDER, tmp_path / "work", None), 0.01)
+    assert "took longer than 1 s, and was ended" in capsys.readouterr().out
+    assert list((tmp_path / "work").iterdir())
+    state = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    for _ in range(100):  # whoever adopts it has to notice
+        if not state.exists() or state.read_text().split()[2] in "ZX":
+            return
+        time.sleep(0.05)
+    pytest.fail("what a part started outlived it")
+
+
+@pytest.mark.nightly
+def test_the_time_to_start_is_told_beside_that_of_torch_alone(run):
+    head, *lines = run("start", "--rounds 1").splitlines()
+    assert head.startswith("seconds of the processor")
+    assert [line[:26].strip() for line in lines] == [
+        "python",
+        "import aligntok",
+        "aligntok --help",
+        "aligntok train --help",
+        "tools/train.py --help",
+        "import torch",
+    ]
+    assert all(re.search(r" [\d.]+ \([\d.]+-[\d.]+\)  [\d.]+ x", line) for line in lines)
 
 
 def test_an_evaluation_of_pictures_tells_what_of_it_is_waiting(run):

@@ -102,6 +102,22 @@ class Limit:
         return Timing.of([seconds_of(call) for _ in range(calls)])
 
 
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Return median and quartiles of at least one number, as benchmarks print them."""
+    found = Timing.of(values)
+    return f"{found.median:8.{digits}f} ({found.low:.{digits}f}-{found.high:.{digits}f})"
+
+
+def now() -> float:
+    """Return the time in seconds, when the GPU, if there is one, has done what it was given.
+
+    On one thread of a CPU it is the processor's, whatever else runs on the machine.
+    """
+    synchronise()
+    alone = torch.get_num_threads() == 1 and this_device().type == "cpu"
+    return time.process_time() if alone else time.perf_counter()
+
+
 def seconds_of(call: Callable[[], Any]) -> float:
     """Return the seconds of a call, to the end of what it gave a GPU to do."""
     synchronise()
