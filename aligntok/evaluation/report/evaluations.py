@@ -234,10 +234,10 @@ def _run_at(*places: str) -> Run | None:
 def _tokenizer_of(generator: Training) -> tuple[str, ...]:
     """Return the names of a generator's tokenizer: its file's, and the titles of the paper's trainings that made it."""
     place = str(generator.settings.get("tokenizer") or "")
-    run = _run_at(place)
-    stages = [] if run is None else _stages_until(run, place)
-    entries = data("paper")["tokenizers"] if run is not None and stages else ()
-    return Path(place).name, *(entry["title"] for entry in entries if _is_the_papers(run, stages, entry))
+    if (run := _run_at(place)) is None or not (stages := _stages_until(run, place)):
+        return (Path(place).name,)
+    entries = (entry for entry in data("paper")["tokenizers"] if _is_the_papers(run, stages, entry))
+    return Path(place).name, *(entry["title"] for entry in entries)
 
 
 def _stages_until(run: Run, subject: str) -> list[Training]:
