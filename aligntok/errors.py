@@ -63,7 +63,7 @@ class UnknownComponentError(ConfigError, LookupError):
 
 
 class PluginError(AlignTokError):
-    """A plugin that cannot be used as it is."""
+    """A plugin, or a component, that cannot be used as it is."""
 
 
 def suggestion(given: str, known: Iterable[str]) -> str:

@@ -7,12 +7,12 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distributions, packages_distributions, version
 from importlib.util import find_spec
-from inspect import ismodule
+from inspect import isclass, ismodule
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,19 @@ def import_object(path: str) -> Any:
                 raise ModuleNotFoundError(f"module '{found.__name__}' has no '{part}'", name=name) from None
         found = getattr(found, part)
     return found
+
+
+def builds(found: Any) -> bool:
+    """Tell whether what is registered, or was imported for it, is to be called to build a component, and is none."""
+    return isclass(found) or (callable(found) and not isinstance(found, import_object("torch.nn.Module")))
+
+
+def lacks(built: Any, base: str, asked: Sequence[str]) -> list[str]:
+    """Return what an object does not have of the names `asked` for, or its base class, an import string."""
+    if not isinstance(built, import_object(base)):
+        return [f"{base} as its base"]
+    # Of properties the class's: one may take long, or fail of something else.
+    return [name for name in asked if not (hasattr(type(built), name) or hasattr(built, name))]
 
 
 def import_failure(error: BaseException, owner: str = "") -> str:

@@ -24,7 +24,7 @@ from aligntok.data.transforms import (
     rgb_of,
     to_tensor,
 )
-from aligntok.errors import ConfigError, ImageError, first_line, multiples_of, unknown
+from aligntok.errors import ConfigError, ImageError, PluginError, first_line, multiples_of, unknown
 from aligntok.io.files import read_bytes
 from aligntok.io.pictures import from_uint8, to_picture
 from aligntok.settings import Width
@@ -86,7 +86,7 @@ class ImageProcessor:
 
     def sides(self, size: int | Sequence[int]) -> tuple[int, int]:
         """Return (H, W) of a side or a pair. Raises ConfigError unless they are multiples, of no more than an image."""
-        height, width = parse_image_size(size)
+        height, width = parse_image_size(size, "size")
         multiples_of(self.multiple, "size", (height, width))
         if height * width > _MOST_PIXELS:
             raise ConfigError(f"size {height} x {width} has more than {_MOST_PIXELS:,} pixels; give a smaller one")
@@ -97,8 +97,8 @@ class ImageProcessor:
 
         All 256 levels of a picture come back as they were. Raises ConfigError for other shapes, and for NaN.
         """
-        batch = as_batch(images).detach()
-        batch = batch.float().cpu() if batch.is_floating_point() else from_uint8(batch.cpu())
+        batch = placed(as_batch(images).detach(), "images", "cpu")
+        batch = batch.float() if batch.is_floating_point() else from_uint8(batch)
         if batch.isnan().any():
             raise _not_a_number()
         return [to_picture(image) for image in batch]
@@ -180,11 +180,30 @@ def check_latents(latents: Any, channels: int, what: str = "latents", beside: Te
         raise ConfigError(f"{type(latents).__name__} is no tensor; give {what} (N, {channels}, h, w)")
     sizes = ("N", "h", "w") if beside is None else (len(beside), *beside.shape[2:])
     fits = beside is None or (len(latents), *latents.shape[2:]) == sizes if latents.ndim == 4 else False
+    if latents.layout != torch.strided:
+        raise ConfigError(f"{what} are a tensor of {latents.layout}; give {what}.to_dense()")
     if not fits or latents.shape[1] != channels or not latents.numel() or not latents.is_floating_point():
         raise ConfigError(
             f"{what} are a tensor of {latents.dtype} and shape {tuple(latents.shape)}; they must be floats "
             f"({sizes[0]}, {channels}, {sizes[1]}, {sizes[2]}), none of these 0"
         )
+    if beside is not None and latents.is_meta:
+        placed(latents, what, beside.device)
+
+
+def placed(given: Tensor, what: str, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor on a device, of a type. Raises ConfigError if it has no numbers, which are wanted there."""
+    if given.is_meta and torch.device(device).type != "meta":
+        raise ConfigError(f"{what} are on the meta device, where no numbers are; give them on the CPU or a GPU")
+    return given.to(device, dtype)
+
+
+def output(part: str, module: nn.Module, given: Tensor) -> Tensor:
+    """Return what a part of a tokenizer gives. Raises PluginError where that is no tensor."""
+    made = module(given)
+    if not isinstance(made, Tensor):
+        raise PluginError(f"{part} {type(module).__name__} gives {type(made).__name__}; it must return a tensor")
+    return made
 
 
 def as_floats(images: Tensor) -> Tensor:
@@ -246,11 +265,11 @@ def _opened(picture: Any) -> Image.Image:
 def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
     """Return an array as a Pillow image. Raises ConfigError unless it is one: uint8 (H, W), (H, W, C)."""
     shape = pixels.shape
+    if not pixels.size:
+        raise ConfigError(f"an empty array of images, of shape {shape}; no side may be 0")
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and shape[2] not in _CHANNELS):
         raise ConfigError(
             f"an array of {pixels.dtype} and shape {shape}; arrays are uint8 (H, W), (H, W, C) or (N, H, W, C) with C "
             "of 1 to 4. Floats are taken as tensors (N, 3, H, W) in [-1, 1]"
         )
-    if not pixels.size:
-        raise ConfigError(f"an array of shape {shape}; no side may be 0")
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if shape[2:] == (1,) else pixels))

@@ -6,7 +6,6 @@ import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,39 +15,21 @@ from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import Registry
 
 from aligntok.annotations import check_keywords, check_values
-from aligntok.errors import ConfigError, UnknownComponentError, unknown
-from aligntok.imports import FAILURES, import_failure, import_object
+from aligntok.errors import ConfigError, PluginError, UnknownComponentError, unknown
+from aligntok.imports import FAILURES, builds, import_failure, import_object, lacks
+from aligntok.plugin_record import LOADING, PLUGIN_RECORDS, PluginRecord
 
-
-@dataclass
-class PluginRecord:
-    """A plugin by its entry-point name, distribution and version, and what became of it: the components it added as
-    'shelf:name', or the error that kept it out.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    components: list[str] = field(default_factory=list)
-    error: str | None = None
-
-    def __str__(self) -> str:
-        state = f"failed to load: {self.error}" if self.error else f"{len(self.components)} components"
-        return f"{self.distribution} {self.version} {state}"
-
-    def as_text(self) -> str:
-        """Return the plugin and its components, a line a shelf, or what kept it out, for people."""
-        lines = [f"{self.name}  ({self.distribution} {self.version})"]
-        if self.error:
-            return "\n".join([*lines, f"  failed to load: {self.error}"])
-        by_shelf: dict[str, list[str]] = {}
-        for shelf, _, name in (component.partition(":") for component in self.components):
-            by_shelf.setdefault(shelf, []).append(name)
-        return "\n".join([*lines, *(f"  {shelf}: {', '.join(sorted(names))}" for shelf, names in by_shelf.items())])
-
-
-#: Every plugin met so far in this process, in loading order.
-PLUGIN_RECORDS: list[PluginRecord] = []
+#: What each that is built of a shelf has, as our own code asks it; what mmengine builds it looks at itself.
+ASKED = {
+    "encoders": ("out_dim", "downsample_factor"),
+    "adapters": ("forward",),
+    "decoders": ("upsample_factor",),
+    "losses": ("at", "inputs"),
+    "discriminators": ("forward",),
+    "generators": ("in_channels", "conditioned_on"),
+    "extractors": ("title", "resize", "identity"),
+    "text_encoders": ("dim", "max_tokens", "pooled_dim", "tokenize", "encode", "identity"),
+}
 
 
 class ComponentRegistry(Registry):
@@ -62,22 +43,31 @@ class ComponentRegistry(Registry):
         super().__init__(name, parent=parent, scope="aligntok")
         self.kind = kind
         self.contract = contract
+        self.asked = ASKED.get(name, ())
         self.origins: dict[str, PluginRecord] = {}
 
     def import_from_location(self) -> None:
         """Load the plugins, unless this process has; mmengine's name of what comes before the first look-up."""
-        if not PLUGIN_RECORDS:
-            importlib.import_module("aligntok.plugins").load_plugins()  # by name: nothing here depends on it
+        with LOADING:
+            if not PLUGIN_RECORDS:
+                importlib.import_module("aligntok.plugins").load_plugins()  # by name: nothing here depends on it
 
     def add(self, name: str, component: type | str, origin: PluginRecord | None = None) -> None:
-        """Register a class or its import string under a new name. Raises ConfigError if the name is taken."""
-        self.check_free(name)
+        """Register a class or its import string under a new name. Raises ConfigError as :meth:`check_new` does."""
+        self.check_new(name, component)
         self._module_dict[name] = component
         if origin:
             self.origins[name] = origin
 
-    def check_free(self, name: str) -> None:
-        """Raise ConfigError, naming the owner, if `name` is taken."""
+    def check_new(self, name: Any, component: Any) -> None:
+        """Raise ConfigError if `name` is none, or taken, naming the owner, or if nothing builds from the component."""
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{self.kind} name {name!r} is no text; add(name, component) takes the name first")
+        if not isinstance(component, str) and not builds(component):
+            raise ConfigError(
+                f"{self.kind} '{name}' is {str(component)[:100]}, which builds none; add a class, or the import string "
+                "of one"
+            )
         if name in self._module_dict:
             owner = self.origins.get(name)
             by = f" by {owner.distribution} {owner.version}" if owner else ""
@@ -96,15 +86,20 @@ class ComponentRegistry(Registry):
         if isinstance(found, str):
             origin = self.origins.get(key)
             try:
-                self._module_dict[key] = found = import_object(path := found)
+                found = import_object(path := found)
             except FAILURES as error:
                 reason = import_failure(error, f"{origin.distribution} {origin.version}" if origin else "")
                 raise UnknownComponentError(
                     f"{self.kind} '{key}' is registered as {path}, which cannot be imported: {reason}"
                 ) from error
+            if not builds(found):
+                raise UnknownComponentError(
+                    f"{self.kind} '{key}' is registered as {path}, which is no class: {found!r}"
+                )
+            self._module_dict[key] = found
         if found is None:
             found = find_class(self, key, self.contract, self.kind)
-        if not callable(found):  # nothing, or a module
+        if found is None:
             raise UnknownComponentError(self._missing(key))
         return found
 
@@ -162,8 +157,8 @@ class ComponentRegistry(Registry):
 
         `trusted` False is for a config that a file brings, not its user: see :meth:`check_registered`, which looks
         before anything is imported. `components` are classes by name that are taken beside the registered ones. Raises
-        ConfigError when the keywords are not the component's, or their values not what it annotates them with, and
-        whatever the component itself raises.
+        ConfigError when the keywords are not the component's, or their values not what it annotates them with,
+        PluginError for one without what each of its kind has, and whatever the component itself raises.
         """
         if not trusted:
             self.check_registered(cfg, components)
@@ -178,7 +173,10 @@ class ComponentRegistry(Registry):
         check_keywords(component, options, who)
         if missing := [key for key in _needed(component) if key not in options]:
             raise ConfigError(f"{who} needs {', '.join(missing)}; give {missing[0]}=... beside its type")
-        return component(**options)
+        built = component(**options)
+        if self.asked and (without := lacks(built, self.contract, self.asked)):
+            raise PluginError(f"{who} has no {', '.join(without)}, as each {self.kind} has; see docs/plugins.md")
+        return built
 
     def check(self, cfg: Any, who: str, also: Sequence[str] = ()) -> None:
         """Raise what :meth:`build` raises of a config before it builds; `who` begins the sentence."""

@@ -22,9 +22,10 @@ from aligntok.annotations import checked
 from aligntok.cards import TOKENIZER_CARD, write_card
 from aligntok.device import is_traced
 from aligntok.errors import AlignTokError, ConfigError, UnknownComponentError, WeightsError, first_line
+from aligntok.imports import lacks
 from aligntok.io.files import DAMAGE, check_file, read_json, save_tensors, write_checksums, write_json
 from aligntok.io.folders import begin_export
-from aligntok.processor import ImageProcessor, Picture, Pictures, as_batch, check_latents, check_reach
+from aligntok.processor import ImageProcessor, Picture, Pictures, as_batch, check_latents, check_reach, output, placed
 from aligntok.registry import ADAPTERS, DECODERS, ENCODERS, without_weights
 from aligntok.settings import Width
 from aligntok.weights.hub import HUB_OPTIONS, fetch_folder
@@ -32,7 +33,6 @@ from aligntok.weights.load import weights_hash, weights_in_words
 
 _REGISTRIES = {"encoder": ENCODERS, "adapter": ADAPTERS, "decoder": DECODERS}
 PARTS = tuple(_REGISTRIES)
-_ASKED = {"encoder": ("out_dim", "downsample_factor"), "adapter": ("forward",), "decoder": ("upsample_factor",)}
 _OF_THE_HUB = (*HUB_OPTIONS, "force_download")
 #: What a tokenizer's config says that its latents do not depend on: how they are decoded, and by what it was written.
 _WITHOUT_EFFECT = ("decoder", "plugins", "aligntok_version")
@@ -159,7 +159,7 @@ class Tokenizer(
 
     def moments(self, images: Tensor) -> Tensor:
         """Return the adapter's output: latents, or mean and log-variance along channels if variational."""
-        return self.adapter(self.encoder(images))
+        return output("adapter", self.adapter, output("encoder", self.encoder, images))
 
     def latents_from(self, moments: Tensor, sample: bool = False, noise: Tensor | None = None) -> Tensor:
         """Return the latents (N, d, h, w) of an adapter's output: itself, or the posterior's mean or a sample of it.
@@ -200,7 +200,7 @@ class Tokenizer(
                 self._has_looked = True
         else:
             batch = self.processor.preprocess(images)
-        return batch.to(self.device, self.dtype)
+        return placed(batch, "images", self.device, self.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents (N, d, h, w) into images (N, 3, h f, w f), nominally in [-1, 1] and not clamped.
@@ -209,11 +209,10 @@ class Tokenizer(
         """
         if not is_traced():
             check_latents(latents, self.latent_dim)
-            if not latents.is_meta:
-                kept = torch.is_autocast_enabled(latents.device.type)
-                own = next(self.decoder.parameters(), latents)  # the encoder may be elsewhere: drawing needs none
-                latents = latents.to(own.device, latents.dtype if kept else own.dtype)
-        return self.decoder(latents)
+            own = next(self.decoder.parameters(), latents)  # the encoder may be elsewhere: drawing needs none
+            kept = latents.is_meta or torch.is_autocast_enabled(latents.device.type)
+            latents = placed(latents, "latents", own.device, latents.dtype if kept else own.dtype)
+        return output("decoder", self.decoder, latents)
 
     @overload
     def reconstruct(self, images: Tensor) -> Tensor: ...
@@ -317,8 +316,8 @@ class Tokenizer(
             raise WeightsError(
                 f"cannot load a tokenizer from '{source}': {first_line(error)}; copy it again"
             ) from error
-        except (RuntimeError, SafetensorError) as error:
-            raise WeightsError(f"the weights in '{source}' are damaged, or not of its config.json: {error}") from error
+        except RuntimeError as error:
+            raise WeightsError(f"the tokenizer in '{source}' can't be built here: {first_line(error)}") from error
 
     @classmethod
     def _from_pretrained(
@@ -329,21 +328,22 @@ class Tokenizer(
         model = cls(**{**given, "trusted": False})
         file = os.path.join(model_id, "model.safetensors")
         check_file(file, WeightsError, "copy or download the folder again")
-        loaded = cls._load_as_safetensor(model, file, map_location, strict)
-        return loaded.eval()
+        try:
+            return cls._load_as_safetensor(model, file, map_location, strict).eval()
+        except (RuntimeError, SafetensorError) as error:
+            raise WeightsError(f"the weights in '{file}' are damaged, or not of its config.json: {error}") from error
 
 
 def _build(
     parts: Mapping[str, Any], trusted: bool, components: Mapping[str, Any] | None, part: str, **defaults: Any
 ) -> tuple[Any, dict[str, Any] | None]:
     """Build a part, with those defaults filled in that it takes; also return the config that rebuilds it."""
-    registry, given, asked = _REGISTRIES[part], parts[part], _ASKED[part]
-    if isinstance(given, nn.Module) and all(hasattr(given, name) for name in asked):
+    registry, given = _REGISTRIES[part], parts[part]
+    if not lacks(given, registry.contract, registry.asked):
         return given, None
     if not isinstance(given, Mapping) or "type" not in given:
-        raise ConfigError(
-            f"{part} must be dict(type=name, ...), or a module that has {', '.join(asked)}; it is {str(given)[:100]}"
-        )
+        has = ", ".join(registry.asked)
+        raise ConfigError(f"{part} must be dict(type=name, ...), or a module that has {has}; it is {str(given)[:100]}")
     parameters = inspect.signature(registry.find(given["type"], components)).parameters
     config = {**{key: value for key, value in defaults.items() if key in parameters}, **given}
     built = registry.build(config, trusted=trusted, components=components)

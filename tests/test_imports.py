@@ -33,8 +33,9 @@ from aligntok.evaluation.settings import ReconstructionSettings
 from aligntok.imports import DISTRIBUTIONS, EXTRAS, import_failure, import_object, installing
 from aligntok.losses.lpips import LPIPSLoss
 from aligntok.ops import attention
+from aligntok.plugin_record import PLUGIN_RECORDS, PluginRecord
 from aligntok.plugins import load_plugins
-from aligntok.registry import ENCODERS, PLUGIN_RECORDS, PluginRecord, import_components, shelves
+from aligntok.registry import ENCODERS, import_components, shelves
 from aligntok.weights import diffusers, transformers
 from aligntok.weights.lora import LoRASettings, add_lora
 

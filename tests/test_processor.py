@@ -234,8 +234,8 @@ def test_a_damaged_picture_that_pillow_has_opened_is_one_error(process, tmp_path
         (np.zeros((3, 8, 8), np.uint8), "an array of uint8 and shape (3, 8, 8); arrays are uint8 (H, W)"),
         (np.zeros((8, 8, 3)), "an array of float64"),
         (np.zeros((8, 8, 3), bool), "an array of bool"),
-        (np.zeros((0, 8, 3), np.uint8), "an array of shape (0, 8, 3)"),
-        (np.zeros((0, 8, 8, 3), np.uint8), "shape (0, 8, 8, 3)"),
+        (np.zeros((0, 8, 3), np.uint8), "an empty array of images, of shape (0, 8, 3)"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "an empty array of images, of shape (0, 8, 8, 3)"),
         (torch.zeros(8, 8), "a tensor of shape (8, 8)"),
         (torch.zeros(1, 4, 8, 8), "a tensor of shape (1, 4, 8, 8); images are (N, 3, H, W)"),
         (torch.zeros(8, 8, 3), "channels stand before height and width: images.movedim(-1, -3)"),
@@ -264,15 +264,20 @@ def test_what_is_no_tensor_becomes_no_picture(process, given):
     ("options", "said"),
     [
         (dict(size=30), r"size \(30, 30\); its sides must be multiples of f = 4"),
-        (dict(size=(16, 0)), "image_size"),
+        (dict(size=(16, 0)), r"^size \(16, 0\) is neither"),
         (dict(size=16, fit="pad"), "no fit named 'pad'; known: crop, resize"),
-        (dict(size=1.5), "image_size"),
+        (dict(size=1.5), "^size 1.5 is neither"),
         (dict(size=10**7), "size 10000000 x 10000000 has more than 178,956,970 pixels; give a smaller one"),
     ],
 )
 def test_sizes_and_fits_that_cannot_be_are_refused(process, options, said):
     with pytest.raises(ConfigError, match=said):
         process.preprocess(picture(), **options)
+
+
+def test_a_size_may_be_a_number_of_numpy(process):
+    assert process.preprocess(picture(), size=np.int64(16)).shape[-2:] == (16, 16)
+    assert process.preprocess(picture(), size=(np.int32(16), 8)).shape[-2:] == (16, 8)
 
 
 def test_a_processor_of_nothing_is_refused():

@@ -14,9 +14,11 @@ from aligntok.adapters import MLPAdapter
 from aligntok.annotations import check_keywords
 from aligntok.engine.optim import check_optimizer
 from aligntok.engine.schedules import check_schedule
-from aligntok.errors import AlignTokError, ConfigError, UnknownComponentError
+from aligntok.errors import AlignTokError, ConfigError, PluginError, UnknownComponentError
+from aligntok.plugin_record import PluginRecord
 from aligntok.registry import (
     ADAPTERS,
+    ASKED,
     DATASETS,
     DECODERS,
     DISCRIMINATORS,
@@ -28,7 +30,6 @@ from aligntok.registry import (
     METRICS,
     TEXT_ENCODERS,
     ComponentRegistry,
-    PluginRecord,
     shelves,
 )
 
@@ -206,3 +207,22 @@ def test_a_component_is_built_in_a_bare_interpreter():
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("LinearAdapter")
+
+
+@pytest.mark.parametrize("shelf", [name for name, asked in ASKED.items() if asked != ("forward",)])
+def test_what_is_built_has_what_each_of_its_kind_has(shelf, monkeypatch):
+    registry, asked = shelves()[shelf], ASKED[shelf]
+    list(registry)
+    whole = type("Whole", (nn.Module,), dict.fromkeys(asked))
+    monkeypatch.setitem(registry._module_dict, "whole", whole)
+    assert isinstance(registry.build({"type": "whole"}), whole)
+    monkeypatch.setitem(registry._module_dict, "part", type("Part", (nn.Module,), dict.fromkeys(asked[:-1])))
+    with pytest.raises(PluginError, match=f"{registry.kind} 'part' has no {asked[-1]}, as each {registry.kind} has"):
+        registry.build({"type": "part"})
+
+
+def test_an_adapter_is_a_module(monkeypatch):
+    list(ADAPTERS)
+    monkeypatch.setitem(ADAPTERS._module_dict, "plain", type("Plain", (), {"forward": None}))
+    with pytest.raises(PluginError, match=r"adapter 'plain' has no torch.nn.Module as its base"):
+        ADAPTERS.build({"type": "plain"})

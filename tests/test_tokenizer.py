@@ -16,7 +16,7 @@ from torch import nn
 import aligntok
 from aligntok import tokenizer as tokenizer_module
 from aligntok.device import device_named
-from aligntok.errors import ConfigError, UnknownComponentError, WeightsError, WriteError
+from aligntok.errors import ConfigError, PluginError, UnknownComponentError, WeightsError, WriteError
 from aligntok.registry import DECODERS, ENCODERS
 from aligntok.tokenizer import Tokenizer
 
@@ -247,7 +247,7 @@ def test_a_component_that_is_not_installed_names_the_package_that_has_it(saved):
 
 
 def test_a_plugins_component_is_recorded_with_its_version(tmp_path, monkeypatch):
-    from aligntok.registry import PluginRecord
+    from aligntok.plugin_record import PluginRecord
 
     monkeypatch.setitem(DECODERS.module_dict, "mine", DECODERS.get("ldm_cnn"))
     monkeypatch.setitem(DECODERS.origins, "mine", PluginRecord("mine", "aligntok-mine", "1.2"))
@@ -512,3 +512,44 @@ def test_gradients_reach_the_images_that_are_encoded():
     images = torch.zeros(1, 3, 16, 16, requires_grad=True)
     build().encode(images).sum().backward()
     assert images.grad.abs().sum() > 0
+
+
+def test_a_part_that_gives_no_tensor_is_one_clear_error():
+    class Tuple(nn.Module):
+        downsample_factor, out_dim = 4, 3
+
+        def forward(self, images):
+            return (images[..., ::4, ::4],)
+
+    tokenizer = build(encoder=Tuple(), adapter=dict(type="linear"))
+    with pytest.raises(PluginError, match="encoder Tuple gives tuple; it must return a tensor"):
+        tokenizer.encode(torch.zeros(1, 3, 8, 8))
+
+
+def test_what_a_part_raises_when_it_is_built_is_not_called_damage(saved, monkeypatch):
+    class Raises(nn.Module):
+        def __init__(self, latent_dim):
+            raise RuntimeError("no licence file")
+
+    monkeypatch.setitem(DECODERS._module_dict, "raises", Raises)
+    edit_config(saved[0], decoder={"type": "raises"})
+    with pytest.raises(WeightsError, match=r"the tokenizer in '.*' can't be built here: no licence file"):
+        Tokenizer.from_pretrained(saved[0])
+
+
+def test_tensors_without_numbers_are_refused_unless_the_weights_have_none_either():
+    tokenizer = build(variational=True)
+    images, latents = torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 2, 2)
+    calls = {
+        "images": [lambda: tokenizer.encode(images.to("meta")), lambda: tokenizer.encode(images.byte().to("meta"))],
+        "latents": [lambda: tokenizer.decode(latents.to("meta"))],
+        "noise": [lambda: tokenizer.encode(images, noise=latents.to("meta"))],
+    }
+    calls["images"].append(lambda: tokenizer.processor.to_pil(images.to("meta")))
+    for what, each in [(what, each) for what, some in calls.items() for each in some]:
+        with pytest.raises(ConfigError, match=f"{what} are on the meta device, where no numbers are"):
+            each()
+    with pytest.raises(ConfigError, match=r"latents are a tensor of torch.sparse_coo; give latents.to_dense\(\)"):
+        tokenizer.decode(latents.to_sparse())
+    shadow = build().to("meta")
+    assert shadow.decode(shadow.encode(images.to("meta"))).shape == images.shape

@@ -71,7 +71,6 @@ class PromptCondition(Condition):
         return self.cache is None
 
     def check_encoders(self) -> None:
-        """Raise WeightsError or ConfigError for text encoders that are missing or do not fit; no weights are read."""
         self.models.check()
 
     def encoder_bytes(self) -> dict[str, int]:
@@ -110,7 +109,10 @@ class PromptCondition(Condition):
         for few in batched(new, _AT_ONCE):
             self._keep(few, device)
         rows = [self._known[word] for word in words]
-        while sum(map(_bytes, self._known.values())) > _KEPT_BYTES and len(self._known) > 1:
+        while (
+            sum(each.nbytes for row in self._known.values() for each in row.values()) > _KEPT_BYTES
+            and len(self._known) > 1
+        ):
             self._known.popitem(last=False)
         longest = max(len(row["mask"]) for row in rows)
         return self._with_guidance(
@@ -233,10 +235,6 @@ class PromptCollate:
         elif captions:
             batch["tokens"] = tokens_of(self.tokenize, captions, self.full)
         return batch
-
-
-def _bytes(row: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in row.values())
 
 
 def same_length(*given: Given | None) -> list[Any]:

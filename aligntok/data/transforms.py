@@ -55,12 +55,12 @@ _CHUNKS = 2**16  # of a PNG, looked at for what is behind its pixels: 8 KB each,
 _GREY_SCALES = {"L;2": 255 // 3, "L;4": 255 // 15}  # of a PNG's raw mode, by which Pillow brings its grey to 8 bits
 
 
-def parse_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
+def parse_image_size(image_size: int | Sequence[int], who: str = "image_size") -> tuple[int, int]:
     """Return (H, W) from a side or a pair. Raises ConfigError unless both are whole numbers above 0."""
     sides = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
-    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
-        raise ConfigError(f"image_size {image_size!r} is neither a whole number of pixels nor a pair (height, width)")
-    return sides
+    if len(sides) != 2 or any(not isinstance(side, int | np.integer) or side < 1 for side in sides):
+        raise ConfigError(f"{who} {image_size!r} is neither a whole number of pixels nor a pair (height, width)")
+    return int(sides[0]), int(sides[1])
 
 
 def open_image(

@@ -36,5 +36,4 @@ class DiffusersKLDecoder(AutoencoderPart, Decoder):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The weight of the last convolution before the image."""
         return cast(nn.Parameter, self.decoder.conv_out.weight)

@@ -94,7 +94,6 @@ class ViTCNNDecoder(Decoder):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The weight of the last convolution before the image."""
         return self.cnn.last_layer
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

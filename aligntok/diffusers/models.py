@@ -12,6 +12,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput, Transformer2DModelOutput
 from torch import Tensor, nn
 
+from aligntok.device import dtype_named
 from aligntok.errors import ConfigError
 from aligntok.registry import GENERATORS
 from aligntok.tokenizer import Tokenizer
@@ -27,9 +28,11 @@ class _Built(ModelMixin, ConfigMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Load a folder, or what a hub has, with the keywords of diffusers' models, `torch_dtype` among them."""
         # In this type diffusers would compute the tables, too.
-        dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        given = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        named = [each for each in given if each is not None]
+        dtypes = [each if isinstance(each, torch.dtype) else dtype_named(each, cls.__name__) for each in named]
         model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "low_cpu_mem_usage": False})
-        for dtype in filter(lambda each: isinstance(each, torch.dtype), dtypes):
+        for dtype in dtypes:
             model = nn.Module.to(model, dtype=dtype)
         return model
 

@@ -42,22 +42,6 @@ def score_from_velocity(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     return (t * velocity - x) / (1 - t)  # s = -E[x_0 | x_t] / (1 - t) (Ma et al. 2024, SiT: score from velocity)
 
 
-def velocity_from_data(x: Tensor, data: Tensor, t: Tensor) -> Tensor:
-    """Return the velocity that expects `data`; not finite at t = 1."""
-    return (data - x) / (1 - over(t, x))  # inverse of data_from_velocity
-
-
-def velocity_from_noise(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Return the velocity that expects `noise`; not finite at t = 0."""
-    return (x - noise) / over(t, x)  # inverse of noise_from_velocity
-
-
-def velocity_from_score(x: Tensor, score: Tensor, t: Tensor) -> Tensor:
-    """Return the velocity whose score is `score`; not finite at t = 0."""
-    t = over(t, x)
-    return (x + (1 - t) * score) / t  # inverse of score_from_velocity
-
-
 def over(t: Tensor, x: Tensor) -> Tensor:
     """Return t, (N,) or a scalar, with axes of length 1 added so that it multiplies x (N, ...), in x's type."""
     return t.to(x).reshape(-1, *[1] * (x.ndim - 1))

@@ -85,7 +85,8 @@ def _again(tokenizer: Tokenizer, images: Tensor) -> Tensor:
 def find_pictures(given: Iterable[str | os.PathLike[str]], out: Path) -> dict[Path, Path]:
     """Return each picture that is given, or lies at any depth of a folder that is, with its name below that.
 
-    What lies in `out` is none. Raises ConfigError for a place where nothing is, and where there is no picture at all.
+    What lies in `out` is none, unless the folder itself does. Raises ConfigError for a place where nothing is, and
+    where there is no picture at all.
     """
     found, others = dict[Path, Path](), Counter[str]()
     for place in map(Path, given):
@@ -98,7 +99,8 @@ def find_pictures(given: Iterable[str | os.PathLike[str]], out: Path) -> dict[Pa
         images, passed = find_images(files, partial(_open, place))
         others += passed
         paths = [place / name for name in sorted(images)]
-        paths = [path for path in paths if not real(path).is_relative_to(real(out))]
+        if real(place) in real(out).parents:
+            paths = [path for path in paths if not real(path).is_relative_to(real(out))]
         found |= {path: path.relative_to(place) for path in paths if path not in found}
     where = ", ".join(map(str, given))
     if not found:

@@ -15,7 +15,8 @@ import aligntok
 from aligntok.annotations import checked
 from aligntok.errors import AlignTokError, ConfigError, PluginError, unknown
 from aligntok.imports import FAILURES, import_failure
-from aligntok.registry import PLUGIN_RECORDS, ComponentRegistry, PluginRecord, Registries, shelves
+from aligntok.plugin_record import LOADING, PLUGIN_RECORDS, PluginRecord
+from aligntok.registry import ComponentRegistry, Registries, shelves
 
 GROUP = "aligntok"
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -39,10 +40,12 @@ class Registration:
         self.held: dict[str, type | str] = {}
 
     def add(self, name: str, component: type | str) -> None:
-        """Add a component class, or its import string, under `name`. Raises ConfigError if the name is taken."""
+        """Add a component class, or its import string, under `name`. Raises ConfigError if either is none, or the name
+        taken.
+        """
+        self.registry.check_new(name, component)
         if name in self.held:
             raise ConfigError(f"{self.registry.kind} name '{name}' is added twice by the same plugin")
-        self.registry.check_free(name)
         self.held[name] = component
 
 
@@ -74,7 +77,21 @@ def load_plugins() -> list[PluginRecord]:
     """Load the built-in plugin and the chosen installed ones, and return what became of each, in loading order.
 
     The environment variable ALIGNTOK_LOAD_PLUGINS chooses: unset all, '' none, otherwise names separated by commas.
+    Interrupted, it leaves everything as it was, for the next look-up to begin anew.
     """
+    with LOADING:
+        before = [(shelf, dict(shelf.module_dict), dict(shelf.origins)) for shelf in shelves().values()]
+        try:
+            _load_plugins()
+        except BaseException:
+            PLUGIN_RECORDS.clear()
+            for shelf, components, origins in before:
+                shelf._module_dict, shelf.origins = components, origins
+            raise
+    return PLUGIN_RECORDS
+
+
+def _load_plugins() -> None:
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(sys.modules[__name__])
     ours = PluginRecord("builtins", "aligntok", aligntok.__version__)
@@ -90,7 +107,6 @@ def load_plugins() -> list[PluginRecord]:
     for point in (point for point in found if point.name in names):
         known = (point.dist.name, point.dist.version) if point.dist else (point.name, "(unknown version)")
         register_plugin(manager, point.load, PluginRecord(point.name, *known))
-    return PLUGIN_RECORDS
 
 
 def list_plugins() -> list[PluginRecord]:

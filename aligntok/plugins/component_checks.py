@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aligntok.errors import some_of
+from aligntok.errors import PluginError, first_line, some_of
 
 BATCH = 2
 LATENT_DIM = 8  # of the latents that check_adapter and check_decoder ask for and check_loss hands out
@@ -30,11 +30,29 @@ class ComponentCheck:
         self.config = {"type": name, **options}
 
     def build(self, **changed: Any) -> Any:
-        return self.registry.build({**self.config, **changed})
+        try:
+            return self.registry.build({**self.config, **changed})
+        except PluginError as error:
+            raise AssertionError(str(error)) from error
 
     def promise(self, kept: bool, broken: str) -> None:
         if not kept:  # not an assert statement, which python -O would take out
             raise AssertionError(f"{self.who}: {broken}")
+
+    def has(self, module: Any, *names: str) -> None:
+        for name in names:
+            try:
+                getattr(module, name)
+            except (AttributeError, NotImplementedError) as error:
+                raise AssertionError(f"{self.who}: it must have {name}: {first_line(error)}") from error
+
+    def output(self, module: Any, *inputs: Any) -> Any:
+        try:
+            found = module(*inputs)
+        except NotImplementedError as error:
+            raise AssertionError(f"{self.who}: {first_line(error)}") from error
+        self.promise(isinstance(found, Tensor), f"it must return a tensor, it returns {type(found).__name__}")
+        return found
 
     def module(self, module: nn.Module, *inputs: Any, reached: Sequence[int] = (0,)) -> None:
         self.deterministic(module, inputs)
@@ -44,7 +62,7 @@ class ComponentCheck:
 
     def shape(self, module: nn.Module, given: Tensor, expected: tuple[int, ...]) -> None:
         with torch.no_grad():
-            found = tuple(module(given).shape)
+            found = tuple(self.output(module, given).shape)
         self.promise(found == expected, f"of {tuple(given.shape)} it must make {expected}, it makes {found}")
 
     def scalar(self, value: Tensor, of: str = "") -> None:
@@ -115,12 +133,14 @@ class ComponentCheck:
         self.promise(shapes[0] == shapes[1], "on the meta device it has other parameters than elsewhere")
 
     def balanced(self, module: Any, given: Tensor) -> None:
+        self.has(module, "last_layer")
         own = any(p is module.last_layer for p in module.parameters())
         self.promise(own, "last_layer must be one of its parameters")
         self.checkpointing(module, given)
 
     def checkpointing(self, module: Any, *given: Any) -> None:
         """Check that recomputing activations leaves the gradients as they are."""
+        self.has(module, "set_grad_checkpointing")
         wake(module)
         module.train().requires_grad_(True)
         plain = gradients(module, *given)
@@ -139,6 +159,7 @@ class ComponentCheck:
 
     def features(self, found: Any, count: int) -> None:
         """Check that an extractor's output is what it says it is: rows of finite float32, one an image."""
+        self.promise(hasattr(found, "_fields"), f"it must return Features, it returns {type(found).__name__}")
         for part in ("pooled", "spatial", "logits"):
             value: Any = getattr(found, part, None)
             if value is None and part != "pooled":
@@ -187,6 +208,7 @@ class ComponentCheck:
         """Check what a text encoder's `tokenize` makes of prompts, in this process and in another."""
         for full, given in ((False, prompts), (False, prompts[:2]), (True, prompts[:2])):  # the last one is too long
             found = encoder.tokenize(given, full=full)
+            self.promise(isinstance(found, Mapping), f"tokenize must give a dict, it gives {type(found).__name__}")
             again = pickle.loads(pickle.dumps(encoder.tokenize))(given, full=full)
             self.promise(set(found) == {"input_ids", "attention_mask"}, f"tokenize gives {', '.join(found)}")
             longest = int(found["attention_mask"].sum(1).max())
@@ -204,6 +226,7 @@ class ComponentCheck:
         """Check a text encoder's output: what it is, and that it follows from each prompt alone."""
         found, tokens = encoder.encode(prompts), encoder.tokenize(prompts)
         n, length = tokens["input_ids"].shape
+        self.promise(isinstance(found, Mapping), f"encode must give a dict, it gives {type(found).__name__}")
         wanted = {"text": (torch.float32, (n, length, encoder.dim)), "mask": (torch.bool, (n, length))}
         if encoder.pooled_dim is not None:
             wanted["pooled"] = (torch.float32, (n, encoder.pooled_dim))

@@ -107,7 +107,7 @@ def check_discriminator(name: str, image_size: tuple[int, int] = (64, 96), **opt
     check = ComponentCheck(DISCRIMINATORS, name, options)
     discriminator = check.build()
     images = random_images(image_size)
-    shape = tuple(discriminator(images).shape)
+    shape = tuple(check.output(discriminator, images).shape)
     check.promise(len(shape) == 4 and shape[:2] == (BATCH, 1), f"logits must be ({BATCH}, 1, h, w), are {shape}")
     check.module(discriminator, images)
     check.meta(check.build())
@@ -174,10 +174,12 @@ def check_generator(
     check = ComponentCheck(GENERATORS, name, {"in_channels": in_channels, **classes, **options})
     generator = check.build()
     wake(generator)
+    if prompted:
+        check.has(generator, "context_in_dim", "vec_in_dim", "guidance_embed", "text_padding")
     x, t = random_tensor(BATCH, in_channels, *size), torch.tensor([0.2, 0.9])
     y: Any = random_prompts(generator) if prompted else torch.tensor([0, num_classes - 1])
     with torch.no_grad():
-        shape = tuple(generator(x, t, y).shape)
+        shape = tuple(check.output(generator, x, t, y).shape)
     check.promise(shape == x.shape, f"of latents {tuple(x.shape)} it must make as many, it makes {shape}")
     others = "a sample's velocity depends on the others in the batch, or on chance, in training mode"
     check.independent(generator, others, x, t, y)
@@ -188,6 +190,7 @@ def check_generator(
 
 
 def _check_null_class(check: ComponentCheck, generator: Any, x: Tensor, t: Tensor, y: Tensor) -> None:
+    check.has(generator, "null_class", "num_classes", "class_dropout_prob")
     null = generator.null_class
     check.promise(
         null == (generator.num_classes if generator.class_dropout_prob > 0 else None),

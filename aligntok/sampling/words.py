@@ -60,7 +60,6 @@ class LabelRule(WordRule):
     num = SAMPLES
 
     def word(self, number: int) -> int:
-        """Return the label of sample `number`."""
         if self.rule == "listed":
             return self.listed[number % len(self.listed)]
         if self.rule == "balanced":
@@ -102,7 +101,6 @@ class PromptRule(WordRule):
         self.num = len(prompts)
 
     def word(self, number: int) -> str:
-        """Return the prompt of sample `number`."""
         return self.prompts[number % len(self.prompts)]
 
     def seed(self, number: int) -> int:

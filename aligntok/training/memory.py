@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.console import Console
 from torch import Tensor, nn
 
 from aligntok.data.sampler import per_process_batch
@@ -83,7 +82,7 @@ def stage_memory(stage: Stage, processes: int) -> StageMemory:
     states = StageMemory(
         weights=sum(map(share.bytes, trained)) + _buffers(model),
         # Gradients that are not exchanged yet are whole: FSDP2 shares them out in the exchange.
-        gradients=sum(map(_bytes if micro_batches > 1 else share.bytes, trained)),
+        gradients=sum(p.nbytes if micro_batches > 1 else share.bytes(p) for p in trained),
         optimizer=sum(
             optimizer_bytes(stage.optimizers[side_of(name)], (share.shape(p) for p in _trained(part)))
             for name, part in model.trained_parts().items()
@@ -103,7 +102,7 @@ def stage_memory(stage: Stage, processes: int) -> StageMemory:
     return replace(states, course=course, unknown=unknown, uncounted=uncounted)
 
 
-def print_memory(planned: Mapping[str, StageMemory], gigabytes: float, console: Console | None = None) -> None:
+def print_memory(planned: Mapping[str, StageMemory], gigabytes: float) -> None:
     """Print what each stage holds on a GPU, a column a stage, and the largest micro-batch for a card of so many GiB."""
     frozen = dict.fromkeys(part for each in planned.values() for part in each.frozen)
     facts: list[tuple[str, Callable[[StageMemory], Any]]] = [
@@ -131,12 +130,12 @@ def print_memory(planned: Mapping[str, StageMemory], gigabytes: float, console: 
         ],
         ["sent a step, GB", *(f"{each.sent / 1e9:.3f}" for each in planned.values())],
     ]
-    print_table("What a GPU holds, GiB", ["", *planned], rows, console=console)
+    print_table("What a GPU holds, GiB", ["", *planned], rows)
     for name, each in planned.items():
         if each.uncounted:
-            print_line(f"{name}: what encodes the prompts is not counted ({each.uncounted})", console)
+            print_line(f"{name}: what encodes the prompts is not counted ({each.uncounted})")
         if line := _remark(name, each, found[name], gigabytes):
-            print_line(line, console)
+            print_line(line)
 
 
 def _gib(size: int | None) -> str:
@@ -192,10 +191,6 @@ class _Share:
         return math.prod(self.shape(tensor)) * tensor.element_size()
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def _trained(part: nn.Module) -> list[nn.Parameter]:
     return [p for p in part.parameters() if p.requires_grad]
 
@@ -217,7 +212,7 @@ def _averages(model: Any, ema: Any, share: _Share) -> int:
 def _buffers(model: Any) -> int:
     """Return the bytes of the buffers of what is trained, and of a copy of all, put back where a step is left out."""
     trained = {id(t): t for part in model.trained_parts().values() for t in part.buffers()}
-    return sum(map(_bytes, trained.values())) + sum(map(_bytes, model.buffers()))
+    return sum(each.nbytes for each in (*trained.values(), *model.buffers()))
 
 
 def _frozen(model: Any, share: _Share) -> dict[str, int]:

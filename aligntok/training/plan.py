@@ -170,7 +170,7 @@ def _checkpoint_bytes(stage: Stage, model: Any) -> int:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(t.nbytes for t in tensors)
 
 
 def print_plan(plans: Sequence[StagePlan], console: Console | None = None) -> None:

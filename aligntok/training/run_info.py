@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 
 import aligntok
 from aligntok.device import device
@@ -63,7 +62,7 @@ def read_result(path: Path) -> dict[str, Any]:
     return read_json(path, CheckpointError, cure, lambda said: {key: said[key] for key in keys})
 
 
-def print_summary(stages: Sequence[Stage], console: Console | None = None) -> None:
+def print_summary(stages: Sequence[Stage]) -> None:
     """Print PSNR, perceptual distance and seconds of every stage that has been validated; nothing without any."""
     files = {stage.name: stage.folder / "result.json" for stage in stages}
     results = {name: read_result(path) for name, path in files.items() if path.is_file()}
@@ -75,7 +74,7 @@ def print_summary(stages: Sequence[Stage], console: Console | None = None) -> No
         [stage, f"{found['step']:,}", *(_format(n, found["metrics"].get(n)) for n in names), f"{found['seconds']:,.0f}"]
         for stage, found in results.items()
     ]
-    print_table("Reconstruction of held-out images", columns, rows, left=["stage"], console=console)
+    print_table("Reconstruction of held-out images", columns, rows, left=["stage"])
 
 
 def _format(name: str, value: float | None) -> str:

@@ -129,6 +129,10 @@ def test_our_autoencoder_in_half_precision_has_the_tables_of_the_whole_one(tmp_p
     vae = AutoencoderAlignTok.from_pretrained(tmp_path / "vae", torch_dtype=torch.bfloat16)
     assert vae.dtype == torch.bfloat16
     assert torch.equal(vae.encode(images.bfloat16()).latent_dist.mode(), tokenizer.bfloat16().encode(images.bfloat16()))
+    for dtype in ("bf16", "torch.bfloat16"):
+        assert AutoencoderAlignTok.from_pretrained(tmp_path / "vae", torch_dtype=dtype).dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="AutoencoderAlignTok: no dtype named 'bflot16'; did you mean 'bfloat16'"):
+        AutoencoderAlignTok.from_pretrained(tmp_path / "vae", torch_dtype="bflot16")
     vae.save_pretrained(tmp_path / "again")
     saved = load_file(tmp_path / "again/diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}

@@ -74,6 +74,15 @@ def test_two_of_one_name_are_two_files_and_folders_keep_theirs(tiny_tokenizer, p
     assert len(json.loads(capsys.readouterr().out)["images"]) == 2
 
 
+@pytest.mark.parametrize("out", [".", "a"])
+def test_pictures_below_the_place_of_what_is_made_are_found(pictures, out):
+    from aligntok.evaluation.own_pictures import find_pictures
+
+    found = find_pictures([pictures / "a"], pictures / out)
+    assert {path.relative_to(pictures).as_posix() for path in found} == {"a/cat.png", "a/inner/cat.jpg"}
+    assert set(find_pictures([pictures / "a"], pictures / "a/inner")) == {pictures / "a/cat.png"}
+
+
 def test_a_number_never_takes_the_name_of_another_picture(pictures):
     from pathlib import Path
 

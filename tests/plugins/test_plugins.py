@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from aligntok import cli
 from aligntok.errors import UnknownComponentError
+from aligntok.plugin_record import PLUGIN_RECORDS
 from aligntok.plugins import check_components, load_plugins
-from aligntok.registry import ADAPTERS, ENCODERS, LOSSES, PLUGIN_RECORDS, shelves
+from aligntok.registry import ADAPTERS, ENCODERS, LOSSES, shelves
 
 GOOD = """
     from torch import nn
@@ -73,6 +76,38 @@ BROKEN = {
             raise RuntimeError("no licence file")
         """,
         "RuntimeError: no licence file",
+    ),
+    "swapped": (
+        """
+        from torch import nn
+        from aligntok import hookimpl
+
+        @hookimpl
+        def aligntok_register(registries):
+            registries.adapters.add(nn.Identity, "swapped_adapter")
+        """,
+        "ConfigError: adapter name <class 'torch.nn.modules.linear.Identity'> is no text; add(name, component)",
+    ),
+    "number": (
+        """
+        from aligntok import hookimpl
+
+        @hookimpl
+        def aligntok_register(registries):
+            registries.adapters.add("number_adapter", 5)
+        """,
+        "ConfigError: adapter 'number_adapter' is 5, which builds none; add a class, or the import string of one",
+    ),
+    "built": (
+        """
+        from torch import nn
+        from aligntok import hookimpl
+
+        @hookimpl
+        def aligntok_register(registries):
+            registries.adapters.add("built_adapter", nn.Identity())
+        """,
+        "ConfigError: adapter 'built_adapter' is Identity(), which builds none",
     ),
     "shelfless": (
         """
@@ -145,7 +180,7 @@ def test_a_broken_plugin_is_recorded_and_skipped_and_the_others_load(site, name)
     for good in ("ant", "zebra"):
         assert found[good].error is None
         assert f"{good}_adapter" in ADAPTERS
-    for left in ("taken_first", "twice_adapter", "raises_adapter", "argument_encoder"):
+    for left in ("taken_first", "twice_adapter", "raises_adapter", "argument_encoder", "number_adapter"):
         assert not any(left in registry for registry in shelves().values())
     assert ENCODERS.origins["timm"].distribution == "aligntok"
 
@@ -233,3 +268,62 @@ def test_a_fresh_process_finds_installed_plugins_by_itself(tmp_path):
     assert done.returncode == 0, done.stderr
     found = [(plugin["name"], plugin["error"] is None) for plugin in json.loads(done.stdout)]
     assert found == [("builtins", True), ("ant", True), ("imports", False)]
+
+
+SLOW = """
+    import time
+    from aligntok import hookimpl
+    from aligntok.registry import ENCODERS
+
+    @hookimpl
+    def aligntok_register(registries):
+        assert "timm" in ENCODERS  # a look-up inside of the first one
+        time.sleep(0.2)
+        registries.adapters.add("slow_adapter", "torch.nn.Identity")
+"""
+
+
+def test_threads_that_look_up_first_wait_for_all_plugins(site):
+    install(site, "slow", SLOW)
+    barrier = threading.Barrier(4)
+
+    def look_up(_):
+        barrier.wait(30)
+        return ADAPTERS.get("slow_adapter").__name__
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(look_up, range(4))) == ["Identity"] * 4
+    assert [record.error for record in PLUGIN_RECORDS if record.name in ("builtins", "slow")] == [None] * 2
+
+
+def test_an_interrupted_first_look_up_is_made_anew(site):
+    stopped = """
+        from aligntok import hookimpl
+
+        calls = []
+
+        @hookimpl
+        def aligntok_register(registries):
+            calls.append(1)
+            registries.adapters.add("ant_adapter", "torch.nn.Identity")
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+    """
+    install(site, "ant", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        list(ENCODERS)
+    assert not PLUGIN_RECORDS
+    assert not ENCODERS._module_dict
+    assert not ENCODERS.origins
+    assert "timm" in ENCODERS
+    assert "ant_adapter" in ADAPTERS
+    assert all(record.error is None for record in PLUGIN_RECORDS if record.name in ("builtins", "ant"))
+
+
+def test_what_an_import_string_names_must_build(site):
+    install(site, "ant", GOOD.format(name="ant").replace("torch.nn.MSELoss", "math.pi"), version="1.2")
+    with pytest.raises(
+        UnknownComponentError, match="loss 'ant_loss' is registered as math.pi, which is no class: 3.14"
+    ):
+        LOSSES.get("ant_loss")
+    assert any("ant_loss" in problem for problem in check_components())

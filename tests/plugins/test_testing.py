@@ -10,7 +10,17 @@ from aligntok.extractors import Extractor, Features
 from aligntok.generators.flux_dit import FluxDiT
 from aligntok.generators.lightning_dit import LightningDiT
 from aligntok.plugins import testing
-from aligntok.registry import ADAPTERS, DECODERS, DISCRIMINATORS, ENCODERS, EXTRACTORS, LOSSES, TEXT_ENCODERS, Registry
+from aligntok.registry import (
+    ADAPTERS,
+    DECODERS,
+    DISCRIMINATORS,
+    ENCODERS,
+    EXTRACTORS,
+    GENERATORS,
+    LOSSES,
+    TEXT_ENCODERS,
+    Registry,
+)
 from aligntok.text_encoders import TextEncoder, check_prompts
 from aligntok.weights.load import weights_hash
 
@@ -128,6 +138,36 @@ class WrongCheckpointing(Sound):
         return super().forward(images) * (2 if self.checkpointing else 1)
 
 
+class Tuple(Sound):
+    def forward(self, images):
+        return (super().forward(images),)
+
+
+class Forwardless(Sound):
+    forward = nn.Module.forward
+
+
+class Factorless(nn.Module):
+    stride, out_dim = 16, 4
+
+    def __init__(self, pretrained: bool = True) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 16, 16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images).tanh()
+
+
+class Frozen(Factorless):
+    """Without what a training asks an encoder for."""
+
+    downsample_factor = 16
+
+
+class Uncheckpointed(Frozen):
+    last_layer = property(lambda self: self.body.weight)
+
+
 class Absolute(nn.Module):
     """A loss that keeps every promise, both sides."""
 
@@ -203,6 +243,11 @@ def registered(monkeypatch, registry: Registry, component: type) -> str:
         (NotOnMeta, "does not build on the meta device"),
         (Allocates, "still allocates table"),
         (WrongLastLayer, "last_layer must be one of its parameters"),
+        (Tuple, "encoder 'under_test': it must return a tensor, it returns tuple"),
+        (Forwardless, "encoder 'under_test': .*missing the required .forward. function"),
+        (Factorless, "encoder 'under_test' has no downsample_factor, as each encoder has"),
+        (Frozen, "encoder 'under_test': it must have last_layer"),
+        (Uncheckpointed, "encoder 'under_test': it must have set_grad_checkpointing"),
         (WrongCheckpointing, "with gradient checkpointing the gradient of body"),
     ],
 )
@@ -274,6 +319,30 @@ def test_the_other_kinds_are_held_to_their_shapes(monkeypatch, registry, check, 
 
     with pytest.raises(AssertionError, match=expected):
         check(registered(monkeypatch, registry, Flat))
+
+
+@pytest.mark.parametrize(
+    ("registry", "check", "has", "expected"),
+    [
+        (DECODERS, testing.check_decoder, {}, "decoder 'under_test' has no upsample_factor"),
+        (DISCRIMINATORS, testing.check_discriminator, {}, "discriminator 'under_test': it must return a tensor"),
+        (EXTRACTORS, testing.check_extractor, dict(title="random", resize="none", identity=""), "must return Features"),
+        (GENERATORS, testing.check_generator, dict(in_channels=8, conditioned_on="classes"), "must have null_class"),
+    ],
+)
+def test_what_a_component_does_not_have_is_named(monkeypatch, registry, check, has, expected):
+    class Bare(nn.Module):
+        def __init__(self, **options) -> None:
+            super().__init__()
+            self.eval()
+
+        def forward(self, *given):
+            return given[0] if registry is GENERATORS else [given[0]]
+
+    for name, value in has.items():
+        setattr(Bare, name, value)
+    with pytest.raises(AssertionError, match=expected):
+        check(registered(monkeypatch, registry, Bare))
 
 
 def test_the_built_in_generator_passes():

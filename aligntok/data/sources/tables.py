@@ -106,7 +106,6 @@ class RowSource(ImageSource):
         return np.zeros(len(self), dtype=np.int64), np.full(len(self), self._changed, dtype=np.int64), False
 
     def read(self, index: int) -> bytes:
-        """Return the encoded bytes of one image. Raises OSError or ValueError when they cannot be had."""
         value = self._rows[index][self.column][0]
         if hasattr(value, "keys"):  # a struct
             path = value["path"].as_py() if "path" in value.keys() else None  # noqa: SIM118 - no dict

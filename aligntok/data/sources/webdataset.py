@@ -92,7 +92,6 @@ class ShardSource(ImageSource):
         return (str(shard.resolve()) for shard in self.shards)
 
     def read(self, index: int) -> bytes:
-        """Return the encoded bytes of one image. Raises OSError or ValueError when they cannot be had."""
         path, offset, size = self._place(index)
         data = self._files.read(path, offset, size)
         if len(data) < size:

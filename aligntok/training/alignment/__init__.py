@@ -275,7 +275,6 @@ class AlignmentStage(Stage):
         return folder
 
     def without_pretrained(self) -> Self:
-        """Return it with random weights in place of pretrained ones, from no other stage, validating nothing."""
         model, losses = self.settings.model, self.settings.losses
         parts = {"encoder": ENCODERS, "adapter": ADAPTERS, "decoder": DECODERS}
         changes = {

@@ -96,7 +96,6 @@ class GeneratorStage(Stage):
 
     @property
     def where(self) -> str:
-        """What errors call it."""
         return self.name
 
     @property
@@ -136,7 +135,6 @@ class GeneratorStage(Stage):
 
     @property
     def taken(self) -> tuple[Path, Sequence[str]] | None:
-        """Whose averages and optimiser's state it begins with."""
         start, folder = self.settings.init_from, self.start_folder
         return None if start is None or folder is None else (folder, start.take)
 

@@ -68,7 +68,6 @@ class GenerationModel(TrainedModel):
 
     @property
     def prepares(self) -> bool:
-        """Whether something of the next step can be done beside the present one."""
         return self.encodes_ahead or super().prepares
 
     def prepare(self, step: list[dict[str, Any]]) -> list[dict[str, Any]]:

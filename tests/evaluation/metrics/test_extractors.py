@@ -86,7 +86,7 @@ def test_a_title_ends_with_the_file_or_set_that_the_weights_are_of(title, pretra
 
 def test_an_encoders_name_gives_its_features(monkeypatch):
     class Patches(torch.nn.Module):
-        downsample_factor = stride = 16
+        downsample_factor, out_dim = 16, 3
 
         def forward(self, images):
             return torch.nn.functional.avg_pool2d(images, 16)
