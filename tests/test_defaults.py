@@ -176,6 +176,7 @@ SETTINGS = {
     "data.stream.order:StreamSampler": dict(seed=0, window=256),
     "data.buckets:crop_to_tensor": dict(hflip=False),
     "data.sampler:per_process_batch": dict(accumulation=1),
+    "data.transforms:parse_image_size": dict(who="image_size"),
     "data.transforms:read_image": dict(draft_side=None, max_aspect_ratio=50.0),
     "data.transforms:read_upright_size": dict(max_aspect_ratio=50.0),
     "data.images:assign_buckets": dict(progress=True, max_aspect_ratio=50.0),
