@@ -32,6 +32,7 @@ from aligntok.diffusion.settings import Sampling, changed
 from aligntok.errors import ConfigError, WeightsError
 from aligntok.io.checksums import CHECKSUMS
 from aligntok.io.files import check_file, read_json, reading, save_tensors, write_checksums, write_json
+from aligntok.io.values import count
 from aligntok.processor import check_latents
 from aligntok.registry import GENERATORS
 from aligntok.rng import SEEDS
@@ -283,5 +284,11 @@ def described_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     named = "text" if "text" in content else "class_names"
     if named == "text":
         check_described_text(content["text"])
-    fields = {key: content[key] for key in ("generator", "latent_shape", "sampling", named)}
-    return {**fields, "statistics": LatentStatistics(**content["statistics"])}
+    fields = {key: content[key] for key in ("sampling", named)}
+    channels, height, width = (count(side, least=1) for side in content["latent_shape"])
+    statistics = LatentStatistics(**content["statistics"])
+    if not len(statistics.mean) == len(statistics.std) == channels:
+        raise ValueError(f"its statistics are not of {channels} channels")
+    if not isinstance(generator := content["generator"], Mapping) or type(generator.get("num_classes", 1)) is not int:
+        raise ValueError(f"its generator is {generator!r}")
+    return {**fields, "generator": generator, "latent_shape": [channels, height, width], "statistics": statistics}

@@ -12,12 +12,14 @@ import torch
 
 from aligntok.annotations import checked
 from aligntok.device import device_named, dtype_named, put
-from aligntok.engine.checkpoints import SNAPSHOTS, join, list_checkpoints, load_parts, read_parts, read_snapshots
+from aligntok.engine.checkpoints import finished_steps, join, list_checkpoints, load_parts, read_parts
 from aligntok.engine.ema import PartStates, post_hoc_coefficients, synthesise
+from aligntok.engine.snapshots import read_snapshots, snapshots_folder
 from aligntok.errors import CheckpointError, ConfigError, WeightsError
 from aligntok.io.files import read_json, reading
 from aligntok.io.folders import OWN, checked_target
 from aligntok.io.places import with_places
+from aligntok.io.values import number
 from aligntok.latent_diffusion import LatentDiffusion, check_registered, described_fields
 from aligntok.published import load_diffusers_autoencoder, load_ldm_autoencoder
 from aligntok.tokenizer import PARTS, Tokenizer
@@ -128,7 +130,7 @@ def _read_average(
     kept = [number for name in ("sigma_rel", "decays") for number in (ema or {}).get(name, ())]
     if not rebuild or which is None or which in kept:
         return read_parts(folder, weights, which)
-    if not (snapshots := read_snapshots(folder)):
+    if not (snapshots := read_snapshots(folder, finished_steps(folder))):
         raise CheckpointError(
             f"{folder} keeps neither an EMA of width {which} nor snapshots to make one from; "
             "set ema.snapshot_every for the stage"
@@ -170,8 +172,8 @@ def read_merged_parts(
     """
     stage = _read_description(folder)
     states = _read_average(folder, stage["ema"], weights, sigma_rel, rebuild)
-    lora = stage.get("lora")
-    return {**states, "encoder": without_lora(states["encoder"], lora_scaling(lora))} if lora else states
+    lora = stage["lora"]
+    return {**states, "encoder": without_lora(states.get("encoder", {}), lora)} if lora else states
 
 
 def read_stage_file(folder: str | os.PathLike[str], cure: str, parse: Callable[[dict[str, Any]], Any] = dict) -> Any:
@@ -199,10 +201,12 @@ _UNKNOWN_MODEL = (
 
 
 def _read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a stage's file says, with what every reader needs: a tokenizer, and its averages or None."""
+    """Return what readers need of a stage's file: its tokenizer, its averages and the scaling of its LoRA, or None."""
 
     def parse(said: dict[str, Any]) -> dict[str, Any]:
-        return {**said, "tokenizer": dict(said["tokenizer"]), "ema": said["ema"] and dict(said["ema"])}
+        ema, lora = said["ema"] and dict(said["ema"]), said.get("lora")
+        widths = {"sigma_rel": [*map(number, ema.get("sigma_rel", []))]} if ema else None
+        return {"tokenizer": dict(said["tokenizer"]), "ema": widths, "lora": lora and lora_scaling(lora)}
 
     described: dict[str, Any] = read_stage_file(folder, _UNKNOWN_MODEL, parse)
     return described
@@ -311,7 +315,7 @@ def _trained(
     with reading(folder / STAGE_FILE, CheckpointError, UNKNOWN):
         described = {**with_places(fields, folder), "tokenizer": tokenizer}
         model = LatentDiffusion(trusted=False, components=components, text_encoders=text_encoders, **described)
-    has_snapshots = (folder / SNAPSHOTS).is_dir()
+    has_snapshots = snapshots_folder(folder).is_dir()
     states = _read_average(folder, ema, weights or ("ema" if ema else "raw"), average, has_snapshots)
     load_parts({"generator": model.generator}, states, f"the newest checkpoint in {folder}")
     return model.eval()

@@ -30,7 +30,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from aligntok.data.latent_shards import MANIFEST, damaged, shard_path
@@ -38,9 +37,19 @@ from aligntok.device import DTYPES, device, explaining_out_of_memory
 from aligntok.distributed import is_first, is_first_of_node
 from aligntok.distributed.job import batched, shares
 from aligntok.distributed.output_folder import found_by_first, output_folder
-from aligntok.errors import ConfigError, DataError, Preempted, at_least, first_line, unknown
+from aligntok.errors import ConfigError, DataError, Preempted, at_least, unknown
 from aligntok.io.checksums import CHECKSUMS
-from aligntok.io.files import check_file, inside, read_json, reading, save_tensors, write_checksums, write_json, writing
+from aligntok.io.files import (
+    check_file,
+    inside,
+    opened_tensors,
+    read_json,
+    reading,
+    save_tensors,
+    write_checksums,
+    write_json,
+    writing,
+)
 from aligntok.io.folders import remove_leftovers
 from aligntok.text_encoders import TextEncoder, check_pooled, check_prompts, encode_both
 
@@ -168,12 +177,8 @@ def _short(identity: str | None) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open a shard, mapped. Raises DataError, naming it, for one that is missing or damaged."""
-    with reading(path, DataError, _AGAIN):
-        try:
-            with safe_open(path, framework="pt") as file:
-                yield file
-        except SafetensorError as error:
-            raise ValueError(first_line(error)) from error
+    with reading(path, DataError, _AGAIN), opened_tensors(path) as file:
+        yield file
 
 
 def _look(path: Path, made: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -29,7 +29,7 @@ from aligntok.data.transforms import read_image, read_upright_size
 from aligntok.distributed import any_process, barrier, broadcast, is_first, total, world
 from aligntok.distributed.job import batched, progress_bar
 from aligntok.errors import ConfigError, DataError, ImageError, at_least
-from aligntok.io.arrays import damage_told
+from aligntok.io.arrays import map_column
 from aligntok.io.files import check_file, discard, reading, replacing
 from aligntok.rng import rng
 from aligntok.settings import Count, ImageSize, Width
@@ -245,7 +245,7 @@ def find_buckets(dataset: Any, folder: Path) -> BucketIndices | None:
         state = torch.tensor([int(dataset.listing.digest[:15], 16) if is_first() else 0])
         broadcast([state])  # times of change may differ from node to node
         file = folder / f"buckets_{images}_{int(state):015x}.npy"
-        there = _read_buckets(file)
+        there = _read_buckets(file, dataset)
         if there is not None:
             dataset.buckets = there
         else:
@@ -261,14 +261,17 @@ def find_buckets(dataset: Any, folder: Path) -> BucketIndices | None:
     return buckets
 
 
-def _read_buckets(file: Path) -> BucketIndices | None:
+def _read_buckets(file: Path, dataset: ImageDataset) -> BucketIndices | None:
     """Return the buckets in a file; None without one, and for a damaged one in any process, which is reported."""
     found: BucketIndices | None = None
     if file.is_file():
         try:
             check_file(file, DataError, "")
-            with reading(file, DataError, ""), damage_told():
-                found = np.array(np.load(file, mmap_mode="r"))  # mapped: no more than the file has
+            with reading(file, DataError, ""):
+                read = np.array(map_column(file, "u1", len(dataset)))
+                if read.max(initial=0) >= len(dataset.shapes):
+                    raise ValueError(f"it has {read.max()} for one of {len(dataset.shapes)} buckets")
+                found = read
         except DataError as error:
             logger.warning("sizes of images are read again: %s is damaged (%s)", file, error.__cause__)
     return None if any_process(found is None) else found

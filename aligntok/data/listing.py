@@ -6,9 +6,9 @@ import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from aligntok.data.sampler import evenly_spaced
 from aligntok.data.sources.base import ImageSource
 from aligntok.errors import ConfigError, DataError
-from aligntok.io.arrays import damage_told
+from aligntok.io.arrays import check_stored, read_npz
 from aligntok.io.files import check_file, reading, replacing
 
 logger = logging.getLogger("aligntok.data")
@@ -148,11 +148,28 @@ class Listing:
         if not path.is_file():
             return None
         check_file(path, DataError, cure)
-        with reading(path, DataError, cure), damage_told(), np.load(path, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in ("names", "sizes", "marks", "labels", "sampled", "digests")}
-            arrays |= {"captions": found["captions"]} if "captions" in found else {}  # of a version without, none
-            *names, unit = json.loads(found["class_names"].tobytes())
-            return cls(**arrays, class_names=tuple(names), by_content=bool(found["by_content"]), unit=unit)
+        with reading(path, DataError, cure):
+            check_stored(path)
+            found = read_npz(path, [each.name for each in fields(cls)], _check_array)
+            *names, unit = json.loads(found.pop("class_names").tobytes())
+            if not all(isinstance(each, str) for each in (*names, unit)):
+                raise ValueError("its classes have names that are no texts")
+            _check_rows(found)
+            return cls(**{**found, "by_content": bool(found["by_content"])}, class_names=tuple(names), unit=unit)
+
+
+def _check_array(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    wanted = {"class_names": (np.uint8, 1), "by_content": (np.bool_, 0)}.get(name, (np.int64, 1))
+    if (dtype, len(shape)) != wanted:
+        raise ValueError(f"{name} is {dtype} {shape}")
+
+
+def _check_rows(found: Mapping[str, Int64s]) -> None:
+    """Raise KeyError or ValueError unless a listing's columns are there and fit; a version without had no captions."""
+    n, sampled = len(found["names"]), found["sampled"]
+    lengths = [len(found[name]) for name in ("sizes", "marks", "labels")] + [len(found.get("captions", ())) or n]
+    if {n} != {*lengths} or len(sampled) != len(found["digests"]) or not np.isin(sampled, np.arange(n)).all():
+        raise ValueError(f"its columns of {n}, {lengths} and {len(sampled)} do not fit")
 
 
 def hashes(names: Iterable[str]) -> Int64s:

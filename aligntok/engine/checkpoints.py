@@ -33,8 +33,7 @@ logger = logging.getLogger("aligntok.engine")
 FORMAT = 3
 OF_ONE_FILE = 2  # the format before, ``step_00001000.pt``
 CURE = "the checkpoints before it are whole. Make room and start the same command again"
-SNAPSHOTS = "ema_snapshots"  # of a stage's folder
-_DAMAGED = "it is damaged or incomplete"
+DAMAGED = "it is damaged or incomplete"
 _FROZEN = "frozen.safetensors"
 _NAME = re.compile(r"step_(\d{8,})(\.pt)?")
 
@@ -94,7 +93,7 @@ class Checkpoint:
             packed, held = dcp.pack(nest)
             tensors = {name: as_shared(tensor, dcp.owner(name, like)) for name, tensor in held.items()}
             return loaded(dcp.unpack(packed))
-        with reading(self.path, CheckpointError, _DAMAGED):
+        with reading(self.path, CheckpointError, DAMAGED):
             find(nest)
             shards = [name for name in self._files if name.endswith(dcp.SHARDS)]
             tensors = dcp.read_tensors(self.path, shards, list(names), like or {})
@@ -110,30 +109,33 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     place = Path(path)
     content, files = (_open_file(place), ()) if place.suffix else _open_folder(place)
     wanted = OF_ONE_FILE if place.suffix else FORMAT
-    if not isinstance(content, dict) or content.get("format") != wanted or not isinstance(content.get("step"), int):
+    if not isinstance(content, dict) or content.get("format") != wanted or type(content.get("step")) is not int:
         raise CheckpointError(
             f"{path} is no checkpoint of this version (format {wanted}); go on with the version that wrote it, "
             "or train in another work_dir"
         )
+    with reading(place, CheckpointError, DAMAGED):
+        if (named := _NAME.fullmatch(place.name)) and int(named[1]) != content["step"]:
+            raise ValueError(f"it says that it is of step {content['step']}")
     return Checkpoint(place, content, files)
 
 
 def _open_folder(path: Path) -> tuple[Any, tuple[str, ...]]:
     from aligntok.distributed import dcp
 
-    with reading(path / CHECKSUMS, CheckpointError, _DAMAGED):
+    with reading(path / CHECKSUMS, CheckpointError, DAMAGED):
         os.close(regular(path / CHECKSUMS))
         files = tuple(sums := read_checksums(path))
         sums[dcp.STATE]  # it has to be among them
-    for file in (inside(path, name, CheckpointError, _DAMAGED) for name in files):
-        with reading(file, CheckpointError, _DAMAGED):
+    for file in (inside(path, name, CheckpointError, DAMAGED) for name in files):
+        with reading(file, CheckpointError, DAMAGED):
             os.close(regular(file))  # whoever checks passes what is missing
-        check_file(file, CheckpointError, _DAMAGED)
-    return read_json(path / dcp.STATE, CheckpointError, _DAMAGED, dcp.unpack), files
+        check_file(file, CheckpointError, DAMAGED)
+    return read_json(path / dcp.STATE, CheckpointError, DAMAGED, dcp.unpack), files
 
 
 def _open_file(path: Path) -> Any:
-    if not check_file(path, CheckpointError, _DAMAGED):
+    if not check_file(path, CheckpointError, DAMAGED):
         _say_unchecked(path)
     try:
         check_stored(path)
@@ -178,6 +180,21 @@ def read_newest(stage_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Read all of the checkpoint that :func:`open_newest` opens."""
     found = open_newest(stage_dir)
     return None if found is None else dict(found.load(found.content))
+
+
+def open_newest_alike(stage_dir: str | os.PathLike[str]) -> Checkpoint | None:
+    """Open the newest checkpoint that can be read, as :func:`open_newest` does, in every process; collective.
+
+    Raises CheckpointError, too, where they find different ones.
+    """
+    barrier()  # on a network disk all look at the same time
+    found = open_newest(stage_dir)
+    if not agree(found.step if found else 0):
+        raise CheckpointError(
+            f"the processes read different newest checkpoints in {stage_dir}, this one that of step "
+            f"{found.step if found else 'none'}; see the logs for one that cannot be read, and start again"
+        )
+    return found
 
 
 def share_hashing(stage_dir: str | os.PathLike[str]) -> None:
@@ -254,16 +271,16 @@ def write_frozen(
 ) -> None:
     """Write, once a stage, what it does not change: `frozen` parts, frozen weights of `trained` ones; collective."""
     states = {**part_states(frozen), **part_states(trained, frozen=True)}
-    _save_whole(Path(stage_dir) / _FROZEN, states)
+    save_whole(Path(stage_dir) / _FROZEN, states)
 
 
 def read_frozen(stage_dir: str | os.PathLike[str]) -> PartStates:
     """Read the parts that a stage does not change. Raises CheckpointError if the file is missing or damaged."""
     cure = "copy the stage's folder whole, or train it anew"
-    return _by_part(load_tensors(Path(stage_dir) / _FROZEN, CheckpointError, cure))
+    return by_part(load_tensors(Path(stage_dir) / _FROZEN, CheckpointError, cure))
 
 
-def _save_whole(path: Path, states: PartStates) -> None:
+def save_whole(path: Path, states: PartStates) -> None:
     """Write states from the first process, gathered tensor by tensor where processes share them; collective."""
     gathered = {}
     for name, tensor in _named(states).items():
@@ -279,7 +296,8 @@ def _named(states: PartStates) -> dict[str, Tensor]:
     return {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
 
 
-def _by_part(tensors: Mapping[str, Tensor]) -> PartStates:
+def by_part(tensors: Mapping[str, Tensor]) -> PartStates:
+    """Return the states whose tensors a file has by names such as "encoder/conv.weight"."""
     states: PartStates = {}
     for key, tensor in tensors.items():
         part, _, name = key.rpartition("/")  # names of weights have none
@@ -304,18 +322,18 @@ def read_parts(stage_dir: str | os.PathLike[str], weights: str = "raw", sigma_re
     if not content.get("ema"):
         raise CheckpointError(f"{stage_dir} keeps no EMA; start from its raw weights, or set ema in that stage")
     width = str(content.get("ema_inference") if sigma_rel is None else sigma_rel)
-    with reading(found.path, CheckpointError, _DAMAGED):
+    with reading(found.path, CheckpointError, DAMAGED):
         averages = dict(content["ema"]["averages"])
     if width not in averages:
         raise CheckpointError(f"{stage_dir} keeps no EMA of width {width}; it keeps {', '.join(averages)}")
-    with reading(found.path, CheckpointError, _DAMAGED):
+    with reading(found.path, CheckpointError, DAMAGED):
         wanted = join(content["parts"], averages[width])  # of weights that are averaged nothing else is read
     return join(read_frozen(stage_dir), _load_states(found, wanted))
 
 
 def _load_states(found: Checkpoint, nest: Any) -> PartStates:
     """Load the states of parts. Raises CheckpointError where there are none, or other things among their tensors."""
-    with reading(found.path, CheckpointError, _DAMAGED):
+    with reading(found.path, CheckpointError, DAMAGED):
         states = {str(part): dict(state) for part, state in found.load(nest).items()}
         if not all(isinstance(tensor, Tensor) for state in states.values() for tensor in state.values()):
             raise ValueError("the states of its parts hold more than tensors")
@@ -325,23 +343,3 @@ def _load_states(found: Checkpoint, nest: Any) -> PartStates:
 def join(first: PartStates, second: PartStates) -> PartStates:
     """Return the parts of both; tensors of one name are the second's."""
     return {part: {**first.get(part, {}), **second.get(part, {})} for part in {**first, **second}}
-
-
-def write_snapshot(stage_dir: str | os.PathLike[str], step: int, averages: Mapping[str, PartStates]) -> None:
-    """Write the averages of all widths after `step`, for widths chosen later (:func:`read_snapshots`); collective."""
-    states = {f"{width}/{part}": state for width, parts in averages.items() for part, state in parts.items()}
-    _save_whole(Path(stage_dir) / SNAPSHOTS / f"step_{step:08d}.safetensors", states)
-
-
-def read_snapshots(stage_dir: str | os.PathLike[str]) -> list[tuple[int, float, PartStates]]:
-    """Return (step, sigma_rel, averages) of every snapshot, its tensors mapped from disk.
-
-    Raises CheckpointError for one that is damaged.
-    """
-    cure = "copy that file again; without it, remove it, and the widths are made of the other snapshots"
-    found: dict[tuple[int, float], PartStates] = {}
-    for path in sorted((Path(stage_dir) / SNAPSHOTS).glob("step_*.safetensors")):
-        for key, state in _by_part(load_tensors(path, CheckpointError, cure)).items():
-            width, part = key.split("/")
-            found.setdefault((int(path.stem.split("_")[1]), float(width)), {})[part] = state
-    return [(step, width, parts) for (step, width), parts in found.items()]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from aligntok.distributed.parallel import as_shared, to_shares
 from aligntok.errors import ConfigError
+from aligntok.io.values import count
 from aligntok.settings import Positive, settings
 
 PartStates = dict[str, dict[str, Tensor]]
@@ -205,12 +206,14 @@ class WeightAverages:
                 f"the checkpoint holds EMA widths or decays {', '.join(state['averages'])}, but ema.sigma_rel and "
                 f"ema.decays ask for {', '.join(map(str, self.kept))}; set them to the checkpoint's"
             )
-        self.step = state["step"]
+        self.step = count(state["step"])
         now = self._tensors()
         for which, averages in zip(self.kept, self._averages, strict=True):
             saved = state["averages"][str(which)]
             found = [saved[part].get(name, mine) for (*_, part, name), mine in zip(self._places, now, strict=True)]
             for average, tensor in zip(averages, found, strict=True):  # _foreach_copy_ knows no shares
+                if tensor.shape != average.shape:  # which would be spread
+                    raise ValueError(f"an average is of {tuple(tensor.shape)}, not {tuple(average.shape)}")
                 average.copy_(as_shared(tensor, average))
 
     def _of(self, which: float) -> list[Tensor]:

@@ -19,10 +19,11 @@ from tqdm import tqdm
 from aligntok.device import AUTO, device, is_fast_in_bf16, precision_taken
 from aligntok.distributed import is_first, mean_over_processes, total
 from aligntok.distributed.job import batched
-from aligntok.engine.checkpoints import CURE, write_snapshot
+from aligntok.engine.checkpoints import CURE
 from aligntok.engine.compile import FOLDER, is_compiled
 from aligntok.engine.ema import LEAST_DECAY
 from aligntok.engine.mmengine import Hook
+from aligntok.engine.snapshots import write_snapshot
 from aligntok.engine.trackers import add_picture
 from aligntok.io.console import is_quiet, say
 from aligntok.io.files import write_json, writing

@@ -20,6 +20,7 @@ from aligntok.distributed import any_process
 from aligntok.distributed.parallel import whole
 from aligntok.engine.mmengine import OptimWrapper, OptimWrapperDict, register_transformers_optimizers
 from aligntok.errors import CheckpointError, ConfigError, DivergenceError, first_line, unknown
+from aligntok.io.values import count, number
 from aligntok.registry import find_class
 
 SIDES = ("autoencoder", "discriminator", "generator")
@@ -344,6 +345,6 @@ class SkippedSteps:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
-        self.judged = state.get("judged", 0)  # of a checkpoint from before it was counted
-        self._norms = {name: deque(values, maxlen=WINDOW) for name, values in state["norms"].items()}
+        self.skipped, self.skipped_in_a_row = count(state["skipped"]), count(state["skipped_in_a_row"])
+        self.judged = count(state.get("judged", 0))  # of a checkpoint from before it was counted
+        self._norms = {name: deque(map(number, values), maxlen=WINDOW) for name, values in state["norms"].items()}

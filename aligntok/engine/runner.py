@@ -16,17 +16,19 @@ from torch.utils.data import DataLoader
 
 from aligntok.data.loader import explaining_loader_errors
 from aligntok.device import device
-from aligntok.distributed import agree, any_process, barrier
+from aligntok.distributed import any_process, barrier, is_first
 from aligntok.distributed.dcp import sharded
 from aligntok.distributed.job import sigterm_was_sent
 from aligntok.distributed.parallel import Parallel, parallelise
 from aligntok.engine.ahead import ahead
 from aligntok.engine.checkpoints import (
+    DAMAGED,
     Checkpoint,
     PartStates,
     join,
     load_parts,
     open_newest,
+    open_newest_alike,
     part_states,
     read_frozen,
     write_frozen,
@@ -35,8 +37,11 @@ from aligntok.engine.ema import EMASettings, WeightAverages
 from aligntok.engine.log import log_to
 from aligntok.engine.mmengine import BaseLoop, IterBasedTrainLoop, Runner, ValLoop
 from aligntok.engine.saving import CheckpointWriter
-from aligntok.engine.schedules import go_on_schedules
+from aligntok.engine.schedules import go_on_schedules, keeping_rates
+from aligntok.engine.snapshots import forget_later
 from aligntok.errors import CheckpointError, DataError, Preempted
+from aligntok.io.files import reading
+from aligntok.io.values import number
 
 #: What a training may take of another's checkpoint, by the name that it has there.
 _TAKEN = {"weights": "parts", "averages": "ema", "optimizer": "optimizers"}
@@ -121,19 +126,16 @@ class StageRunner(Runner):
         """Go on from the stage's newest checkpoint that can be read, or begin the stage."""
         model = self.trained_model
         self._began = time.monotonic()
-        barrier()  # on a network disk all look at the same time
-        found = open_newest(self.work_dir)
-        if not agree(found.step if found else 0):
-            raise CheckpointError(
-                f"the processes read different newest checkpoints in {self.work_dir}, this one that of step "
-                f"{found.step if found else 'none'}; see the logs for one that cannot be read, and start again"
-            )
+        found = open_newest_alike(self.work_dir)
+        if is_first():
+            forget_later(self.work_dir, found.step if found else 0)
         if found is None:
             model.load_start(self._start())
             write_frozen(self.work_dir, model.frozen_parts(), model.trained_parts())
         self.ema = self._new_averages(model)
         if found is not None:
-            self._go_on(model, found)
+            with reading(found.path, CheckpointError, DAMAGED):
+                self._go_on(model, found)
         elif self._taken is not None:
             self._take(*self._taken)
         self._has_loaded = True
@@ -148,16 +150,14 @@ class StageRunner(Runner):
         other = open_newest(folder)
         assert other is not None  # its weights were read from it
         content, optimizers = self._content(other, {*what} - {"weights"}), cast(Any, self.optim_wrapper)
-        if "averages" in what and self.ema is not None:
-            if content["ema"] is None:
-                raise CheckpointError(f"{folder} keeps no EMA; leave 'averages' out of init_from.take")
-            self.ema.load_state_dict(content["ema"])
-        if "optimizer" in what:
-            rates = [[group["lr"] for group in side.optimizer.param_groups] for side in optimizers.values()]
-            optimizers.load_state_dict({**content["optimizers"], "guard": optimizers.guard.state_dict()})
-            for side, own in zip(optimizers.values(), rates, strict=True):
-                for group, rate in zip(side.optimizer.param_groups, own, strict=True):
-                    group["lr"] = rate
+        with reading(other.path, CheckpointError, DAMAGED):
+            if "averages" in what and self.ema is not None:
+                if content["ema"] is None:
+                    raise CheckpointError(f"{folder} keeps no EMA; leave 'averages' out of init_from.take")
+                self.ema.load_state_dict(content["ema"])
+            if "optimizer" in what:
+                with keeping_rates(*(side.optimizer for side in optimizers.values())):
+                    optimizers.load_state_dict({**content["optimizers"], "guard": optimizers.guard.state_dict()})
 
     def _content(self, found: Checkpoint, what: Collection[str] = tuple(_TAKEN)) -> dict[str, Any]:
         """Return what a checkpoint of this model has, shares of what is shared out, read into the model."""
@@ -185,7 +185,7 @@ class StageRunner(Runner):
             self.ema = self._new_averages(model)  # asked for since: they begin as the weights that were just read
         loop: Any = self.train_loop
         loop.start_at(content["step"])
-        self._seconds_before = content["seconds"]
+        self._seconds_before = number(content["seconds"])
         self.checkpoints.saved = self.checkpoints.begun = content["step"]
         self.logger.info("going on after step %d", content["step"])
 

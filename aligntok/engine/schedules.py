@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from aligntok.annotations import check_keywords
 from aligntok.engine.mmengine import _ParamScheduler
 from aligntok.errors import ConfigError, first_line, unknown
+from aligntok.io.values import count
 from aligntok.registry import find_class
 
 logger = logging.getLogger("aligntok.engine")
@@ -151,13 +153,22 @@ def go_on_schedules(
     if all(_shape(each.state_dict()) == _shape(state) for each, state in zip(schedulers, states, strict=True)):
         load()
         for scheduler, state in zip(schedulers, states, strict=True):
+            count(state["last_step"], least=-1), count(state["_global_step"])
             base_values = scheduler.base_values  # the config's learning rate, which may be another than it was
             scheduler.load_state_dict(state)
             scheduler.base_values = base_values
         return
     for _ in range(step):
         _step(schedulers)
-    rates = [group["lr"] for group in schedulers[0].optimizer.param_groups]
-    load()
-    for group, rate in zip(schedulers[0].optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+    with keeping_rates(schedulers[0].optimizer):
+        load()
+
+
+@contextmanager
+def keeping_rates(*optimizers: torch.optim.Optimizer) -> Iterator[None]:
+    """Let optimisers have the learning rates, after the states that are loaded inside, that they have now."""
+    rates = [[group["lr"] for group in each.param_groups] for each in optimizers]
+    yield
+    for each, own in zip(optimizers, rates, strict=True):
+        for group, rate in zip(each.param_groups, own, strict=True):
+            group["lr"] = rate

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from aligntok.data.transforms import parse_image_size
@@ -27,7 +26,7 @@ from aligntok.evaluation.results import check_out
 from aligntok.evaluation.settings import ReferenceSettings
 from aligntok.extractors import Extractor
 from aligntok.io.arrays import read_npz
-from aligntok.io.files import reading, save_tensors
+from aligntok.io.files import opened_tensors, reading, save_tensors
 from aligntok.registry import with_keywords
 
 
@@ -144,10 +143,10 @@ def _check_sound(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int
 def _read_own(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of a file of ours, and what it says of them."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened_tensors(path) as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"the reference {path} is damaged ({first_line(error)}); fetch or make it again") from error
     if metadata.get("format") != FORMAT:
         raise DataError(

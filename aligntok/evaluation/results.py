@@ -18,9 +18,9 @@ from aligntok.distributed.job import job
 from aligntok.errors import ConfigError, DataError
 from aligntok.evaluation.settings import ReportSettings
 from aligntok.io.console import print_line, print_table
-from aligntok.io.files import hide_host, read_json, write_json, writing
+from aligntok.io.files import read_json, write_json, writing
 from aligntok.io.folders import check_writable
-from aligntok.io.places import with_places, without_places
+from aligntok.io.places import hide_host, with_places, without_places
 from aligntok.settings import Precision
 
 if TYPE_CHECKING:  # a report is written without mmengine

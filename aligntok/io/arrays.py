@@ -110,7 +110,7 @@ def map_again(column: np.memmap[Any, Any]) -> np.memmap[Any, Any]:
 
 
 def check_stored(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError for a zip archive, as torch writes, that unpacks to more than the file has; pass all else."""
+    """Raise ValueError for a zip archive, such as torch writes, that unpacks to more than it has; pass all else."""
     with open(path, "rb", opener=regular) as raw:
         if zipfile.is_zipfile(raw):
             try:
@@ -118,7 +118,7 @@ def check_stored(path: str | os.PathLike[str]) -> None:
             except zipfile.BadZipFile:
                 return  # whoever reads it says so
             if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > raw.seek(0, 2):
-                raise ValueError("its parts are packed, or declare more than the file has, which torch never does")
+                raise ValueError("its parts are packed, or declare more than the file has, which no writer of it does")
 
 
 def why_unread(error: Exception) -> str:

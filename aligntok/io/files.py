@@ -162,18 +162,6 @@ def check_size(declared: int, most: int = MOST_BYTES) -> None:
         raise OSError(f"it is of {declared} bytes, which is not between 0 and {most}")
 
 
-def hide_host() -> None:
-    """Let TensorBoard's event files, named by time, host and process, say "host" in the place of the machine's name.
-
-    tensorboard 2.20 has no option for it; its module asks `socket`, which nothing else in it does.
-    """
-    from types import SimpleNamespace
-
-    from tensorboard.summary.writer import event_file_writer
-
-    event_file_writer.socket = SimpleNamespace(gethostname=lambda: "host")
-
-
 def write_json(path: str | os.PathLike[str], content: Any, cure: str = MAKE_ROOM, checksum: bool = False) -> None:
     """Write JSON as :func:`replacing` does; what JSON does not have, such as a path, as its text."""
     with replacing(path, cure, checksum) as temporary:
@@ -292,21 +280,31 @@ def check_file(path: str | os.PathLike[str], kind: type[AlignTokError], cure: st
         return verify(Path(path))
 
 
+@contextmanager
+def opened_tensors(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Open a .safetensors file, as `safe_open` does, whose tensors are mapped.
+
+    Raises OSError or ValueError where it is missing, no regular file or damaged, which may show while it is read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    os.close(regular(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(first_line(error)) from error
+
+
 def load_tensors(path: str | os.PathLike[str], kind: type[AlignTokError], cure: str) -> dict[str, Tensor]:
     """Read a .safetensors file onto the CPU, mapped where it lies; checked by :func:`check_file`.
 
     Raises an error of that `kind`, which ends with `cure`, for a file that is missing or damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
     check_file(path, kind, cure)
-    with reading(path, kind, cure):
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-                tied = json.loads((file.metadata() or {}).get(_TIED, "{}"))
-        except SafetensorError as error:
-            raise ValueError(first_line(error)) from error
+    with reading(path, kind, cure), opened_tensors(path) as file:
+        tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        tied = json.loads((file.metadata() or {}).get(_TIED, "{}"))
         return {**tensors, **{name: tensors[other] for name, other in tied.items()}}
 
 

@@ -129,10 +129,13 @@ class SampleFolder:
                 stop_if_preempted(stopped)
 
     def _has_arrays(self) -> bool:
+        def check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+            if dtype != np.uint8 or shape != (self.num, *self.image_size, 3):
+                raise ValueError(f"{name} is {dtype} {shape}")
+
         try:
-            arrays = read_npz(self.path / ARRAYS, ["arr_0"], lambda *_: None, mapped=["arr_0"])
-            return arrays["arr_0"].shape == (self.num, *self.image_size, 3)
-        except (OSError, ValueError, KeyError):
+            return "arr_0" in read_npz(self.path / ARRAYS, ["arr_0"], check, mapped=["arr_0"])
+        except (OSError, ValueError):
             return False
 
     def pixels(self) -> Iterator[Pixels]:

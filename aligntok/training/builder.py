@@ -23,8 +23,8 @@ from aligntok.engine.runner import StageRunner, StepLoop
 from aligntok.engine.schedules import complete_schedule
 from aligntok.engine.trackers import vis_backends
 from aligntok.io.console import say
-from aligntok.io.files import hide_host, write_json
-from aligntok.io.places import without_places
+from aligntok.io.files import write_json
+from aligntok.io.places import hide_host, without_places
 from aligntok.loading import STAGE_FORMAT
 from aligntok.ops.attention import force_backend
 from aligntok.registry import HOOKS

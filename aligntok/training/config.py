@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,6 +167,12 @@ def _without_deletes(given: Any) -> Any:
     return {key: _without_deletes(value) for key, value in given.items() if key != "_delete_"}
 
 
+def read_begun(stage: Stage, parse: Callable[[dict[str, Any]], Any] = dict) -> Any:
+    """Return what `parse` makes of the description of a stage that has begun. Raises CheckpointError."""
+    cure = "so what the stage was trained with is unknown: restore it, or remove it to go on without the comparison"
+    return read_stage_file(stage.folder, cure, parse)
+
+
 def report_config_diff(stage: Stage, finished: bool) -> None:
     """Warn, with each old and new value, when the stage's settings are not those that it was trained with so far.
 
@@ -181,8 +187,7 @@ def report_config_diff(stage: Stage, finished: bool) -> None:
         )
     if not stage.has_begun:
         return
-    cure = "so what the stage was trained with is unknown: restore it, or remove it to go on without the comparison"
-    begun = with_places(read_stage_file(stage.folder, cure), stage.folder)
+    begun = with_places(read_begun(stage), stage.folder)
     now = {"seed": stage.seed, **asdict(stage.settings)}
     changes = config_diff(*(without_places(told, stage.folder) for told in (begun, now)))
     if not changes:
@@ -210,12 +215,11 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
     `schedule_end` is the step at which a schedule whose rates depend on that ends: its own, or the stage's last.
     """
-    before, after = flatten(_with_end(old)), flatten(json.loads(json.dumps(_with_end(new), default=str)))
+    new = json.loads(json.dumps(new, default=str))
+    same = old.get("schedule") == new.get("schedule")  # else it is refused; and what a file names is not built
+    depends = same and end_of_schedule(new.get("schedule"), 1)
+    ends = [depends and (of.get("schedule_end") or of.get("steps")) for of in (old, new)]
+    before, after = (flatten({**of, "schedule_end": end}) for of, end in zip((old, new), ends, strict=True))
     own = [key for key in {**before, **after} if key.split(".")[0] in new]
     keys = [key for key in own if key == HELD_OUT or not (key.split(".")[0] in FREE or key.startswith(FREE_BELOW))]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
-
-
-def _with_end(of: Mapping[str, Any]) -> dict[str, Any]:
-    end = of.get("schedule_end") or of.get("steps")
-    return {**of, "schedule_end": end and end_of_schedule(of.get("schedule"), end)}

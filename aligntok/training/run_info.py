@@ -20,6 +20,7 @@ from aligntok.errors import CheckpointError
 from aligntok.io.console import print_table
 from aligntok.io.files import read_json, write_json
 from aligntok.io.places import without_places
+from aligntok.io.values import count, number
 
 if TYPE_CHECKING:
     from aligntok.training.stages import Stage
@@ -58,8 +59,12 @@ _HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "st_lpips": 
 def read_result(path: Path) -> dict[str, Any]:
     """Return what a stage's ``result.json`` holds, dict(step, seconds, metrics). Raises CheckpointError."""
     cure = "remove that file and start the same command again: the stage is measured anew"
-    keys = ("step", "seconds", "metrics")
-    return read_json(path, CheckpointError, cure, lambda said: {key: said[key] for key in keys})
+
+    def parse(said: dict[str, Any]) -> dict[str, Any]:
+        metrics = {name: number(value) for name, value in said["metrics"].items()}
+        return {"step": count(said["step"]), "seconds": number(said["seconds"]), "metrics": metrics}
+
+    return read_json(path, CheckpointError, cure, parse)
 
 
 def print_summary(stages: Sequence[Stage]) -> None:

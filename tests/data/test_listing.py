@@ -142,6 +142,37 @@ def test_a_listing_is_kept_and_read_again_and_refused_when_damaged(tmp_path, ima
         Listing.read(tmp_path)
 
 
+SPOILED = {
+    "sizes": np.zeros(1, dtype=np.int64),
+    "names": np.zeros((20, 1), dtype=np.int64),
+    "labels": np.array(["a"] * 20),
+    "marks": np.zeros(20),
+    "sampled": np.array([10**9] * 20),
+    "digests": np.zeros(3, dtype=np.int64),
+    "captions": np.zeros(3, dtype=np.int64),
+    "by_content": np.zeros(2, dtype=bool),
+    "class_names": np.frombuffer(b"[1, 2]", dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", [*SPOILED, "gone", "packed"])
+def test_columns_of_other_types_and_lengths_are_told(tmp_path, images, name):
+    Listing.of(open_source(folder(tmp_path / "data", images))).write(tmp_path)
+    (tmp_path / f"{LISTING}.sha256").unlink()
+    with np.load(tmp_path / LISTING) as file:
+        held = dict(file)
+    if name == "packed":  # a file of some bytes that would fill the memory
+        np.savez_compressed(tmp_path / LISTING, **{**held, "captions": np.zeros(10**6, dtype=np.int64)})
+    elif name == "gone":
+        np.savez(tmp_path / LISTING, **{key: value for key, value in held.items() if key != "marks"})
+    else:
+        np.savez(tmp_path / LISTING, **{**held, name: SPOILED[name]})
+    with pytest.raises(DataError, match=r"listing\.npz cannot be read \(.*\); remove that file to go on without"):
+        Listing.read(tmp_path)
+    np.savez(tmp_path / LISTING, **held)
+    assert len(Listing.read(tmp_path).names) == 20
+
+
 def test_a_folder_is_refused_for_other_images_or_classes(tmp_path, images):
     made = tmp_path / "made"
     source = open_source(folder(tmp_path / "data", images))
@@ -173,3 +204,7 @@ def test_buckets_follow_the_images(tmp_path, images, caplog):
     assert found() == [int(i == 4) for i in range(20)]
     assert f"sizes of images are read again: {file} is damaged (its SHA-256 is not the one in" in caplog.text
     assert np.load(file).tolist() == found()
+    for wrong in (np.full(20, 7, dtype=np.uint8), np.zeros(21, dtype=np.uint8), np.zeros(20)):
+        file.with_name(f"{file.name}.sha256").unlink(missing_ok=True)
+        np.save(file, wrong)
+        assert found() == [int(i == 4) for i in range(20)]

@@ -26,12 +26,11 @@ from aligntok.engine.checkpoints import (
     read_frozen,
     read_newest,
     read_parts,
-    read_snapshots,
     same_content,
     write_frozen,
-    write_snapshot,
 )
 from aligntok.engine.saving import write_checkpoint
+from aligntok.engine.snapshots import read_snapshots, write_snapshot
 from aligntok.errors import CheckpointError, WriteError
 from aligntok.io import checksums
 from aligntok.io.folders import SPARE_BYTES, remove_leftovers
@@ -305,7 +304,7 @@ def test_tied_tensors_are_written_once_and_come_back_under_all_names(tmp_path):
     whole = torch.arange(8.0)
     state = {"a": whole[:4], "b": whole[4:], "c": whole[:4], "d": whole}
     write_snapshot(tmp_path, 3, {"0.05": {"decoder": state}})
-    ((_, _, parts),) = read_snapshots(tmp_path)
+    ((_, _, parts),) = read_snapshots(tmp_path, 10)
     assert all(torch.equal(parts["decoder"][name], value) for name, value in state.items())
 
 
@@ -325,7 +324,7 @@ def test_parts_that_are_missing_or_of_another_shape_are_named():
 def test_snapshots_are_read_back_with_their_step_and_width(tmp_path):
     for step in (5, 10):
         write_snapshot(tmp_path, step, {"0.05": {"decoder": {"a.b": torch.full((2,), float(step))}}, "0.1": {}})
-    found = read_snapshots(tmp_path)
+    found = read_snapshots(tmp_path, 10)
     assert [(step, width) for step, width, _ in found] == [(5, 0.05), (10, 0.05)]
     assert float(found[1][2]["decoder"]["a.b"][0]) == 10
 

@@ -32,11 +32,10 @@ from aligntok.engine.checkpoints import (
     read_checkpoint,
     read_frozen,
     read_newest,
-    read_snapshots,
     write_frozen,
-    write_snapshot,
 )
 from aligntok.engine.saving import write_checkpoint
+from aligntok.engine.snapshots import read_snapshots, write_snapshot
 from aligntok.errors import AlignTokError, WriteError
 from aligntok.evaluation.comparison.records import Made, Record, read_record
 from aligntok.evaluation.comparison.summary import write_markdown
@@ -246,7 +245,7 @@ READERS = {
     "checkpoint's checksums": (checkpoint, read_newest, "checkpoints/*/checksums.json"),
     "file of before": (file_of_before, lambda folder: read_checkpoint(folder / "checkpoints/step_00000003.pt"), "*.pt"),
     "frozen": (frozen, read_frozen, "frozen.safetensors"),
-    "snapshot": (snapshot, read_snapshots, "*.safetensors"),
+    "snapshot": (snapshot, lambda folder: read_snapshots(folder, 3), "*.safetensors"),
     "latents": (latents, lambda folder: LatentShard(shard_path(folder, 0)), "*.safetensors"),
     "texts": (texts, lambda folder: TextCache.open(folder / "texts"), "shard_00000.safetensors"),
     "texts' manifest": (texts, lambda folder: TextCache.open(folder / "texts"), "manifest.json"),
@@ -322,6 +321,8 @@ KNOWN = {
     "distributed/output_folder.py",
     "engine/checkpoints.py",
     "engine/hooks.py",
+    "engine/runner.py",
+    "engine/snapshots.py",
     "engine/trackers.py",  # what fails is told, and a training goes on: see its own test
     "evaluation/comparison/kept.py",  # as samples are
     "evaluation/comparison/records.py",

@@ -295,7 +295,7 @@ STATES = [
     *({"parts": {"adapter": {"w": {"$tensor": name}}}} for name in (5, None, "", "../x", "parts", [], {})),
     *({"parts": {"adapter": {"w": each}}} for each in ({"$items": 5}, {"$items": [5]}, {"$items": [[{}, 1]]})),
     *({"parts": {"adapter": {"w": each}}} for each in ({"$tuple": 5}, {"$float": "x"}, {"$float": [1]}, [TENSOR])),
-    *({"step": step} for step in ("1", None, 1.5, [1])),
+    *({"step": step} for step in ("1", None, 1.5, [1], True, -1, 2, 10**6)),
     *({"format": number} for number in (1, 2, 4, "3", None, True)),
     *({"ema": ema, "ema_inference": 0.05} for ema in (5, {"averages": 5}, {"averages": {"0.05": 5}}, [TENSOR])),
 ]

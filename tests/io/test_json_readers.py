@@ -14,8 +14,9 @@ from aligntok.engine.saving import write_checkpoint
 from aligntok.errors import AlignTokError, CheckpointError, DataError, WeightsError
 from aligntok.evaluation.images import read_description
 from aligntok.evaluation.results import read_result
+from aligntok.io.files import DAMAGE as DAMAGE_OF_A_FILE
 from aligntok.io.files import read_json, write_json
-from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.latent_diffusion import LatentDiffusion, described_fields
 from aligntok.loading import load_latent_diffusion, load_stage_tokenizer
 from aligntok.tokenizer import Tokenizer
 from aligntok.training import run_info
@@ -148,6 +149,35 @@ def test_an_object_of_something_else_is_refused(tmp_path, reader):
     (tmp_path / file).write_text(json.dumps({"encoder": 1, "other": "thing"}))
     with pytest.raises(AlignTokError):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"step": "x"}, {"step": True}, {"step": -1}, {"seconds": "a"}, {"metrics": 5}, {"metrics": {"psnr": "x"}}]
+)
+def test_a_stages_result_of_other_types_is_told(tmp_path, wrong):
+    right = {"step": 3, "seconds": 1, "metrics": {"psnr": 20, "ssim": float("nan")}}
+    write_json(tmp_path / "result.json", right)
+    assert run_info.read_result(tmp_path / "result.json")["metrics"]["psnr"] == 20
+    write_json(tmp_path / "result.json", {**right, **wrong})
+    with pytest.raises(CheckpointError, match=r"result\.json cannot be read \(.*\); remove that file and start"):
+        run_info.read_result(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"generator": each} for each in ("x", 5, None, [], {"type": "lightning_dit", "num_classes": "x"})),
+        *({"latent_shape": each} for each in (5, None, [4, 2], [4, 2, "x"], [4, 0, 2], [5, 2, 2], [True, 2, 2])),
+        *({"statistics": each} for each in (5, {}, {"mean": "x", "std": [1] * 4}, {"mean": [0] * 4, "std": [1]})),
+        *({"text": each} for each in (5, "x", {"tokens": 5})),
+    ],
+)
+def test_a_generator_is_described_in_the_types_that_everyone_reads(wrong):
+    right = {"generator": {"type": "lightning_dit"}, "latent_shape": [4, 2, 2], "sampling": {}, "class_names": []}
+    right["statistics"] = {"mean": [0] * 4, "std": [1] * 4}
+    assert described_fields(right)["latent_shape"] == [4, 2, 2]
+    with pytest.raises(DAMAGE_OF_A_FILE):
+        described_fields({**right, **wrong})
 
 
 def test_a_value_that_changed_since_is_told_once_and_read(tmp_path, caplog):

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from aligntok.data.latent_shards import shard_path, write_shard
-from aligntok.engine.checkpoints import read_frozen, read_snapshots, write_frozen, write_snapshot
+from aligntok.engine.checkpoints import read_frozen, write_frozen
+from aligntok.engine.snapshots import read_snapshots, write_snapshot
 from aligntok.errors import CheckpointError, DataError, WeightsError, WriteError
 from aligntok.io import files
 from aligntok.io.files import check_file, load_tensors, save_tensors
@@ -95,7 +96,7 @@ def flip(path):
     ("write", "read", "kind"),
     [
         (write_frozen_part, read_frozen, CheckpointError),
-        (write_averages, read_snapshots, CheckpointError),
+        (write_averages, lambda folder: read_snapshots(folder, 99), CheckpointError),
         (write_tokenizer, Tokenizer.from_pretrained, WeightsError),
     ],
 )

@@ -9,13 +9,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import aligntok
 from aligntok import load_tokenizer
 from aligntok.cli import train
 from aligntok.data.stream.dataset import StreamDataset
 from aligntok.engine.checkpoints import read_newest
+from aligntok.engine.snapshots import write_snapshot
 from aligntok.errors import CheckpointError
+from aligntok.io.files import write_checksums, write_json
 from aligntok.loading import STAGE_FORMAT
 from aligntok.settings import fields_of
 from aligntok.training.config import FIXED, FREE, FREE_BELOW, HOW_IT_IS_READ, config_diff
@@ -127,6 +130,58 @@ def test_a_work_folder_of_another_format_is_refused_by_whoever_reads_it(go_on, t
     described.write_text(json.dumps(said))
     with pytest.raises(CheckpointError, match="is a training of an earlier AlignTok"):
         load_tokenizer(tmp_path / "run" / FIRST)
+
+
+STATES = {
+    "optimizers": ["x", {}, {"sides": [1]}],
+    "schedulers": [None, [5]],
+    "ema": [5, {"step": 2}],
+    "seconds": ["x", None],
+    "parts": [None],
+}
+
+
+def test_a_checkpoint_that_says_something_else_is_told_before_a_step_is_taken(go_on, tmp_path, capsys):
+    """Its checksums are those of what it says: whoever changed it could make them."""
+    (newest,) = (tmp_path / "run" / FIRST / "checkpoints").iterdir()
+    state = json.loads((newest / "state.json").read_text())
+    optimizers, averages = state["optimizers"], state["ema"]
+    guards = [{**optimizers["guard"], key: "x"} for key in ("judged", "skipped", "skipped_in_a_row", "norms")]
+    wrong = {
+        **{**STATES, "optimizers": STATES["optimizers"] + [{**optimizers, "guard": each} for each in guards]},
+        "ema": [*STATES["ema"], {**averages, "step": -3}],
+    }
+    for key, values in wrong.items():
+        for value in values:
+            (newest / "state.json").write_text(json.dumps({**state, key: value}))
+            write_checksums(newest, [each.name for each in newest.iterdir() if each.name != "checksums.json"])
+            assert go_on("seed=0") == 2, (key, value)
+            assert f"CheckpointError: {newest} cannot be read (" in (said := capsys.readouterr().err), (key, value)
+            assert said.rstrip().endswith("it is damaged or incomplete")
+
+
+def test_what_an_abandoned_attempt_left_is_removed(go_on, tmp_path):
+    stage = tmp_path / "run" / FIRST
+    write_snapshot(stage, 900, {"0.05": {"encoder": {"weight": torch.ones(1)}}})
+    write_json(stage / "result.json", {"step": 900, "seconds": 1.0, "metrics": {"psnr": 99.0}})
+    assert go_on("validation.every=None") == 0
+    assert not [*(stage / "ema_snapshots").iterdir()]
+    assert json.loads((stage / "result.json").read_text())["step"] == 4
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [[{"type": "canary_of_a_file.Rates"}], "x", 5, [5], [None], {"a": 1}, [{"type": "LinearLR", "begin": "x"}]],
+)
+def test_a_schedule_in_a_file_is_compared_and_never_built(monkeypatch, tmp_path, schedule):
+    (tmp_path / "canary_of_a_file.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = [{"type": "CosineAnnealingLR", "eta_min": 0.0}]
+    for now in (None, own):
+        found = config_diff({"schedule": schedule, "steps": 4}, {"schedule": now, "steps": 9, "schedule_end": None})
+        assert {key.split(".")[0] for key in found} == {"schedule"}
+    stretched = config_diff({"schedule": own, "steps": 4}, {"schedule": own, "steps": 9, "schedule_end": None})
+    assert stretched == {"schedule_end": (4, 9)}
 
 
 def test_settings_that_may_change_and_those_that_may_not_are_keys():

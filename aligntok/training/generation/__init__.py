@@ -23,20 +23,18 @@ from aligntok.distributed import world
 from aligntok.engine.checkpoints import PartStates, finished_steps, read_parts
 from aligntok.engine.hooks import PictureHook, TimeBinsHook, draw_samples
 from aligntok.errors import ConfigError
-from aligntok.latent_diffusion import LatentDiffusion
+from aligntok.latent_diffusion import LatentDiffusion, described_fields
 from aligntok.loading import (
     GENERATION,
-    UNKNOWN,
     generation_folder,
     load_latent_diffusion,
     load_tokenizer,
-    read_stage_file,
     saved_size,
 )
 from aligntok.registry import DATASETS, GENERATORS, import_components
 from aligntok.settings import read
 from aligntok.tokenizer import Tokenizer
-from aligntok.training.config import dotted_models
+from aligntok.training.config import dotted_models, read_begun
 from aligntok.training.generation import data as trained_on
 from aligntok.training.generation import validation as held_to
 from aligntok.training.generation.model import GenerationModel
@@ -178,8 +176,10 @@ class GeneratorStage(Stage):
         generator = self.settings.generator
         if "num_classes" in generator or "num_classes" not in _keywords(generator):
             return self
-        begun = read_stage_file(self.folder, UNKNOWN)["generator"] if self.has_begun else None
-        number = number_of_classes(self.look()) if begun is None else begun.get("num_classes")
+        if self.has_begun:
+            number = read_begun(self, described_fields)["generator"].get("num_classes")
+        else:
+            number = number_of_classes(self.look())
         known = {} if number is None else {"num_classes": number}
         return replace(self, settings=replace(self.settings, generator={**generator, **known}))
 

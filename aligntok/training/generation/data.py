@@ -22,6 +22,7 @@ from aligntok.loading import UNKNOWN, read_stage_file
 from aligntok.registry import DATASETS
 from aligntok.rng import seed_torch
 from aligntok.tokenizer import Tokenizer
+from aligntok.training.config import read_begun
 from aligntok.training.stages import StageData, check_placed
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def build(stage: GeneratorStage) -> StageData:
         config["tokenizer_identity"] = tokenizer.identity
     train = DATASETS.build({"train": True, "seed": stage.seed, **config})
     check_classes(stage, train)
-    start = read_stage_file(stage.folder, UNKNOWN, described_fields) if stage.has_begun else _start(stage, tokenizer)
+    start = read_begun(stage, described_fields) if stage.has_begun else _start(stage, tokenizer)
     statistics, shape = _statistics(stage, tokenizer, train, start)
     names, sampling = tuple(getattr(train, "class_names", ())), asdict(settings.sampling)
     seed_torch("weights", stage.seed)  # the generator's first weights
@@ -128,14 +129,16 @@ def _start(stage: GeneratorStage, tokenizer: Tokenizer) -> Mapping[str, Any]:
     """
     if stage.start_folder is None:
         return {}
-    said = read_stage_file(stage.start_folder, UNKNOWN)
-    if (theirs := said["tokenizer_identity"]) != tokenizer.identity:
+    said, theirs = read_stage_file(
+        stage.start_folder, UNKNOWN, lambda said: (described_fields(said), str(said["tokenizer_identity"]))
+    )
+    if theirs != tokenizer.identity:
         raise ConfigError(
             f"init_from: the generator in {stage.start_folder} is on latents of another tokenizer (identity "
-            f"{str(theirs)[:12]}) than this training's ({tokenizer.identity[:12]}); set tokenizer to that one's"
+            f"{theirs[:12]}) than this training's ({tokenizer.identity[:12]}); set tokenizer to that one's"
         )
     if (kind := said["generator"].get("type")) != (own := stage.settings.generator["type"]):
         raise ConfigError(
             f"init_from: the generator in {stage.start_folder} is a '{kind}', this one a '{own}'; give one"
         )
-    return described_fields(said)
+    return said

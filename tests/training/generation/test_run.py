@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,11 +18,17 @@ import torch
 import aligntok
 from aligntok.cli import train
 from aligntok.data.loader import number_of_classes
-from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_checkpoint, read_snapshots
+from aligntok.engine.checkpoints import finished_steps, list_checkpoints, read_checkpoint
 from aligntok.engine.ema import post_hoc_coefficients
+from aligntok.engine.saving import write_checkpoint
+from aligntok.engine.snapshots import read_snapshots
+from aligntok.errors import CheckpointError
+from aligntok.io.files import write_json
 from aligntok.latent_diffusion import LatentDiffusion
-from aligntok.loading import load_latent_diffusion, load_tokenizer
+from aligntok.loading import STAGE_FORMAT, load_latent_diffusion, load_tokenizer
 from aligntok.ops import attention
+from aligntok.training.config import load_config
+from aligntok.training.generation import expand_generation
 from aligntok.training.stages import TrainedModel
 
 STEPS = 6
@@ -75,6 +82,22 @@ def test_a_run_ends_with_samples_and_a_folder_that_loads(whole):
     assert torch.equal(raw["x_embedder.proj.weight"], content["parts"]["generator"]["x_embedder.proj.weight"])
     wide = load_latent_diffusion(run, average=0.1).generator.state_dict()
     assert not torch.equal(wide["x_embedder.proj.weight"], saved["x_embedder.proj.weight"])
+
+
+@pytest.mark.parametrize("generator", ["x", 5, {"type": "lightning_dit", "num_classes": "x"}])
+def test_a_description_of_other_types_is_told_with_what_a_training_can_do(tmp_path, generation_source, generator):
+    (tmp_path / "tiny.py").write_text(generation_source())
+    stage = expand_generation(load_config(tmp_path / "tiny.py", {"work_dir": str(tmp_path / "run")}))
+    own = {key: value for key, value in stage.settings.generator.items() if key != "num_classes"}
+    stage = replace(stage, settings=replace(stage.settings, generator=own))
+    write_checkpoint(stage.folder, 1, {}, keep=1)
+    said = {"generator": {"num_classes": 7}, "latent_shape": [4, 2, 2], "sampling": {}, "class_names": []}
+    said |= {"format": STAGE_FORMAT, "statistics": {"mean": [0] * 4, "std": [1] * 4}}
+    write_json(stage.description, said)
+    assert stage.completed().settings.generator["num_classes"] == 7
+    write_json(stage.description, {**said, "generator": generator})
+    with pytest.raises(CheckpointError, match=r"stage\.json cannot be read \(.*: restore it, or remove it to go on"):
+        stage.completed()
 
 
 def test_losses_are_logged_in_whole_and_by_time(whole):
@@ -280,7 +303,7 @@ def test_each_mistake_is_one_clear_error_before_training(write_generation, tmp_p
 def test_a_width_that_was_not_kept_is_made_of_a_generators_snapshots(write_generation, tmp_path):
     ema, run = dict(sigma_rel=[0.05, 0.10], decays=[0.9], inference=0.05, snapshot_every=1), tmp_path / "run"
     assert train([write_generation(ema=ema, steps=3, log=dict(pictures=0)), "--work-dir", str(run)]) == 0
-    steps, widths, parts = zip(*read_snapshots(run / "generation"), strict=True)
+    steps, widths, parts = zip(*read_snapshots(run / "generation", STEPS), strict=True)
     shares = post_hoc_coefficients(steps, widths, 3, 0.07)
     made = load_latent_diffusion(run, average=0.07).generator.state_dict()
     for name in parts[0]["generator"]:
