@@ -121,15 +121,21 @@ def saved_size(source: str | os.PathLike[str]) -> tuple[int, int] | None:
     return found if all(isinstance(each, int) for each in found) else None  # type: ignore[return-value]
 
 
+def _kept(said: Mapping[str, Any]) -> list[float] | None:
+    """Return the widths and decays whose averages a training keeps, as its file says; None without averages."""
+    ema = said["ema"] and dict(said["ema"])
+    return [number(each) for name in ("sigma_rel", "decays") for each in ema.get(name, ())] if ema else None
+
+
 def _read_average(
-    folder: str | os.PathLike[str], ema: Mapping[str, Any] | None, weights: str, which: float | None, rebuild: bool
+    folder: str | os.PathLike[str], kept: list[float] | None, weights: str | None, which: float | None, rebuild: bool
 ) -> PartStates:
-    """Read every part of a training; `rebuild` makes a width that its `ema` did not keep from its snapshots, at the
-    last of them (EDM2, App. C.2).
+    """Read every part of a training; `weights` None takes its averages where it has some.
+
+    `rebuild` makes a width that it has not `kept` from its snapshots, at the last of them (EDM2, App. C.2).
     """
-    kept = [number for name in ("sigma_rel", "decays") for number in (ema or {}).get(name, ())]
-    if not rebuild or which is None or which in kept:
-        return read_parts(folder, weights, which)
+    if not rebuild or which is None or which in (kept or ()):
+        return read_parts(folder, weights or ("raw" if kept is None else "ema"), which)
     if not (snapshots := read_snapshots(folder, finished_steps(folder))):
         raise CheckpointError(
             f"{folder} keeps neither an EMA of width {which} nor snapshots to make one from; "
@@ -156,7 +162,7 @@ def load_stage_tokenizer(
     saved = {key: value for key, value in stage["tokenizer"].items() if key != "aligntok_version"}
     with reading(Path(folder) / STAGE_FILE, CheckpointError, _UNKNOWN_MODEL):
         tokenizer = Tokenizer(**{**saved, "trusted": False, "components": components})
-    states = read_merged_parts(folder, weights or ("ema" if stage["ema"] else "raw"), sigma_rel, rebuild)
+    states = read_merged_parts(folder, weights, sigma_rel, rebuild)
     parts = {part: getattr(tokenizer, part) for part in PARTS}
     kept = {part: states.get(part, {}) for part in PARTS}  # files have no part without weights
     load_parts(parts, kept, f"the newest checkpoint in {folder}")
@@ -164,11 +170,11 @@ def load_stage_tokenizer(
 
 
 def read_merged_parts(
-    folder: str | os.PathLike[str], weights: str = "raw", sigma_rel: float | None = None, rebuild: bool = False
+    folder: str | os.PathLike[str], weights: str | None, sigma_rel: float | None = None, rebuild: bool = False
 ) -> PartStates:
     """Read every part of a stage as :func:`aligntok.engine.checkpoints.read_parts` does, low-rank updates merged.
 
-    `rebuild` as in :func:`load_stage_tokenizer`.
+    `weights` and `rebuild` as in :func:`load_stage_tokenizer`.
     """
     stage = _read_description(folder)
     states = _read_average(folder, stage["ema"], weights, sigma_rel, rebuild)
@@ -204,9 +210,8 @@ def _read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what readers need of a stage's file: its tokenizer, its averages and the scaling of its LoRA, or None."""
 
     def parse(said: dict[str, Any]) -> dict[str, Any]:
-        ema, lora = said["ema"] and dict(said["ema"]), said.get("lora")
-        widths = {"sigma_rel": [*map(number, ema.get("sigma_rel", []))]} if ema else None
-        return {"tokenizer": dict(said["tokenizer"]), "ema": widths, "lora": lora and lora_scaling(lora)}
+        lora = said.get("lora")
+        return {"tokenizer": dict(said["tokenizer"]), "ema": _kept(said), "lora": lora and lora_scaling(lora)}
 
     described: dict[str, Any] = read_stage_file(folder, _UNKNOWN_MODEL, parse)
     return described
@@ -309,14 +314,13 @@ def _trained(
     text_encoders: Mapping[str, Any] | None,
 ) -> LatentDiffusion:
     """Return the newest generator of a training's folder."""
-    ema, fields = read_stage_file(folder, UNKNOWN, lambda said: (said["ema"], described_fields(said)))
+    kept, fields = read_stage_file(folder, UNKNOWN, lambda said: (_kept(said), described_fields(said)))
     check_registered(fields, components)  # before the tokenizer's parts are imported
     tokenizer = Tokenizer.from_pretrained(folder / "tokenizer", components=components)
     with reading(folder / STAGE_FILE, CheckpointError, UNKNOWN):
         described = {**with_places(fields, folder), "tokenizer": tokenizer}
         model = LatentDiffusion(trusted=False, components=components, text_encoders=text_encoders, **described)
-    has_snapshots = snapshots_folder(folder).is_dir()
-    states = _read_average(folder, ema, weights or ("ema" if ema else "raw"), average, has_snapshots)
+    states = _read_average(folder, kept, weights, average, snapshots_folder(folder).is_dir())
     load_parts({"generator": model.generator}, states, f"the newest checkpoint in {folder}")
     return model.eval()
 

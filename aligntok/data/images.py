@@ -186,9 +186,17 @@ class ImageDataset(Dataset[dict[str, Any]]):
             item["caption"] = self.source.captions.pick(shown, self.seed, sample_number if self.train else None)
         return item
 
-    def check_apart(self, val: ImageDataset, cure: str) -> None:
-        """Raise DataError, which ends with a `cure`, when images are measured on that are also trained on."""
-        check_apart(self.source, val.source, cure)
+    @property
+    def placed(self) -> ImageSource:
+        """What says where the images lie."""
+        return self.source
+
+    def check_apart(self, val: Any, cure: str) -> None:
+        """Raise DataError, which ends with a `cure`, when images are measured on that are also trained on.
+
+        val: such a data set, or a stream.
+        """
+        check_apart(self.source, val.placed, cure)
 
     def assign_buckets(self, indices: Sequence[int] | None = None, progress: bool = True) -> BucketIndices:
         """Return the bucket of each image of `indices`, as :func:`assign_buckets` does."""

@@ -7,13 +7,14 @@ import os
 import threading
 import time
 import weakref
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from torch.utils import data
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Subset, _utils, default_collate
 from torch.utils.data._utils import signal_handling
 
 from aligntok.device import device
@@ -52,6 +53,28 @@ class _Batches(data.dataloader._MultiProcessingDataLoaderIter):
             return super()._try_get_data(*timeout)
         finally:
             self._heed(False)
+
+    def ask_to_end(self) -> None:
+        """Tell the processes that nothing more is read."""
+        self._heed(False)  # else torch raises an error here when one is killed
+        self._workers_done_event.set()
+        for queue in self._index_queues:
+            queue.put(None)
+
+    def _shutdown_workers(self) -> None:
+        """End the processes, within END_SECONDS altogether.
+
+        Torch's waits ten seconds for each that does not hear it: for all, where the iterator goes with the garbage of a
+        cycle, as an error's traceback makes one. Their queues have sent their last by then.
+        """
+        if not self._shutdown and _utils.python_exit_status is False:
+            if thread := getattr(self, "_pin_memory_thread", None):  # it would wait for all of what a killed one sends
+                self._pin_memory_thread_done_event.set()
+                self._worker_result_queue.put((None, None))
+                thread.join()
+            self.ask_to_end()
+            _end(self._workers)
+        super()._shutdown_workers()
 
     def _heed(self, deaths: bool) -> None:
         """Have torch's handler raise an error in this thread, the main one, when one of the processes dies, or not."""
@@ -97,13 +120,15 @@ def end_loading() -> None:
     """
     own = [worker for worker in _workers if worker._parent_pid == os.getpid()]
     for each in _reading if own else ():
-        each._heed(False)  # else torch raises an error here when one is killed
-        each._workers_done_event.set()
-        for queue in each._index_queues:
-            queue.put(None)
+        each.ask_to_end()
     _reading.clear()
+    _end(own)
+
+
+def _end(workers: Iterable[Any]) -> None:
+    """Wait for processes that were asked to end, and kill those that do not."""
     ends = time.monotonic() + END_SECONDS
-    for worker in own:
+    for worker in workers:
         worker.join(max(0.0, ends - time.monotonic()))
         if worker.is_alive():
             worker.kill()
@@ -152,7 +177,8 @@ def explaining_loader_errors() -> Iterator[None]:
 def _explained(error: BaseException) -> DataError:
     return DataError(
         f"a data-loading process ended or got stuck ({first_line(error)}); it may have run out of memory (lower "
-        "data.workers), out of shared memory (enlarge /dev/shm), or wait for a disk (see data.timeout)"
+        "data.workers), out of shared memory (enlarge /dev/shm), or wait for a disk (see data.timeout) or for a "
+        "server (see data.train.remote)"
     )
 
 
@@ -166,6 +192,16 @@ def captions_of(data: Any) -> Any:
     """Return the captions of a data set, or of its source, (n,) of several each; None where it has none."""
     captions = getattr(data, "captions", None)
     return getattr(getattr(data, "source", None), "captions", None) if captions is None else captions
+
+
+def contents_of(data: Any) -> dict[str, Any]:
+    """Return what tells a data set from others, wherever it lies: number, names and labels of items, and classes."""
+    if isinstance(data, Subset):
+        return {**contents_of(data.dataset), "of them": [*map(int, data.indices)]}
+    source, selection = (getattr(data, name, None) for name in ("source", "selection"))
+    digests = {"names": source and source.names.digest(), "selection": selection and selection.digest}
+    labels = zlib.crc32(np.ascontiguousarray(labels_of(data)).tobytes())
+    return {**digests, "items": len(data), "classes": [*getattr(data, "class_names", ())], "labels": labels}
 
 
 def number_of_classes(data: Any) -> int | None:

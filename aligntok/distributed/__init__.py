@@ -208,7 +208,7 @@ def agree(number: int) -> bool:
 
 def must_agree(settings: Mapping[str, Any], what: str) -> None:
     """Raise DataError, which tells `what` may differ, in a process with other settings than the first; collective."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).digest()
     first = torch.tensor(list(digest), dtype=torch.uint8)
     broadcast([first])
     if bytes(first.tolist()) != digest:

@@ -37,6 +37,11 @@ FREE_BELOW = (
     *("data.workers", "data.timeout", "data.val", "data.nominal_images", "model.encoder.pretrained"),
     *(f"data.train.{name}" for name in HOW_IT_IS_READ),
 )
+#: Settings in which the machines of a run may differ: where the data lie on each, and how they are read.
+_OF_MACHINE = (
+    *("data.workers", "data.timeout"),
+    *(f"data.{split}.{name}" for split in ("train", "val") for name in ("root", "index", *HOW_IT_IS_READ)),
+)
 #: Settings, of the run and of components, that say where something lies.
 _PLACES = ("work_dir", "data_root", "root", "name", "tokenizer", "reference", "split", "index", "cache")
 #: Settings that the saved state depends on.
@@ -223,3 +228,9 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     own = [key for key in {**before, **after} if key.split(".")[0] in new]
     keys = [key for key in own if key == HELD_OUT or not (key.split(".")[0] in FREE or key.startswith(FREE_BELOW))]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def shared_settings(stage: Stage) -> dict[str, Any]:
+    """Return the settings of a stage, by dotted name, that all processes of its run must have alike."""
+    said = flatten(without_places({"seed": stage.seed, **asdict(stage.settings)}, stage.folder.parent))
+    return {key: value for key, value in said.items() if not key.startswith(_OF_MACHINE)}

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from aligntok.data.listing import report_changes
+from aligntok.data.loader import contents_of
 from aligntok.device import device, multiplying, repeatable
-from aligntok.distributed import agree, barrier, is_first, world
+from aligntok.distributed import agree, barrier, is_first, must_agree, world
 from aligntok.distributed.job import job, stop_if_preempted
 from aligntok.distributed.parallel import check_group
 from aligntok.engine.checkpoints import finished_steps, list_checkpoints, share_hashing
@@ -25,7 +26,7 @@ from aligntok.io.folders import check_links, lock_folder, remove_leftovers
 from aligntok.registry import loading_line
 from aligntok.training.alignment import expand_stages
 from aligntok.training.builder import train
-from aligntok.training.config import dotted_models, load_config, report_config_diff
+from aligntok.training.config import dotted_models, load_config, report_config_diff, shared_settings
 from aligntok.training.generation import expand_generation
 from aligntok.training.memory import explain_full_memory, print_memory, stage_memory
 from aligntok.training.plan import StagePlan, check_before_training, check_weights, plan_stage, print_plan
@@ -178,8 +179,10 @@ def _train(
     _tell_followers(stages, left)
     data = {stage.name: stage.build_data() for stage in wanted} if left else {}
     for stage in left:
+        given = data[stage.name]
+        contents = [contents_of(each) for each in (given.train, given.val) if each is not None]
+        must_agree({**shared_settings(stage), "contents": contents}, f"other data for stage '{stage.name}'")
         if is_first() and finished_steps(stage.folder):
-            given = data[stage.name]
             report_changes(stage.folder, stage.name, given.train, stage.is_of_classes(given))
     plans = [plan_stage(stage, world()[1], len(data[stage.name].train)) for stage in wanted if left]
     if is_first() and plans:

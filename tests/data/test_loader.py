@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -59,3 +60,16 @@ def test_whenever_a_process_dies_there_is_one_error_that_explains_it():
         batches = iter(make_loader(Deadly(), [[i] * 500 for i in range(4000)], 1))
         with pytest.raises(DataError, match="ended or got stuck"), explaining_loader_errors():
             read_and_kill(batches, 3 * trial)
+
+
+def test_an_iterator_that_goes_with_a_cycle_of_garbage_ends_its_processes_soon():
+    """As after an error in Python, whose traceback holds the frames that hold it: torch waits ten seconds for each."""
+    batches = iter(make_loader(range(99), [[i] for i in range(99)], 3))
+    next(batches)
+    workers, cycle = batches._workers, [batches]
+    cycle.append(cycle)
+    del batches, cycle
+    began = time.monotonic()
+    gc.collect()
+    assert not any(worker.is_alive() for worker in workers)
+    assert time.monotonic() - began < 8

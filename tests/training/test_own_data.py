@@ -74,3 +74,8 @@ def test_what_is_held_out_has_no_root_of_its_own(build, tmp_path):
 def test_another_share_held_out_is_another_training():
     before, after = ({"data": {"val": {"fraction": share, "image_size": 32}}} for share in (0.1, 0.2))
     assert config_diff(before, after) == {"data.val.fraction": (0.1, 0.2)}
+
+
+def test_a_fraction_of_the_training_s_own_does_not_hide_what_is_measured(build):
+    with pytest.raises(DataError, match="are also trained on"):
+        build(fraction=0.3, val={})

@@ -688,3 +688,36 @@ def test_run_returns_the_tokenizers_folder(copy_of_finished):
     loaded = load_config(config, {"work_dir": str(work_dir)})
     assert run(loaded) == work_dir / "tokenizer"
     assert run(loaded, dry_run=True) is None
+
+
+def test_processes_compare_what_they_train_and_not_where_they_have_it(write_config, photographs, tmp_path, monkeypatch):
+    """A process with other settings, or other images, would else train on without a word."""
+    file, others = write_config(), tmp_path / "others"
+    for copied in ("copy", "others"):
+        shutil.copytree(photographs, tmp_path / copied)
+    (others / "train/03.png").rename(others / "train/x.png")
+
+    class Compared(Exception):
+        pass
+
+    def compare(settings, what):
+        assert what == "other data for stage 'latent_alignment'"
+        raise Compared(json.dumps(settings, sort_keys=True, default=str))
+
+    monkeypatch.setattr("aligntok.training.run.must_agree", compare)
+
+    def compared(**options):
+        with pytest.raises(Compared) as caught:
+            run(load_config(file, {"work_dir": str(tmp_path / "run"), **options}), only_stage="latent_alignment")
+        return str(caught.value)
+
+    here = compared()
+    assert compared(data_root=str(tmp_path / "copy"), **{"data.workers": 3, "data.timeout": 60}) == here
+    for options in (
+        {"data_root": str(others)},
+        {"data.val.split": "train", "data.train.split": "val"},
+        {"seed": 7},
+        {"losses.l1.weight": 5.0},
+        {"checkpoint.every": 3},
+    ):
+        assert compared(**options) != here

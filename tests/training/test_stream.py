@@ -129,7 +129,7 @@ def test_what_is_held_out_of_a_stream_is_measured_and_not_trained_on(far, config
     assert 10 < held < 50
     assert len(trained) == 152 - held  # an epoch and a bit
     assert train([config(place, val=dict(type="stream", index=str(place), image_size=32)), "--dry-run", *STAGE]) == 2
-    assert "also trained on" in capsys.readouterr().err
+    assert "data.val.fraction=0.05, name others with data.val.where or data.val.index" in capsys.readouterr().err
 
 
 def test_it_is_planned_before_anything_is_paid_for(far, config, write_generation, tmp_path, capsys):

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +99,19 @@ class _PartNames(PackedNames):
         return hashlib.sha256(self._whole.digest().encode() + self._indices.tobytes()).hexdigest()
 
 
-def check_apart(train: ImageSource, val: ImageSource, cure: str) -> None:
+class Placed(Protocol):
+    """What lies somewhere: a source of images, or the shards of an index."""
+
+    @property
+    def where(self) -> str: ...
+
+    @property
+    def root(self) -> str: ...
+
+    def places(self) -> Iterable[str]: ...
+
+
+def check_apart(train: Placed, val: Placed, cure: str) -> None:
     """Raise DataError, which ends with a `cure`, when images are trained on and measured on alike.
 
     They are told by where they lie, not by what they show: files of folders and zips one by one, shards and tables by
@@ -117,7 +129,7 @@ def check_apart(train: ImageSource, val: ImageSource, cure: str) -> None:
         )
 
 
-def _followed(source: ImageSource) -> Iterator[str]:
+def _followed(source: Placed) -> Iterator[str]:
     """Yield the places of a source, those of files that are links by what they lead to: either set may be of links."""
 
     def follow(part: list[str]) -> list[str]:
@@ -132,7 +144,7 @@ def _followed(source: ImageSource) -> Iterator[str]:
             yield from found
 
 
-def _wholes(source: ImageSource) -> set[str]:
+def _wholes(source: Placed) -> set[str]:
     """Return the splits at the hub of which a source is a part, such as train of train[:95%]."""
     if source.root:
         return set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -18,10 +18,11 @@ from aligntok.data.buckets import AspectBuckets, crop_to_tensor, draft_side
 from aligntok.data.captions import AUTO, drawn
 from aligntok.data.index import Index
 from aligntok.data.listing import Listing, hashes
-from aligntok.data.remote import RemoteFiles
+from aligntok.data.remote import RemoteFiles, local_path
 from aligntok.data.sampler import SampleIndex
 from aligntok.data.settings import MAX_ASPECT_RATIO, IndexedRatio, RemoteSettings, Shapes, Wanted
 from aligntok.data.sources.base import say_once
+from aligntok.data.sources.held_out import check_apart
 from aligntok.data.stream.cache import BlockCache
 from aligntok.data.stream.order import WINDOW, StreamSampler
 from aligntok.data.stream.reader import Raw, SampleReader, TarReader
@@ -141,9 +142,19 @@ class StreamDataset(Dataset[dict[str, Any]]):
         self._sampler = StreamSampler(self.selection, global_batch_size, seed, *split, window=self.window, **how)
         return self._sampler
 
-    def check_apart(self, val: StreamDataset, cure: str) -> None:
-        """Raise DataError, which ends with a `cure`, when samples are measured on that are also trained on."""
-        if self.index.digest == val.index.digest:
+    @property
+    def placed(self) -> _Shards:
+        """What says where the samples lie."""
+        return _Shards(self.index)
+
+    def check_apart(self, val: Any, cure: str) -> None:
+        """Raise DataError, which ends with a `cure`, when samples are measured on that are also trained on.
+
+        val: another stream, whose samples are compared one by one; or a data set of images, its shards with these.
+        """
+        if not isinstance(val, StreamDataset):
+            check_apart(self.placed, val.placed, cure)
+        elif any(_meet(self.selection, val.selection, *shards) for shards in _shared(self.index, val.index)):
             raise DataError(
                 f"samples of {val.index.folder} are measured on that are also trained on: what is measured would be "
                 f"what was learned by heart; {cure}"
@@ -225,6 +236,39 @@ class StreamDataset(Dataset[dict[str, Any]]):
         say_once(f"{self.index.folder}: {len(self):,} of {len(self.index):,} samples are taken ({passed}): {of_each}")
 
 
+class _Shards:
+    """The shards of an index, as those of a source of images are told."""
+
+    root = ""
+
+    def __init__(self, index: Index) -> None:
+        self.where, self._shards = str(index.folder), index.shards
+
+    def places(self) -> Iterator[str]:
+        """Yield their absolute paths, links followed, or their URLs, in the index's order."""
+        for place in map(self._shards.place, range(len(self._shards))):
+            path = local_path(place)
+            yield place if path is None else os.path.realpath(path)
+
+
+def _shared(one: Index, other: Index) -> Iterator[tuple[int, int]]:
+    """Yield the numbers, in either index, of the shards that two have: of the same content, or at the same place."""
+    first, second = (
+        each.shards.paths if one.digest == other.digest else _Shards(each).places() for each in (one, other)
+    )
+    numbers = {name: number for number, name in enumerate(second)}
+    yield from ((number, numbers[name]) for number, name in enumerate(first) if name in numbers)
+
+
+def _meet(one: Selection, other: Selection, number: int, others: int) -> bool:
+    """Tell whether two selections have a sample of a shard in common, which is so numbered in their indexes."""
+    taken = []
+    for selection, shard in ((one, number), (other, others)):
+        begin, end = selection.index.shards.first[shard : shard + 2]
+        taken.append(selection.buckets[begin:end] < len(selection.totals))
+    return len(taken[0]) != len(taken[1]) or bool((taken[0] & taken[1]).any())
+
+
 class _Buckets:
     """The bucket of each sample of a selection, by its place among those that pass: looked up as it is asked for."""
 
@@ -235,7 +279,8 @@ class _Buckets:
         return len(self._selection)
 
     def __getitem__(self, places: Any) -> npt.NDArray[np.uint8]:
-        samples = [self._selection.nth(int(place)) for place in np.atleast_1d(places)]
+        chosen = range(len(self))[places] if isinstance(places, slice) else np.atleast_1d(places)
+        samples = [self._selection.nth(int(place)) for place in chosen]
         return np.asarray(self._selection.buckets[samples])
 
 

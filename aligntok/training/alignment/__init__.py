@@ -44,9 +44,7 @@ from aligntok.training.settings import InitFrom, RunSettings, StageSettings
 from aligntok.training.stages import RandomItems, Stage, StageData, check_placed, merge, place_key, placed
 from aligntok.weights.lora import lora_scaling, without_lora
 
-_HOLD_OUT = (
-    "hold some out by name with data.val.fraction=0.05, name others with data.val.split, or set data.val=None for none"
-)
+_HOLD_OUT = "hold some out {} with data.val.fraction=0.05, name others with {}, or set data.val=None for none"
 
 
 def expand_stages(config: Mapping[str, Any]) -> list[AlignmentStage]:
@@ -132,8 +130,9 @@ class AlignmentStage(Stage):
         if given[1] is None:
             return StageData(train)
         val = DATASETS.build({"train": False, **given[1]})
-        if given[0].get("fraction") is None and type(train) is type(val) and hasattr(train, "check_apart"):
-            train.check_apart(val, _HOLD_OUT)
+        if not given[1].get("held_out") and hasattr(train, "placed") and hasattr(val, "placed"):
+            of_stream = ("by number", "data.val.where or data.val.index"), ("by name", "data.val.split")
+            train.check_apart(val, _HOLD_OUT.format(*of_stream[given[1]["type"] != "stream"]))
         wanted = self.settings.validation.num_images
         return StageData(train, Subset(val, evenly_spaced(len(val), wanted)) if wanted else val)
 

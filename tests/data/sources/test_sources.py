@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from aligntok.data.images import ImageDataset, assign_buckets, find_buckets
+from aligntok.data.loader import contents_of
 from aligntok.data.sampler import GlobalBatchSampler, SampleIndex
 from aligntok.data.sources import open_source
 from aligntok.data.transforms import read_upright_size
@@ -229,3 +230,14 @@ def test_a_missing_library_is_named_with_its_extra(kind, module, extra, request,
         monkeypatch.setitem(__import__("sys").modules, name, None)
     with pytest.raises(DataError, match=rf'None in sys.modules; pip install "aligntok\[{extra}\]"'):
         open_source(f"{root}/photos-train-{{0000..0002}}.tar" if kind == "pattern" else root)
+
+
+@pytest.mark.parametrize("kind", ["class_folders", "as_shards", "as_parquet", "as_saved"])
+def test_a_copy_elsewhere_has_the_same_contents_and_a_part_has_others(kind, request, tmp_path):
+    made = request.getfixturevalue(kind)
+    here = made if kind == "class_folders" else made()
+    shutil.copytree(here, tmp_path / "elsewhere" / here.name)
+    one, other = (contents_of(ImageDataset(root, 16)) for root in (here, tmp_path / "elsewhere" / here.name))
+    assert one == other
+    assert contents_of(ImageDataset(here, 16, fraction=0.3)) != one
+    assert contents_of(Subset(ImageDataset(here, 16), [0, 1])) != one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import shutil
 from itertools import chain, product
 
 import numpy as np
@@ -22,6 +23,7 @@ from aligntok.errors import ConfigError, DataError, ShardError
 SIZES = [(32, 32), (32, 40), (40, 32)]
 WANTED = dict(where="score >= 1", image_size=SIZES, caption="auto", window=2)
 SOON = dict(pause=0.02, timeout=1.0)
+PAIR = [(StreamDataset, "index"), (ImageDataset, "shards")]
 STEPS, BATCH = 45, 12  # 540 samples: two epochs and a bit of 240
 
 
@@ -254,3 +256,39 @@ def test_what_cannot_be_is_refused(served_folder, wrong, told):
 def test_an_index_is_no_folder_of_images(served_folder):
     with pytest.raises(DataError, match="data.train.type=stream"):
         open_source(served_folder / "index")
+
+
+def test_a_stream_is_not_measured_on_samples_that_it_is_trained_on(served_folder, tmp_path, build_index):
+    """They are compared one by one, by where they lie: in one index, in two of the same shards, and in a copy."""
+    build_index(tmp_path / "second", (100, 70, 0, 128, 2), at=str(served_folder / "shards"))
+    whole, same, copy = served_folder / "index", tmp_path / "second/index", tmp_path / "copy"
+    shutil.copytree(served_folder, copy)
+
+    def meet(one, other):
+        with pytest.raises(DataError, match=r"samples of .* measured on that are also trained on: .*; do this"):
+            one.check_apart(other, "do this")
+
+    low, high = (dict(where=f"score {sign} 5", image_size=32) for sign in ("<", ">="))
+    train = StreamDataset(whole, **low)
+    for place in (whole, same, copy / "index"):
+        meet(train, StreamDataset(place, image_size=32))
+        train.check_apart(StreamDataset(place, **high), "")
+    build_index(tmp_path / "other", (90,))
+    train.check_apart(StreamDataset(tmp_path / "other/index", image_size=32), "")
+
+
+def test_a_stream_and_images_of_the_same_shards_are_told(served_folder, tmp_path, build_index):
+    pytest.importorskip("webdataset")
+    data, images = (make(served_folder / name, image_size=32) for make, name in PAIR)
+    for one, other in ((data, images), (images, data)):
+        with pytest.raises(DataError, match="are also trained on, in .*; do this"):
+            one.check_apart(other, "do this")
+    build_index(tmp_path, (9,))
+    data.check_apart(ImageDataset(tmp_path / "shards", image_size=32), "")
+
+
+def test_buckets_are_had_one_by_one_by_list_and_by_slice(served_folder):
+    data = StreamDataset(served_folder / "index", **WANTED)
+    each = [int(data.selection.buckets[data.selection.nth(place)]) for place in range(len(data))]
+    assert data.buckets[1::3].tolist() == each[1::3]
+    assert data.buckets[[7, 0, 239]].tolist() == [each[7], each[0], each[239]]
