@@ -26,6 +26,7 @@ from aligntok.data.latent_shards import (
 )
 from aligntok.data.lightningdit import write_statistics
 from aligntok.data.listing import must_not_change
+from aligntok.data.loader import STUCK_SECONDS
 from aligntok.data.sources import open_source
 from aligntok.data.sources.base import ImageSource
 from aligntok.device import precision_taken
@@ -101,7 +102,7 @@ class LatentCache:
             **({} if self.layout == "aligntok" else {"layout": self.layout}),
         }
 
-    def fill(self, batch_size: int, workers: int) -> None:
+    def fill(self, batch_size: int, workers: int, timeout: float = STUCK_SECONDS) -> None:
         """Encode what the cache lacks, and finish it; collective."""
         what = "another tokenizer, other images"
         with output_folder(self.folder, ENCODING, self.settings, _compared, what):
@@ -110,7 +111,7 @@ class LatentCache:
             left = list(compress(self.jobs, is_left))
             if left:
                 check = partial(self.check, skipped)
-                encode_shards(left, self.images, self.encoder, batch_size, workers, check)
+                encode_shards(left, self.images, self.encoder, batch_size, workers, check, timeout)
             if is_first():
                 print(self._finish())
 

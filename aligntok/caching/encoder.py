@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 
 from aligntok.caching.settings import CacheSettings, Posterior
 from aligntok.data.latent_shards import LatentStatistics, Moments, Skipped, write_shard
-from aligntok.data.loader import explaining_loader_errors, make_loader
+from aligntok.data.loader import STUCK_SECONDS, explaining_loader_errors, make_loader
 from aligntok.data.sampler import BucketIndices, batches_in_buckets, evenly_spaced
 from aligntok.data.sources.base import ImageSource
 from aligntok.data.transforms import cover_and_crop, parse_image_size, read_image, to_tensor
@@ -143,6 +143,7 @@ def encode_shards(
     batch_size: int,
     workers: int,
     check_unreadable: Callable[[int], None],
+    timeout: float = STUCK_SECONDS,
 ) -> None:
     """Encode and write shards, shared out among the processes; collective.
 
@@ -154,7 +155,7 @@ def encode_shards(
     # The batches of a shard are the same whichever process encodes it, and how often.
     batches = [[batch for job in each for batch in batched(job.indices, batch_size)] for each in dealt]
     rounds = [batch for round in zip_longest(*batches, fillvalue=range(0)) for batch in round]
-    mine, skipped = _encode_share(dealt[rank], batches[rank], images, encoder, workers), 0
+    mine, skipped = _encode_share(dealt[rank], batches[rank], images, encoder, workers, timeout), 0
     stopped = Preempted(
         f"stopped by SIGTERM while {jobs[0].path.parent} was written; the shards that are there are whole, and the "
         "same command goes on from them"
@@ -166,7 +167,12 @@ def encode_shards(
 
 
 def _encode_share(
-    jobs: Sequence[ShardJob], numbers: Sequence[range], images: ImageSource, encoder: LatentEncoder, workers: int
+    jobs: Sequence[ShardJob],
+    numbers: Sequence[range],
+    images: ImageSource,
+    encoder: LatentEncoder,
+    workers: int,
+    timeout: float,
 ) -> Iterator[int]:
     """Encode the shards of this process; yield after each batch how many of its images could not be read.
 
@@ -176,7 +182,7 @@ def _encode_share(
         return
     dataset = ImagesToEncode(images, encoder.image_size)
     encoder.to_device()
-    batches = iter(make_loader(dataset, [list(batch) for batch in numbers], workers, dataset.collate))
+    batches = iter(make_loader(dataset, [list(batch) for batch in numbers], workers, dataset.collate, timeout))
     for job in jobs:
         most, filled, skipped = len(job.indices), 0, list[Skipped]()
         latents = torch.empty(most, encoder.copies, *encoder.latent_shape, dtype=encoder.dtype)
@@ -224,11 +230,13 @@ def latent_statistics(
     posterior: Posterior = "mean",
     seed: int = 0,
     buckets: BucketIndices | None = None,
+    timeout: float = STUCK_SECONDS,
 ) -> LatentStatistics:
     """Return the statistics of the latents of `images` images of a data set (None: all), evenly spaced; collective.
 
     `data` is the training data's config; the images are cropped in the middle, and not mirrored, to the sizes that
     `buckets` (n,) say, where there are several. `posterior` "sample" draws latents, from `seed` and the image's place.
+    `timeout` is that of :func:`aligntok.data.loader.make_loader`.
     The result does not depend on the number of processes. Raises DataError for latents that are not finite, or do not
     vary.
     """
@@ -246,7 +254,8 @@ def latent_statistics(
     encoder.to_device()
     table = torch.zeros(len(indices), 1 + 2 * tokenizer.latent_dim, dtype=torch.float64)
     stopped = Preempted("stopped by SIGTERM while latents were measured; the same command begins with that again")
-    loaded = iter(make_loader(Subset(dataset, indices), [list(rows) for rows in batches[rank::processes]], workers))
+    mine = [list(rows) for rows in batches[rank::processes]]
+    loaded = iter(make_loader(Subset(dataset, indices), mine, workers, timeout=timeout))
     with explaining_loader_errors():
         for rows in shares(batches, "statistics", stopped):
             encoded = encoder(next(loaded)["images"], [indices[row] for row in rows])

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from aligntok.data.settings import RemoteSettings
-from aligntok.data.sources.base import FilePart, OpenFiles, optional_library
+from aligntok.data.sources.base import FilePart, OpenFiles, optional_library, say_once
 from aligntok.errors import AlignTokError, ConfigError, ShardError, first_line, unknown
 from aligntok.io.files import check_size, reading
 
@@ -49,6 +49,10 @@ class _Refused(Exception):
     """An answer that would be the same the next time."""
 
 
+class _Forbidden(_Refused):
+    pass
+
+
 class _Missing(_Refused):
     pass
 
@@ -58,28 +62,40 @@ class RemoteFiles:
 
     A range comes whole, or ShardError says of which file, and why: it is gone, is another file than before, or did not
     come in so many attempts, between which there are growing pauses. Answers that are too short, too long, late or of
-    another range count as none. Secrets of addresses are in no message.
+    another range count as none. Secrets of addresses are in no message. gives_up: whether a host that gave no other for
+    so long is asked but once for each further file, until it gives one.
     """
 
-    def __init__(self, settings: RemoteSettings | None = None) -> None:
-        self.settings = settings or RemoteSettings()
+    def __init__(self, settings: RemoteSettings | None = None, gives_up: bool = False) -> None:
+        self.settings, self.gives_up = settings or RemoteSettings(), gives_up
         self._disk = OpenFiles()
         # By process, and kept: a fork gets copies of its parent's connections, which it must neither use nor close.
         self._of_process: dict[int, _Connections] = {}
+        # When a host last gave an answer that counts; and those that gave none as often as one is asked.
+        self._answered: dict[str, float] = {}
+        self._silent: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteFiles, (self.settings,)
+        return RemoteFiles, (self.settings, self.gives_up)
 
-    def find(self, place: str) -> tuple[int, str] | None:
+    def find(self, place: str, optional: bool = False) -> tuple[int, str] | None:
         """Return bytes and tag of a file, None where there is none; a tag is another one for other content.
 
+        optional: whether a refusal counts as none, which is how a store answers that does not tell what it has.
         Raises ShardError, and ConfigError for an address that cannot be read.
         """
 
         def look() -> tuple[int, str]:
             path = local_path(place)
             if path is None:
-                return self._connections().look(place, self.settings.timeout)
+                try:
+                    return self._connections().look(place, self.settings.timeout)
+                except (PermissionError, _Forbidden) as error:
+                    if not optional:
+                        raise
+                    folder, what = shown(os.path.dirname(place)), os.path.splitext(place)[1]
+                    say_once(f"{folder}: *{what} is refused ({_told(error)}), which is taken for there being none")
+                    raise _Missing from None
             state = os.stat(path)
             return state.st_size, str(state.st_mtime_ns)
 
@@ -143,27 +159,38 @@ class RemoteFiles:
 
     def _persist(self, place: str, attempt: Callable[[], T]) -> T:
         """Return what an attempt gives, the first that does. Raises _Missing, and ShardError after the last."""
-        begin, reason = time.monotonic(), ""
-        for number in range(self.settings.attempts):
+        begin, reason, host = time.monotonic(), "", urlsplit(place).netloc
+        attempts = 1 if host in self._silent else self.settings.attempts
+        for number in range(attempts):
             if number:
                 pause = min(self.settings.pause * 2.0 ** (number - 1), _LONGEST_PAUSE)
                 pause *= 0.5 + secrets.randbelow(1000) / 1000  # processes that failed together ask apart
                 logger.info("%s: %s; asked for again in %.1f s", shown(place), reason, pause)
                 time.sleep(pause)
             try:
-                return attempt()
+                found = attempt()
+                self._heard_of(host)
+                return found
             except (_Missing, FileNotFoundError):
+                self._heard_of(host)
                 raise _Missing from None
             except AlignTokError:
                 raise
             except Exception as error:  # aiohttp, botocore and others raise nearly anything
                 reason = _told(error)
                 if _is_final(error, place):
+                    self._heard_of(host)
                     raise ShardError(f"{shown(place)} cannot be read: {reason}; {_CURE}") from error
+        if host and self.gives_up and self._answered.get(host, 0.0) < begin:
+            self._silent.add(host)
         raise ShardError(
-            f"{shown(place)} stays away: {self.settings.attempts} attempts in {time.monotonic() - begin:.0f} s, the "
-            f"last of which ended with: {reason}; {_CURE}"
+            f"{shown(place)} stays away: {attempts} attempts in {time.monotonic() - begin:.0f} s, the last of which "
+            f"ended with: {reason}; {_CURE}"
         )
+
+    def _heard_of(self, host: str) -> None:
+        self._answered[host] = time.monotonic()
+        self._silent.discard(host)
 
 
 _CURE = "put it back, or make the index anew"
@@ -239,6 +266,8 @@ async def _range_by_http(system: Any, url: str, offset: int, size: int) -> tuple
             raise _Missing(told)
         if status == 416 and found:
             return b"", int(found[3]), tag
+        if status in (401, 403):
+            raise _Forbidden(told)
         if 400 <= status < 500 and status not in _AGAIN:
             raise _Refused(told)
         if status == 200 and offset == 0 and answer.content_length == size:

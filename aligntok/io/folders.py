@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -202,25 +203,40 @@ def real(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(path))
 
 
+#: Seconds without a change after which a folder beside is one that a killed process left.
+_LEFT_SECONDS = 3600.0
+
+
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path, last: str | None = None) -> Iterator[Path]:
     """Yield a new folder beside `folder`, which takes its place once what is inside is done; else nothing of it stays.
 
-    What processes that were killed left of such folders goes. Raises WriteError for an OSError inside.
+    What processes that were killed left of such folders goes. last: a file of one that several processes may be at,
+    where the file system has no locks: what they left goes once it is old, and where that file is there by then,
+    another was faster, and its folder stays. Raises WriteError for an OSError inside.
     """
     made = unseen(folder)
     left = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.tmp")
     try:
         with writing(folder):
             for leftover in [*folder.parent.glob(".*.tmp")]:
-                if left.fullmatch(leftover.name):
+                is_old = last is None or _newest(leftover) < time.time() - _LEFT_SECONDS
+                if left.fullmatch(leftover.name) and is_old:
                     remove(leftover)
             made.mkdir(parents=True)
             yield made
-            put_in_place(made, folder)
+            if last is None or not (folder / last).is_file():
+                put_in_place(made, folder)
     finally:
         with suppress(OSError):
             remove(made)
+
+
+def _newest(folder: Path) -> float:
+    """Return when anything in a folder last changed; 0 for what cannot be told."""
+    with suppress(OSError):
+        return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    return 0.0
 
 
 def refuse_unlisted(kind: type[AlignTokError], error: OSError) -> None:

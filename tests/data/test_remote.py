@@ -15,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from aligntok.data import remote
 from aligntok.data.remote import RemoteFiles, RemoteSettings, check_address, local_path, shown
+from aligntok.data.sources.base import say_once
 from aligntok.errors import ConfigError, ShardError
 
 CONTENT = bytes(range(256)) * 40
@@ -286,3 +287,42 @@ def test_an_address_in_capitals_is_asked_as_carefully(server):
     assert files().read(place, 1, 5, files().size_and_tag(place)) == CONTENT[1:6]
     with pytest.raises(ShardError, match="it is another file than was listed"):
         files().read(place, 1, 5, (len(CONTENT), "another"))
+
+
+def test_a_host_that_gives_no_answer_is_asked_once_each_time_until_it_does(server):
+    found, place = RemoteFiles(RemoteSettings(attempts=4, **SOON), gives_up=True), f"{server.url}/a.tar"
+
+    def stays_away(attempts, files=found):
+        server.fail("503")
+        with pytest.raises(ShardError, match=f"stays away: {attempts} attempts"):
+            files.read(place, 0, 9)
+
+    stays_away(4)
+    stays_away(1)
+    server.fail()
+    assert found.read(place, 0, 9) == CONTENT[:9]
+    stays_away(4)
+    stays_away(2, patient := files(attempts=2))
+    stays_away(2, patient)
+
+
+def test_a_file_that_stays_away_does_not_speak_for_its_host(server):
+    found = RemoteFiles(RemoteSettings(attempts=3, **SOON), gives_up=True)
+
+    def attempt():
+        found.read(f"{server.url}/a.tar", 0, 9)
+        raise OSError("not this one")
+
+    for _ in range(2):
+        with pytest.raises(ShardError, match="3 attempts"):
+            found._persist(f"{server.url}/b.tar", attempt)
+
+
+def test_what_may_be_refused_counts_as_not_there_where_it_is_optional(server, caplog):
+    say_once.cache_clear()
+    server.fail("403")
+    for _ in range(2):
+        assert files(pause=9).find(f"{server.url}/a.parquet", optional=True) is None
+    assert caplog.text.count("*.parquet is refused (it answers 403 Forbidden)") == 1
+    with pytest.raises(ShardError, match="403 Forbidden"):
+        files(pause=9).find(f"{server.url}/a.parquet")

@@ -151,7 +151,7 @@ class _Shards(Dataset[_Read]):
         place = self.places[number]
         try:
             listed = self.files.size_and_tag(place)
-            beside = self.files.find(beside_of(place)) if self.asked.kind == "tar" else None
+            beside = self.files.find(beside_of(place), optional=True) if self.asked.kind == "tar" else None
             path = self.asked.file_of(self.folder, place, listed, beside)
             part = None
             with suppress(OSError, ValueError, zipfile.BadZipFile):  # there is none, or a damaged one

@@ -138,7 +138,7 @@ def _table_beside(files: RemoteFiles, place: str, asked: Asked) -> tuple[dict[st
     Nothing without one that has keys.
     """
     beside = beside_of(place)
-    state = files.find(beside)
+    state = files.find(beside, optional=True)
     if state is None:
         return {}, []
     parquet = optional_library("pyarrow.parquet", "parquet files")

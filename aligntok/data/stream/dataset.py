@@ -105,7 +105,7 @@ class StreamDataset(Dataset[dict[str, Any]]):
         self.reader: SampleReader = {"tar": TarReader, "parquet": TableReader}[self.index.kind](
             self.selection,
             self.captioned,
-            RemoteFiles(read(RemoteSettings, remote or {}, "data.remote")),
+            RemoteFiles(read(RemoteSettings, remote or {}, "data.remote"), gives_up=on_missing == "skip"),
             BlockCache(cache, int(cache_gb * 1e9)),
             threads,
             on_missing == "skip",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache, partial
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from aligntok.data.stream.selection import Selection
 from aligntok.errors import AlignTokError, DataError, ImageError, ShardError, first_line
 
 Int64s = npt.NDArray[np.int64]
+T, R = TypeVar("T"), TypeVar("R")
 #: Bytes between two samples that are read over: to ask anew takes as long.
 _GAP = 512 << 10
 #: Bytes of one request, at most, unless one sample has more.
@@ -47,7 +49,7 @@ class SampleReader(Forgetful, ABC):
     """Reads the samples of a selection. Picklable; for several threads.
 
     captioned: whether captions are read, too. threads: requests at once, and as many for what comes later. skips:
-    whether a shard that stayed away is not asked for again.
+    whether a shard that stayed away is told in the place of its samples, and not asked for again.
     """
 
     def __init__(
@@ -67,8 +69,7 @@ class SampleReader(Forgetful, ABC):
         """Begin without what belongs to a process."""
         self._pools: dict[tuple[int, str], ThreadPoolExecutor] = {}
         self._ahead: dict[Span, Future[None]] = {}
-        self._away: dict[int, ShardError] = {}
-        self._failed: dict[Span, AlignTokError] = {}
+        self._away: dict[int, tuple[ShardError, float]] = {}  # why a shard stayed away, and when that was found
 
     @property
     def is_slow(self) -> bool:
@@ -91,6 +92,10 @@ class SampleReader(Forgetful, ABC):
     def _fetch(self, span: Span) -> bytes:
         """Fetch it. Raises ShardError."""
 
+    def _shard_of(self, span: Span) -> int:
+        """Return the number of the shard that it is fetched from."""
+        return span.shard
+
     @abstractmethod
     def _key(self, span: Span) -> str:
         """Return what it is kept under: other words for other bytes."""
@@ -98,13 +103,16 @@ class SampleReader(Forgetful, ABC):
     def read(self, samples: Iterable[int]) -> list[Raw | AlignTokError]:
         """Return image and captions of each sample; or the error that came in its place.
 
-        ImageError is about that sample, ShardError about its shard.
+        ImageError is about that sample, ShardError, where such are skipped, about its shard. Else the first ShardError
+        is raised, and what was not yet asked for is not.
         """
         wanted = list(samples)
         if self.is_slow and not self.cache.works:
-            return [*self._pool("now").map(self._read_or_error, wanted)]
+            return self._side_by_side(self._read_or_error, wanted)
         if self.is_slow:
-            self._bring_now({span for sample in wanted for span in self._spans_for(sample)})
+            spans = {span for sample in wanted for span in self._spans_for(sample)}
+            missing = [span for span in spans if not self.cache.has(self._key(span), span.end - span.begin)]
+            self._side_by_side(self._bring_now, missing)
         return [self._read_or_error(sample) for sample in wanted]
 
     def bring(self, samples: Iterable[int]) -> None:
@@ -114,22 +122,45 @@ class SampleReader(Forgetful, ABC):
         self._ahead = {span: future for span, future in self._ahead.items() if not future.done()}
         for span in {span for sample in samples for span in self._spans_for(sample)}:
             if span not in self._ahead and len(self._ahead) < _BLOCKS_AHEAD:
-                how = self._key(span), span.end - span.begin, partial(self._fetch, span)
-                self._ahead[span] = self._pool("ahead").submit(self.cache.bring, *how)
+                self._ahead[span] = self._pool("ahead").submit(self._bring, span)
 
-    def _bring_now(self, spans: Iterable[Span]) -> None:
-        """Have spans there that are not, fetched side by side; what fails of one is told where it is read."""
+    def _bring(self, span: Span) -> None:
+        self.cache.bring(self._key(span), span.end - span.begin, self._fetching(span))
 
-        def bring(span: Span) -> tuple[Span, AlignTokError | None]:
+    def _bring_now(self, span: Span) -> None:
+        """Have a span there; where shards are skipped, why it is not is told where it is read."""
+        try:
+            self._bring(span)
+        except ShardError:
+            if not self.skips:
+                raise
+
+    def _side_by_side(self, work: Callable[[T], R], of: Sequence[T]) -> list[R]:
+        """Return what the work gives for each; raise what it raises first, and leave what was not begun."""
+        asked = [self._pool("now").submit(work, each) for each in of]
+        try:
+            for done in as_completed(asked):
+                done.result()
+        finally:
+            for each in asked:
+                each.cancel()
+        return [each.result() for each in asked]
+
+    def _fetching(self, span: Span) -> Callable[[], bytes]:
+        """Return what fetches a span, unless its shard was found to stay away meanwhile or, to be skipped, ever."""
+        asked, shard = time.monotonic(), self._shard_of(span)
+
+        def fetch() -> bytes:
+            reason, found = self._away.get(shard, (None, 0.0))
+            if reason is not None and (self.skips or found > asked):
+                raise reason
             try:
-                self.cache.bring(self._key(span), span.end - span.begin, partial(self._fetch, span))
-            except AlignTokError as error:
-                return span, error
-            return span, None
+                return self._fetch(span)
+            except ShardError as error:
+                self._away[shard] = error, time.monotonic()
+                raise
 
-        missing = [span for span in spans if not self.cache.has(self._key(span), span.end - span.begin)]
-        found = self._pool("now").map(bring, missing) if missing else ()
-        self._failed = {span: error for span, error in found if error is not None}
+        return fetch
 
     def shard_of(self, sample: int) -> int:
         """Return the number of a sample's shard."""
@@ -144,20 +175,21 @@ class SampleReader(Forgetful, ABC):
     def _read_or_error(self, sample: int) -> Raw | AlignTokError:
         shard = self.shard_of(sample)
         try:
-            if shard in self._away:
-                raise self._away[shard]
+            if self.skips and shard in self._away:
+                raise self._away[shard][0]
             return self._sample(sample)
-        except AlignTokError as error:
-            if self.skips and isinstance(error, ShardError):
-                self._away[shard] = error
+        except ImageError as error:
+            return error
+        except ShardError as error:
+            if not self.skips:
+                raise
+            self._away[shard] = error, time.monotonic()
             return error
 
     def _kept(self, span: Span, begin: int, end: int) -> bytes:
         """Return bytes `begin` to `end` of what a span lies in, out of the cache."""
-        if span in self._failed:
-            raise self._failed[span]
         key, size = self._key(span), span.end - span.begin
-        return self.cache.read(key, size, begin - span.begin, end - begin, partial(self._fetch, span))
+        return self.cache.read(key, size, begin - span.begin, end - begin, self._fetching(span))
 
 
 class TarReader(SampleReader):
@@ -201,7 +233,7 @@ class TarReader(SampleReader):
     def _read(self, sample: int, begin: int, end: int) -> bytes:
         span = self._span_of(sample, begin, end)
         if local_path(self.index.shards.place(span.shard)) is not None or not self.cache.works:
-            return self._fetch(Span(span.shard, begin, end))
+            return self._fetching(Span(span.shard, begin, end))()
         return self._kept(span, begin, end)
 
     def _fetch(self, span: Span) -> bytes:

@@ -225,7 +225,7 @@ def _make(index: Index, rules: _Rules, folder: Path, digest: str) -> None:
     """Decide about every sample, and write what comes of it. Raises WriteError, and ConfigError when nothing passes."""
     blocks, shapes = Blocks(index.shards.first), len(rules.shapes)
     totals, passed = np.zeros(shapes, dtype=np.int64), dict[str, int]()
-    with replacing_folder(folder) as made:
+    with replacing_folder(folder, last=DESCRIPTION) as made:
         with (
             replacing(made / BUCKETS) as one,
             one.open("wb") as all_buckets,

@@ -69,8 +69,11 @@ class TableReader(SampleReader):
         _, ends = self._ends(self._block_of(sample))
         return [Span(self._block_of(sample), 0, int(ends[-1]))]
 
+    def _shard_of(self, span: Span) -> int:
+        return self.shard_of(int(self.selection.blocks.ranges(np.array([span.shard]))[0][0]))
+
     def _key(self, span: Span) -> str:
-        shard = self.shard_of(int(self.selection.blocks.ranges(np.array([span.shard]))[0][0]))
+        shard = self._shard_of(span)
         whose = self.index.shards.place(shard), *self.index.shards.listed(shard)
         return f"{whose} {self.selection.digest} {self.captioned} {span}"
 

@@ -98,7 +98,8 @@ def _make_cache(stage: GeneratorStage, tokenizer: Tokenizer) -> None:
     encoder = LatentEncoder(tokenizer, CacheSettings(**content, seed=stage.seed))
     images = images_to_cache(stage.data_root, settings)
     source = str(stage.settings.tokenizer or stage.stages_tokenizer)
-    LatentCache(stage.folder.parent / "latents", images, encoder, source).fill(settings.batch_size, settings.workers)
+    cache = LatentCache(stage.folder.parent / "latents", images, encoder, source)
+    cache.fill(settings.batch_size, settings.workers, stage.settings.data.timeout)
 
 
 def _statistics(
@@ -118,7 +119,7 @@ def _statistics(
     if start:
         return start["statistics"], shape
     buckets = find_buckets(train, stage.folder.parent)
-    how = stage.settings.precision, settings.workers, settings.posterior, stage.seed, buckets
+    how = stage.settings.precision, settings.workers, settings.posterior, stage.seed, buckets, settings.timeout
     return latent_statistics(tokenizer, settings.train, settings.statistics_images, *how), shape
 
 

@@ -149,6 +149,19 @@ def test_shards_by_http_give_the_same_index_at_every_fault(request, packed, buil
         holds_all(index, RemoteFiles(soon).read)
 
 
+def test_a_store_that_refuses_what_is_not_there_has_no_tables_beside(shards, build, serve, server_module, monkeypatch):
+    answer = server_module._Handler.answer
+
+    def refusing(self, asked, fault, body):
+        there = (self.owner.folder / self.path.lstrip("/")).is_file()
+        return answer(self, asked, None if there else "403", body)
+
+    monkeypatch.setattr(server_module._Handler, "answer", refusing)
+    (shards / "00002.parquet").unlink()
+    found = build(f"{serve(shards).url}/00002.tar", columns=())
+    assert len(found) == len(build(shards / "00002.tar", columns=(), out="near"))
+
+
 def test_a_shard_far_away_is_never_held_whole(shards, build, serve, monkeypatch):
     import aligntok.data.remote as remote
 

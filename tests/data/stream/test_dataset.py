@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import shutil
+import time
 from itertools import chain, product
 
 import numpy as np
@@ -292,3 +293,47 @@ def test_buckets_are_had_one_by_one_by_list_and_by_slice(served_folder):
     each = [int(data.selection.buckets[data.selection.nth(place)]) for place in range(len(data))]
     assert data.buckets[1::3].tolist() == each[1::3]
     assert data.buckets[[7, 0, 239]].tolist() == [each[7], each[0], each[239]]
+
+
+@pytest.fixture
+def silent(tmp_path, serve, build_index):
+    """A function that opens a stream of 40 shards at an address whose server answers 503; and the server."""
+    build_index(tmp_path / "made", [2] * 40)
+    served = serve(tmp_path / "made/shards")
+    build_index(tmp_path / "far", [2] * 40, at=served.url)
+    served.fail("503")
+
+    def open_stream(attempts=4, **more):
+        soon = dict(attempts=attempts, pause=0.02, timeout=2)
+        return stream(tmp_path / "far/index", tmp_path, where=None, window=256, threads=2, remote=soon, **more), served
+
+    return open_stream
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_first_shard_that_stays_away_is_named_and_the_others_are_not_waited_for(silent, tmp_path, keeps):
+    (tmp_path / "file").write_text("")
+    data, served = silent(**({} if keeps else {"cache": str(tmp_path / "file")}))
+    with pytest.raises(ShardError, match="stays away: 4 attempts"):
+        data.reader.read(range(80))
+    assert len(served.asked) <= 12  # two threads, each at one shard, perhaps at the next
+
+
+def test_a_shard_to_be_skipped_is_not_asked_for_again_and_a_silent_host_once_for_each(silent):
+    data, served = silent(on_missing="skip")
+    for _ in range(2):
+        assert all(isinstance(found, ShardError) for found in data.reader.read(range(80)))
+        assert len(served.asked) <= 8 + 40
+    data.reader.bring(range(80))
+    data.reader._pool("ahead").shutdown()
+    assert len(served.asked) <= 8 + 40
+
+
+def test_who_waits_for_a_block_that_is_fetched_ahead_does_not_ask_in_vain_again(silent):
+    data, served = silent(attempts=3)
+    data.reader.bring([0])
+    while not served.asked:
+        time.sleep(0.01)
+    with pytest.raises(ShardError, match="3 attempts"):
+        data.reader.read([0])
+    assert len(served.asked) == 3

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -219,4 +222,28 @@ def test_what_a_killed_start_left_of_a_selection_goes(index):
     made.rename(left := made.with_name(f".{made.name}.0123abcd.tmp"))
     select(index, Wanted(**WANTED))
     assert made.exists()
+    assert left.exists()  # it may be what a living one is at
+    shutil.rmtree(made)
+    for path in (left, *left.iterdir()):
+        os.utime(path, (0, 0))
+    select(index, Wanted(**WANTED))
     assert not left.exists()
+
+
+def test_without_locks_two_that_select_at_once_leave_each_other_their_work(index, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    decided, first = module._decided, []
+
+    def select_within(*given):
+        if not first:
+            first.append(None)
+            first[0] = os.stat(select(index, Wanted(**WANTED)).folder).st_ino
+        yield from decided(*given)
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(module, "_decided", select_within)
+    second = select(index, Wanted(**WANTED))
+    assert os.stat(second.folder).st_ino == first[0]  # the faster one's, whose files are mapped
+    assert [path.name for path in (index.folder / "selections").iterdir()] == [second.digest[:16]]

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from aligntok.engine.checkpoints import list_checkpoints, read_checkpoint
 from aligntok.generators import Generator
 from aligntok.registry import GENERATORS
 from aligntok.tokenizer import Tokenizer
+from aligntok.training.generation import data as generation_data
 from aligntok.training.generation.model import GenerationModel
 
 AREA = dict(side=32, multiple_of=8, max_aspect_ratio=2.0)
@@ -265,3 +267,28 @@ def test_a_run_of_prompts_on_several_shapes_that_is_killed_ends_bit_identical(
         "going on after step" in path.read_text() for path in runs[1].rglob("*rank0.log" if torchrun else "*.log")
     )
     assert tool.same(*(tool.newest(run / "generation") for run in runs))
+
+
+def test_images_that_are_encoded_before_a_training_are_waited_for_as_long_as_its_own(monkeypatch, tmp_path):
+    made = {name: MagicMock() for name in ("CacheSettings", "LatentEncoder", "images_to_cache", "LatentCache")}
+    made |= {"latent_statistics": MagicMock(), "find_buckets": MagicMock(), "square_size": lambda data: (32, 32)}
+    for name, stand_in in made.items():
+        monkeypatch.setattr(generation_data, name, stand_in)
+    stage = MagicMock(has_begun=False, start_folder=None)
+    stage.settings.data.configure_mock(timeout=7.0, train={"type": "images"})
+    generation_data._make_cache(stage, MagicMock())
+    assert made["LatentCache"].return_value.fill.call_args.args[2:] == (7.0,)
+    generation_data._statistics(stage, MagicMock(downsample_factor=8, latent_dim=4), MagicMock())
+    assert made["latent_statistics"].call_args.args[8:] == (7.0,)
+    loader = MagicMock(side_effect=InterruptedError)
+    monkeypatch.setattr(module, "make_loader", loader)
+    monkeypatch.setattr(module, "DATASETS", MagicMock(build=lambda config: [{"images": torch.zeros(3, 32, 32)}] * 2))
+    job = MagicMock(path=tmp_path / "shard", indices=range(2))
+    images = dict(images=MagicMock(), encoder=MagicMock(image_size=(32, 32)), batch_size=2, workers=0)
+    for call in (
+        lambda: module.encode_shards([job], **images, check_unreadable=print, timeout=7.0),
+        lambda: latent_statistics(MagicMock(downsample_factor=8), {}, None, "fp32", 0, timeout=7.0),
+    ):
+        with pytest.raises(InterruptedError):
+            call()
+        assert 7.0 in (*loader.call_args.args, *loader.call_args.kwargs.values())
