@@ -22,7 +22,8 @@ from aligntok.data.stream.selection import Selection
 from aligntok.errors import AlignTokError, DataError, ImageError, ShardError, first_line
 
 Int64s = npt.NDArray[np.int64]
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 #: Bytes between two samples that are read over: to ask anew takes as long.
 _GAP = 512 << 10
 #: Bytes of one request, at most, unless one sample has more.
