@@ -204,7 +204,7 @@ SETTINGS = {
     "tokenizer:Tokenizer.encode": dict(sample=False, noise=None),
     "sampling.words:LabelRule": dict(listed=()),
     "caching.encoder:LatentEncoder.__call__": dict(indices=()),
-    "caching.encoder:latent_statistics": dict(posterior="mean", seed=0),
+    "caching.encoder:latent_statistics": dict(posterior="mean", seed=0, timeout=600.0),
     "rng:rng": dict(device="cpu"),
     "device:computing": dict(where=None, whole=False),
     "device:multiplying": dict(whole=False),

@@ -143,7 +143,7 @@ def encode_shards(
     batch_size: int,
     workers: int,
     check_unreadable: Callable[[int], None],
-    timeout: float = STUCK_SECONDS,
+    timeout: float,
 ) -> None:
     """Encode and write shards, shared out among the processes; collective.
 

@@ -264,7 +264,7 @@ def _meet(one: Selection, other: Selection, number: int, others: int) -> bool:
     """Tell whether two selections have a sample of a shard in common, which is so numbered in their indexes."""
     taken = []
     for selection, shard in ((one, number), (other, others)):
-        begin, end = selection.index.shards.first[shard : shard + 2]
+        begin, end = selection.index.shards.first[[shard, shard + 1]]
         taken.append(selection.buckets[begin:end] < len(selection.totals))
     return len(taken[0]) != len(taken[1]) or bool((taken[0] & taken[1]).any())
 
