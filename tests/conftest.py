@@ -3,6 +3,7 @@ few thousand weights, and config files that say so."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import gc
@@ -67,6 +68,13 @@ STAGES = [
         init_from=dict(stage="perceptual_alignment", weights="ema"),
     ),
 ]
+
+
+@pytest.fixture(scope="session")
+def trees():
+    """The syntax tree of every file of the package, by its path in there: to be read by any number of tests."""
+    package = Path(__file__).parents[1] / "aligntok"
+    return {path.relative_to(package).as_posix(): ast.parse(path.read_text()) for path in sorted(package.rglob("*.py"))}
 
 
 @pytest.fixture(autouse=True, scope="session")

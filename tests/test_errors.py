@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
+from functools import cache
 
 import pytest
 
 from aligntok.errors import ConfigError, at_least, multiples_of, unknown
 
-PACKAGE = Path(__file__).parents[1] / "aligntok"
 #: Beginnings, or what stands before the value that is filled in, of the sentences that are said in one place alone.
 SENTENCES = {
     r"([Kk]nown|[Aa]llowed|it has|[Tt]ags)( here| keys here)?: …": {
@@ -40,20 +39,20 @@ SENTENCES = {
 }
 
 
-def spoken(code):
+@cache
+def spoken(tree):
     """The texts with something filled in, `…` for it, of a module: its messages."""
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.JoinedStr):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    messages = [node.values for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    return ["".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in each) for each in messages]
 
 
-def says(code, sentence):
-    return [text for text in spoken(code) if re.search(sentence, text)]
+def says(tree, sentence):
+    return [text for text in spoken(tree) if re.search(sentence, text)]
 
 
 @pytest.mark.parametrize("sentence", SENTENCES)
-def test_a_shared_sentence_is_said_in_one_place(sentence):
-    places = {str(path.relative_to(PACKAGE)): says(path.read_text(), sentence) for path in PACKAGE.rglob("*.py")}
+def test_a_shared_sentence_is_said_in_one_place(sentence, trees):
+    places = {file: says(tree, sentence) for file, tree in trees.items()}
     found = {place: texts for place, texts in places.items() if texts}
     assert set(found) == set(SENTENCES[sentence]), found
 
@@ -69,7 +68,7 @@ def test_a_shared_sentence_is_said_in_one_place(sentence):
     ],
 )
 def test_a_new_place_is_found_out(code, sentence):
-    assert says(code, list(SENTENCES)[sentence])
+    assert says(ast.parse(code), list(SENTENCES)[sentence])
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_those_known():

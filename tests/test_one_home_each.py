@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
-from functools import cache
-from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "aligntok"
+import pytest
 
 
-@cache
-def package():
-    """(``module:function``, node) of everything; the module alone for what stands outside of functions."""
+@pytest.fixture(scope="module")
+def found(trees):
+    """A function that tells where there are nodes that another says yes to: ``module:function`` or the module alone."""
     everything = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        module = path.relative_to(PACKAGE).as_posix()
-        tree = ast.parse(path.read_text())
+    for module, tree in trees.items():
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         inside = {child: function.name for function in functions for child in ast.walk(function)}  # the innermost
         everything += [(f"{module}:{inside[node]}" if node in inside else module, node) for node in ast.walk(tree)]
-    return everything
-
-
-def found(here):
-    """Where there are nodes that `here` says yes to."""
-    return {place for place, node in package() if here(node)}
+    return lambda here: {place for place, node in everything if here(node)}
 
 
 def called(node):
@@ -33,14 +24,16 @@ def called(node):
     return getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
 
 
-def calls(*names):
-    return found(lambda node: called(node) in names)
+@pytest.fixture(scope="module")
+def calls(found):
+    return lambda *names: found(lambda node: called(node) in names)
 
 
-def named(*names):
-    """Where one of these is defined, taken as a value or given as a keyword."""
+@pytest.fixture(scope="module")
+def named(found):
+    """A function that tells where a name is defined, taken as a value or given as a keyword."""
     keys = {ast.FunctionDef: "name", ast.Name: "id", ast.Attribute: "attr", ast.keyword: "arg"}
-    return found(lambda node: type(node) in keys and getattr(node, keys[type(node)]) in names)
+    return lambda *names: found(lambda node: type(node) in keys and getattr(node, keys[type(node)]) in names)
 
 
 def steps_along(node):
@@ -59,7 +52,7 @@ def strides(node):
     return called(node) == "range" and len(node.args) == 3 and not isinstance(node.args[2], ast.Constant | ast.UnaryOp)
 
 
-def test_work_is_cut_shared_out_and_ended_early_in_one_way():
+def test_work_is_cut_shared_out_and_ended_early_in_one_way(found, calls):
     assert found(strides) == {
         "distributed/job.py:batched",
         "training/alignment/__init__.py:validation",  # which images are whose, of a loop that is mmengine's
@@ -114,7 +107,7 @@ def test_work_is_cut_shared_out_and_ended_early_in_one_way():
     }
 
 
-def test_loaders_are_made_in_one_way_and_their_ends_explained():
+def test_loaders_are_made_in_one_way_and_their_ends_explained(calls, named):
     assert calls("DataLoader") == {"data/loader.py:make_loader"}
     assert named("leave_signals_to_parent", "num_workers", "worker_init_fn", "pin_memory") == {
         "data/loader.py:make_loader",
@@ -139,7 +132,7 @@ def test_loaders_are_made_in_one_way_and_their_ends_explained():
     assert calls("explaining_loader_errors") == explained | encoding[1] | trained
 
 
-def test_processes_exchange_through_one_package():
+def test_processes_exchange_through_one_package(found):
     """import-linter sees torch as a whole, so the source is asked."""
 
     def exchanges(node):
@@ -157,7 +150,7 @@ def test_processes_exchange_through_one_package():
     assert {place.partition("/")[0] for place in found(exchanges)} == {"distributed"}
 
 
-def test_devices_and_their_arithmetic_are_settled_in_one_module():
+def test_devices_and_their_arithmetic_are_settled_in_one_module(found, calls, named):
     assert calls("autocast", "set_float32_matmul_precision", "current_device") == {
         "device.py:device",
         "device.py:computing",
@@ -188,7 +181,7 @@ def test_devices_and_their_arithmetic_are_settled_in_one_module():
     }
 
 
-def test_random_streams_begin_in_one_table():
+def test_random_streams_begin_in_one_table(calls):
     kinds = ("default_rng", "manual_seed", "seed_all", "SeedSequence", "RandomState", "PCG64", "Generator", "Random")
     assert {place.partition(":")[0] for place in calls(*kinds)} == {
         "rng.py",
@@ -197,7 +190,7 @@ def test_random_streams_begin_in_one_table():
     assert calls("standard_normal") == {"rng.py:_normal"}
 
 
-def test_texts_come_to_the_terminal_in_one_way():
+def test_texts_come_to_the_terminal_in_one_way(found):
     """rich takes what stands in brackets or between colons for markup, names of files among it."""
     assert {
         place.partition(":")[0] for place in found(lambda node: called(node) == "print" and prints_with_rich(node))

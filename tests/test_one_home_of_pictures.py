@@ -6,10 +6,9 @@ The places are found in the source, so that a new one that does it in its own wa
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1] / "aligntok"
-TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+import pytest
+
 IMAGE_READERS = {"open_image", "read_image", "upright_size", "read_upright_size", "read_header"}
 
 
@@ -18,18 +17,19 @@ def called(node):
     return getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
 
 
-def places(wanted, trees=TREES):
-    """Where `wanted` holds of a node: (file, innermost function or class)."""
+@pytest.fixture
+def places(trees):
+    """A function that tells where another holds of a node: (file, innermost function or class)."""
 
-    def walk(file, node, inside):
+    def walk(wanted, file, node, inside):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             inside = node.name
         if wanted(node):
             yield file, inside
         for child in ast.iter_child_nodes(node):
-            yield from walk(file, child, inside)
+            yield from walk(wanted, file, child, inside)
 
-    return [place for file, tree in trees.items() for place in walk(file, tree, "")]
+    return lambda wanted: [place for file, tree in trees.items() for place in walk(wanted, file, tree, "")]
 
 
 def opens_an_image(node):
@@ -63,11 +63,11 @@ def starts_a_program(node):
     )
 
 
-def test_nothing_starts_another_program():
+def test_nothing_starts_another_program(places):
     assert places(starts_a_program) == []
 
 
-def reading_attempts(trees=TREES):
+def reading_attempts(trees):
     """(file, function, caught): for every `try` around a reader of images, what its handlers catch."""
     found = []
     for file, tree in trees.items():
@@ -82,12 +82,12 @@ def reading_attempts(trees=TREES):
     return found
 
 
-def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
+def test_an_image_is_opened_in_one_place_and_fails_in_one_way(places, trees):
     assert places(opens_an_image) == [
         ("data/transforms.py", "_opened"),
         ("data/transforms.py", "_jpeg_in_rows"),  # for the same, of a size that Pillow's open refuses
     ]
-    assert reading_attempts() == [
+    assert reading_attempts(trees) == [
         ("caching/encoder.py", "__getitem__", ["ImageError"]),
         ("data/check.py", "_look", ["ImageError"]),
         ("data/check.py", "_decode", ["ImageError"]),
@@ -108,7 +108,7 @@ def test_an_image_is_opened_in_one_place_and_fails_in_one_way():
     ]
     callers = {file for file, _ in places(lambda node: called(node) in IMAGE_READERS)}
     from_afar = "data/stream/dataset.py"  # its bytes are there: what fails is caught around it, with what they fail of
-    assert callers == {file for file, *_ in reading_attempts()} | {"data/transforms.py", from_afar}
+    assert callers == {file for file, *_ in reading_attempts(trees)} | {"data/transforms.py", from_afar}
 
 
 def converts_to_or_from_8_bits(node):
@@ -123,7 +123,7 @@ def converts_to_or_from_8_bits(node):
     )
 
 
-def test_8_bits_come_about_and_go_in_one_place():
+def test_8_bits_come_about_and_go_in_one_place(places):
     assert sorted(set(places(converts_to_or_from_8_bits))) == [
         ("data/images.py", "place_unreadable"),  # numbers of buckets
         ("data/stream/selection.py", "decide"),  # how many are of each bucket
@@ -145,7 +145,7 @@ def writes_a_picture(node):
     return called(node) in {"savefig", "save_image", "imsave", "imwrite", "write_png", "encode_png"}
 
 
-def test_a_png_is_written_and_labelled_in_one_place():
+def test_a_png_is_written_and_labelled_in_one_place(places):
     assert sorted(set(places(writes_a_picture))) == [
         ("evaluation/report/figures.py", "embed"),  # into memory, for a page
         ("evaluation/report/figures.py", "plot"),  # the same, as SVG

@@ -12,9 +12,12 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
+import pytest
+
 from aligntok import errors
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = {}  # what `trees` has, for all that is read off it
 TABLE = re.compile(r"^\| message \| cause \| cure \|\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
 CODE = re.compile(r"(`+) ?(.+?) ?\1(?!`)")
 ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
@@ -31,15 +34,15 @@ ELSEWHERE = {
 }
 
 
-@cache
-def package():
-    return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in (ROOT / "aligntok").rglob("*.py")}
+@pytest.fixture(autouse=True, scope="module")
+def package(trees):
+    PACKAGE.update(trees)
 
 
 @cache
 def returns():
     """What each function returns, by its name: some put a message together."""
-    functions = [n for tree in package().values() for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    functions = [n for tree in PACKAGE.values() for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     return {f.name: [n.value for n in ast.walk(f) if isinstance(n, ast.Return)] for f in functions}
 
 
@@ -119,13 +122,13 @@ def without_entry(trees):
 
 
 def test_every_error_and_warning_has_an_entry():
-    missing = without_entry(package())
+    missing = without_entry(PACKAGE)
     assert not missing, "docs/troubleshooting.md has no entry for\n" + "\n".join(missing)
 
 
 def test_every_entry_is_of_a_text_that_there_is():
-    strings = [n for tree in package().values() for n in ast.walk(tree) if isinstance(n, ast.Constant | ast.JoinedStr)]
-    known = {bare(text) for node in strings for text in texts(node)} | {text for _, text in spoken(package())}
+    strings = [n for tree in PACKAGE.values() for n in ast.walk(tree) if isinstance(n, ast.Constant | ast.JoinedStr)]
+    known = {bare(text) for node in strings for text in texts(node)} | {text for _, text in spoken(PACKAGE)}
     beginnings = {entry: bare(entry) for entry in entries()}
     gone = [entry for entry, begins in beginnings.items() if not any(text.startswith(begins) for text in known)]
     assert not gone, "nothing in aligntok says any more\n" + "\n".join(gone)

@@ -29,7 +29,6 @@ from aligntok.tokenizer import Tokenizer
 from aligntok.training.config import load_config
 from aligntok.training.run import run
 
-PACKAGE = Path(__file__).parents[1] / "aligntok"
 TINY = dict(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4)
 #: Whose configs are built without `trusted=False`, by file and function.
 USERS_OWN = {
@@ -78,23 +77,22 @@ def built_without_distrust(tree, builders):
                 yield function.name
 
 
-def test_whoever_builds_says_whose_config_it_is():
+def test_whoever_builds_says_whose_config_it_is(trees):
     found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = str(path.relative_to(PACKAGE))
+    for name, tree in trees.items():
         own = {"cls"} if name in ("tokenizer.py", "latent_diffusion.py") else set()
-        functions = set(built_without_distrust(ast.parse(path.read_text()), BUILDERS | own))
+        functions = set(built_without_distrust(tree, BUILDERS | own))
         if functions:
             found[name] = functions
     assert found == {name: set(functions) for name, functions in USERS_OWN.items()}
 
 
-def test_names_out_of_files_are_joined_to_folders_by_inside_alone():
+def test_names_out_of_files_are_joined_to_folders_by_inside_alone(trees):
     """No `folder / entry["file"]`: such a subscript is a name out of a file, but in a config, which is one's own."""
     found = [
-        f"{path.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}"
-        for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        f"{file}:{node.lineno}: {ast.unparse(node)}"
+        for file, tree in trees.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.BinOp)
         and isinstance(node.op, ast.Div)
         and isinstance(node.right, ast.Subscript)

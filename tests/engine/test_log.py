@@ -6,7 +6,6 @@ import ast
 import itertools
 import logging
 import re
-from pathlib import Path
 
 import pytest
 from mmengine.logging import MMLogger
@@ -14,14 +13,12 @@ from mmengine.logging import MMLogger
 from aligntok.engine.log import log_to, logging_the_end
 from aligntok.io.console import speaking
 
-PACKAGE = Path(__file__).parents[2] / "aligntok"
 NUMBERS = itertools.count()
 
 
-def warnings():
-    """(logger, template) of everything that the package warns of."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(path.read_text())
+def said(trees):
+    """(logger, level, template) of everything that the package tells its logs."""
+    for tree in trees.values():
         loggers = {
             node.targets[0].id: node.value.args[0].value
             for node in tree.body
@@ -32,8 +29,10 @@ def warnings():
                 yield loggers.get(ast.unparse(call.func.value)), call.func.attr, ast.literal_eval(call.args[0])
 
 
-WARNINGS = sorted({(text, name) for name, level, text in warnings() if level == "warning"})
-TEMPLATES = {text for text, _ in WARNINGS}
+@pytest.fixture(scope="module")
+def warnings(trees):
+    """The logger of each template of a warning."""
+    return {text: name for name, level, text in said(trees) if level == "warning"}
 
 
 @pytest.fixture
@@ -47,28 +46,29 @@ def log(tmp_path):
         handler.close()
 
 
-def test_the_package_warns_by_its_own_loggers_alone():
-    assert len(TEMPLATES) > 6
-    assert all(name and name.startswith("aligntok.") for _, name in WARNINGS)
+def test_the_package_warns_by_its_own_loggers_alone(trees):
+    names = [name for name, level, _ in said(trees) if level == "warning"]
+    assert len(names) > 6
+    assert all(name and name.startswith("aligntok.") for name in names)
 
 
 def arguments(template, number):
     return tuple(number if kind in "di" else f"<{number}>" for kind in re.findall(r"%\.?\d*([sdifg])", template))
 
 
-def test_every_warning_is_in_the_file_and_counted_on_the_terminal(log, capsys):
+def test_every_warning_is_in_the_file_and_counted_on_the_terminal(log, warnings, capsys):
     log_to(log[0])
     for number in range(1, 13):
-        for template in TEMPLATES:
-            logging.getLogger(dict(WARNINGS)[template]).warning(template, *arguments(template, number))
+        for template, name in warnings.items():
+            logging.getLogger(name).warning(template, *arguments(template, number))
     written = log[1].read_text()
-    assert all(template % arguments(template, number) in written for template in TEMPLATES for number in range(1, 13))
+    assert all(template % arguments(template, number) in written for template in warnings for number in range(1, 13))
     shown = capsys.readouterr().err
-    assert shown.count("WARNING") == 2 * len(TEMPLATES)
-    assert shown.count("(10 like this so far, each in the log)") == len(TEMPLATES)
+    assert shown.count("WARNING") == 2 * len(warnings)
+    assert shown.count("(10 like this so far, each in the log)") == len(warnings)
     with logging_the_end():
         pass
-    assert capsys.readouterr().err == f"{12 * len(TEMPLATES)} warnings, each in {log[1]}\n"
+    assert capsys.readouterr().err == f"{12 * len(warnings)} warnings, each in {log[1]}\n"
     assert not logging.getLogger("aligntok").handlers
 
 

@@ -23,7 +23,6 @@ from aligntok.io import files
 from aligntok.io.files import check_file, load_tensors, save_tensors
 from aligntok.tokenizer import Tokenizer
 
-PACKAGE = Path(__file__).parents[2] / "aligntok"
 TINY = dict(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4)
 
 
@@ -34,11 +33,11 @@ def tokenizer():
     )
 
 
-def test_safetensors_files_are_written_in_one_place():
+def test_safetensors_files_are_written_in_one_place(trees):
     writers = {
-        str(path.relative_to(PACKAGE))
-        for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        file
+        for file, tree in trees.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom | ast.Attribute | ast.Name)
         and {"save_file", "save_model"} & {getattr(node, "attr", None), getattr(node, "id", None), *imported(node)}
     }

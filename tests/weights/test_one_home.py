@@ -32,20 +32,15 @@ def names(tree):
             yield text if text == "torch.load" else text.rpartition(".")[2], node.lineno
 
 
-def does_it_itself(code):
-    return [
-        (name, line)
-        for name, line in names(ast.parse(code))
-        if name in FETCHES | READS | {"torch.load", "load_state_dict"}
-    ]
+def does_it_itself(tree):
+    return [(name, line) for name, line in names(tree) if name in FETCHES | READS | {"torch.load", "load_state_dict"}]
 
 
-def test_weights_are_fetched_read_and_put_into_modules_in_one_place():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        place = str(path.relative_to(PACKAGE))
+def test_weights_are_fetched_read_and_put_into_modules_in_one_place(trees):
+    for place, tree in trees.items():
         if place.startswith("weights/"):
             continue
-        for name, line in does_it_itself(path.read_text()):
+        for name, line in does_it_itself(tree):
             ours = place.startswith(OWN_FILES) and name not in FETCHES
             assert ours or f"{place}:{name}" in ELSEWHERE, f"{place}:{line} calls {name}; weights.hub and .load do that"
 
@@ -55,15 +50,15 @@ def test_whether_a_host_answers_is_asked_in_one_place():
     assert asked == ["hub.py"]
 
 
-def hashes_weights(code):
+def hashes_weights(tree):
     """The functions that take a digest of what a state dict holds."""
-    functions = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     called = {f.name: {name for name, _ in names(f)} for f in functions}
     return [name for name, calls in called.items() if {"sha256", "state_dict"} <= calls]
 
 
-def test_what_weights_are_known_by_is_made_in_one_place():
-    found = {str(path.relative_to(PACKAGE)): hashes_weights(path.read_text()) for path in PACKAGE.rglob("*.py")}
+def test_what_weights_are_known_by_is_made_in_one_place(trees):
+    found = {file: hashes_weights(tree) for file, tree in trees.items()}
     assert {place: made for place, made in found.items() if made} == {"weights/load.py": ["weights_hash"]}
 
 
@@ -71,8 +66,10 @@ def test_what_weights_are_known_by_is_made_in_one_place():
     "code", ["torch.load(path)", "hub.hf_hub_download(repo)", "load_file(path)", "self.net.load_state_dict(tensors)"]
 )
 def test_a_new_place_is_found_out(code):
-    assert len(does_it_itself(code)) == 1
+    assert len(does_it_itself(ast.parse(code))) == 1
 
 
 def test_a_new_digest_is_found_out():
-    assert hashes_weights("def digest(m):\n    return hashlib.sha256(repr(m.state_dict()).encode())") == ["digest"]
+    assert hashes_weights(ast.parse("def digest(m):\n    return hashlib.sha256(repr(m.state_dict()).encode())")) == [
+        "digest"
+    ]
