@@ -21,7 +21,7 @@ from aligntok.encoders import Encoder, last_weight
 from aligntok.errors import AlignTokError, ConfigError, first_line, unknown
 from aligntok.ops.attention import route_attention
 from aligntok.settings import ImageSize, Width
-from aligntok.weights.libraries import check_model_name, create_timm, meta_twin, pretrained_tensors
+from aligntok.weights.libraries import check_model_name, construction, create_timm, meta_twin, pretrained_tensors
 from aligntok.weights.load import misfit
 
 # What the libraries' models raise for a size or an option that they do not take.
@@ -126,9 +126,16 @@ class LevelEncoder(Encoder):
         return True
 
     def _blank_features(self, size: Sequence[int]) -> Tensor:
-        """Features of a blank image of so many pixels, on the meta device: shapes only, nothing is computed."""
-        with torch.no_grad():
-            return meta_twin(self).level_features(torch.zeros(1, self.mean.shape[1], *size, device="meta"))
+        """Features of a blank image of so many pixels, on the meta device: shapes only, nothing is computed.
+
+        A plan builds a model several times: what came out of an alike one is remembered.
+        """
+        alike = (construction(self), *size)
+        if alike not in _SEEN:
+            with torch.no_grad():
+                blank = torch.zeros(1, self.mean.shape[1], *size, device="meta")
+                _SEEN[alike] = meta_twin(self).level_features(blank).shape
+        return torch.empty(_SEEN[alike], device="meta")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute block by block where the model can, and otherwise the whole of it; gradients stay the same."""
@@ -136,6 +143,10 @@ class LevelEncoder(Encoder):
             self.backbone.set_grad_checkpointing(enable)
         except (AssertionError, AttributeError):  # how timm's models say that they have none
             super().set_grad_checkpointing(enable)
+
+
+#: The shape of a blank image's features, by what the model is made of and the image's size.
+_SEEN: dict[tuple[Any, ...], torch.Size] = {}
 
 
 def _choose_level(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import os
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import timm
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from aligntok.errors import ConfigError, WeightsError, unknown
 from aligntok.weights.hub import fetch
@@ -23,6 +25,29 @@ def meta_twin(module: nn.Module) -> Any:
     """Return a copy of a module on the meta device, in eval mode: it gives shapes, and computes nothing."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     return copy.deepcopy(module, {id(each): each.detach().to("meta") for each in tensors}).eval()
+
+
+def construction(module: nn.Module) -> str:
+    """Return a digest of all that a module is made of, its options too, but for the values of its tensors."""
+    of_torch = {"_parameters", "_buffers", "_modules"}
+    made: list[Any] = [(name, each.shape) for name, each in [*module.named_parameters(), *module.named_buffers()]]
+    for name, each in module.named_modules():
+        made.append((name, type(each), {key: value for key, value in vars(each).items() if key not in of_torch}))
+    return hashlib.sha256(repr(made).encode()).hexdigest()
+
+
+class MetaBuild(TorchFunctionMode):
+    """Passes over what fills tensors of the meta device with values, most of the time that a build takes there.
+
+    They have no values and keep their shapes; what is on a real device is computed as ever.
+    """
+
+    FILLS = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.FILLS and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def check_model_name(model_name: str) -> None:
@@ -71,7 +96,8 @@ def create_timm(
     for weights that don't fit, and what timm raises for options that it refuses.
     """
     if tensors is None:
-        return timm.create_model(model_name, **options)
+        with MetaBuild():
+            return timm.create_model(model_name, **options)
     # timm's own path converts original checkpoints and resamples position tables; as many classes as the model has, or
     # as the file's had where nobody chose, keep its loading strict.
     overlay = {"state_dict": tensors, "source": "", **{k: options[k] for k in ("num_classes",) if k in options}}
@@ -149,7 +175,8 @@ class OpenCLIPModel:
         from open_clip.model import _build_vision_tower
 
         vision = {**self.vision, "timm_model_pretrained": False}  # a trunk's weights come with the rest
-        return _build_vision_tower(self.embed_dim, vision, self.quick_gelu)
+        with MetaBuild():
+            return _build_vision_tower(self.embed_dim, vision, self.quick_gelu)
 
     def image_tensors(self) -> tuple[dict[str, Tensor] | None, str]:
         """The image tower's tensors, named as in the tower, and their file; (None, "") for random ones."""

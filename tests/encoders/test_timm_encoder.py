@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from aligntok.encoders import timm as module
 from aligntok.encoders.timm import DINOv2Encoder, MAEEncoder, SigLIP2Encoder, TimmEncoder
 from aligntok.errors import ConfigError
 from aligntok.plugins.testing import check_encoder
 from aligntok.registry import ENCODERS
+from aligntok.weights.libraries import meta_twin
 
 TINY = "vit_tiny_patch16_224"
 
@@ -100,6 +102,26 @@ def test_a_cnn_takes_the_deepest_stride_that_is_not_above_the_factor():
     assert strides == [4, 8, 16, 32]
     assert chosen.stride == 8
     assert not len(chosen.backbone.layer3)
+
+
+def test_a_blank_image_passes_once_through_models_that_are_alike(monkeypatch):
+    looked = []
+    monkeypatch.setattr(module, "_SEEN", {})
+    monkeypatch.setattr(module, "meta_twin", lambda encoder: looked.append(encoder) or meta_twin(encoder))
+    short = {"depth": 2}
+    others = [
+        dict(out_index=0),
+        dict(final_norm=False),
+        dict(image_size=32),
+        dict(model_args={**short, "num_heads": 1}),
+    ]
+    others += [dict(model_args={**short, "dynamic_img_size": False})]
+    for number, options in enumerate([{}, *others], start=1):
+        for device in ("meta", "cpu"):
+            with torch.device(device):
+                encoder = TimmEncoder(TINY, pretrained=False, **{"model_args": short, **options})
+        assert len(looked) == number, options
+        assert encoder.out_dim == 192
 
 
 def test_dropout_and_stochastic_depth_are_off_unless_asked_for():

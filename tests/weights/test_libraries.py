@@ -8,10 +8,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from aligntok.encoders.timm import SigLIP2Encoder, TimmEncoder, build_backbone
 from aligntok.errors import WeightsError
 from aligntok.ops.embeddings import resample_position_grid
+from aligntok.weights.libraries import create_timm
 
 TINY = "vit_tiny_patch16_224"
 SHORT = {"depth": 2}
@@ -25,6 +27,26 @@ def saved(path, model_name=TINY, wrap=None, **options):
     else:
         torch.save({wrap: tensors, "epoch": 3} if wrap else tensors, path)
     return tensors
+
+
+def test_a_build_on_the_meta_device_asks_for_no_values_and_one_elsewhere_is_timms():
+    class Asked(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            names.append(getattr(func, "__name__", ""))
+            return func(*args, **(kwargs or {}))
+
+    names: list = []
+    with torch.device("meta"), Asked():
+        made = create_timm(TINY, None, "", **SHORT)
+    assert not {"erfinv_", "clamp_"} & {*names}
+    with Asked():
+        torch.manual_seed(0)
+        ours = create_timm(TINY, None, "", **SHORT).state_dict()
+    assert {"erfinv_", "clamp_"} <= {*names}
+    torch.manual_seed(0)
+    theirs = timm.create_model(TINY, **SHORT).state_dict()
+    assert {key: each.shape for key, each in made.state_dict().items()} == {k: v.shape for k, v in theirs.items()}
+    assert all(torch.equal(each, theirs[key]) for key, each in ours.items())
 
 
 @pytest.mark.parametrize(
