@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,13 @@ from aligntok.exporting import export_for_diffusers, export_onnx
 from aligntok.io.checksums import CHECKSUMS
 from aligntok.loading import export_tokenizer
 from aligntok.training.config import load_config
+from aligntok.weights.load import weights_hash
 
 PART = dict(type="ldm_cnn", ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), resolution=8)
 
 
-def small(variational=False):
-    torch.manual_seed(0)
+def small(variational=False, seed=0):
+    torch.manual_seed(seed)
     adapter = dict(type="identity") if variational else None
     return Tokenizer({**PART, "pretrained": False}, adapter, PART, 4, 2, variational=variational).eval()
 
@@ -37,9 +39,9 @@ def saved(tmp_path):
 
 @pytest.fixture
 def convert(monkeypatch):
-    """Stand-ins for torch's exporter and onnxruntime: files without content."""
+    """Stand-ins for torch's exporter and onnxruntime: files with a digest of the weights."""
     monkeypatch.setattr(onnx, "_needed", lambda: None)
-    monkeypatch.setattr(onnx, "_convert", lambda path, *_: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(onnx, "_convert", lambda path, half, *_: path.write_bytes(weights_hash("", half).encode()))
 
 
 EXPORTS = {"aligntok": export_tokenizer, "diffusers": export_for_diffusers, "onnx": export_onnx}
@@ -94,14 +96,24 @@ def test_a_killed_export_goes_on_by_the_same_call(convert, tmp_path, monkeypatch
     assert after > 3
 
 
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize("format", EXPORTS)
 def test_an_export_of_before_is_overwritten(saved, convert, tmp_path, format):
     out = tmp_path / "out"
     EXPORTS[format](saved, out)
+    shutil.copytree(out, tmp_path / "before")
     config = out / "config.json"
     if config.exists():  # which said nothing of ours but for ourselves
         config.write_text(config.read_text().replace('"_aligntok_version"', '"_other"'))
-    EXPORTS[format](saved, out)
+    small(seed=1).save_pretrained(tmp_path / "later")
+    EXPORTS[format](tmp_path / "later", out)
+    EXPORTS[format](tmp_path / "later", tmp_path / "new")
+    found, expected, before = (bytes_of(tmp_path / each) for each in ("out", "new", "before"))
+    assert found == expected
+    assert {name for name in found if found[name] != before[name]} > {CHECKSUMS}
     for other in {*EXPORTS} - {format}:
         with pytest.raises(ConfigError, match="is a folder with other things in it"):
             EXPORTS[other](saved, out)

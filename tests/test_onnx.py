@@ -22,6 +22,7 @@ SMALL = {**CNN, "ch_mult": (1, 1)}
 FULL = {**CNN, "attn_resolutions": (16,), "linear_path": True}
 VIT = dict(type="timm", model_name="vit_tiny_patch16_224", pretrained=False)
 VIT["model_args"] = dict(depth=1, embed_dim=48, num_heads=3)
+EFFICIENT = dict(type="timm", model_name="efficientnet_lite0", pretrained=False)  # as the demo's
 
 
 class Patches(Encoder):
@@ -64,8 +65,9 @@ def of_any_size(tokenizer, path, sizes):
     return sessions
 
 
-def test_onnxruntime_computes_a_tokenizer_at_any_size(extra, tmp_path, capsys):
-    tokenizer = Tokenizer(VIT, None, SMALL, 4, downsample_factor=2).eval()
+@pytest.mark.parametrize("encoder", [VIT, pytest.param(EFFICIENT, marks=pytest.mark.nightly)])
+def test_onnxruntime_computes_a_tokenizer_at_any_size(extra, tmp_path, capsys, encoder):
+    tokenizer = Tokenizer(encoder, None, SMALL, 4, downsample_factor=2).eval()
     tokenizer.save_pretrained(tmp_path / "ours")
     assert export([str(tmp_path / "ours"), str(tmp_path / "out"), "--format", "onnx"]) == 0
     assert "encoder.onnx" in capsys.readouterr().out

@@ -234,10 +234,10 @@ def test_indices_behave_like_a_sequences(classes):
     assert dataset.num_unreadable == 0
 
 
-@pytest.mark.parametrize("wrong", [{"image_size": 0}, {"max_unreadable": -1}, {"seed": -1}])
-def test_wrong_options_are_refused(classes, wrong):
-    with pytest.raises(ConfigError):
-        ImageDataset(classes, **wrong)
+@pytest.mark.parametrize(("name", "wrong"), [("image_size", 0), ("max_unreadable", -1), ("seed", -1)])
+def test_wrong_options_are_refused(classes, name, wrong):
+    with pytest.raises(ConfigError, match=f"{name}.*{wrong}"):
+        ImageDataset(classes, **{name: wrong})
 
 
 def test_a_pickled_source_reads_the_same_bytes(classes, tmp_path):

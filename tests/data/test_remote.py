@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from aligntok.data import remote
 from aligntok.data.remote import RemoteFiles, RemoteSettings, check_address, local_path, shown
 from aligntok.data.sources.base import say_once
-from aligntok.errors import ConfigError, ShardError
+from aligntok.errors import ConfigError, DataError, ShardError
 
 CONTENT = bytes(range(256)) * 40
 SOON = dict(pause=0.01, timeout=0.3)
@@ -253,7 +253,7 @@ def test_another_library_of_fsspec_is_held_to_the_same(bucket):
 def test_a_library_that_is_not_here_is_named_with_what_installs_it(monkeypatch, scheme, extra):
     monkeypatch.setitem(sys.modules, remote.SCHEMES[scheme], None)
     with pytest.raises(
-        Exception, match=rf'shards at {scheme}:// need the library .* pip install "aligntok\[{extra}\]"'
+        DataError, match=rf'shards at {scheme}:// need the library .* pip install "aligntok\[{extra}\]"'
     ):
         files(pause=9).read(f"{scheme}://a.org/a.tar", 0, 1)
 

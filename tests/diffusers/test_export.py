@@ -255,11 +255,20 @@ def test_an_export_is_whole_by_its_checksums_and_overwrites_only_its_like(saved,
     assert 'aligntok.diffusers.AutoencoderAlignTok.from_pretrained("' in capsys.readouterr().out
     assert not check_folder(CheckRequest(folder=tmp_path / "vae"))
     assert "3 of 3 files are as they were written" in capsys.readouterr().out
-    assert export([str(saved), str(tmp_path / "vae"), "--format", "diffusers"]) == 0
+    later, weights = vit(), tmp_path / "vae/diffusion_pytorch_model.safetensors"
+    with torch.no_grad():
+        later.decoder.last_layer.fill_(0.25)
+    later.save_pretrained(tmp_path / "later")
+    before = weights.read_bytes()
+    assert export([str(tmp_path / "later"), str(tmp_path / "vae"), "--format", "diffusers"]) == 0
+    capsys.readouterr()
+    assert weights.read_bytes() != before
+    assert not check_folder(CheckRequest(folder=tmp_path / "vae"))
+    assert "3 of 3 files are as they were written" in capsys.readouterr().out
     for format in ("aligntok", "onnx"):
         assert export([str(saved), str(tmp_path / "vae"), "--format", format]) == 2
         assert "is a folder with other things in it" in capsys.readouterr().err
-    with (tmp_path / "vae/diffusion_pytorch_model.safetensors").open("r+b") as file:
+    with weights.open("r+b") as file:
         file.seek(-4, 2)
         file.write(b"\1\2\3\4")
     assert check_folder(CheckRequest(folder=tmp_path / "vae"))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aligntok.errors import ConfigError
+from aligntok.errors import ConfigError, WeightsError
 from aligntok.generators import Generator
 
 
@@ -29,7 +29,7 @@ def test_what_is_left_out_is_asked_for_by_name():
 
 
 def test_weights_that_are_not_there_are_asked_for(tmp_path):
-    with pytest.raises(Exception, match="Still: no weights at"):
+    with pytest.raises(WeightsError, match="Still: no weights at"):
         Still(in_channels=2, num_classes=3).load_weights(tmp_path / "none.pt")
 
 

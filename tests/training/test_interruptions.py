@@ -56,15 +56,14 @@ def test_a_run_killed_at_random_steps_ends_bit_identical(whole, tool, tmp_path):
     rng = random.Random(20)
     for stage in STAGES:
         process = tool.launch(whole[1], tmp_path / "run")
-        printed = process.until(f"{stage}: step {rng.randint(1, STEPS - 1)}/{STEPS}").output
+        process.until(f"{stage}: step {rng.randint(1, STEPS - 1)}/{STEPS}")
         time.sleep(rng.uniform(0, 0.06))
         process.kill()
         process.communicate()
-        assert f"{stage}: step" in printed, printed
     process = tool.launch(whole[1], tmp_path / "run")
     printed = until_end(process)
     assert process.returncode == 0, printed
-    assert printed.count("finished already, skipped") >= 2 or "step" in printed
+    assert printed.count("finished already, skipped") >= 2
     assert tool.same_ends(tmp_path / "run", whole[0])
     assert not list((tmp_path / "run").rglob("*.tmp"))
 

@@ -249,18 +249,18 @@ def as_measured(monkeypatch):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    ("config", "options", "stage", "measured"),
+    ("config", "options", "stage", "measured", "too_many"),
     [
-        ("aligntok_dinov2_f16d32.py", dict(global_batch_size=8, precision="bf16"), "perceptual_alignment", 18.5),
-        ("generator/lightningdit_xl_aligntok_f16d32_64ep.py", dict(global_batch_size=128), "generation", 72.9),
+        ("aligntok_dinov2_f16d32.py", dict(global_batch_size=8, precision="bf16"), "perceptual_alignment", 18.5, 64),
+        ("generator/lightningdit_xl_aligntok_f16d32_64ep.py", dict(global_batch_size=128), "generation", 72.9, 192),
     ],
 )
-def test_the_recipes_take_what_an_h100_measured(as_measured, config, options, stage, measured):
+def test_the_recipes_take_what_an_h100_measured(as_measured, config, options, stage, measured, too_many):
     own = {**options, **(WHOLE_BATCH if stage != "generation" else {})}
     (chosen,) = (each for each in expand(load_config(CONFIGS / config, own)) if each.name == stage)
     held = stage_memory(chosen, 1)
     assert (held.states + held.activations) / GIB == pytest.approx(measured, rel=0.02)
-    assert held.images <= held.largest(80 * GIB) < 64 or stage == "generation"  # 64 images ran out of memory
+    assert held.images <= held.largest(80 * GIB) < too_many  # 64 images of the first ran out of memory
 
 
 @pytest.mark.nightly
