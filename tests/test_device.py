@@ -134,32 +134,34 @@ FAULTS = """
 import resource, sys
 import torch
 from aligntok.device import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
 torch.set_num_threads(1)
 
 def step():
     first = torch.zeros(4_000_000)
     return [first + i for i in range(8)]
 
-for _ in range(10):
-    step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(40):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+for how in sys.argv[1:]:
+    if how == "keep":
+        keep_freed_memory()
+    for _ in range(4):
+        step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_memory_that_a_step_frees_is_there_for_the_next_one():
-    def faults(how, **said):
-        env = {**os.environ, **said}
-        return int(subprocess.check_output([sys.executable, "-c", FAULTS, how], text=True, env=env))
+    def faults(*how, **said):
+        command = [sys.executable, "-c", FAULTS, *how]
+        return map(int, subprocess.check_output(command, text=True, env={**os.environ, **said}).split())
 
-    kept, left = faults("keep"), faults("leave")
+    left, kept = faults("leave", "keep")
     assert kept < left / 4, (kept, left)
-    assert faults("keep", MALLOC_TRIM_THRESHOLD_="131072") > 4 * kept  # who has said otherwise is heeded
+    (heeded,) = faults("keep", MALLOC_TRIM_THRESHOLD_="131072")  # of who has said otherwise
+    assert heeded > 4 * kept
 
 
 def test_what_can_be_computed_on_is_told_in_words(monkeypatch):

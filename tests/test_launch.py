@@ -20,8 +20,16 @@ ROOT = Path(__file__).parents[1]
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys
 tasks = [dict(os.environ, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(int(os.environ["SLURM_NTASKS"]))]
-running = [subprocess.Popen(sys.argv[sys.argv.index("bash"):], env=env) for env in tasks]
-signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in running])
+running, asked = [], []
+def end(*_):
+    asked.append(True)
+    for task in running:
+        task.terminate()
+signal.signal(signal.SIGTERM, end)
+for env in tasks:
+    running.append(subprocess.Popen(sys.argv[sys.argv.index("bash"):], env=env))
+if asked:  # before all were there
+    end()
 sys.exit(max(task.wait() for task in running))
 """
 SCONTROL = """#!/bin/sh
@@ -52,8 +60,22 @@ def srun_of(job):
     return pid
 
 
-@pytest.mark.slow
-def test_a_job_whose_time_is_up_goes_back_into_the_queue(slurm, tmp_path, write_config):
+def test_each_task_knows_its_place_and_a_job_whose_time_is_up_goes_back_into_the_queue(slurm, tmp_path):
+    """With a stand-in for the training, which ends with 75 at SIGTERM."""
+    says = 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $*"'
+    lines = ("#!/bin/bash", "trap 'exit 75' TERM", says, "for _ in {1..600}; do sleep 0.1; done")
+    (tmp_path / "bin/python").write_text("\n".join(lines) + "\n")
+    job = submit(slurm, "a_config.py", "--cfg-options", "seed=1")
+    said = f"2 127.0.0.1 {20000 + int(slurm['SLURM_JOB_ID']) % 10000} tools/train.py a_config.py --cfg-options seed=1\n"
+    assert sorted(job.stdout.readline() for _ in range(2)) == [f"0 0 {said}", f"1 1 {said}"]
+    os.kill(srun_of(job), signal.SIGTERM)
+    printed, _ = job.communicate(timeout=60)
+    assert job.returncode == 75, printed
+    assert Path(slurm["REQUEUED"]).read_text().split() == ["requeue", slurm["SLURM_JOB_ID"]]
+
+
+@pytest.mark.nightly
+def test_a_training_whose_time_is_up_writes_a_checkpoint_and_goes_back_into_the_queue(slurm, tmp_path, write_config):
     requeued, config = Path(slurm["REQUEUED"]), write_config()
     options = ("--stage", "latent_alignment", "--work-dir", str(tmp_path / "run"))
     job = submit(slurm, config, *options, "--cfg-options", "stages.0.steps=100000")

@@ -159,7 +159,8 @@ def photographs(write_labelled, tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_two_steps_a_stage(name, photographs, tmp_path):
     settings = {"data_root": str(photographs), "work_dir": str(tmp_path / "run"), "data.workers": 0}
-    settings |= {"log.every": 1, "log.pictures": 0, "validation.num_images": 2, "validation.perceptual": None}
+    settings |= {"global_batch_size": 8, "log.every": 1, "log.pictures": 0}
+    settings |= {"validation.num_images": 2, "validation.perceptual": None}
     stages = list(stages_of(name))
     run(load_config(FOLDER / f"{name}.py", settings | {f"stages.{i}.steps": 2 for i in range(len(stages))}))
     for i, stage in enumerate(stages, start=1):

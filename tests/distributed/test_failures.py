@@ -105,9 +105,28 @@ def test_a_process_that_falls_silent_is_missed(pair, tmp_path):
     assert read_newest(tmp_path / "run" / FIRST)["step"] >= 2
 
 
+def told_to_all(run):
+    """Whether the logs of both processes say that a data-loading process of the second died."""
+    said = "DataError: a data-loading process ended or got stuck"
+    return said in logs(run / FIRST, 1) and f"failed: {said}" in logs(run / FIRST, 0)
+
+
 @pytest.mark.slow
-def test_a_reason_in_one_process_reaches_the_log_of_every_other(write_config, tool, tmp_path):
-    """The reason is a data-loading process of the second that dies; torchrun is there, as in real life."""
+def test_a_reason_in_one_process_reaches_the_log_of_every_other(pair, tmp_path):
+    """The reason is a data-loading process of the second that dies."""
+    processes = pair("data.workers=1")
+    processes[0].until(STEP)
+    (worker,) = processes[1].children()
+    os.kill(worker, signal.SIGKILL)
+    printed = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], printed
+    assert "DataError: a data-loading process ended or got stuck" in printed[1]
+    assert told_to_all(tmp_path / "run")
+    assert read_newest(tmp_path / "run" / FIRST)["step"] >= 2
+
+
+@pytest.mark.nightly
+def test_a_reason_reaches_every_log_under_torchrun_too(write_config, tool, tmp_path):
     torchrun = ("--standalone", "--nproc_per_node=2")
     process = tool.launch(write_config(), tmp_path / "run", *ENDLESS, "data.workers=1", torchrun=torchrun)
     process.until(STEP)
@@ -116,8 +135,7 @@ def test_a_reason_in_one_process_reaches_the_log_of_every_other(write_config, to
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 1, printed  # torchrun's own, whatever that of its processes
     assert "DataError: a data-loading process ended or got stuck" in printed
-    assert "DataError: a data-loading process ended or got stuck" in logs(tmp_path / "run" / FIRST, 1)
-    assert "failed: DataError: a data-loading process ended or got stuck" in logs(tmp_path / "run" / FIRST, 0)
+    assert told_to_all(tmp_path / "run")
     assert read_newest(tmp_path / "run" / FIRST)["step"] >= 2
 
 

@@ -164,7 +164,9 @@ def twice(tmp_path_factory, run):
         pytest.param(Path.unlink, id="missing"),
         pytest.param(flip_a_bit, id="a flipped bit"),
         pytest.param(
-            lambda shard: shutil.copy(shard.parents[1] / "step_00000001" / SECOND, shard), id="of another step"
+            lambda shard: shutil.copy(shard.parents[1] / "step_00000001" / SECOND, shard),
+            id="of another step",
+            marks=pytest.mark.nightly,
         ),
     ],
 )

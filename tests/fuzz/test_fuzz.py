@@ -49,11 +49,11 @@ def test_a_few_mutations_end_in_no_traceback_and_no_hang_and_what_a_dry_run_take
 
 
 def test_the_judge_knows_what_it_looks_for(tmp_path, monkeypatch):
-    def become(text):
+    def become(text, seconds=5.0):
         (tmp_path / "boom.py").write_text(text)
-        return in_child(["train", str(tmp_path / "boom.py"), "--dry-run"], tmp_path, seconds=5.0, gigabytes=2.0).kind
+        return in_child(["train", str(tmp_path / "boom.py"), "--dry-run"], tmp_path, seconds, gigabytes=2.0).kind
 
-    assert become("import time\ntime.sleep(60)") == "hang"
+    assert become("import time\ntime.sleep(60)", seconds=1.0) == "hang"
     assert become("raise SystemExit(7)") == "unclear"
     assert become("stages = 3") == "refused"
     monkeypatch.setattr(judging.cli, "main", lambda words: 1 / 0)

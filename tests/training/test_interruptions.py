@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -132,35 +131,24 @@ def test_files_that_vanish_are_counted_and_too_many_end_the_run(
 
 
 FULL_DISK = """
-import resource, signal, sys
+import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit then fails, as it does on a full disk
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-from aligntok.cli import train
-raise SystemExit(train(sys.argv[2:]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
 """
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_leaves_the_checkpoint_before_whole(whole, tool, tmp_path):
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before_whole(whole, tool, warm, tmp_path):
     one = ["--stage", STAGES[0], "--cfg-options"]
     assert train([str(whole[1]), "--work-dir", str(tmp_path / "run"), *one, "stages.0.steps=2"]) == 0
-    (_, path), size = list_checkpoints(tmp_path / "run" / FIRST)[-1], 1_000_000
-    assert max(file.stat().st_size for file in path.iterdir()) > size
-    command = [
-        sys.executable,
-        "-c",
-        FULL_DISK,
-        str(size),
-        str(whole[1]),
-        "--work-dir",
-        str(tmp_path / "run"),
-        *one,
-        "seed=0",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stderr
-    assert re.search(r"checkpoints/step_00000004/\S+ could not be written", done.stderr), done.stderr
-    assert "the checkpoints before it are whole" in done.stderr
+    (_, path) = list_checkpoints(tmp_path / "run" / FIRST)[-1]
+    assert max(file.stat().st_size for file in path.iterdir()) > 1_000_000
+    words = (tool.program, whole[1], "--work-dir", tmp_path / "run", *one, "seed=0")
+    process = warm.start(*words, setup=FULL_DISK)
+    printed, _ = process.communicate()
+    assert process.returncode == 2, printed
+    assert re.search(r"checkpoints/step_00000004/\S+ could not be written", printed), printed
+    assert "the checkpoints before it are whole" in printed
     assert [step for step, _ in list_checkpoints(tmp_path / "run" / FIRST)] == [2]
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert train([str(whole[1]), "--work-dir", str(tmp_path / "run"), "--stage", STAGES[0]]) == 0
@@ -257,4 +245,5 @@ def test_a_second_run_in_one_folder_is_refused(whole, tool, tmp_path, capsys):
     finally:
         process.kill()
         process.communicate()
-    assert train([str(whole[1]), "--work-dir", str(tmp_path / "run")]) == 0  # the claim ended with its process
+    short = ["--stage", STAGES[0], "--cfg-options", "stages.0.steps=1"]
+    assert train([str(whole[1]), "--work-dir", str(tmp_path / "run"), *short]) == 0  # the claim ended with its process

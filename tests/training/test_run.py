@@ -576,12 +576,12 @@ def test_a_mistake_is_one_message_and_exit_status_two(write_config, tmp_path, ca
     assert "Traceback" not in printed
 
 
-def test_the_tool_itself_exits_with_two_and_no_traceback(write_config, tmp_path):
-    command = [sys.executable, str(TRAIN_TOOL), write_config(data_root=None), "--work-dir", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr.startswith("ConfigError: data_root is not set")
-    assert "Traceback" not in done.stderr
+def test_the_tool_itself_exits_with_two_and_no_traceback(write_config, tool, tmp_path):
+    process = tool.launch(write_config(data_root=None), tmp_path / "run")
+    printed, _ = process.communicate()
+    assert process.returncode == 2
+    assert printed.startswith("ConfigError: data_root is not set")
+    assert "Traceback" not in printed
     assert not (tmp_path / "run").exists()
 
 

@@ -76,14 +76,20 @@ def assert_one_curve(one, many, ratios=("ratio/gan", "ratio/semantic")):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    ("processes", "by_torchrun"),
+    [(2, False), *(pytest.param(number, True, marks=pytest.mark.nightly) for number in (2, 4))],
+)
 def test_any_number_of_processes_logs_the_losses_of_one_and_ends_at_its_weights(
-    one, tool, tmp_path, processes, monkeypatch
+    one, tool, warm, tmp_path, processes, by_torchrun, monkeypatch
 ):
     """Adaptive weights on, a GAN that begins in the middle of stage 1, a batch norm over all processes."""
     monkeypatch.setenv("COLUMNS", "160")  # a cell of the plan in one line
     torchrun = ("--standalone", f"--nproc_per_node={processes}")
-    printed = finish(tool.launch(one[1], tmp_path / "many", torchrun=torchrun))
+    if by_torchrun:
+        printed = finish(tool.launch(one[1], tmp_path / "many", torchrun=torchrun))
+    else:
+        printed = "".join(warm.together(processes, tool.program, one[1], "--work-dir", tmp_path / "many"))
     assert f"8 = {processes} processes x 1 micro x {8 // processes}" in " ".join(printed.replace("│", " ").split())
     assert printed.count("Tokenizer: ") == 1
     assert_one_curve(one[0], tmp_path / "many")

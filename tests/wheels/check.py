@@ -47,7 +47,7 @@ COMMANDS = [
     ("env",),
     ("plugins", "check"),
     ("configs", "cp", "ablations/lora", "copied"),
-    ("train", "copied/ablations/lora.py", "--dry-run"),
+    ("train", "copied/ablations/lora.py", "--dry-run", "--stage", "latent_alignment"),
     ("train", "tiny.py"),
     ("cache-latents", "run/tokenizer", "images", "cache", *SAME),
     ("evaluate", "make-reference", "images", "reference.safetensors", *SAME, "--extractor", "efficientnet_lite0"),
