@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -159,7 +158,8 @@ class TextCache:
         if shard not in self._open:
             if len(self._open) >= _MOST_OPEN:
                 self._open.clear()
-            with _opened(self._paths[shard]) as file:
+            path = self._paths[shard]
+            with reading(path, DataError, _AGAIN), opened_tensors(path) as file:
                 names = ("rows",) if self.pooled_dim is None else ("rows", "pooled")
                 self._open[shard] = {name: file.get_tensor(name) for name in names}
         return self._open[shard]
@@ -174,16 +174,9 @@ def _short(identity: str | None) -> str:
     return "none" if identity is None else str(identity)[:12]
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a shard, mapped. Raises DataError, naming it, for one that is missing or damaged."""
-    with reading(path, DataError, _AGAIN), opened_tensors(path) as file:
-        yield file
-
-
 def _look(path: Path, made: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return offsets (n + 1,) and hashes (n, 32) of a shard. Raises DataError when it is not what it should be."""
-    with _opened(path) as file:
+    with reading(path, DataError, _AGAIN), opened_tensors(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         found = {name: (each.get_dtype(), each.get_shape()) for name, each in slices.items()}
         dtype, n, count = _NAMES[made["dtype"]], entry["texts"], found["rows"][1][0]
