@@ -33,12 +33,15 @@ def reconstruct_pictures(asked: ReconstructRequest) -> dict[str, Any]:
 
     What cannot be read, or comes back as what is not finite, is named on stderr and under "unreadable", and the others
     are done. The PSNR is of the pixels that the tokenizer was given: cut to multiples of f, or of `size`. Raises
-    ConfigError where there is no picture, and, without `force`, before anything is written, where a file is in the
-    place of one.
+    ConfigError, before anything is written, where there is no picture, where one would take the place of a given one
+    and, without `force`, of any file.
     """
     check_writable(asked.out)
     targets = name_targets(find_pictures(asked.images, Path(asked.out)))
     paths = {source: Path(asked.out, name.parent, f"{name.name}.png") for source, name in targets.items()}
+    given = {real(source) for source in paths}
+    if own := [str(path) for path in paths.values() if real(path) in given]:
+        raise ConfigError(f"{some_of(own)} would be reconstructed in its own place, and lost; give another --out")
     there = [str(path) for path in paths.values() if path.exists()]
     if there and not asked.force:
         raise ConfigError(f"{some_of(there)} would be overwritten; give another --out, or --force")

@@ -117,6 +117,14 @@ def test_what_is_there_is_kept_unless_forced(tiny_tokenizer, pictures, capsys):
     assert opened(out / "dog.png").size == (40, 32)
 
 
+def test_what_is_given_is_never_written_over(tiny_tokenizer, pictures, capsys):
+    (pictures / "b/own.png").write_bytes(before := (pictures / "b/dog.png").read_bytes())
+    for given, out in ((pictures / "b", pictures / "b"), (pictures / "b/own.png", pictures / "b"), (pictures, pictures)):
+        assert reconstruct(tiny_tokenizer, given, "--out", out, "--force") == 2
+        assert "own.png would be reconstructed in its own place" in capsys.readouterr().err
+        assert (pictures / "b/own.png").read_bytes() == before
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_is_done(tiny_tokenizer, pictures, capsys):
     (pictures / "b/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     Image.new("RGB", (3, 3)).save(pictures / "b/small.png")
