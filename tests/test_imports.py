@@ -227,7 +227,7 @@ BY_NAME = {
     "aligntok/registry.py:get",
     "aligntok/registry.py:find_class",
     "aligntok/registry.py:import_components",
-    "aligntok/plugins/__init__.py:load_plugins",
+    "aligntok/plugins/__init__.py:_load_plugins",
     "aligntok/plugins/__init__.py:register_plugin",
 }
 

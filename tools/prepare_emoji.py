@@ -19,7 +19,7 @@ from PIL import Image
 
 from aligntok.errors import AlignTokError, ConfigError
 from aligntok.imports import folder_of
-from aligntok.io.folders import replacing_folder
+from aligntok.io.folders import check_own, replacing_folder
 
 COLOUR = re.compile(r"\b(light blue|red|orange|yellow|green|blue|purple|brown|black|white|grey|pink)\b")
 TONE = re.compile(r" ?\b((?:medium-light|medium-dark|light|medium|dark) skin tone)\b")
@@ -81,8 +81,7 @@ def main() -> None:
     try:
         if not 0 < share < 1:
             raise ConfigError(f"--held-out {share} must be above 0 and below 1")
-        if args.out.exists() and not {path.name for path in args.out.iterdir()} <= {"train", "val", "SOURCE.txt"}:
-            raise ConfigError(f"{args.out} has other things in it; give a new folder")
+        check_own(args.out, "train", "val", "SOURCE.txt")
         held = hold_out(emoji := shipped_emoji(), share)
         with replacing_folder(args.out) as made:
             write_split(made / "train", [each for each in emoji if each not in held])

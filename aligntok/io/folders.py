@@ -203,6 +203,12 @@ def real(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(path))
 
 
+def check_own(folder: Path, *names: str) -> None:
+    """Raise ConfigError for a folder that has more in it than these names, since it is going to be replaced."""
+    if folder.exists() and not {path.name for path in folder.iterdir()} <= {*names}:
+        raise ConfigError(f"{folder} has other things in it; give a new folder")
+
+
 #: Seconds without a change after which a folder beside is one that a killed process left.
 _LEFT_SECONDS = 3600.0
 
