@@ -4,7 +4,7 @@
 
 Our own recipe: 1,875 + 5,940 + 1,560 steps of 16 images = 150,000 images seen, 6.0 epochs. Against
 configs/small/aligntok.py it lacks the pretraining, and nothing else.
-Expected (measured by configs/small/comparison.py, not run yet): docs/small.md.
+Expected (measured by configs/small/comparison.py, one seed so far): docs/small.md.
 """
 
 _base_ = ["aligntok.py"]

@@ -6,7 +6,7 @@ Tiny-ImageNet at 32 pixels, 50 classes. Each tokenizer sees 150,000 images and e
 measured on EfficientNet-Lite2, on a ViT-S of another family, and on ST-LPIPS's VGG-16 for textures; the encoder that is
 aligned is Lite0. A grid on a third seed gives each method three weights of what holds its latents, and two learning
 rates, at a fifth of the images. The criterion was written before the run.
-Expected (measured by this config, not run yet): docs/small.md.
+Expected (measured by this config, one seed so far): docs/small.md.
 """
 
 tokenizers = dict(

@@ -5,7 +5,7 @@
 
 configs/small/comparison.py trains it on the latents of every tokenizer; alone it takes those of any of them. Our own
 recipe: 4,000 steps of 64 images = 256,000 images seen, 10.2 epochs of the 25,000 photographs; a cache of 205 MB.
-Expected (measured by configs/small/comparison.py, not run yet): docs/small.md.
+Expected (measured by configs/small/comparison.py, one seed so far): docs/small.md.
 """
 
 _base_ = ["../_base_/runtime.py"]

@@ -4,7 +4,7 @@
 
 Our own recipe: 9,375 steps of 16 images of 32 pixels = 150,000 images seen, 6.0 epochs. Nothing else differs from
 configs/small/vanilla_vae.py: a blurred latent is easier to model, whatever it means.
-Expected (measured by configs/small/comparison.py, not run yet): docs/small.md.
+Expected (measured by configs/small/comparison.py, one seed so far): docs/small.md.
 """
 
 _base_ = ["vanilla_vae.py"]

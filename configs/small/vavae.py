@@ -5,7 +5,7 @@
 Our own recipe: 9,375 steps of 16 images of 32 pixels = 150,000 images seen, 6.0 epochs. The teacher is the network that
 AlignTok begins with. Margins are 0 and the weight is chosen by the comparison's grid: at the published 0.1 and margins
 so small a model was hardly aligned.
-Expected (measured by configs/small/comparison.py, not run yet): docs/small.md.
+Expected (measured by configs/small/comparison.py, one seed so far): docs/small.md.
 """
 
 _base_ = ["vanilla_vae.py"]
