@@ -296,7 +296,7 @@ def look_at_paths(words):
 BENCHMARKS = (
     *("adaptive_weights", "ratio_groups", "training_step", "step_against"),
     *("kill_and_resume", "generator_step", "latent_reading", "attention", "text_to_image_step", "text_image_share"),
-    *("streaming", "pca_code", "feature_probe", "half_on_cpu"),
+    *("streaming", "pca_code", "feature_probe", "half_on_cpu", "start"),
 )
 RUNNERS = {
     "make": run_make,

@@ -181,7 +181,7 @@ def _train(
     for stage in left:
         given = data[stage.name]
         contents = [contents_of(each) for each in (given.train, given.val) if each is not None]
-        must_agree({**shared_settings(stage), "contents": contents}, f"other data for stage '{stage.name}'")
+        must_agree({"settings": shared_settings(stage), "contents": contents}, f"other data for stage '{stage.name}'")
         if is_first() and finished_steps(stage.folder):
             report_changes(stage.folder, stage.name, given.train, stage.is_of_classes(given))
     plans = [plan_stage(stage, world()[1], len(data[stage.name].train)) for stage in wanted if left]

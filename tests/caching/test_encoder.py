@@ -82,7 +82,7 @@ def test_two_processes_share_whole_shards_and_count_what_both_could_not_read(
 
     def encode(rank):
         encoder = LatentEncoder(own[rank], CacheSettings(image_size=SIZE))
-        encode_shards(jobs, source, encoder, batch_size, 0, counted[rank].append)
+        encode_shards(jobs, source, encoder, batch_size, 0, counted[rank].append, 60.0)
 
     as_processes(encode)
     assert counted[0] == counted[1]
@@ -103,7 +103,9 @@ def test_one_process_may_have_no_shard(some, tokenizer, tmp_path, as_processes):
     jobs, counted = [ShardJob(tmp_path / "only", range(1, 4))], []
     own = [copy.deepcopy(tokenizer) for _ in range(2)]
     settings = CacheSettings(image_size=SIZE, hflip=False)
-    as_processes(lambda rank: encode_shards(jobs, some[0], LatentEncoder(own[rank], settings), 2, 0, counted.append))
+    as_processes(
+        lambda rank: encode_shards(jobs, some[0], LatentEncoder(own[rank], settings), 2, 0, counted.append, 60.0)
+    )
     assert Shard(tmp_path / "only").index.tolist() == [1, 3]
     assert sorted(counted) == [1, 1, 1, 1]
 
@@ -115,4 +117,4 @@ def test_latents_that_are_not_finite_are_told_with_the_image(some, tokenizer, tm
     with pytest.raises(
         DataError, match=r"the latents of ant/.*\.png are not finite, computed in fp32 and stored as fp32"
     ):
-        encode_shards([ShardJob(tmp_path / "x", range(3))], some[0], encoder, 4, 0, lambda count: None)
+        encode_shards([ShardJob(tmp_path / "x", range(3))], some[0], encoder, 4, 0, lambda count: None, 60.0)

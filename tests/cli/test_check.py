@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from aligntok import cli
-from aligntok.engine.checkpoints import write_frozen, write_snapshot
+from aligntok.engine.checkpoints import write_frozen
 from aligntok.engine.saving import write_checkpoint
+from aligntok.engine.snapshots import write_snapshot
 from aligntok.io.files import save_tensors, write_json
 from aligntok.sampling.folder import SampleFolder, write_npz
 

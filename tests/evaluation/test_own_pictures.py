@@ -119,7 +119,11 @@ def test_what_is_there_is_kept_unless_forced(tiny_tokenizer, pictures, capsys):
 
 def test_what_is_given_is_never_written_over(tiny_tokenizer, pictures, capsys):
     (pictures / "b/own.png").write_bytes(before := (pictures / "b/dog.png").read_bytes())
-    for given, out in ((pictures / "b", pictures / "b"), (pictures / "b/own.png", pictures / "b"), (pictures, pictures)):
+    for given, out in (
+        (pictures / "b", pictures / "b"),
+        (pictures / "b/own.png", pictures / "b"),
+        (pictures, pictures),
+    ):
         assert reconstruct(tiny_tokenizer, given, "--out", out, "--force") == 2
         assert "own.png would be reconstructed in its own place" in capsys.readouterr().err
         assert (pictures / "b/own.png").read_bytes() == before

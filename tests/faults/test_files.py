@@ -326,6 +326,7 @@ KNOWN = {
     "engine/runner.py",
     "engine/snapshots.py",
     "engine/trackers.py",  # what fails is told, and a training goes on: see its own test
+    "evaluation/comparison/budget.py",  # a note, as of an arm
     "evaluation/comparison/kept.py",  # as samples are
     "evaluation/comparison/records.py",
     "evaluation/comparison/running.py",

@@ -278,7 +278,7 @@ def test_images_that_are_encoded_before_a_training_are_waited_for_as_long_as_its
     stage.settings.data.configure_mock(timeout=7.0, train={"type": "images"})
     generation_data._make_cache(stage, MagicMock())
     assert made["LatentCache"].return_value.fill.call_args.args[2:] == (7.0,)
-    generation_data._statistics(stage, MagicMock(downsample_factor=8, latent_dim=4), MagicMock())
+    generation_data._statistics(stage, MagicMock(downsample_factor=8, latent_dim=4), MagicMock(), {})
     assert made["latent_statistics"].call_args.args[8:] == (7.0,)
     loader = MagicMock(side_effect=InterruptedError)
     monkeypatch.setattr(module, "make_loader", loader)
