@@ -339,10 +339,9 @@ def _build(
 ) -> tuple[Any, dict[str, Any] | None]:
     """Build a part, with those defaults filled in that it takes; also return the config that rebuilds it."""
     registry, given = _REGISTRIES[part], parts[part]
-    is_config = isinstance(given, Mapping) and "type" in given
-    if not is_config and not lacks(given, registry.contract, registry.asked):
+    if isinstance(given, nn.Module) and not lacks(given, registry.contract, registry.asked):
         return given, None
-    if not is_config:
+    if not isinstance(given, Mapping) or "type" not in given:
         has = ", ".join(registry.asked)
         raise ConfigError(f"{part} must be dict(type=name, ...), or a module that has {has}; it is {str(given)[:100]}")
     parameters = inspect.signature(registry.find(given["type"], components)).parameters
