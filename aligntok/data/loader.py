@@ -198,8 +198,8 @@ def contents_of(data: Any) -> dict[str, Any]:
     """Return what tells a data set from others, wherever it lies: number, names and labels of items, and classes."""
     if isinstance(data, Subset):
         return {**contents_of(data.dataset), "of them": [*map(int, data.indices)]}
-    source, selection = (getattr(data, name, None) for name in ("source", "selection"))
-    digests = {"names": source and source.names.digest(), "selection": selection and selection.digest}
+    names, selection = getattr(getattr(data, "source", None), "names", None), getattr(data, "selection", None)
+    digests = {"names": names and names.digest(), "selection": selection and selection.digest}
     labels = zlib.crc32(np.ascontiguousarray(labels_of(data)).tobytes())
     return {**digests, "items": len(data), "classes": [*getattr(data, "class_names", ())], "labels": labels}
 

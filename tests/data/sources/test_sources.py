@@ -241,3 +241,5 @@ def test_a_copy_elsewhere_has_the_same_contents_and_a_part_has_others(kind, requ
     assert one == other
     assert contents_of(ImageDataset(here, 16, fraction=0.3)) != one
     assert contents_of(Subset(ImageDataset(here, 16), [0, 1])) != one
+    plain = type("Plain", (), {"source": "a plugin's own", "__len__": lambda self: 3})()
+    assert contents_of(plain)["items"] == 3
