@@ -12,6 +12,12 @@ import pytest
 from aligntok.data.loader import explaining_loader_errors, make_loader
 from aligntok.errors import DataError
 
+# Of an error torch finds out whether files can still be opened, by ten that it leaves to the garbage.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 
 def test_more_processes_than_cores_are_no_warning():
     """Warnings are errors here; none of the processes starts before the loader is read."""
