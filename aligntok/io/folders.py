@@ -205,7 +205,7 @@ def real(path: str | os.PathLike[str]) -> Path:
 
 def check_own(folder: Path, *names: str) -> None:
     """Raise ConfigError for a folder that has more in it than these names, since it is going to be replaced."""
-    if folder.exists() and not {path.name for path in folder.iterdir()} <= {*names}:
+    if folder.exists() and not {path.name for path in folder.iterdir()} <= {*names, ".DS_Store"}:  # macOS leaves it
         raise ConfigError(f"{folder} has other things in it; give a new folder")
 
 

@@ -13,7 +13,7 @@ from aligntok.errors import DataError, first_line
 from aligntok.io.files import read_bytes, unique_keys
 
 MOST_BYTES = 2**30  # of a file of prompts
-QUESTION = "proposition_id"  # is said of a line that asks something about its prompt, as DPG-Bench's do
+PROPOSITION = "proposition_id"  # is said of a line that asks something about its prompt, as DPG-Bench's do
 KEYS = ("prompt", "caption", "text")  # under which a line has its prompt, in small letters or not
 #: How tables are read; quotation marks mean nothing in the second, as Parti's prompts have it.
 TABLES: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
@@ -31,7 +31,7 @@ def read_prompts(path: str | Path) -> list[str]:
     """Return the prompts of a file, as :func:`read_prompt_file` reads it: one with several questions once."""
     lines = read_prompt_file(path)
     first = {line.prompt: line.number for line in reversed(lines)}
-    return [line.prompt for line in lines if QUESTION not in line.said or line.number == first[line.prompt]]
+    return [line.prompt for line in lines if PROPOSITION not in line.said or line.number == first[line.prompt]]
 
 
 def read_prompt_file(path: str | Path) -> list[PromptLine]:

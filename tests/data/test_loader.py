@@ -15,7 +15,7 @@ from aligntok.errors import DataError
 # Of an error torch finds out whether files can still be opened, by ten that it leaves to the garbage.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <_io:pytest.PytestUnraisableExceptionWarning"),
 ]
 
 

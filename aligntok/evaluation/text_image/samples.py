@@ -18,7 +18,7 @@ from aligntok.evaluation.images import in_rounds, read_description
 from aligntok.evaluation.text_image.scorers import Sample
 from aligntok.io.files import inside, read_bytes
 from aligntok.sampling.folder import PROMPTS
-from aligntok.sampling.prompt_files import PromptLine, read_prompt_file
+from aligntok.sampling.prompt_files import PROPOSITION, PromptLine, read_prompt_file
 
 logger = logging.getLogger("aligntok.evaluation")
 _CATEGORIES = ("category", "tag", "style", "atom_count")  # under which a line of a prompt set has its category
@@ -37,9 +37,8 @@ class PromptSet:
             for line in read_prompt_file(path):
                 self.lines.setdefault(line.prompt, []).append((path, line))
         self.several = len({*map(str, files)}) > 1
-        # DPG-Bench has a line a question.
         told = {prompt: [line.said for _, line in lines] for prompt, lines in self.lines.items()}
-        often = [prompt for prompt, said in told.items() if len(said) > 1 and "proposition_id" not in said[0]]
+        often = [prompt for prompt, said in told.items() if len(said) > 1 and PROPOSITION not in said[0]]
         if often:
             logger.warning(
                 "the prompt set has %d prompts more than once, whose first line says the category: %s",
